@@ -1,0 +1,61 @@
+"""Reading files that hold weights: untrusted, so only as plain tensors and values, never as pickled code."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from layershuffle.errors import UserError
+
+BACKBONE_PREFIX = "model.vit."
+"""What stands before a backbone's parameter names in the checkpoints of train.py."""
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The content of a .safetensors or torch file, on the CPU.
+
+    Raises:
+        UserError: if it isn't there, isn't such a file, is damaged, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a checkpoint or is damaged: {_first_line(error)}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is not a checkpoint, or holds code instead of only weights; it was not loaded") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def read_backbone(path: str | Path) -> dict[str, Tensor]:
+    """The backbone's weights under timm's names, from a timm state dict or a checkpoint of train.py."""
+    content = read_file(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+    weights = {key.removeprefix("module."): value for key, value in content.items()}
+    if any(key.startswith(BACKBONE_PREFIX) for key in weights):
+        weights = {k.removeprefix(BACKBONE_PREFIX): v for k, v in weights.items() if k.startswith(BACKBONE_PREFIX)}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path} holds no state dict")
+    return weights
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

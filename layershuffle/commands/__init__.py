@@ -1,0 +1,67 @@
+"""The command lines, and how they fail: what a user can cause is one sentence and a non-zero exit."""
+
+import errno
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
+
+from layershuffle.errors import UserError
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors say what is wrong and nothing else; --help says the rest."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """What argparse and jsonargparse call for every fault in the arguments and configs."""
+        raise UserError(message) from ex
+
+
+def main(command: Callable[[], Any]) -> None:
+    """Run a command line and turn what a user can cause into one sentence on stderr, without a traceback."""
+    quieten()
+    try:
+        command()
+    except (UserError, MisconfigurationException) as error:
+        sys.exit(f"error: {_sentence(error)}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"error: the disk is full ({error.filename or 'while writing'}): make room and run this again")
+
+
+def quieten() -> None:
+    """Leave out what the libraries say of themselves rather than of the user's run."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*You have overridden `on_after_batch_transfer`.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _sentence(error: Exception) -> str:
+    """The message on one line, without the traceback that a DataLoader's worker wraps it in."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rstrip().rpartition("UserError: ")[2]
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def continue_wandb(logger: Any, wandb_id: str | None) -> None:
+    """Let a W&B logger's parsed config (a Namespace, or anything else to leave alone) go on with run ``wandb_id``."""
+    if wandb_id and "WandbLogger" in str(getattr(logger, "class_path", "")) and not logger.init_args.get("id"):
+        logger.init_args.update({"id": wandb_id})
+        logger["dict_kwargs"] = {**(logger.get("dict_kwargs") or {}), "resume": "allow"}

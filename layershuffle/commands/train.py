@@ -1,0 +1,114 @@
+"""train.py: composes a run from configs and flags, on LightningCLI."""
+
+import os
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+from layershuffle.callbacks import ThroughputLogger
+from layershuffle.checkpoints import read_file
+from layershuffle.commands import Parser, continue_wandb
+from layershuffle.data import ImageData
+from layershuffle.data.preprocessing import image_size
+from layershuffle.errors import UserError
+from layershuffle.training import PAPER_ADAM, RECORD, FineTuner
+
+
+class LogConfig(SaveConfigCallback):
+    """Saves the resolved config with the run, and sends it to W&B where the run is logged there."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Called on rank zero only."""
+        config = self.config.clone()
+        config.pop("config", None)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(config.as_dict(), allow_val_change=True)
+
+
+class TrainCLI(LightningCLI):
+    """``model``, ``data`` and ``trainer`` from configs and flags; later ones win."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What the three don't have: where to go on from, and which checkpoints to keep."""
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="A checkpoint of the same model to go on training from."
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM},
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Read the checkpoint to go on from now: should it be unreadable, nothing has been started yet."""
+        if self.config.ckpt_path:
+            record = read_file(self.config.ckpt_path).get(RECORD)
+            if not isinstance(record, dict):
+                raise UserError(f"{self.config.ckpt_path} is not a checkpoint of train.py")
+            loggers = self.config.trainer.logger
+            for logger in loggers if isinstance(loggers, list) else [loggers]:
+                continue_wandb(logger, record.get("wandb_id"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Lightning refuses a progress bar of ours together with enable_progress_bar=false, so it comes in here."""
+        if self.config.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(ProgressBar())
+        return super().instantiate_trainer(**kwargs)
+
+
+def train(args: list[str] | None = None) -> pl.Trainer:
+    """Fine-tune as ``args`` say, by default those of the process; returns the trainer when it is done."""
+    cli = TrainCLI(
+        FineTuner,
+        ImageData,
+        subclass_mode_data=True,
+        save_config_callback=LogConfig,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults={
+            "callbacks": [LearningRateMonitor(), ThroughputLogger()],
+            "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+        },
+        save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
+        args=args,
+        run=False,
+    )
+    cli.datamodule.image_size = image_size(cli.model.model)
+    trainer, kept = cli.trainer, cli.trainer.checkpoint_callback
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+    except SystemExit:  # how Lightning ends a fit that was interrupted
+        last = getattr(kept, "last_model_path", "") and os.path.relpath(kept.last_model_path)
+        print(f"interrupted; go on with --ckpt_path {last}" if last else "interrupted", file=sys.stderr)
+        sys.exit(130)
+    return trainer
+
+
+def train_command() -> None:
+    """Fine-tune as the process's arguments say, then tell what to do with the result."""
+    trainer = train()
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best and trainer.is_global_zero:
+        best = os.path.relpath(best)
+        print(f"best checkpoint: {best}\nevaluate it with: python evaluate.py {best}")
+
+
+class ProgressBar(RichProgressBar):
+    """Without the logger's version, which says nothing of the run."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+        """The metrics beside the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

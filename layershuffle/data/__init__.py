@@ -1,0 +1,9 @@
+"""Image classification sets as LightningDataModules; images stay uint8 until they are on the device."""
+
+from layershuffle.data.base import ImageData, from_config
+from layershuffle.data.digits import Digits
+from layershuffle.data.folders import ImageFolders
+from layershuffle.data.preprocessing import Preprocess
+from layershuffle.data.torchvision_sets import TorchvisionImages
+
+__all__ = ["Digits", "ImageData", "ImageFolders", "Preprocess", "TorchvisionImages", "from_config"]

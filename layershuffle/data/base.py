@@ -1,0 +1,184 @@
+"""The LightningDataModule behind every data set: splits, loaders, and how a run records its data."""
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from layershuffle.errors import UserError
+from layershuffle.orders import seeded
+
+
+class TensorImages(Dataset):
+    """Images that fit in memory: uint8 [images, channels, height, width] and int64 labels [images]."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, at: int) -> tuple[Tensor, Tensor]:
+        return self.images[at], self.labels[at]
+
+    def __getitems__(self, at: list[int]) -> tuple[Tensor, Tensor]:
+        return self.images[at], self.labels[at]
+
+
+class ImageData(pl.LightningDataModule):
+    """Training, validation and test images with labels from 0 to ``num_classes - 1``.
+
+    A subclass implements ``load`` and says how many classes there are. Batches are uint8 images [batch,
+    channels, height, width] and int64 labels [batch]; resizing and normalising are up to ``Preprocess``.
+
+    Args:
+        batch_size: images per training step and process.
+        eval_batch_size: images per batch in validation and evaluation; by default twice batch_size.
+        val_fraction: the part of the training images held out to validate on. With 0 the test images serve, as in
+            the LayerShuffle authors' code.
+        train_images: use only so many training images, chosen at random; the validation images come out of these.
+        test_images: use only so many test images, chosen at random.
+        split_seed: decides all those choices, and nothing else.
+        workers: processes that read images; by default none for sets in memory, else one per core up to 16.
+        image_size: height and width that images of varying size are resized and cropped to when read, in pixels.
+            train.py and evaluate.py set it to what the model takes.
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        val_fraction: float = 0.1,
+        train_images: int | None = None,
+        test_images: int | None = None,
+        split_seed: int = 0,
+        workers: int | None = None,
+        image_size: int = 224,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size or 1) < 1:
+            raise UserError("a batch has at least one image")
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"val_fraction is a fraction from 0 to below 1, not {val_fraction}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_fraction = val_fraction
+        self.train_images = train_images
+        self.test_images = test_images
+        self.split_seed = split_seed
+        self.workers = workers
+        self.image_size = image_size
+        self.sets: dict[str, Dataset] = {}
+
+    def load(self, train: bool) -> Dataset:
+        """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load what ``stage`` needs: "test" only the test images, any other stage all of them."""
+        if "test" not in self.sets:
+            self.sets["test"] = self._chosen(self.load(train=False), self.test_images, "test")
+        if stage != "test" and "train" not in self.sets:
+            train = self._chosen(self.load(train=True), self.train_images, "train")
+            held_out = round(len(train) * self.val_fraction)  # type: ignore[arg-type]
+            if held_out:
+                val, train = _split(train, held_out, self.split_seed)
+            self.sets |= {"train": train, "val": val if held_out else self.sets["test"]}
+
+    def config(self) -> dict[str, Any]:
+        """The class and the arguments that make this module again, see ``from_config``."""
+        return {"class": type(self).__name__, "args": {name: getattr(self, name) for name in _arguments(type(self))}}
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled by torch's global seed; an incomplete last batch is left out, so that all steps are alike."""
+        train = self.sets["train"]
+        enough = len(train) >= self.batch_size  # type: ignore[arg-type]
+        return self._loader(train, self.batch_size, shuffle=True, drop_last=enough)
+
+    def val_dataloader(self) -> DataLoader:
+        """In order, every image once."""
+        return self._loader(self.sets["val"], self.eval_batch_size or 2 * self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """In order, every image once."""
+        return self._loader(self.sets["test"], self.eval_batch_size or 2 * self.batch_size)
+
+    def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:
+        in_memory = isinstance(_unwrapped(images), TensorImages)
+        workers = self.workers
+        if workers is None:
+            workers = 0 if in_memory else min(16, os.cpu_count() or 1)
+        return DataLoader(
+            images,
+            batch_size,
+            collate_fn=_as_is if in_memory else default_collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+    def _chosen(self, images: Dataset, count: int | None, name: str) -> Dataset:
+        total = len(images)  # type: ignore[arg-type]
+        if total == 0:
+            raise UserError(f"the {name} set is empty")
+        if isinstance(images, TensorImages) and int(images.labels.max()) >= self.num_classes:
+            raise UserError(
+                f"num_classes is {self.num_classes}, but the {name} set has labels up to {int(images.labels.max())}"
+            )
+        if count is None:
+            return images
+        if not 1 <= count <= total:
+            raise UserError(f"{name}_images is {count}, but the {name} set has {total} images")
+        return _split(images, count, self.split_seed)[0]
+
+
+def from_config(config: dict[str, Any]) -> ImageData:
+    """Make a data module from what ``ImageData.config`` returned.
+
+    Raises:
+        UserError: (a ValueError) if its class is not one of ImageData's imported subclasses, or its arguments don't fit.
+    """
+    known = {cls.__name__: cls for cls in _subclasses(ImageData)}
+    name, args = config.get("class"), config.get("args")
+    if name not in known or not isinstance(args, dict) or not args.keys() <= set(_arguments(known[name])):
+        raise UserError(f"the data set it was trained on ({name}) is not known here: say which to use with --data")
+    return known[name](**args)
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [sub for child in cls.__subclasses__() for sub in [child, *_subclasses(child)]]
+
+
+def _arguments(cls: type) -> list[str]:
+    """The named arguments of a class and of the parents that it hands its **kwargs to."""
+    found: dict[str, None] = {}
+    for parent in cls.__mro__[: cls.__mro__.index(ImageData) + 1]:
+        for parameter in inspect.signature(parent.__init__).parameters.values():
+            if parameter.name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+                found[parameter.name] = None
+    return list(found)
+
+
+def _split(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
+    """``count`` random images and the rest, both in their original sequence."""
+    rng = seeded(seed, "split")
+    shuffled = sorted(range(len(images)), key=lambda _: rng.random())  # type: ignore[arg-type]
+    return Subset(images, sorted(shuffled[:count])), Subset(images, sorted(shuffled[count:]))
+
+
+def _unwrapped(images: Dataset) -> Dataset:
+    while isinstance(images, Subset):
+        images = images.dataset
+    return images
+
+
+def _as_is(batch: Sequence[Tensor]) -> Sequence[Tensor]:
+    return batch

@@ -1,0 +1,29 @@
+"""scikit-learn's handwritten digits: real images that need no download."""
+
+from typing import Any
+
+import torch
+
+from layershuffle.data.base import ImageData, TensorImages, _split
+from layershuffle.errors import UserError
+
+
+class Digits(ImageData):
+    """1,797 grey images of 8 x 8 pixels in 10 classes; a fixed random fifth (359) of them is the test set."""
+
+    num_classes = 10
+
+    def __init__(self, batch_size: int = 64, **kwargs: Any) -> None:
+        super().__init__(batch_size=batch_size, **kwargs)
+
+    def load(self, train: bool) -> TensorImages:
+        """The same split for every seed."""
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise UserError("the digits need scikit-learn: pip install 'layershuffle[digits]'") from error
+        digits = load_digits()
+        images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+        everything = TensorImages(images, torch.from_numpy(digits.target))
+        test, rest = _split(everything, len(everything) // 5, seed=0)
+        return TensorImages(*everything.__getitems__((rest if train else test).indices))

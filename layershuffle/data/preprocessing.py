@@ -1,0 +1,56 @@
+"""What happens to uint8 images on the device: resize, centre crop, normalise."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from layershuffle.errors import UserError
+from layershuffle.vit import OrderedViT
+
+
+class Preprocess(nn.Module):
+    """The paper's preprocessing (arXiv 2407.04513, section 4), on a batch and on whatever device the batch is.
+
+    Resize the shorter side to ``size`` (bilinear, antialiased), crop the centre, scale to 0..1, normalise by the
+    backbone's own mean and standard deviation. Grey images are repeated over the backbone's channels.
+
+    Args:
+        size: height and width of the result, in pixels.
+        mean: per channel, in units of 0..1.
+        std: per channel, in units of 0..1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def for_model(cls, model: OrderedViT) -> "Preprocess":
+        """As timm's configuration of the model's backbone has it."""
+        mean, std = model.vit.pretrained_cfg["mean"], model.vit.pretrained_cfg["std"]
+        if model.vit.in_chans == 1:
+            mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+        return cls(image_size(model), mean, std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: uint8 [batch, channels, height, width]. Returns float32 [batch, channels, size, size]."""
+        if images.shape[1] not in (1, len(self.mean)):
+            raise UserError(f"the images have {images.shape[1]} channels, but the model takes {len(self.mean)}")
+        if images.shape[-2:] != (self.size, self.size):
+            images = F.center_crop(F.resize(images, [self.size], antialias=True), [self.size, self.size])
+        return (images.float() / 255 - self.mean) / self.std
+
+
+def image_size(model: OrderedViT) -> int:
+    """The height and width of the images that the model takes, in pixels."""
+    height, width = model.vit.patch_embed.img_size
+    if height != width:
+        raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
+    return height

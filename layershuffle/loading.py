@@ -1,0 +1,81 @@
+"""Any model that can be studied, by what names it: a checkpoint of ours, one of the authors', or a timm model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from layershuffle.checkpoints import read_file, sha256
+from layershuffle.errors import UserError
+from layershuffle.reference import load_reference
+from layershuffle.training import RECORD
+from layershuffle.vit import OrderedViT, create_model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what is known of it.
+
+    Attributes:
+        model: the model.
+        record: its name, where it came from and how to make it again; goes into the results.
+        data: the data it was trained on as ``ImageData.config`` has it, or None if unknown.
+        wandb_id: the W&B run that trained it, if any.
+    """
+
+    model: OrderedViT
+    record: dict[str, Any]
+    data: dict[str, Any] | None = None
+    wandb_id: str | None = None
+
+
+def load(source: str, pretrained: str | None = None, num_classes: int | None = None) -> Subject:
+    """Load a model.
+
+    Args:
+        source: a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints (config.json and
+            model.safetensors or pytorch_model.bin), or the name of a timm model.
+        pretrained: for a timm model, a path to its weights; by default they are fetched.
+        num_classes: for a timm model, its classes; by default those it was trained on.
+
+    Raises:
+        UserError: (a ValueError) if it is none of these or can't be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _authors(path)
+    if path.exists() or path.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors") or "/" in source.partition(":")[0]:
+        return _ours(path)
+    classes = num_classes or timm.get_pretrained_cfg_value(source, "num_classes") or 1000
+    model = create_model(source, classes, pretrained=pretrained or True)
+    record = {"name": source, "source": pretrained or source, "config": model.config}
+    return Subject(model, record | ({"sha256": sha256(pretrained)} if pretrained else {}))
+
+
+def _ours(path: Path) -> Subject:
+    content = read_file(path)
+    record = content.get(RECORD)
+    if not isinstance(record, dict) or not isinstance(record.get("model"), dict) or "state_dict" not in content:
+        raise UserError(
+            f"{path} is not a checkpoint of train.py; plain weights of a timm model go with its name: "
+            f"evaluate.py NAME --pretrained {path}"
+        )
+    try:
+        model = create_model(**record["model"])
+        model.load_state_dict({k.removeprefix("model."): v for k, v in content["state_dict"].items()})
+    except (TypeError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} is damaged, its weights don't fit the model it names: {reason}") from error
+    kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version")}
+    about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
+    return Subject(model, about, record.get("data"), record.get("wandb_id"))
+
+
+def _authors(folder: Path) -> Subject:
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not files or not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json with a model.safetensors or pytorch_model.bin beside it")
+    model = load_reference(files[0], folder / "config.json")
+    about = {"name": folder.name, "source": str(files[0]), "sha256": sha256(files[0]), "config": model.config}
+    return Subject(model, about)

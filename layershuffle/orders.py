@@ -1,0 +1,272 @@
+"""Execution orders: the type, its text form, the named orders, and the samplers that draw one per training step.
+
+An order is a sequence of *steps*. A step is a layer, one half of a layer (a sublayer: ``a`` attention,
+``f`` feed-forward), or several of those run in parallel on the same input with their outputs averaged.
+Layers may be missing or repeated. The text form parses back to the same order::
+
+    3 1 2            layers
+    0a 1a 0f 1f      sublayers
+    0 (1|2|3)*4 4    a parallel step, four times in a row
+"""
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import index
+from typing import NamedTuple, Self, TypeVar, overload
+
+from layershuffle.errors import UserError
+
+MAX_STEPS = 100_000
+
+T = TypeVar("T")
+
+_UNIT = r"[0-9]{1,4}[af]?"
+_STEP = re.compile(rf"(?:({_UNIT})|\(({_UNIT}(?:\|{_UNIT})*)\))(?:\*([1-9][0-9]{{0,4}}))?")
+
+
+class Unit(NamedTuple):
+    """What a step runs: a whole layer (``half=""``), its attention half ``"a"`` or its feed-forward half ``"f"``."""
+
+    layer: int
+    half: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.layer}{self.half}"
+
+
+Step = tuple[Unit, ...]
+"""The units that run in parallel, ascending; nearly always just one."""
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Order:
+    """An immutable, hashable execution order.
+
+    Args:
+        order: another order, its text form, or any iterable of integers, texts and steps.
+
+    Raises:
+        UserError: (a ValueError) if the text is not an order or a layer is negative.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __init__(self, order: "OrderLike" = ()) -> None:
+        object.__setattr__(self, "steps", _steps(order))
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """The indices of the layers that the order runs, wholly or in part."""
+        return frozenset(unit.layer for step in self.steps for unit in step)
+
+    def check(self, depth: int) -> Self:
+        """Return the order itself if a model of ``depth`` layers can run it, else raise a UserError."""
+        if missing := sorted(layer for layer in self.layers if layer >= depth):
+            raise UserError(f"the order names layer {missing[-1]}, but the model has only layers 0 to {depth - 1}")
+        return self
+
+    def shuffled(self, rng: random.Random) -> "Order":
+        """The same steps in a uniformly random sequence."""
+        return Order(_shuffle(self.steps, rng))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    @overload
+    def __getitem__(self, key: int) -> Step: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Order": ...
+    def __getitem__(self, key: int | slice) -> "Step | Order":
+        return Order(self.steps[key]) if isinstance(key, slice) else self.steps[key]
+
+    def __add__(self, other: "OrderLike") -> "Order":
+        return Order(self.steps + Order(other).steps)
+
+    def __str__(self) -> str:
+        tokens: list[str] = []
+        run = 0
+        for at, step in enumerate(self.steps):
+            run += 1
+            if len(step) == 1:
+                tokens.append(str(step[0]))
+            elif self.steps[at + 1 : at + 2] == (step,):
+                continue
+            else:
+                tokens.append(f"({'|'.join(map(str, step))})" + (f"*{run}" if run > 1 else ""))
+            run = 0
+        return " ".join(tokens)
+
+    def __repr__(self) -> str:
+        return f"Order({str(self)!r})"
+
+
+OrderLike = Order | str | Iterable[int | str | Step]
+
+
+def _steps(order: OrderLike) -> tuple[Step, ...]:
+    if isinstance(order, Order):
+        return order.steps
+    steps: list[Step] = []
+    for part in order.split() if isinstance(order, str) else order:
+        if isinstance(part, str):
+            steps += _parse(part)
+        elif isinstance(part, tuple):
+            steps.append(_step(Unit(*unit) for unit in part))
+        else:
+            steps.append(_step([Unit(index(part))]))
+        if len(steps) > MAX_STEPS:
+            raise UserError(f"an order has at most {MAX_STEPS} steps")
+    return tuple(steps)
+
+
+def _step(units: Iterable[Unit]) -> Step:
+    step = tuple(sorted(units))
+    if not step or len(set(step)) < len(step) or any(unit.layer < 0 or unit.half not in ("", "a", "f") for unit in step):
+        raise UserError(f"'{'|'.join(map(str, step))}' is not a step: it takes layers from 0 up, each at most once")
+    return step
+
+
+def _parse(token: str) -> list[Step]:
+    match = _STEP.fullmatch(token)
+    if match is None:
+        raise UserError(
+            f"'{token[:40]}' is not a step of an order; write layers separated by spaces (3 1 2), "
+            "halves as 0a and 0f, a parallel step as (1|2|3) and repeats as (1|2|3)*4"
+        )
+    single, parallel, times = match.groups()
+    units = (single or parallel).split("|")
+    step = _step(Unit(int(unit.rstrip("af")), unit[-1] if unit[-1] in "af" else "") for unit in units)
+    return [step] * int(times or 1)
+
+
+# --- Randomness ---------------------------------------------------------------------------------------------
+# Python guarantees that Random.random() gives the same numbers for the same seed in every version, which it
+# does not for shuffle() and sample(), nor NumPy for its Generator. Everything random here is built on it.
+
+
+def seeded(*key: int | str) -> random.Random:
+    """A random generator that is a function of ``key`` alone, such as (seed, step, rank)."""
+    return random.Random(" ".join(map(str, key)))
+
+
+def _shuffle(items: Iterable[T], rng: random.Random) -> list[T]:
+    return sorted(items, key=lambda _: rng.random())
+
+
+# --- Named orders -------------------------------------------------------------------------------------------
+
+
+def sequential(depth: int) -> Order:
+    """Layers 0 to ``depth - 1``, as the model was built."""
+    return Order(range(depth))
+
+
+def permutation(depth: int, rng: random.Random) -> Order:
+    """All layers in a uniformly random sequence (LayerShuffle, arXiv 2407.04513, section 3.1)."""
+    return sequential(depth).shuffled(rng)
+
+
+def first(k: int, depth: int) -> Order:
+    """The first ``k`` of ``depth`` layers."""
+    return sequential(_kept(k, depth))
+
+
+def evenly_spaced(k: int, depth: int) -> Order:
+    """``k`` of ``depth`` layers, evenly spaced from layer 0.
+
+    Where LayerDrop's "every other" rule (arXiv 1909.11556, section 3.2: drop depth d, counted from 1, if
+    d = 0 mod floor(1/p), with p = 1 - k/depth) leaves k layers, these are the same ones.
+    """
+    return Order(at * depth // _kept(k, depth) for at in range(k))
+
+
+def random_subset(k: int, depth: int, rng: random.Random) -> Order:
+    """A uniformly random choice of ``k`` of ``depth`` layers, in original sequence."""
+    return Order(sorted(_shuffle(range(depth), rng)[: _kept(k, depth)]))
+
+
+def _kept(k: int, depth: int) -> int:
+    if not 1 <= k <= depth:
+        raise UserError(f"{k} layers can't be kept of {depth}: choose from 1 to {depth}")
+    return k
+
+
+# --- Samplers -----------------------------------------------------------------------------------------------
+
+
+class OrderSampler:
+    """Draws the order of a training step. A subclass says how in ``sample`` and names itself in ``method``."""
+
+    method: str
+
+    def sample(self, depth: int, rng: random.Random) -> Order:
+        """An order for a model of ``depth`` layers, random by ``rng`` alone."""
+        raise NotImplementedError
+
+    def draw(self, depth: int, seed: int, step: int, rank: int = 0) -> Order:
+        """The order of training step ``step`` on process ``rank``: a function of these arguments alone."""
+        return self.sample(depth, seeded(seed, step, rank))
+
+    def at_validation(self, depth: int, rng: random.Random) -> Order:
+        """The order whose validation loss selects the model to keep; by default one drawn as in training."""
+        return self.sample(depth, rng)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+
+class Sequential(OrderSampler):
+    """Always the original order: ordinary fine-tuning."""
+
+    method = "baseline"
+
+    def sample(self, depth: int, rng: random.Random) -> Order:
+        return sequential(depth)
+
+
+class Shuffle(OrderSampler):
+    """A new uniformly random permutation for every step (LayerShuffle, arXiv 2407.04513, section 3.1)."""
+
+    method = "layershuffle"
+
+    def sample(self, depth: int, rng: random.Random) -> Order:
+        return permutation(depth, rng)
+
+
+class LayerDrop(OrderSampler):
+    """Each layer left out with probability ``p``, the rest in original sequence (arXiv 1909.11556, section 3.1).
+
+    Args:
+        p: the probability of leaving out a layer, 0 <= p < 1. The LayerShuffle paper compares with 0.2.
+    """
+
+    method = "layerdrop"
+
+    def __init__(self, p: float = 0.2) -> None:
+        if not 0 <= p < 1:
+            raise UserError(f"LayerDrop's p is a probability from 0 to below 1, not {p}")
+        self.p = p
+
+    def sample(self, depth: int, rng: random.Random) -> Order:
+        return Order(layer for layer in range(depth) if rng.random() >= self.p)
+
+    def at_validation(self, depth: int, rng: random.Random) -> Order:
+        # Like every dropout it is off when the model is validated.
+        return sequential(depth)
+
+
+class Depth(OrderSampler):
+    """Always the first ``k`` layers: reduced-depth refinement (arXiv 2407.04513, section 4.2)."""
+
+    method = "reduced-depth"
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def sample(self, depth: int, rng: random.Random) -> Order:
+        return first(self.k, depth)

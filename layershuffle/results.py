@@ -1,0 +1,141 @@
+"""The results record: what an evaluation found and all that it takes to redo it; its JSON; aggregation."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.special import stdtrit
+
+from layershuffle.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one order did on a data set.
+
+    Attributes:
+        protocol: the family of orders it belongs to, such as "pruned".
+        variant: what tells it from others of the family, such as {"kept": 6, "strategy": "first"}.
+        order: its text form, or None where a new random permutation ran in every batch.
+        images: how many images were classified.
+        top1: accuracy, 0 to 1.
+        top5: accuracy of the five likeliest classes, 0 to 1.
+        loss: mean cross-entropy, in nats, or None where it isn't finite.
+        position_accuracy: how many positions the layers predicted rightly, 0 to 1, or None without prediction.
+    """
+
+    protocol: str
+    variant: dict[str, Any]
+    order: str | None
+    images: int
+    top1: float
+    top5: float
+    loss: float | None
+    position_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """An evaluation.
+
+    Attributes:
+        model: what was evaluated: its name, method, checkpoint and the checkpoint's sha256, and how to make it again.
+        data: the data set and its arguments.
+        evaluation: the protocols, their settings and the seed.
+        environment: versions, device, precision and time.
+        scores: one per order.
+    """
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    evaluation: dict[str, Any]
+    environment: dict[str, Any]
+    scores: list[Score]
+
+    @property
+    def label(self) -> str:
+        """What tables and plots call it."""
+        return self.model.get("method") or self.model["name"]
+
+    def groups(self) -> dict[tuple[Any, ...], list[Score]]:
+        """The scores that are draws of the same thing, by (protocol, then the values of the variant)."""
+        grouped: dict[tuple[Any, ...], list[Score]] = {}
+        for score in self.scores:
+            grouped.setdefault((score.protocol, *score.variant.values()), []).append(score)
+        return grouped
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON; the file appears whole or not at all."""
+        text = json.dumps({"layershuffle_results": FORMAT, **asdict(self)}, indent=1, allow_nan=False)
+        write_whole(path, text + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Results":
+        """Read what ``save`` wrote.
+
+        Raises:
+            UserError: (a ValueError) if it isn't there, is damaged, or is of another version.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"there is no file {path}") from error
+        except ValueError as error:
+            raise UserError(f"{path} is not a results file or is damaged: {error}") from error
+        version = content.pop("layershuffle_results", None) if isinstance(content, dict) else None
+        if version != FORMAT:
+            raise UserError(f"{path} is not a results file of this version (format {version}, not {FORMAT})")
+        try:
+            scores = [Score(**score) for score in content.pop("scores")]
+            return cls(**content, scores=scores)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a whole results file: {error}") from error
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, sample standard deviation, extremes and the half-width of the mean's 95% confidence interval.
+
+    ``std`` and ``ci95`` are None for a single value.
+    """
+
+    n: int
+    mean: float
+    std: float | None
+    min: float
+    max: float
+    ci95: float | None
+
+
+def summarise(values: Iterable[float]) -> Summary:
+    """Of at least one value; the interval is Student's t over the values."""
+    values = list(values)
+    n, mean = len(values), statistics.fmean(values)
+    std = statistics.stdev(values) if n > 1 else None
+    ci95 = None if std is None else float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+    return Summary(n, mean, std, min(values), max(values), ci95)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write aside and rename, so that a crash or a full disk leaves what was there before.
+
+    Raises:
+        UserError: (a ValueError) if it can't be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)

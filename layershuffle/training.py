@@ -1,0 +1,180 @@
+"""The LightningModule that fine-tunes a vision transformer, drawing an order for every step."""
+
+import math
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from layershuffle.version import __version__
+from layershuffle.data.preprocessing import Preprocess
+from layershuffle.errors import UserError
+from layershuffle.orders import Order, OrderSampler, Shuffle, permutation, seeded, sequential
+from layershuffle.vit import Head, Output, Position, create_model
+
+Schedule = Literal["constant", "linear", "cosine"]
+PAPER_ADAM = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6}
+"""The optimizer's arguments in arXiv 2407.04513, section 4."""
+RECORD = "layershuffle"
+"""The key under which a checkpoint says how to make its model and data again."""
+
+
+def method_name(sampler: OrderSampler, position: Position) -> str:
+    """What the field calls this choice of orders and use of positions, such as ``layershuffle-predict``."""
+    return sampler.method + {"none": "", "encode": "-position", "predict": "-predict"}[position]
+
+
+class FineTuner(pl.LightningModule):
+    """Fine-tunes a vision transformer whose layers run in an order drawn anew for every training step.
+
+    A method is two independent choices, ``sampler`` and ``position``: the LayerShuffle paper's baseline is
+    ``Sequential`` with none, its LayerShuffle, -position and -predict are ``Shuffle`` with none, encode and predict.
+
+    Args:
+        name: the backbone, a timm vision transformer.
+        num_classes: the classes to tell apart; train.py takes it from the data.
+        pretrained: false for random weights, true for timm's own, or a path to weights of the same backbone: a timm
+            state dict or a checkpoint of train.py.
+        position: what the layers make of the position they hold: nothing, encode it, or predict it.
+        sampler: draws the order of each training step.
+        position_loss: how the position cross-entropies of the steps join the classification loss: their "sum"
+            (the paper, section 3.3) or their "mean" (the authors' code).
+        optimizer: makes the optimizer; by default the paper's (section 4).
+        schedule: of the learning rate over the run: "constant" (the paper), "linear" to zero (the authors' code) or "cosine" to zero.
+        warmup_steps: steps over which the learning rate first rises linearly.
+        head: how a distilled DeiT classifies: the "average" of its two heads, or the "class" token's alone.
+        positions: how many positions the model can tell apart, by default as many as layers.
+        timm_args: what else ``timm.create_model`` takes, such as img_size or drop_path_rate.
+        seed: decides the orders, together with the step and the process; train.py sets it to seed_everything.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        pretrained: bool | str = False,
+        position: Position = "none",
+        sampler: OrderSampler = Shuffle(),  # noqa: B008 (it has no state)
+        position_loss: Literal["sum", "mean"] = "sum",
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, **PAPER_ADAM),
+        schedule: Schedule = "constant",
+        warmup_steps: int = 0,
+        head: Head = "average",
+        positions: int | None = None,
+        timm_args: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = create_model(
+            name, num_classes, position, pretrained, positions=positions, head=head, **(timm_args or {})
+        )
+        self.preprocess = Preprocess.for_model(self.model)
+        self.sampler = sampler
+        self.position_loss = position_loss
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.seed = seed
+        sampler.draw(self.model.depth, seed, 0)  # an order the model can't run should fail here, not after the data
+
+    @property
+    def method(self) -> str:
+        """The name of the method, such as ``layershuffle-position``."""
+        return method_name(self.sampler, self.model.config["position"])
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Resize and normalise on the device."""
+        images, labels = batch
+        return self.preprocess(images), labels
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One batch in one order. Batches that are accumulated into one update share the order, as one batch would."""
+        images, labels = batch
+        order = self.sampler.draw(self.model.depth, self.seed, self.global_step, self.global_rank)
+        output = self.model(images, order)
+        loss = classification = F.cross_entropy(output.logits, labels)
+        logs = {"train/classification_loss": classification, "train/accuracy": self._accuracy(output, labels)}
+        if output.position_logits is not None:
+            per_step = position_cross_entropy(output.position_logits)
+            position_loss = per_step.sum() if self.position_loss == "sum" else per_step.mean()
+            loss = classification + position_loss
+            logs["train/position_loss"] = position_loss
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
+        self.log_dict(logs, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Sequential and arbitrary-order accuracy side by side, always; and ``val/loss``, which selects the model.
+
+        val/loss is the cross-entropy of the classes under the orders that the method trains with. The random
+        orders depend on the seed and the batch alone, so every epoch is judged by the same ones.
+        """
+        images, labels = batch
+        depth, key = self.model.depth, (self.seed, "validation", batch_idx)
+        orders = {
+            "sequential": sequential(depth),
+            "arbitrary": permutation(depth, seeded(*key)),
+            "val": self.sampler.at_validation(depth, seeded(*key)),
+        }
+        outputs: dict[Order, Output] = {order: self.model(images, order) for order in set(orders.values())}
+        sync = {"batch_size": len(labels), "sync_dist": True}
+        for kind in ("sequential", "arbitrary"):
+            self.log(f"val/{kind}", self._accuracy(outputs[orders[kind]], labels), prog_bar=True, **sync)
+        self.log("val/loss", F.cross_entropy(outputs[orders["val"]].logits, labels), prog_bar=True, **sync)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
+        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / (self.warmup_steps + 1)
+            done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record, in plain values, what it takes to make the model and its data again."""
+        data = getattr(self.trainer, "datamodule", None)
+        checkpoint[RECORD] = {
+            "version": __version__,
+            "model": self.model.config,
+            "method": self.method,
+            "sampler": repr(self.sampler),
+            "position_loss": self.position_loss,
+            "seed": self.seed,
+            "data": data.config() if hasattr(data, "config") else None,
+            "wandb_id": next((logger.version for logger in self.loggers if type(logger).__name__ == "WandbLogger"), None),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on from a checkpoint of another model."""
+        saved = checkpoint.get(RECORD, {}).get("model")
+        if saved != self.model.config:
+            changed = {key for key in self.model.config if (saved or {}).get(key) != self.model.config[key]}
+            raise UserError(
+                "the checkpoint to resume from is of another model"
+                + (f": {', '.join(sorted(changed))} differ" if saved else " (it is not one of train.py's)")
+            )
+
+    def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
+        classes = output.logits.shape[-1]
+        return multiclass_accuracy(output.logits, labels, classes, average="micro", validate_args=False)
+
+
+def position_cross_entropy(position_logits: Tensor) -> Tensor:
+    """Cross-entropy of each step's predicted position with the one it holds (arXiv 2407.04513, section 3.3).
+
+    position_logits: [steps, batch, positions]. Returns [steps], each the mean over the batch.
+    """
+    steps, batch, _ = position_logits.shape
+    targets = torch.arange(steps, device=position_logits.device).repeat_interleave(batch)
+    return F.cross_entropy(position_logits.flatten(0, 1), targets, reduction="none").view(steps, batch).mean(dim=1)

@@ -1,0 +1,243 @@
+"""A timm vision transformer that runs any execution order, with position encoding or position prediction."""
+
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from layershuffle.checkpoints import read_backbone
+from layershuffle.errors import UserError
+from layershuffle.orders import Order, OrderLike, Step, Unit, sequential
+
+Position = Literal["none", "encode", "predict"]
+Head = Literal["average", "class"]
+
+
+class Output(NamedTuple):
+    """What a model returns.
+
+    Attributes:
+        logits: [batch, classes].
+        position_logits: [steps, batch, positions] with position prediction, else None; entry p is what the
+            layer that ran at position p said (the mean over the members of a parallel step).
+    """
+
+    logits: Tensor
+    position_logits: Tensor | None = None
+
+
+class PositionEncoding(nn.Module):
+    """Tells a layer the position it holds (LayerShuffle-position, arXiv 2407.04513, section 3.2).
+
+    One table of position vectors for the model, zero at first as in the authors' code, and one projection
+    per layer: ``z + Dropout(GELU(Linear(LayerNorm(concat(z, e_p)))))`` for every token z.
+    """
+
+    def __init__(self, depth: int, dim: int, positions: int, size: int = 32, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.table = nn.Embedding(positions, size)
+        nn.init.zeros_(self.table.weight)
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim + size), nn.Linear(dim + size, dim), nn.GELU(), nn.Dropout(dropout))
+            for _ in range(depth)
+        )
+
+    def forward(self, tokens: Tensor, layer: int, position: int) -> Tensor:
+        """tokens: [batch, tokens, dim], returned in the same shape with the position mixed in."""
+        vector = self.table.weight[position].expand(*tokens.shape[:-1], -1)
+        return self.projections[layer](torch.cat([tokens, vector], dim=-1)) + tokens
+
+
+class PositionPrediction(nn.Module):
+    """Asks a layer which position it holds (LayerShuffle-predict, arXiv 2407.04513, section 3.3).
+
+    One head per layer on the layer's output. The paper leaves the token axis open; like the authors' code
+    this averages the tokens before the LayerNorm.
+    """
+
+    def __init__(self, depth: int, dim: int, positions: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, positions)) for _ in range(depth))
+
+    def forward(self, tokens: Tensor, layer: int) -> Tensor:
+        """tokens: [batch, tokens, dim], the layer's output. Returns [batch, positions]."""
+        return self.heads[layer](tokens.mean(dim=1))
+
+
+class OrderedViT(nn.Module):
+    """A timm ``VisionTransformer`` whose layers run in the order that the call asks for.
+
+    The timm model is the submodule ``vit``, unchanged: ``model.vit.state_dict()`` loads into plain timm and
+    the other way round. ``forward`` is ``embed``, one ``run_step`` per step, ``classify``; whoever runs many
+    orders calls those three and shares the steps that the orders have in common.
+
+    Args:
+        vit: the backbone.
+        position: "none", "encode" (PositionEncoding) or "predict" (PositionPrediction).
+        positions: how many positions can be told apart, by default as many as there are layers.
+        head: how a distilled DeiT classifies: "average" of its two heads (timm, the DeiT paper), or the "class"
+            token's head alone (the LayerShuffle authors' code). Other models have one head and ignore it.
+    """
+
+    def __init__(
+        self, vit: VisionTransformer, position: Position = "none", positions: int | None = None, head: Head = "average"
+    ) -> None:
+        super().__init__()
+        self.vit = vit
+        self.depth = len(vit.blocks)
+        self.positions = positions or self.depth
+        self.head = head
+        self.encoding = PositionEncoding(self.depth, vit.embed_dim, self.positions) if position == "encode" else None
+        self.prediction = PositionPrediction(self.depth, vit.embed_dim, self.positions) if position == "predict" else None
+        self.config: dict[str, Any] = {}
+        if head == "class" and hasattr(vit, "head_dist"):
+            vit.head_dist.requires_grad_(False)
+
+    def forward(self, images: Tensor, order: OrderLike | None = None) -> Output:
+        """Classify normalised ``images`` [batch, channels, height, width], running the layers in ``order``.
+
+        Raises:
+            UserError: (a ValueError) if the order names a layer that the model lacks, or is longer than the
+                positions that it can encode or predict.
+        """
+        order = sequential(self.depth) if order is None else self.check(order)
+        tokens = self.embed(images)
+        position_logits = []
+        for position, step in enumerate(order):
+            tokens, step_logits = self.run_step(tokens, step, position)
+            position_logits.append(step_logits)
+        return self.classify(tokens, position_logits)
+
+    def check(self, order: OrderLike) -> Order:
+        """The order as an ``Order`` that this model can run; raises UserError if it can't."""
+        order = Order(order).check(self.depth)
+        if (self.encoding or self.prediction) and len(order) > self.positions:
+            raise UserError(
+                f"the order has {len(order)} steps, but the model knows only {self.positions} positions: "
+                f"create it with positions={len(order)}"
+            )
+        if not isinstance(self.vit.blocks[0], Block) and any(unit.half for step in order for unit in step):
+            raise UserError(f"the layers of this model ({type(self.vit.blocks[0]).__name__}) don't split into sublayers")
+        return order
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Everything before the layers: [batch, channels, height, width] to [batch, tokens, dim]."""
+        vit = self.vit
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+
+    def run_step(self, tokens: Tensor, step: Step, position: int) -> tuple[Tensor, Tensor | None]:
+        """Run one step that holds ``position``: the new tokens and, with prediction, [batch, positions] logits."""
+        outputs = [self._run_unit(tokens, unit, position) for unit in step]
+        logits = [self.prediction(out, unit.layer) for out, unit in zip(outputs, step)] if self.prediction else []
+        return _mean(outputs), _mean(logits) if logits else None
+
+    def classify(self, tokens: Tensor, position_logits: list[Tensor | None]) -> Output:
+        """Everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
+        tokens = self.vit.norm(tokens)
+        if self.head == "class":
+            logits = VisionTransformer.forward_head(self.vit, tokens)
+        else:
+            logits = self.vit.forward_head(tokens)
+        predicted = [step_logits for step_logits in position_logits if step_logits is not None]
+        return Output(logits, torch.stack(predicted) if predicted else None)
+
+    def _run_unit(self, tokens: Tensor, unit: Unit, position: int) -> Tensor:
+        block = self.vit.blocks[unit.layer]
+        if self.encoding:
+            tokens = self.encoding(tokens, unit.layer, position)
+        if unit.half == "a":
+            return tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
+        if unit.half == "f":
+            return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+        return block(tokens)
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(dim=0)
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    position: Position = "none",
+    pretrained: bool | str = False,
+    *,
+    positions: int | None = None,
+    head: Head = "average",
+    norm_eps: float | None = None,
+    **timm_args: Any,
+) -> OrderedViT:
+    """Create a timm vision transformer that runs any execution order.
+
+    Args:
+        name: a timm model, such as ``vit_base_patch16_224.orig_in21k_ft_in1k``.
+        num_classes: the classes to tell apart. A pretrained head of another size is replaced by a new one.
+        position: what the layers make of their position: "none", "encode" or "predict".
+        pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to
+            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of train.py.
+        positions: the positions that can be told apart, by default one per layer; more for orders with repeats.
+        head: "average" or "class", for distilled models; see OrderedViT.
+        norm_eps: the epsilon of the backbone's layer norms, by default timm's (1e-6).
+        timm_args: anything that ``timm.create_model`` takes, such as ``img_size`` or ``drop_path_rate``.
+
+    Raises:
+        UserError: (a ValueError) if timm has no such model, it isn't a plain vision transformer, or the weights
+            can't be fetched, can't be read, or belong to another backbone.
+    """
+    config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
+    config |= {"head": head, "norm_eps": norm_eps, **timm_args}
+    try:
+        if isinstance(pretrained, str):
+            timm_args["pretrained_cfg_overlay"] = _as_pretrained(read_backbone(pretrained), name, num_classes)
+        vit = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **timm_args)
+    except Exception as error:
+        raise _explained(error, name, pretrained) from error
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"{name} is a {type(vit).__name__}, not one of timm's VisionTransformer models")
+    vit.pretrained_cfg.pop("state_dict", None)  # else the model keeps a second copy of its first weights
+    if norm_eps is not None:
+        for module in vit.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
+    model = OrderedViT(vit, position, positions, head)
+    model.config = config
+    return model
+
+
+def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> dict[str, Any]:
+    """What makes timm load these weights, all of them or none, with a new head where it has other classes.
+
+    timm gives up its check that every weight fits once it replaces the head, so the new head is put in here.
+    """
+    patches = weights.get("patch_embed.proj.weight")
+    if patches is None or patches.ndim != 4:
+        raise KeyError("patch_embed.proj.weight")
+    dim, channels = patches.shape[:2]
+    classifiers = timm.get_pretrained_cfg_value(name, "classifier") or "head"
+    for head in (classifiers,) if isinstance(classifiers, str) else classifiers:
+        if len(weights.get(f"{head}.weight", ())) != num_classes:
+            weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.02)
+            weights[f"{head}.bias"] = torch.zeros(num_classes)
+    size = {"num_classes": num_classes, "input_size": (channels, 224, 224)}
+    return {"state_dict": weights, "custom_load": False, **size}
+
+
+def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception:
+    """The error of ``timm.create_model`` as a sentence for whoever can do something about it."""
+    if isinstance(error, UserError):
+        return error
+    text = str(error).strip().splitlines()
+    if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
+        return UserError(f"timm has no model named {name}: timm.list_models('vit*') lists those it has")
+    if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
+        return UserError(f"{pretrained} holds weights of another backbone than {name}: {text[-1].strip()}")
+    if pretrained and not isinstance(error, (TypeError, ValueError)) or isinstance(error, OSError):
+        return UserError(
+            f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, "
+            "download them elsewhere and pass their path as pretrained"
+        )
+    if isinstance(error, TypeError):
+        return UserError(f"{name} can't be created with these arguments: {text[-1]}")
+    return error

@@ -1,0 +1,28 @@
+"""A small model and small data, shared by the tests."""
+
+import pytest
+import torch
+
+import layershuffle
+
+SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 4, "num_heads": 2}
+
+
+@pytest.fixture
+def small():
+    """Makes a four-layer model with weights far from their initial symmetry, in evaluation mode."""
+
+    def make(name="vit_tiny_patch16_224", num_classes=5, **arguments):
+        torch.manual_seed(0)
+        model = layershuffle.create_model(name, num_classes, **{**SMALL, **arguments}).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.2)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))

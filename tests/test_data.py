@@ -1,0 +1,250 @@
+"""Data sets in the layouts that users have on disk, and the preprocessing against PIL's."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torchvision import transforms
+
+from layershuffle.data import Digits, ImageFolders, Preprocess, TorchvisionImages, from_config
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (300, 260), (224, 224)])
+def test_preprocessing_is_the_papers_to_within_rounding(height, width):
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    by_pil = transforms.Compose(
+        [transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    )(Image.fromarray(pixels))
+    ours = Preprocess(224, MEAN, STD)(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    assert ours.shape == (3, 224, 224)
+    assert ours.dtype == torch.float32
+    # One grey level of 255, in units of the normalised image.
+    assert ((ours - by_pil) * torch.tensor(STD).view(3, 1, 1)).abs().max() <= 1.01 / 255
+
+
+def test_grey_images_fill_the_channels():
+    grey = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(Preprocess(8, MEAN, STD)(grey), Preprocess(8, MEAN, STD)(grey.expand(-1, 3, -1, -1)))
+    with pytest.raises(ValueError, match="have 3 channels, but the model takes 1"):
+        Preprocess(8, [0.5], [0.5])(grey.expand(-1, 3, -1, -1))
+
+
+def test_a_model_is_fed_as_timm_says(small):
+    preprocess = Preprocess.for_model(small("deit_tiny_distilled_patch16_224", in_chans=3))
+    assert preprocess.mean.flatten().tolist() == pytest.approx(MEAN)
+    assert Preprocess.for_model(small()).mean.flatten().tolist() == [0.5]
+    assert preprocess.size == 8
+
+
+def batches(loader):
+    images, labels = zip(*loader)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_digits_are_split_without_overlap():
+    data = Digits()
+    data.setup()
+    assert {name: len(split) for name, split in data.sets.items()} == {"train": 1294, "val": 144, "test": 359}
+    everything = torch.cat([batches(loader)[0] for loader in (data.val_dataloader(), data.test_dataloader())])
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.dtype == torch.uint8
+    assert images.shape == (64, 1, 8, 8)
+    assert labels.dtype == torch.int64
+    train = torch.stack([data.sets["train"][at][0] for at in range(1294)])
+    whole = torch.cat([everything, train]).flatten(1)
+    assert len(whole) == 1797
+    assert len(torch.unique(whole, dim=0)) == 1797
+    assert whole.max() == 255
+
+
+def test_splits_follow_their_seed_alone():
+    first, again, other = (Digits(split_seed=seed) for seed in (0, 0, 1))
+    for data in (first, again, other):
+        data.setup()
+    assert first.sets["val"].indices == again.sets["val"].indices
+    assert first.sets["val"].indices != other.sets["val"].indices
+    assert torch.equal(first.sets["test"].images, other.sets["test"].images)
+
+
+def test_a_subset_and_no_validation_split():
+    data = Digits(train_images=100, test_images=30, val_fraction=0)
+    data.setup()
+    assert len(data.sets["train"]) == 100
+    assert data.sets["val"] is data.sets["test"]
+    assert len(batches(data.test_dataloader())[1]) == 30
+    for arguments in ({"train_images": 2000}, {"test_images": 0}):
+        with pytest.raises(ValueError, match=r"_images is \d+, but the (train|test) set has"):
+            Digits(**arguments).setup()
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"val_fraction": 1.0}, {"val_fraction": -0.1}])
+def test_arguments_out_of_range(arguments):
+    with pytest.raises(ValueError, match="batch has at least|val_fraction is a fraction"):
+        Digits(**arguments)
+
+
+def test_a_module_is_made_again_from_its_config():
+    data = TorchvisionImages("CIFAR10", 10, root="somewhere", batch_size=7)
+    again = from_config(data.config())
+    assert type(again) is TorchvisionImages
+    assert again.config() == data.config()
+    assert again.batch_size == 7
+    for bad in ({"class": "os.system", "args": {}}, {"class": "Digits", "args": {"nope": 1}}, {"class": "Digits"}):
+        with pytest.raises(ValueError, match="is not known here"):
+            from_config(bad)
+
+
+def fake_cifar100(root, monkeypatch, classes=100):
+    """A small data set in the layout of CIFAR-100's python version."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    pixels = {}
+    for name, count in (("train", 200), ("test", 100)):
+        pixels[name] = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = [at % classes for at in range(count)]
+        (folder / name).write_bytes(pickle.dumps({"data": pixels[name], "fine_labels": labels}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(at) for at in range(classes)]}))
+    cifar = torchvision.datasets.CIFAR100
+    for attribute, names in (("train_list", ["train"]), ("test_list", ["test"])):
+        # torchvision compares the files with the published ones by their MD5.
+        monkeypatch.setattr(cifar, attribute, [[name, None] for name in names])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": None})
+    return pixels
+
+
+def test_cifar100(tmp_path, monkeypatch):
+    pixels = fake_cifar100(tmp_path, monkeypatch)
+    data = TorchvisionImages("CIFAR100", 100, root=str(tmp_path))
+    data.prepare_data()
+    data.setup()
+    images, labels = batches(data.test_dataloader())
+    assert torch.equal(images, torch.from_numpy(pixels["test"]).view(-1, 3, 32, 32))
+    assert labels.tolist() == list(range(100))
+    assert len(data.sets["train"]) + len(data.sets["val"]) == 200
+
+
+def test_labels_beyond_num_classes(tmp_path, monkeypatch):
+    fake_cifar100(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="num_classes is 10, but the test set has labels up to 99"):
+        TorchvisionImages("CIFAR100", 10, root=str(tmp_path)).setup()
+
+
+def fake_fashion_mnist(root):
+    """A small data set in Fashion-MNIST's IDX layout."""
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, count in (("train", 50), ("t10k", 20)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        header = b"".join(value.to_bytes(4, "big") for value in (0x803, count, 28, 28))
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = bytes(at % 10 for at in range(count))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes((0x801).to_bytes(4, "big") + count.to_bytes(4, "big") + labels)
+    return images
+
+
+def test_fashion_mnist(tmp_path):
+    last = fake_fashion_mnist(tmp_path)
+    data = TorchvisionImages("FashionMNIST", 10, root=str(tmp_path))
+    data.setup("test")
+    assert list(data.sets) == ["test"]
+    assert torch.equal(batches(data.test_dataloader())[0][:, 0], torch.from_numpy(last))
+
+
+def test_a_set_without_an_array_in_memory(tmp_path):
+    # EuroSAT knows no test set; its images are decoded as they are read, and all arguments can be given.
+    for name in ("Forest", "River"):
+        folder = tmp_path / "eurosat" / "2750" / name
+        folder.mkdir(parents=True)
+        for at in range(3):
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{at}.png")
+    data = TorchvisionImages("EuroSAT", 2, root=str(tmp_path), train_args={}, test_args={}, image_size=16, workers=0)
+    data.setup("test")
+    images, labels = batches(data.test_dataloader())
+    assert images.shape == (6, 3, 16, 16)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("CIFAR100", "CIFAR100 is not in the folder .*: put train, test, meta into .*cifar-100-python, or add .*download"),
+        ("FashionMNIST", "put train-images-idx3-ubyte, .* into .*FashionMNIST/raw, or add .*download=true"),
+        ("NoSuchSet", "torchvision has no data set named NoSuchSet"),
+    ],
+)
+def test_what_is_missing_and_where_to_put_it(tmp_path, name, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        TorchvisionImages(name, 10, root=str(tmp_path)).setup()
+
+
+def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+    data = TorchvisionImages("CIFAR10", 10, root=str(tmp_path))
+    data.prepare_data()
+    with pytest.raises(ValueError, match="is not in the folder"):
+        data.setup()
+    with pytest.raises(AssertionError, match="downloaded"):
+        TorchvisionImages("CIFAR10", 10, root=str(tmp_path), download=True).prepare_data()
+
+
+def fake_imagenet(root):
+    """Class folders with the oddities of ImageNet: grey, CMYK, palette, transparency, PNG named .JPEG."""
+    for split in ("train", "val"):
+        for at, name in enumerate(("n01440764", "n01443537")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            pixels = rng.integers(0, 256, (40, 60 + at, 3), dtype=np.uint8)
+            for mode in ("RGB", "L", "CMYK"):
+                Image.fromarray(pixels).convert(mode).save(folder / f"{mode}.JPEG")
+            for mode in ("P", "RGBA"):
+                Image.fromarray(pixels).convert(mode).save(folder / f"{mode}.JPEG", format="PNG")
+    return root
+
+
+def test_imagenet(tmp_path):
+    data = ImageFolders(str(fake_imagenet(tmp_path)), batch_size=4, image_size=32, workers=0)
+    assert data.num_classes == 2
+    data.setup()
+    images, labels = batches(data.test_dataloader())
+    assert images.shape == (10, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [0] * 5 + [1] * 5
+    by_pil = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.PILToTensor()])
+    for at, mode in enumerate(("CMYK", "L", "P", "RGB", "RGBA")):
+        with Image.open(tmp_path / "val" / "n01440764" / f"{mode}.JPEG") as image:
+            assert torch.equal(images[at], by_pil(image.convert("RGB")))
+
+
+def test_broken_folders_say_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="train has no class folders: put the images"):
+        ImageFolders(str(tmp_path)).setup()
+    root = fake_imagenet(tmp_path)
+    (root / "val" / "n01440764" / "RGB.JPEG").write_bytes(b"no image")
+    data = ImageFolders(str(root), workers=0)
+    data.setup()
+    with pytest.raises(ValueError, match=r"n01440764/RGB\.JPEG can't be read as an image .*replace or remove it"):
+        list(data.test_dataloader())
+    (root / "train" / "n99").mkdir()
+    with pytest.raises(ValueError, match="train has 3 class folders and .*val has 2"):
+        ImageFolders(str(root)).setup()
+    (root / "val" / "n99").mkdir()
+    with pytest.raises(ValueError, match="n99"):
+        ImageFolders(str(root)).setup()
+
+
+def test_truncated_image_is_named(tmp_path):
+    path = fake_imagenet(tmp_path) / "val" / "n01443537" / "RGB.JPEG"
+    path.write_bytes(path.read_bytes()[:400])
+    data = ImageFolders(str(tmp_path), workers=2)
+    data.setup()
+    with pytest.raises(ValueError, match=r"n01443537/RGB\.JPEG can't be read"):
+        list(data.test_dataloader())
