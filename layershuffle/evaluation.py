@@ -160,13 +160,13 @@ class Tally(Metric):
 
     def compute(self) -> dict[str, Any]:
         """The scores as plain numbers."""
-        loss = float(self.loss / self.images)
+        images, loss, positions = int(self.images), float(self.loss), int(self.positions)
         return {
-            "images": int(self.images),
-            "top1": float(self.top1 / self.images),
-            "top5": float(self.top5 / self.images),
-            "loss": loss if math.isfinite(loss) else None,
-            "position_accuracy": float(self.positions_right / self.positions) if self.positions else None,
+            "images": images,
+            "top1": int(self.top1) / images,
+            "top5": int(self.top5) / images,
+            "loss": loss / images if math.isfinite(loss) else None,
+            "position_accuracy": int(self.positions_right) / positions if positions else None,
         }
 
 

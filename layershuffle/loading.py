@@ -21,13 +21,13 @@ class Subject:
         model: the model.
         record: its name, where it came from and how to make it again; goes into the results.
         data: the data it was trained on as ``ImageData.config`` has it, or None if unknown.
-        wandb_id: the W&B run that trained it, if any.
+        wandb: the id and the project of the W&B run that trained it, if any.
     """
 
     model: OrderedViT
     record: dict[str, Any]
     data: dict[str, Any] | None = None
-    wandb_id: str | None = None
+    wandb: dict[str, str] | None = None
 
 
 def load(source: str, pretrained: str | None = None, num_classes: int | None = None) -> Subject:
@@ -69,7 +69,7 @@ def _ours(path: Path) -> Subject:
         raise UserError(f"{path} is damaged, its weights don't fit the model it names: {reason}") from error
     kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version")}
     about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
-    return Subject(model, about, record.get("data"), record.get("wandb_id"))
+    return Subject(model, about, record.get("data"), record.get("wandb"))
 
 
 def _authors(folder: Path) -> Subject:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -152,7 +153,7 @@ class FineTuner(pl.LightningModule):
             "position_loss": self.position_loss,
             "seed": self.seed,
             "data": data.config() if hasattr(data, "config") else None,
-            "wandb_id": next((logger.version for logger in self.loggers if type(logger).__name__ == "WandbLogger"), None),
+            "wandb": next((_run(logger) for logger in self.loggers if isinstance(logger, WandbLogger)), None),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -168,6 +169,10 @@ class FineTuner(pl.LightningModule):
     def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
         classes = output.logits.shape[-1]
         return multiclass_accuracy(output.logits, labels, classes, average="micro", validate_args=False)
+
+
+def _run(logger: WandbLogger) -> dict[str, str]:
+    return {"id": str(logger.version), "project": str(logger.name)}
 
 
 def position_cross_entropy(position_logits: Tensor) -> Tensor:

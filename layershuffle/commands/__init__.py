@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -48,6 +48,7 @@ def quieten() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*is deprecated.*",
+        ".*LightningCLI's args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -60,8 +61,22 @@ def _sentence(error: Exception) -> str:
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
-def continue_wandb(logger: Any, wandb_id: str | None) -> None:
-    """Let a W&B logger's parsed config (a Namespace, or anything else to leave alone) go on with run ``wandb_id``."""
-    if wandb_id and "WandbLogger" in str(getattr(logger, "class_path", "")) and not logger.init_args.get("id"):
-        logger.init_args.update({"id": wandb_id})
+def refuse_secrets(config: Any, path: str = "") -> None:
+    """Raise a UserError if a config, which is saved and logged, holds a key or a token."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            refuse_secrets(value, f"{path}.{name}".removeprefix("."))
+    elif isinstance(config, list):
+        for at, value in enumerate(config):
+            refuse_secrets(value, f"{path}.{at}")
+    elif config and re.search(r"(api_?key|token|password|secret)$", path, re.IGNORECASE):
+        raise UserError(f"{path} would be saved with the run: set the environment variable WANDB_API_KEY, or use wandb login")
+
+
+def continue_wandb(logger: Any, run: dict[str, str] | None) -> None:
+    """Let a W&B logger's parsed config (anything else is left alone) go on with ``run``, its "id" and "project"."""
+    if run and "WandbLogger" in str(getattr(logger, "class_path", "")) and not logger.init_args.get("id"):
+        logger.init_args["id"] = run["id"]
+        if logger.init_args.get("project") in (None, "lightning_logs"):  # Lightning's defaults
+            logger.init_args["project"] = run["project"]
         logger["dict_kwargs"] = {**(logger.get("dict_kwargs") or {}), "resume": "allow"}

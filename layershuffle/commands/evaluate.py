@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from layershuffle.commands import Parser, continue_wandb
+from layershuffle.commands import Parser, continue_wandb, refuse_secrets
 from layershuffle.data import ImageData, Preprocess, from_config
 from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
@@ -79,7 +79,8 @@ def evaluate_command(args: list[str] | None = None) -> Results:
         subject = load(config.checkpoint, config.pretrained)
     if not config.data:
         raise UserError(f"{config.checkpoint} doesn't say which data to evaluate on: give --config configs/data/... or --data")
-    continue_wandb(config.logger, subject.wandb_id)
+    refuse_secrets(config.as_dict())
+    continue_wandb(config.logger, subject.wandb)
     made = options.instantiate_classes(config)
     results = run(subject, made.data, config)
     _report(results, _output(config), made.logger)
@@ -172,7 +173,7 @@ def _report(results: Results, output: Path, logger: Logger | None) -> None:
                 logger.log_table(f"evaluation/{name}", columns=header, data=rows)
         logger.log_image("evaluation/overview", [str(output.with_suffix(".png"))])
         for group, scores in results.groups().items():
-            logger.experiment.summary["/".join(map(str, group))] = summarise(score.top1 for score in scores).mean
+            logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = summarise(score.top1 for score in scores).mean
         logger.experiment.finish()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from layershuffle.callbacks import ThroughputLogger
 from layershuffle.checkpoints import read_file
-from layershuffle.commands import Parser, continue_wandb
+from layershuffle.commands import Parser, continue_wandb, refuse_secrets
 from layershuffle.data import ImageData
 from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
@@ -19,10 +20,18 @@ from layershuffle.training import PAPER_ADAM, RECORD, FineTuner
 
 
 class LogConfig(SaveConfigCallback):
-    """Saves the resolved config with the run, and sends it to W&B where the run is logged there."""
+    """Saves the resolved config in the run's folder, and sends it to W&B where the run is logged there."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called on rank zero only."""
+        folder = Path(trainer.default_root_dir)
+        if trainer.loggers:
+            # Where Lightning puts the checkpoints; W&B runs have no folder of their own for anything else.
+            logger = trainer.loggers[0]
+            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+            folder = Path(logger.save_dir or folder) / str(logger.name) / version
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
         config = self.config.clone()
         config.pop("config", None)
         for logger in trainer.loggers:
@@ -52,14 +61,15 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Read the checkpoint to go on from now: should it be unreadable, nothing has been started yet."""
+        """Find now what is wrong with secrets and the checkpoint to go on from: nothing has been started yet."""
+        refuse_secrets(self.config.as_dict())
         if self.config.ckpt_path:
             record = read_file(self.config.ckpt_path).get(RECORD)
             if not isinstance(record, dict):
                 raise UserError(f"{self.config.ckpt_path} is not a checkpoint of train.py")
             loggers = self.config.trainer.logger
             for logger in loggers if isinstance(loggers, list) else [loggers]:
-                continue_wandb(logger, record.get("wandb_id"))
+                continue_wandb(logger, record.get("wandb"))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning refuses a progress bar of ours together with enable_progress_bar=false, so it comes in here."""
@@ -81,29 +91,36 @@ def train(args: list[str] | None = None) -> pl.Trainer:
             "callbacks": [LearningRateMonitor(), ThroughputLogger()],
             "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
         },
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"save_to_log_dir": False},
         parser_class=Parser,
         args=args,
         run=False,
     )
     cli.datamodule.image_size = image_size(cli.model.model)
     trainer, kept = cli.trainer, cli.trainer.checkpoint_callback
+    assert kept is None or isinstance(kept, ModelCheckpoint)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     except SystemExit:  # how Lightning ends a fit that was interrupted
-        last = getattr(kept, "last_model_path", "") and os.path.relpath(kept.last_model_path)
-        print(f"interrupted; go on with --ckpt_path {last}" if last else "interrupted", file=sys.stderr)
+        saved = kept and kept.last_model_path
+        print(f"interrupted{f'; go on with --ckpt_path {os.path.relpath(saved)}' if saved else ''}", file=sys.stderr)
         sys.exit(130)
+    if kept and not kept.last_model_path:  # it ended, by max_steps say, before there was anything to select by
+        kept.last_model_path = str(Path(kept.dirpath) / "last.ckpt")
+        trainer.save_checkpoint(kept.last_model_path)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.finish()  # else the next run of this process would join this one
     return trainer
 
 
 def train_command() -> None:
     """Fine-tune as the process's arguments say, then tell what to do with the result."""
     trainer = train()
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best and trainer.is_global_zero:
-        best = os.path.relpath(best)
-        print(f"best checkpoint: {best}\nevaluate it with: python evaluate.py {best}")
+    kept = trainer.checkpoint_callback
+    if isinstance(kept, ModelCheckpoint) and trainer.is_global_zero:
+        path = os.path.relpath(kept.best_model_path or kept.last_model_path)
+        print(f"{'best' if kept.best_model_path else 'last'} checkpoint: {path}\nevaluate it with: python evaluate.py {path}")
 
 
 class ProgressBar(RichProgressBar):

@@ -1,0 +1,185 @@
+"""The LightningModule: which order each step runs, what the losses are, and that it learns what it should."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import SMALL
+from torch.nn import functional as F
+
+from layershuffle.checkpoints import read_file
+from layershuffle.data import Digits
+from layershuffle.orders import Depth, LayerDrop, Order, OrderSampler, Sequential, Shuffle, permutation, seeded, sequential
+from layershuffle.training import RECORD, FineTuner, method_name, position_cross_entropy
+
+
+def tuner(**arguments):
+    torch.manual_seed(0)
+    return FineTuner(**{"name": "vit_tiny_patch16_224", "num_classes": 10, "timm_args": SMALL, "seed": 5} | arguments)
+
+
+def trainer(folder, **arguments):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    defaults = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    return pl.Trainer(**quiet | defaults | {"default_root_dir": folder} | arguments)
+
+
+class Spy(pl.Callback):
+    """Notes the order of every training forward and the losses that were logged."""
+
+    def __init__(self):
+        self.orders, self.losses = [], []
+
+    def on_train_start(self, trainer, module):
+        def note(_, args):
+            if module.training:
+                self.orders.append(Order(args[1]))
+
+        module.model.register_forward_pre_hook(note)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+
+def test_each_step_runs_the_order_drawn_for_it(tmp_path):
+    spy = Spy()
+    trainer(tmp_path, callbacks=[spy], max_epochs=2).fit(tuner(), datamodule=Digits())
+    assert spy.orders == [Shuffle().draw(4, seed=5, step=step, rank=0) for step in range(8)]
+
+
+def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
+    spy = Spy()
+    first = trainer(tmp_path, max_epochs=1)
+    first.fit(tuner(), datamodule=Digits())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = trainer(tmp_path, callbacks=[spy], max_epochs=2)
+    resumed.fit(tuner(), datamodule=Digits(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert spy.orders == [Shuffle().draw(4, 5, step) for step in range(4, 8)]
+
+
+def test_accumulated_batches_share_the_order(tmp_path):
+    spy = Spy()
+    trainer(tmp_path, callbacks=[spy], accumulate_grad_batches=2).fit(tuner(), datamodule=Digits())
+    assert spy.orders == [Shuffle().draw(4, 5, step) for step in (0, 0, 1, 1)]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_loss_is_the_papers_formula(tmp_path, reduction):
+    module, spy = tuner(position="predict", position_loss=reduction), Spy()
+    data = Digits(batch_size=8)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    pl.seed_everything(1, verbose=False)
+    trainer(tmp_path, callbacks=[spy], limit_train_batches=1).fit(module, datamodule=data)
+    module.load_state_dict(before)
+    pl.seed_everything(1, verbose=False)
+    images, labels = next(iter(data.train_dataloader()))
+    output = module.model(module.preprocess(images), Shuffle().draw(4, 5, 0))
+    loss = -torch.log_softmax(output.logits, 1)[range(8), labels].mean()
+    steps = [-torch.log_softmax(output.position_logits[p], 1)[:, p].mean() for p in range(4)]
+    loss += sum(steps) / (1 if reduction == "sum" else 4)
+    assert spy.losses == pytest.approx([loss.item()], rel=1e-5)
+
+
+def test_position_cross_entropy():
+    logits = torch.randn(3, 2, 5)
+    expected = [F.cross_entropy(logits[step], torch.tensor([step, step])) for step in range(3)]
+    torch.testing.assert_close(position_cross_entropy(logits), torch.stack(expected))
+
+
+def test_validation_reports_sequential_and_arbitrary_side_by_side(tmp_path):
+    module, data = tuner(num_classes=10), Digits(val_fraction=0.1)
+    run = trainer(tmp_path)
+    run.validate(module, datamodule=data, verbose=False)
+    images, labels = next(iter(data.val_dataloader()))
+    module.eval()
+    for name, order in {"sequential": sequential(4), "arbitrary": permutation(4, seeded(5, "validation", 0))}.items():
+        logits = module.model(module.preprocess(images), order).logits
+        assert float(run.callback_metrics[f"val/{name}"]) == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    # Shuffle is validated on a random order, the arbitrary one.
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("sampler", "ran"), [(Sequential(), 2), (Shuffle(), 2), (LayerDrop(), 2), (Depth(2), 3)])
+def test_validation_runs_no_order_twice(tmp_path, sampler, ran):
+    module, count = tuner(sampler=sampler), []
+    module.model.register_forward_pre_hook(lambda *_: count.append(1))
+    trainer(tmp_path).validate(module, datamodule=Digits(), verbose=False)
+    assert len(count) == ran
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [1 / 3, 2 / 3, 1, 1]), ("linear", [1 / 3, 2 / 3, 1, 0.5]), ("cosine", [1 / 3, 2 / 3, 1, 0.5])],
+)
+def test_schedules(tmp_path, schedule, expected):
+    class Rates(pl.Callback):
+        seen: list[float] = []  # noqa: RUF012
+
+        def on_train_batch_start(self, trainer, *_):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    rates.seen = []
+    trainer(tmp_path, callbacks=[rates]).fit(tuner(schedule=schedule, warmup_steps=2), datamodule=Digits())
+    assert rates.seen == pytest.approx([1e-4 * factor for factor in expected])
+
+
+def test_the_default_optimizer_is_the_papers(tmp_path):
+    run = trainer(tmp_path, limit_train_batches=1)
+    run.fit(tuner(), datamodule=Digits())
+    (group,) = run.optimizers[0].param_groups
+    assert type(run.optimizers[0]) is torch.optim.Adam
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-6, 0)
+
+
+def test_a_checkpoint_is_plain_values_and_says_how_to_make_the_model(tmp_path):
+    run = trainer(tmp_path)
+    run.fit(tuner(position="encode", sampler=LayerDrop(0.3)), datamodule=Digits(batch_size=32))
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    record = read_file(tmp_path / "run.ckpt")[RECORD]
+    assert record["model"] == {
+        **{"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode", "positions": None},
+        **{"head": "average", "norm_eps": None},
+        **SMALL,
+    }
+    assert record["method"] == "layerdrop-position"
+    assert record["sampler"] == "LayerDrop(p=0.3)"
+    assert record["data"]["class"] == "Digits"
+    assert record["data"]["args"]["batch_size"] == 32
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    run = trainer(tmp_path, limit_train_batches=1)
+    run.fit(tuner(), datamodule=Digits())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    for other in (tuner(position="predict"), tuner(timm_args=SMALL | {"depth": 3})):
+        with pytest.raises(ValueError, match="resume from is of another model: (position|depth) differ"):
+            trainer(tmp_path).fit(other, datamodule=Digits(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+
+
+def test_an_order_that_the_model_cannot_run_fails_at_once():
+    with pytest.raises(ValueError, match="5 layers can't be kept of 4"):
+        tuner(sampler=Depth(5))
+
+
+def test_a_new_method_is_a_few_lines(tmp_path):
+    class Reverse(OrderSampler):
+        method = "reverse"
+
+        def sample(self, depth, rng):
+            return Order(range(depth - 1, -1, -1))
+
+    spy = Spy()
+    module = tuner(sampler=Reverse(), position="encode")
+    trainer(tmp_path, callbacks=[spy], limit_train_batches=2).fit(module, datamodule=Digits())
+    assert spy.orders == [Order("3 2 1 0")] * 2
+    assert module.method == "reverse-position"
+
+
+def test_methods_have_the_fields_names():
+    assert method_name(Sequential(), "none") == "baseline"
+    assert [method_name(Shuffle(), position) for position in ("none", "encode", "predict")] == [
+        "layershuffle",
+        "layershuffle-position",
+        "layershuffle-predict",
+    ]
+    assert method_name(Depth(6), "none") == "reduced-depth"
