@@ -7,4 +7,3 @@ from layershuffle.version import __version__
 from layershuffle.vit import OrderedViT, Output, create_model
 
 __all__ = ["Order", "OrderedViT", "Output", "UserError", "create_model", "load_reference", "__version__"]
-

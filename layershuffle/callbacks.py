@@ -26,7 +26,8 @@ class ThroughputLogger(pl.Callback):
     ) -> None:
         """Count, and log every log_every_n_steps."""
         self.images += len(batch[1]) * trainer.world_size
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (trainer.global_step + 1) % every == 0:
             now = time.perf_counter()
             pl_module.log("train/images_per_second", self.images / (now - self.since), rank_zero_only=True)
             self.images, self.since = 0, now

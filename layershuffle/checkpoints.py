@@ -32,7 +32,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a checkpoint or is damaged: {_first_line(error)}") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not a checkpoint, or holds code instead of only weights; it was not loaded") from error
+        raise UserError(
+            f"{path} is not a checkpoint, or holds code instead of only weights; it was not loaded"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
@@ -53,6 +55,7 @@ def read_backbone(path: str | Path) -> dict[str, Tensor]:
 
 
 def sha256(path: str | Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

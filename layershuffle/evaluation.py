@@ -77,7 +77,7 @@ def pruned(depth: int, settings: Settings) -> Iterator[Trial]:
         }
         for strategy, choose in strategies.items():
             for sequence in ("original", "random"):
-                variant = {"kept": kept, "strategy": strategy, "sequence": sequence}
+                variant: dict[str, int | str] = {"kept": kept, "strategy": strategy, "sequence": sequence}
                 draws = 1 if strategy != "random" and sequence == "original" else settings.draws
                 for draw in range(draws):
                     rng = seeded(settings.seed, "pruned", *variant.values(), draw)
@@ -92,7 +92,7 @@ def given(depth: int, settings: Settings) -> Iterator[Trial]:
 
 
 Protocol = Callable[[int, Settings], Iterable[Trial]]
-PROTOCOLS: dict[str, Protocol] = {p.__name__: p for p in (sequential, arbitrary, pruned, given)}  # type: ignore[attr-defined]
+PROTOCOLS: dict[str, Protocol] = {p.__name__: p for p in (sequential, arbitrary, pruned, given)}
 
 
 def trials(protocols: Sequence[str], depth: int, settings: Settings) -> list[Trial]:
@@ -138,6 +138,12 @@ class Tally(Metric):
     """Top-1 and top-5 accuracy, cross-entropy and position accuracy of one trial, summed on the device."""
 
     full_state_update = False
+    images: Tensor
+    top1: Tensor
+    top5: Tensor
+    loss: Tensor
+    positions: Tensor
+    positions_right: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,6 +218,8 @@ def evaluate(
                 on_output()
     scores = {order: tally.compute() for order, tally in tallies.items()}
     return [
-        Score(trial.protocol, trial.variant, str(trial.order) if trial.order is not None else None, **scores[trial.order])
+        Score(
+            trial.protocol, trial.variant, str(trial.order) if trial.order is not None else None, **scores[trial.order]
+        )
         for trial in to_score
     ]

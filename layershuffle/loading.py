@@ -45,9 +45,14 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
     path = Path(source)
     if path.is_dir():
         return _authors(path)
-    if path.exists() or path.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors") or "/" in source.partition(":")[0]:
+    if (
+        path.exists()
+        or path.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
+        or "/" in source.partition(":")[0]
+    ):
         return _ours(path)
-    classes = num_classes or timm.get_pretrained_cfg_value(source, "num_classes") or 1000
+    known = timm.get_pretrained_cfg(source) if timm.is_model(source) else None
+    classes = num_classes or (known.num_classes if known else 1000)
     model = create_model(source, classes, pretrained=pretrained or True)
     record = {"name": source, "source": pretrained or source, "config": model.config}
     return Subject(model, record | ({"sha256": sha256(pretrained)} if pretrained else {}))

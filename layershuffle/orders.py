@@ -126,7 +126,11 @@ def _steps(order: OrderLike) -> tuple[Step, ...]:
 
 def _step(units: Iterable[Unit]) -> Step:
     step = tuple(sorted(units))
-    if not step or len(set(step)) < len(step) or any(unit.layer < 0 or unit.half not in ("", "a", "f") for unit in step):
+    if (
+        not step
+        or len(set(step)) < len(step)
+        or any(unit.layer < 0 or unit.half not in ("", "a", "f") for unit in step)
+    ):
         raise UserError(f"'{'|'.join(map(str, step))}' is not a step: it takes layers from 0 up, each at most once")
     return step
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from layershuffle.version import __version__
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.orders import Order, OrderSampler, Shuffle, permutation, seeded, sequential
+from layershuffle.version import __version__
 from layershuffle.vit import Head, Output, Position, create_model
 
 Schedule = Literal["constant", "linear", "cosine"]
-PAPER_ADAM = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6}
+PAPER_ADAM: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6}
 """The optimizer's arguments in arXiv 2407.04513, section 4."""
 RECORD = "layershuffle"
 """The key under which a checkpoint says how to make its model and data again."""
@@ -46,7 +46,7 @@ class FineTuner(pl.LightningModule):
         position_loss: how the position cross-entropies of the steps join the classification loss: their "sum"
             (the paper, section 3.3) or their "mean" (the authors' code).
         optimizer: makes the optimizer; by default the paper's (section 4).
-        schedule: of the learning rate over the run: "constant" (the paper), "linear" to zero (the authors' code) or "cosine" to zero.
+        schedule: of the learning rate: "constant" (the paper), "linear" (the authors' code) or "cosine", to zero.
         warmup_steps: steps over which the learning rate first rises linearly.
         head: how a distilled DeiT classifies: the "average" of its two heads, or the "class" token's alone.
         positions: how many positions the model can tell apart, by default as many as layers.
@@ -123,7 +123,7 @@ class FineTuner(pl.LightningModule):
             "val": self.sampler.at_validation(depth, seeded(*key)),
         }
         outputs: dict[Order, Output] = {order: self.model(images, order) for order in set(orders.values())}
-        sync = {"batch_size": len(labels), "sync_dist": True}
+        sync: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
         for kind in ("sequential", "arbitrary"):
             self.log(f"val/{kind}", self._accuracy(outputs[orders[kind]], labels), prog_bar=True, **sync)
         self.log("val/loss", F.cross_entropy(outputs[orders["val"]].logits, labels), prog_bar=True, **sync)
@@ -131,6 +131,15 @@ class FineTuner(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
         optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        # Lightning doesn't clip gradients for optimizers that could unscale them by themselves, as fused ones can, even
+        # where nothing is scaled.
+        if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val:
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
+                raise UserError(
+                    "a fused optimizer's gradients can't be clipped in 16-mixed: use bf16-mixed, or fused=false"
+                )
+        else:
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         total = max(1, int(self.trainer.estimated_stepping_batches))
 
         def factor(step: int) -> float:
@@ -144,7 +153,7 @@ class FineTuner(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record, in plain values, what it takes to make the model and its data again."""
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         checkpoint[RECORD] = {
             "version": __version__,
             "model": self.model.config,

@@ -90,7 +90,9 @@ class OrderedViT(nn.Module):
         self.positions = positions or self.depth
         self.head = head
         self.encoding = PositionEncoding(self.depth, vit.embed_dim, self.positions) if position == "encode" else None
-        self.prediction = PositionPrediction(self.depth, vit.embed_dim, self.positions) if position == "predict" else None
+        self.prediction = (
+            PositionPrediction(self.depth, vit.embed_dim, self.positions) if position == "predict" else None
+        )
         self.config: dict[str, Any] = {}
         if head == "class" and hasattr(vit, "head_dist"):
             vit.head_dist.requires_grad_(False)
@@ -119,12 +121,14 @@ class OrderedViT(nn.Module):
                 f"create it with positions={len(order)}"
             )
         if not isinstance(self.vit.blocks[0], Block) and any(unit.half for step in order for unit in step):
-            raise UserError(f"the layers of this model ({type(self.vit.blocks[0]).__name__}) don't split into sublayers")
+            raise UserError(
+                f"the layers of this model ({type(self.vit.blocks[0]).__name__}) don't split into sublayers"
+            )
         return order
 
     def embed(self, images: Tensor) -> Tensor:
         """Everything before the layers: [batch, channels, height, width] to [batch, tokens, dim]."""
-        vit = self.vit
+        vit: Any = self.vit
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
 
     def run_step(self, tokens: Tensor, step: Step, position: int) -> tuple[Tensor, Tensor | None]:
@@ -144,7 +148,7 @@ class OrderedViT(nn.Module):
         return Output(logits, torch.stack(predicted) if predicted else None)
 
     def _run_unit(self, tokens: Tensor, unit: Unit, position: int) -> Tensor:
-        block = self.vit.blocks[unit.layer]
+        block: Any = self.vit.blocks[unit.layer]
         if self.encoding:
             tokens = self.encoding(tokens, unit.layer, position)
         if unit.half == "a":
@@ -191,12 +195,12 @@ def create_model(
     try:
         if isinstance(pretrained, str):
             timm_args["pretrained_cfg_overlay"] = _as_pretrained(read_backbone(pretrained), name, num_classes)
-        vit = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **timm_args)
+        vit: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **timm_args)
     except Exception as error:
         raise _explained(error, name, pretrained) from error
+    vit.pretrained_cfg.pop("state_dict", None)  # else the model keeps a second copy of its first weights
     if not isinstance(vit, VisionTransformer):
         raise UserError(f"{name} is a {type(vit).__name__}, not one of timm's VisionTransformer models")
-    vit.pretrained_cfg.pop("state_dict", None)  # else the model keeps a second copy of its first weights
     if norm_eps is not None:
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
@@ -215,13 +219,14 @@ def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> d
     if patches is None or patches.ndim != 4:
         raise KeyError("patch_embed.proj.weight")
     dim, channels = patches.shape[:2]
-    classifiers = timm.get_pretrained_cfg_value(name, "classifier") or "head"
+    known = timm.get_pretrained_cfg(name)
+    classifiers = (known and known.classifier) or "head"
     for head in (classifiers,) if isinstance(classifiers, str) else classifiers:
         if len(weights.get(f"{head}.weight", ())) != num_classes:
             weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.02)
             weights[f"{head}.bias"] = torch.zeros(num_classes)
-    size = {"num_classes": num_classes, "input_size": (channels, 224, 224)}
-    return {"state_dict": weights, "custom_load": False, **size}
+    overlay = {"state_dict": weights, "custom_load": False, "num_classes": num_classes}
+    return overlay | ({"input_size": (channels, *known.input_size[1:])} if known else {})
 
 
 def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception:
@@ -233,7 +238,7 @@ def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception
         return UserError(f"timm has no model named {name}: timm.list_models('vit*') lists those it has")
     if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
         return UserError(f"{pretrained} holds weights of another backbone than {name}: {text[-1].strip()}")
-    if pretrained and not isinstance(error, (TypeError, ValueError)) or isinstance(error, OSError):
+    if (pretrained and not isinstance(error, (TypeError, ValueError))) or isinstance(error, OSError):
         return UserError(
             f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, "
             "download them elsewhere and pass their path as pretrained"

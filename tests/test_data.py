@@ -144,7 +144,9 @@ def fake_fashion_mnist(root):
         header = b"".join(value.to_bytes(4, "big") for value in (0x803, count, 28, 28))
         (folder / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         labels = bytes(at % 10 for at in range(count))
-        (folder / f"{name}-labels-idx1-ubyte").write_bytes((0x801).to_bytes(4, "big") + count.to_bytes(4, "big") + labels)
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(
+            (0x801).to_bytes(4, "big") + count.to_bytes(4, "big") + labels
+        )
     return images
 
 
@@ -173,7 +175,10 @@ def test_a_set_without_an_array_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("CIFAR100", "CIFAR100 is not in the folder .*: put train, test, meta into .*cifar-100-python, or add .*download"),
+        (
+            "CIFAR100",
+            "CIFAR100 is not in the folder .*: put train, test, meta into .*cifar-100-python, or add .*download",
+        ),
         ("FashionMNIST", "put train-images-idx3-ubyte, .* into .*FashionMNIST/raw, or add .*download=true"),
         ("NoSuchSet", "torchvision has no data set named NoSuchSet"),
     ],

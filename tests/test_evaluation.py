@@ -87,7 +87,7 @@ class ToFloat(nn.Module):
 
 
 def test_scores_against_counting_by_hand():
-    # Layer n adds to class n's logit, the more the earlier it runs: after "2 0 1" the classes rank 2 0 1, then the rest.
+    # Layer n adds to class n's logit, the more the earlier it runs: "2 0 1" ranks the classes 2 0 1, then the rest.
     to_score = [Trial("given", Order("2 0 1")), Trial("given", Order("0"))]
     first, second = evaluate(Answer(), ToFloat(), loader([2, 2, 0, 1, 2]), to_score, cpu())
     assert (first.images, first.top1, first.top5) == (5, 3 / 5, 1.0)

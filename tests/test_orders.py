@@ -52,7 +52,9 @@ def test_texts_from_the_documentation():
     assert Order("0 1 2")[1:] == Order("1 2")
 
 
-@pytest.mark.parametrize("text", ["0,1", "(1|1)", "(1", "()", "a", "1x", "-1", "1*0", "1*", "1**2", "²", "1 |2", "10000"])
+@pytest.mark.parametrize(
+    "text", ["0,1", "(1|1)", "(1", "()", "a", "1x", "-1", "1*0", "1*", "1**2", "²", "1 |2", "10000"]
+)
 def test_what_is_not_an_order_is_named(text):
     with pytest.raises(ValueError, match=r"step"):
         Order(text)

@@ -55,7 +55,11 @@ def test_files_that_are_no_results_say_why(tmp_path):
         ("binary", "\ud800", "is damaged"),
         ("list", "[]", "not a results file of this version"),
         ("version", json.dumps(content | {"layershuffle_results": 99}), "format 99, not 1"),
-        ("short", json.dumps({k: v for k, v in content.items() if k != "scores"}), "not a whole results file: 'scores'"),
+        (
+            "short",
+            json.dumps({k: v for k, v in content.items() if k != "scores"}),
+            "not a whole results file: 'scores'",
+        ),
         ("other", json.dumps(content | {"scores": [{"top1": 1}]}), "not a whole results file"),
     ):
         path = tmp_path / f"{name}.json"
@@ -117,7 +121,11 @@ def test_the_comparison_names_what_is_missing():
     assert rows[0] == ["sequential", "95.00", "90.00"]
     assert rows[1] == ["arbitrary, per batch", "missing", "75.00"]
     text = tables.markdown(header, rows)
-    assert text.splitlines()[:3] == ["| top-1 % | baseline | layershuffle |", "| --- | ---: | ---: |", "| sequential | 95.00 | 90.00 |"]
+    assert text.splitlines()[:3] == [
+        "| top-1 % | baseline | layershuffle |",
+        "| --- | ---: | ---: |",
+        "| sequential | 95.00 | 90.00 |",
+    ]
 
 
 def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():

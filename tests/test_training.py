@@ -8,7 +8,17 @@ from torch.nn import functional as F
 
 from layershuffle.checkpoints import read_file
 from layershuffle.data import Digits
-from layershuffle.orders import Depth, LayerDrop, Order, OrderSampler, Sequential, Shuffle, permutation, seeded, sequential
+from layershuffle.orders import (
+    Depth,
+    LayerDrop,
+    Order,
+    OrderSampler,
+    Sequential,
+    Shuffle,
+    permutation,
+    seeded,
+    sequential,
+)
 from layershuffle.training import RECORD, FineTuner, method_name, position_cross_entropy
 
 
@@ -93,7 +103,9 @@ def test_validation_reports_sequential_and_arbitrary_side_by_side(tmp_path):
     module.eval()
     for name, order in {"sequential": sequential(4), "arbitrary": permutation(4, seeded(5, "validation", 0))}.items():
         logits = module.model(module.preprocess(images), order).logits
-        assert float(run.callback_metrics[f"val/{name}"]) == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+        assert float(run.callback_metrics[f"val/{name}"]) == pytest.approx(
+            (logits.argmax(1) == labels).float().mean().item()
+        )
     # Shuffle is validated on a random order, the arbitrary one.
     assert float(run.callback_metrics["val/loss"]) == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 

@@ -89,7 +89,10 @@ def test_metrics_config_and_sampler(runs):
 def test_a_run_goes_on_and_evaluation_joins_it(runs):
     first, second, third = runs[1]
     assert first["id"] == second["id"] == third["id"]
-    steps = [[int(row["trainer/global_step"]) for row in run["history"] if "trainer/global_step" in row] for run in (first, second)]
+    steps = [
+        [int(row["trainer/global_step"]) for row in run["history"] if "trainer/global_step" in row]
+        for run in (first, second)
+    ]
     assert max(steps[0]) < max(steps[1])
 
 
@@ -126,7 +129,9 @@ def test_disabled(tmp_path):
     args = [f"--config={ROOT}/configs/{name}.yaml" for name in configs]
     args += ["--trainer.logger=WandbLogger", "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
     command = [sys.executable, str(ROOT / "train.py"), *args]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"WANDB_MODE": "disabled"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"WANDB_MODE": "disabled"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "last checkpoint" in done.stdout
     assert not list(tmp_path.rglob("*.wandb"))

@@ -5,9 +5,12 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -17,9 +20,27 @@ from layershuffle.errors import UserError
 class Parser(LightningArgumentParser):
     """A parser whose errors say what is wrong and nothing else; --help says the rest."""
 
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """As ever, but a config that isn't YAML is named."""
+        args = sys.argv[1:] if args is None else args
+        for path in option_values(args, "--config"):
+            try:
+                yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise UserError(f"the config {path} is not YAML: {error}") from error
+            except OSError:
+                pass  # the parser says it better
+        return super().parse_args(args, *rest, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """What argparse and jsonargparse call for every fault in the arguments and configs."""
-        raise UserError(message) from ex
+        raise UserError(f"{message} (--help lists all options)" if "unrecognized" in message else message) from ex
+
+
+def option_values(args: Sequence[str], name: str) -> list[str]:
+    """What is given for the option ``name``, as ``name value`` or ``name=value``."""
+    spaced = [value for arg, value in pairwise(args) if arg == name]
+    return spaced + [arg.partition("=")[2] for arg in args if arg.startswith(f"{name}=")]
 
 
 def main(command: Callable[[], Any]) -> None:
@@ -70,7 +91,9 @@ def refuse_secrets(config: Any, path: str = "") -> None:
         for at, value in enumerate(config):
             refuse_secrets(value, f"{path}.{at}")
     elif config and re.search(r"(api_?key|token|password|secret)$", path, re.IGNORECASE):
-        raise UserError(f"{path} would be saved with the run: set the environment variable WANDB_API_KEY, or use wandb login")
+        raise UserError(
+            f"{path} would be saved with the run: set the environment variable WANDB_API_KEY, or use wandb login"
+        )
 
 
 def continue_wandb(logger: Any, run: dict[str, str] | None) -> None:

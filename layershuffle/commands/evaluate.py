@@ -15,11 +15,11 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from layershuffle.commands import Parser, continue_wandb, refuse_secrets
+from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
 from layershuffle.data import ImageData, Preprocess, from_config
 from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
-from layershuffle.evaluation import PROTOCOLS, Settings, Trial, evaluate, trials
+from layershuffle.evaluation import PROTOCOLS, Settings, evaluate, trials
 from layershuffle.loading import Subject, load
 from layershuffle.orders import Order
 from layershuffle.report import plots, tables
@@ -32,7 +32,7 @@ def parser() -> Parser:
     parser = Parser(prog="evaluate.py", description="Score a model in sequential, arbitrary and pruned order.")
     parser.add_argument(
         "checkpoint",
-        help="a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints, or a timm model name",
+        help="a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints, or a timm model",
     )
     parser.add_argument("--config", action="config", help="a file with some of these options, such as a data config")
     parser.add_argument(
@@ -56,32 +56,41 @@ def parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="decides the random orders")
     parser.add_subclass_arguments(ImageData, "data", required=False, help="the data set (default: the checkpoint's)")
     parser.add_argument("--split", choices=["test", "val"], default="test", help="which of its images to score on")
-    parser.add_argument("--pretrained", type=str | None, default=None, help="weights for a timm model, if not to be fetched")
-    parser.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, mps or auto")
-    parser.add_argument("--precision", type=str, default="32-true", help="32-true, bf16-mixed, ... as Lightning names them")
-    parser.add_argument("--output", type=str | None, default=None, help="the results file (default: beside the checkpoint)")
-    parser.add_argument("--logger", type=Logger | None, default=None, help="WandbLogger sends tables and the plot to W&B")
+    parser.add_argument(
+        "--pretrained", type=str | None, default=None, help="weights for a timm model, if not to be fetched"
+    )
+    parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="where to run")
+    precisions = ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+    parser.add_argument("--precision", choices=precisions, default="32-true", help="of the forward pass")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="the results file (default: beside the checkpoint)"
+    )
+    parser.add_argument(
+        "--logger", type=Logger | None, default=None, help="WandbLogger sends tables and the plot to W&B"
+    )
     return parser
 
 
 def evaluate_command(args: list[str] | None = None) -> Results:
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
     args = sys.argv[1:] if args is None else args
-    options = parser()
+    command = parser()
     source = args[0] if args and not args[0].startswith("-") else None
     # What the options of --data mean depends on the checkpoint's own data set, so it is read first.
-    subject = load(source, _option(args, "--pretrained")) if source else None
+    subject = load(source, next(iter(option_values(args, "--pretrained")), None)) if source else None
     if subject and subject.data:
         data = from_config(subject.data).config()
-        options.set_defaults({"data": {"class_path": f"layershuffle.data.{data['class']}", "init_args": data["args"]}})
-    config = options.parse_args(args)
+        command.set_defaults({"data": {"class_path": f"layershuffle.data.{data['class']}", "init_args": data["args"]}})
+    config = command.parse_args(args)
     if subject is None:
         subject = load(config.checkpoint, config.pretrained)
     if not config.data:
-        raise UserError(f"{config.checkpoint} doesn't say which data to evaluate on: give --config configs/data/... or --data")
+        raise UserError(
+            f"{config.checkpoint} doesn't say which data to evaluate on: give --config configs/data/... or --data"
+        )
     refuse_secrets(config.as_dict())
     continue_wandb(config.logger, subject.wandb)
-    made = options.instantiate_classes(config)
+    made = command.instantiate_classes(config)
     results = run(subject, made.data, config)
     _report(results, _output(config), made.logger)
     return results
@@ -96,11 +105,19 @@ def run(subject: Subject, data: ImageData, config: Namespace) -> Results:
     data.setup("test" if config.split == "test" else "fit")
     classes = subject.model.config["num_classes"]
     if classes != data.num_classes:
-        raise UserError(f"the model tells {classes} classes apart, but the data has {data.num_classes}: give other --data")
+        raise UserError(
+            f"the model tells {classes} classes apart, but the data has {data.num_classes}: give other --data"
+        )
     batches = data.test_dataloader() if config.split == "test" else data.val_dataloader()
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     runs = len(batches) * len({trial.order for trial in to_score})
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batch runs"), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("batch runs"),
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(f"evaluating {subject.record['name']}", total=runs)
         scores = evaluate(
@@ -134,7 +151,9 @@ def _settings(config: Namespace) -> tuple[Settings, list[str]]:
 
 
 def _environment(fabric: Fabric, precision: str) -> dict[str, Any]:
-    device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else platform.processor() or "cpu"
+    device = (
+        torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else platform.processor() or "cpu"
+    )
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": f"{fabric.device.type}: {device}",
@@ -173,14 +192,7 @@ def _report(results: Results, output: Path, logger: Logger | None) -> None:
                 logger.log_table(f"evaluation/{name}", columns=header, data=rows)
         logger.log_image("evaluation/overview", [str(output.with_suffix(".png"))])
         for group, scores in results.groups().items():
-            logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = summarise(score.top1 for score in scores).mean
+            logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = summarise(
+                score.top1 for score in scores
+            ).mean
         logger.experiment.finish()
-
-
-def _option(args: list[str], name: str) -> str | None:
-    for at, arg in enumerate(args):
-        if arg == name and at + 1 < len(args):
-            return args[at + 1]
-        if arg.startswith(f"{name}="):
-            return arg.partition("=")[2]
-    return None

@@ -1,7 +1,6 @@
 """The paper's comparison in miniature: train a small model in the usual way, refine copies of it, evaluate each."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +22,14 @@ def quickstart(
     model: str = "mini_digits",
     data: str = "digits",
     methods: Sequence[str] = METHODS,
-    epochs: int = 20,
-    refine_epochs: int = 12,
+    epochs: int = 25,
+    refine_epochs: int = 16,
     draws: int = 10,
     keep: Sequence[int] = (3, 6, 9),
     seed: int = 0,
     output: Path = Path("quickstart"),
-    data_args: Sequence[str] = (),
+    train_images: int | None = None,
+    test_images: int | None = None,
 ) -> list[Results]:
     """Train one small model in the usual way, refine a copy of it by each method, and compare their accuracy.
 
@@ -45,7 +45,8 @@ def quickstart(
         keep: the numbers of layers to keep when pruning.
         seed: of everything random.
         output: the folder for checkpoints, results, table and plot; what an earlier run left there is replaced.
-        data_args: more arguments for the data, such as --data.train_images=6000.
+        train_images: use only so many training images, chosen at random.
+        test_images: use only so many test images, chosen at random.
     """
     for kind, names in (("model", [model]), ("data", [data]), ("method", list(methods))):
         for name in names:
@@ -53,13 +54,15 @@ def quickstart(
                 known = ", ".join(sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml")))
                 raise UserError(f"there is no configs/{kind}/{name}.yaml: choose from {known}")
     console = Console()
+    limits = {"train_images": train_images, "test_images": test_images}
+    images = [f"--data.{name}={count}" for name, count in limits.items() if count is not None]
 
     def fine_tune(name: str, method: str, *options: str) -> str:
         folder = output / name
         args = [f"--config={_config(*at)}" for at in (("model", model), ("data", data), ("method", method))]
         args += [f"--config={_config('trainer', 'cpu')}", f"--config={_config('optimizer', 'mini')}"]
         args += [f"--seed_everything={seed}", f"--trainer.logger.save_dir={output}", f"--trainer.logger.name={name}"]
-        args += ["--trainer.logger.version=", f"--checkpoint.dirpath={folder}", *data_args, *options]
+        args += ["--trainer.logger.version=", f"--checkpoint.dirpath={folder}", *images, *options]
         if not console.is_terminal:
             args.append("--trainer.enable_progress_bar=false")
         console.print(f"$ python train.py {shlex.join(args)}", style="dim", soft_wrap=True, highlight=False)

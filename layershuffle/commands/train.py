@@ -24,9 +24,11 @@ class LogConfig(SaveConfigCallback):
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called on rank zero only."""
+        # Beside or around the checkpoints; W&B runs have no other folder of their own.
         folder = Path(trainer.default_root_dir)
-        if trainer.loggers:
-            # Where Lightning puts the checkpoints; W&B runs have no folder of their own for anything else.
+        if not trainer.loggers:
+            folder /= "checkpoints"
+        else:
             logger = trainer.loggers[0]
             version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
             folder = Path(logger.save_dir or folder) / str(logger.name) / version
@@ -72,9 +74,11 @@ class TrainCLI(LightningCLI):
                 continue_wandb(logger, record.get("wandb"))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Lightning refuses a progress bar of ours together with enable_progress_bar=false, so it comes in here."""
+        """Add the callbacks that Lightning refuses where there is nothing for them to do."""
         if self.config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(ProgressBar())
+        if self.config.trainer.logger is not False:
+            self.trainer_defaults["callbacks"].append(LearningRateMonitor())
         return super().instantiate_trainer(**kwargs)
 
 
@@ -88,7 +92,8 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={
-            "callbacks": [LearningRateMonitor(), ThroughputLogger()],
+            "max_epochs": 20,
+            "callbacks": [ThroughputLogger()],
             "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
         },
         save_config_kwargs={"save_to_log_dir": False},
@@ -106,7 +111,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         print(f"interrupted{f'; go on with --ckpt_path {os.path.relpath(saved)}' if saved else ''}", file=sys.stderr)
         sys.exit(130)
     if kept and not kept.last_model_path:  # it ended, by max_steps say, before there was anything to select by
-        kept.last_model_path = str(Path(kept.dirpath) / "last.ckpt")
+        kept.last_model_path = str(Path(kept.dirpath or "") / "last.ckpt")
         trainer.save_checkpoint(kept.last_model_path)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
@@ -120,12 +125,15 @@ def train_command() -> None:
     kept = trainer.checkpoint_callback
     if isinstance(kept, ModelCheckpoint) and trainer.is_global_zero:
         path = os.path.relpath(kept.best_model_path or kept.last_model_path)
-        print(f"{'best' if kept.best_model_path else 'last'} checkpoint: {path}\nevaluate it with: python evaluate.py {path}")
+        print(f"{'best' if kept.best_model_path else 'last'} checkpoint: {path}")
+        print(f"evaluate it with: python evaluate.py {path}")
 
 
 class ProgressBar(RichProgressBar):
     """Without the logger's version, which says nothing of the run."""
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """The metrics beside the bar."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

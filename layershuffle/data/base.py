@@ -144,7 +144,7 @@ def from_config(config: dict[str, Any]) -> ImageData:
     """Make a data module from what ``ImageData.config`` returned.
 
     Raises:
-        UserError: (a ValueError) if its class is not one of ImageData's imported subclasses, or its arguments don't fit.
+        UserError: (a ValueError) if its class isn't one of ImageData's imported subclasses or its arguments don't fit.
     """
     known = {cls.__name__: cls for cls in _subclasses(ImageData)}
     name, args = config.get("class"), config.get("args")
@@ -153,16 +153,17 @@ def from_config(config: dict[str, Any]) -> ImageData:
     return known[name](**args)
 
 
-def _subclasses(cls: type) -> list[type]:
-    return [sub for child in cls.__subclasses__() for sub in [child, *_subclasses(child)]]
+def _subclasses(cls: type[ImageData]) -> list[type[ImageData]]:
+    children = cls.__subclasses__()
+    return children + [sub for child in children for sub in _subclasses(child)]
 
 
 def _arguments(cls: type) -> list[str]:
     """The named arguments of a class and of the parents that it hands its **kwargs to."""
     found: dict[str, None] = {}
     for parent in cls.__mro__[: cls.__mro__.index(ImageData) + 1]:
-        for parameter in inspect.signature(parent.__init__).parameters.values():
-            if parameter.name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+        for parameter in inspect.signature(parent).parameters.values():
+            if parameter.kind is not parameter.VAR_KEYWORD:
                 found[parameter.name] = None
     return list(found)
 

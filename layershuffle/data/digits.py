@@ -26,4 +26,4 @@ class Digits(ImageData):
         images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
         everything = TensorImages(images, torch.from_numpy(digits.target))
         test, rest = _split(everything, len(everything) // 5, seed=0)
-        return TensorImages(*everything.__getitems__((rest if train else test).indices))
+        return TensorImages(*everything.__getitems__(list((rest if train else test).indices)))

@@ -1,6 +1,7 @@
 """What happens to uint8 images on the device: resize, centre crop, normalise."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ class Preprocess(nn.Module):
     @classmethod
     def for_model(cls, model: OrderedViT) -> "Preprocess":
         """As timm's configuration of the model's backbone has it."""
-        mean, std = model.vit.pretrained_cfg["mean"], model.vit.pretrained_cfg["std"]
+        cfg: Any = model.vit.pretrained_cfg
+        mean, std = cfg["mean"], cfg["std"]
         if model.vit.in_chans == 1:
             mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
         return cls(image_size(model), mean, std)

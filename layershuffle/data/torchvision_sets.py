@@ -62,8 +62,8 @@ class TorchvisionImages(ImageData):
         return in_memory or DecodedImages(images, self.image_size)
 
     def _open(self, train: bool, download: bool) -> Any:
-        cls = getattr(torchvision.datasets, self.dataset, None)
-        if not inspect.isclass(cls):
+        cls: Any = getattr(torchvision.datasets, self.dataset, None)
+        if not isinstance(cls, type):
             raise UserError(f"torchvision has no data set named {self.dataset}")
         accepted = inspect.signature(cls).parameters
         options = self.train_args if train else self.test_args

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from layershuffle.results import Results, Score, Summary, summarise, write_whole
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STRATEGIES = {"first": "first layers kept", "even": "evenly spaced layers kept", "random": "random layers kept"}
-SEQUENCES = {"original": "-", "random": "--"}
+SEQUENCES: dict[str, Any] = {"original": "-", "random": "--"}
 
 
 def overview(several: Sequence[Results], path: str | Path, title: str = "") -> None:
@@ -76,7 +77,12 @@ def _pruned(axis: Axes, results: Results, strategy: str, colour: str) -> None:
         kept = [k for k, _ in points]
         axis.plot(kept, [100 * s.mean for _, s in points], style, color=colour, marker=".")
         axis.fill_between(
-            kept, [100 * s.min for _, s in points], [100 * s.max for _, s in points], color=colour, alpha=0.12, linewidth=0
+            kept,
+            [100 * s.min for _, s in points],
+            [100 * s.max for _, s in points],
+            color=colour,
+            alpha=0.12,
+            linewidth=0,
         )
         axis.set_xticks(kept)
 

@@ -59,7 +59,9 @@ def comparison(several: Sequence[Results]) -> tuple[list[str], Rows]:
 
 def terminal(header: list[str], rows: Rows, title: str = "") -> Table:
     """A table for rich's console that fits 80 columns where it can."""
-    table = Table(title=title, title_justify="left", title_style="bold underline", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold underline", box=box.SIMPLE_HEAD, padding=0, show_edge=False
+    )
     for column, name in enumerate(header):
         table.add_column(name.replace("-", "-\n") if len(name) > 12 else name, justify="right" if column else "left")
     for row in rows:

@@ -1,0 +1,27 @@
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: quickstart test format clean
+
+quickstart: .venv/ready  ## the paper's comparison in miniature, on scikit-learn's digits
+	$(BIN)/python -m layershuffle.commands.quickstart
+
+test: .venv/ready  ## the whole test suite, formatting and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv
