@@ -103,7 +103,9 @@ def trials(protocols: Sequence[str], depth: int, settings: Settings) -> list[Tri
     """
     if unknown := [name for name in protocols if name not in PROTOCOLS]:
         raise UserError(f"there is no protocol named {unknown[0]}: choose from {', '.join(PROTOCOLS)}")
-    return [trial for name in protocols for trial in PROTOCOLS[name](depth, settings)]
+    if found := [trial for name in protocols for trial in PROTOCOLS[name](depth, settings)]:
+        return found
+    raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
 
 
 # --- Running ------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class PositionEncoding(nn.Module):
     """Tells a layer the position it holds (LayerShuffle-position, arXiv 2407.04513, section 3.2).
 
     One table of position vectors for the model, zero at first as in the authors' code, and one projection
-    per layer: ``z + Dropout(GELU(Linear(LayerNorm(concat(z, e_p)))))`` for every token z.
+    per layer: ``z + Dropout(GELU(Linear(LayerNorm(concat(z, e_p)))))`` for every token z. A layer's two halves, run
+    apart, share its projection.
     """
 
     def __init__(self, depth: int, dim: int, positions: int, size: int = 32, dropout: float = 0.0) -> None:

@@ -387,13 +387,19 @@ def test_a_broken_image_is_named(capsys, tmp_path):
     assert "Traceback" not in line
 
 
-def test_a_full_disk_is_one_sentence(capsys, compared):
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
-    line = fails(
-        capsys, evaluate_command, str(compared[0] / "layershuffle/best.ckpt"), "--output=/dev/full/results.json"
-    )
-    assert "could not be written" in line
+def test_results_that_cannot_be_written_say_so_before_the_work(capsys, compared):
+    Path("file").write_text("")
+    line = fails(capsys, evaluate_command, str(compared[0] / "layershuffle/best.ckpt"), "--output=file/results.json")
+    assert "file/results.json can't be written" in line
+
+
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
+    line = fails(capsys, train, *DIGITS, *QUIET, "--trainer.max_epochs=1", "--data.train_images=64")
+    assert "the disk is full" in line
 
 
 def test_a_quickstart_of_unknown_parts(capsys):

@@ -167,6 +167,8 @@ def test_a_set_without_an_array_in_memory(tmp_path):
             Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{at}.png")
     data = TorchvisionImages("EuroSAT", 2, root=str(tmp_path), train_args={}, test_args={}, image_size=16, workers=0)
     data.setup("test")
+    with pytest.raises(ValueError, match="num_classes is 1, but EuroSAT has 2 classes"):
+        TorchvisionImages("EuroSAT", 1, root=str(tmp_path), train_args={}, test_args={}).setup("test")
     images, labels = batches(data.test_dataloader())
     assert images.shape == (6, 3, 16, 16)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]

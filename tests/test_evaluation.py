@@ -172,5 +172,7 @@ def test_pruned_orders_by_every_strategy_in_both_sequences():
 def test_protocols_that_ask_too_much():
     with pytest.raises(ValueError, match="no protocol named shuffled: choose from sequential"):
         trials(["shuffled"], 12, Settings())
+    with pytest.raises(ValueError, match="nothing to score"):
+        trials(["given"], 12, Settings())
     with pytest.raises(ValueError, match="13 layers can't be kept of 12"):
         trials(["pruned"], 12, Settings(keep=(13,)))

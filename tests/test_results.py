@@ -31,7 +31,7 @@ def results(method="layershuffle", **changes):
     ]
     fields = {
         "model": {"name": "best", "method": method, "config": {"num_classes": 10}},
-        "data": {"class": "Digits", "images": 50},
+        "data": {"name": "Digits", "images": 50},
         "evaluation": {"seed": 0},
         "environment": {"device": "cpu"},
         "scores": scores,

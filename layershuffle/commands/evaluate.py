@@ -2,6 +2,7 @@
 
 import platform
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,10 @@ def evaluate_command(args: list[str] | None = None) -> Results:
     source = args[0] if args and not args[0].startswith("-") else None
     # What the options of --data mean depends on the checkpoint's own data set, so it is read first.
     subject = load(source, next(iter(option_values(args, "--pretrained")), None)) if source else None
-    if subject and subject.data:
-        data = from_config(subject.data).config()
-        command.set_defaults({"data": {"class_path": f"layershuffle.data.{data['class']}", "init_args": data["args"]}})
+    if subject and subject.data and not option_values(args, "--data"):
+        made = from_config(subject.data)
+        path = f"{type(made).__module__}.{type(made).__qualname__}"
+        command.set_defaults({"data": {"class_path": path, "init_args": made.config()["args"]}})
     config = command.parse_args(args)
     if subject is None:
         subject = load(config.checkpoint, config.pretrained)
@@ -90,9 +92,10 @@ def evaluate_command(args: list[str] | None = None) -> Results:
         )
     refuse_secrets(config.as_dict())
     continue_wandb(config.logger, subject.wandb)
+    output = _output(config)
     made = command.instantiate_classes(config)
     results = run(subject, made.data, config)
-    _report(results, _output(config), made.logger)
+    _report(results, output, made.logger)
     return results
 
 
@@ -132,7 +135,7 @@ def run(subject: Subject, data: ImageData, config: Namespace) -> Results:
     used = {"protocols": protocols, "draws": settings.draws, "keep": config.keep, "seed": settings.seed}
     return Results(
         model=subject.record,
-        data={**data.config(), "split": config.split, "images": scores[0].images},
+        data={"name": data.name, **data.config(), "split": config.split, "images": scores[0].images},
         evaluation=used | {"batch_size": batches.batch_size},
         environment=_environment(fabric, config.precision),
         scores=scores,
@@ -151,12 +154,9 @@ def _settings(config: Namespace) -> tuple[Settings, list[str]]:
 
 
 def _environment(fabric: Fabric, precision: str) -> dict[str, Any]:
-    device = (
-        torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else platform.processor() or "cpu"
-    )
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": f"{fabric.device.type}: {device}",
+        "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else _processor(),
         "precision": precision,
         "layershuffle": __version__,
         "torch": torch.__version__,
@@ -166,10 +166,31 @@ def _environment(fabric: Fabric, precision: str) -> dict[str, Any]:
     }
 
 
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"CPU: {names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
 def _output(config: Namespace) -> Path:
-    """Where the results go: never over earlier ones, unless their name was given."""
-    if config.output:
-        return Path(config.output)
+    """Where the results go, found and tried before the work: never over earlier ones, unless their name was given.
+
+    Raises:
+        UserError: if nothing can be written there.
+    """
+    path = Path(config.output) if config.output else _unused(config)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
+
+
+def _unused(config: Namespace) -> Path:
     source = Path(config.checkpoint)
     folder, name = (source.parent, source.stem) if source.is_file() else (Path(), source.name.replace(":", "_"))
     candidates = (folder / f"{name}.evaluation{f'-{n}' if n > 1 else ''}.json" for n in range(1, 10_000))
@@ -177,14 +198,14 @@ def _output(config: Namespace) -> Path:
 
 
 def _report(results: Results, output: Path, logger: Logger | None) -> None:
-    results.save(output)
-    title = f"{results.label} on {results.data['images']} images ({results.data['class']}, {results.data['split']})"
-    plots.overview([results], output.with_suffix(".png"), title)
+    title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
     console = Console()
     found = {name: table(results) for name, table in (("orders", tables.full_depth), ("pruned", tables.by_kept))}
     for name, (header, rows) in found.items():
         if rows:
             console.print(tables.terminal(header, rows, title if name == "orders" else "Pruned: top-1 %"))
+    results.save(output)
+    plots.overview([results], output.with_suffix(".png"), title)
     console.print(f"results: {output}\nplot: {output.with_suffix('.png')}", soft_wrap=True, highlight=False)
     if isinstance(logger, WandbLogger):
         for name, (header, rows) in found.items():

@@ -79,7 +79,7 @@ def quickstart(
         console.print(f"$ python evaluate.py {shlex.join(args)}", style="dim", soft_wrap=True, highlight=False)
         several.append(evaluate_command(args))
     header, rows = tables.comparison(several)
-    title = f"{several[0].data['class']}: {several[0].data['images']} test images, {draws} draws of each random order"
+    title = f"{several[0].data['name']}: {several[0].data['images']} test images, {draws} draws of each random order"
     plots.overview(several, output / "overview.png", title)
     write_whole(output / "table.md", tables.markdown(header, rows))
     console.print(tables.terminal(header, rows, title))

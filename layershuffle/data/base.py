@@ -81,6 +81,11 @@ class ImageData(pl.LightningDataModule):
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
         raise NotImplementedError
 
+    @property
+    def name(self) -> str:
+        """What tables and plots call it."""
+        return type(self).__name__
+
     def setup(self, stage: str | None = None) -> None:
         """Load what ``stage`` needs: "test" only the test images, any other stage all of them."""
         if "test" not in self.sets:

@@ -52,6 +52,10 @@ class ImageFolders(ImageData):
         self.root = root
 
     @property
+    def name(self) -> str:
+        return Path(self.root).name
+
+    @property
     def num_classes(self) -> int:  # type: ignore[override]
         """The number of class folders in ``ROOT/train``."""
         return len(self._classes("train"))

@@ -49,6 +49,10 @@ class TorchvisionImages(ImageData):
         self.train_args = train_args
         self.test_args = test_args
 
+    @property
+    def name(self) -> str:
+        return self.dataset
+
     def prepare_data(self) -> None:
         """Download, if asked to; Lightning calls this on one process only."""
         if self.download:
@@ -59,6 +63,8 @@ class TorchvisionImages(ImageData):
         """Raises UserError if the files are not there, or torchvision has no such set."""
         images = self._open(train, download=False)
         in_memory = _in_memory(images)
+        if in_memory is None and len(getattr(images, "classes", ())) > self.num_classes:
+            raise UserError(f"num_classes is {self.num_classes}, but {self.dataset} has {len(images.classes)} classes")
         return in_memory or DecodedImages(images, self.image_size)
 
     def _open(self, train: bool, download: bool) -> Any:
