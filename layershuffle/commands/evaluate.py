@@ -135,7 +135,7 @@ def run(subject: Subject, data: ImageData, config: Namespace) -> Results:
     used = {"protocols": protocols, "draws": settings.draws, "keep": config.keep, "seed": settings.seed}
     return Results(
         model=subject.record,
-        data={"name": data.name, **data.config(), "split": config.split, "images": scores[0].images},
+        data={"name": data.label, **data.config(), "split": config.split, "images": scores[0].images},
         evaluation=used | {"batch_size": batches.batch_size},
         environment=_environment(fabric, config.precision),
         scores=scores,

@@ -82,7 +82,7 @@ class ImageData(pl.LightningDataModule):
         raise NotImplementedError
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """What tables and plots call it."""
         return type(self).__name__
 

@@ -52,7 +52,7 @@ class ImageFolders(ImageData):
         self.root = root
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         return Path(self.root).name
 
     @property

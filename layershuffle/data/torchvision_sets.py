@@ -50,7 +50,7 @@ class TorchvisionImages(ImageData):
         self.test_args = test_args
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         return self.dataset
 
     def prepare_data(self) -> None:
