@@ -14,20 +14,22 @@ class ThroughputLogger(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.images = 0
-        self.since = 0.0
+        self.batches, self.images, self.seconds, self.since = 0, 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out what came between two epochs."""
-        self.images, self.since = 0, time.perf_counter()
+        self.since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and log every log_every_n_steps."""
+        """Count, and log every log_every_n_steps batches."""
+        now = time.perf_counter()
+        self.seconds += now - self.since
+        self.since = now
+        self.batches += 1
         self.images += len(batch[1]) * trainer.world_size
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (trainer.global_step + 1) % every == 0:
-            now = time.perf_counter()
-            pl_module.log("train/images_per_second", self.images / (now - self.since), rank_zero_only=True)
-            self.images, self.since = 0, now
+        if every and self.batches >= every:
+            pl_module.log("train/images_per_second", self.images / self.seconds, rank_zero_only=True)
+            self.batches, self.images, self.seconds = 0, 0, 0.0

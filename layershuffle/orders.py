@@ -265,7 +265,7 @@ class LayerDrop(OrderSampler):
 
 
 class Depth(OrderSampler):
-    """Always the first ``k`` layers: reduced-depth refinement (arXiv 2407.04513, section 4.2)."""
+    """Always the first ``k`` layers: reduced-depth refinement (arXiv 2407.04513, figure 1)."""
 
     method = "reduced-depth"
 

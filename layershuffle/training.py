@@ -140,7 +140,9 @@ class FineTuner(pl.LightningModule):
                 )
         else:
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        total = max(1, int(self.trainer.estimated_stepping_batches))
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total) and self.schedule != "constant":
+            raise UserError(f"a {self.schedule} schedule needs an end to reach zero at: set max_epochs or max_steps")
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:

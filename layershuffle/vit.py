@@ -47,7 +47,7 @@ class PositionEncoding(nn.Module):
 
     def forward(self, tokens: Tensor, layer: int, position: int) -> Tensor:
         """tokens: [batch, tokens, dim], returned in the same shape with the position mixed in."""
-        vector = self.table.weight[position].expand(*tokens.shape[:-1], -1)
+        vector = self.table.weight[position].to(tokens.dtype).expand(*tokens.shape[:-1], -1)
         return self.projections[layer](torch.cat([tokens, vector], dim=-1)) + tokens
 
 

@@ -43,7 +43,7 @@ def compared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         methods = ("baseline", "layershuffle", "layershuffle_predict")
-        results = quickstart(methods=methods, epochs=10, refine_epochs=6, draws=5, keep=(3, 9), output=Path("out"))
+        results = quickstart(methods=methods, epochs=18, refine_epochs=12, draws=5, keep=(3, 9), output=Path("out"))
     return folder / "out", {result.label: result for result in results}
 
 

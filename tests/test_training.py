@@ -6,6 +6,7 @@ import torch
 from conftest import SMALL
 from torch.nn import functional as F
 
+from layershuffle.callbacks import ThroughputLogger
 from layershuffle.checkpoints import read_file
 from layershuffle.data import Digits
 from layershuffle.orders import (
@@ -133,6 +134,19 @@ def test_schedules(tmp_path, schedule, expected):
     rates.seen = []
     trainer(tmp_path, callbacks=[rates]).fit(tuner(schedule=schedule, warmup_steps=2), datamodule=Digits())
     assert rates.seen == pytest.approx([1e-4 * factor for factor in expected])
+
+
+def test_a_schedule_without_an_end_says_so(tmp_path):
+    with pytest.raises(ValueError, match="a linear schedule needs an end"):
+        trainer(tmp_path, max_epochs=-1).fit(tuner(schedule="linear"), datamodule=Digits())
+    endless = trainer(tmp_path, max_epochs=-1, max_time={"seconds": 0})
+    endless.fit(tuner(), datamodule=Digits())
+
+
+def test_throughput_is_logged(tmp_path):
+    run = trainer(tmp_path, callbacks=[ThroughputLogger()], log_every_n_steps=3)
+    run.fit(tuner(), datamodule=Digits())
+    assert 1 < float(run.callback_metrics["train/images_per_second"]) < 1e6
 
 
 def test_the_default_optimizer_is_the_papers(tmp_path):

@@ -190,9 +190,13 @@ def test_pretrained_paths(tmp_path, images, small, name):
     bigger = layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **SMALL | {"img_size": 16})
     assert bigger.vit.pos_embed.shape == (1, 17, 32)
 
-    colour = layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **SMALL | {"in_chans": 3})
+
+def test_pretrained_colour_weights_on_grey_images(tmp_path, small):
+    colour = small(in_chans=3).vit
+    torch.save(colour.state_dict(), tmp_path / "colour.pth")
+    grey = layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(tmp_path / "colour.pth"), **SMALL)
     torch.testing.assert_close(
-        colour.vit.patch_embed.proj.weight.sum(1), model.vit.patch_embed.proj.weight[:, 0], rtol=1e-5, atol=1e-6
+        grey.vit.patch_embed.proj.weight, colour.patch_embed.proj.weight.sum(1, keepdim=True), rtol=1e-5, atol=1e-6
     )
 
 

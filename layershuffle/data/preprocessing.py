@@ -37,7 +37,7 @@ class Preprocess(nn.Module):
         """As timm's configuration of the model's backbone has it."""
         cfg: Any = model.vit.pretrained_cfg
         mean, std = cfg["mean"], cfg["std"]
-        if model.vit.in_chans == 1:
+        if model.config.get("in_chans") == 1:
             mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
         return cls(image_size(model), mean, std)
 
