@@ -1,5 +1,6 @@
 """The command lines as users type them: what works end to end, and how everything that can't work fails."""
 
+import csv
 import json
 import re
 import shutil
@@ -178,6 +179,31 @@ def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):
     args = [*DIGITS, *QUIET, "--data.train_images=128", "--model.timm_args.depth=2", "--checkpoint.dirpath=kept"]
     assert train([*args, "--trainer.max_epochs=1"]).global_step == 1
     assert train([*args, "--trainer.max_epochs=3", "--ckpt_path=kept/last.ckpt"]).global_step == 3
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(tmp_path):
+    # So hot that the loss doesn't fall steadily.
+    args = [*DIGITS, *QUIET, "--data.train_images=300", "--model.timm_args.depth=2", "--model.optimizer.lr=0.05"]
+    train([*args, "--trainer.max_epochs=6", "--trainer.logger.version=run", *configs("method/layershuffle")])
+    run = tmp_path / "runs" / "run"
+    with (run / "metrics.csv").open() as file:
+        losses = {int(row["epoch"]): float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]}
+    best = min(losses, key=lambda epoch: losses[epoch])
+    assert len(losses) == 6
+    assert best != 5
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == best
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 5
+
+
+def test_cifar100_is_trained_on_at_another_size(tmp_path, monkeypatch):
+    fake_cifar100(tmp_path / "data", monkeypatch)
+    small = '{"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}'
+    args = configs("model/vit_b16", "data/cifar100", "method/layershuffle_position", "trainer/cpu")
+    args += [f"--model.timm_args={small}", "--model.pretrained=false", "--trainer.max_epochs=1", "--data.batch_size=64"]
+    trainer = train([*args, *QUIET])
+    assert trainer.model.model.vit.head.out_features == 100
+    assert trainer.global_step == 2
+    assert set(trainer.callback_metrics) >= {"val/sequential", "val/arbitrary", "val/loss"}
 
 
 # --- Evaluating what there is -------------------------------------------------------------------------------

@@ -55,7 +55,6 @@ class TrainCLI(LightningCLI):
                 "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM},
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/loss",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -74,7 +73,11 @@ class TrainCLI(LightningCLI):
                 continue_wandb(logger, record.get("wandb"))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Add the callbacks that Lightning refuses where there is nothing for them to do."""
+        """Add the callbacks that depend on others, or that Lightning refuses where there is nothing for them to do."""
+        # ModelCheckpoint's own save_last writes last.ckpt only when the best one changes.
+        folder = self.config.checkpoint.dirpath
+        last = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
+        self.trainer_defaults["callbacks"].append(last)
         if self.config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(ProgressBar())
         if self.config.trainer.logger is not False:
@@ -102,17 +105,13 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         run=False,
     )
     cli.datamodule.image_size = image_size(cli.model.model)
-    trainer, kept = cli.trainer, cli.trainer.checkpoint_callback
-    assert kept is None or isinstance(kept, ModelCheckpoint)
+    trainer = cli.trainer
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     except SystemExit:  # how Lightning ends a fit that was interrupted
-        saved = kept and kept.last_model_path
-        print(f"interrupted{f'; go on with --ckpt_path {os.path.relpath(saved)}' if saved else ''}", file=sys.stderr)
+        saved = checkpoint_paths(trainer).get("last")
+        print(f"interrupted{f'; go on with --ckpt_path {saved}' if saved else ''}", file=sys.stderr)
         sys.exit(130)
-    if kept and not kept.last_model_path:  # it ended, by max_steps say, before there was anything to select by
-        kept.last_model_path = str(Path(kept.dirpath or "") / "last.ckpt")
-        trainer.save_checkpoint(kept.last_model_path)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             logger.experiment.finish()  # else the next run of this process would join this one
@@ -122,11 +121,17 @@ def train(args: list[str] | None = None) -> pl.Trainer:
 def train_command() -> None:
     """Fine-tune as the process's arguments say, then tell what to do with the result."""
     trainer = train()
-    kept = trainer.checkpoint_callback
-    if isinstance(kept, ModelCheckpoint) and trainer.is_global_zero:
-        path = os.path.relpath(kept.best_model_path or kept.last_model_path)
-        print(f"{'best' if kept.best_model_path else 'last'} checkpoint: {path}")
+    if trainer.is_global_zero:
+        for name, path in checkpoint_paths(trainer).items():
+            print(f"{name} checkpoint: {path}")
         print(f"evaluate it with: python evaluate.py {path}")
+
+
+def checkpoint_paths(trainer: pl.Trainer) -> dict[str, str]:
+    """The checkpoints that a run has saved: "last" and, once it was validated, "best"; relative to the working folder."""
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    paths = [os.path.relpath(callback.best_model_path) for callback in kept if callback.best_model_path]
+    return {Path(path).stem: path for path in sorted(paths, reverse=True)}
 
 
 class ProgressBar(RichProgressBar):
