@@ -128,7 +128,7 @@ def train_command() -> None:
 
 
 def checkpoint_paths(trainer: pl.Trainer) -> dict[str, str]:
-    """The checkpoints that a run has saved: "last" and, once it was validated, "best"; relative to the working folder."""
+    """What a run has saved, relative to the working folder: "last" and, once it was validated, "best"."""
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     paths = [os.path.relpath(callback.best_model_path) for callback in kept if callback.best_model_path]
     return {Path(path).stem: path for path in sorted(paths, reverse=True)}
