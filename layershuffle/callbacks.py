@@ -1,9 +1,30 @@
-"""Callbacks of the trainer."""
+"""What the trainer is given besides the model: throughput, and checkpoints that are whole or not there."""
 
+import io
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from layershuffle.results import write_whole
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final place and renames it, so that a full disk leaves the last one whole.
+
+    Lightning's own writes to the system's temporary folder and copies, which can end half-way.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises UserError if it can't be written."""
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), buffer.getbuffer())
 
 
 class ThroughputLogger(pl.Callback):

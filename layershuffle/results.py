@@ -123,7 +123,7 @@ def summarise(values: Iterable[float]) -> Summary:
     return Summary(n, mean, std, min(values), max(values), ci95)
 
 
-def write_whole(path: str | Path, content: str | bytes) -> None:
+def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
     """Write aside and rename, so that a crash or a full disk leaves what was there before.
 
     Raises:
@@ -134,7 +134,10 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            aside.write_bytes(content.encode() if isinstance(content, str) else content)
+            with aside.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

@@ -419,13 +419,19 @@ def test_results_that_cannot_be_written_say_so_before_the_work(capsys, compared)
     assert "file/results.json can't be written" in line
 
 
-def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint_whole(capsys, monkeypatch):
+    args = [*DIGITS, *QUIET, "--data.train_images=128", "--model.timm_args.depth=2", "--checkpoint.dirpath=kept"]
+    train([*args, "--trainer.max_epochs=1"])
+
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lightning.fabric.plugins.io.torch_io._atomic_save", full)
-    line = fails(capsys, train, *DIGITS, *QUIET, "--trainer.max_epochs=1", "--data.train_images=64")
-    assert "the disk is full" in line
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        line = fails(capsys, train, *args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt")
+    assert re.search(r"kept/(best|last)\.ckpt could not be written: No space left on device", line)
+    assert {path.name for path in Path("kept").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert train([*args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt"]).global_step == 2
 
 
 def test_a_quickstart_of_unknown_parts(capsys):

@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from layershuffle.callbacks import ThroughputLogger
+from layershuffle.callbacks import ThroughputLogger, WholeCheckpointIO
 from layershuffle.checkpoints import read_file
 from layershuffle.commands import Parser, continue_wandb, refuse_secrets
 from layershuffle.data import ImageData
@@ -82,7 +83,10 @@ class TrainCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(ProgressBar())
         if self.config.trainer.logger is not False:
             self.trainer_defaults["callbacks"].append(LearningRateMonitor())
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # the sharded ones write in their own way
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
 
 def train(args: list[str] | None = None) -> pl.Trainer:
