@@ -67,6 +67,30 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
     assert spy.orders == [Shuffle().draw(4, 5, step) for step in range(4, 8)]
 
 
+def test_a_resumed_run_reads_the_batches_an_uninterrupted_one_does(tmp_path):
+    class Labels(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.seen.append(batch[1].tolist())
+
+    whole, resumed = Labels(), Labels()
+    pl.seed_everything(3, verbose=False)
+    trainer(tmp_path, max_epochs=3, callbacks=[whole]).fit(tuner(), datamodule=Digits())
+    pl.seed_everything(3, verbose=False)
+    first = trainer(tmp_path, max_epochs=2)
+    first.fit(tuner(), datamodule=Digits())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    pl.seed_everything(3, verbose=False)
+    trainer(tmp_path, max_epochs=3, callbacks=[resumed]).fit(
+        tuner(), datamodule=Digits(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    assert len(whole.seen) == 12
+    assert resumed.seen == whole.seen[8:]
+    assert whole.seen[:4] != whole.seen[8:]
+
+
 def test_accumulated_batches_share_the_order(tmp_path):
     spy = Spy()
     trainer(tmp_path, callbacks=[spy], accumulate_grad_batches=2).fit(tuner(), datamodule=Digits())

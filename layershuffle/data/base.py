@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, default_collate
 
 from layershuffle.errors import UserError
 from layershuffle.orders import seeded
@@ -102,10 +102,17 @@ class ImageData(pl.LightningDataModule):
         return {"class": type(self).__name__, "args": {name: getattr(self, name) for name in _arguments(type(self))}}
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled by torch's global seed; an incomplete last batch is left out, so that all steps are alike."""
+        """Shuffled by torch's global seed and the epoch alone, so that a resumed run goes on with the same batches.
+
+        An incomplete last batch is left out, so that all steps are alike.
+        """
         train = self.sets["train"]
-        enough = len(train) >= self.batch_size  # type: ignore[arg-type]
-        return self._loader(train, self.batch_size, shuffle=True, drop_last=enough)
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        # Lightning tells it the epoch, as it does to any sampler that can be told.
+        sampler: DistributedSampler = DistributedSampler(
+            train, ranks, rank, shuffle=True, seed=torch.initial_seed() % 2**32
+        )
+        return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """In order, every image once."""
