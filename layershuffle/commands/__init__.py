@@ -68,6 +68,7 @@ def quieten() -> None:
         ".*You have overridden `on_after_batch_transfer`.*",
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The dirpath has changed from.*",
         ".*is deprecated.*",
         ".*LightningCLI's args parameter is intended to run from within Python.*",
     ):
