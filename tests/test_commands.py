@@ -434,6 +434,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint_whole(capsys
     assert train([*args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt"]).global_step == 2
 
 
+def test_a_run_folder_that_cannot_be_made(capsys):
+    Path("file").write_text("")
+    line = fails(capsys, train, *DIGITS, *QUIET, "--trainer.logger.save_dir=file")
+    assert "file could not be read or written: File exists" in line
+
+
 def test_a_quickstart_of_unknown_parts(capsys):
     assert "choose from" in fails(capsys, lambda args: quickstart(data="nope"))
 

@@ -54,9 +54,17 @@ def main(command: Callable[[], Any]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise
-        sys.exit(f"error: the disk is full ({error.filename or 'while writing'}): make room and run this again")
+        sys.exit(f"error: {error.filename or 'a file'} could not be read or written: {error.strerror}")
 
 
 def quieten() -> None:
