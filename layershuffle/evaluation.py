@@ -1,5 +1,6 @@
 """Scores orders: protocols name the orders, one runner scores them all on one pass over the data."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,15 @@ def pruned(depth: int, settings: Settings) -> Iterator[Trial]:
                     yield Trial("pruned", order if sequence == "original" else order.shuffled(rng), variant)
 
 
+def landscape(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Every choice of layers, in original sequence: 4,095 orders for 12 layers."""
+    if depth > 16:
+        raise UserError(f"the landscape of {depth} layers has {2**depth - 1:,} orders: it is for models of up to 16")
+    for kept in range(1, depth + 1):
+        for layers in itertools.combinations(range(depth), kept):
+            yield Trial("landscape", Order(layers), {"kept": kept})
+
+
 def given(depth: int, settings: Settings) -> Iterator[Trial]:
     """The orders that the caller names."""
     for order in settings.orders:
@@ -92,7 +102,7 @@ def given(depth: int, settings: Settings) -> Iterator[Trial]:
 
 
 Protocol = Callable[[int, Settings], Iterable[Trial]]
-PROTOCOLS: dict[str, Protocol] = {p.__name__: p for p in (sequential, arbitrary, pruned, given)}
+PROTOCOLS: dict[str, Protocol] = {p.__name__: p for p in (sequential, arbitrary, pruned, landscape, given)}
 
 
 def trials(protocols: Sequence[str], depth: int, settings: Settings) -> list[Trial]:
@@ -173,7 +183,7 @@ class Tally(Metric):
             "images": images,
             "top1": int(self.top1) / images,
             "top5": int(self.top5) / images,
-            "loss": loss / images if math.isfinite(loss) else None,
+            "loss": float(f"{loss / images:.7g}") if math.isfinite(loss) else None,  # all that a float32 sum says
             "position_accuracy": int(self.positions_right) / positions if positions else None,
         }
 

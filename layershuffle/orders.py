@@ -267,10 +267,12 @@ class LayerDrop(OrderSampler):
 class Depth(OrderSampler):
     """Always the first ``k`` layers: reduced-depth refinement (arXiv 2407.04513, figure 1)."""
 
-    method = "reduced-depth"
-
     def __init__(self, k: int) -> None:
         self.k = k
+
+    @property
+    def method(self) -> str:  # type: ignore[override]
+        return f"reduced-depth-{self.k}"
 
     def sample(self, depth: int, rng: random.Random) -> Order:
         return first(self.k, depth)

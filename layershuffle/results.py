@@ -5,7 +5,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from layershuffle.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,17 @@ class Results:
         return grouped
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON; the file appears whole or not at all."""
-        text = json.dumps({"layershuffle_results": FORMAT, **asdict(self)}, indent=1, allow_nan=False)
-        write_whole(path, text + "\n")
+        """Write as JSON, draws of the same thing as columns; the file appears whole or not at all."""
+        columns = [name for name in Score.__dataclass_fields__ if name not in ("protocol", "variant")]
+        groups = [
+            {"protocol": scores[0].protocol, "variant": scores[0].variant}
+            | {name: [getattr(score, name) for score in scores] for name in columns}
+            for scores in self.groups().values()
+        ]
+        head = {"layershuffle_results": FORMAT, **asdict(replace(self, scores=[]))}
+        text = json.dumps(head, indent=1, allow_nan=False).removesuffix("[]\n}")
+        rows = ",\n  ".join(json.dumps(group, allow_nan=False) for group in groups)
+        write_whole(path, f"{text}[\n  {rows}\n ]\n}}\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
@@ -93,10 +101,22 @@ class Results:
         if version != FORMAT:
             raise UserError(f"{path} is not a results file of this version (format {version}, not {FORMAT})")
         try:
-            scores = [Score(**score) for score in content.pop("scores")]
+            scores = []
+            for group in content.pop("scores"):
+                shared = {"protocol": group.pop("protocol"), "variant": group.pop("variant")}
+                scores += [Score(**shared, **dict(zip(group, row))) for row in zip(*group.values(), strict=True)]
             return cls(**content, scores=scores)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a whole results file: {error}") from error
+
+
+def pool(several: Iterable[Results]) -> list[Results]:
+    """One for each label, with the scores of all that bear it, such as the runs of a method with several seeds."""
+    pooled: dict[str, Results] = {}
+    for results in several:
+        before = pooled.get(results.label)
+        pooled[results.label] = replace(results, scores=before.scores + results.scores) if before else results
+    return list(pooled.values())
 
 
 @dataclass(frozen=True)

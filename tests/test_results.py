@@ -54,13 +54,13 @@ def test_files_that_are_no_results_say_why(tmp_path):
         ("cut", whole.read_text()[:-30], "is damaged"),
         ("binary", "\ud800", "is damaged"),
         ("list", "[]", "not a results file of this version"),
-        ("version", json.dumps(content | {"layershuffle_results": 99}), "format 99, not 1"),
+        ("version", json.dumps(content | {"layershuffle_results": 99}), "format 99, not 2"),
         (
             "short",
             json.dumps({k: v for k, v in content.items() if k != "scores"}),
             "not a whole results file: 'scores'",
         ),
-        ("other", json.dumps(content | {"scores": [{"top1": 1}]}), "not a whole results file"),
+        ("other", json.dumps(content | {"scores": [{"top1": [1]}]}), "not a whole results file"),
     ):
         path = tmp_path / f"{name}.json"
         path.write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -1,11 +1,12 @@
 """Results as tables, for the terminal and for Markdown."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from rich import box
 from rich.table import Table
 
-from layershuffle.results import Results, Summary, summarise
+from layershuffle.results import Results, Score, Summary, summarise
 
 Rows = list[list[str]]
 Group = tuple[object, ...]
@@ -49,12 +50,25 @@ def by_kept(results: Results) -> tuple[list[str], Rows]:
 
 
 def comparison(several: Sequence[Results]) -> tuple[list[str], Rows]:
-    """Several models side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, std over the orders."""
-    rows = []
-    for group in dict.fromkeys(group for results in several for group in results.groups()):
-        cells = [results.groups().get(group) for results in several]
-        rows.append([_name(group)] + [percent(summarise(s.top1 for s in c)) if c else "missing" for c in cells])
-    return ["top-1 %", *(results.label for results in several)], rows
+    """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, mean and standard deviation.
+
+    The deviation is over the seeds of a method, or over the orders where each was run with one seed.
+    """
+    columns: dict[str, list[dict[Group, list[Score]]]] = {}
+    for results in several:
+        columns.setdefault(results.label, []).append(results.groups())
+    one_seed = all(len(runs) == 1 for runs in columns.values())
+
+    def cell(group: Group, runs: list[dict[Group, list[Score]]]) -> str:
+        found = [[score.top1 for score in groups[group]] for groups in runs if group in groups]
+        if not found:
+            return "missing"
+        return percent(summarise(found[0] if one_seed else map(fmean, found)))
+
+    groups = dict.fromkeys(group for runs in columns.values() for groups in runs for group in groups)
+    return ["top-1 %", *columns], [
+        [_name(group), *(cell(group, runs) for runs in columns.values())] for group in groups
+    ]
 
 
 def terminal(header: list[str], rows: Rows, title: str = "") -> Table:
