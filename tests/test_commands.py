@@ -16,7 +16,7 @@ from test_reference import reference_folder
 
 from layershuffle.commands import main
 from layershuffle.commands.evaluate import evaluate_command
-from layershuffle.commands.quickstart import quickstart
+from layershuffle.commands.experiment import experiment
 from layershuffle.commands.train import train
 from layershuffle.results import Results
 
@@ -39,13 +39,19 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
-    """The quickstart with less training, from Python; its folder and its results."""
+    """The quickstart with less training; its folder and its results by method."""
     folder = tmp_path_factory.mktemp("quickstart")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        methods = ("baseline", "layershuffle", "layershuffle_predict")
-        results = quickstart(methods=methods, epochs=18, refine_epochs=12, draws=5, keep=(3, 9), output=Path("out"))
-    return folder / "out", {result.label: result for result in results}
+    content = yaml.safe_load((ROOT / "configs/experiment/quickstart.yaml").read_text())
+    setup = content["setups"]["digits"]
+    del setup["methods"]["layershuffle_position"]
+    setup["base"].append("--trainer.max_epochs=15")
+    for added in setup["methods"].values():
+        added.append("--trainer.max_epochs=12")
+    setup["evaluations"]["results"]["arguments"] = ["--orders 5 --keep 3 9"]
+    (folder / "less.yaml").write_text(yaml.safe_dump(content))
+    experiment([f"--scale={folder / 'less.yaml'}", f"--output={folder}"])
+    several = [Results.load(path) for path in folder.glob("digits/*/seed0/results.json")]
+    return folder / "digits", {results.label: results for results in several}
 
 
 def accuracy(results, protocol, **variant):
@@ -65,15 +71,8 @@ def test_refining_with_shuffled_layers_beats_the_baseline_in_arbitrary_order(com
 
 def test_the_quickstart_leaves_what_it_says(compared):
     folder, results = compared
-    assert {path.name for path in folder.iterdir()} >= {
-        "overview.png",
-        "table.md",
-        "baseline.json",
-        "baseline.png",
-        "base",
-    }
-    for name, result in results.items():
-        assert Results.load(folder / f"{name.replace('-', '_')}.json") == result
+    assert {path.name for path in folder.iterdir()} >= {"overview.png", "table.md", "base", "baseline", "layershuffle"}
+    for result in results.values():
         assert result.environment["torch"] == torch.__version__
         assert len(result.model["sha256"]) == 64
         assert result.data["images"] == 359
@@ -440,11 +439,9 @@ def test_a_run_folder_that_cannot_be_made(capsys):
     assert "file could not be read or written: File exists" in line
 
 
-def test_a_quickstart_of_unknown_parts(capsys):
-    assert "choose from" in fails(capsys, lambda args: quickstart(data="nope"))
-
-
 def test_results_are_json_without_surprises(compared):
-    content = json.loads((compared[0] / "layershuffle.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert content["layershuffle_results"] == 1
+    content = json.loads(
+        (compared[0] / "layershuffle/seed0/results.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
+    assert content["layershuffle_results"] == 2
     assert content["evaluation"]["draws"] == 5

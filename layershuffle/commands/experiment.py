@@ -122,7 +122,7 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console) -> i
                 running[process.sentinel] = (at, process, slot, progress.add_task(f"  {at.name}", total=None))
                 waiting.remove(at)
                 slots.remove(slot)
-            for sentinel in wait(list(running)):
+            for sentinel in wait(list(running)) if running else ():
                 at, process, slot, task = running.pop(sentinel)
                 process.join()
                 slots.append(slot)
