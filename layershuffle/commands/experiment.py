@@ -154,10 +154,12 @@ def submit(missing: Sequence[Cell], folder: Path, parameters: dict[str, Any], co
         executor = submitit.AutoExecutor(logs, cluster="slurm")
         for at in missing:
             record = folder / at.name / "slurm_job"
-            if record.is_file() and not (job := submitit.SlurmJob(logs, record.read_text())).done():
-                jobs[at.name] = job.job_id
-                console.print(f"{at.name}: job {job.job_id} is at it", highlight=False)
-                continue
+            if record.is_file():
+                job: Any = submitit.SlurmJob(logs, record.read_text())
+                if not job.done():
+                    jobs[at.name] = job.job_id
+                    console.print(f"{at.name}: job {job.job_id} is at it", highlight=False)
+                    continue
             needed = [jobs[name] for name in at.needs if name in jobs]
             dependency = {"dependency": f"afterok:{':'.join(needed)}"} if needed else {}
             executor.update_parameters(name=at.name.replace("/", "-"), **parameters)

@@ -1,0 +1,32 @@
+"""Makes the report of an experiment from its results files alone."""
+
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from rich.console import Console
+
+from layershuffle.commands import Parser, main
+from layershuffle.report import html
+from layershuffle.report.collect import collect
+from layershuffle.report.sections import sections
+
+
+def report(folder: Path, output: Path | None = None, title: str = "LayerShuffle, reproduced") -> None:
+    """Write every table and figure of arXiv 2407.04513, section 4, for which there are results, beside the paper's.
+
+    Args:
+        folder: results files are looked for here and in all folders below.
+        output: the folder for index.html, report.md, figures and data; by default FOLDER/report.
+        title: of the page.
+    """
+    console = Console(stderr=True)
+    setups, complaints = collect(folder)
+    for complaint in complaints:
+        console.print(f"warning: {complaint}", highlight=False, soft_wrap=True)
+    found = sections(setups, complaints)
+    html.write(title, found, output or folder / "report")
+    print(f"report: {output or folder / 'report'}/index.html and report.md")
+
+
+if __name__ == "__main__":
+    main(lambda: auto_cli(report, parser_class=Parser))

@@ -1,0 +1,129 @@
+"""Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from layershuffle.errors import UserError
+from layershuffle.report import paper
+from layershuffle.results import Results, Score
+
+SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model's results, from one or more files.
+
+    Attributes:
+        label: its method.
+        seed: of its training.
+        files: the results files, with their paths from the report's folder.
+    """
+
+    label: str
+    seed: int
+    files: dict[str, Results] = field(default_factory=dict)
+
+    def scores(self, protocol: str, **variant: Any) -> list[Score]:
+        """Its scores of a protocol whose variant has these values; at most from one file."""
+        for results in self.files.values():
+            found = [s for s in results.scores if s.protocol == protocol and variant.items() <= s.variant.items()]
+            if found:
+                return found
+        return []
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A backbone on a data set.
+
+    Attributes:
+        backbone: what the paper calls it, or timm's name and what was changed of it.
+        data: what the paper calls it, or the data set's name.
+        runs: by method and seed.
+    """
+
+    backbone: str
+    data: str
+    runs: dict[tuple[str, int], Run] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that it has runs of, the paper's first and in the paper's sequence."""
+        found = dict.fromkeys(label for label, _ in sorted(self.runs))
+        return [*(m for m in paper.METHODS if m in found), *(m for m in found if m not in paper.METHODS)]
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds of its runs."""
+        return sorted({seed for _, seed in self.runs})
+
+    def of(self, method: str) -> list[Run]:
+        """The runs of a method, by seed."""
+        return [run for (label, _), run in sorted(self.runs.items()) if label == method]
+
+    def missing(self) -> list[str]:
+        """The cells that other methods or seeds of the setup, or the paper's methods, lead one to expect."""
+        wanted = dict.fromkeys((*paper.METHODS, *self.methods))
+        return [f"{m}, seed {s}" for m in wanted for s in self.seeds if (m, s) not in self.runs]
+
+
+def collect(folder: Path) -> tuple[list[Setup], list[str]]:
+    """The setups found below ``folder``, and a sentence for every file that was left out.
+
+    A file that can't be read is left out; so are two that disagree about the same cell, both of them.
+
+    Raises:
+        UserError: (a ValueError) if there is no results file at all.
+    """
+    complaints: list[str] = []
+    read: dict[str, Results] = {}
+    for path in sorted(folder.rglob("*.json")):
+        name = str(path.relative_to(folder))
+        if path.name.startswith(".") or not _claims_to_be_results(path):
+            continue
+        try:
+            read[name] = Results.load(path)
+        except UserError as error:
+            complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
+    setups: dict[tuple[str, str], Setup] = {}
+    for name, results in _agreeing(read, complaints).items():
+        backbone, data = _titles(results)
+        setup = setups.setdefault((backbone, data), Setup(backbone, data))
+        seed = results.model.get("seed") or 0
+        run = setup.runs.setdefault((results.label, seed), Run(results.label, seed))
+        run.files[name] = results
+    if not setups:
+        raise UserError(f"there are no results files below {folder}" + "".join(f"; {text}" for text in complaints))
+    return list(setups.values()), complaints
+
+
+def _claims_to_be_results(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'"layershuffle_results"' in file.read(200)
+
+
+def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Results]:
+    """Without repetitions, and without those that say different things of the same cell."""
+    kept: dict[Any, str] = {}
+    bad: set[Any] = set()
+    for name, results in read.items():
+        config, evaluation = results.model.get("config"), results.evaluation
+        cell = json.dumps(
+            [config, results.label, results.model.get("seed"), results.data["name"], evaluation], sort_keys=True
+        )
+        if cell in kept and read[kept[cell]].scores != results.scores:
+            complaints.append(f"{kept[cell]} and {name} disagree about the same cell; both were left out")
+            bad.add(cell)
+        kept.setdefault(cell, name)
+    return {name: read[name] for cell, name in kept.items() if cell not in bad}
+
+
+def _titles(results: Results) -> tuple[str, str]:
+    config = results.model["config"]
+    changed = [text.format(config[key]) for key, text in SHAPE.items() if key in config]
+    known = paper.backbone(config["name"])
+    backbone = (known or config["name"]) + (f" ({', '.join(changed)})" if changed else "")
+    return backbone, paper.DATA.get(results.data["name"], results.data["name"])

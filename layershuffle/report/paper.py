@@ -1,0 +1,43 @@
+"""The LayerShuffle paper's own figures (arXiv 2407.04513, section 4), to set beside those measured here."""
+
+from fnmatch import fnmatch
+from typing import NamedTuple
+
+METHODS = ("baseline", "layershuffle", "layershuffle-position", "layershuffle-predict")
+
+
+class Figure(NamedTuple):
+    """Mean and standard deviation over five seeds, in percent."""
+
+    mean: float
+    std: float
+
+
+BACKBONES = {"vit_base_patch16_224*": "ViT-B/16", "deit_base_distilled_patch16_224*": "DeiT-B"}
+DATA = {"imagenet": "ImageNet-1k", "CIFAR100": "CIFAR-100"}
+
+_ROWS = {
+    ("ViT-B/16", "ImageNet-1k", "sequential"): "82.61 0.08 75.22 0.28 75.28 0.18 74.41 0.20",
+    ("ViT-B/16", "ImageNet-1k", "arbitrary"): "0.13 0.03 62.77 0.41 63.61 0.23 61.18 1.06",
+    ("DeiT-B", "ImageNet-1k", "sequential"): "81.16 0.06 76.57 0.12 76.18 0.46 75.08 0.27",
+    ("DeiT-B", "ImageNet-1k", "arbitrary"): "0.12 0.05 66.62 0.4 65.89 1.28 64.51 0.85",
+    ("ViT-B/16", "CIFAR-100", "sequential"): "89.62 0.26 64.43 0.95 61.98 0.49 60.88 0.76",
+    ("ViT-B/16", "CIFAR-100", "arbitrary"): "0.64 0.13 54.34 2.64 55.47 1.41 53.53 1.45",
+    ("DeiT-B", "CIFAR-100", "sequential"): "87.31 0.25 75.04 0.83 72.13 1.5 66.94 0.6",
+    ("DeiT-B", "CIFAR-100", "arbitrary"): "0.53 0.16 64.99 0.76 64.31 1.70 58.77 1.18",
+}
+
+TABLE_1 = {
+    (*row, method): Figure(*map(float, numbers))
+    for row, text in _ROWS.items()
+    for method, numbers in zip(METHODS, zip(text.split()[::2], text.split()[1::2]))
+}
+"""By (backbone, data, "sequential" or "arbitrary", method)."""
+
+POSITION_ACCURACY = 99.99
+"""In percent, of layershuffle-predict (section 4.1)."""
+
+
+def backbone(name: str) -> str | None:
+    """The paper's name of a timm model, None for a model that it doesn't have."""
+    return next((title for pattern, title in BACKBONES.items() if fnmatch(name, pattern)), None)
