@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 
+from layershuffle import export
 from layershuffle.checkpoints import read_file, sha256
 from layershuffle.errors import UserError
 from layershuffle.reference import load_reference
@@ -35,7 +36,7 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
 
     Args:
         source: a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints (config.json and
-            model.safetensors or pytorch_model.bin), or the name of a timm model.
+            model.safetensors or pytorch_model.bin), a folder of export, or the name of a timm model.
         pretrained: for a timm model, a path to its weights; by default they are fetched.
         num_classes: for a timm model, its classes; by default those it was trained on.
 
@@ -43,6 +44,8 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
         UserError: (a ValueError) if it is none of these or can't be read.
     """
     path = Path(source)
+    if (path / export.RECORD_FILE).is_file():
+        return Subject(*export.read(path))
     if path.is_dir():
         return _authors(path)
     if (
@@ -72,7 +75,7 @@ def _ours(path: Path) -> Subject:
     except (TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path} is damaged, its weights don't fit the model it names: {reason}") from error
-    kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version")}
+    kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version", "merged")}
     about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
     return Subject(model, about, record.get("data"), record.get("wandb"))
 

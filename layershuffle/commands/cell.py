@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.merge import merge_command
 from layershuffle.commands.train import train
 from layershuffle.errors import UserError
 from layershuffle.experiments import Cell, Step
@@ -19,6 +20,7 @@ from layershuffle.version import __version__
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
     "train": ("train.py", train),
     "evaluate": ("evaluate.py", evaluate_command),
+    "merge": ("-m layershuffle.commands.merge", merge_command),
 }
 RECORD = "cell.json"
 """Says in a cell's folder which of its steps were finished, with which arguments and in what time."""

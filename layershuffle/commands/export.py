@@ -1,0 +1,36 @@
+"""Exports a checkpoint for others."""
+
+import sys
+from pathlib import Path
+
+from layershuffle.commands import Parser, main
+from layershuffle.errors import UserError
+from layershuffle.export import export
+from layershuffle.loading import load
+from layershuffle.results import Results
+
+
+def export_command(args: list[str] | None = None) -> None:
+    """Export as ``args`` say, by default those of the process."""
+    parser = Parser(
+        prog="export",
+        description="Write a folder with safetensors, a configuration that timm's local-dir: and hf-hub: loaders read, "
+        "and a model card.",
+    )
+    parser.add_argument("checkpoint", help="a checkpoint of train.py, or a merged one")
+    parser.add_argument("folder", type=Path, help="a new folder")
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help="evaluate.py's files, for the model card")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights, for the model card")
+    config = parser.parse_args(sys.argv[1:] if args is None else args)
+    subject = load(config.checkpoint)
+    if "method" not in subject.record:
+        raise UserError(f"{config.checkpoint} is not a checkpoint of train.py")
+    results = [Results.load(path) for path in config.results]
+    export(subject.model, subject.record, subject.data, config.folder, results, config.license)
+    print(f"exported to {config.folder}: timm.create_model('local-dir:{config.folder}', pretrained=True)")
+    if subject.model.encoding:
+        print("note: timm's model lacks the position encoding, layershuffle.loading.load has it")
+
+
+if __name__ == "__main__":
+    main(export_command)
