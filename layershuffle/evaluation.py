@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from layershuffle import named_orders as systems
 from layershuffle import orders as named
 from layershuffle.errors import UserError
 from layershuffle.orders import Order, seeded
@@ -26,12 +27,16 @@ class Settings:
     Attributes:
         draws: how many random orders stand for a random choice.
         keep: the numbers of layers to keep when pruning; by default each quarter of the depth.
+        ends: the painters' n: the first n + 1 and the last n layers stay in place; by default every n there is.
+        loops: how often looped-parallel runs its step.
         orders: orders given one by one.
         seed: decides the random orders.
     """
 
     draws: int = 10
     keep: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    loops: tuple[int, ...] = (3,)
     orders: tuple[Order, ...] = ()
     seed: int = 0
 
@@ -91,19 +96,83 @@ def given(depth: int, settings: Settings) -> Iterator[Trial]:
         yield Trial("given", order, {"order": str(order)})
 
 
+def painters(depth: int, settings: Settings) -> Iterator[Trial]:
+    """The middle layers skipped, repeated, reversed, shuffled, in parallel and looped (arXiv 2407.09298)."""
+    for n in settings.ends or range(max(1, depth // 2)):
+        affected = len(systems.middle(n, depth))
+        strategies = {
+            "skip": systems.skip(n, depth),
+            "middle-repeat": systems.middle_repeat(n, depth),
+            "reverse": systems.reverse(n, depth),
+            "parallel": systems.parallel(n, depth),
+        }
+        strategies |= {f"looped-parallel {k}x": systems.looped_parallel(n, k, depth) for k in settings.loops}
+        for strategy, order in strategies.items():
+            yield Trial("painters", order, {"affected": affected, "strategy": strategy})
+        for draw in range(settings.draws):
+            order = systems.random_middle(n, depth, seeded(settings.seed, "painters", n, draw))
+            yield Trial("painters", order, {"affected": affected, "strategy": "random"})
+
+
+def ablations(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Each layer left out by itself (arXiv 2406.19384)."""
+    for layer in range(depth):
+        yield Trial("ablations", systems.ablate(layer, depth), {"layer": layer})
+
+
+def swaps(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Each layer exchanged with the next (arXiv 2406.19384)."""
+    for layer in range(depth - 1):
+        yield Trial("swaps", systems.swap(layer, layer + 1, depth), {"layer": layer})
+
+
+def swap_matrix(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Every two layers exchanged; on the diagonal nothing is."""
+    for one in range(depth):
+        for other in range(one, depth):
+            yield Trial("swap-matrix", systems.swap(one, other, depth), {"one": one, "other": other})
+
+
+def sublayers(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Attention and feed-forward halves: sandwich orders of every k, and random permutations (arXiv 1911.03864)."""
+    for k in range(depth + 1):
+        yield Trial("sublayers", systems.sandwich(k, depth), {"strategy": "sandwich", "k": k})
+    for draw in range(settings.draws):
+        order = systems.sublayers(depth).shuffled(seeded(settings.seed, "sublayers", draw))
+        yield Trial("sublayers", order, {"strategy": "random"})
+
+
 Protocol = Callable[[int, Settings], Iterable[Trial]]
-PROTOCOLS: dict[str, Protocol] = {p.__name__: p for p in (sequential, arbitrary, pruned, given)}
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.__name__.replace("_", "-"): protocol
+    for protocol in (sequential, arbitrary, pruned, given, painters, ablations, swaps, swap_matrix, sublayers)
+}
+LAYERWISE = ("given", "sublayers")
+"""The protocols whose orders name layers; the others speak of the steps of the model's own order."""
 
 
-def trials(protocols: Sequence[str], depth: int, settings: Settings) -> list[Trial]:
-    """Everything that ``protocols`` ask to be scored on a model of ``depth`` layers.
+def trials(protocols: Sequence[str], own: Order | int, settings: Settings) -> list[Trial]:
+    """Everything that ``protocols`` ask to be scored.
+
+    Args:
+        protocols: keys of PROTOCOLS.
+        own: the model's own order, or the depth of a model that runs its layers in sequence.
+        settings: what the protocols may ask for.
 
     Raises:
         UserError: (a ValueError) if there is no such protocol or the model can't do what it asks.
     """
     if unknown := [name for name in protocols if name not in PROTOCOLS]:
         raise UserError(f"there is no protocol named {unknown[0]}: choose from {', '.join(PROTOCOLS)}")
-    if found := [trial for name in protocols for trial in PROTOCOLS[name](depth, settings)]:
+    own = named.sequential(own) if isinstance(own, int) else own
+    layers = 1 + max(own.layers, default=-1)
+    found: list[Trial] = []
+    for name in protocols:
+        for trial in PROTOCOLS[name](layers if name in LAYERWISE else len(own), settings):
+            if trial.order is not None and name not in LAYERWISE:
+                trial = replace(trial, order=trial.order.over(own))
+            found.append(trial)
+    if found:
         return found
     raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
 
@@ -210,7 +279,7 @@ def evaluate(
     tallies: dict[Order | None, Tally] = {trial.order: Tally().to(fabric.device) for trial in to_score}
     for at, (images, labels) in enumerate(batches):
         images, labels = preprocess(images.to(fabric.device, non_blocking=True)), labels.to(fabric.device)
-        fresh = named.permutation(model.depth, seeded(seed, "per batch", at)) if None in tallies else None
+        fresh = model.order.shuffled(seeded(seed, "per batch", at)) if None in tallies else None
         with fabric.autocast():
             for order, output in outputs(model, images, [*fixed, fresh] if fresh else fixed):
                 if order in tallies:

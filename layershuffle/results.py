@@ -5,7 +5,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Results:
         evaluation: the protocols, their settings and the seed.
         environment: versions, device, precision and time.
         scores: one per order.
+        measures: what was measured besides, by name, such as the "cosine" similarities of the layers' activations.
     """
 
     model: dict[str, Any]
@@ -58,6 +59,7 @@ class Results:
     evaluation: dict[str, Any]
     environment: dict[str, Any]
     scores: list[Score]
+    measures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from layershuffle.checkpoints import read_backbone
 from layershuffle.errors import UserError
+from layershuffle.named_orders import named
 from layershuffle.orders import Order, OrderLike, Step, Unit, sequential
 
 Position = Literal["none", "encode", "predict"]
@@ -77,35 +78,48 @@ class OrderedViT(nn.Module):
     Args:
         vit: the backbone.
         position: "none", "encode" (PositionEncoding) or "predict" (PositionPrediction).
-        positions: how many positions can be told apart, by default as many as there are layers.
+        positions: how many positions can be told apart, by default as many as the own order has steps.
         head: how a distilled DeiT classifies: "average" of its two heads (timm, the DeiT paper), or the "class"
             token's head alone (the LayerShuffle authors' code). Other models have one head and ignore it.
+        order: the model's own order, which it runs unless told otherwise: by default its layers in sequence.
+
+    Raises:
+        UserError: (a ValueError) if the model can't run the own order.
     """
 
     def __init__(
-        self, vit: VisionTransformer, position: Position = "none", positions: int | None = None, head: Head = "average"
+        self,
+        vit: VisionTransformer,
+        position: Position = "none",
+        positions: int | None = None,
+        head: Head = "average",
+        order: OrderLike | None = None,
     ) -> None:
         super().__init__()
         self.vit = vit
         self.depth = len(vit.blocks)
-        self.positions = positions or self.depth
+        self.order = sequential(self.depth) if order is None else Order(order)
+        self.positions = positions or len(self.order)
         self.head = head
         self.encoding = PositionEncoding(self.depth, vit.embed_dim, self.positions) if position == "encode" else None
         self.prediction = (
             PositionPrediction(self.depth, vit.embed_dim, self.positions) if position == "predict" else None
         )
         self.config: dict[str, Any] = {}
+        self.check(self.order)
         if head == "class" and hasattr(vit, "head_dist"):
             vit.head_dist.requires_grad_(False)
 
     def forward(self, images: Tensor, order: OrderLike | None = None) -> Output:
         """Classify normalised ``images`` [batch, channels, height, width], running the layers in ``order``.
 
+        Without ``order`` the model's own runs.
+
         Raises:
             UserError: (a ValueError) if the order names a layer that the model lacks, or is longer than the
                 positions that it can encode or predict.
         """
-        order = sequential(self.depth) if order is None else self.check(order)
+        order = self.order if order is None else self.check(order)
         tokens = self.embed(images)
         position_logits = []
         for position, step in enumerate(order):
@@ -171,6 +185,7 @@ def create_model(
     *,
     positions: int | None = None,
     head: Head = "average",
+    order: str | None = None,
     norm_eps: float | None = None,
     **timm_args: Any,
 ) -> OrderedViT:
@@ -181,8 +196,12 @@ def create_model(
         num_classes: the classes to tell apart. A pretrained head of another size is replaced by a new one.
         position: what the layers make of their position: "none", "encode" or "predict".
         pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to
-            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of train.py.
-        positions: the positions that can be told apart, by default one per layer; more for orders with repeats.
+            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of train.py. With
+            ``depth`` among timm_args, the first so many of their layers.
+        positions: the positions that can be told apart, by default one per step of the own order; more for orders
+            with repeats.
+        order: the model's own order, which it runs unless told otherwise: an order's text or a name such as
+            ``cycle(6)``, see named_orders.NAMED. By default its layers in sequence.
         head: "average" or "class", for distilled models; see OrderedViT.
         norm_eps: the epsilon of the backbone's layer norms, by default timm's (1e-6).
         timm_args: anything that ``timm.create_model`` takes, such as ``img_size`` or ``drop_path_rate``.
@@ -192,10 +211,17 @@ def create_model(
             can't be fetched, can't be read, or belong to another backbone.
     """
     config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
-    config |= {"head": head, "norm_eps": norm_eps, **timm_args}
+    config |= {"head": head, "norm_eps": norm_eps, **({"order": order} if order else {}), **timm_args}
+    depth = timm_args.get("depth")
     try:
         if isinstance(pretrained, str):
-            timm_args["pretrained_cfg_overlay"] = _as_pretrained(read_backbone(pretrained), name, num_classes)
+            weights = _first_layers(read_backbone(pretrained), depth, pretrained)
+            timm_args["pretrained_cfg_overlay"] = _as_pretrained(weights, name, num_classes)
+        elif pretrained and depth:
+            whole = {key: value for key, value in timm_args.items() if key != "depth"}
+            weights = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole).state_dict()
+            weights = _first_layers(weights, depth, f"the pretrained {name}")
+            timm_args["pretrained_cfg_overlay"] = _as_pretrained(weights, name, num_classes)
         vit: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **timm_args)
     except Exception as error:
         raise _explained(error, name, pretrained) from error
@@ -206,9 +232,19 @@ def create_model(
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
-    model = OrderedViT(vit, position, positions, head)
+    own = named(order, sequential(len(vit.blocks))) if order else None
+    model = OrderedViT(vit, position, positions, head, own)
     model.config = config
     return model
+
+
+def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:
+    """What a model of ``depth`` layers takes of a deeper one's weights; all of them if no depth is asked for."""
+    layers = {key: int(key.split(".")[1]) for key in weights if key.startswith("blocks.")}
+    found = 1 + max(layers.values(), default=-1)
+    if depth and found < depth:
+        raise UserError(f"{source} has only {found} layers: a model of depth {depth} can't start from it")
+    return {key: value for key, value in weights.items() if depth is None or layers.get(key, -1) < depth}
 
 
 def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> dict[str, Any]:
