@@ -54,6 +54,7 @@ class FineTuner(pl.LightningModule):
         warmup_steps: steps over which the learning rate first rises linearly.
         head: how a distilled DeiT classifies: the "average" of its two heads, or the "class" token's alone.
         positions: how many positions the model can tell apart, by default as many as its own order has steps.
+        depth: the model's layers, by default as many as the backbone has. A pretrained one gives its first so many.
         order: the model's own order, which it runs unless told otherwise and whose steps the sampler draws from: an
             order's text, or a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv
             2104.06022), ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers in sequence.
@@ -74,13 +75,15 @@ class FineTuner(pl.LightningModule):
         warmup_steps: int = 0,
         head: Head = "average",
         positions: int | None = None,
+        depth: int | None = None,
         order: str | None = None,
         timm_args: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        timm_args = (timm_args or {}) | ({"depth": depth} if depth else {})
         self.model = create_model(
-            name, num_classes, position, pretrained, positions=positions, head=head, order=order, **(timm_args or {})
+            name, num_classes, position, pretrained, positions=positions, head=head, order=order, **timm_args
         )
         self.preprocess = Preprocess.for_model(self.model)
         self.sampler = sampler

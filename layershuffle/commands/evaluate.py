@@ -83,11 +83,12 @@ def _settings(config: Namespace, own: Order) -> tuple[Settings, list[str]]:
 def report(study: Study, results: Results) -> None:
     """Print the tables, save the results and the plots, and send them to W&B where the run is logged there."""
     console = Console()
+    title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
     found = tables.of(results)
     for name, (header, rows) in found.items():
-        console.print(tables.terminal(header, rows, study.title if name == "orders" else f"{name}: top-1 %"))
+        console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
     results.save(study.output)
-    drawn = plots.draw(results, study.output, study.title)
+    drawn = plots.draw(results, study.output, title)
     console.print(f"results: {study.output}", soft_wrap=True, highlight=False)
     for path in drawn.values():
         console.print(f"plot: {path}", soft_wrap=True, highlight=False)

@@ -74,13 +74,6 @@ class Study:
     output: Path
     made: Namespace
 
-    @property
-    def title(self) -> str:
-        """What tables and plots say on top."""
-        name = self.subject.record.get("method") or self.subject.record["name"]
-        count = len(self.batches.dataset)  # type: ignore[arg-type]
-        return f"{name} on {count} images ({self.data.label}, {self.config.split})"
-
     def score(self, to_score: list[Trial], batches: DataLoader | None = None, what: str = "evaluating") -> list[Score]:
         """The scores of ``to_score`` on ``batches``, by default all of them, with a progress bar."""
         batches = batches or self.batches
