@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -30,6 +30,7 @@ class Settings:
         ends: the painters' n: the first n + 1 and the last n layers stay in place; by default every n there is.
         loops: how often looped-parallel runs its step.
         orders: orders given one by one.
+        choices: the orders from which the model's images choose, if they do.
         seed: decides the random orders.
     """
 
@@ -38,7 +39,12 @@ class Settings:
     ends: tuple[int, ...] = ()
     loops: tuple[int, ...] = (3,)
     orders: tuple[Order, ...] = ()
+    choices: tuple[Order, ...] = ()
     seed: int = 0
+
+
+Pick = Literal["chosen", "oracle"]
+"""An order for each image: of the model's choices the one it takes, or the best (right if any is, then by its loss)."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,11 @@ class Trial:
     Attributes:
         protocol: the family of orders, a key of PROTOCOLS.
         variant: what tells it from others of the family, such as {"kept": 6, "strategy": "first"}.
-        order: the order, or None for a new random permutation in every batch.
+        order: the order, a Pick, or None for a new random permutation in every batch.
     """
 
     protocol: str
-    order: Order | None
+    order: Order | Pick | None
     variant: dict[str, Any] = field(default_factory=dict)
 
 
@@ -142,12 +148,33 @@ def sublayers(depth: int, settings: Settings) -> Iterator[Trial]:
         yield Trial("sublayers", order, {"strategy": "random"})
 
 
+def instancewise(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Each image in the order it chooses, in the best of them, and all in each of them (IOT, arXiv 2103.03457)."""
+    if not settings.choices:
+        raise UserError("this model's images choose no orders: instancewise is for models trained with model.choices")
+    yield Trial("instancewise", "chosen", {"order": "chosen"})
+    yield Trial("instancewise", "oracle", {"order": "oracle"})
+    for order in settings.choices:
+        yield Trial("instancewise", order, {"order": str(order)})
+
+
 Protocol = Callable[[int, Settings], Iterable[Trial]]
 PROTOCOLS: dict[str, Protocol] = {
     protocol.__name__.replace("_", "-"): protocol
-    for protocol in (sequential, arbitrary, pruned, given, painters, ablations, swaps, swap_matrix, sublayers)
+    for protocol in (
+        sequential,
+        arbitrary,
+        pruned,
+        given,
+        painters,
+        ablations,
+        swaps,
+        swap_matrix,
+        sublayers,
+        instancewise,
+    )
 }
-LAYERWISE = ("given", "sublayers")
+LAYERWISE = ("given", "sublayers", "instancewise")
 """The protocols whose orders name layers; the others speak of the steps of the model's own order."""
 
 
@@ -169,7 +196,7 @@ def trials(protocols: Sequence[str], own: Order | int, settings: Settings) -> li
     found: list[Trial] = []
     for name in protocols:
         for trial in PROTOCOLS[name](layers if name in LAYERWISE else len(own), settings):
-            if trial.order is not None and name not in LAYERWISE:
+            if isinstance(trial.order, Order) and name not in LAYERWISE:
                 trial = replace(trial, order=trial.order.over(own))
             found.append(trial)
     if found:
@@ -271,26 +298,51 @@ def evaluate(
     Raises:
         UserError: (a ValueError) before the first batch, if the model can't run one of the orders.
     """
-    for trial in to_score:
-        if trial.order is not None:
-            model.check(trial.order)
+    fixed = list(dict.fromkeys(trial.order for trial in to_score if isinstance(trial.order, Order)))
+    for order in fixed:
+        model.check(order)
     model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
-    fixed = list(dict.fromkeys(trial.order for trial in to_score if trial.order is not None))
-    tallies: dict[Order | None, Tally] = {trial.order: Tally().to(fabric.device) for trial in to_score}
+    tallies: dict[Order | Pick | None, Tally] = {trial.order: Tally().to(fabric.device) for trial in to_score}
+    picks = [pick for pick in get_args(Pick) if pick in tallies]
+    choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
+    chosen = torch.zeros(len(choices), device=fabric.device)
     for at, (images, labels) in enumerate(batches):
         images, labels = preprocess(images.to(fabric.device, non_blocking=True)), labels.to(fabric.device)
         fresh = model.order.shuffled(seeded(seed, "per batch", at)) if None in tallies else None
+        by_choice: dict[Order, Tensor] = {}
         with fabric.autocast():
-            for order, output in outputs(model, images, [*fixed, fresh] if fresh else fixed):
+            for order, output in outputs(model, images, [*fixed, *choices, *([fresh] if fresh else [])]):
                 if order in tallies:
                     tallies[order].update(output, labels)
                 if order == fresh:
                     tallies[None].update(output, labels)
+                if order in choices:
+                    by_choice[order] = output.logits.float()
                 on_output()
+            if choices and model.choice:
+                logits = torch.stack([by_choice[order] for order in choices])
+                picked = _picked(model.choice(model.embed(images)), logits, labels)
+                chosen += picked["chosen"].bincount(minlength=len(choices))
+                for pick in picks:
+                    each = torch.arange(len(labels), device=labels.device)
+                    tallies[pick].update(Output(logits[picked[pick], each]), labels)
     scores = {order: tally.compute() for order, tally in tallies.items()}
+    shares = dict(zip(choices, (chosen / chosen.sum()).tolist()))
     return [
         Score(
-            trial.protocol, trial.variant, str(trial.order) if trial.order is not None else None, **scores[trial.order]
+            trial.protocol,
+            trial.variant,
+            str(trial.order) if isinstance(trial.order, Order) else None,
+            **scores[trial.order],
+            chosen=shares.get(trial.order) if isinstance(trial.order, Order) else None,
         )
         for trial in to_score
     ]
+
+
+def _picked(choice_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[Pick, Tensor]:
+    """For each image which choice it takes, int64 [batch], by kind of Pick; logits: [choices, batch, classes]."""
+    losses = torch.stack([F.cross_entropy(of_one, labels, reduction="none") for of_one in logits])
+    wrong = logits.argmax(dim=2) != labels
+    # An order that is right can have the larger loss, but no loss is as large as this.
+    return {"chosen": choice_logits.argmax(dim=1), "oracle": (losses + 1e6 * wrong).argmin(dim=0)}

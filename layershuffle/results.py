@@ -23,12 +23,13 @@ class Score:
     Attributes:
         protocol: the family of orders it belongs to, such as "pruned".
         variant: what tells it from others of the family, such as {"kept": 6, "strategy": "first"}.
-        order: its text form, or None where a new random permutation ran in every batch.
+        order: its text form, or None where it differed: a new one for every batch, or one for each image.
         images: how many images were classified.
         top1: accuracy, 0 to 1.
         top5: accuracy of the five likeliest classes, 0 to 1.
         loss: mean cross-entropy, in nats, or None where it isn't finite.
         position_accuracy: how many positions the layers predicted rightly, 0 to 1, or None without prediction.
+        chosen: how many of the images chose this order, 0 to 1, or None where they had no choice.
     """
 
     protocol: str
@@ -39,6 +40,7 @@ class Score:
     top5: float
     loss: float | None
     position_accuracy: float | None
+    chosen: float | None = None
 
 
 @dataclass(frozen=True)

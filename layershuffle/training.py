@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
+from layershuffle.instancewise import InstanceWise, expected_loss
 from layershuffle.orders import Order, OrderSampler, Shuffle, seeded
 from layershuffle.version import __version__
 from layershuffle.vit import Head, Output, Position, create_model
@@ -58,6 +59,9 @@ class FineTuner(pl.LightningModule):
         order: the model's own order, which it runs unless told otherwise and whose steps the sampler draws from: an
             order's text, or a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv
             2104.06022), ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers in sequence.
+        choices: orders in the same form, from which each image learns to take one (IOT, arXiv 2103.03457); the sampler
+            has then nothing to do.
+        instancewise: how that is learnt.
         timm_args: what else ``timm.create_model`` takes, such as img_size or drop_path_rate.
         seed: decides the orders, together with the step and the process; train.py sets it to seed_everything.
     """
@@ -77,16 +81,27 @@ class FineTuner(pl.LightningModule):
         positions: int | None = None,
         depth: int | None = None,
         order: str | None = None,
+        choices: list[str] | None = None,
+        instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
         timm_args: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         timm_args = (timm_args or {}) | ({"depth": depth} if depth else {})
         self.model = create_model(
-            name, num_classes, position, pretrained, positions=positions, head=head, order=order, **timm_args
+            name,
+            num_classes,
+            position,
+            pretrained,
+            positions=positions,
+            head=head,
+            order=order,
+            choices=choices,
+            **timm_args,
         )
         self.preprocess = Preprocess.for_model(self.model)
         self.sampler = sampler
+        self.instancewise = instancewise
         self.position_loss = position_loss
         self.optimizer = optimizer
         self.schedule = schedule
@@ -97,7 +112,8 @@ class FineTuner(pl.LightningModule):
     @property
     def method(self) -> str:
         """The name of the method, such as ``layershuffle-position``."""
-        return method_name(self.sampler, self.model.config["position"], self.model.config.get("order"))
+        name = method_name(self.sampler, self.model.config["position"], self.model.config.get("order"))
+        return f"instancewise{name.removeprefix(self.sampler.method)}" if self.model.choice else name
 
     def draw(self, step: int, rank: int = 0) -> Order:
         """The order of training step ``step`` on process ``rank``, of the steps of the model's own order."""
@@ -111,6 +127,12 @@ class FineTuner(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch in one order. Batches that are accumulated into one update share the order, as one batch would."""
         images, labels = batch
+        if self.model.choice:
+            key = (self.seed, self.global_step, self.global_rank)
+            loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
+            self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
+            self.log_dict({f"train/{name}": value for name, value in measured.items()}, batch_size=len(labels))
+            return loss
         output = self.model(images, self.draw(self.global_step, self.global_rank))
         loss = classification = F.cross_entropy(output.logits, labels)
         logs = {"train/classification_loss": classification, "train/accuracy": self._accuracy(output, labels)}
@@ -126,8 +148,8 @@ class FineTuner(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Sequential and arbitrary-order accuracy side by side, always; and ``val/loss``, which selects the model.
 
-        val/loss is the cross-entropy of the classes under the orders that the method trains with. The random
-        orders depend on the seed and the batch alone, so every epoch is judged by the same ones.
+        val/loss is the cross-entropy of the classes under the orders that the method trains with, or that the images
+        choose. The random orders depend on the seed and the batch alone, so every epoch is judged by the same ones.
         """
         images, labels = batch
         own, key = self.model.order, (self.seed, "validation", batch_idx)
@@ -140,7 +162,8 @@ class FineTuner(pl.LightningModule):
         sync: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
         for kind in ("sequential", "arbitrary"):
             self.log(f"val/{kind}", self._accuracy(outputs[orders[kind]], labels), prog_bar=True, **sync)
-        self.log("val/loss", F.cross_entropy(outputs[orders["val"]].logits, labels), prog_bar=True, **sync)
+        judged = self.model(images) if self.model.choice else outputs[orders["val"]]
+        self.log("val/loss", F.cross_entropy(judged.logits, labels), prog_bar=True, **sync)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""

@@ -1,5 +1,6 @@
 """A timm vision transformer that runs any execution order, with position encoding or position prediction."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from layershuffle.checkpoints import read_backbone
 from layershuffle.errors import UserError
+from layershuffle.instancewise import OrderChoice, run_chosen
 from layershuffle.named_orders import named
 from layershuffle.orders import Order, OrderLike, Step, Unit, sequential
 
@@ -82,9 +84,10 @@ class OrderedViT(nn.Module):
         head: how a distilled DeiT classifies: "average" of its two heads (timm, the DeiT paper), or the "class"
             token's head alone (the LayerShuffle authors' code). Other models have one head and ignore it.
         order: the model's own order, which it runs unless told otherwise: by default its layers in sequence.
+        choices: orders from which each image takes one unless told otherwise (OrderChoice), if any.
 
     Raises:
-        UserError: (a ValueError) if the model can't run the own order.
+        UserError: (a ValueError) if the model can't run the own order or one of the choices.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class OrderedViT(nn.Module):
         positions: int | None = None,
         head: Head = "average",
         order: OrderLike | None = None,
+        choices: Sequence[Order] | None = None,
     ) -> None:
         super().__init__()
         self.vit = vit
@@ -105,22 +109,30 @@ class OrderedViT(nn.Module):
         self.prediction = (
             PositionPrediction(self.depth, vit.embed_dim, self.positions) if position == "predict" else None
         )
+        self.choice = None if choices is None else OrderChoice(choices, vit.embed_dim)
+        if self.choice and self.prediction:
+            raise UserError("images that choose their order can't predict positions: use position none or encode")
         self.config: dict[str, Any] = {}
-        self.check(self.order)
+        for own in (self.order, *(choices or ())):
+            self.check(own)
         if head == "class" and hasattr(vit, "head_dist"):
             vit.head_dist.requires_grad_(False)
 
     def forward(self, images: Tensor, order: OrderLike | None = None) -> Output:
         """Classify normalised ``images`` [batch, channels, height, width], running the layers in ``order``.
 
-        Without ``order`` the model's own runs.
+        Without ``order`` the model's own runs, or each image in the order it chooses where the model has choices.
 
         Raises:
             UserError: (a ValueError) if the order names a layer that the model lacks, or is longer than the
                 positions that it can encode or predict.
         """
-        order = self.order if order is None else self.check(order)
-        tokens = self.embed(images)
+        if order is None and self.choice:
+            return run_chosen(self, self.choice, images)
+        return self.run(self.embed(images), self.order if order is None else self.check(order))
+
+    def run(self, tokens: Tensor, order: Order) -> Output:
+        """From embedded tokens [batch, tokens, dim] to the output, in an order that was checked."""
         position_logits = []
         for position, step in enumerate(order):
             tokens, step_logits = self.run_step(tokens, step, position)
@@ -186,6 +198,7 @@ def create_model(
     positions: int | None = None,
     head: Head = "average",
     order: str | None = None,
+    choices: Sequence[str] | None = None,
     norm_eps: float | None = None,
     **timm_args: Any,
 ) -> OrderedViT:
@@ -202,6 +215,7 @@ def create_model(
             with repeats.
         order: the model's own order, which it runs unless told otherwise: an order's text or a name such as
             ``cycle(6)``, see named_orders.NAMED. By default its layers in sequence.
+        choices: orders in the same form, from which each image takes one unless told otherwise (arXiv 2103.03457).
         head: "average" or "class", for distilled models; see OrderedViT.
         norm_eps: the epsilon of the backbone's layer norms, by default timm's (1e-6).
         timm_args: anything that ``timm.create_model`` takes, such as ``img_size`` or ``drop_path_rate``.
@@ -211,7 +225,9 @@ def create_model(
             can't be fetched, can't be read, or belong to another backbone.
     """
     config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
-    config |= {"head": head, "norm_eps": norm_eps, **({"order": order} if order else {}), **timm_args}
+    config |= {"head": head, "norm_eps": norm_eps, **timm_args}
+    config |= {"order": order} if order else {}
+    config |= {"choices": list(choices)} if choices is not None else {}
     depth = timm_args.get("depth")
     try:
         if isinstance(pretrained, str):
@@ -232,8 +248,9 @@ def create_model(
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
-    own = named(order, sequential(len(vit.blocks))) if order else None
-    model = OrderedViT(vit, position, positions, head, own)
+    own = named(order or "sequential", sequential(len(vit.blocks)))
+    several = None if choices is None else [named(text, own) for text in choices]
+    model = OrderedViT(vit, position, positions, head, own, several)
     model.config = config
     return model
 

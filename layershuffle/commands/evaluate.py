@@ -9,9 +9,9 @@ from layershuffle.commands.study import Study, open_study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation import PROTOCOLS, Settings, trials
 from layershuffle.named_orders import named
-from layershuffle.orders import Order
 from layershuffle.report import plots, tables
 from layershuffle.results import Results, summarise
+from layershuffle.vit import OrderedViT
 
 
 def parser() -> Parser:
@@ -55,17 +55,18 @@ def parser() -> Parser:
 def evaluate_command(args: list[str] | None = None) -> Results:
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
     study = open_study(parser(), args)
-    settings, protocols = _settings(study.config, study.subject.model.order)
-    scores = study.score(trials(protocols, study.subject.model.order, settings))
+    model = study.subject.model
+    settings, protocols = _settings(study.config, model)
+    scores = study.score(trials(protocols, model.order, settings))
     used = {"protocols": protocols, "draws": settings.draws, "keep": study.config.keep}
     results = study.results(scores, used | {"ends": study.config.ends, "loops": study.config.loops})
     report(study, results)
     return results
 
 
-def _settings(config: Namespace, own: Order) -> tuple[Settings, list[str]]:
+def _settings(config: Namespace, model: OrderedViT) -> tuple[Settings, list[str]]:
     counts = [text for text in config.orders if text.strip().isdecimal()]
-    orders = tuple(named(text, own) for text in config.orders if text not in counts)
+    orders = tuple(named(text, model.order) for text in config.orders if text not in counts)
     if len(counts) > 1 or any(int(text) < 1 for text in counts) or any(len(order) == 0 for order in orders):
         raise UserError("--orders takes one number from 1 up, orders in quotes such as '3 1 2', or both")
     settings = Settings(
@@ -74,6 +75,7 @@ def _settings(config: Namespace, own: Order) -> tuple[Settings, list[str]]:
         ends=tuple(dict.fromkeys(config.ends or ())),
         loops=tuple(dict.fromkeys(config.loops)),
         orders=orders,
+        choices=model.choice.orders if model.choice else (),
         seed=config.seed,
     )
     protocols = config.protocols or (["sequential"] if orders else ["sequential", "arbitrary", "pruned"])

@@ -77,7 +77,8 @@ class Study:
     def score(self, to_score: list[Trial], batches: DataLoader | None = None, what: str = "evaluating") -> list[Score]:
         """The scores of ``to_score`` on ``batches``, by default all of them, with a progress bar."""
         batches = batches or self.batches
-        model, orders = self.subject.model, {trial.order for trial in to_score}
+        model = self.subject.model
+        orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
         with self.progress(f"{what} {self.subject.record['name']}", len(batches) * len(orders)) as (bar, task):
             return evaluate(
                 model,

@@ -36,6 +36,7 @@ def of(results: Results) -> dict[str, tuple[list[str], Rows]]:
 def full_depth(results: Results) -> tuple[list[str], Rows]:
     """One model: everything measured for each group of orders but those of GRIDS."""
     predicts = any(score.position_accuracy is not None for score in results.scores)
+    chooses = any(score.chosen is not None for score in results.scores)
     rows = []
     for group, scores in results.groups().items():
         if group[0] in GRIDS:
@@ -49,8 +50,21 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
         if predicts:
             right = [score.position_accuracy for score in scores if score.position_accuracy is not None]
             row.append(f"{100 * summarise(right).mean:.2f}" if right else "")
+        if chooses:
+            row.append("" if scores[0].chosen is None else f"{100 * scores[0].chosen:.1f}")
         rows.append(row)
-    return ["order", "n", "top-1 %", "min", "max", "±95%", "top-5", "loss", *["pos. %"] * predicts], rows
+    return [
+        "order",
+        "n",
+        "top-1 %",
+        "min",
+        "max",
+        "±95%",
+        "top-5",
+        "loss",
+        *["pos. %"] * predicts,
+        *["chosen %"] * chooses,
+    ], rows
 
 
 def grid(results: Results, protocol: str) -> tuple[list[str], Rows]:
