@@ -154,8 +154,8 @@ def instancewise(depth: int, settings: Settings) -> Iterator[Trial]:
         raise UserError("this model's images choose no orders: instancewise is for models trained with model.choices")
     yield Trial("instancewise", "chosen", {"order": "chosen"})
     yield Trial("instancewise", "oracle", {"order": "oracle"})
-    for order in settings.choices:
-        yield Trial("instancewise", order, {"order": str(order)})
+    for at, order in enumerate(settings.choices, 1):
+        yield Trial("instancewise", order, {"order": f"{at} of {len(settings.choices)}"})
 
 
 Protocol = Callable[[int, Settings], Iterable[Trial]]

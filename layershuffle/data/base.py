@@ -1,7 +1,6 @@
 """The LightningDataModule behind every data set: splits, loaders, and how a run records its data."""
 
 import inspect
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -131,7 +130,7 @@ class ImageData(pl.LightningDataModule):
         """
         images = self.sets[split]
         total = len(images)  # type: ignore[arg-type]
-        count = round(total * fraction) if math.isfinite(fraction) else -1
+        count = round(total * fraction)
         if not 0 < count < total:
             raise UserError(
                 f"a search needs images to search on and others to report on: {fraction} of {total} leaves none for one"

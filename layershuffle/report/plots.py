@@ -1,6 +1,7 @@
 """Results as pictures."""
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
         figures["layers"] = lambda path: layer_by_layer(results, path, title)
     if "swap-matrix" in protocols:
         figures["swap-matrix"] = lambda path: swap_matrix(results, path, title)
+    if "sublayers" in protocols:
+        figures["sublayers"] = lambda path: sandwiches(results, path, title)
+    if "instancewise" in protocols:
+        figures["instancewise"] = lambda path: instancewise(results, path, title)
     if "cosine" in results.measures:
         figures["cosine"] = lambda path: cosine(results, path, title)
     if "search" in results.measures:
@@ -150,6 +155,38 @@ def layer_by_layer(results: Results, path: str | Path, title: str = "") -> None:
         if points:
             _line(axis, points, label, at)
     axis.set_xticks(range(1 + max(score.variant["layer"] for score in scores)))
+    figure.legend(loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def sandwiches(results: Results, path: str | Path, title: str = "") -> None:
+    """Top-1 accuracy of the sandwich orders by k (arXiv 1911.03864), and of random sublayer permutations."""
+    figure, axis = _figure(results, title, xlabel="k attention sublayers first, k feed-forward sublayers last")
+    scores = [score for score in results.scores if score.protocol == "sublayers"]
+    ks = [score.variant["k"] for score in scores if "k" in score.variant]
+    draws = [100 * score.top1 for score in scores if score.variant["strategy"] == "random"]
+    _line(axis, {s.variant["k"]: [100 * s.top1] for s in scores if "k" in s.variant}, "sandwich", 0)
+    if draws:
+        _line(axis, dict.fromkeys(ks, draws), "random permutations", 1)
+    axis.set_xticks(ks)
+    figure.legend(loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def instancewise(results: Results, path: str | Path, title: str = "") -> None:
+    """Top-1 accuracy when images choose their order, at best, and in each order, with how many chose it."""
+    scores = [score for score in results.scores if score.protocol == "instancewise"]
+    figure, axis = _figure(results, title)
+    for at, score in enumerate(scores):
+        axis.bar(at, 100 * score.top1, color=COLOURS[0 if score.order is None else 1], alpha=0.85)
+        chosen = "" if score.chosen is None else f"\n{100 * score.chosen:.0f}% chose it"
+        label = f"{100 * score.top1:.1f}{chosen}"
+        axis.annotate(label, (at, 100 * score.top1), (0, 4), textcoords="offset points", ha="center", fontsize=7)
+    names = ["each image's\nchoice", "each image's\nbest (oracle)"]
+    names += [textwrap.fill(str(score.order), 16) for score in scores if score.order is not None]
+    axis.set_xticks(range(len(scores)), names, fontsize=7)
+    axis.set_ylim(0, 112)
+    axis.set_yticks(range(0, 101, 20))
     figure.legend(loc="outside right center", frameon=False)
     _save(figure, path)
 
