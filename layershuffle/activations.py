@@ -21,7 +21,7 @@ def cosine_similarities(
     fabric: Fabric,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """How alike the activations after every two steps of the model's own order are (arXiv 2407.09298, section 3.1).
+    """How alike the activations after every two steps of the model's own order are (arXiv 2407.09298).
 
     The cosine of a token after one step with the same token after the other, averaged over tokens and images.
 

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InstanceWise:
-    """How instance-wise reordering is trained (arXiv 2103.03457, section 3).
+    """How instance-wise reordering is trained (arXiv 2103.03457).
 
     Attributes:
         temperature: of the Gumbel-softmax at the first step.
         decay: the temperature falls by exp(-decay) with every step.
         min_temperature: where it stays.
-        exploration: the weight of the loss that keeps the mean choice near uniform; the authors' code uses 0.1.
-        specialisation: the weight of the loss that keeps each choice far from uniform; the authors' code uses 0.01.
+        exploration: the weight of the loss that keeps the mean choice near uniform; the authors' example uses 0.1.
+        specialisation: the weight of the loss that keeps each choice far from uniform; the authors' example uses 0.01.
         floor: probabilities count as at least this in the specialisation loss, which else has no lower end; the
-            authors' code uses 0.05.
+            authors' example uses 0.05.
     """
 
     temperature: float = 10.0
@@ -87,7 +87,7 @@ def expected_loss(
         key: (seed, step, process), which decide the Gumbel noise.
 
     Returns:
-        The sum of the three losses (arXiv 2103.03457, section 3.3), and what to log: the expected cross-entropy as
+        The sum of the three losses (arXiv 2103.03457), and what to log: the expected cross-entropy as
         ``classification_loss``, the two other losses, and the ``accuracy`` of the likeliest choices.
     """
     tokens = model.embed(images)
@@ -110,7 +110,7 @@ def expected_loss(
 
 
 def choice_losses(probabilities: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """The exploration and the specialisation loss (arXiv 2103.03457, section 3.3), of probabilities [batch, orders].
+    """The exploration and the specialisation loss (arXiv 2103.03457), of probabilities [batch, orders].
 
     The first is KL(uniform || the batch's mean); the second the negative mean of KL(uniform || each image's own).
     """

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from layershuffle.errors import UserError
 from layershuffle.orders import Order, Unit, evenly_spaced, first, sequential
 
-# --- Transformer Layers as Painters (arXiv 2407.09298, section 3 and figure 1) ------------------------------
+# --- Transformer Layers as Painters (arXiv 2407.09298) ------------------------------------------------------
 # The first n + 1 and the last n layers stay in place; the open interval between them is the middle.
 
 
@@ -68,7 +68,7 @@ def parallel(n: int, depth: int) -> Order:
     return looped_parallel(n, 1, depth)
 
 
-# --- Swaps and ablations (arXiv 2406.19384, section 3) ------------------------------------------------------
+# --- Swaps and ablations (arXiv 2406.19384) -----------------------------------------------------------------
 
 
 def swap(one: int, other: int, depth: int) -> Order:
@@ -89,7 +89,7 @@ def _layer(layer: int, depth: int) -> int:
     return layer
 
 
-# --- Parameter sharing (arXiv 2104.06022, section 2) --------------------------------------------------------
+# --- Parameter sharing (arXiv 2104.06022) -------------------------------------------------------------------
 
 
 def sequence(visits: int, depth: int) -> Order:
@@ -116,7 +116,7 @@ def _visits(visits: int, depth: int) -> int:
     return visits
 
 
-# --- Sublayers (arXiv 1911.03864, section 4) ----------------------------------------------------------------
+# --- Sublayers (arXiv 1911.03864) ---------------------------------------------------------------------------
 
 
 def sublayers(depth: int) -> Order:

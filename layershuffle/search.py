@@ -55,7 +55,7 @@ def _exchanged(order: Order, one: int, other: int) -> Order:
 
 
 def heavy_tail_exponents(model: OrderedViT) -> list[float]:
-    """How well each layer is trained, one exponent per layer, the smaller the better (arXiv 2302.02123, section 3).
+    """How well each layer is trained, one exponent per layer, the smaller the better (arXiv 2302.02123).
 
     The mean over the layer's weight matrices W of alpha, the exponent of the power law p(x) ~ x^-alpha fitted to the
     tail of the eigenvalues of W^T W, beginning where the fit is closest by the Kolmogorov-Smirnov distance.

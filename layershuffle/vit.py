@@ -140,8 +140,8 @@ class OrderedViT(nn.Module):
         return self.classify(tokens, position_logits)
 
     def check(self, order: OrderLike) -> Order:
-        """The order as an ``Order`` that this model can run; raises UserError if it can't."""
-        order = Order(order).check(self.depth)
+        """The order, or the one that a name of named_orders.NAMED means, if this model can run it; else a UserError."""
+        order = (named(order, self.order) if isinstance(order, str) else Order(order)).check(self.depth)
         if (self.encoding or self.prediction) and len(order) > self.positions:
             raise UserError(
                 f"the order has {len(order)} steps, but the model knows only {self.positions} positions: "

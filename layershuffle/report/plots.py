@@ -130,7 +130,7 @@ def _by_kept(results: Results, strategy: str, sequence: str) -> Iterator[tuple[i
 
 
 def painters(results: Results, path: str | Path, title: str = "") -> None:
-    """Top-1 accuracy against the number of layers affected, one line a strategy (arXiv 2407.09298, figure 2).
+    """Top-1 accuracy against the number of layers affected, one line a strategy (arXiv 2407.09298).
 
     Where a strategy is random the line is the mean and the band reaches from the worst draw to the best.
     """
@@ -247,7 +247,7 @@ def swap_matrix(results: Results, path: str | Path, title: str = "") -> None:
 
 
 def cosine(results: Results, path: str | Path, title: str = "") -> None:
-    """Cosine similarity of the activations after every two steps (arXiv 2407.09298, section 3.1)."""
+    """Cosine similarity of the activations after every two steps (arXiv 2407.09298)."""
     label = "cosine similarity of the activations"
     _heat_map(np.array(results.measures["cosine"]), path, title, label, "after step", ".2f")
 
