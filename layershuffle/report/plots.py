@@ -37,7 +37,7 @@ def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
     if "cosine" in results.measures:
         figures["cosine"] = lambda path: cosine(results, path, title)
     if "search" in results.measures:
-        figures["search"] = lambda path: search(results, path, title)
+        figures["search"] = lambda path: search(results, path)
     if "seconds_per_image" in results.measures:
         figures["depth"] = lambda path: depth_curve(results, path, title)
     if not figures or protocols & {"arbitrary", "pruned"} - ({"pruned"} if "depth" in figures else set()):
@@ -213,22 +213,25 @@ def depth_curve(results: Results, path: str | Path, title: str = "") -> None:
     _save(figure, path)
 
 
-def search(results: Results, path: str | Path, title: str = "") -> None:
+def search(results: Results, path: str | Path) -> None:
     """The loss at each step of a search, on the images it searched on; or what the layers were ranked by."""
     measures = results.measures["search"]
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     if "trace" in measures:
         losses = [np.nan if step["loss"] is None else step["loss"] for step in measures["trace"]]
-        axis.plot(range(len(losses)), losses, "o-", color=COLOURS[0], markersize=4)
-        axis.set(xlabel=f"steps of {measures['strategy']}", ylabel=f"cross-entropy on {measures['images']} images")
+        steps, label = range(len(losses)), "exchanges"
+        if measures["strategy"] == "greedy":
+            steps, label = range(1, len(losses) + 1), "layers appended"
+        axis.plot(steps, losses, "o-", color=COLOURS[0], markersize=4)
+        axis.set(xlabel=label, ylabel=f"cross-entropy on the {measures['images']} images searched on", xticks=steps)
         axis.set_ylim(bottom=0)
     else:
         axis.bar(range(len(measures["exponents"])), measures["exponents"], color=COLOURS[0])
         axis.set(xlabel="layer", ylabel="heavy-tail exponent", xticks=range(len(measures["exponents"])))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(f"{results.label} ({results.data['name']}, {results.data['split']}): {measures['strategy']}")
     _save(figure, path)
 
 

@@ -76,7 +76,7 @@ def grid(results: Results, protocol: str) -> tuple[list[str], Rows]:
     def cell(scores: list[Score] | None) -> str:
         top1 = summarise(score.top1 for score in scores) if scores else None
         # With more columns a terminal has no room for the deviations; they are in the results file.
-        return "" if top1 is None else percent(top1) if len(columns) <= 8 else f"{100 * top1.mean:.2f}"
+        return "" if top1 is None else percent(top1) if len(columns) <= 8 else f"{100 * top1.mean:.1f}"
 
     for rest in dict.fromkeys(group[1:] for group in cells):
         rows.append([_strategy(*rest) or "top-1 %"] + [cell(cells.get((column, *rest))) for column in columns])
