@@ -82,7 +82,13 @@ class Order:
                 for, or a parallel step would hold one layer twice.
         """
         self.check(len(own))
-        return Order(tuple(unit._of(part) for part in step for unit in own[part.layer]) for step in self.steps)
+        steps = [[unit._of(part) for part in step for unit in own[part.layer]] for step in self.steps]
+        for step in steps:
+            if twice := [unit for unit in step if step.count(unit) > 1]:
+                raise UserError(
+                    f"a parallel step can't hold {twice[0]} twice, which the model's own order runs repeatedly"
+                )
+        return Order(tuple(step) for step in steps)
 
     def shuffled(self, rng: random.Random) -> "Order":
         """The same steps in a uniformly random sequence."""

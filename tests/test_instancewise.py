@@ -78,14 +78,14 @@ def test_the_expected_loss_written_out(choosy, many):
         for k, order in enumerate(choosy.choice.orders)
         for b in range(40)
     )
-    assert float(measured["classification_loss"]) == pytest.approx(expected / 40, rel=1e-4)
+    assert measured["classification_loss"].item() == pytest.approx(expected / 40, rel=1e-4)
     exploration, specialisation = choice_losses(logits.softmax(1), 0.1)
-    assert float(loss) == pytest.approx(
-        expected / 40 + 0.3 * float(exploration) + 0.2 * float(specialisation), rel=1e-4
+    assert loss.item() == pytest.approx(
+        expected / 40 + 0.3 * exploration.item() + 0.2 * specialisation.item(), rel=1e-4
     )
     again, _ = expected_loss(choosy, choosy.choice, many, labels, how, (7, 5, 1))
     other, _ = expected_loss(choosy, choosy.choice, many, labels, how, (7, 6, 1))
-    assert float(again) == float(loss) != float(other)
+    assert again.item() == loss.item() != other.item()
     loss.backward()
     assert choosy.choice.predictor.weight.grad.abs().sum() > 0
     assert all(block.mlp.fc1.weight.grad.abs().sum() > 0 for block in choosy.vit.blocks)

@@ -186,6 +186,7 @@ def fails(capsys, command, *args):
         (evaluate_command, ["--protocols=painters", "--ends", "3"], "choose n from 0 to 2"),
         (evaluate_command, ["--protocols=painters", "--loops", "0"], "once or more, not 0 times"),
         (evaluate_command, ["--protocols=instancewise"], "is for models trained with model.choices"),
+        (evaluate_command, ["--orders", "5 4", "5 3", "5 4"], "--orders names '5 4' more than once"),
         (evaluate_command, ["--orders", "sandwich(7)"], "choose from 0 to 6"),
         (evaluate_command, ["--orders", "sandwitch(3)"], "there is no order named sandwitch"),
         (search_command, ["--fraction=0"], "leaves none for one"),

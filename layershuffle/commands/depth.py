@@ -2,7 +2,6 @@
 
 from layershuffle.activations import seconds_per_image
 from layershuffle.commands import main
-from layershuffle.commands.evaluate import report
 from layershuffle.commands.study import open_study, study_parser
 from layershuffle.data import Preprocess
 from layershuffle.errors import UserError
@@ -38,7 +37,7 @@ def depth_command(args: list[str] | None = None) -> Results:
         )
     measured = {"seconds_per_image": {str(k): float(f"{seconds:.4g}") for k, seconds in zip(depths, times)}}
     results = study.results(scores, {"draws": settings.draws, "repeats": study.config.repeats}, measured)
-    report(study, results)
+    study.report(results)
     return results
 
 

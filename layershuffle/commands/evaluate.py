@@ -1,16 +1,14 @@
 """evaluate.py: scores one model under many orders."""
 
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import Logger, WandbLogger
-from rich.console import Console
+from lightning.pytorch.loggers import Logger
 
 from layershuffle.commands import Parser
-from layershuffle.commands.study import Study, open_study, study_parser
+from layershuffle.commands.study import open_study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation import PROTOCOLS, Settings, trials
 from layershuffle.named_orders import named
-from layershuffle.report import plots, tables
-from layershuffle.results import Results, summarise
+from layershuffle.results import Results
 from layershuffle.vit import OrderedViT
 
 
@@ -60,7 +58,7 @@ def evaluate_command(args: list[str] | None = None) -> Results:
     scores = study.score(trials(protocols, model.order, settings))
     used = {"protocols": protocols, "draws": settings.draws, "keep": study.config.keep}
     results = study.results(scores, used | {"ends": study.config.ends, "loops": study.config.loops})
-    report(study, results)
+    study.report(results)
     return results
 
 
@@ -69,6 +67,8 @@ def _settings(config: Namespace, model: OrderedViT) -> tuple[Settings, list[str]
     orders = tuple(named(text, model.order) for text in config.orders if text not in counts)
     if len(counts) > 1 or any(int(text) < 1 for text in counts) or any(len(order) == 0 for order in orders):
         raise UserError("--orders takes one number from 1 up, orders in quotes such as '3 1 2', or both")
+    if twice := [order for order in orders if orders.count(order) > 1]:
+        raise UserError(f"--orders names '{twice[0]}' more than once")
     settings = Settings(
         draws=int(counts[0]) if counts else 10,
         keep=tuple(dict.fromkeys(config.keep or ())),
@@ -80,28 +80,3 @@ def _settings(config: Namespace, model: OrderedViT) -> tuple[Settings, list[str]
     )
     protocols = config.protocols or (["sequential"] if orders else ["sequential", "arbitrary", "pruned"])
     return settings, list(dict.fromkeys(protocols + (["given"] if orders else [])))
-
-
-def report(study: Study, results: Results) -> None:
-    """Print the tables, save the results and the plots, and send them to W&B where the run is logged there."""
-    console = Console()
-    title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
-    found = tables.of(results)
-    for name, (header, rows) in found.items():
-        console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
-    results.save(study.output)
-    drawn = plots.draw(results, study.output, title)
-    console.print(f"results: {study.output}", soft_wrap=True, highlight=False)
-    for path in drawn.values():
-        console.print(f"plot: {path}", soft_wrap=True, highlight=False)
-    logger = study.made.get("logger")
-    if isinstance(logger, WandbLogger):
-        for name, (header, rows) in found.items():
-            logger.log_table(f"evaluation/{name}", columns=header, data=rows)
-        for name, path in drawn.items():
-            logger.log_image(f"evaluation/{name}", [str(path)])
-        for group, scores in results.groups().items():
-            logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = summarise(
-                score.top1 for score in scores
-            ).mean
-        logger.experiment.finish()

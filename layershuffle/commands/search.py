@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from layershuffle.commands import main
-from layershuffle.commands.evaluate import report
 from layershuffle.commands.study import open_study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation import Trial
@@ -64,7 +63,7 @@ def search_command(args: list[str] | None = None) -> Results:
     scores = study.score(to_score, reported)
     used = {name: config[name] for name in ("strategy", "start", "rounds", "fraction")}
     results = study.results(scores, used, {"search": measures})
-    report(study, results)
+    study.report(results)
     for strategy, order in found.items():
         print(f"{strategy}: {order}")
     return results

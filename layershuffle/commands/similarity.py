@@ -2,7 +2,6 @@
 
 from layershuffle.activations import cosine_similarities
 from layershuffle.commands import main
-from layershuffle.commands.evaluate import report
 from layershuffle.commands.study import open_study, study_parser
 from layershuffle.data import Preprocess
 from layershuffle.results import Results
@@ -19,7 +18,7 @@ def similarity_command(args: list[str] | None = None) -> Results:
         )
     cosine = [[round(value, 6) for value in row] for row in matrix.tolist()]
     results = study.results([], {"order": str(model.order)}, {"cosine": cosine})
-    report(study, results)
+    study.report(results)
     return results
 
 

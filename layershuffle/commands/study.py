@@ -15,6 +15,7 @@ import timm
 import torch
 from jsonargparse import Namespace
 from lightning.fabric import Fabric
+from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
@@ -25,7 +26,8 @@ from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
 from layershuffle.evaluation import Trial, evaluate
 from layershuffle.loading import Subject, load
-from layershuffle.results import Results, Score
+from layershuffle.report import plots, tables
+from layershuffle.results import Results, Score, summarise
 from layershuffle.version import __version__
 
 
@@ -116,6 +118,30 @@ class Study:
             scores=scores,
             measures=measures or {},
         )
+
+    def report(self, results: Results) -> None:
+        """Print the tables, save the results and the plots, and send them to W&B where the run is logged there."""
+        console = Console()
+        title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
+        found = tables.of(results)
+        for name, (header, rows) in found.items():
+            console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
+        results.save(self.output)
+        drawn = plots.draw(results, self.output, title)
+        console.print(f"results: {self.output}", soft_wrap=True, highlight=False)
+        for path in drawn.values():
+            console.print(f"plot: {path}", soft_wrap=True, highlight=False)
+        logger = self.made.get("logger")
+        if isinstance(logger, WandbLogger):
+            for name, (header, rows) in found.items():
+                logger.log_table(f"evaluation/{name}", columns=header, data=rows)
+            for name, path in drawn.items():
+                logger.log_image(f"evaluation/{name}", [str(path)])
+            for group, scores in results.groups().items():
+                logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = summarise(
+                    score.top1 for score in scores
+                ).mean
+            logger.experiment.finish()
 
 
 def open_study(command: Parser, args: list[str] | None = None, kind: str = "evaluation") -> Study:
