@@ -28,6 +28,9 @@ class InstanceWise:
         specialisation: the weight of the loss that keeps each choice far from uniform; the authors' example uses 0.01.
         floor: probabilities count as at least this in the specialisation loss, which else has no lower end; the
             authors' example uses 0.05.
+
+    Raises:
+        UserError: (a ValueError) if a temperature isn't above 0 or the floor isn't between 0 and 1.
     """
 
     temperature: float = 10.0
@@ -36,6 +39,10 @@ class InstanceWise:
     exploration: float = 0.1
     specialisation: float = 0.01
     floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        if min(self.temperature, self.min_temperature) <= 0 or not 0 < self.floor < 1:
+            raise UserError("instance-wise reordering needs temperatures above 0 and a floor between 0 and 1")
 
     def temperature_at(self, step: int) -> float:
         """The temperature of training step ``step``."""

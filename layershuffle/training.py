@@ -87,7 +87,7 @@ class FineTuner(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        timm_args = (timm_args or {}) | ({"depth": depth} if depth else {})
+        timm_args = (timm_args or {}) | ({} if depth is None else {"depth": depth})
         self.model = create_model(
             name,
             num_classes,

@@ -1,5 +1,6 @@
 """A timm vision transformer that runs any execution order, with position encoding or position prediction."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -229,6 +230,8 @@ def create_model(
     config |= {"order": order} if order else {}
     config |= {"choices": list(choices)} if choices is not None else {}
     depth = timm_args.get("depth")
+    if depth is not None and depth < 1:
+        raise UserError(f"a model has one layer or more, not {depth}")
     try:
         if isinstance(pretrained, str):
             weights = _first_layers(read_backbone(pretrained), depth, pretrained)
@@ -257,10 +260,10 @@ def create_model(
 
 def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:
     """What a model of ``depth`` layers takes of a deeper one's weights; all of them if no depth is asked for."""
-    layers = {key: int(key.split(".")[1]) for key in weights if key.startswith("blocks.")}
-    found = 1 + max(layers.values(), default=-1)
-    if depth and found < depth:
-        raise UserError(f"{source} has only {found} layers: a model of depth {depth} can't start from it")
+    layers = {key: int(found[1]) for key in weights if (found := re.match(r"blocks\.([0-9]+)\.", key))}
+    count = 1 + max(layers.values(), default=-1)
+    if depth and count < depth:
+        raise UserError(f"{source} has only {count} layers: a model of depth {depth} can't start from it")
     return {key: value for key, value in weights.items() if depth is None or layers.get(key, -1) < depth}
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from layershuffle.evaluation import Settings, evaluate, trials
+from layershuffle.evaluation import Settings, _picked, evaluate, trials
 from layershuffle.instancewise import InstanceWise, choice_losses, expected_loss
 from layershuffle.orders import Order, seeded
 
@@ -115,6 +115,18 @@ def test_scores_of_choice_and_oracle_by_counting(choosy, many):
     assert chosen.chosen is None
     assert sequential.top1 == single[0].top1
     assert [score.order for score in single] == [str(Order(o)) for o in ("0 1 2 3", "3 2 1 0", "0 (1|2) 3")]
+
+
+def test_the_oracle_prefers_an_order_that_is_right():
+    # Of label 0 the first order is nearly sure but wrong, the second right with the larger loss; of label 1 both are
+    # right and the first has the smaller loss; of label 2 both are wrong and the second has.
+    first = torch.tensor([[5.0, 5.1, 0, 0], [0, 3, 0, 0], [9, 0, 0, 0]])
+    second = torch.tensor([[0.1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
+    labels = torch.tensor([0, 1, 2])
+    assert F.cross_entropy(first[:1], labels[:1]) < F.cross_entropy(second[:1], labels[:1])
+    picked = _picked(torch.tensor([[1.0, 0], [0, 1], [0, 1]]), torch.stack([first, second]), labels)
+    assert picked["oracle"].tolist() == [1, 0, 1]
+    assert picked["chosen"].tolist() == [0, 1, 1]
 
 
 def test_choices_that_cannot_be(small):

@@ -210,6 +210,8 @@ def test_studies_say_what_is_wrong(capsys, plain, command, args, complaint):
         (["--model.order=sequence(7)"], "7 is no multiple of 6 layers"),
         (["--model.order=cycle(3)"], "3 visits don't reach all of 6 layers"),
         (["--model.order=sandwich(9)"], "make no sandwich with k = 9"),
+        (["--model.depth=0"], "a model has one layer or more, not 0"),
+        (["--model.choices=[sequential]", "--model.instancewise.temperature=0"], "needs temperatures above 0"),
         (["--model.choices=[]"], "nothing to choose from"),
         (["--model.choices=['swap(0,1)', sequential, 'swap(0,1)']"], "given more than once"),
     ],
