@@ -3,8 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from layershuffle import named_orders as systems
 from layershuffle import orders as named
 from layershuffle.errors import UserError
 from layershuffle.orders import Order, seeded
@@ -27,14 +28,24 @@ class Settings:
     Attributes:
         draws: how many random orders stand for a random choice.
         keep: the numbers of layers to keep when pruning; by default each quarter of the depth.
+        ends: the painters' n: the first n + 1 and the last n layers stay in place; by default every n there is.
+        loops: how often looped-parallel runs its step.
         orders: orders given one by one.
+        choices: the orders from which the model's images choose, if they do.
         seed: decides the random orders.
     """
 
     draws: int = 10
     keep: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    loops: tuple[int, ...] = (3,)
     orders: tuple[Order, ...] = ()
+    choices: tuple[Order, ...] = ()
     seed: int = 0
+
+
+Pick = Literal["chosen", "oracle"]
+"""An order for each image: of the model's choices the one it takes, or the best (right if any is, then by its loss)."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +55,11 @@ class Trial:
     Attributes:
         protocol: the family of orders, a key of PROTOCOLS.
         variant: what tells it from others of the family, such as {"kept": 6, "strategy": "first"}.
-        order: the order, or None for a new random permutation in every batch.
+        order: the order, a Pick, or None for a new random permutation in every batch.
     """
 
     protocol: str
-    order: Order | None
+    order: Order | Pick | None
     variant: dict[str, Any] = field(default_factory=dict)
 
 
@@ -101,19 +112,105 @@ def given(depth: int, settings: Settings) -> Iterator[Trial]:
         yield Trial("given", order, {"order": str(order)})
 
 
+def painters(depth: int, settings: Settings) -> Iterator[Trial]:
+    """The middle layers skipped, repeated, reversed, shuffled, in parallel and looped (arXiv 2407.09298)."""
+    for n in settings.ends or range(max(1, depth // 2)):
+        affected = len(systems.middle(n, depth))
+        strategies = {
+            "skip": systems.skip(n, depth),
+            "middle-repeat": systems.middle_repeat(n, depth),
+            "reverse": systems.reverse(n, depth),
+            "parallel": systems.parallel(n, depth),
+        }
+        strategies |= {f"looped-parallel {k}x": systems.looped_parallel(n, k, depth) for k in settings.loops}
+        for strategy, order in strategies.items():
+            yield Trial("painters", order, {"affected": affected, "strategy": strategy})
+        for draw in range(settings.draws):
+            order = systems.random_middle(n, depth, seeded(settings.seed, "painters", n, draw))
+            yield Trial("painters", order, {"affected": affected, "strategy": "random"})
+
+
+def ablations(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Each layer left out by itself (arXiv 2406.19384)."""
+    for layer in range(depth):
+        yield Trial("ablations", systems.ablate(layer, depth), {"layer": layer})
+
+
+def swaps(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Each layer exchanged with the next (arXiv 2406.19384)."""
+    for layer in range(depth - 1):
+        yield Trial("swaps", systems.swap(layer, layer + 1, depth), {"layer": layer})
+
+
+def swap_matrix(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Every two layers exchanged; on the diagonal nothing is."""
+    for one in range(depth):
+        for other in range(one, depth):
+            yield Trial("swap-matrix", systems.swap(one, other, depth), {"one": one, "other": other})
+
+
+def sublayers(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Attention and feed-forward halves: sandwich orders of every k, and random permutations (arXiv 1911.03864)."""
+    for k in range(depth + 1):
+        yield Trial("sublayers", systems.sandwich(k, depth), {"strategy": "sandwich", "k": k})
+    for draw in range(settings.draws):
+        order = systems.sublayers(depth).shuffled(seeded(settings.seed, "sublayers", draw))
+        yield Trial("sublayers", order, {"strategy": "random"})
+
+
+def instancewise(depth: int, settings: Settings) -> Iterator[Trial]:
+    """Each image in the order it chooses, in the best of them, and all in each of them (IOT, arXiv 2103.03457)."""
+    if not settings.choices:
+        raise UserError("this model's images choose no orders: instancewise is for models trained with model.choices")
+    yield Trial("instancewise", "chosen", {"order": "chosen"})
+    yield Trial("instancewise", "oracle", {"order": "oracle"})
+    for at, order in enumerate(settings.choices, 1):
+        yield Trial("instancewise", order, {"order": f"{at} of {len(settings.choices)}"})
+
+
 Protocol = Callable[[int, Settings], Iterable[Trial]]
-PROTOCOLS: dict[str, Protocol] = {p.__name__: p for p in (sequential, arbitrary, pruned, landscape, given)}
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.__name__.replace("_", "-"): protocol
+    for protocol in (
+        sequential,
+        arbitrary,
+        pruned,
+        landscape,
+        given,
+        painters,
+        ablations,
+        swaps,
+        swap_matrix,
+        sublayers,
+        instancewise,
+    )
+}
+LAYERWISE = ("given", "sublayers", "instancewise")
+"""The protocols whose orders name layers; the others speak of the steps of the model's own order."""
 
 
-def trials(protocols: Sequence[str], depth: int, settings: Settings) -> list[Trial]:
-    """Everything that ``protocols`` ask to be scored on a model of ``depth`` layers.
+def trials(protocols: Sequence[str], own: Order | int, settings: Settings) -> list[Trial]:
+    """Everything that ``protocols`` ask to be scored.
+
+    Args:
+        protocols: keys of PROTOCOLS.
+        own: the model's own order, or the depth of a model that runs its layers in sequence.
+        settings: what the protocols may ask for.
 
     Raises:
         UserError: (a ValueError) if there is no such protocol or the model can't do what it asks.
     """
     if unknown := [name for name in protocols if name not in PROTOCOLS]:
         raise UserError(f"there is no protocol named {unknown[0]}: choose from {', '.join(PROTOCOLS)}")
-    if found := [trial for name in protocols for trial in PROTOCOLS[name](depth, settings)]:
+    own = named.sequential(own) if isinstance(own, int) else own
+    layers = 1 + max(own.layers, default=-1)
+    found: list[Trial] = []
+    for name in protocols:
+        for trial in PROTOCOLS[name](layers if name in LAYERWISE else len(own), settings):
+            if isinstance(trial.order, Order) and name not in LAYERWISE:
+                trial = replace(trial, order=trial.order.over(own))
+            found.append(trial)
+    if found:
         return found
     raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
 
@@ -212,26 +309,51 @@ def evaluate(
     Raises:
         UserError: (a ValueError) before the first batch, if the model can't run one of the orders.
     """
-    for trial in to_score:
-        if trial.order is not None:
-            model.check(trial.order)
+    fixed = list(dict.fromkeys(trial.order for trial in to_score if isinstance(trial.order, Order)))
+    for order in fixed:
+        model.check(order)
     model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
-    fixed = list(dict.fromkeys(trial.order for trial in to_score if trial.order is not None))
-    tallies: dict[Order | None, Tally] = {trial.order: Tally().to(fabric.device) for trial in to_score}
+    tallies: dict[Order | Pick | None, Tally] = {trial.order: Tally().to(fabric.device) for trial in to_score}
+    picks = [pick for pick in get_args(Pick) if pick in tallies]
+    choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
+    chosen = torch.zeros(len(choices), device=fabric.device)
     for at, (images, labels) in enumerate(batches):
         images, labels = preprocess(images.to(fabric.device, non_blocking=True)), labels.to(fabric.device)
-        fresh = named.permutation(model.depth, seeded(seed, "per batch", at)) if None in tallies else None
+        fresh = model.order.shuffled(seeded(seed, "per batch", at)) if None in tallies else None
+        by_choice: dict[Order, Tensor] = {}
         with fabric.autocast():
-            for order, output in outputs(model, images, [*fixed, fresh] if fresh else fixed):
+            for order, output in outputs(model, images, [*fixed, *choices, *([fresh] if fresh else [])]):
                 if order in tallies:
                     tallies[order].update(output, labels)
                 if order == fresh:
                     tallies[None].update(output, labels)
+                if order in choices:
+                    by_choice[order] = output.logits.float()
                 on_output()
+            if choices and model.choice:
+                logits = torch.stack([by_choice[order] for order in choices])
+                picked = _picked(model.choice(model.embed(images)), logits, labels)
+                chosen += picked["chosen"].bincount(minlength=len(choices))
+                for pick in picks:
+                    each = torch.arange(len(labels), device=labels.device)
+                    tallies[pick].update(Output(logits[picked[pick], each]), labels)
     scores = {order: tally.compute() for order, tally in tallies.items()}
+    shares = dict(zip(choices, (chosen / chosen.sum()).tolist()))
     return [
         Score(
-            trial.protocol, trial.variant, str(trial.order) if trial.order is not None else None, **scores[trial.order]
+            trial.protocol,
+            trial.variant,
+            str(trial.order) if isinstance(trial.order, Order) else None,
+            **scores[trial.order],
+            chosen=shares.get(trial.order) if isinstance(trial.order, Order) else None,
         )
         for trial in to_score
     ]
+
+
+def _picked(choice_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[Pick, Tensor]:
+    """For each image which choice it takes, int64 [batch], by kind of Pick; logits: [choices, batch, classes]."""
+    losses = torch.stack([F.cross_entropy(of_one, labels, reduction="none") for of_one in logits])
+    wrong = logits.argmax(dim=2) != labels
+    # An order that is right can have the larger loss, but no loss is as large as this.
+    return {"chosen": choice_logits.argmax(dim=1), "oracle": (losses + 1e6 * wrong).argmin(dim=0)}

@@ -171,8 +171,15 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int]) -> Iterator[Cell
             yield Cell(name(f"{method}_merged", seed), steps, needs, setup.evaluation_minutes)
     for study, methods in setup.analyse.items():
         needs = tuple(name(method, seeds[0]) for method in methods)
-        arguments = [f"{{{cell}}}/best.ckpt" for cell in needs] + [f"--study={study}", "--output={}"]
-        yield Cell(name(study, seeds[0]), (Step("analyse", tuple(arguments), f"{study}.png"),), needs)
+        analyses = [
+            Step(
+                "analyse",
+                (f"{{{cell}}}/best.ckpt", f"--study={study}", f"--output={{}}/{method}.json"),
+                f"{method}.json",
+            )
+            for method, cell in zip(methods, needs)
+        ]
+        yield Cell(name(study, seeds[0]), tuple(analyses), needs)
 
 
 def _expanded(arguments: Arguments) -> list[str]:

@@ -123,9 +123,8 @@ def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence
     lines += [f"cropped), minus mean ({mean}), divided by standard deviation ({std}).", "", "## Accuracy", ""]
     for found in results:
         made = f"{found.data['name']}, {found.data['images']} images ({found.data.get('split')})"
-        for header, rows in (tables.full_depth(found), tables.by_kept(found)):
-            if rows:
-                lines += [f"{made}:", "", tables.markdown(header, rows)]
+        for header, rows in tables.of(found).values():
+            lines += [f"{made}:", "", tables.markdown(header, rows)]
     if not results:
         lines += ["Not measured."]
     return "\n".join(lines).rstrip() + "\n"

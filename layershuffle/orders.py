@@ -35,6 +35,11 @@ class Unit(NamedTuple):
     def __str__(self) -> str:
         return f"{self.layer}{self.half}"
 
+    def _of(self, part: "Unit") -> "Unit":
+        if self.half and part.half:
+            raise UserError(f"the model's own order runs {self}, which has no halves: name its sublayers one by one")
+        return Unit(self.layer, self.half or part.half)
+
 
 Step = tuple[Unit, ...]
 """The units that run in parallel, ascending; nearly always just one."""
@@ -66,6 +71,24 @@ class Order:
         if missing := sorted(layer for layer in self.layers if layer >= depth):
             raise UserError(f"the order names layer {missing[-1]}, but the model has only layers 0 to {depth - 1}")
         return self
+
+    def over(self, own: "Order") -> "Order":
+        """The same order of the steps of ``own``: each layer stands for the step of ``own`` at that index.
+
+        A half of a layer stands for that half of the step. Where ``own`` is sequential, this is the order itself.
+
+        Raises:
+            UserError: (a ValueError) if ``own`` has no such step, or it isn't made of whole layers and a half is asked
+                for, or a parallel step would hold one layer twice.
+        """
+        self.check(len(own))
+        steps = [[unit._of(part) for part in step for unit in own[part.layer]] for step in self.steps]
+        for step in steps:
+            if twice := [unit for unit in step if step.count(unit) > 1]:
+                raise UserError(
+                    f"a parallel step can't hold {twice[0]} twice, which the model's own order runs repeatedly"
+                )
+        return Order(tuple(step) for step in steps)
 
     def shuffled(self, rng: random.Random) -> "Order":
         """The same steps in a uniformly random sequence."""

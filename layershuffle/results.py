@@ -5,7 +5,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ class Score:
     Attributes:
         protocol: the family of orders it belongs to, such as "pruned".
         variant: what tells it from others of the family, such as {"kept": 6, "strategy": "first"}.
-        order: its text form, or None where a new random permutation ran in every batch.
+        order: its text form, or None where it differed: a new one for every batch, or one for each image.
         images: how many images were classified.
         top1: accuracy, 0 to 1.
         top5: accuracy of the five likeliest classes, 0 to 1.
         loss: mean cross-entropy, in nats, or None where it isn't finite.
         position_accuracy: how many positions the layers predicted rightly, 0 to 1, or None without prediction.
+        chosen: how many of the images chose this order, 0 to 1, or None where they had no choice.
     """
 
     protocol: str
@@ -39,6 +40,7 @@ class Score:
     top5: float
     loss: float | None
     position_accuracy: float | None
+    chosen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Results:
         evaluation: the protocols, their settings and the seed.
         environment: versions, device, precision and time.
         scores: one per order.
+        measures: what was measured besides, by name, such as the "cosine" similarities of the layers' activations.
     """
 
     model: dict[str, Any]
@@ -58,6 +61,7 @@ class Results:
     evaluation: dict[str, Any]
     environment: dict[str, Any]
     scores: list[Score]
+    measures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -79,10 +83,12 @@ class Results:
             | {name: [getattr(score, name) for score in scores] for name in columns}
             for scores in self.groups().values()
         ]
-        head = {"layershuffle_results": FORMAT, **asdict(replace(self, scores=[]))}
-        text = json.dumps(head, indent=1, allow_nan=False).removesuffix("[]\n}")
-        rows = ",\n  ".join(json.dumps(group, allow_nan=False) for group in groups)
-        write_whole(path, f"{text}[\n  {rows}\n ]\n}}\n")
+        head = {"layershuffle_results": FORMAT, **asdict(replace(self, scores=[], measures={}))}
+        del head["scores"], head["measures"]
+        text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+        rows = ",".join("\n  " + json.dumps(group, allow_nan=False) for group in groups)
+        measures = json.dumps(self.measures, allow_nan=False)
+        write_whole(path, f'{text},\n "measures": {measures},\n "scores": [{rows}\n ]\n}}\n')
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":

@@ -14,7 +14,8 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
-from layershuffle.orders import Order, OrderSampler, Shuffle, permutation, seeded, sequential
+from layershuffle.instancewise import InstanceWise, expected_loss
+from layershuffle.orders import Order, OrderSampler, Shuffle, seeded
 from layershuffle.version import __version__
 from layershuffle.vit import Head, Output, Position, create_model
 
@@ -25,9 +26,13 @@ RECORD = "layershuffle"
 """The key under which a checkpoint says how to make its model and data again."""
 
 
-def method_name(sampler: OrderSampler, position: Position) -> str:
-    """What the field calls this choice of orders and use of positions, such as ``layershuffle-predict``."""
-    return sampler.method + {"none": "", "encode": "-position", "predict": "-predict"}[position]
+def method_name(sampler: OrderSampler, position: Position, order: str | None = None) -> str:
+    """What the field calls this choice of orders and use of positions, such as ``layershuffle-predict``.
+
+    An ``order`` of the model's own is named after it: ``baseline on cycle(6)``.
+    """
+    name = sampler.method + {"none": "", "encode": "-position", "predict": "-predict"}[position]
+    return f"{name} on {order}" if order else name
 
 
 class FineTuner(pl.LightningModule):
@@ -49,7 +54,14 @@ class FineTuner(pl.LightningModule):
         schedule: of the learning rate: "constant" (the paper), "linear" (the authors' code) or "cosine", to zero.
         warmup_steps: steps over which the learning rate first rises linearly.
         head: how a distilled DeiT classifies: the "average" of its two heads, or the "class" token's alone.
-        positions: how many positions the model can tell apart, by default as many as layers.
+        positions: how many positions the model can tell apart, by default as many as its own order has steps.
+        depth: the model's layers, by default as many as the backbone has. A pretrained one gives its first so many.
+        order: the model's own order, which it runs unless told otherwise and whose steps the sampler draws from: an
+            order's text, or a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv
+            2104.06022), ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers in sequence.
+        choices: orders in the same form, from which each image learns to take one (IOT, arXiv 2103.03457); the sampler
+            has then nothing to do.
+        instancewise: how that is learnt.
         timm_args: what else ``timm.create_model`` takes, such as img_size or drop_path_rate.
         seed: decides the orders, together with the step and the process; train.py sets it to seed_everything.
     """
@@ -67,26 +79,45 @@ class FineTuner(pl.LightningModule):
         warmup_steps: int = 0,
         head: Head = "average",
         positions: int | None = None,
+        depth: int | None = None,
+        order: str | None = None,
+        choices: list[str] | None = None,
+        instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
         timm_args: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        timm_args = (timm_args or {}) | ({} if depth is None else {"depth": depth})
         self.model = create_model(
-            name, num_classes, position, pretrained, positions=positions, head=head, **(timm_args or {})
+            name,
+            num_classes,
+            position,
+            pretrained,
+            positions=positions,
+            head=head,
+            order=order,
+            choices=choices,
+            **timm_args,
         )
         self.preprocess = Preprocess.for_model(self.model)
         self.sampler = sampler
+        self.instancewise = instancewise
         self.position_loss = position_loss
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_steps = warmup_steps
         self.seed = seed
-        sampler.draw(self.model.depth, seed, 0)  # an order the model can't run should fail here, not after the data
+        self.draw(0)  # an order the model can't run should fail here, not after the data
 
     @property
     def method(self) -> str:
         """The name of the method, such as ``layershuffle-position``."""
-        return method_name(self.sampler, self.model.config["position"])
+        name = method_name(self.sampler, self.model.config["position"], self.model.config.get("order"))
+        return f"instancewise{name.removeprefix(self.sampler.method)}" if self.model.choice else name
+
+    def draw(self, step: int, rank: int = 0) -> Order:
+        """The order of training step ``step`` on process ``rank``, of the steps of the model's own order."""
+        return self.sampler.draw(len(self.model.order), self.seed, step, rank).over(self.model.order)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Resize and normalise on the device."""
@@ -96,8 +127,13 @@ class FineTuner(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch in one order. Batches that are accumulated into one update share the order, as one batch would."""
         images, labels = batch
-        order = self.sampler.draw(self.model.depth, self.seed, self.global_step, self.global_rank)
-        output = self.model(images, order)
+        if self.model.choice:
+            key = (self.seed, self.global_step, self.global_rank)
+            loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
+            self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
+            self.log_dict({f"train/{name}": value for name, value in measured.items()}, batch_size=len(labels))
+            return loss
+        output = self.model(images, self.draw(self.global_step, self.global_rank))
         loss = classification = F.cross_entropy(output.logits, labels)
         logs = {"train/classification_loss": classification, "train/accuracy": self._accuracy(output, labels)}
         if output.position_logits is not None:
@@ -112,21 +148,22 @@ class FineTuner(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Sequential and arbitrary-order accuracy side by side, always; and ``val/loss``, which selects the model.
 
-        val/loss is the cross-entropy of the classes under the orders that the method trains with. The random
-        orders depend on the seed and the batch alone, so every epoch is judged by the same ones.
+        val/loss is the cross-entropy of the classes under the orders that the method trains with, or that the images
+        choose. The random orders depend on the seed and the batch alone, so every epoch is judged by the same ones.
         """
         images, labels = batch
-        depth, key = self.model.depth, (self.seed, "validation", batch_idx)
+        own, key = self.model.order, (self.seed, "validation", batch_idx)
         orders = {
-            "sequential": sequential(depth),
-            "arbitrary": permutation(depth, seeded(*key)),
-            "val": self.sampler.at_validation(depth, seeded(*key)),
+            "sequential": own,
+            "arbitrary": own.shuffled(seeded(*key)),
+            "val": self.sampler.at_validation(len(own), seeded(*key)).over(own),
         }
         outputs: dict[Order, Output] = {order: self.model(images, order) for order in set(orders.values())}
         sync: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
         for kind in ("sequential", "arbitrary"):
             self.log(f"val/{kind}", self._accuracy(outputs[orders[kind]], labels), prog_bar=True, **sync)
-        self.log("val/loss", F.cross_entropy(outputs[orders["val"]].logits, labels), prog_bar=True, **sync)
+        judged = self.model(images) if self.model.choice else outputs[orders["val"]]
+        self.log("val/loss", F.cross_entropy(judged.logits, labels), prog_bar=True, **sync)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""

@@ -1,5 +1,7 @@
 """A timm vision transformer that runs any execution order, with position encoding or position prediction."""
 
+import re
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 from layershuffle.checkpoints import read_backbone
 from layershuffle.errors import UserError
+from layershuffle.instancewise import OrderChoice, run_chosen
+from layershuffle.named_orders import named
 from layershuffle.orders import Order, OrderLike, Step, Unit, sequential
 
 Position = Literal["none", "encode", "predict"]
@@ -77,36 +81,59 @@ class OrderedViT(nn.Module):
     Args:
         vit: the backbone.
         position: "none", "encode" (PositionEncoding) or "predict" (PositionPrediction).
-        positions: how many positions can be told apart, by default as many as there are layers.
+        positions: how many positions can be told apart, by default as many as the own order has steps.
         head: how a distilled DeiT classifies: "average" of its two heads (timm, the DeiT paper), or the "class"
             token's head alone (the LayerShuffle authors' code). Other models have one head and ignore it.
+        order: the model's own order, which it runs unless told otherwise: by default its layers in sequence.
+        choices: orders from which each image takes one unless told otherwise (OrderChoice), if any.
+
+    Raises:
+        UserError: (a ValueError) if the model can't run the own order or one of the choices.
     """
 
     def __init__(
-        self, vit: VisionTransformer, position: Position = "none", positions: int | None = None, head: Head = "average"
+        self,
+        vit: VisionTransformer,
+        position: Position = "none",
+        positions: int | None = None,
+        head: Head = "average",
+        order: OrderLike | None = None,
+        choices: Sequence[Order] | None = None,
     ) -> None:
         super().__init__()
         self.vit = vit
         self.depth = len(vit.blocks)
-        self.positions = positions or self.depth
+        self.order = sequential(self.depth) if order is None else Order(order)
+        self.positions = positions or len(self.order)
         self.head = head
         self.encoding = PositionEncoding(self.depth, vit.embed_dim, self.positions) if position == "encode" else None
         self.prediction = (
             PositionPrediction(self.depth, vit.embed_dim, self.positions) if position == "predict" else None
         )
+        self.choice = None if choices is None else OrderChoice(choices, vit.embed_dim)
+        if self.choice and self.prediction:
+            raise UserError("images that choose their order can't predict positions: use position none or encode")
         self.config: dict[str, Any] = {}
+        for own in (self.order, *(choices or ())):
+            self.check(own)
         if head == "class" and hasattr(vit, "head_dist"):
             vit.head_dist.requires_grad_(False)
 
     def forward(self, images: Tensor, order: OrderLike | None = None) -> Output:
         """Classify normalised ``images`` [batch, channels, height, width], running the layers in ``order``.
 
+        Without ``order`` the model's own runs, or each image in the order it chooses where the model has choices.
+
         Raises:
             UserError: (a ValueError) if the order names a layer that the model lacks, or is longer than the
                 positions that it can encode or predict.
         """
-        order = sequential(self.depth) if order is None else self.check(order)
-        tokens = self.embed(images)
+        if order is None and self.choice:
+            return run_chosen(self, self.choice, images)
+        return self.run(self.embed(images), self.order if order is None else self.check(order))
+
+    def run(self, tokens: Tensor, order: Order) -> Output:
+        """From embedded tokens [batch, tokens, dim] to the output, in an order that was checked."""
         position_logits = []
         for position, step in enumerate(order):
             tokens, step_logits = self.run_step(tokens, step, position)
@@ -114,8 +141,8 @@ class OrderedViT(nn.Module):
         return self.classify(tokens, position_logits)
 
     def check(self, order: OrderLike) -> Order:
-        """The order as an ``Order`` that this model can run; raises UserError if it can't."""
-        order = Order(order).check(self.depth)
+        """The order, or the one that a name of named_orders.NAMED means, if this model can run it; else a UserError."""
+        order = (named(order, self.order) if isinstance(order, str) else Order(order)).check(self.depth)
         if (self.encoding or self.prediction) and len(order) > self.positions:
             raise UserError(
                 f"the order has {len(order)} steps, but the model knows only {self.positions} positions: "
@@ -171,6 +198,8 @@ def create_model(
     *,
     positions: int | None = None,
     head: Head = "average",
+    order: str | None = None,
+    choices: Sequence[str] | None = None,
     norm_eps: float | None = None,
     **timm_args: Any,
 ) -> OrderedViT:
@@ -181,8 +210,13 @@ def create_model(
         num_classes: the classes to tell apart. A pretrained head of another size is replaced by a new one.
         position: what the layers make of their position: "none", "encode" or "predict".
         pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to
-            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of train.py.
-        positions: the positions that can be told apart, by default one per layer; more for orders with repeats.
+            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of train.py. With
+            ``depth`` among timm_args, the first so many of their layers.
+        positions: the positions that can be told apart, by default one per step of the own order; more for orders
+            with repeats.
+        order: the model's own order, which it runs unless told otherwise: an order's text or a name such as
+            ``cycle(6)``, see named_orders.NAMED. By default its layers in sequence.
+        choices: orders in the same form, from which each image takes one unless told otherwise (arXiv 2103.03457).
         head: "average" or "class", for distilled models; see OrderedViT.
         norm_eps: the epsilon of the backbone's layer norms, by default timm's (1e-6).
         timm_args: anything that ``timm.create_model`` takes, such as ``img_size`` or ``drop_path_rate``.
@@ -193,9 +227,20 @@ def create_model(
     """
     config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
     config |= {"head": head, "norm_eps": norm_eps, **timm_args}
+    config |= {"order": order} if order else {}
+    config |= {"choices": list(choices)} if choices is not None else {}
+    depth = timm_args.get("depth")
+    if depth is not None and depth < 1:
+        raise UserError(f"a model has one layer or more, not {depth}")
     try:
         if isinstance(pretrained, str):
-            timm_args["pretrained_cfg_overlay"] = _as_pretrained(read_backbone(pretrained), name, num_classes)
+            weights = _first_layers(read_backbone(pretrained), depth, pretrained)
+            timm_args["pretrained_cfg_overlay"] = _as_pretrained(weights, name, num_classes)
+        elif pretrained and depth:
+            whole = {key: value for key, value in timm_args.items() if key != "depth"}
+            weights = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole).state_dict()
+            weights = _first_layers(weights, depth, f"the pretrained {name}")
+            timm_args["pretrained_cfg_overlay"] = _as_pretrained(weights, name, num_classes)
         vit: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **timm_args)
     except Exception as error:
         raise _explained(error, name, pretrained) from error
@@ -206,9 +251,20 @@ def create_model(
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
-    model = OrderedViT(vit, position, positions, head)
+    own = named(order or "sequential", sequential(len(vit.blocks)))
+    several = None if choices is None else [named(text, own) for text in choices]
+    model = OrderedViT(vit, position, positions, head, own, several)
     model.config = config
     return model
+
+
+def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:
+    """What a model of ``depth`` layers takes of a deeper one's weights; all of them if no depth is asked for."""
+    layers = {key: int(found[1]) for key in weights if (found := re.match(r"blocks\.([0-9]+)\.", key))}
+    count = 1 + max(layers.values(), default=-1)
+    if depth and count < depth:
+        raise UserError(f"{source} has only {count} layers: a model of depth {depth} can't start from it")
+    return {key: value for key, value in weights.items() if depth is None or layers.get(key, -1) < depth}
 
 
 def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> dict[str, Any]:

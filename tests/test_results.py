@@ -108,7 +108,7 @@ def test_tables():
     assert rows[0][:5] == ["sequential", "1", "90.00", "90.00", "90.00"]
     assert rows[2][:5] == ["arbitrary, fixed", "2", "75.00 (7.07)", "70.00", "80.00"]
     assert len(rows) == 3
-    header, rows = tables.by_kept(results())
+    header, rows = tables.grid(results(), "pruned")
     assert header == ["layers kept", "1", "2"]
     assert rows[0] == ["first", "11.00 (1.00)", "21.00 (1.00)"]
     assert [row[0] for row in rows] == ["first", "first, shuffled", "random", "random, shuffled"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from layershuffle.commands.analyse import analyse_command
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.commands.train import train
@@ -20,6 +21,7 @@ from layershuffle.version import __version__
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
     "train": ("train.py", train),
     "evaluate": ("evaluate.py", evaluate_command),
+    "analyse": ("-m layershuffle.commands.analyse", analyse_command),
     "merge": ("-m layershuffle.commands.merge", merge_command),
 }
 RECORD = "cell.json"

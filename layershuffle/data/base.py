@@ -122,6 +122,24 @@ class ImageData(pl.LightningDataModule):
         """In order, every image once."""
         return self._loader(self.sets["test"], self.eval_batch_size or 2 * self.batch_size)
 
+    def parts(self, split: str, fraction: float, seed: int) -> tuple[DataLoader, DataLoader]:
+        """A random ``fraction`` of the "val" or "test" images, and the others, to search on and report on.
+
+        Raises:
+            UserError: if either would be empty.
+        """
+        images = self.sets[split]
+        total = len(images)  # type: ignore[arg-type]
+        count = round(total * fraction)
+        if not 0 < count < total:
+            raise UserError(
+                f"a search needs images to search on and others to report on: {fraction} of {total} leaves none for one"
+            )
+        one, other = (
+            self._loader(part, self.eval_batch_size or 2 * self.batch_size) for part in _split(images, count, seed)
+        )
+        return one, other
+
     def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:
         in_memory = isinstance(_unwrapped(images), TensorImages)
         workers = self.workers

@@ -49,6 +49,11 @@ class Setup:
     data: str
     runs: dict[tuple[str, int], Run] = field(default_factory=dict)
 
+    def measured(self, name: str) -> list[Results]:
+        """The results that hold such a measure, in the sequence of the methods."""
+        several = [results for method in self.methods for run in self.of(method) for results in run.files.values()]
+        return [results for results in several if name in results.measures]
+
     @property
     def methods(self) -> list[str]:
         """The methods that it has runs of, the paper's first and in the paper's sequence."""
@@ -114,11 +119,15 @@ def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Resu
         cell = json.dumps(
             [config, results.label, results.model.get("seed"), results.data["name"], evaluation], sort_keys=True
         )
-        if cell in kept and read[kept[cell]].scores != results.scores:
+        if cell in kept and _found(read[kept[cell]]) != _found(results):
             complaints.append(f"{kept[cell]} and {name} disagree about the same cell; both were left out")
             bad.add(cell)
         kept.setdefault(cell, name)
     return {name: read[name] for cell, name in kept.items() if cell not in bad}
+
+
+def _found(results: Results) -> Any:
+    return results.scores, results.measures
 
 
 def _titles(results: Results) -> tuple[str, str]:

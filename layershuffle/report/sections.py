@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from layershuffle.report import figures, paper, tables
+from layershuffle.report import figures, paper, positions, tables
 from layershuffle.report.collect import Run, Setup
 from layershuffle.report.html import Cell, Picture, Section, Table
 from layershuffle.results import Score, Summary, summarise
@@ -25,6 +25,7 @@ READINGS: dict[str, tuple[str, dict[str, str]]] = {
 def sections(setups: Sequence[Setup], complaints: Sequence[str]) -> list[Section]:
     """All sections for which there are results, then what is missing and how every number was made."""
     made = [table_1(setups), position_accuracy(setups), *map(pruning, setups), *map(landscape, setups), merged(setups)]
+    made += [section for setup in setups for section in (representations(setup), contributions(setup))]
     made += [everything(setups), missing(setups, complaints), provenance(setups)]
     return [section for section in made if section is not None]
 
@@ -117,6 +118,46 @@ def merged(setups: Sequence[Setup]) -> Section | None:
     return Section("Merged models", text, [Table("Top-1 in percent", ["", "sources", "merged"], rows)])
 
 
+def representations(setup: Setup) -> Section | None:
+    """Figures 4a and 4b."""
+    several = setup.measured("representations")
+    if not several:
+        return None
+    rows: list[list[Cell | str]] = [
+        [results.label, str(position), *map(str, point)]
+        for results in several
+        for position, point in zip(
+            results.measures["representations"]["positions"], results.measures["representations"]["plane"]
+        )
+    ]
+    data = Table("UMAP's plane has no unit", ["method", "position", "x", "y"], rows)
+    caption = (
+        f"{setup.backbone} on {setup.data}: UMAP of one layer's whole output, all tokens, a point for each image, run "
+        "by itself in a random order; its colour is the position that the layer held."
+    )
+    picture = Picture(_slug("representations", setup), caption, lambda: positions.representations(several), data)
+    return Section(f"Figures 4a and 4b: {setup.data}", [], [picture])
+
+
+def contributions(setup: Setup) -> Section | None:
+    """Figures 4c and 4d."""
+    several = setup.measured("contributions")
+    if not several:
+        return None
+    rows: list[list[Cell | str]] = [
+        [results.label, str(layer), str(position), f"{values.mean():.4f}", f"{values.std():.4f}", str(len(values))]
+        for results in several
+        for (layer, position), values in sorted(positions.by_layer_and_position(results).items())
+    ]
+    data = Table("relative change", ["method", "layer", "position", "mean", "std", "images"], rows)
+    caption = (
+        f"{setup.backbone} on {setup.data}: the L2 norm of what each layer adds to the class token, over the norm of "
+        "the token that it got, when images run in random orders. The colour is the position that the layer held."
+    )
+    picture = Picture(_slug("contributions", setup), caption, lambda: positions.contributions(several), data)
+    return Section(f"Figures 4c and 4d: {setup.data}", [], [picture])
+
+
 def everything(setups: Sequence[Setup]) -> Section:
     """All other scores, folded."""
     parts: list[Table | Picture] = []
@@ -204,5 +245,8 @@ def _picture(kind: str, setup: Setup, points: list[figures.Point], caption: str)
         for p in points
     ]
     data = Table("top-1 in percent", ["sequence", "method", "layers kept", "mean", "std", "seeds"], rows)
-    name = re.sub("[^a-z0-9]+", "-", f"{kind} {setup.data} {setup.backbone}".lower()).strip("-")
-    return Picture(name, caption, lambda: figures.curves(points, 100 / classes), data)
+    return Picture(_slug(kind, setup), caption, lambda: figures.curves(points, 100 / classes), data)
+
+
+def _slug(kind: str, setup: Setup) -> str:
+    return re.sub("[^a-z0-9]+", "-", f"{kind} {setup.data} {setup.backbone}".lower()).strip("-")

@@ -18,12 +18,30 @@ def percent(summary: Summary) -> str:
     return f"{100 * summary.mean:.2f}{spread}"
 
 
+GRIDS = {
+    "pruned": "layers kept",
+    "landscape": "layers kept",
+    "painters": "layers affected",
+    "ablations": "left out",
+    "swaps": "swapped with next",
+    "swap-matrix": "",
+}
+"""The protocols that are tabulated by the first entry of their variant, and what it is ("": no table but a plot)."""
+
+
+def of(results: Results) -> dict[str, tuple[list[str], Rows]]:
+    """One model: every table that its results fill, by name: "orders" and the protocols of GRIDS."""
+    found = {"orders": full_depth(results)} | {name: grid(results, name) for name, what in GRIDS.items() if what}
+    return {name: table for name, table in found.items() if table[1]}
+
+
 def full_depth(results: Results) -> tuple[list[str], Rows]:
-    """One model: everything measured for each group of orders but the pruned ones."""
+    """One model: everything measured for each group of orders but those of GRIDS."""
     predicts = any(score.position_accuracy is not None for score in results.scores)
+    chooses = any(score.chosen is not None for score in results.scores)
     rows = []
     for group, scores in results.groups().items():
-        if group[0] == "pruned":
+        if group[0] in GRIDS:
             continue
         top1 = summarise(score.top1 for score in scores)
         losses = [score.loss for score in scores if score.loss is not None]
@@ -34,19 +52,37 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
         if predicts:
             right = [score.position_accuracy for score in scores if score.position_accuracy is not None]
             row.append(f"{100 * summarise(right).mean:.2f}" if right else "")
+        if chooses:
+            row.append("" if scores[0].chosen is None else f"{100 * scores[0].chosen:.1f}")
         rows.append(row)
-    return ["order", "n", "top-1 %", "min", "max", "±95%", "top-5", "loss", *["pos. %"] * predicts], rows
+    return [
+        "order",
+        "n",
+        "top-1 %",
+        "min",
+        "max",
+        "±95%",
+        "top-5",
+        "loss",
+        *["pos. %"] * predicts,
+        *["chosen %"] * chooses,
+    ], rows
 
 
-def by_kept(results: Results) -> tuple[list[str], Rows]:
-    """One model: top-1 accuracy of the pruned orders, one row a strategy, one column a number of layers kept."""
-    pruned = {group[1:]: scores for group, scores in results.groups().items() if group[0] == "pruned"}
-    kept = sorted({k for k, *_ in pruned})
+def grid(results: Results, protocol: str) -> tuple[list[str], Rows]:
+    """One model: top-1 accuracy under a protocol of GRIDS, one column a number of layers, one row a strategy."""
+    cells = {group[1:]: scores for group, scores in results.groups().items() if group[0] == protocol}
+    columns = sorted({column for column, *_ in cells})
     rows = []
-    for rest in dict.fromkeys(group[1:] for group in pruned):
-        cells = [pruned.get((k, *rest)) for k in kept]
-        rows.append([_strategy(*rest)] + [percent(summarise(s.top1 for s in c)) if c else "" for c in cells])
-    return ["layers kept", *map(str, kept)], rows
+
+    def cell(scores: list[Score] | None) -> str:
+        top1 = summarise(score.top1 for score in scores) if scores else None
+        # With more columns a terminal has no room for the deviations; they are in the results file.
+        return "" if top1 is None else percent(top1) if len(columns) <= 8 else f"{100 * top1.mean:.1f}"
+
+    for rest in dict.fromkeys(group[1:] for group in cells):
+        rows.append([_strategy(*rest) or "top-1 %"] + [cell(cells.get((column, *rest))) for column in columns])
+    return [GRIDS[protocol], *map(str, columns)], rows
 
 
 def comparison(several: Sequence[Results]) -> tuple[list[str], Rows]:
@@ -77,7 +113,8 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> Table:
         title=title, title_justify="left", title_style="bold underline", box=box.SIMPLE_HEAD, padding=0, show_edge=False
     )
     for column, name in enumerate(header):
-        table.add_column(name.replace("-", "-\n") if len(name) > 12 else name, justify="right" if column else "left")
+        name = name.replace("-", "-\n") if len(name) > 12 else name
+        table.add_column(name, justify="right" if column else "left", no_wrap=not column and len(rows) > 1)
     for row in rows:
         table.add_row(*row)
     return table
@@ -97,5 +134,5 @@ def _name(group: Group) -> str:
     return ", ".join(map(str, group))
 
 
-def _strategy(strategy: object, sequence: object) -> str:
+def _strategy(strategy: object = "", sequence: object = "original") -> str:
     return f"{strategy}, shuffled" if sequence == "random" else str(strategy)

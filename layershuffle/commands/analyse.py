@@ -1,0 +1,65 @@
+"""What a layer does at each position: python -m layershuffle.commands.analyse CHECKPOINT."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from layershuffle.analysis import contribution, project, visits
+from layershuffle.commands import main
+from layershuffle.commands.study import open_study, study_parser
+from layershuffle.data import Preprocess
+from layershuffle.errors import UserError
+from layershuffle.results import Results
+
+
+def analyse_command(args: list[str] | None = None) -> Results:
+    """Analyse as ``args`` say, by default those of the process; saves what was found and its picture.
+
+    One model's half of figure 4 of arXiv 2407.04513.
+    """
+    parser = study_parser(
+        "python -m layershuffle.commands.analyse",
+        "Run each image in a random order of its own and look at the layers: their outputs (representations: UMAP of "
+        "one layer's, by the position it held) or how much each changes the class token (contributions).",
+    )
+    studies = ["representations", "contributions"]
+    parser.add_argument("--study", choices=studies, default=studies[0], help="what to look at")
+    parser.add_argument("--layer", type=int | None, default=None, help="of the representations (default: the middle)")
+    parser.add_argument("--images", type=int, default=1000, help="how many of the images, the first ones")
+    study = open_study(parser, args, "analysis")
+    config, model = study.config, study.subject.model
+    layer = model.depth // 2 if config.layer is None else config.layer
+    if not 0 <= layer < model.depth:
+        raise UserError(f"there is no layer {layer}: the model has layers 0 to {model.depth - 1}")
+    if config.images < 3:
+        raise UserError("--images is 3 or more")
+    if any(len(step) > 1 or step[0].half for step in model.order):
+        raise UserError("the analyses are of models whose steps are whole layers")
+    images = study.batches.dataset
+    images = Subset(images, range(min(config.images, len(images))))  # type: ignore[arg-type]
+    outputs: dict[int, tuple[int, Tensor]] = {}
+    changes: list[list[float]] = [[0.0] * len(model.order) for _ in range(len(images))]
+    with study.progress(f"analysing {study.subject.record['name']}", len(images), "images") as (bar, task):
+
+        def visit(at: int, index: int, position: int, before: Tensor, after: Tensor) -> None:
+            if config.study == "contributions":
+                changes[at][position] = float(f"{contribution(before, after):.5g}")
+            elif index == layer:
+                outputs[at] = (position, after.flatten().cpu())
+            bar.update(task, completed=at + (position + 1) / len(model.order))
+
+        orders = visits(model, Preprocess.for_model(model), images, study.fabric, config.seed, visit)
+    found: dict[str, object] = {"orders": orders}
+    if config.study == "contributions":
+        found["changes"] = changes
+    else:
+        plane = project(torch.stack([output for _, output in outputs.values()]), config.seed)
+        found |= {"layer": layer, "positions": [position for position, _ in outputs.values()]}
+        found["plane"] = [[round(value, 3) for value in point] for point in plane.tolist()]
+    results = study.results([], {"study": config.study, "images": len(images)}, {config.study: found})
+    study.report(results)
+    return results
+
+
+if __name__ == "__main__":
+    main(analyse_command)

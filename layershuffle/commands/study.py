@@ -1,0 +1,232 @@
+"""What the command lines that study a model share: which model, on which data, where, and where the results go."""
+
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+from jsonargparse import Namespace
+from lightning.fabric import Fabric
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+
+from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
+from layershuffle.data import ImageData, Preprocess, from_config
+from layershuffle.data.preprocessing import image_size
+from layershuffle.errors import UserError
+from layershuffle.evaluation import Trial, evaluate
+from layershuffle.loading import Subject, load
+from layershuffle.report import plots, tables
+from layershuffle.results import Results, Score, summarise
+from layershuffle.version import __version__
+
+
+def study_parser(prog: str, description: str, split: str = "test") -> Parser:
+    """The options that every study has; everything that isn't given comes from the checkpoint."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument(
+        "checkpoint",
+        help="a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints, or a timm model",
+    )
+    parser.add_argument("--config", action="config", help="a file with some of these options, such as a data config")
+    parser.add_argument("--seed", type=int, default=0, help="decides everything random")
+    parser.add_subclass_arguments(ImageData, "data", required=False, help="the data set (default: the checkpoint's)")
+    parser.add_argument("--split", choices=["test", "val"], default=split, help="which of its images to use")
+    parser.add_argument(
+        "--pretrained", type=str | None, default=None, help="weights for a timm model, if not to be fetched"
+    )
+    parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="where to run")
+    precisions = ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+    parser.add_argument("--precision", choices=precisions, default="32-true", help="of the forward pass")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="the results file (default: beside the checkpoint)"
+    )
+    return parser
+
+
+@dataclass
+class Study:
+    """A model, the images to study it on, and where to run.
+
+    Attributes:
+        config: the parsed options.
+        subject: the model and what is known of it.
+        data: the data set, set up.
+        batches: its images, see ``config.split``.
+        fabric: the device and the precision.
+        output: the results file, which can be written.
+        made: what the options describe by their class, such as a logger.
+    """
+
+    config: Namespace
+    subject: Subject
+    data: ImageData
+    batches: DataLoader
+    fabric: Fabric
+    output: Path
+    made: Namespace
+
+    def score(self, to_score: list[Trial], batches: DataLoader | None = None, what: str = "evaluating") -> list[Score]:
+        """The scores of ``to_score`` on ``batches``, by default all of them, with a progress bar."""
+        batches = batches or self.batches
+        model = self.subject.model
+        orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
+        with self.progress(f"{what} {self.subject.record['name']}", len(batches) * len(orders)) as (bar, task):
+            return evaluate(
+                model,
+                Preprocess.for_model(model),
+                batches,
+                to_score,
+                self.fabric,
+                self.config.seed,
+                on_output=lambda: bar.advance(task),
+            )
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str = "batch runs") -> Iterator[tuple[Progress, TaskID]]:
+        """A progress bar that goes away when it is done."""
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            yield bar, bar.add_task(what, total=total)
+
+    def results(
+        self, scores: list[Score], evaluation: dict[str, Any], measures: dict[str, Any] | None = None
+    ) -> Results:
+        """The record of what was found; ``evaluation`` says by which settings."""
+        images = scores[0].images if scores else len(self.batches.dataset)  # type: ignore[arg-type]
+        return Results(
+            model=self.subject.record,
+            data={"name": self.data.label, **self.data.config(), "split": self.config.split, "images": images},
+            evaluation=evaluation | {"seed": self.config.seed, "batch_size": self.batches.batch_size},
+            environment=_environment(self.fabric, self.config.precision),
+            scores=scores,
+            measures=measures or {},
+        )
+
+    def report(self, results: Results) -> None:
+        """Print the tables, save the results and the plots, and send them to W&B where the run is logged there."""
+        console = Console()
+        title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
+        found = tables.of(results)
+        for name, (header, rows) in found.items():
+            console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
+        results.save(self.output)
+        drawn = plots.draw(results, self.output, title)
+        console.print(f"results: {self.output}", soft_wrap=True, highlight=False)
+        for path in drawn.values():
+            console.print(f"plot: {path}", soft_wrap=True, highlight=False)
+        logger = self.made.get("logger")
+        if isinstance(logger, WandbLogger):
+            for name, (header, rows) in found.items():
+                logger.log_table(f"evaluation/{name}", columns=header, data=rows)
+            for name, path in drawn.items():
+                logger.log_image(f"evaluation/{name}", [str(path)])
+            for group, scores in results.groups().items():
+                logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = summarise(
+                    score.top1 for score in scores
+                ).mean
+            logger.experiment.finish()
+
+
+def open_study(command: Parser, args: list[str] | None = None, kind: str = "evaluation") -> Study:
+    """Parse ``args``, by default those of the process, load the model and set up its data.
+
+    Args:
+        command: made by ``study_parser``.
+        args: the command line.
+        kind: what the results file is named after.
+
+    Raises:
+        UserError: (a ValueError) in one sentence for everything a user can get wrong.
+    """
+    args = sys.argv[1:] if args is None else args
+    source = args[0] if args and not args[0].startswith("-") else None
+    # What the options of --data mean depends on the checkpoint's own data set, so it is read first.
+    subject = load(source, next(iter(option_values(args, "--pretrained")), None)) if source else None
+    if subject and subject.data and not option_values(args, "--data"):
+        known = from_config(subject.data)
+        path = f"{type(known).__module__}.{type(known).__qualname__}"
+        command.set_defaults({"data": {"class_path": path, "init_args": known.config()["args"]}})
+    config = command.parse_args(args)
+    if subject is None:
+        subject = load(config.checkpoint, config.pretrained)
+    if not config.data:
+        raise UserError(
+            f"{config.checkpoint} doesn't say which data to evaluate on: give --config configs/data/... or --data"
+        )
+    refuse_secrets(config.as_dict())
+    continue_wandb(config.get("logger"), subject.wandb)
+    output = _output(config, kind)
+    made = command.instantiate_classes(config)
+    data: ImageData = made.data
+    data.image_size = image_size(subject.model)
+    data.prepare_data()
+    data.setup("test" if config.split == "test" else "fit")
+    classes = subject.model.config["num_classes"]
+    if classes != data.num_classes:
+        raise UserError(
+            f"the model tells {classes} classes apart, but the data has {data.num_classes}: give other --data"
+        )
+    batches = data.test_dataloader() if config.split == "test" else data.val_dataloader()
+    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    return Study(config, subject, data, batches, fabric, output, made)
+
+
+def _environment(fabric: Fabric, precision: str) -> dict[str, Any]:
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else _processor(),
+        "precision": precision,
+        "layershuffle": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"CPU: {names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _output(config: Namespace, kind: str) -> Path:
+    """Where the results go, found and tried before the work: never over earlier ones, unless their name was given.
+
+    Raises:
+        UserError: if nothing can be written there.
+    """
+    path = Path(config.output) if config.output else _unused(config, kind)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
+
+
+def _unused(config: Namespace, kind: str) -> Path:
+    source = Path(config.checkpoint)
+    folder, name = (source.parent, source.stem) if source.is_file() else (Path(), source.name.replace(":", "_"))
+    candidates = (folder / f"{name}.{kind}{f'-{n}' if n > 1 else ''}.json" for n in range(1, 10_000))
+    return next(path for path in candidates if not path.exists())
