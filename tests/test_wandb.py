@@ -1,5 +1,6 @@
 """W&B offline, with the real client: what the run's file holds, what it never holds, and that a run goes on."""
 
+import itertools
 import json
 import os
 import struct
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from wandb.proto import wandb_internal_pb2 as pb
 
 from layershuffle.commands.evaluate import evaluate_command
@@ -135,3 +137,19 @@ def test_disabled(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "last checkpoint" in done.stdout
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+def test_every_run_of_the_sweep_is_a_command_of_train(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
+    fixed = [part for part in sweep["command"] if not part.startswith("${")]
+    grid = [[f"--{name}={value}" for value in at["values"]] for name, at in sweep["parameters"].items()]
+    runs = list(itertools.product(*grid))
+    assert len(runs) == 8
+    with pytest.raises(SystemExit) as stop:
+        train([*fixed, *runs[-1], "--print_config"])
+    assert stop.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved["model"]["optimizer"]["init_args"]["lr"] == 3e-4
+    assert resolved["data"]["init_args"]["batch_size"] == 640
+    assert sweep["metric"]["name"] == "val/loss"
