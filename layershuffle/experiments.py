@@ -33,7 +33,8 @@ class Setup:
         train: train.py's arguments for every run, such as [model/vit_b16, data/cifar100, trainer/gpu].
         methods: what each method adds to them.
         evaluations: by the name of the results file without its ``.json``.
-        base: what the ordinary training adds that the refinements start from; null where the backbone is pretrained.
+        base: what the ordinary training adds that all refinements start from, as they do from one pretrained backbone
+            in the paper; null where the backbone is pretrained.
         merge: methods whose models, one per seed, are merged layer by layer, once per seed.
         analyse: studies (representations, contributions), each with the methods to compare.
         epoch_minutes: how long an epoch takes, for estimates.
@@ -81,7 +82,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment's file says: setups by name, and the seeds that each of their methods is run with."""
+    """What an experiment's file says: setups by name, and the seeds that each of their methods is run with.
+
+    The first of the seeds is also that of the setups' bases.
+    """
 
     setups: dict[str, Setup]
     seeds: list[int]
@@ -122,7 +126,11 @@ def cells(experiment: Experiment, seeds: Sequence[int] | None = None, only: Sequ
     seeds = experiment.seeds if seeds is None else seeds
     if len(set(seeds)) < len(seeds) or not seeds:
         raise UserError(f"seeds are different numbers, at least one, not {' '.join(map(str, seeds))}")
-    found = {cell.name: cell for name, setup in experiment.setups.items() for cell in _cells(name, setup, seeds)}
+    found = {
+        cell.name: cell
+        for name, setup in experiment.setups.items()
+        for cell in _cells(name, setup, seeds, experiment.seeds[0])
+    }
     wanted: set[str] = set()
     for pattern in only or ["*"]:
         matching = {name for name in found if any(fnmatch.fnmatch(part, pattern) for part in (name, *name.split("/")))}
@@ -135,7 +143,7 @@ def cells(experiment: Experiment, seeds: Sequence[int] | None = None, only: Sequ
     return [cell for name, cell in found.items() if name in wanted]
 
 
-def _cells(setup_name: str, setup: Setup, seeds: Sequence[int]) -> Iterator[Cell]:
+def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) -> Iterator[Cell]:
     def evaluations(method: str) -> list[Step]:
         return [
             Step(
@@ -155,12 +163,12 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int]) -> Iterator[Cell
         minutes = _epochs(arguments) * setup.epoch_minutes + (len(steps) > 1) * setup.evaluation_minutes
         return Cell(name(kind, seed), tuple(steps), needs, minutes)
 
+    bases: tuple[str, ...] = ()
+    if setup.base is not None:
+        base = trained("base", base_seed, setup.base)
+        yield base
+        bases = (base.name,)
     for seed in seeds:
-        bases: tuple[str, ...] = ()
-        if setup.base is not None:
-            base = trained("base", seed, setup.base)
-            yield base
-            bases = (base.name,)
         for method, added in setup.methods.items():
             yield trained(method, seed, added, bases)
     for method in setup.merge:
