@@ -35,22 +35,26 @@ class ThroughputLogger(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.batches, self.images, self.seconds, self.since = 0, 0, 0.0, 0.0
+        self.images, self.seconds, self.since, self.step = 0, 0.0, 0.0, 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out what came between two epochs."""
         self.since = time.perf_counter()
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave out a validation in the midst of an epoch."""
+        self.since = time.perf_counter()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and log every log_every_n_steps batches."""
+        """Count, and log every log_every_n_steps steps."""
         now = time.perf_counter()
         self.seconds += now - self.since
         self.since = now
-        self.batches += 1
         self.images += len(batch[1]) * trainer.world_size
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self.batches >= every:
+        if every and trainer.global_step % every == 0 and trainer.global_step != self.step:
+            self.step = trainer.global_step
             pl_module.log("train/images_per_second", self.images / self.seconds, rank_zero_only=True)
-            self.batches, self.images, self.seconds = 0, 0, 0.0
+            self.images, self.seconds = 0, 0.0

@@ -29,12 +29,14 @@ def read_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a checkpoint or is damaged: {_first_line(error)}") from error
+    except PermissionError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a checkpoint, or holds code instead of only weights; it was not loaded"
         ) from error
+    except Exception as error:  # the readers of damaged files raise whatever they stumble over
+        raise UserError(f"{path} is not a checkpoint or is damaged: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content

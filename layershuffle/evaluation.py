@@ -231,16 +231,20 @@ def _descend(
     model: OrderedViT, tokens: Tensor, position_logits: list[Tensor | None], orders: list[Order]
 ) -> Iterator[tuple[Order, Output]]:
     """``orders``: sorted, all of which have run their first len(position_logits) steps, which led to ``tokens``."""
-    position = len(position_logits)
-    if orders and len(orders[0]) == position:
-        yield orders[0], model.classify(tokens, position_logits)
-        orders = orders[1:]
     while orders:
+        position = len(position_logits)
+        if len(orders[0]) == position:
+            yield orders[0], model.classify(tokens, position_logits)
+            orders = orders[1:]
+            continue
         step = orders[0][position]
         same = sum(order[position] == step for order in orders)
         after, step_logits = model.run_step(tokens, step, position)
-        yield from _descend(model, after, [*position_logits, step_logits], orders[:same])
-        orders = orders[same:]
+        if same == len(orders):  # nothing else begins here, so these tokens can go
+            tokens, position_logits = after, [*position_logits, step_logits]
+        else:
+            yield from _descend(model, after, [*position_logits, step_logits], orders[:same])
+            orders = orders[same:]
 
 
 class Tally(Metric):

@@ -4,6 +4,7 @@ import fnmatch
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -55,7 +56,8 @@ class Setup:
 class Step:
     """One command of a cell and the file that it leaves in the cell's folder.
 
-    ``{CELL}`` in an argument stands for the folder of another cell, ``{}`` for the cell's own.
+    ``{CELL}`` in an argument stands for the folder of another cell, ``{}`` for the cell's own, and ``configs/`` for
+    where the configs are.
     """
 
     command: str
@@ -108,9 +110,10 @@ def read(path: Path) -> Experiment:
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not an experiment: {error}") from error
     for setup in experiment.setups.values():
-        for method in (*setup.merge, *(method for methods in setup.analyse.values() for method in methods)):
+        named = [setup.merge, *setup.analyse.values(), *(at.methods or [] for at in setup.evaluations.values())]
+        for method in (method for methods in named for method in methods):
             if method not in setup.methods:
-                raise UserError(f"{path} merges or analyses {method}, which is not one of its methods")
+                raise UserError(f"{path} merges, analyses or evaluates {method}, which is not one of its methods")
     return experiment
 
 
@@ -199,12 +202,12 @@ def _expanded(arguments: Arguments) -> list[str]:
 
 
 def _config(piece: str) -> str:
-    path = CONFIGS / f"{piece}.yaml"
-    if not path.is_file():
+    if not (CONFIGS / f"{piece}.yaml").is_file():
         raise UserError(f"there is no configs/{piece}.yaml: arguments are pieces of configs or start with --")
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return f"configs/{piece}.yaml"
 
 
 def _epochs(arguments: Sequence[str]) -> int:
-    option = "--trainer.max_epochs="
-    return next((int(arg.removeprefix(option)) for arg in reversed(arguments) if arg.startswith(option)), 0)
+    words = " ".join(arguments).replace("=", " ").split()
+    found = [after for word, after in pairwise(words) if word == "--trainer.max_epochs"]
+    return int(found[-1]) if found and found[-1].isdecimal() else 0

@@ -135,13 +135,19 @@ def _steps(order: OrderLike) -> tuple[Step, ...]:
     if isinstance(order, Order):
         return order.steps
     steps: list[Step] = []
-    for part in order.split() if isinstance(order, str) else order:
+    try:
+        parts = order.split() if isinstance(order, str) else list(order)
+    except TypeError as error:
+        raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
+    for part in parts:
         if isinstance(part, str):
             steps += _parse(part)
-        elif isinstance(part, tuple):
-            steps.append(_step(Unit(*unit) for unit in part))
         else:
-            steps.append(_step([Unit(index(part))]))
+            try:
+                units = [Unit(*unit) for unit in part] if isinstance(part, tuple) else [Unit(index(part))]
+            except TypeError as error:
+                raise UserError(f"{part!r} is not a step: give a layer, or text such as '(1|2|3)'") from error
+            steps.append(_step(units))
         if len(steps) > MAX_STEPS:
             raise UserError(f"an order has at most {MAX_STEPS} steps")
     return tuple(steps)

@@ -122,7 +122,7 @@ class FineTuner(pl.LightningModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Resize and normalise on the device."""
         images, labels = batch
-        return self.preprocess(images), labels
+        return self.preprocess(images).to(next(self.model.parameters()).dtype), labels
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch in one order. Batches that are accumulated into one update share the order, as one batch would."""

@@ -247,6 +247,8 @@ def create_model(
     vit.pretrained_cfg.pop("state_dict", None)  # else the model keeps a second copy of its first weights
     if not isinstance(vit, VisionTransformer):
         raise UserError(f"{name} is a {type(vit).__name__}, not one of timm's VisionTransformer models")
+    if not len(vit.blocks):
+        raise UserError(f"{name} with these arguments has no layers")
     if norm_eps is not None:
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
@@ -295,11 +297,16 @@ def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception
         return UserError(f"timm has no model named {name}: timm.list_models('vit*') lists those it has")
     if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
         return UserError(f"{pretrained} holds weights of another backbone than {name}: {text[-1].strip()}")
-    if (pretrained and not isinstance(error, (TypeError, ValueError))) or isinstance(error, OSError):
+    network = type(error).__module__.partition(".")[0] in (
+        "httpx",
+        "httpcore",
+        "huggingface_hub",
+        "requests",
+        "urllib3",
+    )
+    if network or isinstance(error, OSError):
         return UserError(
             f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, "
             "download them elsewhere and pass their path as pretrained"
         )
-    if isinstance(error, TypeError):
-        return UserError(f"{name} can't be created with these arguments: {text[-1]}")
-    return error
+    return UserError(f"{name} can't be created with these arguments: {text[-1] if text else type(error).__name__}")

@@ -1,3 +1,4 @@
+import csv
 import multiprocessing
 import os
 import signal
@@ -96,7 +97,7 @@ def test_the_scales_are_whole():
     ("changes", "complaint"),
     [
         ({"train": ["model/nothing"]}, "there is no configs/model/nothing.yaml"),
-        ({"merge": ["nothing"]}, "merges or analyses nothing, which is not one of its methods"),
+        ({"merge": ["nothing"]}, "merges, analyses or evaluates nothing, which is not one of its methods"),
         ({"evaluations": 3}, "is not an experiment"),
         ({"nothing": 1}, "is not an experiment"),
     ],
@@ -137,32 +138,33 @@ def test_a_broken_cell_is_reported_and_the_others_go_on(tiny, capsys):
     assert "2 finished, 0 to run" in capsys.readouterr().out
     assert (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns == written
 
-    with pytest.raises(ValueError, match="was made with other options than it has now"):
+    with pytest.raises(ValueError, match="was made with other options, or from another model, than it has now"):
         experiment([f"--scale={tiny()}", "--seeds=0"])
 
 
 def test_a_killed_cell_goes_on_from_its_last_checkpoint(tiny):
-    base, endless = cells(read(tiny(methods={"baseline": ["method/baseline", "--trainer.max_epochs=100000"]})), [0])
+    base, killed = cells(read(tiny(methods={"baseline": ["method/baseline", "--trainer.max_epochs=40"]})), [0])
     folder = Path("out")
     cell.run(base, folder)
-    process = multiprocessing.get_context("fork").Process(target=cell.run, args=(endless, folder))
+    process = multiprocessing.get_context("spawn").Process(target=cell.run, args=(killed, folder), daemon=True)
     process.start()
-    last = folder / endless.name / "last.ckpt"
+    last = folder / killed.name / "last.ckpt"
     while not last.is_file() or torch.load(last, weights_only=True)["epoch"] < 1:
+        assert process.is_alive()
         time.sleep(0.05)
     with pytest.raises(ValueError, match="is being run by another process"):
-        cell.run(endless, folder)
+        cell.run(killed, folder)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert not cell.finished(endless, folder)
+    assert not cell.finished(killed, folder)
     stopped = torch.load(last, weights_only=True)["epoch"]
-    _, ending = cells(read(tiny(methods={"baseline": ["method/baseline", f"--trainer.max_epochs={stopped + 2}"]})), [0])
-    cell.run(ending, folder)
-    assert cell.finished(ending, folder)
-    assert torch.load(last, weights_only=True)["epoch"] == stopped + 1
-    metrics = (folder / ending.name / "attempt_2/metrics.csv").read_text().splitlines()
-    epochs = {line.split(",")[metrics[0].split(",").index("epoch")] for line in metrics[1:]}
-    assert min(map(int, epochs)) >= stopped
+    assert stopped < 39
+    cell.run(killed, folder)
+    assert cell.finished(killed, folder)
+    assert torch.load(last, weights_only=True)["epoch"] == 39
+    with (folder / killed.name / "attempt_2/metrics.csv").open() as file:
+        epochs = {int(row["epoch"]) for row in csv.DictReader(file) if row["epoch"]}
+    assert min(epochs) >= stopped
 
 
 def test_a_damaged_record_is_named(tiny):

@@ -232,4 +232,4 @@ def test_methods_have_the_fields_names():
         "layershuffle-position",
         "layershuffle-predict",
     ]
-    assert method_name(Depth(6), "none") == "reduced-depth"
+    assert method_name(Depth(6), "none") == "reduced-depth-6"

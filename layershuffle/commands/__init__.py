@@ -99,7 +99,7 @@ def refuse_secrets(config: Any, path: str = "") -> None:
     elif isinstance(config, list):
         for at, value in enumerate(config):
             refuse_secrets(value, f"{path}.{at}")
-    elif config and re.search(r"(api_?key|token|password|secret)$", path, re.IGNORECASE):
+    elif config and re.search(r"(api_?key|(?<!class_)token|password|secret)$", path, re.IGNORECASE):
         raise UserError(
             f"{path} would be saved with the run: set the environment variable WANDB_API_KEY, or use wandb login"
         )

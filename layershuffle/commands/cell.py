@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.commands.train import train
 from layershuffle.errors import UserError
-from layershuffle.experiments import Cell, Step
+from layershuffle.experiments import CONFIGS, Cell, Step
 from layershuffle.results import write_whole
 from layershuffle.version import __version__
 
@@ -41,10 +42,11 @@ def run(cell: Cell, folder: Path) -> None:
     own = folder / cell.name
     own.mkdir(parents=True, exist_ok=True)
     with _locked(own):
-        done = _done(own)
+        done, needs = _done(own), _needs(cell, folder)
         for step in cell.steps:
-            if _is_finished(step, done, own):
+            if _is_finished(step, done, own, needs):
                 continue
+            write_whole(own / RECORD, json.dumps(done | {"running": _asked(step, needs)}, indent=1))
             arguments = _in_folders(step, cell, folder)
             if step.command == "train":
                 arguments += _run_folder(own)
@@ -52,9 +54,10 @@ def run(cell: Cell, folder: Path) -> None:
             print(f"$ python {script} {shlex.join(arguments)}", flush=True)
             started = time.monotonic()
             command(arguments)
-            done[step.output] = {
-                "arguments": list(step.arguments),
+            done.pop("running", None)
+            done[step.output] = _asked(step, needs) | {
                 "seconds": round(time.monotonic() - started, 1),
+                "finished": datetime.now(UTC).isoformat(),
                 "version": __version__,
             }
             write_whole(own / RECORD, json.dumps(done, indent=1))
@@ -67,15 +70,29 @@ def finished(cell: Cell, folder: Path) -> bool:
         UserError: (a ValueError) if the record is damaged, or a step was run with other arguments than it has now.
     """
     own = folder / cell.name
-    done = _done(own)
-    return all(_is_finished(step, done, own) for step in cell.steps)
+    done, needs = _done(own), _needs(cell, folder)
+    return all(_is_finished(step, done, own, needs) for step in cell.steps)
 
 
-def _is_finished(step: Step, done: dict[str, Any], own: Path) -> bool:
+def _is_finished(step: Step, done: dict[str, Any], own: Path, needs: dict[str, Any]) -> bool:
     record = done.get(step.output)
-    if record is not None and record["arguments"] != list(step.arguments):
-        raise UserError(f"{own} was made with other options than it has now: remove it, or give another --output")
+    stopped = done.get("running") or {}
+    begun = record or (stopped if stopped.get("output") == step.output else {})
+    if any(begun.get(key, value) != value for key, value in _asked(step, needs).items()):
+        raise UserError(
+            f"{own} was made with other options, or from another model, than it has now: remove it, or give another "
+            "--output"
+        )
     return record is not None and (own / step.output).is_file()
+
+
+def _asked(step: Step, needs: dict[str, Any]) -> dict[str, Any]:
+    return {"output": step.output, "arguments": list(step.arguments), "needs": needs}
+
+
+def _needs(cell: Cell, folder: Path) -> dict[str, Any]:
+    """When the models that a cell starts from were finished, which tells those of two runs apart."""
+    return {name: _done(folder / name).get("best.ckpt", {}).get("finished") for name in cell.needs}
 
 
 def _done(own: Path) -> dict[str, Any]:
@@ -88,10 +105,12 @@ def _done(own: Path) -> dict[str, Any]:
 
 
 def _in_folders(step: Step, cell: Cell, folder: Path) -> list[str]:
+    configs = CONFIGS.relative_to(Path.cwd()) if CONFIGS.is_relative_to(Path.cwd()) else CONFIGS
+
     def placed(argument: str) -> str:
         for name in cell.needs:
             argument = argument.replace(f"{{{name}}}", str(folder / name))
-        return argument.replace("{}", str(folder / cell.name))
+        return argument.replace("{}", str(folder / cell.name)).replace("--config=configs", f"--config={configs}")
 
     return [placed(argument) for argument in step.arguments]
 

@@ -21,6 +21,8 @@ from layershuffle.experiments import CONFIGS, Cell, cells, read
 from layershuffle.report import plots, tables
 from layershuffle.results import Results, pool, write_whole
 
+CORES = len(os.sched_getaffinity(0))
+
 
 def parser() -> Parser:
     """The options."""
@@ -74,7 +76,7 @@ def experiment(args: list[str] | None = None) -> None:
         raise UserError(f"--jobs is how many cells to run at a time, from 1 up, not {config.jobs}")
     wanted = cells(read(path), config.seeds, config.only)
     missing = [at for at in wanted if not cell.finished(at, folder)]
-    console = Console()
+    console = Console(markup=False, highlight=False)
     if config.dry_run:
         console.print(_plan(wanted, missing, folder))
         return
@@ -82,7 +84,7 @@ def experiment(args: list[str] | None = None) -> None:
     if config.slurm is not None:
         submit(missing, folder, config.slurm, console)
         return
-    lost = run(missing, folder, config.jobs or torch.cuda.device_count() or min(4, os.cpu_count() or 1), console)
+    lost = run(missing, folder, config.jobs or torch.cuda.device_count() or min(4, CORES), console)
     for setup in dict.fromkeys(at.name.partition("/")[0] for at in wanted):
         _compare(setup, [at for at in wanted if at.name.startswith(f"{setup}/")], folder, console)
     if lost:
@@ -105,15 +107,15 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console) -> i
         overall = progress.add_task("cells", total=len(missing))
         while waiting or running:
             for at in [at for at in waiting if lost & set(at.needs)]:
-                console.print(f"{at.name}: left out, it needs a cell that failed", highlight=False)
+                console.print(f"{at.name}: left out, it needs a cell that failed")
                 lost.add(at.name)
                 waiting.remove(at)
                 progress.advance(overall)
             unfinished = {at.name for at in waiting} | {at.name for at, *_ in running.values()}
             ready = [at for at in waiting if not unfinished & set(at.needs)]
+            threads = max(1, CORES // max(1, min(jobs, len(running) + len(ready))))
             for at, slot in zip(ready[: len(slots)], list(slots)):
-                together = min(jobs, len(running) + len(ready))
-                environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // together))}
+                environment = {"OMP_NUM_THREADS": str(threads)}
                 if devices != [""]:
                     environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
                 process = spawn.Process(target=_run_cell, args=(at, folder), daemon=True)
@@ -130,11 +132,9 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console) -> i
                 progress.advance(overall)
                 if process.exitcode:
                     lost.add(at.name)
-                    console.print(
-                        f"{at.name}: {_reason(at, folder, process.exitcode)}", highlight=False, soft_wrap=True
-                    )
+                    console.print(f"{at.name}: {_reason(at, folder, process.exitcode)}", soft_wrap=True)
                 else:
-                    console.print(f"{at.name}: finished", highlight=False)
+                    console.print(f"{at.name}: finished")
     return len(lost)
 
 
@@ -158,15 +158,17 @@ def submit(missing: Sequence[Cell], folder: Path, parameters: dict[str, Any], co
                 job: Any = submitit.SlurmJob(logs, record.read_text())
                 if not job.done():
                     jobs[at.name] = job.job_id
-                    console.print(f"{at.name}: job {job.job_id} is at it", highlight=False)
+                    console.print(f"{at.name}: job {job.job_id} is at it")
                     continue
             needed = [jobs[name] for name in at.needs if name in jobs]
-            dependency = {"dependency": f"afterok:{':'.join(needed)}"} if needed else {}
-            executor.update_parameters(name=at.name.replace("/", "-"), **parameters)
-            executor.update_parameters(slurm_additional_parameters=dependency)
+            more = dict(parameters.get("slurm_additional_parameters") or {})
+            more |= {"dependency": f"afterok:{':'.join(needed)}"} if needed else {}
+            executor.update_parameters(
+                **{"name": at.name.replace("/", "-"), **parameters, "slurm_additional_parameters": more}
+            )
             jobs[at.name] = executor.submit(cell.run, at, folder.absolute()).job_id
             write_whole(record, jobs[at.name])
-            console.print(f"{at.name}: job {jobs[at.name]}", highlight=False)
+            console.print(f"{at.name}: job {jobs[at.name]}")
     except (RuntimeError, NameError, TypeError, submitit.core.utils.FailedJobError) as error:
         raise UserError(f"SLURM took {len(jobs)} of {len(missing)} jobs, then: {error}") from error
     console.print("the same command without --slurm runs what they leave undone, and shows the results")
@@ -200,8 +202,11 @@ def _compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) ->
     title = f"{data['name']}: {data['images']} test images, {spread}"
     write_whole(folder / setup / "table.md", tables.markdown(header, rows))
     plots.overview(pooled, folder / setup / "overview.png", title)
+    if len(header) > 6:  # too wide for a terminal: a row a method, and the pruned orders only in the file
+        rows = [list(column) for column in zip(header, *(row for row in rows if not row[0].startswith("keep")))]
+        header, *rows = rows
     console.print(tables.terminal(header, rows, title))
-    console.print(f"table: {folder / setup}/table.md\nplot: {folder / setup}/overview.png", highlight=False)
+    console.print(f"table: {folder / setup}/table.md\nplot: {folder / setup}/overview.png")
 
 
 def _run_cell(at: Cell, folder: Path) -> None:

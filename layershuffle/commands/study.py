@@ -15,6 +15,7 @@ import timm
 import torch
 from jsonargparse import Namespace
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -46,7 +47,7 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
         "--pretrained", type=str | None, default=None, help="weights for a timm model, if not to be fetched"
     )
     parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="where to run")
-    precisions = ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+    precisions = ["32-true", "bf16-mixed", "16-mixed"]
     parser.add_argument("--precision", choices=precisions, default="32-true", help="of the forward pass")
     parser.add_argument(
         "--output", type=str | None, default=None, help="the results file (default: beside the checkpoint)"
@@ -65,6 +66,7 @@ class Study:
         batches: its images, see ``config.split``.
         fabric: the device and the precision.
         output: the results file, which can be written.
+        kind: what it is named after where no name was given.
         made: what the options describe by their class, such as a logger.
     """
 
@@ -74,6 +76,7 @@ class Study:
     batches: DataLoader
     fabric: Fabric
     output: Path
+    kind: str
     made: Namespace
 
     def score(self, to_score: list[Trial], batches: DataLoader | None = None, what: str = "evaluating") -> list[Score]:
@@ -114,21 +117,22 @@ class Study:
             model=self.subject.record,
             data={"name": self.data.label, **self.data.config(), "split": self.config.split, "images": images},
             evaluation=evaluation | {"seed": self.config.seed, "batch_size": self.batches.batch_size},
-            environment=_environment(self.fabric, self.config.precision),
+            environment=_environment(self.fabric),
             scores=scores,
             measures=measures or {},
         )
 
     def report(self, results: Results) -> None:
         """Print the tables, save the results and the plots, and send them to W&B where the run is logged there."""
-        console = Console()
+        output = self.output if self.config.output else _unused(self.config, self.kind)  # one may be there by now
+        results.save(output)
+        console = Console(markup=False)
         title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
         found = tables.of(results)
+        drawn = plots.draw(results, output, title)
         for name, (header, rows) in found.items():
             console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
-        results.save(self.output)
-        drawn = plots.draw(results, self.output, title)
-        console.print(f"results: {self.output}", soft_wrap=True, highlight=False)
+        console.print(f"results: {output}", soft_wrap=True, highlight=False)
         for path in drawn.values():
             console.print(f"plot: {path}", soft_wrap=True, highlight=False)
         logger = self.made.get("logger")
@@ -184,15 +188,18 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
             f"the model tells {classes} classes apart, but the data has {data.num_classes}: give other --data"
         )
     batches = data.test_dataloader() if config.split == "test" else data.val_dataloader()
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-    return Study(config, subject, data, batches, fabric, output, made)
+    try:
+        fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    except (RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"there is no {config.accelerator} to run on here: {error}") from error
+    return Study(config, subject, data, batches, fabric, output, kind, made)
 
 
-def _environment(fabric: Fabric, precision: str) -> dict[str, Any]:
+def _environment(fabric: Fabric) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else _processor(),
-        "precision": precision,
+        "precision": fabric._precision.precision,  # what was asked for, or what the device has instead
         "layershuffle": __version__,
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -217,6 +224,8 @@ def _output(config: Namespace, kind: str) -> Path:
         UserError: if nothing can be written there.
     """
     path = Path(config.output) if config.output else _unused(config, kind)
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"--output {path} is not the name of a file that ends in .json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

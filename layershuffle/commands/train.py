@@ -65,7 +65,11 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find now what is wrong with secrets and the checkpoint to go on from: nothing has been started yet."""
         refuse_secrets(self.config.as_dict())
+        if not self.config.checkpoint.monitor:
+            raise UserError("--checkpoint.monitor names the metric that selects the best checkpoint, such as val/loss")
         if self.config.ckpt_path:
+            # Elsewhere Lightning would forget which checkpoint has been the best.
+            self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)
             record = read_file(self.config.ckpt_path).get(RECORD)
             if not isinstance(record, dict):
                 raise UserError(f"{self.config.ckpt_path} is not a checkpoint of train.py")
@@ -126,9 +130,11 @@ def train_command() -> None:
     """Fine-tune as the process's arguments say, then tell what to do with the result."""
     trainer = train()
     if trainer.is_global_zero:
-        for name, path in checkpoint_paths(trainer).items():
+        paths = checkpoint_paths(trainer)
+        for name, path in paths.items():
             print(f"{name} checkpoint: {path}")
-        print(f"evaluate it with: python evaluate.py {path}")
+        if paths:
+            print(f"evaluate it with: python evaluate.py {path}")
 
 
 def checkpoint_paths(trainer: pl.Trainer) -> dict[str, str]:

@@ -95,6 +95,8 @@ class ImageData(pl.LightningDataModule):
             held_out = round(len(train) * self.val_fraction)  # type: ignore[arg-type]
             if held_out:
                 val, train = _split(train, held_out, self.split_seed)
+            if len(train) == 0:  # type: ignore[arg-type]
+                raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
             self.sets |= {"train": train, "val": val if held_out else self.sets["test"]}
 
     def config(self) -> dict[str, Any]:
@@ -144,7 +146,7 @@ class ImageData(pl.LightningDataModule):
         in_memory = isinstance(_unwrapped(images), TensorImages)
         workers = self.workers
         if workers is None:
-            workers = 0 if in_memory else min(16, os.cpu_count() or 1)
+            workers = 0 if in_memory else min(16, len(os.sched_getaffinity(0)))
         return DataLoader(
             images,
             batch_size,

@@ -90,7 +90,11 @@ def collect(folder: Path) -> tuple[list[Setup], list[str]]:
         if path.name.startswith(".") or not _claims_to_be_results(path):
             continue
         try:
-            read[name] = Results.load(path)
+            results = Results.load(path)
+            if results.data.get("split") == "test":
+                read[name] = results
+            else:
+                complaints.append(f"{name} is of the {results.data.get('split')} images; it was left out")
         except UserError as error:
             complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
     setups: dict[tuple[str, str], Setup] = {}
@@ -117,7 +121,15 @@ def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Resu
     for name, results in read.items():
         config, evaluation = results.model.get("config"), results.evaluation
         cell = json.dumps(
-            [config, results.label, results.model.get("seed"), results.data["name"], evaluation], sort_keys=True
+            [
+                config,
+                results.label,
+                results.model.get("seed"),
+                results.data["name"],
+                results.data["images"],
+                evaluation,
+            ],
+            sort_keys=True,
         )
         if cell in kept and _found(read[kept[cell]]) != _found(results):
             complaints.append(f"{kept[cell]} and {name} disagree about the same cell; both were left out")

@@ -219,9 +219,11 @@ def _beside(found: Summary | None, setup: Setup, protocol: str, method: str) -> 
     theirs = paper.TABLE_1.get((setup.backbone, setup.data, protocol, method))
     if found is None or theirs is None:
         return Cell(_text(found), [f"paper {_text(theirs)}"] if theirs else [])
-    error = math.hypot((found.std or 0) / math.sqrt(found.n), theirs.std / math.sqrt(5))
     difference = found.mean - theirs.mean
-    marked = abs(difference) > 2 * error
+    # One seed says nothing of its own spread.
+    marked = found.std is not None and abs(difference) > 2 * math.hypot(
+        found.std / math.sqrt(found.n), theirs.std / math.sqrt(5)
+    )
     return Cell(_text(found), [f"paper {_text(theirs)}", f"{difference:+.2f}{' ✱' if marked else ''}"], marked)
 
 
