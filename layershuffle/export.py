@@ -50,6 +50,7 @@ def export(
         "interpolation": "bilinear",
         "crop_pct": 1.0,
         "num_classes": model.config["num_classes"],
+        "tag": record.get("method"),
     }
     ours = ("name", "num_classes", "position", "positions", "head", "norm_eps")
     timm_args = {name: value for name, value in model.config.items() if name not in ours}

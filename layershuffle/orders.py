@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from operator import index
 from typing import NamedTuple, Self, TypeVar, overload
 
@@ -136,7 +137,7 @@ def _steps(order: OrderLike) -> tuple[Step, ...]:
         return order.steps
     steps: list[Step] = []
     try:
-        parts = order.split() if isinstance(order, str) else list(order)
+        parts = order.split() if isinstance(order, str) else list(islice(order, MAX_STEPS + 1))
     except TypeError as error:
         raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
     for part in parts:
