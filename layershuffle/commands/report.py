@@ -10,6 +10,8 @@ from layershuffle.report import html
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
 
+DESCRIPTION = "Make a page of every table and figure of the paper, beside the paper's own, from results files alone."
+
 
 def report(folder: Path, output: Path | None = None, title: str = "LayerShuffle, reproduced") -> None:
     """Write every table and figure of arXiv 2407.04513, section 4, for which there are results, beside the paper's.
@@ -29,4 +31,4 @@ def report(folder: Path, output: Path | None = None, title: str = "LayerShuffle,
 
 
 if __name__ == "__main__":
-    main(lambda: auto_cli(report, parser_class=Parser))
+    main(lambda: auto_cli(report, parser_class=Parser, description=DESCRIPTION))

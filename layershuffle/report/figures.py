@@ -89,7 +89,6 @@ def curves(points: Sequence[Point], chance: float) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("top-1 accuracy, %")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods) + 1, frameon=False
-    )
+    columns = min(len(methods) + 1, 3 * len(panels) - 1)  # a wider legend would be cut off
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     return figure

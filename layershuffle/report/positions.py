@@ -31,8 +31,8 @@ def contributions(several: Sequence[Results]) -> Figure:
     """Figures 4c and 4d: how much each layer changes the class token, a ridge for each, coloured by position."""
     figure, axes, colours = _panels(several, "contributions", 5.6)
     changes = [by_layer_and_position(results) for results in several]
-    low, high = np.percentile(np.concatenate([v for found in changes for v in found.values()]), (0.5, 99.5))
-    grid = np.linspace(np.log10(low) - 0.1, np.log10(high) + 0.1, 200)
+    low, high = np.percentile(np.concatenate([v for found in changes for v in found.values()]), (0.1, 99.9))
+    grid = np.linspace(np.log10(low) - 0.2, np.log10(high) + 0.2, 250)
     for axis, results, found in zip(axes, several, changes):
         layers = sorted({layer for layer, _ in found})
         for (layer, position), values in sorted(found.items()):

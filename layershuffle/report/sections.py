@@ -186,13 +186,22 @@ def provenance(setups: Sequence[Setup]) -> Section:
                 for name, results in run.files.items():
                     e, about = results.environment, results.evaluation
                     made = f"{e.get('device')}, {e.get('precision')}, torch {e.get('torch')}, timm {e.get('timm')}"
-                    asked = (
-                        f"{' '.join(about.get('protocols', []))}; {about.get('draws')} draws; seed {about.get('seed')}"
-                    )
+                    what = f"{about['study']}, {about.get('images')} of them" if "study" in about else ""
+                    if "protocols" in about:
+                        what = f"{' '.join(about['protocols'])}; {about.get('draws')} draws"
+                    asked = f"{what}; seed {about.get('seed')}"
                     weights = str(results.model.get("sha256", ""))[:12]
                     images = f"{results.data['images']} ({results.data.get('split')})"
                     rows.append(
-                        [name, f"{method}, seed {run.seed}", weights, images, asked, made, str(e.get("created"))]
+                        [
+                            name,
+                            f"{method}, seed {run.seed}",
+                            weights,
+                            images,
+                            asked,
+                            made,
+                            str(e.get("created")),
+                        ]
                     )
     header = ["file", "model", "checkpoint sha256", "images", "evaluated", "with", "on"]
     return Section(
