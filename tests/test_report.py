@@ -169,3 +169,36 @@ def test_results_of_one_model_in_several_files(tmp_path):
     made = next(s for s in sections([setup], []) if s.title.startswith("How"))
     assert len(made.parts[0].rows) == 2
     assert json.loads((tmp_path / "landscape.json").read_text())["scores"][0]["top1"] == [0.1, 0.1]
+
+
+def test_studies_have_a_picture_each_and_no_part_in_the_tables(tmp_path):
+    found = results("baseline")
+    swaps = [score("swap-matrix", 0.5, one=one, other=other) for one in range(2) for other in range(one, 2)]
+    replace(found, scores=[*found.scores, *swaps], evaluation={"protocols": ["swap-matrix"]}).save(tmp_path / "a.json")
+    measures = {"search": {"strategy": "greedy", "images": 9, "trace": [{"order": "0", "loss": 2.0}]}}
+    searched = replace(found, measures=measures, evaluation={"strategy": "greedy"}, data=found.data | {"split": "val"})
+    replace(searched, scores=[score("sequential", 0.01), score("search", 0.25)]).save(tmp_path / "b.json")
+    made = sections(*collect(tmp_path))
+    others = next(s for s in made if s.title.startswith("Other systems"))
+    assert [part.name for part in others.parts] == ["swap-matrix-a", "search-b"]
+    assert [[c.text for c in row] for row in others.parts[0].data.cells()][1] == [
+        "swap-matrix",
+        "one=0 other=1",
+        "0 1",
+        "50.00",
+    ]
+    assert "(val)" in others.parts[1].caption
+    every = table(made, "Every score")
+    assert not any("swap-matrix" in row[0][0] or "search" in row[0][0] for row in every)
+    assert table(made, "Table 1")[0][1][0] == "75.00"  # of a.json; what a search says of its images doesn't count
+
+
+def test_a_models_files_count_once(tmp_path):
+    one, other = results("baseline", seed=0), results("baseline", seed=1, sequential=0.85)
+    for name, found in {"a": one, "b": one, "c": other}.items():
+        named = replace(
+            found, model=found.model | {"sha256": str(found.model["seed"])}, evaluation={"protocols": [name]}
+        )
+        named.save(tmp_path / f"{name}.json")
+    rows = table(sections(*collect(tmp_path)), "Every score")
+    assert rows[0][1][0] == "80.00 (7.07)"  # of 0.75 and 0.85, whose sample deviation is 0.1 / sqrt(2)

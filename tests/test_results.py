@@ -141,7 +141,7 @@ def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
 def test_plots_are_written(tmp_path, name):
-    plots.overview([results(), results("baseline", scores=results().scores[:4])], tmp_path / name, "title")
+    plots.save(plots.overview([results(), results("baseline", scores=results().scores[:4])], "title"), tmp_path / name)
     if name.endswith("png"):
         picture = imread(tmp_path / name)
         assert picture.shape[1] > picture.shape[0] > 300

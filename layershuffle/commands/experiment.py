@@ -201,7 +201,7 @@ def _compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) ->
     spread = "std over seeds" if seeds > 1 else f"{several[0].evaluation['draws']} draws of each random order"
     title = f"{data['name']}: {data['images']} test images, {spread}"
     write_whole(folder / setup / "table.md", tables.markdown(header, rows))
-    plots.overview(pooled, folder / setup / "overview.png", title)
+    plots.save(plots.overview(pooled, title), folder / setup / "overview.png")
     if len(header) > 6:  # too wide for a terminal: a row a method, and the pruned orders only in the file
         rows = [list(column) for column in zip(header, *(row for row in rows if not row[0].startswith("keep")))]
         header, *rows = rows

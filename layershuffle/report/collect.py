@@ -1,6 +1,7 @@
 """Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,22 +44,32 @@ class Setup:
         backbone: what the paper calls it, or timm's name and what was changed of it.
         data: what the paper calls it, or the data set's name.
         runs: by method and seed.
+        studies: the results of the studying commands, each about one model, with their paths from the report's folder.
     """
 
     backbone: str
     data: str
     runs: dict[tuple[str, int], Run] = field(default_factory=dict)
+    studies: dict[str, Results] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, Results]:
+        """All its results, method by method and seed by seed, the studies last."""
+        of_runs = {
+            name: results for method in self.methods for run in self.of(method) for name, results in run.files.items()
+        }
+        return of_runs | self.studies
 
     def measured(self, name: str) -> list[Results]:
-        """The results that hold such a measure, in the sequence of the methods."""
-        several = [results for method in self.methods for run in self.of(method) for results in run.files.values()]
-        return [results for results in several if name in results.measures]
+        """The studies that hold such a measure, in the sequence of the methods."""
+        found = [results for results in self.studies.values() if name in results.measures]
+        sequence = in_papers_sequence(results.label for results in found)
+        return sorted(found, key=lambda results: sequence.index(results.label))
 
     @property
     def methods(self) -> list[str]:
         """The methods that it has runs of, the paper's first and in the paper's sequence."""
-        found = dict.fromkeys(label for label, _ in sorted(self.runs))
-        return [*(m for m in paper.METHODS if m in found), *(m for m in found if m not in paper.METHODS)]
+        return in_papers_sequence(label for label, _ in sorted(self.runs))
 
     @property
     def seeds(self) -> list[int]:
@@ -71,8 +82,15 @@ class Setup:
 
     def missing(self) -> list[str]:
         """The cells that other methods or seeds of the setup, or the paper's methods, lead one to expect."""
-        wanted = dict.fromkeys((*paper.METHODS, *self.methods))
+        compared = any(method in paper.METHODS for method in self.methods)
+        wanted = dict.fromkeys((*paper.METHODS * compared, *self.methods))
         return [f"{m}, seed {s}" for m in wanted for s in self.seeds if (m, s) not in self.runs]
+
+
+def in_papers_sequence(methods: Iterable[str]) -> list[str]:
+    """Each method once, the paper's first."""
+    found = dict.fromkeys(methods)
+    return [*(m for m in paper.METHODS if m in found), *(m for m in found if m not in paper.METHODS)]
 
 
 def collect(folder: Path) -> tuple[list[Setup], list[str]]:
@@ -91,7 +109,7 @@ def collect(folder: Path) -> tuple[list[Setup], list[str]]:
             continue
         try:
             results = Results.load(path)
-            if results.data.get("split") == "test":
+            if results.data.get("split") == "test" or not _is_evaluation(results):
                 read[name] = results
             else:
                 complaints.append(f"{name} is of the {results.data.get('split')} images; it was left out")
@@ -101,12 +119,20 @@ def collect(folder: Path) -> tuple[list[Setup], list[str]]:
     for name, results in _agreeing(read, complaints).items():
         backbone, data = _titles(results)
         setup = setups.setdefault((backbone, data), Setup(backbone, data))
+        if not _is_evaluation(results):
+            setup.studies[name] = results
+            continue
         seed = results.model.get("seed") or 0
         run = setup.runs.setdefault((results.label, seed), Run(results.label, seed))
         run.files[name] = results
     if not setups:
         raise UserError(f"there are no results files below {folder}" + "".join(f"; {text}" for text in complaints))
     return list(setups.values()), complaints
+
+
+def _is_evaluation(results: Results) -> bool:
+    """As against a study, whose scores answer a question of their own, on images of its own."""
+    return "protocols" in results.evaluation
 
 
 def _claims_to_be_results(path: Path) -> bool:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layershuffle.report.collect import Run, Setup
-from layershuffle.report.plots import COLOURS
+from layershuffle.report.studies import COLOURS
 from layershuffle.results import Summary, summarise
 
 PRUNED = ("baseline", "layershuffle", "layerdrop")

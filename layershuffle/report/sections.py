@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean
 
 from layershuffle.report import figures, paper, positions, tables
 from layershuffle.report.collect import Run, Setup
 from layershuffle.report.html import Cell, Picture, Section, Table
-from layershuffle.results import Score, Summary, summarise
+from layershuffle.report.studies import STUDIES, Study, shown_by
+from layershuffle.results import Results, Score, Summary, summarise
 
 MADE = (
     "Each number is the mean over seeds, in brackets the sample standard deviation over seeds; a number of one seed "
@@ -26,7 +28,7 @@ def sections(setups: Sequence[Setup], complaints: Sequence[str]) -> list[Section
     """All sections for which there are results, then what is missing and how every number was made."""
     made = [table_1(setups), position_accuracy(setups), *map(pruning, setups), *map(landscape, setups), merged(setups)]
     made += [section for setup in setups for section in (representations(setup), contributions(setup))]
-    made += [everything(setups), missing(setups, complaints), provenance(setups)]
+    made += [*map(others, setups), everything(setups), missing(setups, complaints), provenance(setups)]
     return [section for section in made if section is not None]
 
 
@@ -51,7 +53,7 @@ def table_1(setups: Sequence[Setup]) -> Section:
     )
     compared = any(isinstance(cell, Cell) and cell.notes for row in rows for cell in row[1:])
     text = [marked] if compared else ["None of these backbones and data sets is in the paper: compare the shapes."]
-    return Section("Table 1: sequential and arbitrary order", text, [own, theirs])
+    return Section("Table 1: sequential and arbitrary order", text, [own, theirs] if rows else [theirs])
 
 
 def position_accuracy(setups: Sequence[Setup]) -> Section | None:
@@ -135,7 +137,9 @@ def representations(setup: Setup) -> Section | None:
         f"{setup.backbone} on {setup.data}: UMAP of one layer's whole output, all tokens, a point for each image, run "
         "by itself in a random order; its colour is the position that the layer held."
     )
-    picture = Picture(_slug("representations", setup), caption, lambda: positions.representations(several), data)
+    picture = Picture(
+        _slug("representations", setup.data, setup.backbone), caption, lambda: positions.representations(several), data
+    )
     return Section(f"Figures 4a and 4b: {setup.data}", [], [picture])
 
 
@@ -154,16 +158,56 @@ def contributions(setup: Setup) -> Section | None:
         f"{setup.backbone} on {setup.data}: the L2 norm of what each layer adds to the class token, over the norm of "
         "the token that it got, when images run in random orders. The colour is the position that the layer held."
     )
-    picture = Picture(_slug("contributions", setup), caption, lambda: positions.contributions(several), data)
+    picture = Picture(
+        _slug("contributions", setup.data, setup.backbone), caption, lambda: positions.contributions(several), data
+    )
     return Section(f"Figures 4c and 4d: {setup.data}", [], [picture])
 
 
+def others(setup: Setup) -> Section | None:
+    """The other systems of this field: a picture for every study of every model."""
+    parts: list[Table | Picture] = []
+    for name, results in setup.files.items():
+        for study in shown_by(results):
+            if study.name not in ("representations", "contributions"):
+                caption = f"{results.label}, {results.data['images']} images ({results.data['split']}): {study.caption}"
+                parts.append(
+                    Picture(
+                        _slug(study.name, name.removesuffix(".json")),
+                        caption,
+                        partial(study.draw, results, ""),
+                        _data(study, results),
+                    )
+                )
+    return Section(f"Other systems: {setup.data}", [], parts) if parts else None
+
+
+def _data(study: Study, results: Results) -> Table:
+    """The numbers in a study's picture."""
+    rows: list[list[Cell | str]]
+    if study.measure == "cosine":
+        rows = [[str(at), *(f"{value:.4f}" for value in row)] for at, row in enumerate(results.measures["cosine"])]
+        return Table("cosine similarity", ["after step", *map(str, range(len(rows)))], rows)
+    rows = [
+        [
+            score.protocol,
+            " ".join(f"{key}={value}" for key, value in score.variant.items()),
+            score.order or "",
+            f"{100 * score.top1:.2f}",
+        ]
+        for score in results.scores
+        if study.measure or score.protocol in study.protocols
+    ]
+    return Table("top-1 in percent", ["protocol", "variant", "order", "top-1 %"], rows)
+
+
 def everything(setups: Sequence[Setup]) -> Section:
-    """All other scores, folded."""
+    """All scores but those that have a picture of their own, folded."""
+    pictured = {"landscape", *(protocol for study in STUDIES for protocol in study.protocols)}
     parts: list[Table | Picture] = []
     for setup in setups:
-        several = [results for method in setup.methods for run in setup.of(method) for results in run.files.values()]
-        header, rows = tables.comparison([r for r in several if not all(s.protocol == "landscape" for s in r.scores)])
+        several = [results for name, results in setup.files.items() if name not in setup.studies]
+        header, rows = tables.comparison(several, pictured)
         parts.append(Table(f"{setup.backbone} on {setup.data}", header, [list(row) for row in rows], folded=True))
     return Section("Every score", ["Top-1 in percent, by protocol."], parts)
 
@@ -181,28 +225,18 @@ def provenance(setups: Sequence[Setup]) -> Section:
     """Where every number comes from."""
     rows: list[list[Cell | str]] = []
     for setup in setups:
-        for method in setup.methods:
-            for run in setup.of(method):
-                for name, results in run.files.items():
-                    e, about = results.environment, results.evaluation
-                    made = f"{e.get('device')}, {e.get('precision')}, torch {e.get('torch')}, timm {e.get('timm')}"
-                    what = f"{about['study']}, {about.get('images')} of them" if "study" in about else ""
-                    if "protocols" in about:
-                        what = f"{' '.join(about['protocols'])}; {about.get('draws')} draws"
-                    asked = f"{what}; seed {about.get('seed')}"
-                    weights = str(results.model.get("sha256", ""))[:12]
-                    images = f"{results.data['images']} ({results.data.get('split')})"
-                    rows.append(
-                        [
-                            name,
-                            f"{method}, seed {run.seed}",
-                            weights,
-                            images,
-                            asked,
-                            made,
-                            str(e.get("created")),
-                        ]
-                    )
+        for name, results in setup.files.items():
+            e, settings = results.environment, results.evaluation
+            made = f"{e.get('device')}, {e.get('precision')}, torch {e.get('torch')}, timm {e.get('timm')}"
+            asked = (
+                f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+                for key, value in settings.items()
+                if value is not None
+            )
+            model = f"{results.label}, seed {results.model.get('seed')}"
+            weights = str(results.model.get("sha256", ""))[:12]
+            images = f"{results.data['images']} ({results.data.get('split')})"
+            rows.append([name, model, weights, images, "; ".join(asked), made, str(e.get("created"))])
     header = ["file", "model", "checkpoint sha256", "images", "evaluated", "with", "on"]
     return Section(
         "How every number was made", [], [Table("The results files behind this report", header, rows, folded=True)]
@@ -256,8 +290,10 @@ def _picture(kind: str, setup: Setup, points: list[figures.Point], caption: str)
         for p in points
     ]
     data = Table("top-1 in percent", ["sequence", "method", "layers kept", "mean", "std", "seeds"], rows)
-    return Picture(_slug(kind, setup), caption, lambda: figures.curves(points, 100 / classes), data)
+    return Picture(
+        _slug(kind, setup.data, setup.backbone), caption, lambda: figures.curves(points, 100 / classes), data
+    )
 
 
-def _slug(kind: str, setup: Setup) -> str:
-    return re.sub("[^a-z0-9]+", "-", f"{kind} {setup.data} {setup.backbone}".lower()).strip("-")
+def _slug(*words: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")

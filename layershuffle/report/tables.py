@@ -1,6 +1,6 @@
 """Results as tables, for the terminal and for Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from statistics import fmean
 
 from rich import box
@@ -85,14 +85,18 @@ def grid(results: Results, protocol: str) -> tuple[list[str], Rows]:
     return [GRIDS[protocol], *map(str, columns)], rows
 
 
-def comparison(several: Sequence[Results]) -> tuple[list[str], Rows]:
+def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], Rows]:
     """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, mean and standard deviation.
 
-    The deviation is over the seeds of a method, or over the orders where each was run with one seed.
+    The deviation is over the seeds of a method, or over the orders where each was run with one seed. The protocols
+    ``without`` are left out.
     """
-    columns: dict[str, list[dict[Group, list[Score]]]] = {}
+    by_model: dict[str, dict[object, dict[Group, list[Score]]]] = {}
     for results in several:
-        columns.setdefault(results.label, []).append(results.groups())
+        models = by_model.setdefault(results.label, {})
+        model = results.model.get("sha256") or results.model.get("seed")
+        models[model] = results.groups() | models.get(model, {})  # a model may have several files
+    columns = {label: list(models.values()) for label, models in by_model.items()}
     one_seed = all(len(runs) == 1 for runs in columns.values())
 
     def cell(group: Group, runs: list[dict[Group, list[Score]]]) -> str:
@@ -101,7 +105,8 @@ def comparison(several: Sequence[Results]) -> tuple[list[str], Rows]:
             return "missing"
         return percent(summarise(found[0] if one_seed else map(fmean, found)))
 
-    groups = dict.fromkeys(group for runs in columns.values() for groups in runs for group in groups)
+    found = (group for runs in columns.values() for groups in runs for group in groups)
+    groups = dict.fromkeys(group for group in found if group[0] not in without)
     return ["top-1 %", *columns], [
         [_name(group), *(cell(group, runs) for runs in columns.values())] for group in groups
     ]
