@@ -120,8 +120,8 @@ def read(path: Path) -> Experiment:
 def cells(experiment: Experiment, seeds: Sequence[int] | None = None, only: Sequence[str] = ()) -> list[Cell]:
     """The cells of an experiment, each after those it needs.
 
-    ``seeds`` replace the experiment's own. ``only`` keeps those whose name, or a part of it between slashes, matches
-    one of the patterns (``*`` for anything), and those that they need.
+    ``seeds`` replace the experiment's own. ``only`` keeps those whose name, or a part of it from slash to slash,
+    matches one of the patterns (``*`` for anything), and those that they need.
 
     Raises:
         UserError: (a ValueError) if a pattern matches nothing or a seed is named twice.
@@ -136,7 +136,7 @@ def cells(experiment: Experiment, seeds: Sequence[int] | None = None, only: Sequ
     }
     wanted: set[str] = set()
     for pattern in only or ["*"]:
-        matching = {name for name in found if any(fnmatch.fnmatch(part, pattern) for part in (name, *name.split("/")))}
+        matching = {name for name in found if fnmatch.fnmatch(f"/{name}/", f"*/{pattern}/*")}
         if not matching:
             raise UserError(f"no cell is named {pattern}: --dry-run without --only lists them all")
         wanted |= matching

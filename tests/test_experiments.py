@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from test_data import fake_cifar100
 
 from layershuffle.commands import cell
 from layershuffle.commands.experiment import experiment
+from layershuffle.commands.report import report
 from layershuffle.experiments import CONFIGS, cells, read
 
 TINY = (
@@ -165,6 +167,36 @@ def test_a_killed_cell_goes_on_from_its_last_checkpoint(tiny):
     with (folder / killed.name / "attempt_2/metrics.csv").open() as file:
         epochs = {int(row["epoch"]) for row in csv.DictReader(file) if row["epoch"]}
     assert min(epochs) >= stopped
+
+
+def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):
+    """As configs/experiment/paper.yaml has them, but for a smaller model, no GPU, one epoch and fewer orders."""
+    fake_cifar100(tmp_path / "data", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((CONFIGS / "experiment/paper.yaml").read_text())
+    small = "--model.timm_args='{img_size: 32, patch_size: 16, embed_dim: 16, depth: 12, num_heads: 2}'"
+    setup = content["setups"]["vit_b16_cifar100"]
+    setup["train"] += [small, "--model.pretrained=false", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+    for arguments in setup["methods"].values():
+        arguments += ["--trainer.max_epochs=1"]
+    setup["evaluations"]["results"]["arguments"] += ["--orders 2 --keep 6 --precision 32-true"]
+    content["setups"] = {"vit_b16_cifar100": setup}
+    path = tmp_path / "paper.yaml"
+    path.write_text(yaml.safe_dump(content))
+    found = cells(read(path), [0, 1], ["layershuffle_predict", "layershuffle_merged/seed0"])
+    for at in found:
+        cell.run(at, tmp_path / "out")
+    assert [at.name.removeprefix("vit_b16_cifar100/") for at in found] == [
+        "layershuffle/seed0",
+        "layershuffle_predict/seed0",
+        "layershuffle/seed1",
+        "layershuffle_predict/seed1",
+        "layershuffle_merged/seed0",
+    ]
+    report(tmp_path / "out")
+    said = (tmp_path / "out/report/report.md").read_text()
+    assert "| layershuffle-merged, sequential<br>" in said
+    assert "CIFAR-100" in said
 
 
 def test_a_damaged_record_is_named(tiny):

@@ -42,8 +42,8 @@ def parser() -> Parser:
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="just the cells with such names ('vit_b16_cifar100/*/seed0', or a part such as layershuffle), and those "
-        "that they start from",
+        help="just the cells with such names ('vit_b16_cifar100/*/seed0', or a part such as layershuffle or "
+        "layershuffle/seed0), and those that they start from",
     )
     parser.add_argument(
         "--output", type=Path | None, default=None, help="checkpoints, results and logs (default: experiments/SCALE)"
