@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import PIL
 import torchvision
@@ -100,9 +101,7 @@ class Packing(Dataset):
                     digest.update(record)
                     file.write(record)
         except OSError as error:  # an errno doesn't survive the way from a DataLoader's worker
-            raise UserError(
-                f"{path} could not be written ({error.strerror}): once that is mended, the same command goes on"
-            ) from error
+            raise _unwritten(path, error) from error
         return Chunk(
             split, start, len(several), key, None if unreadable else digest.hexdigest(), unreadable=tuple(unreadable)
         )
@@ -232,10 +231,11 @@ def check(packing: Packing, workers: int, advance: Callable[[str, int], None]) -
             f"{sum(chunk.images for chunk in wrong)} images in {folder} are no longer what was packed: remove it and "
             "pack it again"
         )
+    (folder / JOURNAL).unlink(missing_ok=True)  # a run that was killed at its very end leaves it
 
 
 def _packed(
-    packing: Packing, workers: int, advance: Callable[[str, int], None], journal: TextIO | None = None
+    packing: Packing, workers: int, advance: Callable[[str, int], None], journal: FileIO | None = None
 ) -> list[Chunk]:
     """All chunks in their sequence, each noted once it is written.
 
@@ -256,8 +256,11 @@ def _packed(
             break
         advance("packing", chunk.images)
     if unreadable:
-        count = f"{unreadable} images or more" if len(found) < len(packing) else f"{unreadable} images"
-        raise UserError(f"{count} of {packing.source} can't be read, those named above: the same command then goes on")
+        count = f"{unreadable} images{' or more' if len(found) < len(packing) else ''}"
+        raise UserError(
+            f"{count} of {packing.source} can't be read: replace or remove those named above, then the same command "
+            "goes on"
+        )
     return [found[at] for at in packing.starts]
 
 
@@ -289,9 +292,9 @@ def _as_is(result: Any) -> Any:
 
 
 @contextmanager
-def _journal(folder: Path) -> Iterator[TextIO]:
-    """The journal of a packing, held by one process at a time."""
-    with (folder / JOURNAL).open("a+", encoding="utf-8") as journal:
+def _journal(folder: Path) -> Iterator[FileIO]:
+    """The journal of a packing, held by one process at a time; unbuffered, so that nothing is pending when it fails."""
+    with (folder / JOURNAL).open("ab+", buffering=0) as journal:
         try:
             # Let go when this process ends in whatever way, even if its workers live on for a moment.
             fcntl.lockf(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -300,23 +303,25 @@ def _journal(folder: Path) -> Iterator[TextIO]:
         yield journal
 
 
-def _noted(journal: TextIO) -> Known:
+def _noted(journal: FileIO) -> Known:
     """The chunks in the journal, of each what was noted last; a line that a crash cut short is passed over."""
-    known: Known = {}
+    known: dict[tuple[str, int], tuple[str, str | None]] = {}
     journal.seek(0)
-    for line in journal:
+    for line in journal.readall().splitlines():
         try:
             split, start, key, sha256 = json.loads(line)
         except ValueError:
             continue
         known[split, start] = (key, sha256)
-    journal.write("\n")  # should the last line have been cut short
-    return {at: noted for at, noted in known.items() if noted[1]}
+    return {at: (key, sha256) for at, (key, sha256) in known.items() if sha256}
 
 
-def _note(journal: TextIO, chunk: Chunk, sha256: str | None) -> None:
-    try:
-        journal.write(json.dumps([chunk.split, chunk.start, chunk.key, sha256]) + "\n")
-        journal.flush()
+def _note(journal: FileIO, chunk: Chunk, sha256: str | None) -> None:
+    try:  # on a line of its own, even if the last one was cut short
+        journal.write(f"\n{json.dumps([chunk.split, chunk.start, chunk.key, sha256])}\n".encode())
     except OSError as error:
-        raise UserError(f"{journal.name} could not be written ({error.strerror}): the same command goes on") from error
+        raise _unwritten(Path(str(journal.name)), error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} could not be written ({error.strerror}): once that is mended, the same command goes on")
