@@ -1,15 +1,18 @@
 """Data sets in the layouts that users have on disk, and the preprocessing against PIL's."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 from torchvision import transforms
 
 from layershuffle.data import Digits, ImageFolders, Preprocess, TorchvisionImages, from_config
+from layershuffle.data.base import TensorImages
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 rng = np.random.default_rng(0)
@@ -98,6 +101,83 @@ def test_a_module_is_made_again_from_its_config():
     for bad in ({"class": "os.system", "args": {}}, {"class": "Digits", "args": {"nope": 1}}, {"class": "Digits"}):
         with pytest.raises(ValueError, match="is not known here"):
             from_config(bad)
+
+
+def loaders(device, **arguments):
+    data = Digits(**arguments)
+    data.device = torch.device(device)
+    data.setup()
+    found = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), *data.parts("val", 0.5, seed=1)]
+    found[0].sampler.set_epoch(3)
+    return found
+
+
+def test_on_the_device_batches_are_of_the_same_images_and_nobody_else_reads():
+    # The meta device keeps no pixels: what says which images a batch has are the indices.
+    for there, here in zip(loaders("meta", on_device=True, workers=2), loaders("meta", on_device=False, workers=2)):
+        assert list(there.batch_sampler) == list(here.batch_sampler)
+        assert (there.num_workers, there.pin_memory, here.num_workers) == (0, False, 2)
+        for batch, device in ((next(iter(there)), "meta"), (next(iter(here)), "cpu")):
+            assert [part.device.type for part in batch] == [device, device]
+            assert batch[0].shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_batches_equal_the_hosts_and_are_not_waited_for():
+    for there, here in zip(loaders("cuda:0", on_device=True), loaders("cuda:0", on_device=False)):
+        next(iter(there))  # the first allocation of pinned memory waits
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            taken = list(there)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = list(here)
+        assert len(taken) == len(expected)
+        for batch, same in zip(taken, expected):
+            assert all(part.is_cuda and torch.equal(part.cpu(), other) for part, other in zip(batch, same))
+
+
+@pytest.mark.parametrize(
+    ("on_device", "free", "moved"),
+    [
+        ("auto", 10 * 1438 * 72, True),
+        ("auto", 10 * 1438 * 72 - 1, False),
+        (True, 1438 * 72, True),
+        (False, 1e12, False),
+    ],
+)
+def test_a_set_goes_where_there_is_room(monkeypatch, on_device, free, moved):
+    # 1,438 images and labels of 64 and 8 bytes.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
+    seen = []
+    monkeypatch.setattr(TensorImages, "move", lambda images, device: seen.append(device.type))
+    data = Digits(on_device=on_device)
+    data.device = torch.device("cuda")
+    data.setup()
+    data.train_dataloader()
+    assert seen == ["cuda" if moved else "cpu"]
+
+
+def test_a_set_that_must_and_cannot_be_on_the_device(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 0))
+    with pytest.raises(ValueError, match=r"Digits take 0\.0 GB and the device has 0\.0 GB free: leave on_device out"):
+        loaders("cuda", on_device=True)
+    data = ImageFolders(str(fake_imagenet(tmp_path)), on_device=True)
+    data.setup()
+    with pytest.raises(ValueError, match="is read from disk image by image"):
+        data.test_dataloader()
+
+
+def test_no_process_reads_what_another_reads():
+    for ranks in (2, 3, 5):  # 1,294 training images
+        seen = []
+        for rank in range(ranks):
+            data = Digits(batch_size=1)
+            data.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, strategy=SingleDeviceStrategy("cpu"))
+            data.setup()
+            seen.append([at for batch in data.train_dataloader().batch_sampler for at in batch])
+        assert {len(part) for part in seen} == {1294 // ranks}
+        assert len({at for part in seen for at in part}) == ranks * (1294 // ranks)
 
 
 def fake_cifar100(root, monkeypatch, classes=100):

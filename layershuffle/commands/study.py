@@ -187,11 +187,12 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
         raise UserError(
             f"the model tells {classes} classes apart, but the data has {data.num_classes}: give other --data"
         )
-    batches = data.test_dataloader() if config.split == "test" else data.val_dataloader()
     try:
         fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     except (RuntimeError, MisconfigurationException) as error:
         raise UserError(f"there is no {config.accelerator} to run on here: {error}") from error
+    data.device = fabric.device
+    batches = data.test_dataloader() if config.split == "test" else data.val_dataloader()
     return Study(config, subject, data, batches, fabric, output, kind, made)
 
 

@@ -3,7 +3,8 @@
 from layershuffle.data.base import ImageData, from_config
 from layershuffle.data.digits import Digits
 from layershuffle.data.folders import ImageFolders
+from layershuffle.data.packed import PackedFolders
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.data.torchvision_sets import TorchvisionImages
 
-__all__ = ["Digits", "ImageData", "ImageFolders", "Preprocess", "TorchvisionImages", "from_config"]
+__all__ = ["Digits", "ImageData", "ImageFolders", "PackedFolders", "Preprocess", "TorchvisionImages", "from_config"]

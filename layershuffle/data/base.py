@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -15,10 +15,14 @@ from layershuffle.orders import seeded
 
 
 class TensorImages(Dataset):
-    """Images that fit in memory: uint8 [images, channels, height, width] and int64 labels [images]."""
+    """Images that fit in memory: uint8 [images, channels, height, width] and int64 labels [images], on any device."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
+
+    def move(self, device: torch.device) -> None:
+        """To ``device``, where batches are then taken; what is made of this set, such as a Subset, moves with it."""
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -27,7 +31,12 @@ class TensorImages(Dataset):
         return self.images[at], self.labels[at]
 
     def __getitems__(self, at: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images[at], self.labels[at]
+        """A batch; all that is copied to another device is the indices, without waiting for it."""
+        index = torch.tensor(at)
+        if self.images.is_cuda:
+            index = index.pin_memory()
+        index = index.to(self.images.device, non_blocking=True)
+        return self.images[index], self.labels[index]
 
 
 class ImageData(pl.LightningDataModule):
@@ -45,6 +54,9 @@ class ImageData(pl.LightningDataModule):
         test_images: use only so many test images, chosen at random.
         split_seed: decides all those choices, and nothing else.
         workers: processes that read images; by default none for sets in memory, else one per core up to 16.
+        on_device: whether a set in memory lives on the device that trains or evaluates, where batches are then taken
+            without workers or copies from the host; they are the same either way. "auto": on a CUDA device that has
+            ten times as much free memory as the set takes.
         image_size: height and width that images of varying size are resized and cropped to when read, in pixels.
             train.py and evaluate.py set it to what the model takes.
     """
@@ -61,6 +73,7 @@ class ImageData(pl.LightningDataModule):
         split_seed: int = 0,
         workers: int | None = None,
         image_size: int = 224,
+        on_device: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size or 1) < 1:
@@ -75,6 +88,8 @@ class ImageData(pl.LightningDataModule):
         self.split_seed = split_seed
         self.workers = workers
         self.image_size = image_size
+        self.on_device = on_device
+        self.device = torch.device("cpu")  # what batches go to, where no trainer says so
         self.sets: dict[str, Dataset] = {}
 
     def load(self, train: bool) -> Dataset:
@@ -106,13 +121,14 @@ class ImageData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled by torch's global seed and the epoch alone, so that a resumed run goes on with the same batches.
 
-        An incomplete last batch is left out, so that all steps are alike.
+        An incomplete last batch is left out, so that all steps are alike, and so are images that would leave processes
+        with unequal numbers: none is read twice.
         """
         train = self.sets["train"]
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         # Lightning tells it the epoch, as it does to any sampler that can be told.
         sampler: DistributedSampler = DistributedSampler(
-            train, ranks, rank, shuffle=True, seed=torch.initial_seed() % 2**32
+            train, ranks, rank, shuffle=True, seed=torch.initial_seed() % 2**32, drop_last=True
         )
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
@@ -143,19 +159,42 @@ class ImageData(pl.LightningDataModule):
         return one, other
 
     def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:
-        in_memory = isinstance(_unwrapped(images), TensorImages)
-        workers = self.workers
+        source = _unwrapped(images)
+        workers, on_host = self.workers, True
+        if isinstance(source, TensorImages):
+            home = self._home(source)
+            source.move(home)
+            on_host = home.type == "cpu"
+            workers = (workers or 0) if on_host else 0
+        elif self.on_device is True:
+            raise UserError(f"{self.label} is read from disk image by image, not held in memory: leave on_device out")
         if workers is None:
-            workers = 0 if in_memory else min(16, len(os.sched_getaffinity(0)))
+            workers = min(16, len(os.sched_getaffinity(0)))
         return DataLoader(
             images,
             batch_size,
-            collate_fn=_as_is if in_memory else default_collate,
+            collate_fn=_as_is if hasattr(source, "__getitems__") else default_collate,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and on_host,
             **options,
         )
+
+    def _home(self, images: TensorImages) -> torch.device:
+        """Where ``images`` belong: on the device that is to compute, if that is wanted and they fit."""
+        device = self.trainer.strategy.root_device if self.trainer else self.device
+        if images.images.device == device:
+            return device
+        needed = images.images.nbytes + images.labels.nbytes
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        if self.on_device == "auto":
+            return device if free and 10 * needed <= free else torch.device("cpu")
+        if self.on_device and free is not None and needed > free:
+            raise UserError(
+                f"the images of {self.label} take {needed / 1e9:.1f} GB and the device has {free / 1e9:.1f} GB free: "
+                "leave on_device out"
+            )
+        return device if self.on_device else torch.device("cpu")
 
     def _chosen(self, images: Dataset, count: int | None, name: str) -> Dataset:
         total = len(images)  # type: ignore[arg-type]

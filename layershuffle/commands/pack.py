@@ -1,0 +1,70 @@
+"""Packs class folders such as ImageNet's: resized and cropped once, so that training reads without decoding."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from layershuffle.commands import Parser, main
+from layershuffle.data import packing
+from layershuffle.errors import UserError
+
+
+def pack_command(args: list[str] | None = None) -> None:
+    """Pack as ``args`` say, by default those of the process.
+
+    Raises:
+        UserError: (a ValueError) in one sentence for all that can go wrong; the next run goes on from there.
+    """
+    parser = Parser(
+        prog="pack",
+        description="Resize and crop the images of class folders once, into files that are read without decoding. "
+        "Stopped or killed, it goes on when started again and ends with the same bytes; a finished folder is checked.",
+    )
+    parser.add_argument("source", type=Path, help="the folder with train/CLASS/* and val/CLASS/*")
+    parser.add_argument("folder", type=Path, help="where to pack it, a new folder or one that this command has begun")
+    parser.add_argument("--size", type=int, default=224, help="height and width, in pixels: what the model takes")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that pack (default: one per core)"
+    )
+    config = parser.parse_args(sys.argv[1:] if args is None else args)
+    source, folder, size, workers = config.source, config.folder, config.size, config.workers
+    if size < 1 or workers < 0:
+        raise UserError("--size is in pixels, from 1 up, and --workers 0 or more")
+    console = Console(highlight=False, soft_wrap=True)
+    work = packing.Packing(source, folder, size)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder to pack into")
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {split: len(work.images[split]) for split in packing.SPLITS}
+    total = sum(work.total(split) for split in packing.SPLITS)
+    free = shutil.disk_usage(folder).free
+    console.print(
+        f"{images['train']:,} training and {images['val']:,} validation images of {size} x {size} pixels take "
+        f"{total / 1e9:,.3g} GB; {work.missing() / 1e9:,.3g} GB are still to be written, {free / 1e9:,.3g} GB are free"
+    )
+    if work.missing() > free and not work.finished:
+        raise UserError(
+            f"{folder} has {free / 1e9:,.3g} GB free and {work.missing() / 1e9:,.3g} GB are needed: free the rest or "
+            "pack into a folder on another disk"
+        )
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]
+    # Without auto_refresh there is no thread at the time the workers are forked.
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), auto_refresh=False) as bar:
+        tasks = {what: bar.add_task(what, total=sum(images.values())) for what in ("packing", "checking")}
+
+        def advance(what: str, count: int) -> None:
+            bar.update(tasks[what], advance=count, refresh=True)
+
+        (packing.check if work.finished else packing.pack)(work, workers, advance)
+    console.print(
+        f"{'checked' if work.finished else 'packed'}: {folder}; train with --config configs/data/imagenet_packed.yaml "
+        f"--data.root {folder}"
+    )
+
+
+if __name__ == "__main__":
+    main(pack_command)

@@ -1,0 +1,153 @@
+"""Images packed by ``python -m layershuffle.commands.pack``: resized and cropped once, then read without decoding.
+
+A packed folder holds ``train.uint8`` and ``val.uint8``, the images [channels, height, width] of one size one after the
+other in the sequence of their class folders, and ``index.json``, which says how many each class has.
+"""
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from layershuffle.data.base import ImageData
+from layershuffle.errors import UserError
+from layershuffle.results import write_whole
+
+INDEX = "index.json"
+FORMAT = 1
+
+
+def record_size(size: int) -> int:
+    """The bytes of one image of ``size`` pixels."""
+    return 3 * size * size
+
+
+def records_file(folder: Path, split: str) -> Path:
+    """Where the images of "train" or "val" are."""
+    return folder / f"{split}.uint8"
+
+
+class PackedImages(Dataset):
+    """The images of one split of a packed folder.
+
+    Args:
+        path: the file of uint8 images [images, 3, size, size].
+        labels: int64 [images].
+        size: height and width of the images, in pixels.
+    """
+
+    def __init__(self, path: Path, labels: Tensor, size: int) -> None:
+        self.path, self.labels, self.size = path, labels, size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, at: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([at])
+        return images[0], labels[0]
+
+    def __getitems__(self, at: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch, each of its images read once.
+
+        Raises:
+            UserError: (a ValueError) if the file has gone or has become shorter.
+        """
+        # Reading rather than mapping: a file that is cut short or a disk that fails would kill the process otherwise.
+        length = record_size(self.size)
+        images = torch.empty(len(at), 3, self.size, self.size, dtype=torch.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                for index in at:  # told of the whole batch, the disk reads in the sequence that suits it
+                    os.posix_fadvise(file.fileno(), index * length, length, os.POSIX_FADV_WILLNEED)
+                for image, index in zip(images.numpy(), at):
+                    if os.preadv(file.fileno(), [image], index * length) != length:
+                        raise UserError(f"{self.path} ends before its image {index}: pack it again")
+        except OSError as error:
+            raise UserError(f"{self.path} could not be read: {error.strerror}") from error
+        return images, self.labels[at]
+
+
+class PackedFolders(ImageData):
+    """What ``python -m layershuffle.commands.pack`` makes of class folders; the same images and labels, bit by bit.
+
+    Args:
+        root: the packed folder.
+        val_fraction: the part of the training images held out to validate on; by default none, ``val`` serves.
+    """
+
+    def __init__(self, root: str = "data/imagenet_packed", val_fraction: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(val_fraction=val_fraction, **kwargs)
+        self.root = root
+
+    @property
+    def label(self) -> str:
+        """The name of the folder that was packed."""
+        return self._index["name"]
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """The number of class folders that were packed."""
+        return len(self._index["splits"]["train"]["classes"])
+
+    def load(self, train: bool) -> PackedImages:
+        """Raises UserError if the images are not there, not whole, or of another size than the model takes."""
+        split, size = "train" if train else "val", self._index["size"]
+        if size != self.image_size:
+            raise UserError(
+                f"{self.root} holds images of {size} pixels, but the model takes {self.image_size}: pack the class "
+                f"folders with --size {self.image_size} into another folder, or read them with --data ImageFolders"
+            )
+        counts = torch.tensor(list(self._index["splits"][split]["classes"].values()))
+        path = records_file(Path(self.root), split)
+        expected = int(counts.sum()) * record_size(size)
+        found = path.stat().st_size if path.is_file() else 0
+        if found != expected:
+            raise UserError(f"{path} has {found:,} bytes, not {expected:,}: remove {self.root} and pack it again")
+        return PackedImages(path, torch.arange(len(counts)).repeat_interleave(counts), size)
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        return read_index(Path(self.root))
+
+
+def write_index(folder: Path, content: dict[str, Any]) -> None:
+    """Write what ``read_index`` reads; the folder counts as packed from then on."""
+    content = {"layershuffle_pack": FORMAT, **content}
+    write_whole(folder / INDEX, json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What a packed folder holds.
+
+    Returns:
+        "name", of the folder that was packed; "size" of the images, in pixels; "splits", which for "train" and "val"
+        has "classes", the number of images by the name of the class, and "chunks", see ``packing``.
+
+    Raises:
+        UserError: (a ValueError) if it is not there, is damaged, or is of another version.
+    """
+    path = folder / INDEX
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"there is no {path}: python -m layershuffle.commands.pack SRC {folder} makes it, and finishes what it has "
+            "begun when started again"
+        ) from error
+    except ValueError:
+        content = None
+    if isinstance(content, dict) and content.get("layershuffle_pack", FORMAT) != FORMAT:
+        raise UserError(f"{folder} was packed by another version of this package: pack it again")
+    if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
+        raise UserError(f"{path} is damaged or has been changed: remove {folder} and pack it again")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
