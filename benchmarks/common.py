@@ -1,0 +1,179 @@
+"""What the benchmarks share: the options, the machine and its ceiling, taking turns, counting, the table and the JSON.
+
+A benchmark makes its contenders, lets them take turns, and hands one row per contender to ``report``::
+
+    parser = arguments("step", "How fast a training step is.")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    times = take_turns({"ours": ours, "plain": plain}, rounds=10, device=device)
+    rows = [{"contender": name, "images/s": batch / median(took), "ratio": ratio(times, name, "plain")} ...]
+    report("step", rows, device, {"batch": batch}, args.output)
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from layershuffle.results import write_whole
+
+Times = dict[str, list[float]]
+"""Seconds of every round, by contender; entry n of all of them was taken in the same round."""
+
+
+def arguments(name: str, description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has: --size, --device, --rounds and --output."""
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--size", choices=["small", "full"], default="small", help="small: for a CPU; full: for a GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument("--rounds", type=int, default=None, help="how often each contender takes its turn")
+    parser.add_argument("--output", type=Path, default=None, help="a JSON file for the results")
+    return parser
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The name of the device, what the processor can do, and the versions."""
+    about = {"device": processor(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        about["device"] = torch.cuda.get_device_name(device)
+    else:
+        about["vector instructions"] = torch.backends.cpu.get_cpu_capability()
+    return about | {"torch": torch.__version__, "python": platform.python_version()}
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
+    """The ceiling: FLOP/s of the fastest square matrix product, multiplications and additions counted apart."""
+    best = 0.0
+    for size in (4096, 8192) if device.type == "cuda" else (512, 1024, 2048):
+        one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        took = take_turns({"": lambda one=one, other=other: one @ other}, 10, device)[""]  # type: ignore[misc]
+        best = max(best, 2 * size**3 / min(took))
+    return best
+
+
+def flops(work: Callable[[], object]) -> int:
+    """FLOPs of the matrix products and attention that ``work`` does, of eager operations only."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes of tensors that ``work`` holds at most, beside those that were there before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events: Any = profile.profiler
+    held = most = 0
+    allocations = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(allocations, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long ``work`` takes, the device's part included."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 1
+) -> Times:
+    """Time the contenders in one process, in a new random sequence each round, so that all see the same machine.
+
+    The first ``warm_up`` rounds don't count.
+    """
+    times: Times = {name: [] for name in contenders}
+    rng = random.Random(0)
+    several = len(contenders) > 1
+    for at in track(range(warm_up + rounds), "taking turns", transient=True, disable=not several, console=_stderr()):
+        for name in sorted(contenders, key=lambda _: rng.random()):
+            took = seconds(contenders[name], device)
+            if at >= warm_up:
+                times[name].append(took)
+    return times
+
+
+def ratio(times: Times, of: str, to: str) -> float:
+    """How many times as fast ``of`` is as ``to``: the median over the rounds, each taken alone."""
+    return statistics.median(other / one for one, other in zip(times[of], times[to]))
+
+
+def report(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    setting: Mapping[str, Any],
+    output: Path | None = None,
+) -> None:
+    """Print the rows as a Markdown table, with the machine and the setting above, and write all as JSON.
+
+    Args:
+        name: of the benchmark.
+        rows: one per contender, all with the same keys, which are the columns; None prints as a dash.
+        device: where it ran.
+        setting: what was run, in plain values.
+        output: the JSON file, if one is wanted.
+    """
+    about = machine(device)
+    table = Table(box=MARKDOWN)
+    for at, column in enumerate(rows[0]):
+        table.add_column(column, justify="right" if at else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*("-" if value is None else _text(value) for value in row.values()))
+    console = Console(width=200, markup=False, highlight=False)
+    for facts in (about, setting):
+        console.print(", ".join(f"{key} {_text(value)}" for key, value in facts.items()))
+    console.print(table)
+    if output:
+        content = {"benchmark": name, "machine": about, "setting": dict(setting), "rows": [dict(row) for row in rows]}
+        write_whole(output, json.dumps(content, indent=1) + "\n")
+        console.print(f"results: {output}")
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
