@@ -62,6 +62,7 @@ class FineTuner(pl.LightningModule):
         choices: orders in the same form, from which each image learns to take one (IOT, arXiv 2103.03457); the sampler
             has then nothing to do.
         instancewise: how that is learnt.
+        compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
         timm_args: what else ``timm.create_model`` takes, such as img_size or drop_path_rate.
         seed: decides the orders, together with the step and the process; train.py sets it to seed_everything.
     """
@@ -83,6 +84,7 @@ class FineTuner(pl.LightningModule):
         order: str | None = None,
         choices: list[str] | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
+        compile: bool = False,
         timm_args: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -108,6 +110,8 @@ class FineTuner(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.seed = seed
         self.draw(0)  # an order the model can't run should fail here, not after the data
+        if compile:
+            self.model.compile()
 
     @property
     def method(self) -> str:
@@ -168,6 +172,7 @@ class FineTuner(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
         optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        _fuse(optimizer)
         # Lightning doesn't clip gradients for optimizers that could unscale them by themselves, as fused ones can, even
         # where nothing is scaled.
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val:
@@ -217,6 +222,19 @@ class FineTuner(pl.LightningModule):
     def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
         classes = output.logits.shape[-1]
         return multiclass_accuracy(output.logits, labels, classes, average="micro", validate_args=False)
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Update all parameters in one kernel where the optimizer can and neither was asked for nor another way.
+
+    Done after the optimizer is made, so that it doesn't unscale gradients by itself, which rules out clipping them.
+    """
+    for group in optimizer.param_groups:
+        parameters = group["params"]
+        able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps", "xpu") for p in parameters)
+        asked = group.get("foreach") or group.get("differentiable") or group.get("capturable")
+        if able and not asked and "fused" in group and group["fused"] is None:
+            group["fused"] = True
 
 
 def _run(logger: WandbLogger) -> dict[str, str]:

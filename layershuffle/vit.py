@@ -1,7 +1,9 @@
 """A timm vision transformer that runs any execution order, with position encoding or position prediction."""
 
+import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -45,14 +47,21 @@ class PositionEncoding(nn.Module):
         self.table = nn.Embedding(positions, size)
         nn.init.zeros_(self.table.weight)
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(dim + size), nn.Linear(dim + size, dim), nn.GELU(), nn.Dropout(dropout))
+            _Projection(nn.LayerNorm(dim + size), nn.Linear(dim + size, dim), nn.GELU(), nn.Dropout(dropout))
             for _ in range(depth)
         )
 
     def forward(self, tokens: Tensor, layer: int, position: int) -> Tensor:
         """tokens: [batch, tokens, dim], returned in the same shape with the position mixed in."""
-        vector = self.table.weight[position].to(tokens.dtype).expand(*tokens.shape[:-1], -1)
-        return self.projections[layer](torch.cat([tokens, vector], dim=-1)) + tokens
+        return self.projections[layer](tokens, self.table.weight[position])
+
+
+class _Projection(nn.Sequential):
+    """Takes the position as a vector, not as a number, which would be a constant of the compiled graph."""
+
+    def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:
+        vectors = vector.to(tokens.dtype).expand(*tokens.shape[:-1], -1)
+        return super().forward(torch.cat([tokens, vectors], dim=-1)) + tokens
 
 
 class PositionPrediction(nn.Module):
@@ -64,11 +73,16 @@ class PositionPrediction(nn.Module):
 
     def __init__(self, depth: int, dim: int, positions: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, positions)) for _ in range(depth))
+        self.heads = nn.ModuleList(_Head(nn.LayerNorm(dim), nn.Linear(dim, positions)) for _ in range(depth))
 
     def forward(self, tokens: Tensor, layer: int) -> Tensor:
         """tokens: [batch, tokens, dim], the layer's output. Returns [batch, positions]."""
-        return self.heads[layer](tokens.mean(dim=1))
+        return self.heads[layer](tokens)
+
+
+class _Head(nn.Sequential):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens.mean(dim=1))
 
 
 class OrderedViT(nn.Module):
@@ -113,6 +127,7 @@ class OrderedViT(nn.Module):
         self.choice = None if choices is None else OrderChoice(choices, vit.embed_dim)
         if self.choice and self.prediction:
             raise UserError("images that choose their order can't predict positions: use position none or encode")
+        self.halves = dict(HALVES)
         self.config: dict[str, Any] = {}
         for own in (self.order, *(choices or ())):
             self.check(own)
@@ -131,6 +146,33 @@ class OrderedViT(nn.Module):
         if order is None and self.choice:
             return run_chosen(self, self.choice, images)
         return self.run(self.embed(images), self.order if order is None else self.check(order))
+
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Compile the layers in place, each by itself: whatever order runs, it runs the same few graphs.
+
+        Layers of one shape share a graph, so there is one for training and one for evaluation, and another pair for
+        every further batch size and precision. Parameters and their names stay as they are. Compiled whole, as
+        ``torch.compile(model)`` does, a model has a graph for every order.
+
+        Args:
+            options: of ``torch.compile``, such as ``backend``.
+
+        Raises:
+            UserError: (a ValueError) if there is no C++ compiler, which torch.compile needs.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if "backend" not in options and not (shutil.which(compiler) or shutil.which("clang++")):
+            raise UserError("compiling needs a C++ compiler: install g++, or leave the layers uncompiled")
+        # Images that choose their orders run in groups of all sizes.
+        options = {"dynamic": None if self.choice else False} | options
+        # Layers that differ, as in the rate of their stochastic depth, have graphs of their own; torch gives up at 8.
+        dynamo: Any = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * (1 + self.depth))
+        projections = self.encoding.projections if self.encoding else ()
+        heads = self.prediction.heads if self.prediction else ()
+        for module in (*self.vit.blocks, *projections, *heads):
+            module.compile(**options)
+        self.halves = {half: torch.compile(run, **options) for half, run in HALVES.items()}
 
     def run(self, tokens: Tensor, order: Order) -> Output:
         """From embedded tokens [batch, tokens, dim] to the output, in an order that was checked."""
@@ -179,11 +221,19 @@ class OrderedViT(nn.Module):
         block: Any = self.vit.blocks[unit.layer]
         if self.encoding:
             tokens = self.encoding(tokens, unit.layer, position)
-        if unit.half == "a":
-            return tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
-        if unit.half == "f":
-            return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
-        return block(tokens)
+        return self.halves[unit.half](block, tokens) if unit.half else block(tokens)
+
+
+def _attention(block: Any, tokens: Tensor) -> Tensor:
+    return tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
+
+
+def _feed_forward(block: Any, tokens: Tensor) -> Tensor:
+    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
+
+HALVES: dict[str, Callable[[Any, Tensor], Tensor]] = {"a": _attention, "f": _feed_forward}
+"""A layer's sublayers, by Unit.half."""
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

@@ -145,10 +145,21 @@ def checkpoint_paths(trainer: pl.Trainer) -> dict[str, str]:
 
 
 class ProgressBar(RichProgressBar):
-    """Without the logger's version, which says nothing of the run."""
+    """Without the logger's version, which says nothing of the run, and with numbers only as fresh as the loggers'.
+
+    Lightning's own shows new ones after every step, for which it waits until the device is done.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, int | str | float | dict[str, float]] = {}
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """The metrics beside the bar."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not trainer.training or trainer.is_last_batch or (every and trainer.global_step % every == 0):
+            fresh = super().get_metrics(trainer, pl_module)
+            self.shown = {name: value for name, value in fresh.items() if name != "v_num"}
+        return self.shown
