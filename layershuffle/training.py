@@ -134,19 +134,19 @@ class FineTuner(pl.LightningModule):
         if self.model.choice:
             key = (self.seed, self.global_step, self.global_rank)
             loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
-            self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-            self.log_dict({f"train/{name}": value for name, value in measured.items()}, batch_size=len(labels))
+            logs = {"loss": loss} | measured
+            self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(labels))
             return loss
         output = self.model(images, self.draw(self.global_step, self.global_rank))
         loss = classification = F.cross_entropy(output.logits, labels)
+        # Without prog_bar, for which Lightning waits for the device at every step; ours shows the loss all the same.
         logs = {"train/classification_loss": classification, "train/accuracy": self._accuracy(output, labels)}
         if output.position_logits is not None:
             per_step = position_cross_entropy(output.position_logits)
             position_loss = per_step.sum() if self.position_loss == "sum" else per_step.mean()
             loss = classification + position_loss
             logs["train/position_loss"] = position_loss
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        self.log_dict(logs, batch_size=len(labels))
+        self.log_dict({"train/loss": loss} | logs, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -225,15 +225,15 @@ class FineTuner(pl.LightningModule):
 
 
 def _fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Update all parameters in one kernel where the optimizer can and neither was asked for nor another way.
+    """Update all parameters in one kernel, where the optimizer can and was not told how to.
 
-    Done after the optimizer is made, so that it doesn't unscale gradients by itself, which rules out clipping them.
+    Not left to the optimizer's constructor, as that makes it unscale gradients by itself, which rules out clipping.
     """
+    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)):
+        return
     for group in optimizer.param_groups:
-        parameters = group["params"]
-        able = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps", "xpu") for p in parameters)
-        asked = group.get("foreach") or group.get("differentiable") or group.get("capturable")
-        if able and not asked and "fused" in group and group["fused"] is None:
+        told = group["fused"] is not None or any(group.get(way) for way in ("foreach", "capturable", "differentiable"))
+        if not told and all(parameter.device.type in ("cpu", "cuda") for parameter in group["params"]):
             group["fused"] = True
 
 

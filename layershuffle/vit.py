@@ -59,7 +59,7 @@ class PositionEncoding(nn.Module):
 class _Projection(nn.Sequential):
     """Takes the position as a vector, not as a number, which would be a constant of the compiled graph."""
 
-    def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:  # type: ignore[override]
         vectors = vector.to(tokens.dtype).expand(*tokens.shape[:-1], -1)
         return super().forward(torch.cat([tokens, vectors], dim=-1)) + tokens
 
@@ -147,7 +147,7 @@ class OrderedViT(nn.Module):
             return run_chosen(self, self.choice, images)
         return self.run(self.embed(images), self.order if order is None else self.check(order))
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, **options: Any) -> None:
         """Compile the layers in place, each by itself: whatever order runs, it runs the same few graphs.
 
         Layers of one shape share a graph, so there is one for training and one for evaluation, and another pair for

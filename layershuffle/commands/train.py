@@ -161,5 +161,7 @@ class ProgressBar(RichProgressBar):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not trainer.training or trainer.is_last_batch or (every and trainer.global_step % every == 0):
             fresh = super().get_metrics(trainer, pl_module)
-            self.shown = {name: value for name, value in fresh.items() if name != "v_num"}
+            loss = trainer.callback_metrics.get("train/loss")
+            self.shown = {} if loss is None else {"train/loss": float(loss)}
+            self.shown |= {name: value for name, value in fresh.items() if name != "v_num"}
         return self.shown
