@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,29 @@ def test_train_and_evaluate_as_typed(tmp_path):
     results = Results.load(run / "checkpoints" / "best.evaluation.json")
     assert {s.variant["kept"] for s in results.scores if s.protocol == "pruned"} == {3, 12}
     assert (run / "checkpoints" / "best.evaluation.png").stat().st_size > 10_000
+
+
+def test_what_makes_it_faster_changes_no_result(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    few = [*DIGITS, *QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=5", "--trainer.log_every_n_steps=1"]
+    fast = ["--model.compile=true", "--fastest_precision=true"]
+    losses = []
+    for options in ([], fast):
+        train([*few, *configs("method/layershuffle_position"), *options])
+        with open(f"runs/version_{len(losses)}/metrics.csv") as file:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]])
+    resolved = yaml.safe_load(Path("runs/version_1/config.yaml").read_text())
+    assert resolved["model"]["compile"] is True
+    if resolved["trainer"]["precision"] == "32-true":  # else the processor is faster in bf16
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    evaluate = ["runs/version_0/checkpoints/best.ckpt", "--orders=2", "--data.test_images=100"]
+    plain = evaluate_command(evaluate)
+    compiled = evaluate_command([*evaluate, "--compile", "--batch-size=auto"])
+    assert compiled.environment["compiled"]
+    assert [score.top1 for score in compiled.scores] == [score.top1 for score in plain.scores]
+    small = evaluate_command([*evaluate, "--precision=auto", "--batch-size=30"])
+    assert (small.evaluation["batch_size"], small.scores[0].images) == (30, 100)
+    assert small.environment["precision"] in ("32-true", "bf16-mixed")
 
 
 def test_print_config_resolves_everything(capsys):
