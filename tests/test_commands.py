@@ -108,7 +108,13 @@ def test_train_and_evaluate_as_typed(tmp_path):
 
 def test_what_makes_it_faster_changes_no_result(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    few = [*DIGITS, *QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=5", "--trainer.log_every_n_steps=1"]
+    few = [
+        *DIGITS,
+        *QUIET,
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=5",
+        "--trainer.log_every_n_steps=1",
+    ]
     fast = ["--model.compile=true", "--fastest_precision=true"]
     losses = []
     for options in ([], fast):
