@@ -1,14 +1,15 @@
-"""A timm vision transformer that runs any execution order, with position encoding or position prediction."""
+"""A timm vision transformer that runs any execution order, with position encoding or position prediction.
+
+timm is imported where it is used: it takes most of a second, which a command's --help needn't wait for.
+"""
 
 import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import timm
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from layershuffle.checkpoints import read_backbone
@@ -16,6 +17,9 @@ from layershuffle.errors import UserError
 from layershuffle.instancewise import OrderChoice, run_chosen
 from layershuffle.named_orders import named
 from layershuffle.orders import Order, OrderLike, Step, Unit, sequential
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 Position = Literal["none", "encode", "predict"]
 Head = Literal["average", "class"]
@@ -107,7 +111,7 @@ class OrderedViT(nn.Module):
 
     def __init__(
         self,
-        vit: VisionTransformer,
+        vit: "VisionTransformer",
         position: Position = "none",
         positions: int | None = None,
         head: Head = "average",
@@ -184,6 +188,8 @@ class OrderedViT(nn.Module):
 
     def check(self, order: OrderLike) -> Order:
         """The order, or the one that a name of named_orders.NAMED means, if this model can run it; else a UserError."""
+        from timm.models.vision_transformer import Block
+
         order = (named(order, self.order) if isinstance(order, str) else Order(order)).check(self.depth)
         if (self.encoding or self.prediction) and len(order) > self.positions:
             raise UserError(
@@ -209,6 +215,8 @@ class OrderedViT(nn.Module):
 
     def classify(self, tokens: Tensor, position_logits: list[Tensor | None]) -> Output:
         """Everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
+        from timm.models.vision_transformer import VisionTransformer
+
         tokens = self.vit.norm(tokens)
         if self.head == "class":
             logits = VisionTransformer.forward_head(self.vit, tokens)
@@ -275,6 +283,9 @@ def create_model(
         UserError: (a ValueError) if timm has no such model, it isn't a plain vision transformer, or the weights
             can't be fetched, can't be read, or belong to another backbone.
     """
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
     config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
     config |= {"head": head, "norm_eps": norm_eps, **timm_args}
     config |= {"order": order} if order else {}
@@ -324,6 +335,8 @@ def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> d
 
     timm gives up its check that every weight fits once it replaces the head, so the new head is put in here.
     """
+    import timm
+
     patches = weights.get("patch_embed.proj.weight")
     if patches is None or patches.ndim != 4:
         raise KeyError("patch_embed.proj.weight")

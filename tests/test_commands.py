@@ -178,6 +178,22 @@ def test_help_explains_every_key(capsys):
         assert words in text
 
 
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_imports_nothing_heavy_that_it_can_do_without(script):
+    heavy = {"wandb", "timm", "umap", "sklearn", "submitit", "powerlaw", "litdata", "pandas"}
+    code = f"""if True:
+        import runpy, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        sys.argv = [{script!r}, "--help"]
+        try:
+            runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+        except SystemExit as stop:
+            print(stop.code, sorted({heavy} & sys.modules.keys()))
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
 def test_the_authors_recipe_on_a_distilled_deit(tmp_path):
     small = '{"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 3, "num_heads": 2}'
     args = configs(

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
-import timm
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
@@ -261,7 +261,7 @@ def _environment(fabric: Fabric, compiled: bool) -> dict[str, Any]:
         "compiled": compiled,
         "layershuffle": __version__,
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
         "lightning": lightning.__version__,
         "python": platform.python_version(),
     }
