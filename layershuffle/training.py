@@ -1,6 +1,7 @@
 """The LightningModule that fine-tunes a vision transformer, drawing an order for every step."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -134,20 +135,26 @@ class FineTuner(pl.LightningModule):
         if self.model.choice:
             key = (self.seed, self.global_step, self.global_rank)
             loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
-            logs = {"loss": loss} | measured
-            self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(labels))
+            self._log(len(labels), lambda: {"loss": loss} | measured)
             return loss
         output = self.model(images, self.draw(self.global_step, self.global_rank))
         loss = classification = F.cross_entropy(output.logits, labels)
-        # Without prog_bar, for which Lightning waits for the device at every step; ours shows the loss all the same.
-        logs = {"train/classification_loss": classification, "train/accuracy": self._accuracy(output, labels)}
+        measured = {"classification_loss": classification}
         if output.position_logits is not None:
             per_step = position_cross_entropy(output.position_logits)
-            position_loss = per_step.sum() if self.position_loss == "sum" else per_step.mean()
-            loss = classification + position_loss
-            logs["train/position_loss"] = position_loss
-        self.log_dict({"train/loss": loss} | logs, batch_size=len(labels))
+            measured["position_loss"] = per_step.sum() if self.position_loss == "sum" else per_step.mean()
+            loss = classification + measured["position_loss"]
+        self._log(len(labels), lambda: {"loss": loss, "accuracy": self._accuracy(output, labels)} | measured)
         return loss
+
+    def _log(self, images: int, measured: Callable[[], dict[str, Tensor]]) -> None:
+        """Log ``measured`` as train/..., in the steps that the loggers take: in others it would be time for nothing.
+
+        Without prog_bar, for which Lightning waits for the device at every step; train.py's bar shows the loss anyway.
+        """
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.is_last_batch or (every and (self.global_step + 1) % every == 0):
+            self.log_dict({f"train/{name}": value.detach() for name, value in measured().items()}, batch_size=images)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Sequential and arbitrary-order accuracy side by side, always; and ``val/loss``, which selects the model.
