@@ -16,7 +16,6 @@ import os
 import platform
 import random
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from layershuffle.hardware import device_name, seconds
 from layershuffle.results import write_whole
 
 Times = dict[str, list[float]]
@@ -46,22 +46,14 @@ def arguments(name: str, description: str) -> argparse.ArgumentParser:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The name of the device, what the processor can do, and the versions."""
-    about = {"device": processor(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        about["device"] = torch.cuda.get_device_name(device)
-    else:
+    about: dict[str, Any] = {
+        "device": device_name(device),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type != "cuda":
         about["vector instructions"] = torch.backends.cpu.get_cpu_capability()
     return about | {"torch": torch.__version__, "python": platform.python_version()}
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
@@ -97,21 +89,6 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         held += event.nbytes()
         most = max(most, held)
     return most
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long ``work`` takes, the device's part included."""
-    wait(device)
-    start = time.perf_counter()
-    work()
-    wait(device)
-    return time.perf_counter() - start
 
 
 def take_turns(

@@ -1,6 +1,5 @@
 """What the steps of an order leave behind, and how long they take."""
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from layershuffle.hardware import seconds
 from layershuffle.orders import Order
 from layershuffle.vit import OrderedViT
 
@@ -60,15 +60,7 @@ def seconds_per_image(model: OrderedViT, images: Tensor, orders: Sequence[Order]
     took: list[list[float]] = [[] for _ in orders]
     for repeat in range(repeats + 1):
         for order, times in zip(orders, took):
-            _wait(images.device)
-            start = time.perf_counter()
-            model(images, order)
-            _wait(images.device)
+            once = seconds(lambda order=order: model(images, order), images.device)  # type: ignore[misc]
             if repeat:  # the first one warms up
-                times.append((time.perf_counter() - start) / len(images))
+                times.append(once / len(images))
     return [min(times) for times in took]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

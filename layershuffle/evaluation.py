@@ -322,7 +322,8 @@ def evaluate(
     choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
     chosen = torch.zeros(len(choices), device=fabric.device)
     for at, (images, labels) in enumerate(batches):
-        images, labels = preprocess(images.to(fabric.device, non_blocking=True)), labels.to(fabric.device)
+        images, labels = (part.to(fabric.device, non_blocking=True) for part in (images, labels))
+        images = preprocess(images)
         fresh = model.order.shuffled(seeded(seed, "per batch", at)) if None in tallies else None
         by_choice: dict[Order, Tensor] = {}
         with fabric.autocast():

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from timm.models import save_for_hf
 
 from layershuffle.checkpoints import read_file
 from layershuffle.data.preprocessing import Preprocess, image_size
@@ -56,6 +55,8 @@ def export(
     timm_args = {name: value for name, value in model.config.items() if name not in ours}
     if model.config["norm_eps"] is not None:
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
+    from timm.models import save_for_hf
+
     try:
         save_for_hf(model.vit, str(folder), model_args=timm_args, safe_serialization=True)
         own = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("vit.")}

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from layershuffle import export
 from layershuffle.checkpoints import read_file, sha256
 from layershuffle.errors import UserError
@@ -54,6 +52,8 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
         or "/" in source.partition(":")[0]
     ):
         return _ours(path)
+    import timm  # slow to import, and not needed above
+
     known = timm.get_pretrained_cfg(source) if timm.is_model(source) else None
     classes = num_classes or (known.num_classes if known else 1000)
     model = create_model(source, classes, pretrained=pretrained or True)

@@ -1,6 +1,7 @@
 """The LightningModule that fine-tunes a vision transformer, drawing an order for every step."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -62,6 +63,7 @@ class FineTuner(pl.LightningModule):
         choices: orders in the same form, from which each image learns to take one (IOT, arXiv 2103.03457); the sampler
             has then nothing to do.
         instancewise: how that is learnt.
+        compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
         timm_args: what else ``timm.create_model`` takes, such as img_size or drop_path_rate.
         seed: decides the orders, together with the step and the process; train.py sets it to seed_everything.
     """
@@ -83,6 +85,7 @@ class FineTuner(pl.LightningModule):
         order: str | None = None,
         choices: list[str] | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
+        compile: bool = False,
         timm_args: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -108,6 +111,8 @@ class FineTuner(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.seed = seed
         self.draw(0)  # an order the model can't run should fail here, not after the data
+        if compile:
+            self.model.compile()
 
     @property
     def method(self) -> str:
@@ -130,20 +135,26 @@ class FineTuner(pl.LightningModule):
         if self.model.choice:
             key = (self.seed, self.global_step, self.global_rank)
             loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
-            self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-            self.log_dict({f"train/{name}": value for name, value in measured.items()}, batch_size=len(labels))
+            self._log(len(labels), lambda: {"loss": loss} | measured)
             return loss
         output = self.model(images, self.draw(self.global_step, self.global_rank))
         loss = classification = F.cross_entropy(output.logits, labels)
-        logs = {"train/classification_loss": classification, "train/accuracy": self._accuracy(output, labels)}
+        measured = {"classification_loss": classification}
         if output.position_logits is not None:
             per_step = position_cross_entropy(output.position_logits)
-            position_loss = per_step.sum() if self.position_loss == "sum" else per_step.mean()
-            loss = classification + position_loss
-            logs["train/position_loss"] = position_loss
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        self.log_dict(logs, batch_size=len(labels))
+            measured["position_loss"] = per_step.sum() if self.position_loss == "sum" else per_step.mean()
+            loss = classification + measured["position_loss"]
+        self._log(len(labels), lambda: {"loss": loss, "accuracy": self._accuracy(output, labels)} | measured)
         return loss
+
+    def _log(self, images: int, measured: Callable[[], dict[str, Tensor]]) -> None:
+        """Log ``measured`` as train/..., in the steps that the loggers take: in others it would be time for nothing.
+
+        Without prog_bar, for which Lightning waits for the device at every step; train.py's bar shows the loss anyway.
+        """
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.is_last_batch or (every and (self.global_step + 1) % every == 0):
+            self.log_dict({f"train/{name}": value.detach() for name, value in measured().items()}, batch_size=images)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Sequential and arbitrary-order accuracy side by side, always; and ``val/loss``, which selects the model.
@@ -168,6 +179,7 @@ class FineTuner(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
         optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        _fuse(optimizer)
         # Lightning doesn't clip gradients for optimizers that could unscale them by themselves, as fused ones can, even
         # where nothing is scaled.
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val:
@@ -217,6 +229,19 @@ class FineTuner(pl.LightningModule):
     def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
         classes = output.logits.shape[-1]
         return multiclass_accuracy(output.logits, labels, classes, average="micro", validate_args=False)
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Update all parameters in one kernel, where the optimizer can and was not told how to.
+
+    Not left to the optimizer's constructor, as that makes it unscale gradients by itself, which rules out clipping.
+    """
+    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)):
+        return
+    for group in optimizer.param_groups:
+        told = group["fused"] is not None or any(group.get(way) for way in ("foreach", "capturable", "differentiable"))
+        if not told and all(parameter.device.type in ("cpu", "cuda") for parameter in group["params"]):
+            group["fused"] = True
 
 
 def _run(logger: WandbLogger) -> dict[str, str]:

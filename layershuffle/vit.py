@@ -1,12 +1,15 @@
-"""A timm vision transformer that runs any execution order, with position encoding or position prediction."""
+"""A timm vision transformer that runs any execution order, with position encoding or position prediction.
 
+timm is imported where it is used: it takes most of a second, which a command's --help needn't wait for.
+"""
+
+import os
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import shutil
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import timm
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from layershuffle.checkpoints import read_backbone
@@ -14,6 +17,9 @@ from layershuffle.errors import UserError
 from layershuffle.instancewise import OrderChoice, run_chosen
 from layershuffle.named_orders import named
 from layershuffle.orders import Order, OrderLike, Step, Unit, sequential
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 Position = Literal["none", "encode", "predict"]
 Head = Literal["average", "class"]
@@ -45,14 +51,21 @@ class PositionEncoding(nn.Module):
         self.table = nn.Embedding(positions, size)
         nn.init.zeros_(self.table.weight)
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(dim + size), nn.Linear(dim + size, dim), nn.GELU(), nn.Dropout(dropout))
+            _Projection(nn.LayerNorm(dim + size), nn.Linear(dim + size, dim), nn.GELU(), nn.Dropout(dropout))
             for _ in range(depth)
         )
 
     def forward(self, tokens: Tensor, layer: int, position: int) -> Tensor:
         """tokens: [batch, tokens, dim], returned in the same shape with the position mixed in."""
-        vector = self.table.weight[position].to(tokens.dtype).expand(*tokens.shape[:-1], -1)
-        return self.projections[layer](torch.cat([tokens, vector], dim=-1)) + tokens
+        return self.projections[layer](tokens, self.table.weight[position])
+
+
+class _Projection(nn.Sequential):
+    """Takes the position as a vector, not as a number, which would be a constant of the compiled graph."""
+
+    def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:  # type: ignore[override]
+        vectors = vector.to(tokens.dtype).expand(*tokens.shape[:-1], -1)
+        return super().forward(torch.cat([tokens, vectors], dim=-1)) + tokens
 
 
 class PositionPrediction(nn.Module):
@@ -64,11 +77,16 @@ class PositionPrediction(nn.Module):
 
     def __init__(self, depth: int, dim: int, positions: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, positions)) for _ in range(depth))
+        self.heads = nn.ModuleList(_Head(nn.LayerNorm(dim), nn.Linear(dim, positions)) for _ in range(depth))
 
     def forward(self, tokens: Tensor, layer: int) -> Tensor:
         """tokens: [batch, tokens, dim], the layer's output. Returns [batch, positions]."""
-        return self.heads[layer](tokens.mean(dim=1))
+        return self.heads[layer](tokens)
+
+
+class _Head(nn.Sequential):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens.mean(dim=1))
 
 
 class OrderedViT(nn.Module):
@@ -93,7 +111,7 @@ class OrderedViT(nn.Module):
 
     def __init__(
         self,
-        vit: VisionTransformer,
+        vit: "VisionTransformer",
         position: Position = "none",
         positions: int | None = None,
         head: Head = "average",
@@ -113,6 +131,7 @@ class OrderedViT(nn.Module):
         self.choice = None if choices is None else OrderChoice(choices, vit.embed_dim)
         if self.choice and self.prediction:
             raise UserError("images that choose their order can't predict positions: use position none or encode")
+        self.halves = dict(HALVES)
         self.config: dict[str, Any] = {}
         for own in (self.order, *(choices or ())):
             self.check(own)
@@ -132,6 +151,33 @@ class OrderedViT(nn.Module):
             return run_chosen(self, self.choice, images)
         return self.run(self.embed(images), self.order if order is None else self.check(order))
 
+    def compile(self, **options: Any) -> None:
+        """Compile the layers in place, each by itself: whatever order runs, it runs the same few graphs.
+
+        Layers of one shape share a graph, so there is one for training and one for evaluation, and another pair for
+        every further batch size and precision. Parameters and their names stay as they are. Compiled whole, as
+        ``torch.compile(model)`` does, a model has a graph for every order.
+
+        Args:
+            options: of ``torch.compile``, such as ``backend``.
+
+        Raises:
+            UserError: (a ValueError) if there is no C++ compiler, which torch.compile needs.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if "backend" not in options and not (shutil.which(compiler) or shutil.which("clang++")):
+            raise UserError("compiling needs a C++ compiler: install g++, or leave the layers uncompiled")
+        # Images that choose their orders run in groups of all sizes.
+        options = {"dynamic": None if self.choice else False} | options
+        # Layers that differ, as in the rate of their stochastic depth, have graphs of their own; torch gives up at 8.
+        dynamo: Any = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * (1 + self.depth))
+        projections = self.encoding.projections if self.encoding else ()
+        heads = self.prediction.heads if self.prediction else ()
+        for module in (*self.vit.blocks, *projections, *heads):
+            module.compile(**options)
+        self.halves = {half: torch.compile(run, **options) for half, run in HALVES.items()}
+
     def run(self, tokens: Tensor, order: Order) -> Output:
         """From embedded tokens [batch, tokens, dim] to the output, in an order that was checked."""
         position_logits = []
@@ -142,6 +188,8 @@ class OrderedViT(nn.Module):
 
     def check(self, order: OrderLike) -> Order:
         """The order, or the one that a name of named_orders.NAMED means, if this model can run it; else a UserError."""
+        from timm.models.vision_transformer import Block
+
         order = (named(order, self.order) if isinstance(order, str) else Order(order)).check(self.depth)
         if (self.encoding or self.prediction) and len(order) > self.positions:
             raise UserError(
@@ -167,6 +215,8 @@ class OrderedViT(nn.Module):
 
     def classify(self, tokens: Tensor, position_logits: list[Tensor | None]) -> Output:
         """Everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
+        from timm.models.vision_transformer import VisionTransformer
+
         tokens = self.vit.norm(tokens)
         if self.head == "class":
             logits = VisionTransformer.forward_head(self.vit, tokens)
@@ -179,11 +229,19 @@ class OrderedViT(nn.Module):
         block: Any = self.vit.blocks[unit.layer]
         if self.encoding:
             tokens = self.encoding(tokens, unit.layer, position)
-        if unit.half == "a":
-            return tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
-        if unit.half == "f":
-            return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
-        return block(tokens)
+        return self.halves[unit.half](block, tokens) if unit.half else block(tokens)
+
+
+def _attention(block: Any, tokens: Tensor) -> Tensor:
+    return tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
+
+
+def _feed_forward(block: Any, tokens: Tensor) -> Tensor:
+    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
+
+HALVES: dict[str, Callable[[Any, Tensor], Tensor]] = {"a": _attention, "f": _feed_forward}
+"""A layer's sublayers, by Unit.half."""
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
@@ -225,6 +283,9 @@ def create_model(
         UserError: (a ValueError) if timm has no such model, it isn't a plain vision transformer, or the weights
             can't be fetched, can't be read, or belong to another backbone.
     """
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
     config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
     config |= {"head": head, "norm_eps": norm_eps, **timm_args}
     config |= {"order": order} if order else {}
@@ -274,6 +335,8 @@ def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> d
 
     timm gives up its check that every weight fits once it replaces the head, so the new head is put in here.
     """
+    import timm
+
     patches = weights.get("patch_embed.proj.weight")
     if patches is None or patches.ndim != 4:
         raise KeyError("patch_embed.proj.weight")

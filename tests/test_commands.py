@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,35 @@ def test_train_and_evaluate_as_typed(tmp_path):
     assert (run / "checkpoints" / "best.evaluation.png").stat().st_size > 10_000
 
 
+def test_what_makes_it_faster_changes_no_result(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    few = [
+        *DIGITS,
+        *QUIET,
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=5",
+        "--trainer.log_every_n_steps=1",
+    ]
+    fast = ["--model.compile=true", "--fastest_precision=true"]
+    losses = []
+    for options in ([], fast):
+        train([*few, *configs("method/layershuffle_position"), *options])
+        with open(f"runs/version_{len(losses)}/metrics.csv") as file:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]])
+    resolved = yaml.safe_load(Path("runs/version_1/config.yaml").read_text())
+    assert resolved["model"]["compile"] is True
+    if resolved["trainer"]["precision"] == "32-true":  # else the processor is faster in bf16
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    evaluate = ["runs/version_0/checkpoints/best.ckpt", "--orders=2", "--data.test_images=100"]
+    plain = evaluate_command(evaluate)
+    compiled = evaluate_command([*evaluate, "--compile", "--batch-size=auto"])
+    assert compiled.environment["compiled"]
+    assert [score.top1 for score in compiled.scores] == [score.top1 for score in plain.scores]
+    small = evaluate_command([*evaluate, "--precision=auto", "--batch-size=30"])
+    assert (small.evaluation["batch_size"], small.scores[0].images) == (30, 100)
+    assert small.environment["precision"] in ("32-true", "bf16-mixed")
+
+
 def test_print_config_resolves_everything(capsys):
     with pytest.raises(SystemExit) as stop:
         train([*configs("model/vit_b16", "data/cifar100", "method/layershuffle", "trainer/gpu"), "--print_config"])
@@ -146,6 +176,22 @@ def test_help_explains_every_key(capsys):
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     for words in ("draws the order of each training step", "A checkpoint of the same model to go on training from"):
         assert words in text
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_imports_nothing_heavy_that_it_can_do_without(script):
+    heavy = {"wandb", "timm", "umap", "sklearn", "submitit", "powerlaw", "litdata", "pandas"}
+    code = f"""if True:
+        import runpy, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        sys.argv = [{script!r}, "--help"]
+        try:
+            runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+        except SystemExit as stop:
+            print(stop.code, sorted({heavy} & sys.modules.keys()))
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
 def test_the_authors_recipe_on_a_distilled_deit(tmp_path):

@@ -1,6 +1,7 @@
 """Protocols, the prefix-sharing runner, and the scores against counting by hand."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -50,6 +51,25 @@ def test_a_shared_prefix_runs_once(small, images):
     assert count_passes(model, images[:1], subsets) == 4095
     assert sum(map(len, subsets)) == 24_576
     assert count_passes(model, images[:1], [Order("0 1 2"), Order("0 1 3"), Order("1 0")]) == 6
+
+
+def test_no_more_than_one_activation_per_depth_is_held(small, images, monkeypatch):
+    model, alive, most = small(depth=8), weakref.WeakSet(), 0
+    run_step = model.run_step
+
+    def counted(tokens, step, position):
+        nonlocal most
+        after, logits = run_step(tokens, step, position)
+        alive.add(after)
+        most = max(most, len(alive))
+        return after, logits
+
+    monkeypatch.setattr(model, "run_step", counted)
+    subsets = [Order(at for at in range(8) if subset >> at & 1) for subset in range(1, 256)]
+    with torch.inference_mode():
+        for _ in outputs(model, images, subsets):
+            pass
+    assert most == 8  # the longest branch; 255 steps were run
 
 
 class Answer(nn.Module):

@@ -1,13 +1,20 @@
 """The LightningModule: which order each step runs, what the losses are, and that it learns what it should."""
 
+from functools import partial
+from itertools import pairwise
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import SMALL
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from layershuffle.callbacks import ThroughputLogger
 from layershuffle.checkpoints import read_file
+from layershuffle.commands.train import ProgressBar
 from layershuffle.data import Digits
 from layershuffle.orders import (
     Depth,
@@ -171,6 +178,95 @@ def test_throughput_is_logged(tmp_path):
     run = trainer(tmp_path, callbacks=[ThroughputLogger()], log_every_n_steps=3)
     run.fit(tuner(), datamodule=Digits())
     assert 1 < float(run.callback_metrics["train/images_per_second"]) < 1e6
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that make the host wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket._qualified_op_name in ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero"):
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+def test_a_step_never_waits_for_the_device_unless_it_logs(tmp_path, position):
+    class PerStep(pl.Callback):
+        before: list[int] = []  # noqa: RUF012
+
+        def on_train_batch_start(self, *_):
+            self.before.append(reads.count)
+
+    steps, reads = PerStep(), HostReads()
+    steps.before = []
+    run = trainer(
+        tmp_path,
+        callbacks=[steps, ThroughputLogger(), ProgressBar(), LearningRateMonitor()],
+        enable_progress_bar=True,
+        logger=CSVLogger(tmp_path),
+        log_every_n_steps=4,
+        limit_train_batches=10,
+        gradient_clip_val=1.0,
+    )
+    module = tuner(position=position, optimizer=lambda parameters: torch.optim.AdamW(parameters), schedule="cosine")
+    with reads:
+        run.fit(module, datamodule=Digits())
+    per_step = [after - before for before, after in pairwise(steps.before)]
+    # In the step that logs, the loggers and the progress bar read the metrics.
+    assert [bool(count) for count in per_step] == [step % 4 == 0 for step in range(1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "fused"),
+    [
+        (torch.optim.Adam, True),
+        (torch.optim.SGD, True),
+        (torch.optim.Adagrad, None),
+        (partial(torch.optim.AdamW, foreach=True), None),
+        (partial(torch.optim.AdamW, fused=False), False),
+    ],
+)
+def test_the_optimizer_is_fused_where_it_can_be_and_was_not_told(tmp_path, optimizer, fused):
+    run = trainer(tmp_path, limit_train_batches=1)
+    run.fit(tuner(optimizer=lambda parameters: optimizer(parameters, lr=1e-3)), datamodule=Digits())
+    assert run.optimizers[0].param_groups[0]["fused"] is fused
+
+
+def losses_of(tmp_path, **arguments):
+    spy = Spy()
+    pl.seed_everything(3, verbose=False)
+    module = tuner(**arguments)
+    trainer(tmp_path, callbacks=[spy], gradient_clip_val=1.0, limit_train_batches=6).fit(module, datamodule=Digits())
+    return spy.losses
+
+
+@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+def test_same_seed_same_losses_compiled_or_not_fused_or_not(tmp_path, monkeypatch, position):
+    def plain(parameters):
+        return torch.optim.AdamW(parameters, lr=1e-3, fused=False)
+
+    expected = losses_of(tmp_path, position=position, optimizer=plain)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    fast = losses_of(
+        tmp_path, position=position, compile=True, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)
+    )
+    assert fast == pytest.approx(expected, rel=1e-5)
+    assert len(set(expected)) == 6
+
+
+@pytest.mark.parametrize("sampler", [LayerDrop(0.5), Depth(2), Shuffle()])
+def test_layers_that_an_order_leaves_out_are_not_run(tmp_path, sampler):
+    module, passes = tuner(sampler=sampler), []
+    for layer, block in enumerate(module.model.vit.blocks):
+        block.register_forward_hook(lambda *_, layer=layer: passes.append(layer))
+        block.register_full_backward_hook(lambda *_, layer=layer: passes.append(layer))
+    trainer(tmp_path, limit_val_batches=0).fit(module, datamodule=Digits())
+    orders = [[step[0].layer for step in sampler.draw(4, seed=5, step=step)] for step in range(4)]
+    assert passes == [layer for order in orders for layer in order + order[::-1]]
 
 
 def test_the_default_optimizer_is_the_papers(tmp_path):

@@ -7,29 +7,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
-import timm
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
 from layershuffle.data import ImageData, Preprocess, from_config
 from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
 from layershuffle.evaluation import Trial, evaluate
+from layershuffle.hardware import device_name, fastest_precision, largest_batch
 from layershuffle.loading import Subject, load
 from layershuffle.report import plots, tables
 from layershuffle.results import Results, Score, summarise
 from layershuffle.version import __version__
+from layershuffle.vit import OrderedViT
 
 
 def study_parser(prog: str, description: str, split: str = "test") -> Parser:
@@ -47,8 +50,21 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
         "--pretrained", type=str | None, default=None, help="weights for a timm model, if not to be fetched"
     )
     parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="where to run")
-    precisions = ["32-true", "bf16-mixed", "16-mixed"]
-    parser.add_argument("--precision", choices=precisions, default="32-true", help="of the forward pass")
+    precisions = ["32-true", "bf16-mixed", "16-mixed", "auto"]
+    parser.add_argument(
+        "--precision",
+        choices=precisions,
+        default="32-true",
+        help="of the forward pass; auto: 32-true or bf16-mixed, whichever is measured to be faster for this model here",
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the layers: worth its minute on large runs")
+    parser.add_argument(
+        "--batch_size",
+        "--batch-size",
+        type=PositiveInt | Literal["auto"] | None,
+        default=None,
+        help="images per batch; auto: the most that fit the GPU's memory (default: the data's eval_batch_size)",
+    )
     parser.add_argument(
         "--output", type=str | None, default=None, help="the results file (default: beside the checkpoint)"
     )
@@ -117,7 +133,7 @@ class Study:
             model=self.subject.record,
             data={"name": self.data.label, **self.data.config(), "split": self.config.split, "images": images},
             evaluation=evaluation | {"seed": self.config.seed, "batch_size": self.batches.batch_size},
-            environment=_environment(self.fabric),
+            environment=_environment(self.fabric, self.config.compile),
             scores=scores,
             measures=measures or {},
         )
@@ -187,35 +203,69 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
         raise UserError(
             f"the model tells {classes} classes apart, but the data has {data.num_classes}: give other --data"
         )
+    model, images = subject.model, data.sets[config.split]
     try:
+        fabric = Fabric(accelerator=config.accelerator, devices=1)
+        if config.precision == "auto":
+            config.precision = _fastest_precision(model, images, fabric.device)
         fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     except (RuntimeError, MisconfigurationException) as error:
         raise UserError(f"there is no {config.accelerator} to run on here: {error}") from error
     data.device = fabric.device
+    if config.batch_size == "auto":
+        data.eval_batch_size = _largest_batch(model, images, fabric, data.eval_batch_size or 2 * data.batch_size)
+    elif config.batch_size:
+        data.eval_batch_size = config.batch_size
+    if config.compile:
+        model.compile()
     batches = data.test_dataloader() if config.split == "test" else data.val_dataloader()
     return Study(config, subject, data, batches, fabric, output, kind, made)
 
 
-def _environment(fabric: Fabric) -> dict[str, Any]:
+@torch.inference_mode()
+def _fastest_precision(model: OrderedViT, images: Dataset, device: torch.device) -> str:
+    """For the forward pass of a batch, a small one on a CPU."""
+    batch = _batch(model.to(device).eval(), images, 256 if device.type == "cuda" else 32, device)
+    return fastest_precision(lambda: model(batch, model.order), device)
+
+
+@torch.inference_mode()
+def _largest_batch(model: OrderedViT, images: Dataset, fabric: Fabric, start: int) -> int:
+    """What fits the GPU's memory; on a CPU, where larger batches gain nothing, ``start``."""
+    if fabric.device.type != "cuda":
+        return start
+
+    def attempt(count: int) -> None:
+        with fabric.autocast():
+            tokens = model.embed(_batch(model, images, count, fabric.device))
+            # The prefix tree holds one activation for each step of an order, which may be longer than the model's own.
+            held = [tokens.clone() for _ in range(2 * len(model.order))]
+            model.run(tokens, model.order)
+            del held
+
+    model.to(fabric.device).eval()
+    return largest_batch(attempt, start, len(images))  # type: ignore[arg-type]
+
+
+def _batch(model: OrderedViT, images: Dataset, count: int, device: torch.device) -> torch.Tensor:
+    one = torch.as_tensor(images[0][0]).to(device)
+    return Preprocess.for_model(model).to(device)(one.expand(count, *one.shape).contiguous())
+
+
+def _environment(fabric: Fabric, compiled: bool) -> dict[str, Any]:
+    device = device_name(fabric.device)
+    threads = "" if fabric.device.type == "cuda" else f", {torch.get_num_threads()} threads"
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else _processor(),
+        "device": device if not threads else f"CPU: {device}{threads}",
         "precision": fabric._precision.precision,  # what was asked for, or what the device has instead
+        "compiled": compiled,
         "layershuffle": __version__,
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
         "lightning": lightning.__version__,
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"CPU: {names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _output(config: Namespace, kind: str) -> Path:

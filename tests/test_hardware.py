@@ -1,0 +1,61 @@
+"""Choosing precision and batch size by measuring, against clocks and memories made up for the purpose."""
+
+import pytest
+import torch
+
+from layershuffle import hardware
+from layershuffle.hardware import fastest_precision, largest_batch
+
+CPU = torch.device("cpu")
+
+
+def clock(monkeypatch, product, work):
+    """Makes a matrix product, and ``work`` in float32 and bfloat16, take so many seconds; counts the works."""
+    done = []
+
+    def seconds(what, device):
+        result = what()
+        if isinstance(result, torch.Tensor):
+            return product[result.dtype]
+        done.append(torch.is_autocast_enabled("cpu"))
+        return work[done[-1]]
+
+    monkeypatch.setattr(hardware, "seconds", seconds)
+    return done
+
+
+def test_without_bf16_instructions_the_work_is_not_even_tried(monkeypatch):
+    done = clock(monkeypatch, {torch.float32: 1.0, torch.bfloat16: 300.0}, {False: 1.0, True: 300.0})
+    assert fastest_precision(lambda: None, CPU) == "32-true"
+    assert done == []
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(0.5, "bf16-mixed"), (1.6, "32-true")])
+def test_the_work_decides_not_the_matrix_product(monkeypatch, bf16, expected):
+    done = clock(monkeypatch, {torch.float32: 1.0, torch.bfloat16: 0.5}, {False: 1.0, True: bf16})
+    assert fastest_precision(lambda: None, CPU, repeats=2) == expected
+    assert done == [False, True] * 3
+
+
+@pytest.mark.parametrize(
+    ("fits", "limit", "tried", "found"),
+    [(100, 1000, [16, 32, 64, 128], 64), (7, 1000, [16], 8), (1000, 50, [16, 32, 64], 50), (1000, 5, [], 8)],
+)
+def test_the_largest_batch_is_found_by_doubling(fits, limit, tried, found):
+    attempts = []
+
+    def attempt(count):
+        attempts.append(count)
+        if count > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert largest_batch(attempt, 8, limit) == found
+    assert attempts == tried
+
+
+def test_other_errors_are_not_taken_for_a_full_memory():
+    def attempt(count):
+        raise RuntimeError("CUDA error: misaligned address")
+
+    with pytest.raises(RuntimeError, match="misaligned"):
+        largest_batch(attempt, 8, 100)
