@@ -1,5 +1,6 @@
 """What the trainer is given besides the model: throughput, and checkpoints that are whole or not there."""
 
+import glob
 import io
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return super().save_checkpoint(checkpoint, path, storage_options)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        for left in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*"):
+            left.unlink(missing_ok=True)  # by a kill; only one process writes here
         write_whole(Path(path), buffer.getbuffer())
 
 

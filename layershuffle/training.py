@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.instancewise import InstanceWise, expected_loss
+from layershuffle.last_checkpoint import LastCheckpoint
 from layershuffle.orders import Order, OrderSampler, Shuffle, seeded
 from layershuffle.version import __version__
 from layershuffle.vit import Head, Output, Position, create_model
@@ -119,6 +120,19 @@ class FineTuner(pl.LightningModule):
         """The order of training step ``step`` on process ``rank``, of the steps of the model's own order."""
         return self.sampler.draw(len(self.model.order), self.seed, step, rank).over(self.model.order)
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Let what is due between two steps be done: of all of Lightning's hooks, only this one comes then."""
+        if self.trainer.training:
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    callback.between_steps(self.trainer)
+        return batch
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Make dropout, like the orders, a function of the seed, the step and the process: a resumed run repeats it."""
+        key = (self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(seeded(*key).random() * 2**53))
+
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Resize and normalise on the device."""
         images, labels = batch
@@ -177,15 +191,18 @@ class FineTuner(pl.LightningModule):
                 )
         else:
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total) and self.schedule != "constant":
+        if self.trainer.max_epochs == self.trainer.max_steps == -1 and self.schedule != "constant":
             raise UserError(f"a {self.schedule} schedule needs an end to reach zero at: set max_epochs or max_steps")
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:
                 return (step + 1) / (self.warmup_steps + 1)
+            if step == 0 or self.schedule == "constant":
+                return 1.0
+            # Asked for any earlier, workers would read ahead before a resumed run knows where it stands.
+            total = self.trainer.estimated_stepping_batches
             done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-            return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
+            return 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

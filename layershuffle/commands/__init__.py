@@ -73,7 +73,7 @@ def quieten() -> None:
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",
-        ".*You have overridden `on_after_batch_transfer`.*",
+        ".*You have overridden `on_(before|after)_batch_transfer`.*",
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The dirpath has changed from.*",

@@ -117,10 +117,9 @@ def _in_folders(step: Step, cell: Cell, folder: Path) -> list[str]:
 
 def _run_folder(own: Path) -> list[str]:
     """What makes train.py keep its metrics in the cell's folder, and go on with what is there."""
-    attempt = 1 + len(list(own.glob("attempt_*")))
     arguments = [f"--trainer.logger.save_dir={own.parent}", f"--trainer.logger.name={own.name}"]
-    arguments += [f"--trainer.logger.version=attempt_{attempt}", "--trainer.enable_progress_bar=false"]
-    return arguments + [f"--ckpt_path={own / 'last.ckpt'}"] * (own / "last.ckpt").is_file()
+    arguments += ["--trainer.logger.version=training", "--trainer.enable_progress_bar=false"]
+    return [*arguments, "--resume=auto"]
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from layershuffle.data.sampler import TrainingSampler
 from layershuffle.errors import UserError
 from layershuffle.orders import seeded
 
@@ -104,16 +105,13 @@ class ImageData(pl.LightningDataModule):
         return {"class": type(self).__name__, "args": {name: getattr(self, name) for name in _arguments(type(self))}}
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled by torch's global seed and the epoch alone, so that a resumed run goes on with the same batches.
+        """Shuffled by the run's seed and the epoch alone, so that a resumed run goes on with the same batches.
 
         An incomplete last batch is left out, so that all steps are alike.
         """
         train = self.sets["train"]
-        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        # Lightning tells it the epoch, as it does to any sampler that can be told.
-        sampler: DistributedSampler = DistributedSampler(
-            train, ranks, rank, shuffle=True, seed=torch.initial_seed() % 2**32
-        )
+        seed = getattr(self.trainer and self.trainer.lightning_module, "seed", torch.initial_seed() % 2**32)
+        sampler = TrainingSampler(train, self.batch_size, seed, self.trainer)  # type: ignore[arg-type]
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader:

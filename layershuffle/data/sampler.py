@@ -1,0 +1,38 @@
+"""Which training images come when: a function of the seed, the epoch and how far a run has come."""
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DistributedSampler
+
+
+class TrainingSampler(DistributedSampler):
+    """Shuffled by (seed, epoch) alone, split over the processes; a run that was stopped in mid-epoch goes on there.
+
+    Lightning counts the epochs and batches that a run has done, and restores both from a checkpoint, so this keeps
+    no state of its own and the batches that worker processes have read ahead don't count.
+
+    Args:
+        images: the data set.
+        batch_size: images per process and step.
+        seed: decides the sequences.
+        trainer: whose progress counts; without one, a first epoch.
+    """
+
+    def __init__(self, images: Sized, batch_size: int, seed: int, trainer: pl.Trainer | None = None) -> None:
+        ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        super().__init__(images, ranks, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        self.batch_size, self.trainer = batch_size, trainer
+
+    def __iter__(self) -> Iterator[int]:
+        # Workers ask for images before Lightning has told the sampler the epoch of a run that goes on.
+        done = 0
+        if self.trainer is not None and self.trainer.training:
+            loop = self.trainer.fit_loop
+            epochs: Any = loop.epoch_progress.current
+            self.set_epoch(epochs.processed)
+            if epochs.ready > epochs.processed:  # in the midst of one
+                batches: Any = loop.epoch_loop.batch_progress.current
+                done = batches.processed
+        yield from list(super().__iter__())[done * self.batch_size :]
