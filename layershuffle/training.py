@@ -1,18 +1,22 @@
 """The LightningModule that fine-tunes a vision transformer, drawing an order for every step."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from layershuffle.data.preprocessing import Preprocess
+from layershuffle.distributed import idle_parameters, is_sharded, joined, orders_per_process, shard
 from layershuffle.errors import UserError
 from layershuffle.instancewise import InstanceWise, expected_loss
 from layershuffle.last_checkpoint import LastCheckpoint
@@ -64,6 +68,8 @@ class FineTuner(pl.LightningModule):
             has then nothing to do.
         instancewise: how that is learnt.
         timm_args: what else ``timm.create_model`` takes, such as img_size or drop_path_rate.
+        orders_per_process: whether each process of several draws orders of its own. By default they do with DDP, so
+            that an update averages several orders, and don't with sharded strategies, which can't.
         seed: decides the orders, together with the step and the process; train.py sets it to seed_everything.
     """
 
@@ -85,6 +91,7 @@ class FineTuner(pl.LightningModule):
         choices: list[str] | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
         timm_args: dict[str, Any] | None = None,
+        orders_per_process: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -107,8 +114,14 @@ class FineTuner(pl.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_steps = warmup_steps
+        self.orders_per_process = orders_per_process
+        # Lightning's own mean over processes forgets that they have not as many images each.
+        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
         self.seed = seed
         self.draw(0)  # an order the model can't run should fail here, not after the data
+
+    _own_orders = True
+    _is_spread = False
 
     @property
     def method(self) -> str:
@@ -119,6 +132,17 @@ class FineTuner(pl.LightningModule):
     def draw(self, step: int, rank: int = 0) -> Order:
         """The order of training step ``step`` on process ``rank``, of the steps of the model's own order."""
         return self.sampler.draw(len(self.model.order), self.seed, step, rank).over(self.model.order)
+
+    def setup(self, stage: str) -> None:
+        """Settle which processes draw orders; raises UserError if the strategy can't do what is asked."""
+        orders = [self.draw(0), *(self.model.choice.orders if self.model.choice else ())]
+        self._own_orders = orders_per_process(self.trainer.strategy, self.orders_per_process, self.model, orders)
+
+    def configure_model(self) -> None:
+        """Spread the model over the processes where the strategy leaves that to the module."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self._is_spread:
+            shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
+            self._is_spread = True
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Let what is due between two steps be done: of all of Lightning's hooks, only this one comes then."""
@@ -146,8 +170,9 @@ class FineTuner(pl.LightningModule):
             loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
             self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
             self.log_dict({f"train/{name}": value for name, value in measured.items()}, batch_size=len(labels))
-            return loss
-        output = self.model(images, self.draw(self.global_step, self.global_rank))
+            return self._joined(loss, self.model.choice.orders)
+        order = self.draw(self.global_step, self.global_rank if self._own_orders else 0)
+        output = self.model(images, order)
         loss = classification = F.cross_entropy(output.logits, labels)
         logs = {"train/classification_loss": classification, "train/accuracy": self._accuracy(output, labels)}
         if output.position_logits is not None:
@@ -157,7 +182,14 @@ class FineTuner(pl.LightningModule):
             logs["train/position_loss"] = position_loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
         self.log_dict(logs, batch_size=len(labels))
-        return loss
+        return self._joined(loss, [order])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What no process ran stays as it is, as in a single process, whatever the optimizer makes of zeros."""
+        if self._is_replicated and not self.model.choice:
+            processes = range(self.trainer.world_size if self._own_orders else 1)
+            for parameter in idle_parameters(self.model, [self.draw(self.global_step, rank) for rank in processes]):
+                parameter.grad = None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Sequential and arbitrary-order accuracy side by side, always; and ``val/loss``, which selects the model.
@@ -166,6 +198,8 @@ class FineTuner(pl.LightningModule):
         choose. The random orders depend on the seed and the batch alone, so every epoch is judged by the same ones.
         """
         images, labels = batch
+        if not len(labels) and not is_sharded(self.trainer.strategy):
+            return  # the last batch can have fewer images than there are processes
         own, key = self.model.order, (self.seed, "validation", batch_idx)
         orders = {
             "sequential": own,
@@ -173,11 +207,12 @@ class FineTuner(pl.LightningModule):
             "val": self.sampler.at_validation(len(own), seeded(*key)).over(own),
         }
         outputs: dict[Order, Output] = {order: self.model(images, order) for order in set(orders.values())}
-        sync: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
-        for kind in ("sequential", "arbitrary"):
-            self.log(f"val/{kind}", self._accuracy(outputs[orders[kind]], labels), prog_bar=True, **sync)
+        found = {kind: self._accuracy(outputs[orders[kind]], labels) for kind in ("sequential", "arbitrary")}
         judged = self.model(images) if self.model.choice else outputs[orders["val"]]
-        self.log("val/loss", F.cross_entropy(judged.logits, labels), prog_bar=True, **sync)
+        found["loss"] = F.cross_entropy(judged.logits, labels) if len(labels) else judged.logits.sum()
+        for name, value in found.items():
+            self.means[name].update(value, len(labels))
+            self.log(f"val/{name}", self.means[name], prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
@@ -230,6 +265,13 @@ class FineTuner(pl.LightningModule):
                 "the checkpoint to resume from is of another model"
                 + (f": {', '.join(sorted(changed))} differ" if saved else " (it is not one of train.py's)")
             )
+
+    @property
+    def _is_replicated(self) -> bool:
+        return self.trainer.world_size > 1 and not is_sharded(self.trainer.strategy)
+
+    def _joined(self, loss: Tensor, orders: Sequence[Order]) -> Tensor:
+        return joined(loss, idle_parameters(self.model, orders)) if self._is_replicated else loss
 
     def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
         classes = output.logits.shape[-1]

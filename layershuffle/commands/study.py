@@ -1,5 +1,6 @@
 """What the command lines that study a model share: which model, on which data, where, and where the results go."""
 
+import os
 import platform
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.distributed import is_torchelastic_launched
 from torch.utils.data import DataLoader
 
 from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
@@ -105,7 +107,8 @@ class Study:
             TextColumn(unit),
             TimeRemainingColumn(),
         ]
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        quiet = not self.fabric.is_global_zero
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
             yield bar, bar.add_task(what, total=total)
 
     def results(
@@ -116,7 +119,8 @@ class Study:
         return Results(
             model=self.subject.record,
             data={"name": self.data.label, **self.data.config(), "split": self.config.split, "images": images},
-            evaluation=evaluation | {"seed": self.config.seed, "batch_size": self.batches.batch_size},
+            evaluation=evaluation
+            | {"seed": self.config.seed, "batch_size": self.data.eval_batch_size or 2 * self.data.batch_size},
             environment=_environment(self.fabric),
             scores=scores,
             measures=measures or {},
@@ -148,13 +152,14 @@ class Study:
             logger.experiment.finish()
 
 
-def open_study(command: Parser, args: list[str] | None = None, kind: str = "evaluation") -> Study:
+def open_study(command: Parser, args: list[str] | None = None, kind: str = "evaluation", shared: bool = False) -> Study:
     """Parse ``args``, by default those of the process, load the model and set up its data.
 
     Args:
         command: made by ``study_parser``.
         args: the command line.
         kind: what the results file is named after.
+        shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
 
     Raises:
         UserError: (a ValueError) in one sentence for everything a user can get wrong.
@@ -180,7 +185,10 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
     made = command.instantiate_classes(config)
     data: ImageData = made.data
     data.image_size = image_size(subject.model)
-    data.prepare_data()
+    fabric = _fabric(config, shared)
+    with fabric.rank_zero_first():
+        data.prepare_data()
+    data.processes = (fabric.world_size, fabric.global_rank)
     data.setup("test" if config.split == "test" else "fit")
     classes = subject.model.config["num_classes"]
     if classes != data.num_classes:
@@ -188,17 +196,34 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
             f"the model tells {classes} classes apart, but the data has {data.num_classes}: give other --data"
         )
     batches = data.test_dataloader() if config.split == "test" else data.val_dataloader()
+    return Study(config, subject, data, batches, fabric, output, kind, made)
+
+
+def _fabric(config: Namespace, shared: bool) -> Fabric:
+    processes = int(os.environ["WORLD_SIZE"]) if is_torchelastic_launched() else 1
+    if processes > 1 and not shared:
+        raise UserError("only evaluate.py shares its work between processes: run this without torchrun")
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if processes > 1 else 1
     try:
-        fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=here,
+            num_nodes=processes // here,
+            strategy="ddp" if processes > 1 else "auto",
+            precision=config.precision,
+        )
     except (RuntimeError, MisconfigurationException) as error:
         raise UserError(f"there is no {config.accelerator} to run on here: {error}") from error
-    return Study(config, subject, data, batches, fabric, output, kind, made)
+    if processes > 1:
+        fabric.launch()
+    return fabric
 
 
 def _environment(fabric: Fabric) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else _processor(),
+        "processes": fabric.world_size,
         "precision": fabric._precision.precision,  # what was asked for, or what the device has instead
         "layershuffle": __version__,
         "torch": torch.__version__,

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from layershuffle.callbacks import ThroughputLogger, WholeCheckpointIO
+from layershuffle.callbacks import BestCheckpoint, ThroughputLogger, WholeCheckpointIO
 from layershuffle.checkpoints import read_file
 from layershuffle.commands import Parser, continue_wandb, refuse_secrets
 from layershuffle.commands.resume import find, go_on
@@ -74,7 +74,7 @@ class TrainCLI(LightningCLI):
             default=None,
             help="Write last.ckpt also within an epoch, whenever so many steps are done.",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM},
@@ -133,6 +133,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         auto_configure_optimizers=False,
         trainer_defaults={
             "max_epochs": 20,
+            "use_distributed_sampler": False,  # ImageData shares out the images itself
             "callbacks": [ThroughputLogger()],
             "logger": {"class_path": "layershuffle.metrics_file.MetricsFile"},
         },

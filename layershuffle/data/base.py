@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from layershuffle.data.sampler import TrainingSampler
+from layershuffle.data.sampler import EvaluationBatches, TrainingSampler
 from layershuffle.errors import UserError
 from layershuffle.orders import seeded
 
@@ -39,7 +39,8 @@ class ImageData(pl.LightningDataModule):
 
     Args:
         batch_size: images per training step and process.
-        eval_batch_size: images per batch in validation and evaluation; by default twice batch_size.
+        eval_batch_size: images per batch in validation and evaluation, of all processes together; by default twice
+            batch_size.
         val_fraction: the part of the training images held out to validate on. With 0 the test images serve, as in
             the LayerShuffle authors' code.
         train_images: use only so many training images, chosen at random; the validation images come out of these.
@@ -77,6 +78,7 @@ class ImageData(pl.LightningDataModule):
         self.workers = workers
         self.image_size = image_size
         self.sets: dict[str, Dataset] = {}
+        self.processes = (1, 0)
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -115,12 +117,22 @@ class ImageData(pl.LightningDataModule):
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """In order, every image once."""
-        return self._loader(self.sets["val"], self.eval_batch_size or 2 * self.batch_size)
+        """In order, every image once, however many processes share them."""
+        return self._in_order(self.sets["val"])
 
     def test_dataloader(self) -> DataLoader:
-        """In order, every image once."""
-        return self._loader(self.sets["test"], self.eval_batch_size or 2 * self.batch_size)
+        """In order, every image once, however many processes share them."""
+        return self._in_order(self.sets["test"])
+
+    def _in_order(self, images: Dataset) -> DataLoader:
+        batch_size = self.eval_batch_size or 2 * self.batch_size
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else self.processes
+        if ranks == 1:
+            return self._loader(images, batch_size)
+        if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
+        parts = EvaluationBatches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
+        return self._loader(images, 1, batch_sampler=parts)
 
     def parts(self, split: str, fraction: float, seed: int) -> tuple[DataLoader, DataLoader]:
         """A random ``fraction`` of the "val" or "test" images, and the others, to search on and report on.

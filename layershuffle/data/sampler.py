@@ -1,10 +1,13 @@
-"""Which training images come when: a function of the seed, the epoch and how far a run has come."""
+"""Which images a process reads, and in which sequence."""
 
+import math
 from collections.abc import Iterator, Sized
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, Sampler
+
+from layershuffle.errors import UserError
 
 
 class TrainingSampler(DistributedSampler):
@@ -36,3 +39,30 @@ class TrainingSampler(DistributedSampler):
                 batches: Any = loop.epoch_loop.batch_progress.current
                 done = batches.processed
         yield from list(super().__iter__())[done * self.batch_size :]
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """In order, every image once: each process takes its part of every batch.
+
+    So all processes have the same number of batches, and a batch is the same images however many they are. A part of
+    the last batch can be empty.
+
+    Args:
+        images: how many there are.
+        batch_size: images per batch of all processes together.
+        ranks: how many processes there are.
+        rank: which of them this is.
+    """
+
+    def __init__(self, images: int, batch_size: int, ranks: int, rank: int) -> None:
+        if min(images, batch_size) < ranks:
+            raise UserError(f"{ranks} processes can't share batches of {min(images, batch_size)} images: use fewer")
+        self.images, self.batch_size, self.ranks, self.rank = images, batch_size, ranks, rank
+
+    def __len__(self) -> int:
+        return math.ceil(self.images / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, self.images, self.batch_size):
+            batch = range(start, min(start + self.batch_size, self.images))
+            yield list(batch[len(batch) * self.rank // self.ranks : len(batch) * (self.rank + 1) // self.ranks])
