@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,6 +19,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.distributed import idle_parameters, is_sharded, joined, orders_per_process, shard
 from layershuffle.errors import UserError
+from layershuffle.finite import FirstBadStep, all_finite
 from layershuffle.instancewise import InstanceWise, expected_loss
 from layershuffle.last_checkpoint import LastCheckpoint
 from layershuffle.orders import Order, OrderSampler, Shuffle, seeded
@@ -118,6 +120,7 @@ class FineTuner(pl.LightningModule):
         # Lightning's own mean over processes forgets that they have not as many images each.
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
         self.seed = seed
+        self._bad = FirstBadStep()
         self.draw(0)  # an order the model can't run should fail here, not after the data
 
     _own_orders = True
@@ -243,7 +246,11 @@ class FineTuner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record, in plain values, what it takes to make the model and its data again."""
+        """Record, in plain values, what it takes to make the model and its data again; refuse weights gone wrong."""
+        bad = self._bad.step()
+        if bad < 0 and not all_finite(self.parameters()):
+            bad = max(0, self.global_step - 1)
+        self._stop_if_not_finite(bad)
         data: Any = getattr(self.trainer, "datamodule", None)
         checkpoint[RECORD] = {
             "version": __version__,
@@ -270,7 +277,33 @@ class FineTuner(pl.LightningModule):
     def _is_replicated(self) -> bool:
         return self.trainer.world_size > 1 and not is_sharded(self.trainer.strategy)
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop if a loss was not finite, at the steps at which the loggers wait for the device anyway."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.trainer.global_step % every == 0:
+            self._stop_if_not_finite(self._bad.step())
+
+    def _stop_if_not_finite(self, step: int) -> None:
+        """Raise a UserError if ``step`` is one, here or in another process; -1 is none."""
+        steps = [step]
+        if self.trainer.world_size > 1:
+            steps = self.all_gather(torch.tensor(step, device=self.device)).tolist()  # type: ignore[union-attr]
+        bad = [(step, rank) for rank, step in enumerate(steps) if step >= 0]
+        if not bad:
+            return
+        step, rank = min(bad)
+        several = "|".join(map(str, self.model.choice.orders)) if self.model.choice else None
+        order = several or self.draw(step, rank if self._own_orders else 0)
+        saved = [at.best_model_path for at in self.trainer.checkpoint_callbacks if isinstance(at, LastCheckpoint)]
+        good = next((path for path in [*saved, self.trainer.ckpt_path] if path and Path(path).exists()), None)
+        raise UserError(
+            f"the loss or the weights were not finite in step {step} (process {rank}), whose order was {order}; "
+            + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet")
+            + ": lower model.optimizer.lr, or clip with --trainer.gradient_clip_val 1"
+        )
+
     def _joined(self, loss: Tensor, orders: Sequence[Order]) -> Tensor:
+        self._bad.note(loss, self.global_step)
         return joined(loss, idle_parameters(self.model, orders)) if self._is_replicated else loss
 
     def _accuracy(self, output: Output, labels: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from layershuffle.training import FineTuner
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("LAYERSHUFFLE_KILLS", "1"))
 """How often the run is killed; more take longer, see docs/reliability.md."""
-EPOCHS = 24 + 12 * KILLS
+EPOCHS = 60 + 40 * KILLS
 
 
 def assert_same(one, other, at=""):

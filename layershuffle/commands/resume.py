@@ -68,8 +68,10 @@ def _configs(config: Namespace) -> Iterator[Path]:
         yield from root.glob("checkpoints/config.yaml")
         return
     given: dict[str, Any] = vars(loggers[0].init_args) if loggers else {}
-    name = next((given[key] for key in ("name", "project") if given.get(key) is not None), "lightning_logs")
-    yield from (Path(given.get("save_dir") or root) / name).glob("*/config.yaml")
+    name = given.get("project" if loggers and "Wandb" in str(loggers[0].class_path) else "name")
+    yield from (Path(given.get("save_dir") or root) / ("lightning_logs" if name is None else name)).glob(
+        "*/config.yaml"
+    )
 
 
 def _text(path: Path) -> str:

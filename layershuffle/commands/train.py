@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from layershuffle.callbacks import BestCheckpoint, ThroughputLogger, WholeCheckpointIO
 from layershuffle.checkpoints import read_file
-from layershuffle.commands import Parser, continue_wandb, refuse_secrets
+from layershuffle.commands import Parser, continue_wandb, refuse_secrets, wandb_runs
 from layershuffle.commands.resume import find, go_on
 from layershuffle.data import ImageData
 from layershuffle.data.preprocessing import image_size
@@ -144,6 +144,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     )
     cli.datamodule.image_size = image_size(cli.model.model)
     trainer = cli.trainer
+    wandb_runs.prepare(trainer, cli.config.ckpt_path)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     except (Preempted, SIGTERMException) as stop:
@@ -161,9 +162,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         saved = checkpoint_paths(trainer).get("last")
         print(f"interrupted{f'; go on with --ckpt_path {saved}' if saved else ''}", file=sys.stderr)
         sys.exit(130)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.finish()  # else the next run of this process would join this one
+    wandb_runs.finish(trainer)
     return trainer
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from layershuffle.data.decoding import filled, readable
 from layershuffle.data.sampler import EvaluationBatches, TrainingSampler
 from layershuffle.errors import UserError
 from layershuffle.orders import seeded
@@ -47,6 +48,8 @@ class ImageData(pl.LightningDataModule):
         test_images: use only so many test images, chosen at random.
         split_seed: decides all those choices, and nothing else.
         workers: processes that read images; by default none for sets in memory, else one per core up to 16.
+        unreadable: how many images may be broken; they are named, left out of what is evaluated, and replaced by others
+            of the batch in training. One more ends the run.
         image_size: height and width that images of varying size are resized and cropped to when read, in pixels.
             train.py and evaluate.py set it to what the model takes.
     """
@@ -62,6 +65,7 @@ class ImageData(pl.LightningDataModule):
         test_images: int | None = None,
         split_seed: int = 0,
         workers: int | None = None,
+        unreadable: int = 0,
         image_size: int = 224,
     ) -> None:
         super().__init__()
@@ -76,6 +80,7 @@ class ImageData(pl.LightningDataModule):
         self.test_images = test_images
         self.split_seed = split_seed
         self.workers = workers
+        self.unreadable = unreadable
         self.image_size = image_size
         self.sets: dict[str, Dataset] = {}
         self.processes = (1, 0)
@@ -160,7 +165,7 @@ class ImageData(pl.LightningDataModule):
         return DataLoader(
             images,
             batch_size,
-            collate_fn=_as_is if in_memory else default_collate,
+            collate_fn=_as_is if in_memory else filled if images is self.sets.get("train") else readable,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
