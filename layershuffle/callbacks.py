@@ -1,5 +1,6 @@
 """What the trainer is given besides the model: throughput, and checkpoints that are whole or not there."""
 
+import glob
 import io
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from layershuffle.results import write_whole
@@ -24,7 +26,20 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return super().save_checkpoint(checkpoint, path, storage_options)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        for left in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*"):
+            left.unlink(missing_ok=True)  # by a kill; only one process writes here
         write_whole(Path(path), buffer.getbuffer())
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which forgets the best score where a resumed run names the same folder otherwise."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score if the folder is the same one, whether its path is absolute or not."""
+        before, now = state_dict.get("dirpath"), self.dirpath
+        if before and now and Path(before).resolve() == Path(now).resolve():
+            state_dict = state_dict | {"dirpath": now}
+        super().load_state_dict(state_dict)
 
 
 class ThroughputLogger(pl.Callback):

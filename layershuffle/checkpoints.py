@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _refuse_bomb(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except PermissionError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
@@ -39,6 +44,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint or is damaged: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+    for tensor in _tensors(content, set()):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(f"{path} holds a tensor that is {tensor.layout} on {tensor.device}, which no weights are")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path} holds a tensor of shape {tuple(tensor.shape)}, but not the values of all of it")
     return content
 
 
@@ -60,6 +70,27 @@ def sha256(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse an archive that unpacks to more than itself; torch packs nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            packed = sum(entry.file_size for entry in archive.infolist())
+        if packed > path.stat().st_size:
+            raise UserError(f"{path} would unpack to {packed:,} bytes, more than its size: it was not loaded")
+
+
+def _tensors(content: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in nested containers, each of which is looked into once."""
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, (dict, list, tuple, set)) and id(part) not in seen:
+            seen.add(id(part))
+            waiting += [*part.keys(), *part.values()] if isinstance(part, dict) else part
 
 
 def _first_line(error: Exception) -> str:

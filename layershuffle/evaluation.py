@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -304,7 +304,8 @@ def evaluate(
     Args:
         model: any model; it is moved to the device of ``fabric`` and put in evaluation mode.
         preprocess: makes the model's input from the batch's uint8 images, on the device.
-        batches: of (uint8 images [batch, channels, height, width], int64 labels [batch]).
+        batches: of (uint8 images [batch, channels, height, width], int64 labels [batch]); of several processes each has
+            its part, and all return the scores of all images.
         to_score: see ``trials``.
         fabric: the device and the precision.
         seed: decides the orders that are new in every batch.
@@ -322,6 +323,8 @@ def evaluate(
     choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
     chosen = torch.zeros(len(choices), device=fabric.device)
     for at, (images, labels) in enumerate(batches):
+        if not len(labels):
+            continue  # other processes have the last images
         images, labels = (part.to(fabric.device, non_blocking=True) for part in (images, labels))
         images = preprocess(images)
         fresh = model.order.shuffled(seeded(seed, "per batch", at)) if None in tallies else None
@@ -342,6 +345,7 @@ def evaluate(
                 for pick in picks:
                     each = torch.arange(len(labels), device=labels.device)
                     tallies[pick].update(Output(logits[picked[pick], each]), labels)
+    chosen = cast(Tensor, fabric.all_reduce(chosen, reduce_op="sum"))
     scores = {order: tally.compute() for order, tally in tallies.items()}
     shares = dict(zip(choices, (chosen / chosen.sum()).tolist()))
     return [

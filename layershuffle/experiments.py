@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from layershuffle.errors import UserError
+from layershuffle.reading import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -105,9 +105,9 @@ def read(path: Path) -> Experiment:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, "experiment")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
         experiment: Experiment = parser.instantiate_classes(parser.parse_object({"experiment": content})).experiment
-    except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not an experiment: {error}") from error
     for setup in experiment.setups.values():
         named = [setup.merge, *setup.analyse.values(), *(at.methods or [] for at in setup.evaluations.values())]

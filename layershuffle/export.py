@@ -10,9 +10,10 @@ import safetensors.torch
 from layershuffle.checkpoints import read_file
 from layershuffle.data.preprocessing import Preprocess, image_size
 from layershuffle.errors import UserError
+from layershuffle.reading import read_json
 from layershuffle.report import tables
 from layershuffle.results import Results, write_whole
-from layershuffle.vit import OrderedViT, create_model
+from layershuffle.vit import OrderedViT, create_fitting
 
 RECORD_FILE = "layershuffle.json"
 POSITION_FILE = "layershuffle.safetensors"
@@ -75,19 +76,20 @@ def read(folder: Path) -> tuple[OrderedViT, dict[str, Any], dict[str, Any] | Non
         UserError: (a ValueError) if they are damaged or don't fit each other.
     """
     try:
-        content = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        model = create_model(**content["record"]["config"])
-    except (ValueError, KeyError, TypeError) as error:
+        content = read_json(folder / RECORD_FILE, what="a record of export")
+        record, data, config = content["record"], content["data"], content["record"]["config"]
+        position = config["position"]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{folder / RECORD_FILE} is damaged: {error}") from error
     weights = {f"vit.{name}": value for name, value in read_file(folder / "model.safetensors").items()}
-    if model.encoding or model.prediction:
+    if position != "none":
         weights |= read_file(folder / POSITION_FILE)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        model = create_fitting(weights, **config)
+    except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"the weights in {folder} don't fit the model that {RECORD_FILE} names: {reason}") from error
-    return model, content["record"], content["data"]
+    return model, record, data
 
 
 def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence[Results], license: str) -> str:
@@ -106,7 +108,7 @@ def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence
         sources = ", ".join(source["sha256"][:12] for source in record["merged"]["sources"])
         lines += [f"Merged: its layers come from the checkpoints {record['merged']['layers']} of {sources}."]
     lines += ["", "## Use", "", "```python", "import timm", ""]
-    lines += ["model = timm.create_model('local-dir:FOLDER', pretrained=True)  # or 'hf-hub:USER/NAME'", "```", ""]
+    lines += ["model = timm.create_fitting('local-dir:FOLDER', pretrained=True)  # or 'hf-hub:USER/NAME'", "```", ""]
     if model.encoding:
         lines += [
             "timm's model lacks the position encoding, so that its logits are not this model's. Use this package:"

@@ -9,7 +9,7 @@ from layershuffle.checkpoints import read_file, sha256
 from layershuffle.errors import UserError
 from layershuffle.reference import load_reference
 from layershuffle.training import RECORD
-from layershuffle.vit import OrderedViT, create_model
+from layershuffle.vit import OrderedViT, create_fitting, create_model
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def _ours(path: Path) -> Subject:
             f"evaluate.py NAME --pretrained {path}"
         )
     try:
-        model = create_model(**record["model"])
-        model.load_state_dict({k.removeprefix("model."): v for k, v in content["state_dict"].items()})
+        model = create_fitting(
+            {k.removeprefix("model."): v for k, v in content["state_dict"].items()}, **record["model"]
+        )
     except (TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path} is damaged, its weights don't fit the model it names: {reason}") from error

@@ -1,6 +1,5 @@
 """Reads checkpoints of the LayerShuffle authors' six model classes (Hugging Face names) into an OrderedViT."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from layershuffle.checkpoints import read_file
 from layershuffle.errors import UserError
-from layershuffle.vit import OrderedViT, Position, create_model
+from layershuffle.reading import read_json
+from layershuffle.vit import OrderedViT, Position, create_fitting
 
 # Hugging Face name -> ours, for everything but query, key and value, which timm keeps as one matrix.
 _NAMES = [
@@ -57,8 +57,12 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
     elif any(name.startswith("prediction.") for name in weights):
         position = "predict"
     try:
-        model = create_model(
-            "deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224",
+        if distilled:
+            weights["vit.head_dist.weight"] = torch.zeros_like(weights["vit.head.weight"])
+            weights["vit.head_dist.bias"] = torch.zeros_like(weights["vit.head.bias"])
+        model = create_fitting(
+            weights,
+            name="deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224",
             num_classes=len(settings["id2label"]),
             position=position,
             head="class",
@@ -72,25 +76,16 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
             mlp_ratio=settings["intermediate_size"] / settings["hidden_size"],
             qkv_bias=settings["qkv_bias"],
         )
-        if distilled:
-            weights["vit.head_dist.weight"] = torch.zeros_like(weights["vit.head.weight"])
-            weights["vit.head_dist.bias"] = torch.zeros_like(weights["vit.head.bias"])
-        model.load_state_dict(weights)
     except KeyError as error:
         raise UserError(f"{config} lacks {error}, which a ViT or DeiT config of transformers has") from error
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ZeroDivisionError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{checkpoint} and {config} don't belong together: {reason}") from error
     return model.eval()
 
 
 def _read_config(path: str | Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    settings = read_json(path, most=16 << 20)
     if not isinstance(settings, dict) or settings.get("model_type") not in ("vit", "deit"):
         raise UserError(f"{path} is not the config of a ViT or DeiT: its model_type should be vit or deit")
     if settings.get("hidden_act", "gelu") != "gelu":

@@ -12,6 +12,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 from layershuffle.errors import UserError
+from layershuffle.reading import read_json
 
 FORMAT = 2
 
@@ -41,6 +42,21 @@ class Score:
     loss: float | None
     position_accuracy: float | None
     chosen: float | None = None
+
+    def is_plausible(self) -> bool:
+        """Whether the values are of the types, and in the ranges, that they are meant to be."""
+        parts = (self.top1, self.top5, self.position_accuracy, self.chosen)
+        return (
+            isinstance(self.protocol, str)
+            and isinstance(self.variant, dict)
+            and all(isinstance(value, (str, int, float, bool)) for value in self.variant.values())
+            and isinstance(self.order, str | None)
+            and type(self.images) is int
+            and self.images >= 0
+            and all(part is None or (isinstance(part, (int, float)) and 0 <= part <= 1) for part in parts)
+            and None not in (self.top1, self.top5)
+            and (self.loss is None or (isinstance(self.loss, (int, float)) and math.isfinite(self.loss)))
+        )
 
 
 @dataclass(frozen=True)
@@ -97,12 +113,7 @@ class Results:
         Raises:
             UserError: (a ValueError) if it isn't there, is damaged, or is of another version.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(f"there is no file {path}") from error
-        except ValueError as error:
-            raise UserError(f"{path} is not a results file or is damaged: {error}") from error
+        content = read_json(path, what="a results file")
         version = content.pop("layershuffle_results", None) if isinstance(content, dict) else None
         if version != FORMAT:
             raise UserError(f"{path} is not a results file of this version (format {version}, not {FORMAT})")
@@ -111,7 +122,13 @@ class Results:
             for group in content.pop("scores"):
                 shared = {"protocol": group.pop("protocol"), "variant": group.pop("variant")}
                 scores += [Score(**shared, **dict(zip(group, row))) for row in zip(*group.values(), strict=True)]
-            return cls(**content, scores=scores)
+            found = cls(**content, scores=scores)
+            if any(not isinstance(part, dict) for part in vars(found).values() if part is not scores):
+                raise TypeError("a part of it is no object")
+            if wrong := [score for score in scores if not score.is_plausible()]:
+                raise ValueError(f"{wrong[0]} can't be")
+            str(found.label), found.data["name"], found.data["images"]
+            return found
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a whole results file: {error}") from error
 

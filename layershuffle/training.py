@@ -1,21 +1,27 @@
 """The LightningModule that fine-tunes a vision transformer, drawing an order for every step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from layershuffle.data.preprocessing import Preprocess
+from layershuffle.distributed import idle_parameters, is_sharded, joined, orders_per_process, shard
 from layershuffle.errors import UserError
+from layershuffle.finite import FirstBadStep, all_finite
 from layershuffle.instancewise import InstanceWise, expected_loss
+from layershuffle.last_checkpoint import LastCheckpoint
 from layershuffle.orders import Order, OrderSampler, Shuffle, seeded
 from layershuffle.version import __version__
 from layershuffle.vit import Head, Output, Position, create_model
@@ -65,6 +71,8 @@ class FineTuner(pl.LightningModule):
         instancewise: how that is learnt.
         compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
         timm_args: what else ``timm.create_model`` takes, such as img_size or drop_path_rate.
+        orders_per_process: whether each process of several draws orders of its own. By default they do with DDP, so
+            that an update averages several orders, and don't with sharded strategies, which can't.
         seed: decides the orders, together with the step and the process; train.py sets it to seed_everything.
     """
 
@@ -87,6 +95,7 @@ class FineTuner(pl.LightningModule):
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
         compile: bool = False,
         timm_args: dict[str, Any] | None = None,
+        orders_per_process: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -109,10 +118,17 @@ class FineTuner(pl.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_steps = warmup_steps
+        self.orders_per_process = orders_per_process
+        # Lightning's own mean over processes forgets that they have not as many images each.
+        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
         self.seed = seed
+        self._bad = FirstBadStep()
         self.draw(0)  # an order the model can't run should fail here, not after the data
         if compile:
             self.model.compile()
+
+    _own_orders = True
+    _is_spread = False
 
     @property
     def method(self) -> str:
@@ -123,6 +139,30 @@ class FineTuner(pl.LightningModule):
     def draw(self, step: int, rank: int = 0) -> Order:
         """The order of training step ``step`` on process ``rank``, of the steps of the model's own order."""
         return self.sampler.draw(len(self.model.order), self.seed, step, rank).over(self.model.order)
+
+    def setup(self, stage: str) -> None:
+        """Settle which processes draw orders; raises UserError if the strategy can't do what is asked."""
+        orders = [self.draw(0), *(self.model.choice.orders if self.model.choice else ())]
+        self._own_orders = orders_per_process(self.trainer.strategy, self.orders_per_process, self.model, orders)
+
+    def configure_model(self) -> None:
+        """Spread the model over the processes where the strategy leaves that to the module."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self._is_spread:
+            shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
+            self._is_spread = True
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Let what is due between two steps be done: of all of Lightning's hooks, only this one comes then."""
+        if self.trainer.training:
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    callback.between_steps(self.trainer)
+        return batch
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Make dropout, like the orders, a function of the seed, the step and the process: a resumed run repeats it."""
+        key = (self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(seeded(*key).random() * 2**53))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Resize and normalise on the device."""
@@ -136,8 +176,9 @@ class FineTuner(pl.LightningModule):
             key = (self.seed, self.global_step, self.global_rank)
             loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
             self._log(len(labels), lambda: {"loss": loss} | measured)
-            return loss
-        output = self.model(images, self.draw(self.global_step, self.global_rank))
+            return self._joined(loss, self.model.choice.orders)
+        order = self.draw(self.global_step, self.global_rank if self._own_orders else 0)
+        output = self.model(images, order)
         loss = classification = F.cross_entropy(output.logits, labels)
         measured = {"classification_loss": classification}
         if output.position_logits is not None:
@@ -145,7 +186,14 @@ class FineTuner(pl.LightningModule):
             measured["position_loss"] = per_step.sum() if self.position_loss == "sum" else per_step.mean()
             loss = classification + measured["position_loss"]
         self._log(len(labels), lambda: {"loss": loss, "accuracy": self._accuracy(output, labels)} | measured)
-        return loss
+        return self._joined(loss, [order])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What no process ran stays as it is, as in a single process, whatever the optimizer makes of zeros."""
+        if self._is_replicated and not self.model.choice:
+            processes = range(self.trainer.world_size if self._own_orders else 1)
+            for parameter in idle_parameters(self.model, [self.draw(self.global_step, rank) for rank in processes]):
+                parameter.grad = None
 
     def _log(self, images: int, measured: Callable[[], dict[str, Tensor]]) -> None:
         """Log ``measured`` as train/..., in the steps that the loggers take: in others it would be time for nothing.
@@ -163,6 +211,8 @@ class FineTuner(pl.LightningModule):
         choose. The random orders depend on the seed and the batch alone, so every epoch is judged by the same ones.
         """
         images, labels = batch
+        if not len(labels) and not is_sharded(self.trainer.strategy):
+            return  # the last batch can have fewer images than there are processes
         own, key = self.model.order, (self.seed, "validation", batch_idx)
         orders = {
             "sequential": own,
@@ -170,11 +220,12 @@ class FineTuner(pl.LightningModule):
             "val": self.sampler.at_validation(len(own), seeded(*key)).over(own),
         }
         outputs: dict[Order, Output] = {order: self.model(images, order) for order in set(orders.values())}
-        sync: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
-        for kind in ("sequential", "arbitrary"):
-            self.log(f"val/{kind}", self._accuracy(outputs[orders[kind]], labels), prog_bar=True, **sync)
+        found = {kind: self._accuracy(outputs[orders[kind]], labels) for kind in ("sequential", "arbitrary")}
         judged = self.model(images) if self.model.choice else outputs[orders["val"]]
-        self.log("val/loss", F.cross_entropy(judged.logits, labels), prog_bar=True, **sync)
+        found["loss"] = F.cross_entropy(judged.logits, labels) if len(labels) else judged.logits.sum()
+        for name, value in found.items():
+            self.means[name].update(value, len(labels))
+            self.log(f"val/{name}", self.means[name], prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
@@ -189,21 +240,28 @@ class FineTuner(pl.LightningModule):
                 )
         else:
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total) and self.schedule != "constant":
+        if self.trainer.max_epochs == self.trainer.max_steps == -1 and self.schedule != "constant":
             raise UserError(f"a {self.schedule} schedule needs an end to reach zero at: set max_epochs or max_steps")
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:
                 return (step + 1) / (self.warmup_steps + 1)
+            if step == 0 or self.schedule == "constant":
+                return 1.0
+            # Asked for any earlier, workers would read ahead before a resumed run knows where it stands.
+            total = self.trainer.estimated_stepping_batches
             done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-            return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
+            return 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record, in plain values, what it takes to make the model and its data again."""
+        """Record, in plain values, what it takes to make the model and its data again; refuse weights gone wrong."""
+        bad = self._bad.step()
+        if bad < 0 and not all_finite(self.parameters()):
+            bad = max(0, self.global_step - 1)
+        self._stop_if_not_finite(bad)
         data: Any = getattr(self.trainer, "datamodule", None)
         checkpoint[RECORD] = {
             "version": __version__,
@@ -225,6 +283,39 @@ class FineTuner(pl.LightningModule):
                 "the checkpoint to resume from is of another model"
                 + (f": {', '.join(sorted(changed))} differ" if saved else " (it is not one of train.py's)")
             )
+
+    @property
+    def _is_replicated(self) -> bool:
+        return self.trainer.world_size > 1 and not is_sharded(self.trainer.strategy)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop if a loss was not finite, at the steps at which the loggers wait for the device anyway."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.trainer.global_step % every == 0:
+            self._stop_if_not_finite(self._bad.step())
+
+    def _stop_if_not_finite(self, step: int) -> None:
+        """Raise a UserError if ``step`` is one, here or in another process; -1 is none."""
+        steps = [step]
+        if self.trainer.world_size > 1:
+            steps = self.all_gather(torch.tensor(step, device=self.device)).tolist()  # type: ignore[union-attr]
+        bad = [(step, rank) for rank, step in enumerate(steps) if step >= 0]
+        if not bad:
+            return
+        step, rank = min(bad)
+        several = "|".join(map(str, self.model.choice.orders)) if self.model.choice else None
+        order = several or self.draw(step, rank if self._own_orders else 0)
+        saved = [at.best_model_path for at in self.trainer.checkpoint_callbacks if isinstance(at, LastCheckpoint)]
+        good = next((path for path in [*saved, self.trainer.ckpt_path] if path and Path(path).exists()), None)
+        raise UserError(
+            f"the loss or the weights were not finite in step {step} (process {rank}), whose order was {order}; "
+            + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet")
+            + ": lower model.optimizer.lr, or clip with --trainer.gradient_clip_val 1"
+        )
+
+    def _joined(self, loss: Tensor, orders: Sequence[Order]) -> Tensor:
+        self._bad.note(loss, self.global_step)
+        return joined(loss, idle_parameters(self.model, orders)) if self._is_replicated else loss
 
     def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
         classes = output.logits.shape[-1]

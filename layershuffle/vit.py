@@ -6,7 +6,7 @@ timm is imported where it is used: it takes most of a second, which a command's 
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from layershuffle.checkpoints import read_backbone
 from layershuffle.errors import UserError
 from layershuffle.instancewise import OrderChoice, run_chosen
 from layershuffle.named_orders import named
-from layershuffle.orders import Order, OrderLike, Step, Unit, sequential
+from layershuffle.orders import MAX_STEPS, Order, OrderLike, Step, Unit, sequential
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -319,6 +319,36 @@ def create_model(
     model = OrderedViT(vit, position, positions, head, own, several)
     model.config = config
     return model
+
+
+def create_fitting(weights: Mapping[str, Tensor], **config: Any) -> OrderedViT:
+    """The model that ``config`` describes, with these weights; that they fit is found out before memory is taken.
+
+    Args:
+        weights: the whole state dict of an OrderedViT.
+        config: arguments of ``create_model``, whose file may name any numbers.
+
+    Raises:
+        UserError: (a ValueError) as ``create_model``.
+        RuntimeError: if the weights don't fit.
+    """
+    layers = {int(found[1]) for key in weights if (found := re.match(r"vit\.blocks\.([0-9]{1,4})\.", key))}
+    depth, positions = config.get("depth"), config.get("positions")
+    if depth is not None and depth != len(layers):
+        raise RuntimeError(f"there are weights of {len(layers)} layers, not of {depth}")
+    if positions is not None and not 0 < positions <= MAX_STEPS:
+        raise RuntimeError(f"{positions} are no positions")
+    with torch.device("meta"):  # shapes without values
+        shapes = {name: value.shape for name, value in create_model(**config).state_dict().items()}
+    if wrong := sorted(name for name in shapes.keys() | weights.keys() if shapes.get(name) != _shape(weights, name)):
+        raise RuntimeError(f"{len(wrong)} of them differ in name or shape, such as {wrong[0][:200]}")
+    model = create_model(**config)
+    model.load_state_dict(weights)
+    return model
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return weights[name].shape if isinstance(weights.get(name), Tensor) else None
 
 
 def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:

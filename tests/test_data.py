@@ -173,7 +173,9 @@ def test_no_process_reads_what_another_reads():
         seen = []
         for rank in range(ranks):
             data = Digits(batch_size=1)
-            data.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, strategy=SingleDeviceStrategy("cpu"))
+            data.trainer = SimpleNamespace(
+                world_size=ranks, global_rank=rank, strategy=SingleDeviceStrategy("cpu"), training=False
+            )
             data.setup()
             seen.append([at for batch in data.train_dataloader().batch_sampler for at in batch])
         assert {len(part) for part in seen} == {1294 // ranks}

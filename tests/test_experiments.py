@@ -164,9 +164,9 @@ def test_a_killed_cell_goes_on_from_its_last_checkpoint(tiny):
     cell.run(killed, folder)
     assert cell.finished(killed, folder)
     assert torch.load(last, weights_only=True)["epoch"] == 39
-    with (folder / killed.name / "attempt_2/metrics.csv").open() as file:
-        epochs = {int(row["epoch"]) for row in csv.DictReader(file) if row["epoch"]}
-    assert min(epochs) >= stopped
+    with (folder / killed.name / "training/metrics.csv").open() as file:
+        epochs = [int(row["epoch"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert epochs == list(range(40))
 
 
 def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):

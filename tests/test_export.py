@@ -77,7 +77,7 @@ def test_exports_that_would_mislead(trained, tmp_path):
         export_command([first, "out"])
     export_command([first, "new"])
     (tmp_path / "new/layershuffle.json").write_text("{")
-    with pytest.raises(ValueError, match=r"layershuffle\.json is damaged"):
+    with pytest.raises(ValueError, match=r"layershuffle\.json is not a record of export or is damaged"):
         load("new")
 
 

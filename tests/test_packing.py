@@ -109,7 +109,7 @@ def test_a_pass_reads_no_image_twice(source, tmp_path, monkeypatch):
 def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, monkeypatch):
     pack(source, tmp_path / "whole")
     opened = []
-    getitem = packing.DecodedImages.__getitem__
+    getitem = packing.DecodedImages.decode
 
     def stopping(images, at):
         opened.append(images.images.samples[at][0])
@@ -117,7 +117,7 @@ def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, mo
             raise KeyboardInterrupt
         return getitem(images, at)
 
-    monkeypatch.setattr(packing.DecodedImages, "__getitem__", stopping)
+    monkeypatch.setattr(packing.DecodedImages, "decode", stopping)
     stops = 0
     while not (tmp_path / "packed" / "index.json").exists():
         assert stops < 10
@@ -135,14 +135,14 @@ def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, mo
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_killed_it_goes_on_and_ends_with_the_same_bytes(source, tmp_path, monkeypatch, workers):
     pack(source, tmp_path / "whole")
-    getitem = packing.DecodedImages.__getitem__
+    getitem = packing.DecodedImages.decode
     journal = tmp_path / "packed" / packing.JOURNAL
 
     def slow(images, at):
         time.sleep(0.02)
         return getitem(images, at)
 
-    monkeypatch.setattr(packing.DecodedImages, "__getitem__", slow)
+    monkeypatch.setattr(packing.DecodedImages, "decode", slow)
     for chunks in (0, 2, 5):
         arguments = (source, tmp_path / "packed", "--workers", workers)
         process = multiprocessing.get_context("fork").Process(target=pack, args=arguments)
@@ -307,7 +307,7 @@ def test_a_worker_that_is_killed(source, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.DecodedImages, "__getitem__", die)
+        patch.setattr(packing.DecodedImages, "decode", die)
         with pytest.raises(
             ValueError, match="a process that was packing has been killed, .*: the same command goes on"
         ):

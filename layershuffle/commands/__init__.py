@@ -10,26 +10,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from layershuffle.errors import UserError
+from layershuffle.reading import read_yaml
 
 
 class Parser(LightningArgumentParser):
     """A parser whose errors say what is wrong and nothing else; --help says the rest."""
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """As ever, but a config that isn't YAML is named."""
+        """As ever, but a config that isn't YAML, or is meant to fill the memory, is named."""
         args = sys.argv[1:] if args is None else args
         for path in option_values(args, "--config"):
-            try:
-                yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise UserError(f"the config {path} is not YAML: {error}") from error
-            except OSError:
-                pass  # the parser says it better
+            if Path(path).is_file():  # else the parser says it better
+                read_yaml(path)
         return super().parse_args(args, *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -73,7 +69,7 @@ def quieten() -> None:
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",
-        ".*You have overridden `on_after_batch_transfer`.*",
+        ".*You have overridden `on_(before|after)_batch_transfer`.*",
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The dirpath has changed from.*",

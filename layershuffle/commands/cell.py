@@ -16,6 +16,7 @@ from layershuffle.commands.merge import merge_command
 from layershuffle.commands.train import train
 from layershuffle.errors import UserError
 from layershuffle.experiments import CONFIGS, Cell, Step
+from layershuffle.reading import read_json
 from layershuffle.results import write_whole
 from layershuffle.version import __version__
 
@@ -96,10 +97,10 @@ def _needs(cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def _done(own: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((own / RECORD).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not (own / RECORD).exists():
         return {}
+    try:
+        return dict(read_json(own / RECORD, most=16 << 20))
     except (ValueError, TypeError) as error:
         raise UserError(f"{own / RECORD} is damaged: remove {own} to run the cell again") from error
 
@@ -117,10 +118,9 @@ def _in_folders(step: Step, cell: Cell, folder: Path) -> list[str]:
 
 def _run_folder(own: Path) -> list[str]:
     """What makes train.py keep its metrics in the cell's folder, and go on with what is there."""
-    attempt = 1 + len(list(own.glob("attempt_*")))
     arguments = [f"--trainer.logger.save_dir={own.parent}", f"--trainer.logger.name={own.name}"]
-    arguments += [f"--trainer.logger.version=attempt_{attempt}", "--trainer.enable_progress_bar=false"]
-    return arguments + [f"--ckpt_path={own / 'last.ckpt'}"] * (own / "last.ckpt").is_file()
+    arguments += ["--trainer.logger.version=training", "--trainer.enable_progress_bar=false"]
+    return [*arguments, "--resume=auto"]
 
 
 @contextmanager

@@ -52,13 +52,14 @@ def parser() -> Parser:
 
 def evaluate_command(args: list[str] | None = None) -> Results:
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
-    study = open_study(parser(), args)
+    study = open_study(parser(), args, shared=True)
     model = study.subject.model
     settings, protocols = _settings(study.config, model)
     scores = study.score(trials(protocols, model.order, settings))
     used = {"protocols": protocols, "draws": settings.draws, "keep": study.config.keep}
     results = study.results(scores, used | {"ends": study.config.ends, "loops": study.config.loops})
-    study.report(results)
+    if study.fabric.is_global_zero:
+        study.report(results)
     return results
 
 

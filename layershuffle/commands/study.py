@@ -1,5 +1,6 @@
 """What the command lines that study a model share: which model, on which data, where, and where the results go."""
 
+import os
 import platform
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.distributed import is_torchelastic_launched
 from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
@@ -121,7 +123,8 @@ class Study:
             TextColumn(unit),
             TimeRemainingColumn(),
         ]
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        quiet = not self.fabric.is_global_zero
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
             yield bar, bar.add_task(what, total=total)
 
     def results(
@@ -132,7 +135,8 @@ class Study:
         return Results(
             model=self.subject.record,
             data={"name": self.data.label, **self.data.config(), "split": self.config.split, "images": images},
-            evaluation=evaluation | {"seed": self.config.seed, "batch_size": self.batches.batch_size},
+            evaluation=evaluation
+            | {"seed": self.config.seed, "batch_size": self.data.eval_batch_size or 2 * self.data.batch_size},
             environment=_environment(self.fabric, self.config.compile),
             scores=scores,
             measures=measures or {},
@@ -164,13 +168,14 @@ class Study:
             logger.experiment.finish()
 
 
-def open_study(command: Parser, args: list[str] | None = None, kind: str = "evaluation") -> Study:
+def open_study(command: Parser, args: list[str] | None = None, kind: str = "evaluation", shared: bool = False) -> Study:
     """Parse ``args``, by default those of the process, load the model and set up its data.
 
     Args:
         command: made by ``study_parser``.
         args: the command line.
         kind: what the results file is named after.
+        shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
 
     Raises:
         UserError: (a ValueError) in one sentence for everything a user can get wrong.
@@ -196,7 +201,10 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
     made = command.instantiate_classes(config)
     data: ImageData = made.data
     data.image_size = image_size(subject.model)
-    data.prepare_data()
+    fabric = _fabric(config, subject.model, shared)
+    with fabric.rank_zero_first():
+        data.prepare_data()
+    data.processes = (fabric.world_size, fabric.global_rank)
     data.setup("test" if config.split == "test" else "fit")
     classes = subject.model.config["num_classes"]
     if classes != data.num_classes:
@@ -204,16 +212,10 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
             f"the model tells {classes} classes apart, but the data has {data.num_classes}: give other --data"
         )
     model, images = subject.model, data.sets[config.split]
-    try:
-        fabric = Fabric(accelerator=config.accelerator, devices=1)
-        if config.precision == "auto":
-            config.precision = _fastest_precision(model, images, fabric.device)
-        fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-    except (RuntimeError, MisconfigurationException) as error:
-        raise UserError(f"there is no {config.accelerator} to run on here: {error}") from error
     data.device = fabric.device
     if config.batch_size == "auto":
-        data.eval_batch_size = _largest_batch(model, images, fabric, data.eval_batch_size or 2 * data.batch_size)
+        several = data.eval_batch_size or 2 * data.batch_size
+        data.eval_batch_size = fabric.broadcast(_largest_batch(model, images, fabric, several))
     elif config.batch_size:
         data.eval_batch_size = config.batch_size
     if config.compile:
@@ -222,10 +224,36 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
     return Study(config, subject, data, batches, fabric, output, kind, made)
 
 
+def _fabric(config: Namespace, model: OrderedViT, shared: bool) -> Fabric:
+    processes = int(os.environ["WORLD_SIZE"]) if is_torchelastic_launched() else 1
+    if processes > 1 and not shared:
+        raise UserError("only evaluate.py shares its work between processes: run this without torchrun")
+    if processes > 1 and config.precision == "auto":
+        raise UserError("processes may not measure alike: name a --precision in place of auto")
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if processes > 1 else 1
+    try:
+        if config.precision == "auto":
+            config.precision = _fastest_precision(model, Fabric(accelerator=config.accelerator, devices=1).device)
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=here,
+            num_nodes=processes // here,
+            strategy="ddp" if processes > 1 else "auto",
+            precision=config.precision,
+        )
+    except (RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"there is no {config.accelerator} to run on here: {error}") from error
+    if processes > 1:
+        fabric.launch()
+    return fabric
+
+
 @torch.inference_mode()
-def _fastest_precision(model: OrderedViT, images: Dataset, device: torch.device) -> str:
+def _fastest_precision(model: OrderedViT, device: torch.device) -> str:
     """For the forward pass of a batch, a small one on a CPU."""
-    batch = _batch(model.to(device).eval(), images, 256 if device.type == "cuda" else 32, device)
+    size, channels = image_size(model), model.vit.patch_embed.proj.in_channels
+    batch = torch.zeros(256 if device.type == "cuda" else 32, channels, size, size, device=device)
+    model.to(device).eval()
     return fastest_precision(lambda: model(batch, model.order), device)
 
 
@@ -258,6 +286,7 @@ def _environment(fabric: Fabric, compiled: bool) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device if not threads else f"CPU: {device}{threads}",
+        "processes": fabric.world_size,
         "precision": fabric._precision.precision,  # what was asked for, or what the device has instead
         "compiled": compiled,
         "layershuffle": __version__,

@@ -1,9 +1,10 @@
 """train.py: composes a run from configs and flags, on LightningCLI."""
 
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -11,19 +12,31 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from layershuffle.callbacks import ThroughputLogger, WholeCheckpointIO
+from layershuffle.callbacks import BestCheckpoint, ThroughputLogger, WholeCheckpointIO
 from layershuffle.checkpoints import read_file
-from layershuffle.commands import Parser, continue_wandb, refuse_secrets
+from layershuffle.commands import Parser, continue_wandb, refuse_secrets, wandb_runs
+from layershuffle.commands.resume import find, go_on
 from layershuffle.data import ImageData
 from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
 from layershuffle.hardware import fastest_precision
+from layershuffle.last_checkpoint import LastCheckpoint, Preempted
+from layershuffle.results import write_whole
 from layershuffle.training import PAPER_ADAM, RECORD, FineTuner
 
 
 class LogConfig(SaveConfigCallback):
-    """Saves the resolved config in the run's folder, and sends it to W&B where the run is logged there."""
+    """Saves the resolved config in the run's folder, and sends it to W&B where the run is logged there.
+
+    ``asked`` is the config's text, before anything was changed in it to go on with a run.
+    """
+
+    def __init__(self, *args: Any, asked: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked = asked
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called on rank zero only."""
@@ -35,8 +48,7 @@ class LogConfig(SaveConfigCallback):
             logger = trainer.loggers[0]
             version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
             folder = Path(logger.save_dir or folder) / str(logger.name) / version
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        write_whole(folder / "config.yaml", self.asked)
         config = self.config.clone()
         config.pop("config", None)
         for logger in trainer.loggers:
@@ -58,7 +70,19 @@ class TrainCLI(LightningCLI):
             default=False,
             help="In place of trainer.precision, use 32-true or bf16-mixed, whichever is measured to be faster.",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto"] | None,
+            default=None,
+            help="auto: go on with the run that the same command has begun, or begin it.",
+        )
+        parser.add_argument(
+            "--save_every_n_steps",
+            type=int | None,
+            default=None,
+            help="Write last.ckpt also within an epoch, whenever so many steps are done.",
+        )
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM},
@@ -75,6 +99,12 @@ class TrainCLI(LightningCLI):
         refuse_secrets(self.config.as_dict())
         if not self.config.checkpoint.monitor:
             raise UserError("--checkpoint.monitor names the metric that selects the best checkpoint, such as val/loss")
+        self.save_config_kwargs["asked"] = asked = self.parser.dump(self.config, skip_none=False)
+        if self.config.resume and self.config.ckpt_path:
+            raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
+        if self.config.resume and (begun := find(self.config, asked)):
+            go_on(self.config, begun)
+            rank_zero_only(print)(f"going on with {begun.folder}" + ("" if begun.last else " (from the beginning)"))
         if self.config.ckpt_path:
             # Elsewhere Lightning would forget which checkpoint has been the best.
             self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)
@@ -88,8 +118,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the callbacks that depend on others, or that Lightning refuses where there is nothing for them to do."""
         # ModelCheckpoint's own save_last writes last.ckpt only when the best one changes.
-        folder = self.config.checkpoint.dirpath
-        last = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
+        last = LastCheckpoint(self.config.checkpoint.dirpath, self.config.save_every_n_steps)
         self.trainer_defaults["callbacks"].append(last)
         if self.config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(ProgressBar())
@@ -129,8 +158,9 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         auto_configure_optimizers=False,
         trainer_defaults={
             "max_epochs": 20,
+            "use_distributed_sampler": False,  # ImageData shares out the images itself
             "callbacks": [ThroughputLogger()],
-            "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+            "logger": {"class_path": "layershuffle.metrics_file.MetricsFile"},
         },
         save_config_kwargs={"save_to_log_dir": False},
         parser_class=Parser,
@@ -139,15 +169,25 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     )
     cli.datamodule.image_size = image_size(cli.model.model)
     trainer = cli.trainer
+    wandb_runs.prepare(trainer, cli.config.ckpt_path)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+    except (Preempted, SIGTERMException) as stop:
+        saved = stop.path if isinstance(stop, Preempted) else None
+        number = stop.signal if isinstance(stop, Preempted) else signal.SIGTERM
+        where = f"saved {os.path.relpath(saved)}" if saved else "nothing to save yet"
+        if trainer.is_global_zero:
+            print(
+                f"{number.name}: stopped after step {trainer.global_step}, {where}; the same command with "
+                "--resume auto goes on",
+                file=sys.stderr,
+            )
+        sys.exit(128 + number)
     except SystemExit:  # how Lightning ends a fit that was interrupted
         saved = checkpoint_paths(trainer).get("last")
         print(f"interrupted{f'; go on with --ckpt_path {saved}' if saved else ''}", file=sys.stderr)
         sys.exit(130)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.finish()  # else the next run of this process would join this one
+    wandb_runs.finish(trainer)
     return trainer
 
 

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from layershuffle.data.decoding import filled, readable
+from layershuffle.data.sampler import EvaluationBatches, TrainingSampler
 from layershuffle.errors import UserError
 from layershuffle.orders import seeded
 
@@ -47,7 +49,8 @@ class ImageData(pl.LightningDataModule):
 
     Args:
         batch_size: images per training step and process.
-        eval_batch_size: images per batch in validation and evaluation; by default twice batch_size.
+        eval_batch_size: images per batch in validation and evaluation, of all processes together; by default twice
+            batch_size.
         val_fraction: the part of the training images held out to validate on. With 0 the test images serve, as in
             the LayerShuffle authors' code.
         train_images: use only so many training images, chosen at random; the validation images come out of these.
@@ -57,6 +60,8 @@ class ImageData(pl.LightningDataModule):
         on_device: whether a set in memory lives on the device that trains or evaluates, where batches are then taken
             without workers or copies from the host; they are the same either way. "auto": on a CUDA device that has
             ten times as much free memory as the set takes.
+        unreadable: how many images may be broken; they are named, left out of what is evaluated, and replaced by others
+            of the batch in training. One more ends the run.
         image_size: height and width that images of varying size are resized and cropped to when read, in pixels.
             train.py and evaluate.py set it to what the model takes.
     """
@@ -72,6 +77,7 @@ class ImageData(pl.LightningDataModule):
         test_images: int | None = None,
         split_seed: int = 0,
         workers: int | None = None,
+        unreadable: int = 0,
         image_size: int = 224,
         on_device: bool | Literal["auto"] = "auto",
     ) -> None:
@@ -87,10 +93,12 @@ class ImageData(pl.LightningDataModule):
         self.test_images = test_images
         self.split_seed = split_seed
         self.workers = workers
+        self.unreadable = unreadable
         self.image_size = image_size
         self.on_device = on_device
         self.device = torch.device("cpu")  # what batches go to, where no trainer says so
         self.sets: dict[str, Dataset] = {}
+        self.processes = (1, 0)
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -119,26 +127,33 @@ class ImageData(pl.LightningDataModule):
         return {"class": type(self).__name__, "args": {name: getattr(self, name) for name in _arguments(type(self))}}
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled by torch's global seed and the epoch alone, so that a resumed run goes on with the same batches.
+        """Shuffled by the run's seed and the epoch alone, so that a resumed run goes on with the same batches.
 
         An incomplete last batch is left out, so that all steps are alike, and so are images that would leave processes
         with unequal numbers: none is read twice.
         """
         train = self.sets["train"]
-        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        # Lightning tells it the epoch, as it does to any sampler that can be told.
-        sampler: DistributedSampler = DistributedSampler(
-            train, ranks, rank, shuffle=True, seed=torch.initial_seed() % 2**32, drop_last=True
-        )
+        seed = getattr(getattr(self.trainer, "lightning_module", None), "seed", torch.initial_seed() % 2**32)
+        sampler = TrainingSampler(train, self.batch_size, seed, self.trainer)  # type: ignore[arg-type]
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """In order, every image once."""
-        return self._loader(self.sets["val"], self.eval_batch_size or 2 * self.batch_size)
+        """In order, every image once, however many processes share them."""
+        return self._in_order(self.sets["val"])
 
     def test_dataloader(self) -> DataLoader:
-        """In order, every image once."""
-        return self._loader(self.sets["test"], self.eval_batch_size or 2 * self.batch_size)
+        """In order, every image once, however many processes share them."""
+        return self._in_order(self.sets["test"])
+
+    def _in_order(self, images: Dataset) -> DataLoader:
+        batch_size = self.eval_batch_size or 2 * self.batch_size
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else self.processes
+        if ranks == 1:
+            return self._loader(images, batch_size)
+        if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
+        parts = EvaluationBatches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
+        return self._loader(images, 1, batch_sampler=parts)
 
     def parts(self, split: str, fraction: float, seed: int) -> tuple[DataLoader, DataLoader]:
         """A random ``fraction`` of the "val" or "test" images, and the others, to search on and report on.
@@ -170,10 +185,11 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"{self.label} is read from disk image by image, not held in memory: leave on_device out")
         if workers is None:
             workers = min(16, len(os.sched_getaffinity(0)))
+        collate = filled if images is self.sets.get("train") else readable
         return DataLoader(
             images,
             batch_size,
-            collate_fn=_as_is if hasattr(source, "__getitems__") else default_collate,
+            collate_fn=_as_is if hasattr(source, "__getitems__") else collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and on_host,
@@ -221,7 +237,8 @@ def from_config(config: dict[str, Any]) -> ImageData:
     name, args = config.get("class"), config.get("args")
     if name not in known or not isinstance(args, dict) or not args.keys() <= set(_arguments(known[name])):
         raise UserError(f"the data set it was trained on ({name}) is not known here: say which to use with --data")
-    return known[name](**args)
+    # A checkpoint may come from anyone: whether to write files is up to who evaluates it.
+    return known[name](**args | ({"download": False} if "download" in args else {}))
 
 
 def _subclasses(cls: type[ImageData]) -> list[type[ImageData]]:

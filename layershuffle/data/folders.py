@@ -3,38 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms.v2 import functional as F
 
 from layershuffle.data.base import ImageData
+from layershuffle.data.decoding import DecodedImages, open_image
 from layershuffle.errors import UserError
-
-
-class DecodedImages(Dataset):
-    """A data set of (PIL image, label) whose images are made RGB, resized and centre cropped when read.
-
-    Args:
-        images: such a data set; if it has ``samples``, (path, label) pairs, a broken image is named by its path.
-        size: height and width of the result, in pixels.
-    """
-
-    def __init__(self, images: Dataset, size: int) -> None:
-        self.images, self.size = images, size
-
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
-
-    def __getitem__(self, at: int) -> tuple[Tensor, int]:
-        try:
-            image, label = self.images[at]
-            image = F.center_crop(F.resize(image.convert("RGB"), [self.size]), [self.size, self.size])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            name = self.images.samples[at][0] if hasattr(self.images, "samples") else f"image {at}"
-            raise UserError(f"{name} can't be read as an image ({error}): replace or remove it") from error
-        return F.pil_to_tensor(image), label
 
 
 class ImageFolders(ImageData):
@@ -68,10 +41,10 @@ class ImageFolders(ImageData):
                 f"{len(self._classes('val'))}, or other ones: they must be the same"
             )
         try:
-            images = ImageFolder(Path(self.root) / ("train" if train else "val"))
+            images = ImageFolder(Path(self.root) / ("train" if train else "val"), loader=open_image)
         except FileNotFoundError as error:
             raise UserError(f"{self.root}: {error}".splitlines()[0]) from error
-        return DecodedImages(images, self.image_size)
+        return DecodedImages(images, self.image_size, self.unreadable)
 
     def _classes(self, split: str) -> set[str]:
         folder = Path(self.root) / split

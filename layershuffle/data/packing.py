@@ -22,7 +22,8 @@ import PIL
 import torchvision
 from torch.utils.data import DataLoader, Dataset
 
-from layershuffle.data.folders import DecodedImages, ImageFolders
+from layershuffle.data.decoding import DecodedImages
+from layershuffle.data.folders import ImageFolders
 from layershuffle.data.packed import FORMAT, INDEX, read_index, record_size, records_file, write_index
 from layershuffle.errors import UserError
 
@@ -94,7 +95,7 @@ class Packing(Dataset):
                 file.seek(start * record_size(self.size))
                 for n in several:
                     try:
-                        record = self.images[split][n][0].numpy().tobytes()
+                        record = self.images[split].decode(n)[0].numpy().tobytes()
                     except UserError as error:
                         unreadable.append(str(error))
                         record = bytes(record_size(self.size))

@@ -45,6 +45,8 @@ class Preprocess(nn.Module):
         """images: uint8 [batch, channels, height, width]. Returns float32 [batch, channels, size, size]."""
         if images.shape[1] not in (1, len(self.mean)):
             raise UserError(f"the images have {images.shape[1]} channels, but the model takes {len(self.mean)}")
+        if not len(images):  # which can't be resized
+            images = images.new_empty((0, images.shape[1], self.size, self.size))
         if images.shape[-2:] != (self.size, self.size):
             images = F.center_crop(F.resize(images, [self.size], antialias=True), [self.size, self.size])
         return (images.float() / 255 - self.mean) / self.std

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from layershuffle.data.base import ImageData, TensorImages
-from layershuffle.data.folders import DecodedImages
+from layershuffle.data.decoding import DecodedImages
 from layershuffle.errors import UserError
 
 
@@ -65,7 +65,7 @@ class TorchvisionImages(ImageData):
         in_memory = _in_memory(images)
         if in_memory is None and len(getattr(images, "classes", ())) > self.num_classes:
             raise UserError(f"num_classes is {self.num_classes}, but {self.dataset} has {len(images.classes)} classes")
-        return in_memory or DecodedImages(images, self.image_size)
+        return in_memory or DecodedImages(images, self.image_size, self.unreadable)
 
     def _open(self, train: bool, download: bool) -> Any:
         cls: Any = getattr(torchvision.datasets, self.dataset, None)

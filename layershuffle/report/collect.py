@@ -109,11 +109,12 @@ def collect(folder: Path) -> tuple[list[Setup], list[str]]:
             continue
         try:
             results = Results.load(path)
+            _titles(results)
             if results.data.get("split") == "test" or not _is_evaluation(results):
                 read[name] = results
             else:
                 complaints.append(f"{name} is of the {results.data.get('split')} images; it was left out")
-        except UserError as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
     setups: dict[tuple[str, str], Setup] = {}
     for name, results in _agreeing(read, complaints).items():

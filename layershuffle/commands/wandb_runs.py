@@ -1,0 +1,81 @@
+"""W&B as a guest: a run whose W&B is out of reach, or dies, goes on with its metrics on disk."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import wandb
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from layershuffle.checkpoints import read_file
+from layershuffle.metrics_file import MetricsFile
+
+
+def prepare(trainer: pl.Trainer, ckpt_path: str | None) -> None:
+    """Begin the W&B runs of a trainer, offline if need be, and write what they are told to a metrics.csv as well.
+
+    ``ckpt_path`` is the checkpoint that the run goes on from, if any.
+    """
+    for logger in list(trainer.loggers):
+        if isinstance(logger, WandbLogger):
+            _begin(logger)
+            for method in ("log_metrics", "finalize"):
+                setattr(logger, method, _forgiving(getattr(logger, method)))
+            if not any(isinstance(other, CSVLogger) for other in trainer.loggers):
+                step = int(read_file(ckpt_path).get("global_step", 0)) if ckpt_path else None
+                beside = MetricsFile(str(logger.save_dir or "."), str(logger.name), str(logger.version), from_step=step)
+                trainer.loggers = [*trainer.loggers, beside]
+
+
+def finish(trainer: pl.Trainer) -> None:
+    """End the W&B runs, else the next run of this process would join them."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            _forgiving(logger.experiment.finish)()
+
+
+@rank_zero_only
+def _begin(logger: WandbLogger) -> None:
+    try:
+        _ = logger.experiment
+    except wandb.Error as error:
+        logger._wandb_init["mode"] = "offline"
+        run = logger.experiment
+        _warn(f"W&B can't be reached ({_first_line(error)}): later, send the run with: wandb sync {_folder(run)}")
+
+
+def _forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, until it fails for the first time."""
+    working = True
+
+    def attempt(*args: Any, **kwargs: Any) -> None:
+        nonlocal working
+        try:
+            if working:
+                call(*args, **kwargs)
+        except (wandb.Error, OSError, RuntimeError) as error:  # its service was killed, or its disk is full
+            working = False
+            _warn(f"W&B takes no more ({_first_line(error)}): the metrics go on in metrics.csv")
+
+    return attempt
+
+
+_warned: set[str] = set()
+
+
+def _warn(text: str) -> None:
+    kind = text.partition(" (")[0]
+    if kind not in _warned:
+        _warned.add(kind)
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _folder(run: Any) -> Path:
+    return Path(run.dir).parent
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,281 @@
+"""Files from strangers: each reader says in one sentence why it doesn't take them, and takes no memory for them."""
+
+import io
+import json
+import struct
+import tracemalloc
+import zipfile
+
+import pytest
+import torch
+import yaml
+from conftest import SMALL
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from layershuffle import reading
+from layershuffle.checkpoints import read_file
+from layershuffle.commands import Parser
+from layershuffle.data import TorchvisionImages, from_config
+from layershuffle.errors import UserError
+from layershuffle.experiments import Experiment
+from layershuffle.loading import load
+from layershuffle.orders import MAX_STEPS, Order
+from layershuffle.report.collect import collect
+from layershuffle.results import Results, Score
+from layershuffle.training import RECORD
+from layershuffle.vit import create_model
+
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def whole_results():
+    score = Score("pruned", {"kept": 2}, "0 1", 10, 0.5, 0.9, 1.5, None)
+    config = {"name": "vit_tiny_patch16_224"}
+    model = {"name": "best", "method": "baseline", "seed": 0, "config": config}
+    data = {"name": "Digits", "images": 10, "split": "test"}
+    return Results(model, data, {"draws": 1}, {"torch": "2"}, [score])
+
+
+def peak(call):
+    """The most memory that Python took during a call that must be refused, in bytes, and what it said."""
+    tracemalloc.start()
+    with pytest.raises(UserError) as error:
+        call()
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return taken, str(error.value)
+
+
+# --- Text ---------------------------------------------------------------------------------------------------
+
+
+def test_a_results_file_of_10_gb_is_not_read(tmp_path):
+    path = tmp_path / "results.json"
+    with path.open("wb") as file:
+        file.truncate(10 << 30)  # a hole, which takes no disk
+    taken, said = peak(lambda: reading.read_json(path, most=1 << 20))
+    assert "has more than 1,048,576 bytes" in said
+    assert taken < 8 << 20
+    assert reading.MAX_JSON_BYTES < 1 << 30
+    with pytest.raises(UserError, match="there are no results files below"):
+        collect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("1" * 5000, "is not a results file or is damaged"),
+        ("\ud800", "is not a results file or is damaged"),
+        ("{", "is not a results file or is damaged"),
+        ("[]", "not a results file of this version"),
+    ],
+)
+def test_json_that_is_no_results_file(tmp_path, text, complaint):
+    path = tmp_path / "results.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=complaint):
+        Results.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)),
+            "unfolds",
+        ),
+        ("a: &a [*a]", "unfolds to more than 100,000 values"),
+        ("[" * 5000, "nested too deeply"),
+        ("!!python/object/apply:os.system [true]", "is not YAML"),
+        ("x" * (reading.MAX_YAML_BYTES + 1), "has more than"),
+        ("? [a]\n: b", "is not YAML"),
+    ],
+    ids=["bomb", "itself", "deep", "code", "large", "key"],
+)
+def test_configs_that_are_none(tmp_path, text, complaint):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    parser = Parser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Experiment, "experiment")
+    with pytest.raises(UserError, match=complaint):
+        parser.parse_args([f"--config={path}"])
+    with pytest.raises(UserError, match=complaint):
+        reading.read_yaml(path)
+
+
+def test_results_with_values_that_cannot_be(tmp_path):
+    path = tmp_path / "results.json"
+    whole_results().save(path)
+    assert Results.load(path) == whole_results()
+    content = json.loads(path.read_text())
+    for change in (
+        {"images": [-1]},
+        {"images": ["ten"]},
+        {"top1": [7.0]},
+        {"top1": [None]},
+        {"loss": [float("nan")]},
+        {"order": [{"a": 1}]},
+        {"protocol": ["pruned"]},
+        {"variant": {"kept": [1]}},
+    ):
+        path.write_text(json.dumps(content | {"scores": [content["scores"][0] | change]}))
+        with pytest.raises(UserError, match="is not a whole results file"):
+            Results.load(path)
+    for change in ({"model": []}, {"model": {}}, {"data": {}}, {"evaluation": 1}, {"more": 1}):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match="is not a whole results file"):
+            Results.load(path)
+
+
+def test_a_report_leaves_out_what_is_no_results_file(tmp_path):
+    whole_results().save(tmp_path / "good.json")
+    content = json.loads((tmp_path / "good.json").read_text())
+    (tmp_path / "bad.json").write_text(json.dumps(content | {"model": {"name": "x", "config": {"name": ["y"]}}}))
+    setups, complaints = collect(tmp_path)
+    assert [list(run.files) for run in setups[0].runs.values()] == [["good.json"]]
+    assert len(complaints) == 1
+
+
+# --- Weights ------------------------------------------------------------------------------------------------
+
+
+def test_an_archive_that_unpacks_to_more_than_itself_is_refused(tmp_path):
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * (64 << 20))
+    taken, said = peak(lambda: read_file(path))
+    assert "would unpack to 67,108,864 bytes, more than its size" in said
+    assert taken < 8 << 20
+
+
+def test_tensors_that_claim_more_than_there_is_are_refused(tmp_path):
+    path = tmp_path / "claims.pth"
+    torch.save({"head": {"weight": [torch.zeros(1).expand(10**12)]}}, path)
+    with pytest.raises(UserError, match=r"tensor of shape \(1000000000000,\), but not the values of all of it"):
+        read_file(path)
+    torch.save({"weight": torch.eye(3).to_sparse()}, path)
+    with pytest.raises(UserError, match="which no weights are"):
+        read_file(path)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
+    path = tmp_path / "claims.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UserError, match="is not a checkpoint or is damaged"):
+        read_file(path)
+    path.write_bytes(struct.pack("<Q", 1 << 60) + header)
+    with pytest.raises(UserError, match="is not a checkpoint or is damaged"):
+        read_file(path)
+
+
+def checkpoint(path, **changed):
+    config = {"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode", **SMALL}
+    model = create_model(**config)
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, RECORD: {"model": config | changed}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"depth": 10**9},
+        {"embed_dim": 10**6},
+        {"num_classes": 10**12},
+        {"positions": 10**12},
+        {"img_size": 10**6},
+        {"mlp_ratio": 1e9},
+        {"depth": -1},
+        {"depth": "many"},
+    ],
+)
+def test_a_checkpoint_that_names_a_huge_model_takes_no_memory(tmp_path, changed):
+    assert load(str(checkpoint(tmp_path / "good.ckpt"))).model.depth == 4
+    with pytest.raises(UserError, match="weights don't fit the model it names|can't be created"):
+        load(str(checkpoint(tmp_path / "huge.ckpt", **changed)))
+
+
+def test_a_checkpoint_does_not_make_one_download():
+    made = TorchvisionImages("FakeData", 10, download=True)
+    assert made.config()["args"]["download"] is True
+    assert from_config(made.config()).download is False
+
+
+# --- Fuzzing, bounded; tests/fuzz does it without bounds ----------------------------------------------------
+
+
+@FEW
+@given(st.one_of(st.text(), st.from_regex(r"[0-9af()|* ]{0,30}")))
+def test_any_text_is_an_order_or_a_user_error(text):
+    try:
+        order = Order(text)
+    except UserError:
+        return
+    assert Order(str(order)) == order
+    assert len(order) <= MAX_STEPS
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = ("layershuffle_results", "model", "data", "evaluation", "environment", "measures", "scores")
+
+
+@FEW
+@given(st.sampled_from(KEYS), VALUES, st.booleans())
+def test_any_json_is_results_or_a_user_error(tmp_path, key, value, inside):
+    path = tmp_path / "fuzzed.json"
+    whole_results().save(path)
+    content = json.loads(path.read_text())
+    if inside and key == "scores" and isinstance(value, dict):
+        content["scores"][0] |= value
+    else:
+        content[key] = value
+    path.write_text(json.dumps(content))
+    try:
+        results = Results.load(path)
+    except UserError:
+        return
+    assert all(isinstance(score, Score) for score in results.scores)
+    assert isinstance(str(results.label), str)
+
+
+@pytest.fixture(scope="module")
+def saved():
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.arange(6.0).view(2, 3)}, RECORD: {"model": {"name": "x"}}}, buffer)
+    return buffer.getvalue()
+
+
+@FEW
+@given(st.data())
+def test_any_bytes_are_a_checkpoint_or_a_user_error(tmp_path, saved, data):
+    content = bytearray(saved)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / data.draw(st.sampled_from(["fuzzed.ckpt", "fuzzed.safetensors"]))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    said = ""
+    try:
+        assert isinstance(read_file(path), dict)
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
+@FEW
+@given(st.lists(st.dictionaries(st.sampled_from(["seeds", "setups", "x"]), VALUES, max_size=3), min_size=1, max_size=3))
+def test_any_configs_merge_or_are_a_user_error(tmp_path, several):
+    paths = [tmp_path / f"{at}.yaml" for at in range(len(several))]
+    for path, content in zip(paths, several):
+        path.write_text(yaml.safe_dump({"experiment": content}))
+    parser = Parser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Experiment, "experiment")
+    try:
+        parser.parse_args([f"--config={path}" for path in paths])
+    except UserError:
+        return
