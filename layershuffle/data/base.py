@@ -34,7 +34,7 @@ class TensorImages(Dataset):
 
     def __getitems__(self, at: list[int]) -> tuple[Tensor, Tensor]:
         """A batch; all that is copied to another device is the indices, without waiting for it."""
-        index = torch.tensor(at)
+        index = torch.tensor(at, dtype=torch.int64)
         if self.images.is_cuda:
             index = index.pin_memory()
         index = index.to(self.images.device, non_blocking=True)
