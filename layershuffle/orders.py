@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from operator import index
 from typing import NamedTuple, Self, TypeVar, overload
@@ -83,6 +84,8 @@ class Order:
                 for, or a parallel step would hold one layer twice.
         """
         self.check(len(own))
+        if own == sequential(len(own)):
+            return self
         steps = [[unit._of(part) for part in step for unit in own[part.layer]] for step in self.steps]
         for step in steps:
             if twice := [unit for unit in step if step.count(unit) > 1]:
@@ -93,7 +96,9 @@ class Order:
 
     def shuffled(self, rng: random.Random) -> "Order":
         """The same steps in a uniformly random sequence."""
-        return Order(_shuffle(self.steps, rng))
+        order = object.__new__(Order)  # the steps are known to be good, and every training step comes by here
+        object.__setattr__(order, "steps", tuple(_shuffle(self.steps, rng)))
+        return order
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -197,6 +202,11 @@ def _shuffle(items: Iterable[T], rng: random.Random) -> list[T]:
 
 def sequential(depth: int) -> Order:
     """Layers 0 to ``depth - 1``, as the model was built."""
+    return _sequential(depth)
+
+
+@cache  # asked for several times in every training step
+def _sequential(depth: int) -> Order:
     return Order(range(depth))
 
 
