@@ -201,7 +201,8 @@ class FineTuner(pl.LightningModule):
         Without prog_bar, for which Lightning waits for the device at every step; train.py's bar shows the loss anyway.
         """
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.is_last_batch or (every and (self.global_step + 1) % every == 0):
+        done = self.global_step + 1
+        if self.trainer.is_last_batch or done == self.trainer.max_steps or (every and done % every == 0):
             self.log_dict({f"train/{name}": value.detach() for name, value in measured().items()}, batch_size=images)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

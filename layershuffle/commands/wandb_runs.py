@@ -1,4 +1,7 @@
-"""W&B as a guest: a run whose W&B is out of reach, or dies, goes on with its metrics on disk."""
+"""W&B as a guest: a run whose W&B is out of reach, or dies, goes on with its metrics on disk.
+
+wandb is imported where it is used: others needn't wait for it.
+"""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -39,6 +41,8 @@ def finish(trainer: pl.Trainer) -> None:
 
 @rank_zero_only
 def _begin(logger: WandbLogger) -> None:
+    import wandb
+
     try:
         _ = logger.experiment
     except wandb.Error as error:
@@ -49,6 +53,8 @@ def _begin(logger: WandbLogger) -> None:
 
 def _forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
     """The same, until it fails for the first time."""
+    import wandb
+
     working = True
 
     def attempt(*args: Any, **kwargs: Any) -> None:
