@@ -25,4 +25,5 @@ class FirstBadStep:
 def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether the parameters, or the parts of them that this process holds, are; waits for the device."""
     local = [getattr(value, "to_local", lambda value=value: value)() for value in (p.detach() for p in parameters)]
-    return bool(torch.nn.utils.get_total_norm(local, norm_type=float("inf")).isfinite())
+    some = [value for value in local if value.numel()]  # a part can be empty
+    return not some or bool(torch.nn.utils.get_total_norm(some, norm_type=float("inf")).isfinite())
