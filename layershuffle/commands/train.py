@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -117,7 +117,9 @@ class TrainCLI(LightningCLI):
         if self.config.trainer.logger is not False:
             self.trainer_defaults["callbacks"].append(LearningRateMonitor())
         trainer = super().instantiate_trainer(**kwargs)
-        if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # the sharded ones write in their own way
+        strategy: Any = trainer.strategy
+        in_one_file = isinstance(strategy, ModelParallelStrategy) and not strategy._save_distributed_checkpoint
+        if in_one_file or isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):  # others write in their own way
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
 
