@@ -19,7 +19,7 @@ python /opt/layershuffle/train.py --config /opt/layershuffle/configs/model/mini_
     --config /opt/layershuffle/configs/data/digits.yaml --config /opt/layershuffle/configs/method/layershuffle.yaml
     --config /opt/layershuffle/configs/trainer/cpu.yaml --trainer.max_steps 1 --trainer.enable_progress_bar false
 """
-EVALUATE = "python /opt/layershuffle/evaluate.py runs/version_0/checkpoints/best.ckpt --orders 1 --keep 6"
+EVALUATE = "python /opt/layershuffle/evaluate.py runs/version_0/checkpoints/last.ckpt --orders 1 --keep 6"
 
 
 def instructions(text: str) -> list[tuple[str, str]]:

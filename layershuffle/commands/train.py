@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -128,7 +128,9 @@ class TrainCLI(LightningCLI):
             kwargs["precision"] = self.config.trainer.precision = self._fastest_precision()
             print(f"precision: {kwargs['precision']}, measured to be the faster one")
         trainer = super().instantiate_trainer(**kwargs)
-        if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # the sharded ones write in their own way
+        strategy: Any = trainer.strategy
+        in_one_file = isinstance(strategy, ModelParallelStrategy) and not strategy._save_distributed_checkpoint
+        if in_one_file or isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):  # others write in their own way
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
 
