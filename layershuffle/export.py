@@ -119,7 +119,7 @@ def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence
         ]
     else:
         lines += ["gives its logits in sequential order. Any other order runs in layershuffle:"]
-    lines += ["", "```python", "from layershuffle.loading import load", "", "model = load('FOLDER').model"]
+    lines += ["", "```python", "from layershuffle.loading import load", "", 'model = load("FOLDER").model']
     lines += [f"model(images, {list(range(model.depth))[::-1]})", "```", ""]
     lines += [
         f"Images: RGB or grey in 0..1, {preprocess.size} x {preprocess.size} pixels (shorter side resized, centre"
