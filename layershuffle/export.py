@@ -108,7 +108,7 @@ def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence
         sources = ", ".join(source["sha256"][:12] for source in record["merged"]["sources"])
         lines += [f"Merged: its layers come from the checkpoints {record['merged']['layers']} of {sources}."]
     lines += ["", "## Use", "", "```python", "import timm", ""]
-    lines += ["model = timm.create_fitting('local-dir:FOLDER', pretrained=True)  # or 'hf-hub:USER/NAME'", "```", ""]
+    lines += ['model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:USER/NAME"', "```", ""]
     if model.encoding:
         lines += [
             "timm's model lacks the position encoding, so that its logits are not this model's. Use this package:"

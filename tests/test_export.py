@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import timm
 import torch
@@ -54,6 +56,10 @@ def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, image
     card = (tmp_path / "out/README.md").read_text()
     assert f"| {100 * results.scores[0].top1:.2f} |" in card
     assert "license: apache-2.0" in card
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace("FOLDER", "out"), {"images": images})
     assert evaluate_command(["out", "--protocols=sequential", "--output=again.json"]).scores[0] == results.scores[0]
 
 
