@@ -62,8 +62,9 @@ def main() -> None:
     images = torch.randint(0, 256, (2 * batch, channels, size, size), dtype=torch.uint8)
     batches = DataLoader(TensorImages(images, torch.randint(0, 10, (2 * batch,))), batch, collate_fn=tuple)
     preprocess = Preprocess.for_model(model).to(device)
-    precision: Any = "bf16-mixed" if full else "32-true"
-    fabric = Fabric(accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, precision=precision)
+    gpu = device.type == "cuda"
+    precision: Any = "bf16-mixed" if gpu else "32-true"
+    fabric = Fabric(accelerator="gpu" if gpu else "cpu", devices=[device.index or 0] if gpu else 1, precision=precision)
 
     def together(orders: list[Order]) -> list[tuple[int, float]]:
         scores = evaluate(model, preprocess, batches, [Trial("given", order) for order in orders], fabric)

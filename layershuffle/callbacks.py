@@ -32,7 +32,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which forgets the best score where a resumed run names the same folder otherwise."""
+    """Lightning's ModelCheckpoint, for which a folder that a resumed run names otherwise would be another one."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best score if the folder is the same one, whether its path is absolute or not."""
@@ -40,6 +40,10 @@ class BestCheckpoint(ModelCheckpoint):
         if before and now and Path(before).resolve() == Path(now).resolve():
             state_dict = state_dict | {"dirpath": now}
         super().load_state_dict(state_dict)
+
+    def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
+        same = Path(previous).resolve() == Path(current).resolve()
+        return not same and super()._should_remove_checkpoint(trainer, previous, current)
 
 
 class ThroughputLogger(pl.Callback):
@@ -51,6 +55,10 @@ class ThroughputLogger(pl.Callback):
 
     def __init__(self) -> None:
         self.images, self.seconds, self.since, self.step = 0, 0.0, 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin; a run that goes on within an epoch doesn't start it."""
+        self.since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out what came between two epochs."""

@@ -19,7 +19,7 @@ BACKBONE_PREFIX = "model.vit."
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The content of a .safetensors or torch file, on the CPU.
+    """The content of a .safetensors or torch file, on the CPU; tensors are read from it as they are used.
 
     Raises:
         UserError: if it isn't there, isn't such a file, is damaged, or holds anything but tensors and plain values.
@@ -31,7 +31,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         _refuse_bomb(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UserError:
         raise
     except PermissionError as error:

@@ -248,7 +248,7 @@ def _descend(
 
 
 class Tally(Metric):
-    """Top-1 and top-5 accuracy, cross-entropy and position accuracy of one trial, summed on the device."""
+    """Top-1 and top-5 accuracy, cross-entropy and position accuracy of ``count`` trials, summed on the device."""
 
     full_state_update = False
     images: Tensor
@@ -258,35 +258,46 @@ class Tally(Metric):
     positions: Tensor
     positions_right: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
-        for count in ("images", "top1", "top5", "positions", "positions_right"):
-            self.add_state(count, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("loss", torch.zeros(count), dist_reduce_fx="sum")
+        for name in ("images", "top1", "top5", "positions", "positions_right"):
+            self.add_state(name, torch.zeros(count, dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, output: Output, labels: Tensor) -> None:
-        """Add a batch; labels: int64 [batch]."""
-        logits = output.logits.float()
+    def update(self, first: int, outputs: Sequence[Output], labels: Tensor) -> None:
+        """Add a batch to the trials from number ``first`` on, one output each; labels: int64 [batch]."""
+        rows = slice(first, first + len(outputs))
+        logits = torch.stack([output.logits for output in outputs]).float()
         best = logits.topk(min(5, logits.shape[-1])).indices == labels.unsqueeze(1)
-        self.images += len(labels)
-        self.top1 += best[:, 0].sum()
-        self.top5 += best.sum()
-        self.loss += F.cross_entropy(logits, labels, reduction="sum")
-        if output.position_logits is not None:
-            predicted = output.position_logits.argmax(dim=-1)
-            self.positions += predicted.numel()
-            self.positions_right += (predicted == torch.arange(len(predicted), device=predicted.device)[:, None]).sum()
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
+        self.images[rows] += len(labels)
+        self.top1[rows] += (logits.argmax(dim=-1) == labels).sum(dim=1)  # topk promises no first of equals
+        self.top5[rows] += best.sum(dim=(1, 2))
+        self.loss[rows] += losses.view(len(outputs), -1).sum(dim=1)
+        for row, (_, position_logits) in enumerate(outputs, first):
+            if position_logits is not None:
+                predicted = position_logits.argmax(dim=-1)
+                held = torch.arange(len(predicted), device=predicted.device)
+                self.positions[row] += predicted.numel()
+                self.positions_right[row] += (predicted == held[:, None]).sum()
 
-    def compute(self) -> dict[str, Any]:
-        """The scores as plain numbers."""
-        images, loss, positions = int(self.images), float(self.loss), int(self.positions)
-        return {
-            "images": images,
-            "top1": int(self.top1) / images,
-            "top5": int(self.top5) / images,
-            "loss": float(f"{loss / images:.7g}") if math.isfinite(loss) else None,  # all that a float32 sum says
-            "position_accuracy": int(self.positions_right) / positions if positions else None,
-        }
+    def compute(self) -> list[dict[str, Any]]:
+        """The scores of each trial as plain numbers."""
+        counts = (self.images, self.top1, self.top5, self.loss, self.positions, self.positions_right)
+        return [
+            {
+                "images": images,
+                "top1": top1 / images,
+                "top5": top5 / images,
+                "loss": float(f"{loss / images:.7g}") if math.isfinite(loss) else None,  # all that a float32 sum says
+                "position_accuracy": right / positions if positions else None,
+            }
+            for images, top1, top5, loss, positions, right in zip(*(count.tolist() for count in counts))
+        ]
+
+
+COUNTED_AT_ONCE = 1 << 22
+"""Numbers in the outputs that wait to be counted together; one by one, small models would mostly count."""
 
 
 @torch.inference_mode()
@@ -314,12 +325,14 @@ def evaluate(
     Raises:
         UserError: (a ValueError) before the first batch, if the model can't run one of the orders.
     """
-    fixed = list(dict.fromkeys(trial.order for trial in to_score if isinstance(trial.order, Order)))
+    fixed = sorted({trial.order for trial in to_score if isinstance(trial.order, Order)}, key=lambda order: order.steps)
     for order in fixed:
         model.check(order)
     model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
-    tallies: dict[Order | Pick | None, Tally] = {trial.order: Tally().to(fabric.device) for trial in to_score}
-    picks = [pick for pick in get_args(Pick) if pick in tallies]
+    others = [kind for kind in (None, *get_args(Pick)) if any(trial.order == kind for trial in to_score)]
+    rows: dict[Order | Pick | None, int] = {order: row for row, order in enumerate([*fixed, *others])}
+    tally = Tally(len(rows)).to(fabric.device)
+    picks = [pick for pick in others if pick]
     choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
     chosen = torch.zeros(len(choices), device=fabric.device)
     for at, (images, labels) in enumerate(batches):
@@ -327,14 +340,19 @@ def evaluate(
             continue  # other processes have the last images
         images, labels = (part.to(fabric.device, non_blocking=True) for part in (images, labels))
         images = preprocess(images)
-        fresh = model.order.shuffled(seeded(seed, "per batch", at)) if None in tallies else None
+        fresh = model.order.shuffled(seeded(seed, "per batch", at)) if None in rows else None
+        waiting: list[Output] = []
+        counted = 0
         by_choice: dict[Order, Tensor] = {}
         with fabric.autocast():
             for order, output in outputs(model, images, [*fixed, *choices, *([fresh] if fresh else [])]):
-                if order in tallies:
-                    tallies[order].update(output, labels)
+                if order in rows:  # they come in the sequence of the rows
+                    waiting.append(output)
+                    if order == fixed[-1] or len(waiting) * _size(output) >= COUNTED_AT_ONCE:
+                        tally.update(counted, waiting, labels)
+                        counted, waiting = counted + len(waiting), []
                 if order == fresh:
-                    tallies[None].update(output, labels)
+                    tally.update(rows[None], [output], labels)
                 if order in choices:
                     by_choice[order] = output.logits.float()
                 on_output()
@@ -344,20 +362,24 @@ def evaluate(
                 chosen += picked["chosen"].bincount(minlength=len(choices))
                 for pick in picks:
                     each = torch.arange(len(labels), device=labels.device)
-                    tallies[pick].update(Output(logits[picked[pick], each]), labels)
+                    tally.update(rows[pick], [Output(logits[picked[pick], each])], labels)
     chosen = cast(Tensor, fabric.all_reduce(chosen, reduce_op="sum"))
-    scores = {order: tally.compute() for order, tally in tallies.items()}
+    scores = tally.compute()
     shares = dict(zip(choices, (chosen / chosen.sum()).tolist()))
     return [
         Score(
             trial.protocol,
             trial.variant,
             str(trial.order) if isinstance(trial.order, Order) else None,
-            **scores[trial.order],
+            **scores[rows[trial.order]],
             chosen=shares.get(trial.order) if isinstance(trial.order, Order) else None,
         )
         for trial in to_score
     ]
+
+
+def _size(output: Output) -> int:
+    return sum(logits.numel() for logits in output if logits is not None)
 
 
 def _picked(choice_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[Pick, Tensor]:

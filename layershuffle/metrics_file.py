@@ -54,11 +54,11 @@ class _Continued(ExperimentWriter):
         path = Path(self.metrics_file_path)
         rows = []
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                # A kill can cut the last row; the step it belongs to is run again.
-                rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < from_step]
-                self.metrics_keys = list(reader.fieldnames or ())
+            # A kill can cut the last row; the step it belongs to is run again.
+            whole = path.read_bytes().rpartition(b"\n")[0].decode(errors="replace")
+            reader = csv.DictReader(io.StringIO(whole, newline=""))
+            rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < from_step]
+            self.metrics_keys = list(reader.fieldnames or ())
         if rows:
             self._write(rows)
         else:
@@ -75,7 +75,7 @@ class _Continued(ExperimentWriter):
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
+        writer = csv.DictWriter(text, fieldnames=self.metrics_keys, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.metrics_file_path, text.getvalue())

@@ -225,22 +225,24 @@ class FineTuner(pl.LightningModule):
         judged = self.model(images) if self.model.choice else outputs[orders["val"]]
         found["loss"] = F.cross_entropy(judged.logits, labels) if len(labels) else judged.logits.sum()
         for name, value in found.items():
-            self.means[name].update(value, len(labels))
+            # A mean would leave out what is not a number, and the best model could be one that fails.
+            self.means[name].update(value.nan_to_num(nan=math.inf, posinf=math.inf), len(labels))
             self.log(f"val/{name}", self.means[name], prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
         optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         _fuse(optimizer)
-        # Lightning doesn't clip gradients for optimizers that could unscale them by themselves, as fused ones can, even
-        # where nothing is scaled.
-        if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val:
-            if getattr(optimizer, "_step_supports_amp_scaling", False):
-                raise UserError(
-                    "a fused optimizer's gradients can't be clipped in 16-mixed: use bf16-mixed, or fused=false"
-                )
-        else:
-            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        # A fused optimizer can unscale the gradients of 16-mixed by itself, without waiting for the device; Lightning
+        # doesn't clip the gradients of one that can, even where nothing is scaled.
+        told = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scaled, clipped = self.trainer.precision == "16-mixed", bool(self.trainer.gradient_clip_val)
+        if scaled and clipped and told:
+            raise UserError(
+                "a fused optimizer's gradients can't be clipped in 16-mixed: use bf16-mixed, or fused=false"
+            )
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        optimizer._step_supports_amp_scaling = scaled and not clipped and fused  # type: ignore[attr-defined]
         if self.trainer.max_epochs == self.trainer.max_steps == -1 and self.schedule != "constant":
             raise UserError(f"a {self.schedule} schedule needs an end to reach zero at: set max_epochs or max_steps")
 
@@ -271,6 +273,7 @@ class FineTuner(pl.LightningModule):
             "sampler": repr(self.sampler),
             "position_loss": self.position_loss,
             "seed": self.seed,
+            "precision": self.trainer.precision,
             "data": data.config() if hasattr(data, "config") else None,
             "wandb": next((_run(logger) for logger in self.loggers if isinstance(logger, WandbLogger)), None),
         }

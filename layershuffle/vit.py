@@ -3,6 +3,7 @@
 timm is imported where it is used: it takes most of a second, which a command's --help needn't wait for.
 """
 
+import inspect
 import os
 import re
 import shutil
@@ -172,6 +173,8 @@ class OrderedViT(nn.Module):
         # Layers that differ, as in the rate of their stochastic depth, have graphs of their own; torch gives up at 8.
         dynamo: Any = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * (1 + self.depth))
+        # It would split each layer of ViT-B in two, for an overlap that DDP has between layers anyway.
+        dynamo.optimize_ddp = False
         projections = self.encoding.projections if self.encoding else ()
         heads = self.prediction.heads if self.prediction else ()
         for module in (*self.vit.blocks, *projections, *heads):
@@ -205,7 +208,8 @@ class OrderedViT(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Everything before the layers: [batch, channels, height, width] to [batch, tokens, dim]."""
         vit: Any = self.vit
-        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        return tokens.contiguous()  # without a class token they are not, for which compiled layers would differ
 
     def run_step(self, tokens: Tensor, step: Step, position: int) -> tuple[Tensor, Tensor | None]:
         """Run one step that holds ``position``: the new tokens and, with prediction, [batch, positions] logits."""
@@ -217,6 +221,8 @@ class OrderedViT(nn.Module):
         """Everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
         from timm.models.vision_transformer import VisionTransformer
 
+        if self.vit.global_pool == "token":  # the others would be normalised for nothing
+            tokens = tokens[:, : self.vit.num_prefix_tokens]
         tokens = self.vit.norm(tokens)
         if self.head == "class":
             logits = VisionTransformer.forward_head(self.vit, tokens)
@@ -290,6 +296,8 @@ def create_model(
     config |= {"head": head, "norm_eps": norm_eps, **timm_args}
     config |= {"order": order} if order else {}
     config |= {"choices": list(choices)} if choices is not None else {}
+    if not timm.is_model(name):  # timm itself would look further, in folders and on the hub
+        raise _unknown(name)
     depth = timm_args.get("depth")
     if depth is not None and depth < 1:
         raise UserError(f"a model has one layer or more, not {depth}")
@@ -329,9 +337,13 @@ def create_fitting(weights: Mapping[str, Tensor], **config: Any) -> OrderedViT:
         config: arguments of ``create_model``, whose file may name any numbers.
 
     Raises:
-        UserError: (a ValueError) as ``create_model``.
+        UserError: (a ValueError) as ``create_model``, and for arguments that would read other files or fetch some.
         RuntimeError: if the weights don't fit.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
+    if strange := config.keys() - _DESCRIBED - inspect.signature(VisionTransformer).parameters.keys():
+        raise UserError(f"the model it names has {sorted(map(str, strange))[0][:200]}, which describes no model")
     layers = {int(found[1]) for key in weights if (found := re.match(r"vit\.blocks\.([0-9]{1,4})\.", key))}
     depth, positions = config.get("depth"), config.get("positions")
     if depth is not None and depth != len(layers):
@@ -345,6 +357,10 @@ def create_fitting(weights: Mapping[str, Tensor], **config: Any) -> OrderedViT:
     model = create_model(**config)
     model.load_state_dict(weights)
     return model
+
+
+_DESCRIBED = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
+"""What describes a model, besides the arguments of timm's class."""
 
 
 def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
@@ -381,13 +397,17 @@ def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> d
     return overlay | ({"input_size": (channels, *known.input_size[1:])} if known else {})
 
 
+def _unknown(name: str) -> UserError:
+    return UserError(f"timm has no model named {name}: timm.list_models('vit*') lists those it has")
+
+
 def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception:
     """The error of ``timm.create_model`` as a sentence for whoever can do something about it."""
     if isinstance(error, UserError):
         return error
     text = str(error).strip().splitlines()
-    if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
-        return UserError(f"timm has no model named {name}: timm.list_models('vit*') lists those it has")
+    if "Invalid pretrained tag" in str(error):
+        return _unknown(name)
     if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
         return UserError(f"{pretrained} holds weights of another backbone than {name}: {text[-1].strip()}")
     network = type(error).__module__.partition(".")[0] in (

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from layershuffle import Order, UserError
 from layershuffle.evaluation import outputs
 from layershuffle.named_orders import named
-from layershuffle.orders import LayerDrop, permutation, random_subset, seeded, sequential
+from layershuffle.orders import LayerDrop, Unit, permutation, random_subset, seeded, sequential
 from layershuffle.training import position_cross_entropy
 
 DEPTH = 4
@@ -43,13 +43,14 @@ def compiled(model, **options):
 
 
 def several(count):
-    """``count`` orders of every kind, the first five of them one of each."""
+    """``count`` orders of every kind, the first six of them one of each."""
     kinds = [
         lambda rng: permutation(DEPTH, rng),
         lambda rng: sequential(DEPTH),
         lambda rng: random_subset(1 + int(rng.random() * DEPTH), DEPTH, rng).shuffled(rng),
         lambda rng: LayerDrop(0.5).sample(DEPTH, rng),
         lambda rng: named("sublayers", sequential(DEPTH)).shuffled(rng),
+        lambda rng: Order([(Unit(0), Unit(2)), *sequential(DEPTH)]).shuffled(rng),
     ]
     return [kinds[at % len(kinds)](seeded("compile", at)) for at in range(count)]
 
@@ -68,8 +69,9 @@ def gradients(model, images, order):
 
 
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])
-def test_200_orders_share_the_graphs_of_the_first_few(small, images, position):
-    model, graphs = compiled(small(position=position, positions=2 * DEPTH))
+@pytest.mark.parametrize("pool", [{}, {"class_token": False, "global_pool": "avg"}], ids=["class token", "averaged"])
+def test_200_orders_share_the_graphs_of_the_first_few(small, images, position, pool):
+    model, graphs = compiled(small(position=position, positions=2 * DEPTH, **pool))
     orders, added = several(200), []
     for order in orders:
         before = graphs.count
@@ -80,7 +82,7 @@ def test_200_orders_share_the_graphs_of_the_first_few(small, images, position):
             model(images, order)
         added.append(graphs.count - before)
     # A layer, its two halves and the projection or head, each in training and in two kinds of evaluation.
-    assert graphs.count == sum(added[:5]) == 3 * (3 if position == "none" else 4)
+    assert graphs.count == sum(added[:6]) == 3 * (3 if position == "none" else 4)
 
 
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])

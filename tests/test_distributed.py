@@ -113,8 +113,9 @@ def test_wrong_combinations_are_refused_before_the_first_step(two):
 
 def test_all_processes_stop_after_the_same_step_and_go_on(two):
     """Only the second was told to stop, in the seventh step."""
+    # The first one's code is the run's: of others that fail, it could be killed before it is done.
+    assert [said["stopped"] for said in two[0]] == [128 + 15, 0]
     for said in two[0]:
-        assert said["stopped"] == 128 + 15
         assert said["stopped at"] == 7
         assert said["ended at"] == 22
     rows = (two[1] / "runs/version_0/metrics.csv").read_text().splitlines()

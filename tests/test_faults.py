@@ -1,6 +1,7 @@
 """Runs that go wrong say so: losses that are not finite, images that can't be read, processes that are killed."""
 
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from test_data import fake_imagenet
 
 from layershuffle.callbacks import WholeCheckpointIO
+from layershuffle.commands import main
 from layershuffle.data import Digits, ImageFolders
 from layershuffle.data import decoding as decoding_module
 from layershuffle.finite import FirstBadStep, all_finite
@@ -145,6 +147,23 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
         decoding_module.open_image(root / "val/n01440764/bomb.png")
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_fails_on_validation_images_is_not_the_best(tmp_path, value):
+    module = FineTuner("vit_tiny_patch16_224", 10, timm_args=SMALL)
+    torch.nn.init.constant_(module.model.vit.head.bias, value)
+    run = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    run.validate(module, datamodule=Digits(), verbose=False)
+    assert float(run.callback_metrics["val/loss"]) == math.inf
+
+
+def test_a_full_gpu_is_one_sentence():
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with pytest.raises(SystemExit, match="^error: the GPU's memory is full: lower --data.batch_size"):
+        main(full)
+
+
 # --- W&B ----------------------------------------------------------------------------------------------------
 
 
@@ -200,3 +219,10 @@ def test_training_goes_on_without_wandb(tmp_path, fault):
     with metrics.open() as file:
         assert sum(bool(row["val/loss"]) for row in csv.DictReader(file)) == 1
     assert len(list(tmp_path.rglob("offline-run-*/*.wandb"))) == 1
+    if fault == "no key":
+        (last,) = tmp_path.rglob("last.ckpt")
+        command = [str(ROOT / "evaluate.py"), str(last), "--logger=WandbLogger"]
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("warning: W&B can't be reached") == 1
+        assert "Traceback" not in done.stderr

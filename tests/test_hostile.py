@@ -3,11 +3,13 @@
 import io
 import json
 import struct
+import sys
 import tracemalloc
 import zipfile
 
 import pytest
 import torch
+import torchvision
 import yaml
 from conftest import SMALL
 from hypothesis import HealthCheck, given, settings
@@ -196,10 +198,64 @@ def test_a_checkpoint_that_names_a_huge_model_takes_no_memory(tmp_path, changed)
         load(str(checkpoint(tmp_path / "huge.ckpt", **changed)))
 
 
-def test_a_checkpoint_does_not_make_one_download():
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pretrained": True},
+        {"pretrained": True, "pretrained_cfg": {"url": "http://127.0.0.1:9/weights.pth"}},
+        {"pretrained": "weights.pth"},
+        {"pretrained_cfg": {"file": "weights.pth"}},
+        {"pretrained_cfg_overlay": {"file": "weights.pth"}},
+        {"checkpoint_path": "weights.pth"},
+        {"cache_dir": "elsewhere"},
+        {"name": "hf-hub:timm/vit_tiny_patch16_224"},
+        {"name": "local-dir:weights"},
+        {"name": ["x"]},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_opens_no_other_file_and_no_connection(tmp_path, monkeypatch, changed):
+    monkeypatch.chdir(tmp_path)
+    path = checkpoint(tmp_path / "model.ckpt", **changed)
+    (tmp_path / "weights.pth").write_bytes(b"not to be opened")
+    opened, audited = [], {"socket.connect", "socket.getaddrinfo", "open"}
+    sys.addaudithook(lambda event, given: opened.append(str(given[0])) if event in audited else None)
+    with pytest.raises(UserError, match="which describes no model|timm has no model|don't fit|can't be created"):
+        load(str(path))
+    assert not [name for name in opened if "weights" in name or "127.0.0.1" in name or "huggingface" in name]
+
+
+def test_a_checkpoint_does_not_make_one_download(monkeypatch):
     made = TorchvisionImages("FakeData", 10, download=True)
     assert made.config()["args"]["download"] is True
     assert from_config(made.config()).download is False
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda _: pytest.fail("it downloads"))
+    made = TorchvisionImages("MNIST", 10, root="/nowhere", test_args={"train": False, "download": True})
+    with pytest.raises(UserError, match="MNIST is not in the folder /nowhere"):
+        from_config(made.config()).setup("test")
+    with pytest.raises(UserError, match="has no data set named LSUN"):
+        TorchvisionImages("LSUN", 10).setup("test")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [1],
+        "x",
+        {"class": ["Digits"], "args": {}},
+        {"class": "Digits"},
+        {"class": "Digits", "args": 1},
+        {"class": "Digits", "args": {"batch_size": "x"}},
+        {"class": "Digits", "args": {"val_fraction": "x"}},
+        {"class": "Digits", "args": {"more": 1}},
+        {"class": "TorchvisionImages", "args": {}},
+    ],
+    ids=str,
+)
+def test_data_that_a_checkpoint_cannot_have_been_trained_on(data):
+    with pytest.raises(UserError, match="the data set it was trained on is not known here"):
+        from_config(data)
+    assert from_config({"class": "Digits", "args": {"workers": 10**6}}).workers is None
 
 
 # --- Fuzzing, bounded; tests/fuzz does it without bounds ----------------------------------------------------

@@ -14,9 +14,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import SMALL
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
 from layershuffle.callbacks import WholeCheckpointIO
+from layershuffle.commands.resume import find
 from layershuffle.commands.train import train
 from layershuffle.data import Digits
 from layershuffle.last_checkpoint import LastCheckpoint
@@ -151,7 +153,8 @@ def rows(folder):
     with (folder / RUN / "metrics.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
     for row in found:
-        row.pop("train/images_per_second")
+        speed = row.pop("train/images_per_second")
+        assert not speed or float(speed) > 1  # else the time before the process began counts
     return found
 
 
@@ -223,6 +226,65 @@ def test_the_same_command_goes_on_and_another_begins_anew(tmp_path, monkeypatch,
     train(QUICK)
     assert "going on with runs/version_0 (from the beginning)\n" in capsys.readouterr().out
     assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_the_run_that_has_a_checkpoint_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(QUICK)
+    train([*(argument for argument in QUICK if "resume" not in argument), f"--ckpt_path={RUN}/checkpoints/last.ckpt"])
+    assert {path.name for path in Path("runs").iterdir()} == {"version_0", "version_1"}
+    for name, text in (("date", "a: 2024-99-99"), ("deep", "[" * 5000)):
+        Path("runs", name).mkdir()
+        Path("runs", name, "config.yaml").write_text(text)
+    train(QUICK)
+    assert "going on with runs/version_0\n" in capsys.readouterr().out
+
+
+def test_a_better_checkpoint_replaces_the_best_one_of_before(tmp_path, monkeypatch):
+    """The second run names the folder in full; Lightning would take it for another, and remove what it has written."""
+    monkeypatch.chdir(tmp_path)
+    command = [argument for argument in COMMAND if "max_epochs" not in argument and "resume" not in argument]
+    command += ["--checkpoint.monitor=step", "--checkpoint.mode=max"]
+    train([*command, "--trainer.max_epochs=1"])
+    train([*command, "--trainer.max_epochs=2", f"--ckpt_path={RUN}/checkpoints/last.ckpt"])
+    steps = [state(RUN / "checkpoints" / name)["global_step"] for name in ("best.ckpt", "last.ckpt")]
+    assert steps == [10, 10]
+
+
+def test_lightnings_own_metrics_file_goes_on_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [*QUICK[:-1], "--trainer.max_epochs=2", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs"]
+    train(command)
+    (metrics,) = Path("runs").rglob("metrics.csv")
+    before = metrics.read_text()
+    assert before.count("\n") > 3
+    train(command)
+    assert metrics.read_text() == before
+
+
+def test_wandbs_project_is_where_its_client_takes_it_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    logger = Namespace(class_path="WandbLogger", init_args=Namespace(project=None, save_dir="runs"))
+    config = Namespace(trainer=Namespace(logger=logger, default_root_dir=None), checkpoint=Namespace(dirpath=None))
+    folder = tmp_path / "runs/mine/id"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("a: 1")
+    (folder / "checkpoints/last.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
+    relative = Path("runs/mine/id")
+    assert find(config, "a: 1") == (relative, relative / "checkpoints/last.ckpt")
+    assert find(config, "a: 2") is None
+
+
+@pytest.mark.parametrize("where", ["--trainer.logger=false", "--trainer.logger.version=mine"])
+def test_the_checkpoints_of_another_run_in_the_same_place_are_left_alone(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    train([*QUICK, where])
+    (last,) = tmp_path.rglob("last.ckpt")
+    before = last.read_bytes()
+    with pytest.raises(ValueError, match=r"last\.ckpt is of a run with other options"):
+        train([*QUICK, where, "--model.optimizer.lr=0.1"])
+    assert last.read_bytes() == before
 
 
 def test_a_folder_of_another_runs_checkpoints_is_refused(tmp_path, monkeypatch):

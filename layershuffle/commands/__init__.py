@@ -1,20 +1,32 @@
 """The command lines, and how they fail: what a user can cause is one sentence and a non-zero exit."""
 
+import atexit
 import errno
+import gc
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser
+import torch
 
-from layershuffle.errors import UserError
-from layershuffle.reading import read_yaml
+# What Lightning's import makes is there to stay: looking it through for garbage would be a third of the start.
+gc.disable()
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser  # noqa: E402
+
+gc.freeze()
+gc.enable()
+atexit.register(gc.unfreeze)
+
+from layershuffle.errors import UserError  # noqa: E402
+from layershuffle.reading import read_yaml  # noqa: E402
 
 
 class Parser(LightningArgumentParser):
@@ -46,6 +58,15 @@ def main(command: Callable[[], Any]) -> None:
         command()
     except (UserError, MisconfigurationException) as error:
         sys.exit(f"error: {_sentence(error)}")
+    except SystemExit as end:
+        if end.code:
+            raise
+        # --help: nothing has begun that must be ended, and taking apart what was imported would last another second.
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(0)
+    except torch.OutOfMemoryError:
+        sys.exit("error: the GPU's memory is full: lower --data.batch_size, or evaluate.py's --batch-size")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -75,6 +96,8 @@ def quieten() -> None:
         ".*The dirpath has changed from.*",
         ".*is deprecated.*",
         ".*Corrupt EXIF data.*",
+        ".*your dataloader is not resumable.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
         ".*LightningCLI's args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import Namespace
 
-from layershuffle.checkpoints import read_file
 from layershuffle.errors import UserError
 from layershuffle.last_checkpoint import last_path
+from layershuffle.reading import read_yaml
 
 UNLIKE = ("config", "ckpt_path", "resume")
 """What may differ between two commands that are the same."""
-MAX_CONFIG_BYTES = 1 << 20
 
 
 class Begun(NamedTuple):
@@ -25,35 +24,37 @@ class Begun(NamedTuple):
 
 
 def find(config: Namespace, asked: str) -> Begun | None:
-    """The newest run with the same options as ``config``, whose YAML is ``asked``; None if there is none.
+    """The run with the same options as ``config``, whose YAML is ``asked``; None if there is none.
+
+    Of several the newest that has a checkpoint.
 
     Raises:
-        UserError: (a ValueError) if the folder of the checkpoints is another run's.
+        UserError: (a ValueError) if the folder that the checkpoints would go to is another run's.
     """
-    same = _options(asked)
-    found = [path for path in _configs(config) if _options(_text(path)) == same]
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-    dirpath = config.checkpoint.dirpath
-    if newest is None:
-        if dirpath and last_path(dirpath).is_file():
-            raise UserError(
-                f"{last_path(dirpath)} is of a run with other options: give another --checkpoint.dirpath, or "
-                f"--ckpt_path {last_path(dirpath)} to go on from it all the same"
-            )
-        return None
-    last = last_path(dirpath or (newest.parent if config.trainer.logger is False else newest.parent / "checkpoints"))
-    return Begun(newest.parent, last if last.is_file() else None)
+    same = _options(yaml.safe_load(asked))
+    found = [Begun(path.parent, _last(config, path.parent)) for path in _configs(config) if _read(path) == same]
+    if found:
+        return max(found, key=lambda run: (run.last is not None, (run.folder / "config.yaml").stat().st_mtime_ns))
+    folder = _folder(config)
+    if folder and (other := _last(config, folder)):
+        raise UserError(
+            f"{other} is of a run with other options: give another --checkpoint.dirpath, or --ckpt_path {other} to go "
+            "on from it all the same"
+        )
+    return None
 
 
-def go_on(config: Namespace, begun: Begun) -> None:
-    """Make ``config`` that of the run that was begun: its folder, its metrics, its last checkpoint."""
+def go_on(config: Namespace, begun: Begun, step: int) -> None:
+    """Make ``config`` that of the run that was begun and has come to ``step``: its folder, metrics and checkpoint."""
     config.ckpt_path = str(begun.last) if begun.last else None
-    step = int(read_file(begun.last).get("global_step", 0)) if begun.last else 0
-    for logger in _loggers(config):
-        if "CSVLogger" in str(logger.class_path) or "MetricsFile" in str(logger.class_path):
-            logger.init_args["version"] = begun.folder.name
+    loggers = _loggers(config)
+    for logger in loggers:
+        if "CSVLogger" in str(logger.class_path):  # which would delete the rows that are there
+            logger.class_path = "layershuffle.metrics_file.MetricsFile"
         if "MetricsFile" in str(logger.class_path):
             logger.init_args["from_step"] = step
+        if "version" in logger.init_args and "Wandb" not in str(loggers[0].class_path):
+            logger.init_args["version"] = begun.folder.name
 
 
 def _loggers(config: Namespace) -> list[Namespace]:
@@ -61,26 +62,44 @@ def _loggers(config: Namespace) -> list[Namespace]:
     return [logger for logger in (loggers if isinstance(loggers, list) else [loggers]) if hasattr(logger, "class_path")]
 
 
-def _configs(config: Namespace) -> Iterator[Path]:
+def _last(config: Namespace, folder: Path) -> Path | None:
+    """The checkpoint to go on from of the run in ``folder``, if there is one."""
+    inside = folder if config.trainer.logger is False else folder / "checkpoints"
+    path = last_path(config.checkpoint.dirpath or inside)
+    return path if path.is_file() else None
+
+
+def _folder(config: Namespace) -> Path | None:
+    """Where the run will be, as far as that is settled: else it is given a new folder."""
+    if config.trainer.logger is False or config.checkpoint.dirpath:
+        return _runs(config)
+    version = vars(loggers[0].init_args).get("version") if (loggers := _loggers(config)) else None
+    return None if version is None else _runs(config) / (version if isinstance(version, str) else f"version_{version}")
+
+
+def _runs(config: Namespace) -> Path:
+    """The folder in which each run has one of its own, or the only run's."""
     root = Path(config.trainer.default_root_dir or os.getcwd())
-    loggers = _loggers(config)
     if config.trainer.logger is False:
-        yield from root.glob("checkpoints/config.yaml")
-        return
-    given: dict[str, Any] = vars(loggers[0].init_args) if loggers else {}
-    name = given.get("project" if loggers and "Wandb" in str(loggers[0].class_path) else "name")
-    yield from (Path(given.get("save_dir") or root) / ("lightning_logs" if name is None else name)).glob(
-        "*/config.yaml"
-    )
+        return root / "checkpoints"
+    loggers = _loggers(config)
+    given: dict[str, Any] = vars(loggers[0].init_args) if loggers else {"name": "lightning_logs"}
+    name = given.get("name") or ""
+    if loggers and "Wandb" in str(loggers[0].class_path):
+        name = given.get("project") or os.environ.get("WANDB_PROJECT", "lightning_logs")
+    return Path(given.get("save_dir") or root) / name
 
 
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.stat().st_size < MAX_CONFIG_BYTES else ""
+def _configs(config: Namespace) -> Iterator[Path]:
+    return _runs(config).glob("config.yaml" if config.trainer.logger is False else "*/config.yaml")
 
 
-def _options(text: str) -> Any:
+def _read(path: Path) -> Any:
     try:
-        options = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return _options(read_yaml(path))
+    except UserError:  # somebody else's
         return None
-    return {key: value for key, value in options.items() if key not in UNLIKE} if isinstance(options, dict) else None
+
+
+def _options(content: Any) -> Any:
+    return {key: value for key, value in content.items() if key not in UNLIKE} if isinstance(content, dict) else None

@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch.distributed import is_torchelastic_launched
 from torch.utils.data import DataLoader, Dataset
 
-from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
+from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets, wandb_runs
 from layershuffle.data import ImageData, Preprocess, from_config
 from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
@@ -35,6 +35,9 @@ from layershuffle.report import plots, tables
 from layershuffle.results import Results, Score, summarise
 from layershuffle.version import __version__
 from layershuffle.vit import OrderedViT
+
+MOST_IMAGES = 2048
+"""A GPU gains nothing by larger batches than this, and the first one takes the longer to read."""
 
 
 def study_parser(prog: str, description: str, split: str = "test") -> Parser:
@@ -65,7 +68,8 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
         "--batch-size",
         type=PositiveInt | Literal["auto"] | None,
         default=None,
-        help="images per batch; auto: the most that fit the GPU's memory (default: the data's eval_batch_size)",
+        help=f"images per batch; auto: the most that fit the GPU's memory, up to {MOST_IMAGES} (default: the data's "
+        "eval_batch_size)",
     )
     parser.add_argument(
         "--output", type=str | None, default=None, help="the results file (default: beside the checkpoint)"
@@ -157,15 +161,24 @@ class Study:
             console.print(f"plot: {path}", soft_wrap=True, highlight=False)
         logger = self.made.get("logger")
         if isinstance(logger, WandbLogger):
-            for name, (header, rows) in found.items():
-                logger.log_table(f"evaluation/{name}", columns=header, data=rows)
-            for name, path in drawn.items():
-                logger.log_image(f"evaluation/{name}", [str(path)])
-            for group, scores in results.groups().items():
-                logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = summarise(
-                    score.top1 for score in scores
-                ).mean
-            logger.experiment.finish()
+            wandb_runs.begin(logger)
+            wandb_runs.forgiving(_send)(logger, results, found, drawn)
+
+
+def _send(
+    logger: WandbLogger,
+    results: Results,
+    found: Mapping[str, tuple[list[str], list[list[str]]]],
+    drawn: Mapping[str, Path],
+) -> None:
+    for name, (header, rows) in found.items():
+        logger.log_table(f"evaluation/{name}", columns=header, data=rows)
+    for name, path in drawn.items():
+        logger.log_image(f"evaluation/{name}", [str(path)])
+    for group, scores in results.groups().items():
+        mean = summarise(score.top1 for score in scores).mean
+        logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = mean
+    logger.experiment.finish()
 
 
 def open_study(command: Parser, args: list[str] | None = None, kind: str = "evaluation", shared: bool = False) -> Study:
@@ -214,8 +227,9 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
     model, images = subject.model, data.sets[config.split]
     data.device = fabric.device
     if config.batch_size == "auto":
-        several = data.eval_batch_size or 2 * data.batch_size
-        data.eval_batch_size = fabric.broadcast(_largest_batch(model, images, fabric, several))
+        _ = data.test_dataloader() if config.split == "test" else data.val_dataloader()  # a set may live on the device
+        start = max(1, (data.eval_batch_size or 2 * data.batch_size) // fabric.world_size)
+        data.eval_batch_size = fabric.world_size * fabric.broadcast(_largest_batch(model, images, fabric, start))
     elif config.batch_size:
         data.eval_batch_size = config.batch_size
     if config.compile:
@@ -272,7 +286,7 @@ def _largest_batch(model: OrderedViT, images: Dataset, fabric: Fabric, start: in
             del held
 
     model.to(fabric.device).eval()
-    return largest_batch(attempt, start, len(images))  # type: ignore[arg-type]
+    return largest_batch(attempt, start, min(MOST_IMAGES, len(images) // fabric.world_size))  # type: ignore[arg-type]
 
 
 def _batch(model: OrderedViT, images: Dataset, count: int, device: torch.device) -> torch.Tensor:

@@ -53,7 +53,7 @@ class LogConfig(SaveConfigCallback):
         config.pop("config", None)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update(config.as_dict(), allow_val_change=True)
+                wandb_runs.forgiving(logger.experiment.config.update)(config.as_dict(), allow_val_change=True)
 
 
 class TrainCLI(LightningCLI):
@@ -102,18 +102,21 @@ class TrainCLI(LightningCLI):
         self.save_config_kwargs["asked"] = asked = self.parser.dump(self.config, skip_none=False)
         if self.config.resume and self.config.ckpt_path:
             raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
-        if self.config.resume and (begun := find(self.config, asked)):
-            go_on(self.config, begun)
+        begun = find(self.config, asked) if self.config.resume else None
+        from_path = begun.last if begun else self.config.ckpt_path
+        saved = read_file(from_path) if from_path else {}
+        self.from_step, self.record = int(saved.get("global_step", 0)), saved.get(RECORD)
+        if begun:
+            go_on(self.config, begun, self.from_step)
             rank_zero_only(print)(f"going on with {begun.folder}" + ("" if begun.last else " (from the beginning)"))
         if self.config.ckpt_path:
             # Elsewhere Lightning would forget which checkpoint has been the best.
             self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)
-            record = read_file(self.config.ckpt_path).get(RECORD)
-            if not isinstance(record, dict):
+            if not isinstance(self.record, dict):
                 raise UserError(f"{self.config.ckpt_path} is not a checkpoint of train.py")
             loggers = self.config.trainer.logger
             for logger in loggers if isinstance(loggers, list) else [loggers]:
-                continue_wandb(logger, record.get("wandb"))
+                continue_wandb(logger, self.record.get("wandb"))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the callbacks that depend on others, or that Lightning refuses where there is nothing for them to do."""
@@ -125,9 +128,12 @@ class TrainCLI(LightningCLI):
         if self.config.trainer.logger is not False:
             self.trainer_defaults["callbacks"].append(LearningRateMonitor())
         if self.config.fastest_precision:
-            kwargs["precision"] = self.config.trainer.precision = self._fastest_precision()
+            before = self.record.get("precision") if self.record else None
+            kwargs["precision"] = self.config.trainer.precision = before or self._fastest_precision()
             print(f"precision: {kwargs['precision']}, measured to be the faster one")
         trainer = super().instantiate_trainer(**kwargs)
+        if self.config.fastest_precision and trainer.world_size > 1:
+            raise UserError("processes may not measure alike: name --trainer.precision in place of --fastest_precision")
         strategy: Any = trainer.strategy
         in_one_file = isinstance(strategy, ModelParallelStrategy) and not strategy._save_distributed_checkpoint
         if in_one_file or isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):  # others write in their own way
@@ -135,10 +141,10 @@ class TrainCLI(LightningCLI):
         return trainer
 
     def _fastest_precision(self) -> str:
-        """For a training step, of a small batch on a CPU; leaves no trace but the time it took."""
+        """For a training step of a small batch; leaves no trace but the time it took."""
         gpu = torch.cuda.is_available() and self.config.trainer.accelerator in ("auto", "gpu", "cuda")
         device = torch.device("cuda" if gpu else "cpu")
-        model, count = self.model.model.to(device), min(self.datamodule.batch_size, 640 if gpu else 32)
+        model, count = self.model.model.to(device), min(self.datamodule.batch_size, 64 if gpu else 32)
         size, channels = image_size(model), model.vit.patch_embed.proj.in_channels
 
         def step() -> None:
@@ -171,7 +177,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     )
     cli.datamodule.image_size = image_size(cli.model.model)
     trainer = cli.trainer
-    wandb_runs.prepare(trainer, cli.config.ckpt_path)
+    wandb_runs.prepare(trainer, cli.from_step if cli.config.ckpt_path else None)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     except (Preempted, SIGTERMException) as stop:
@@ -184,7 +190,8 @@ def train(args: list[str] | None = None) -> pl.Trainer:
                 "--resume auto goes on",
                 file=sys.stderr,
             )
-        sys.exit(128 + number)
+        # What starts the processes kills the first one when another fails, perhaps before it has ended its W&B run.
+        sys.exit(128 + number if trainer.is_global_zero else 0)
     except SystemExit:  # how Lightning ends a fit that was interrupted
         saved = checkpoint_paths(trainer).get("last")
         print(f"interrupted{f'; go on with --ckpt_path {saved}' if saved else ''}", file=sys.stderr)

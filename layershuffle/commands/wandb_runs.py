@@ -12,23 +12,22 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from layershuffle.checkpoints import read_file
 from layershuffle.metrics_file import MetricsFile
 
 
-def prepare(trainer: pl.Trainer, ckpt_path: str | None) -> None:
+def prepare(trainer: pl.Trainer, from_step: int | None) -> None:
     """Begin the W&B runs of a trainer, offline if need be, and write what they are told to a metrics.csv as well.
 
-    ``ckpt_path`` is the checkpoint that the run goes on from, if any.
+    ``from_step`` is the step that the run goes on from, if it does.
     """
     for logger in list(trainer.loggers):
         if isinstance(logger, WandbLogger):
-            _begin(logger)
+            begin(logger)
             for method in ("log_metrics", "finalize"):
-                setattr(logger, method, _forgiving(getattr(logger, method)))
+                setattr(logger, method, forgiving(getattr(logger, method)))
             if not any(isinstance(other, CSVLogger) for other in trainer.loggers):
-                step = int(read_file(ckpt_path).get("global_step", 0)) if ckpt_path else None
-                beside = MetricsFile(str(logger.save_dir or "."), str(logger.name), str(logger.version), from_step=step)
+                where = (str(logger.save_dir or "."), str(logger.name), str(logger.version))
+                beside = MetricsFile(*where, from_step=from_step)
                 trainer.loggers = [*trainer.loggers, beside]
 
 
@@ -36,11 +35,12 @@ def finish(trainer: pl.Trainer) -> None:
     """End the W&B runs, else the next run of this process would join them."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            _forgiving(logger.experiment.finish)()
+            forgiving(logger.experiment.finish)()
 
 
 @rank_zero_only
-def _begin(logger: WandbLogger) -> None:
+def begin(logger: WandbLogger) -> None:
+    """Begin the W&B run of a logger, offline if W&B is out of reach."""
     import wandb
 
     try:
@@ -51,8 +51,8 @@ def _begin(logger: WandbLogger) -> None:
         _warn(f"W&B can't be reached ({_first_line(error)}): later, send the run with: wandb sync {_folder(run)}")
 
 
-def _forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, until it fails for the first time."""
+def forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, until W&B fails for the first time."""
     import wandb
 
     working = True

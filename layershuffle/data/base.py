@@ -234,11 +234,18 @@ def from_config(config: dict[str, Any]) -> ImageData:
         UserError: (a ValueError) if its class isn't one of ImageData's imported subclasses or its arguments don't fit.
     """
     known = {cls.__name__: cls for cls in _subclasses(ImageData)}
-    name, args = config.get("class"), config.get("args")
-    if name not in known or not isinstance(args, dict) or not args.keys() <= set(_arguments(known[name])):
-        raise UserError(f"the data set it was trained on ({name}) is not known here: say which to use with --data")
-    # A checkpoint may come from anyone: whether to write files is up to who evaluates it.
-    return known[name](**args | ({"download": False} if "download" in args else {}))
+    try:
+        made, args = known[config["class"]], dict(config["args"])
+        if not args.keys() <= set(_arguments(made)):
+            raise ValueError(f"{made.__name__} takes no such arguments")
+        # A checkpoint may come from anyone: whether to write files, and with how many processes to read them, is up to
+        # who evaluates it.
+        return made(**args | {"workers": None} | ({"download": False} if "download" in args else {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"the data set it was trained on is not known here ({type(error).__name__}: {str(error)[:200]}): say which "
+            "to use with --data"
+        ) from error
 
 
 def _subclasses(cls: type[ImageData]) -> list[type[ImageData]]:

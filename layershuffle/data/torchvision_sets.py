@@ -69,14 +69,14 @@ class TorchvisionImages(ImageData):
 
     def _open(self, train: bool, download: bool) -> Any:
         cls: Any = getattr(torchvision.datasets, self.dataset, None)
-        if not isinstance(cls, type):
+        if not isinstance(cls, type) or self.dataset.startswith("LSUN"):  # which unpickles files, and is for lmdb
             raise UserError(f"torchvision has no data set named {self.dataset}")
         accepted = inspect.signature(cls).parameters
         options = self.train_args if train else self.test_args
         if options is None:
             options = {"train": train} if "train" in accepted else {"split": "train" if train else "test"}
-        if download and "download" in accepted:
-            options = options | {"download": True}
+        if "download" in accepted:  # whatever a checkpoint's train_args or test_args say
+            options = options | {"download": download}
         try:
             return cls(self.root, **options)
         except (RuntimeError, OSError) as error:
