@@ -1,7 +1,7 @@
 """How fast a training step and a forward pass are, beside timm, Hugging Face and torch.compile of the whole model.
 
     python -m benchmarks.step                # small, for a CPU: 12 layers of width 64 on 28 x 28 images
-    python -m benchmarks.step --size full    # ViT-B/16 at 224, batch 640, in bf16, for a GPU
+    python -m benchmarks.step --size full    # ViT-B/16 at 224, batch 640, for a GPU
 
 Every contender trains the same architecture with Adam on one batch that stays where it is. Plain timm runs its layers
 in sequence, the others in a new random order at every step.
@@ -14,6 +14,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,10 +28,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from benchmarks.common import Times, arguments, flops, matrix_product, peak_memory, ratio, report, seconds, take_turns
 from layershuffle.callbacks import ThroughputLogger
 from layershuffle.commands import quieten
+from layershuffle.hardware import fastest_precision
 from layershuffle.orders import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training import PAPER_ADAM, FineTuner, position_cross_entropy
 
 PLAIN, OURS = "timm, eager, in sequence", "ours, compiled"
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class ByHand(nn.Module):
@@ -72,15 +75,15 @@ class HuggingFace(nn.Module):
 class Loop:
     """The training loop a user would write: one call is one step."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[int], Tensor], device: torch.device, optimizer: Any) -> None:
-        self.model, self.loss, self.device, self.optimizer = model, loss, device, optimizer
+    def __init__(self, model: nn.Module, loss: Callable[[int], Tensor], autocast: Autocast, optimizer: Any) -> None:
+        self.model, self.loss, self.autocast, self.optimizer = model, loss, autocast, optimizer
         self.step = 0
 
     def __call__(self) -> None:
         """Forward, backward, update."""
         self.model.train()
         self.optimizer.zero_grad()
-        with autocast(self.device):
+        with self.autocast():
             loss = self.loss(self.step)
         loss.backward()
         self.optimizer.step()
@@ -101,14 +104,16 @@ class Repeat(IterableDataset):
 class TrainingRun(pl.Callback):
     """What train.py runs, Lightning's loop with logging and all: one call lets it go on by one step."""
 
-    def __init__(self, module: FineTuner, batch: tuple[Tensor, Tensor], device: torch.device, folder: str) -> None:
+    def __init__(
+        self, module: FineTuner, batch: tuple[Tensor, Tensor], device: torch.device, precision: Any, folder: str
+    ) -> None:
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
         self.module, self.batch = module, batch
         self.error: BaseException | None = None
         self.trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=1 if device.index is None or device.type == "cpu" else [device.index],
-            precision="bf16-mixed" if device.type == "cuda" else "32-true",
+            precision=precision,
             max_epochs=-1,
             limit_val_batches=0,
             callbacks=[self, ThroughputLogger()],
@@ -147,11 +152,6 @@ class TrainingRun(pl.Callback):
             raise self.error
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on a GPU; float32 on a CPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 def shuffled(depth: int, step: int) -> list[int]:
     """The order of a step, for those who permute by hand."""
     layers = list(range(depth))
@@ -175,6 +175,12 @@ def main() -> None:
     parser.add_argument(
         "--cache", default=None, help="a folder of compiled kernels to start from (default: none, compile everything)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "32-true", "bf16-mixed"],
+        default="auto",
+        help="of all contenders (default: bf16-mixed on a GPU, on a CPU the faster one for timm's eager step)",
+    )
     args = parser.parse_args()
     quieten()
     warnings.filterwarnings("ignore", module="lightning")
@@ -188,6 +194,13 @@ def main() -> None:
     timm_args: dict[str, Any] = {"img_size": size, "patch_size": patch, "in_chans": channels, "depth": depth}
     timm_args |= {"embed_dim": width, "num_heads": heads, "mlp_ratio": ratio_of_mlp}
     name = "vit_base_patch16_224"
+    precision = args.precision
+
+    def autocast() -> AbstractContextManager[object]:
+        if precision == "auto":  # it is being measured
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
     raw = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 10, (batch,), device=device)
 
@@ -209,7 +222,7 @@ def main() -> None:
             return total
 
         fused = torch.optim.Adam(module.model.parameters(), **PAPER_ADAM, fused=True)
-        return module, Loop(module.model, loss, device, fused)
+        return module, Loop(module.model, loss, autocast, fused)
 
     module, eager = ours(False)
     images = module.preprocess(raw)
@@ -217,9 +230,11 @@ def main() -> None:
 
     def plain_loop(model: nn.Module, forward: Callable[[int], Tensor]) -> Loop:
         optimizer = torch.optim.Adam(model.parameters(), **PAPER_ADAM)
-        return Loop(model, lambda step: F.cross_entropy(forward(step), labels), device, optimizer)
+        return Loop(model, lambda step: F.cross_entropy(forward(step), labels), autocast, optimizer)
 
     steps: dict[str, Any] = {PLAIN: plain_loop(vit, lambda step: vit(images))}
+    if precision == "auto":
+        precision = "bf16-mixed" if device.type == "cuda" else fastest_precision(steps[PLAIN], device)
     forwards: dict[str, Callable[[], object]] = {PLAIN: lambda: vit(images)}
     try:
         face = HuggingFace(width, depth, heads, ratio_of_mlp * width, size, patch, channels).to(device)
@@ -235,7 +250,7 @@ def main() -> None:
     steps["ours, compiled, position predicted"] = ours(True, "predict")[1]
     steps["ours, compiled, LayerDrop 0.2"] = ours(True, sampler=LayerDrop(0.2))[1]
     run = FineTuner(name, 10, compile=True, timm_args=timm_args)
-    steps["ours, compiled, by train.py"] = TrainingRun(run, (raw, labels), device, scratch.name)
+    steps["ours, compiled, by train.py"] = TrainingRun(run, (raw, labels), device, precision, scratch.name)
 
     first, compiled_graphs = {}, {}
     for contender, step in steps.items():
@@ -250,7 +265,7 @@ def main() -> None:
     trained = vit.state_dict()  # some weights give numbers so small that a CPU slows down
     module.model.vit.load_state_dict(trained)
     compiled.model.vit.load_state_dict(trained)
-    with torch.inference_mode(), autocast(device):
+    with torch.inference_mode(), autocast():
         for model in (vit, module, compiled, *([face] if len(forwards) == 4 else [])):
             model.eval()
         forward_times = take_turns(forwards, rounds, device, warm_up=2)
@@ -277,9 +292,9 @@ def main() -> None:
         took = [seconds(loop, device) for _ in range(args.whole)]
         first[contender], compiled_graphs[contender] = took[0], graphs() - before
         times[contender], memory[contender], work[contender] = took, None, work[PLAIN]
-    ceiling = matrix_product(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    ceiling = matrix_product(device, torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
     setting = {"size": args.size, "layers": depth, "width": width, "batch": batch, "rounds": rounds}
-    setting |= {"precision": "bf16" if device.type == "cuda" else "float32", "ceiling in GFLOP/s": ceiling / 1e9}
+    setting |= {"precision": precision, "ceiling in GFLOP/s": ceiling / 1e9}
     rows = []
     for contender, took in times.items():
         speed = batch / statistics.median(took)
