@@ -41,7 +41,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
             f"{path} is not a checkpoint, or holds code instead of only weights; it was not loaded"
         ) from error
     except Exception as error:  # the readers of damaged files raise whatever they stumble over
-        raise UserError(f"{path} is not a checkpoint or is damaged: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a checkpoint or is damaged, perhaps cut short: it was not loaded") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
     for tensor in _tensors(content, set()):
@@ -91,7 +91,3 @@ def _tensors(content: Any, seen: set[int]) -> Iterator[Tensor]:
         elif isinstance(part, (dict, list, tuple, set)) and id(part) not in seen:
             seen.add(id(part))
             waiting += [*part.keys(), *part.values()] if isinstance(part, dict) else part
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

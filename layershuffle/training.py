@@ -123,6 +123,8 @@ class FineTuner(pl.LightningModule):
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
         self.seed = seed
         self._bad = FirstBadStep()
+        if warmup_steps < 0:
+            raise UserError(f"warmup_steps is a number of steps from 0 up, not {warmup_steps}")
         self.draw(0)  # an order the model can't run should fail here, not after the data
         if compile:
             self.model.compile()
@@ -231,7 +233,10 @@ class FineTuner(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        try:
+            optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        except ValueError as error:
+            raise UserError(f"the optimizer can't be made: {error}") from error
         _fuse(optimizer)
         # A fused optimizer can unscale the gradients of 16-mixed by itself, without waiting for the device; Lightning
         # doesn't clip the gradients of one that can, even where nothing is scaled.

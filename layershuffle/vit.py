@@ -420,6 +420,6 @@ def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception
     if network or isinstance(error, OSError):
         return UserError(
             f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, "
-            "download them elsewhere and pass their path as pretrained"
+            "download them elsewhere and give their path (train.py --model.pretrained, evaluate.py --pretrained)"
         )
     return UserError(f"{name} can't be created with these arguments: {text[-1] if text else type(error).__name__}")

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -400,6 +402,30 @@ def test_a_class_count_that_disagrees(capsys, compared, tmp_path):
     data = ["--data=ImageFolders", f"--data.root={fake_imagenet(tmp_path)}"]
     complaint = fails(capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), *data)
     assert "the model tells 10 classes apart, but the data has 2" in complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--data.batch_size=0"], "a batch has at least one image"),
+        (["--model.optimizer.lr=-1"], "the optimizer can't be made: Invalid learning rate: -1"),
+        (["--model.warmup_steps=-5"], "warmup_steps is a number of steps from 0 up, not -5"),
+        (["--trainer.max_epochs=many"], "Expected a <class 'int'> (given: many)"),
+    ],
+)
+def test_values_that_cannot_be(capsys, options, complaint):
+    said = fails(capsys, train, *DIGITS, *QUIET, *options)
+    assert complaint in said
+    assert "Union" not in said
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_interrupted_while_it_imports(script):
+    process = subprocess.Popen([sys.executable, str(ROOT / script), "--help"], stderr=subprocess.PIPE)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate()[1].decode()
+    assert process.returncode in (-signal.SIGINT, 130)
 
 
 def test_checkpoints_that_are_none(capsys, compared, tmp_path):

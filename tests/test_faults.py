@@ -1,15 +1,19 @@
 """Runs that go wrong say so: losses that are not finite, images that can't be read, processes that are killed."""
 
 import csv
+import json
 import math
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import wandb
 from conftest import SMALL
 from PIL import Image
 from test_data import fake_imagenet
@@ -187,9 +191,61 @@ train(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("fault", ["refusing", "no key", "killed"])
-def test_training_goes_on_without_wandb(tmp_path, fault):
-    """The real client: against an address where nobody listens, without a key, and with its process killed."""
+class FullAccount(BaseHTTPRequestHandler):
+    """A W&B server that begins runs and then takes no more of them."""
+
+    refused = 0
+
+    def do_POST(self):
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        code, answer = 200, {"data": {}}
+        if self.path == "/graphql":
+            query = json.loads(asked)
+            answer = {"data": self._data(query.get("variables") or {})}
+        elif "file_stream" in self.path:
+            code, answer = 402, {"error": "storage quota exceeded"}
+            type(self).refused += 1
+        content = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST
+
+    def _data(self, variables):
+        viewer = {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+        project = {"id": "1", "name": "p", "entity": {"id": "1", "name": "me"}}
+        bucket = {"id": "1", "name": variables.get("name"), "displayName": "run", "config": "{}", "project": project}
+        address = f"http://127.0.0.1:{self.server.server_port}/file"
+        files = [{"name": name, "uploadUrl": address} for name in variables.get("files") or []]
+        return {
+            "viewer": viewer,
+            "upsertBucket": {"bucket": bucket, "inserted": True},
+            "createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files},
+            "serverInfo": {"features": []},
+        }
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+@pytest.fixture
+def full_account():
+    """The port of a local server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), FullAccount) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+OLD = pytest.mark.skipif(wandb.__version__ < "0.31", reason="older clients ask the server for other things")
+
+
+@pytest.mark.parametrize("fault", ["refusing", "no key", "killed", pytest.param("quota", marks=OLD)])
+def test_training_goes_on_without_wandb(tmp_path, full_account, fault):
+    """The real client: where nobody listens, without a key, with its process killed, and where its quota is hit."""
     configs = ("model/mini_digits", "data/digits", "trainer/cpu", "method/layershuffle")
     args = [f"--config={ROOT}/configs/{name}.yaml" for name in configs]
     args += ["--trainer.logger=WandbLogger", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
@@ -204,12 +260,17 @@ def test_training_goes_on_without_wandb(tmp_path, fault):
     command = [str(ROOT / "train.py"), *args]
     if fault == "killed":
         command = ["-c", KILL, *args, "--trainer.logger.offline=true"]
-    if fault == "refusing":
+    if fault == "quota":
+        env |= {"WANDB_INIT_TIMEOUT": "30", "WANDB_BASE_URL": f"http://127.0.0.1:{full_account}"}
+    if fault in ("refusing", "quota"):
         env["WANDB_API_KEY"] = "0123456789abcdef0123456789abcdef01234567"
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("warning: W&B") == 1
-    if fault == "killed":
+    assert done.stderr.count("warning: W&B") == (fault != "quota")  # of which the client itself warns
+    if fault == "quota":
+        assert FullAccount.refused
+        assert "it will still be written to disk" in done.stderr
+    elif fault == "killed":
         assert done.stdout.count("killed") == 1
         assert "warning: W&B takes no more" in done.stderr
     else:
@@ -218,7 +279,7 @@ def test_training_goes_on_without_wandb(tmp_path, fault):
     (metrics,) = tmp_path.rglob("metrics.csv")
     with metrics.open() as file:
         assert sum(bool(row["val/loss"]) for row in csv.DictReader(file)) == 1
-    assert len(list(tmp_path.rglob("offline-run-*/*.wandb"))) == 1
+    assert len(list(tmp_path.rglob(f"wandb/{'' if fault == 'quota' else 'offline-'}run-*/*.wandb"))) == 1
     if fault == "no key":
         (last,) = tmp_path.rglob("last.ckpt")
         command = [str(ROOT / "evaluate.py"), str(last), "--logger=WandbLogger"]

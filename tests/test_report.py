@@ -3,10 +3,12 @@ import html.parser
 import json
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from layershuffle.commands.report import report
+from layershuffle.errors import UserError
 from layershuffle.report import paper
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
@@ -108,7 +110,7 @@ def test_what_is_missing_or_wrong_is_said_and_the_rest_is_made(tmp_path, capsys)
     said = capsys.readouterr().err
     assert "cut.json is not a results file or is damaged" in said
     assert "old.json is not a results file of this version" in said
-    assert "one.json and other.json disagree about the same cell; both were left out" in said
+    assert "one.json and other.json disagree about layershuffle-predict, seed 0, on imagenet" in said
     assert said.count("warning:") == 3
     rows = table(sections(*collect(tmp_path)), "Missing")
     assert [row[1][0] for row in rows] == [
@@ -120,6 +122,28 @@ def test_what_is_missing_or_wrong_is_said_and_the_rest_is_made(tmp_path, capsys)
         "layershuffle-predict, seed 1",
     ]
     assert table(sections(*collect(tmp_path)), "Table 1")[0][2][0] == "75.00"  # one seed has no deviation
+
+
+def test_files_of_one_model_agree_unless_they_score_the_same_order_otherwise(tmp_path):
+    def file(name, *scored):
+        scores = [Score("given", {"order": order}, order, 10, top1, 0.9, 1.5, None) for order, top1 in scored]
+        model = {"name": "best", "method": "baseline", "seed": 0, "config": {"name": "vit_tiny_patch16_224"}}
+        data = {"name": "Digits", "images": 10, "split": "test"}
+        Results(model, data, {"protocols": ["given"]}, {}, scores).save(tmp_path / name)
+
+    file("a.json", ("0 1", 0.5))
+    file("b.json", ("1 0", 0.6))
+    file("c.json", ("0 1", 0.5), ("1 0", 0.6))
+    file("again.json", ("0 1", 0.5))
+    (setup,), complaints = collect(tmp_path)
+    assert [list(run.files) for run in setup.of("baseline")] == [["a.json", "b.json", "c.json"]]
+    assert not complaints
+    file("d.json", ("1 0", 0.7), ("0", 0.1))
+    (setup,), complaints = collect(tmp_path)
+    assert [list(run.files) for run in setup.of("baseline")] == [["a.json"]]
+    assert "b.json and d.json disagree about baseline, seed 0, on Digits" in complaints[0]
+    with pytest.raises(UserError, match="there is no folder nowhere"):
+        collect(Path("nowhere"))
 
 
 def test_nothing_to_report(tmp_path):

@@ -282,8 +282,19 @@ def test_the_checkpoints_of_another_run_in_the_same_place_are_left_alone(tmp_pat
     train([*QUICK, where])
     (last,) = tmp_path.rglob("last.ckpt")
     before = last.read_bytes()
-    with pytest.raises(ValueError, match=r"last\.ckpt is of a run with other options"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is of another run"):
         train([*QUICK, where, "--model.optimizer.lr=0.1"])
+    assert last.read_bytes() == before
+
+
+def test_a_run_without_resume_leaves_another_alone_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [*(argument for argument in QUICK if "resume" not in argument), "--trainer.logger.version=mine"]
+    train(command)
+    last = Path("runs/mine/checkpoints/last.ckpt")
+    before = last.read_bytes()
+    with pytest.raises(ValueError, match=r"mine/checkpoints/last\.ckpt is of another run, which would be lost"):
+        train(command)
     assert last.read_bytes() == before
 
 
@@ -292,7 +303,7 @@ def test_a_folder_of_another_runs_checkpoints_is_refused(tmp_path, monkeypatch):
     kept = [*QUICK, "--checkpoint.dirpath=kept"]
     train(kept)
     train(kept)
-    with pytest.raises(ValueError, match=r"kept/last\.ckpt is of a run with other options"):
+    with pytest.raises(ValueError, match=r"kept/last\.ckpt is of another run"):
         train([*kept, "--model.optimizer.lr=0.1"])
     with pytest.raises(ValueError, match="finds the checkpoint to go on from by itself"):
         train([*kept, "--ckpt_path=kept/last.ckpt"])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -45,6 +46,21 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 FEW = "--data.test_images=60"
+
+
+def test_orders_of_ones_own_and_the_landscape_are_drawn_and_fit_the_terminal(plain, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    evaluate_command([plain, FEW, "--orders", "skip(2)", "sublayers", "(0|1|2|3|4|5)*3 0 1 2 3 4 5", "--output=o.json"])
+    text = capsys.readouterr().out
+    scores = {score.order: score for score in Results.load("o.json").scores}
+    assert len(scores) == 4
+    for score in scores.values():
+        assert f"{100 * score.top1:.2f}" in text
+    assert max(map(len, text.splitlines())) <= 80 or "plot:" in max(text.splitlines(), key=len)
+    evaluate_command([plain, FEW, "--protocols=landscape", "--output=l.json"])
+    for path, count in (("o.png", 4), ("l.png", 2**6 - 1)):
+        assert len(Results.load(Path(path).with_suffix(".json")).scores) == count
+        assert plt.imread(path)[:, :, :3].std() > 0.05
 
 
 def test_one_command_sweeps_the_painters_and_draws_them(plain, capsys):

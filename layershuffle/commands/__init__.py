@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,19 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """What argparse and jsonargparse call for every fault in the arguments and configs."""
+        if said := _cause(ex):
+            raise said
+        message = _ALTERNATIVES.sub(lambda found: f"{found['errors'].strip()} (given: {found['value'][:100]})", message)
+        message = re.sub(r"\n\s*- Expected a <class 'NoneType'>", "", message)
+        message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
         raise UserError(f"{message} (--help lists all options)" if "unrecognized" in message else message) from ex
+
+
+_ALTERNATIVES = re.compile(
+    r"Does not validate against any of the Union subtypes\s+Subtypes:.*?\s+Errors:\s+-(?P<errors>.*?)\s+"
+    r"Given value type:.*?\s+Given value: (?P<value>.*)",
+    re.DOTALL,
+)
 
 
 def option_values(args: Sequence[str], name: str) -> list[str]:
@@ -54,10 +67,15 @@ def option_values(args: Sequence[str], name: str) -> list[str]:
 def main(command: Callable[[], Any]) -> None:
     """Run a command line and turn what a user can cause into one sentence on stderr, without a traceback."""
     quieten()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # train.py and evaluate.py had none while they imported
     try:
         command()
     except (UserError, MisconfigurationException) as error:
         sys.exit(f"error: {_sentence(error)}")
+    except ValueError as error:
+        if said := _cause(error):  # in what made an object from a config
+            sys.exit(f"error: {_sentence(said)}")
+        raise
     except SystemExit as end:
         if end.code:
             raise
@@ -101,6 +119,13 @@ def quieten() -> None:
         ".*LightningCLI's args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _cause(error: BaseException | None) -> UserError | None:
+    """What a user did, if that is why an error was raised."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def _sentence(error: Exception) -> str:

@@ -27,21 +27,24 @@ def find(config: Namespace, asked: str) -> Begun | None:
     """The run with the same options as ``config``, whose YAML is ``asked``; None if there is none.
 
     Of several the newest that has a checkpoint.
-
-    Raises:
-        UserError: (a ValueError) if the folder that the checkpoints would go to is another run's.
     """
     same = _options(yaml.safe_load(asked))
     found = [Begun(path.parent, _last(config, path.parent)) for path in _configs(config) if _read(path) == same]
-    if found:
-        return max(found, key=lambda run: (run.last is not None, (run.folder / "config.yaml").stat().st_mtime_ns))
+    return max(
+        found,
+        key=lambda run: (run.last is not None, (run.folder / "config.yaml").stat().st_mtime_ns),
+        default=None,
+    )
+
+
+def refuse_another(config: Namespace) -> None:
+    """Raise a UserError if the folder that a new run's checkpoints would go to has another run's."""
     folder = _folder(config)
     if folder and (other := _last(config, folder)):
         raise UserError(
-            f"{other} is of a run with other options: give another --checkpoint.dirpath, or --ckpt_path {other} to go "
-            "on from it all the same"
+            f"{other} is of another run, which would be lost: give this one another folder, or --ckpt_path {other} to "
+            "go on from it"
         )
-    return None
 
 
 def go_on(config: Namespace, begun: Begun, step: int) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from layershuffle.callbacks import BestCheckpoint, ThroughputLogger, WholeCheckpointIO
 from layershuffle.checkpoints import read_file
 from layershuffle.commands import Parser, continue_wandb, refuse_secrets, wandb_runs
-from layershuffle.commands.resume import find, go_on
+from layershuffle.commands.resume import find, go_on, refuse_another
 from layershuffle.data import ImageData
 from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
@@ -109,6 +109,8 @@ class TrainCLI(LightningCLI):
         if begun:
             go_on(self.config, begun, self.from_step)
             rank_zero_only(print)(f"going on with {begun.folder}" + ("" if begun.last else " (from the beginning)"))
+        if not begun and not self.config.ckpt_path:
+            refuse_another(self.config)
         if self.config.ckpt_path:
             # Elsewhere Lightning would forget which checkpoint has been the best.
             self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)
@@ -194,7 +196,8 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         sys.exit(128 + number if trainer.is_global_zero else 0)
     except SystemExit:  # how Lightning ends a fit that was interrupted
         saved = checkpoint_paths(trainer).get("last")
-        print(f"interrupted{f'; go on with --ckpt_path {saved}' if saved else ''}", file=sys.stderr)
+        how = "the same command goes on" if cli.config.resume else f"go on with --ckpt_path {saved}"
+        print(f"interrupted{f'; {how} from the last checkpoint' if saved else ''}", file=sys.stderr)
         sys.exit(130)
     wandb_runs.finish(trainer)
     return trainer

@@ -44,7 +44,10 @@ class Preprocess(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: uint8 [batch, channels, height, width]. Returns float32 [batch, channels, size, size]."""
         if images.shape[1] not in (1, len(self.mean)):
-            raise UserError(f"the images have {images.shape[1]} channels, but the model takes {len(self.mean)}")
+            raise UserError(
+                f"the images have {images.shape[1]} channels, but the model takes {len(self.mean)}: train one with "
+                f"--model.timm_args.in_chans {images.shape[1]}"
+            )
         if not len(images):  # which can't be resized
             images = images.new_empty((0, images.shape[1], self.size, self.size))
         if images.shape[-2:] != (self.size, self.size):

@@ -101,6 +101,8 @@ def collect(folder: Path) -> tuple[list[Setup], list[str]]:
     Raises:
         UserError: (a ValueError) if there is no results file at all.
     """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
     complaints: list[str] = []
     read: dict[str, Results] = {}
     for path in sorted(folder.rglob("*.json")):
@@ -143,30 +145,32 @@ def _claims_to_be_results(path: Path) -> bool:
 
 def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Results]:
     """Without repetitions, and without those that say different things of the same cell."""
-    kept: dict[Any, str] = {}
-    bad: set[Any] = set()
+    by_cell: dict[str, list[str]] = {}
+    bad: set[str] = set()
     for name, results in read.items():
-        config, evaluation = results.model.get("config"), results.evaluation
-        cell = json.dumps(
-            [
-                config,
-                results.label,
-                results.model.get("seed"),
-                results.data["name"],
-                results.data["images"],
-                evaluation,
-            ],
-            sort_keys=True,
-        )
-        if cell in kept and _found(read[kept[cell]]) != _found(results):
-            complaints.append(f"{kept[cell]} and {name} disagree about the same cell; both were left out")
-            bad.add(cell)
-        kept.setdefault(cell, name)
-    return {name: read[name] for cell, name in kept.items() if cell not in bad}
+        model, data = results.model, results.data
+        cell = [model.get("config"), results.label, model.get("seed"), data["name"], data["images"], results.evaluation]
+        others = by_cell.setdefault(json.dumps(cell, sort_keys=True), [])
+        found = _found(results)
+        for other in others:
+            known = _found(read[other])
+            if any(known[key] != found[key] for key in known.keys() & found.keys()):
+                complaints.append(
+                    f"{other} and {name} disagree about {results.label}, seed {model.get('seed')}, on {data['name']}; "
+                    "both were left out: move one of them elsewhere"
+                )
+                bad |= {other, name}
+        if all(_found(read[other]) != found for other in others):
+            others.append(name)
+    return {name: read[name] for names in by_cell.values() for name in names if name not in bad}
 
 
-def _found(results: Results) -> Any:
-    return results.scores, results.measures
+def _found(results: Results) -> dict[str, Any]:
+    """Every score and measure, by what it is of."""
+    scores: dict[str, list[Any]] = {}
+    for score in results.scores:
+        scores.setdefault(json.dumps([score.protocol, score.variant, score.order], sort_keys=True), []).append(score)
+    return scores | results.measures
 
 
 def _titles(results: Results) -> tuple[str, str]:

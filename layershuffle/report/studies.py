@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import matplotlib as mpl
 import numpy as np
@@ -99,6 +100,46 @@ def instancewise(results: Results, title: str = "") -> Figure:
     axis.set_xticks(range(len(scores)), names, fontsize=7)
     axis.set_ylim(0, 112)
     axis.set_yticks(range(0, 101, 20))
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def given(results: Results, title: str = "") -> Figure:
+    """Top-1 accuracy in each of the orders that were named."""
+    scores = [score for score in results.scores if score.protocol in ("sequential", "given")]
+    figure = Figure(figsize=(7.6, 1.6 + 0.42 * len(scores)), layout="constrained")
+    axis = figure.subplots()
+    values = [100 * score.top1 for score in scores]
+    axis.barh(range(len(scores)), values, color=[COLOURS[score.protocol == "given"] for score in scores], alpha=0.85)
+    for at, value in enumerate(values):
+        axis.annotate(f"{value:.1f}", (value, at), (3, 0), textcoords="offset points", va="center", fontsize=7)
+    names = ["own order" if s.protocol == "sequential" else textwrap.shorten(str(s.order), 44) for s in scores]
+    axis.set_yticks(range(len(scores)), names, fontsize=7)
+    axis.axvline(
+        100 / results.model["config"]["num_classes"], color="grey", linewidth=0.8, linestyle=":", label="chance"
+    )
+    axis.set(xlabel="top-1 accuracy, %", xlim=(0, 105))
+    axis.invert_yaxis()
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def landscape(results: Results, title: str = "") -> Figure:
+    """Top-1 accuracy of every choice of layers, in original sequence, by how many they are."""
+    by_count: dict[int, list[float]] = {}
+    for score in results.scores:
+        if score.protocol == "landscape":
+            by_count.setdefault(score.variant["kept"], []).append(100 * score.top1)
+    figure, axis = _figure(results, title, xlabel="layers kept")
+    for kept, values in by_count.items():
+        spread = [kept + 0.5 * ((at + 0.5) / len(values) - 0.5) for at in range(len(values))]
+        axis.scatter(spread, values, s=3, color=COLOURS[0], alpha=0.35, linewidth=0)
+    for name, best, style in (("best choice", max, "^-"), ("mean", fmean, ".-"), ("worst choice", min, "v-")):
+        points = [best(values) for values in by_count.values()]
+        axis.plot(list(by_count), points, style, color=COLOURS[1], markersize=4, linewidth=1, label=name)
+    axis.set_xticks(list(by_count))
     figure.legend(loc="outside right center", frameon=False)
     return figure
 
@@ -228,6 +269,8 @@ def _line(axis: Axes, points: dict[int, list[float]], label: str, at: int) -> No
 
 
 STUDIES = (
+    Study("given", "Accuracy in orders that were named one by one.", given, ("given",)),
+    Study("landscape", "Accuracy of every choice of layers, by how many they are.", landscape, ("landscape",)),
     Study(
         "painters",
         "Accuracy against the number of middle layers affected, one line a strategy (arXiv 2407.09298). Bands reach "

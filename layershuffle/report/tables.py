@@ -119,7 +119,7 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> Table:
     )
     for column, name in enumerate(header):
         name = name.replace("-", "-\n") if len(name) > 12 else name
-        table.add_column(name, justify="right" if column else "left", no_wrap=not column and len(rows) > 1)
+        table.add_column(name, justify="right" if column else "left", no_wrap=column > 0)  # a long order wraps
     for row in rows:
         table.add_row(*row)
     return table
