@@ -92,18 +92,23 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    warm_up: int = 1,
+    repeats: int = 1,
 ) -> Times:
-    """Time the contenders in one process, in a new random sequence each round, so that all see the same machine.
+    """Time the contenders on one machine, in a new random sequence each round, so that all see it alike.
 
-    The first ``warm_up`` rounds don't count.
+    The first ``warm_up`` rounds don't count. In its turn a contender works ``repeats`` times, and their mean counts,
+    for the first time finds caches full of what others have left.
     """
     times: Times = {name: [] for name in contenders}
     rng = random.Random(0)
     several = len(contenders) > 1
     for at in track(range(warm_up + rounds), "taking turns", transient=True, disable=not several, console=_stderr()):
         for name in sorted(contenders, key=lambda _: rng.random()):
-            took = seconds(contenders[name], device)
+            took = seconds(lambda work=contenders[name]: [work() for _ in range(repeats)], device) / repeats  # type: ignore
             if at >= warm_up:
                 times[name].append(took)
     return times

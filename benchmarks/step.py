@@ -7,11 +7,11 @@ Every contender trains the same architecture with Adam on one batch that stays w
 in sequence, the others in a new random order at every step.
 """
 
+import multiprocessing
 import os
 import random
 import statistics
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from benchmarks.common import Times, arguments, flops, matrix_product, peak_memory, ratio, report, seconds, take_turns
 from layershuffle.callbacks import ThroughputLogger
 from layershuffle.commands import quieten
-from layershuffle.hardware import fastest_precision
+from layershuffle.hardware import fastest_precision, wait
 from layershuffle.orders import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training import PAPER_ADAM, FineTuner, position_cross_entropy
 
@@ -93,44 +93,41 @@ class Loop:
 class Repeat(IterableDataset):
     """The same batch for ever."""
 
-    def __init__(self, batch: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, batch: tuple[Tensor, ...]) -> None:
         self.batch = batch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         while True:
             yield self.batch
 
 
-class TrainingRun(pl.Callback):
-    """What train.py runs, Lightning's loop with logging and all: one call lets it go on by one step."""
+class TrainingRun:
+    """What train.py runs, Lightning's loop with logging and all: one call lets it go on by one step.
 
-    def __init__(
-        self, module: FineTuner, batch: tuple[Tensor, Tensor], device: torch.device, precision: Any, folder: str
-    ) -> None:
-        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self.module, self.batch = module, batch
-        self.error: BaseException | None = None
-        self.trainer = pl.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1 if device.index is None or device.type == "cpu" else [device.index],
-            precision=precision,
-            max_epochs=-1,
-            limit_val_batches=0,
-            callbacks=[self, ThroughputLogger()],
-            logger=CSVLogger(folder),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        threading.Thread(target=self._run, daemon=True).start()
-        self.done.acquire()
+    It has a process of its own: in a thread, its OpenMP threads beside the others' would slow down all.
+    """
 
-    def _run(self) -> None:
-        try:
-            self.trainer.fit(self.module, DataLoader(Repeat(self.batch), batch_size=None))
-        except BaseException as error:
-            self.error = error
-        self.done.release()
+    def __init__(self, **what: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        context.Process(target=_train, args=(theirs, what), daemon=True).start()
+        self._wait()
+
+    def _wait(self) -> None:
+        if error := self.pipe.recv():
+            raise RuntimeError(error)
+
+    def __call__(self) -> None:
+        """One step, from the end of one to the end of the next."""
+        self.pipe.send(None)
+        self._wait()
+
+
+class Turns(pl.Callback):
+    """Lets training go on when the other side of the pipe says so."""
+
+    def __init__(self, pipe: Any, device: torch.device) -> None:
+        self.pipe, self.device = pipe, device
 
     def on_train_start(self, *_: Any) -> None:
         """Wait for the first turn."""
@@ -141,15 +138,34 @@ class TrainingRun(pl.Callback):
         self._wait()
 
     def _wait(self) -> None:
-        self.done.release()
-        self.go.acquire()
+        wait(self.device)
+        self.pipe.send(None)
+        self.pipe.recv()
 
-    def __call__(self) -> None:
-        """One step, from the end of one to the end of the next."""
-        self.go.release()
-        self.done.acquire()
-        if self.error:
-            raise self.error
+
+def _train(pipe: Any, what: dict[str, Any]) -> None:
+    quieten()
+    warnings.filterwarnings("ignore", module="lightning")
+    device = torch.device(what["device"])
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1 if device.type == "cpu" else [device.index or 0],
+        precision=what["precision"],
+        max_epochs=-1,
+        limit_val_batches=0,
+        callbacks=[Turns(pipe, device), ThroughputLogger()],
+        logger=CSVLogger(what["folder"]),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batch = tuple(part.to(device) for part in what["batch"])
+    try:
+        trainer.fit(FineTuner(compile=True, **what["model"]), DataLoader(Repeat(batch), batch_size=None))
+    except EOFError:  # nobody is interested any more
+        pass
+    except Exception as error:
+        pipe.send(repr(error))
 
 
 def shuffled(depth: int, step: int) -> list[int]:
@@ -249,17 +265,23 @@ def main() -> None:
     steps["ours, compiled, position encoded"] = ours(True, "encode")[1]
     steps["ours, compiled, position predicted"] = ours(True, "predict")[1]
     steps["ours, compiled, LayerDrop 0.2"] = ours(True, sampler=LayerDrop(0.2))[1]
-    run = FineTuner(name, 10, compile=True, timm_args=timm_args)
-    steps["ours, compiled, by train.py"] = TrainingRun(run, (raw, labels), device, precision, scratch.name)
+    steps["ours, compiled, by train.py"] = TrainingRun(
+        model={"name": name, "num_classes": 10, "timm_args": timm_args},
+        batch=(raw.cpu(), labels.cpu()),
+        device=args.device,
+        precision=precision,
+        folder=scratch.name,
+    )
 
     first, compiled_graphs = {}, {}
     for contender, step in steps.items():
         before = graphs()
         first[contender] = seconds(step, device)
-        compiled_graphs[contender] = graphs() - before
+        compiled_graphs[contender] = None if isinstance(step, TrainingRun) else graphs() - before
     rounds = args.rounds or 20
     before = graphs()
-    times = take_turns(steps, rounds, device, warm_up=2)
+    repeats = 1 if full and device.type == "cpu" else 5
+    times = take_turns(steps, rounds, device, warm_up=2, repeats=repeats)
     assert graphs() == before, "an order added a graph"
 
     trained = vit.state_dict()  # some weights give numbers so small that a CPU slows down
@@ -268,7 +290,7 @@ def main() -> None:
     with torch.inference_mode(), autocast():
         for model in (vit, module, compiled, *([face] if len(forwards) == 4 else [])):
             model.eval()
-        forward_times = take_turns(forwards, rounds, device, warm_up=2)
+        forward_times = take_turns(forwards, rounds, device, warm_up=2, repeats=repeats)
 
     work: dict[str, float] = {}
     memory: dict[str, int | None] = {}
@@ -293,7 +315,14 @@ def main() -> None:
         first[contender], compiled_graphs[contender] = took[0], graphs() - before
         times[contender], memory[contender], work[contender] = took, None, work[PLAIN]
     ceiling = matrix_product(device, torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
-    setting = {"size": args.size, "layers": depth, "width": width, "batch": batch, "rounds": rounds}
+    setting = {
+        "size": args.size,
+        "layers": depth,
+        "width": width,
+        "batch": batch,
+        "rounds": rounds,
+        "steps a turn": repeats,
+    }
     setting |= {"precision": precision, "ceiling in GFLOP/s": ceiling / 1e9}
     rows = []
     for contender, took in times.items():
