@@ -131,6 +131,7 @@ class FineTuner(pl.LightningModule):
 
     _own_orders = True
     _is_spread = False
+    _copying: torch.cuda.Stream | None = None
 
     @property
     def method(self) -> str:
@@ -160,6 +161,19 @@ class FineTuner(pl.LightningModule):
                 if isinstance(callback, LastCheckpoint):
                     callback.between_steps(self.trainer)
         return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copy a batch from the host while the GPU is at the step before, on a stream that this step waits for."""
+        if device.type != "cuda":
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        self._copying = self._copying or torch.cuda.Stream(device)
+        with torch.cuda.stream(self._copying):
+            moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(self._copying)
+        for part in moved:
+            part.record_stream(computing)  # else its memory would be reused as soon as the copying is done with it
+        return moved
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Make dropout, like the orders, a function of the seed, the step and the process: a resumed run repeats it."""

@@ -29,6 +29,15 @@ class Crossings(TorchDispatchMode):
         return result
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_copied_beside_the_computing():
+    module, device = FineTuner("vit_tiny_patch16_224", 10, timm_args=SMALL), torch.device("cuda")
+    batches = [(torch.full((64, 1, 512, 512), at).pin_memory(), torch.full((64,), at)) for at in range(8)]
+    moved = [module.transfer_batch_to_device(batch, device, 0) for batch in batches]
+    found = [(images.float().mean(), labels.float().mean()) for images, labels in moved]
+    assert [[float(value) for value in pair] for pair in found] == [[at, at] for at in range(8)]
+
+
 @pytest.fixture
 def fake_gpu(monkeypatch):
     """Tensors may be "cuda", and bf16 autocast believes it."""
