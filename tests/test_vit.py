@@ -230,5 +230,5 @@ def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
-    with pytest.raises(ValueError, match="could not be fetched .*pass their path as pretrained"):
+    with pytest.raises(ValueError, match="could not be fetched .*give their path"):
         layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from layershuffle.data.base import ImageData
 from layershuffle.errors import UserError
@@ -61,8 +61,6 @@ class PackedImages(Dataset):
         # Reading rather than mapping: a file that is cut short or a disk that fails would kill the process otherwise.
         length = record_size(self.size)
         images = torch.empty(len(at), 3, self.size, self.size, dtype=torch.uint8)
-        if get_worker_info():  # else it would be copied there to be handed over
-            images.share_memory_()
         try:
             with self.path.open("rb", buffering=0) as file:
                 for index in at:  # told of the whole batch, the disk reads in the sequence that suits it
