@@ -108,7 +108,7 @@ def quieten() -> None:
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",
-        ".*You have overridden `on_(before|after)_batch_transfer`.*",
+        ".*You have overridden `(on_(before|after)_batch_transfer|transfer_batch_to_device)`.*",
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The dirpath has changed from.*",
