@@ -69,24 +69,24 @@ def main() -> None:
 
         def run(command: str, cwd: Path = root) -> None:
             print(f"$ {command}", flush=True)
-            placed = re.sub(r"(?<![\w.])/(opt|work)\b", rf"{folder}/\1", command)
+            placed = re.sub(r"(?<![\w.])/(opt|workspace)\b", rf"{folder}/\1", command)
             if subprocess.run(["bash", "-euo", "pipefail", "-c", placed], cwd=cwd, env=environment).returncode:
                 raise SystemExit(f"failed: {command}")
 
         for name, arguments in instructions((ROOT / "docker/Dockerfile").read_text()):
             if name == "RUN" and ("apt-get" in arguments or "chown" in arguments):
                 print(f"left out: {arguments}")
-                arguments = "mkdir -p /work" if "chown" in arguments else "true"
+                arguments = "mkdir -p /workspace" if "chown" in arguments else "true"
             if name == "RUN":
                 run(arguments)
             elif name == "COPY":
                 copy(arguments, root)
             elif name == "ENV":
                 for variable, value in (pair.split("=", 1) for pair in arguments.split()):
-                    value = re.sub(r"(?<![\w.])/(opt|work)\b", rf"{folder}/\1", value)
+                    value = re.sub(r"(?<![\w.])/(opt|workspace)\b", rf"{folder}/\1", value)
                     environment[variable] = value.replace("$PATH", environment["PATH"])
         for command in (TRAIN, EVALUATE):
-            run(" ".join(command.split()), root / "work")
+            run(" ".join(command.split()), root / "workspace")
         print("the Dockerfile's steps work")
 
 
