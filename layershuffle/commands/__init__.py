@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from layershuffle.errors import UserError
+from layershuffle.reading import read_yaml
+
 # What Lightning's import makes is there to stay: looking it through for garbage would be a third of the start.
 gc.disable()
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
@@ -25,9 +28,6 @@ from lightning.pytorch.cli import LightningArgumentParser  # noqa: E402
 gc.freeze()
 gc.enable()
 atexit.register(gc.unfreeze)
-
-from layershuffle.errors import UserError  # noqa: E402
-from layershuffle.reading import read_yaml  # noqa: E402
 
 
 class Parser(LightningArgumentParser):

@@ -226,16 +226,16 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
         )
     model, images = subject.model, data.sets[config.split]
     data.device = fabric.device
+    loader = data.test_dataloader if config.split == "test" else data.val_dataloader
     if config.batch_size == "auto":
-        _ = data.test_dataloader() if config.split == "test" else data.val_dataloader()  # a set may live on the device
+        loader()  # which moves a set that is to live on the device
         start = max(1, (data.eval_batch_size or 2 * data.batch_size) // fabric.world_size)
         data.eval_batch_size = fabric.world_size * fabric.broadcast(_largest_batch(model, images, fabric, start))
     elif config.batch_size:
         data.eval_batch_size = config.batch_size
     if config.compile:
         model.compile()
-    batches = data.test_dataloader() if config.split == "test" else data.val_dataloader()
-    return Study(config, subject, data, batches, fabric, output, kind, made)
+    return Study(config, subject, data, loader(), fabric, output, kind, made)
 
 
 def _fabric(config: Namespace, model: OrderedViT, shared: bool) -> Fabric:

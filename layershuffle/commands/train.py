@@ -109,7 +109,7 @@ class TrainCLI(LightningCLI):
         if begun:
             go_on(self.config, begun, self.from_step)
             rank_zero_only(print)(f"going on with {begun.folder}" + ("" if begun.last else " (from the beginning)"))
-        if not begun and not self.config.ckpt_path:
+        elif not self.config.ckpt_path:
             refuse_another(self.config)
         if self.config.ckpt_path:
             # Elsewhere Lightning would forget which checkpoint has been the best.
