@@ -27,8 +27,8 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from layershuffle.files import write_whole
 from layershuffle.hardware import device_name, seconds
-from layershuffle.results import write_whole
 
 Times = dict[str, list[float]]
 """Seconds of every round, by contender; entry n of all of them was taken in the same round."""

@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader
 from benchmarks.common import arguments, ratio, report, take_turns
 from layershuffle import create_model
 from layershuffle.data import Preprocess
-from layershuffle.data.base import TensorImages
-from layershuffle.evaluation import Trial, evaluate
-from layershuffle.orders import Order, permutation, seeded
+from layershuffle.data.module import TensorImages
+from layershuffle.evaluation.scoring import evaluate
+from layershuffle.orders.named import permutation
+from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.protocols import Trial
 
 DEPTH = 12
 
@@ -61,7 +63,7 @@ def main() -> None:
     model = create_model("vit_base_patch16_224", 10, **timm_args).to(device).eval()
     images = torch.randint(0, 256, (2 * batch, channels, size, size), dtype=torch.uint8)
     batches = DataLoader(TensorImages(images, torch.randint(0, 10, (2 * batch,))), batch, collate_fn=tuple)
-    preprocess = Preprocess.for_model(model).to(device)
+    preprocess = Preprocess(*model.image_format).to(device)
     gpu = device.type == "cuda"
     precision: Any = "bf16-mixed" if gpu else "32-true"
     fabric = Fabric(accelerator="gpu" if gpu else "cpu", devices=[device.index or 0] if gpu else 1, precision=precision)

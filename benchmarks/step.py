@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.common import Times, arguments, flops, matrix_product, peak_memory, ratio, report, seconds, take_turns
-from layershuffle.callbacks import ThroughputLogger
 from layershuffle.commands import quieten
 from layershuffle.hardware import fastest_precision, wait
-from layershuffle.orders import LayerDrop, OrderSampler, Shuffle
-from layershuffle.training import PAPER_ADAM, FineTuner, position_cross_entropy
+from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
+from layershuffle.training.callbacks import ThroughputLogger
+from layershuffle.training.module import PAPER_ADAM, FineTuner, position_cross_entropy
 
 PLAIN, OURS = "timm, eager, in sequence", "ours, compiled"
 Autocast = Callable[[], AbstractContextManager[object]]

@@ -1,9 +1,19 @@
 """Vision transformers whose layers run in any order: fine-tune them, evaluate them, study them."""
 
+from layershuffle import moved
+from layershuffle.checkpoints.authors import load_reference
 from layershuffle.errors import UserError
+from layershuffle.models import OrderedViT, Output, create_model
 from layershuffle.orders import Order
-from layershuffle.reference import load_reference
 from layershuffle.version import __version__
-from layershuffle.vit import OrderedViT, Output, create_model
 
-__all__ = ["Order", "OrderedViT", "Output", "UserError", "create_model", "load_reference", "__version__"]
+__all__ = [
+    "Order",
+    "OrderedViT",
+    "Output",
+    "UserError",
+    "create_model",
+    "load_reference",
+    "moved",
+    "__version__",
+]

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from helpers import SMALL
 
 import layershuffle
-
-SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 
 @pytest.fixture

@@ -11,22 +11,22 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import SMALL
+from helpers import SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from layershuffle import reading
-from layershuffle.checkpoints import read_file
+from layershuffle import files as reading
+from layershuffle.checkpoints.loading import load
+from layershuffle.checkpoints.record import RECORD
 from layershuffle.commands import Parser
 from layershuffle.data import TorchvisionImages, from_config
 from layershuffle.errors import UserError
-from layershuffle.experiments import Experiment
-from layershuffle.loading import load
-from layershuffle.orders import MAX_STEPS, Order
-from layershuffle.report.collect import collect
-from layershuffle.results import Results, Score
-from layershuffle.training import RECORD
-from layershuffle.vit import create_model
+from layershuffle.models.create import create_model
+from layershuffle.models.weights import read_file
+from layershuffle.orders.order import MAX_STEPS, Order
+from layershuffle.reproduction.collect import collect
+from layershuffle.reproduction.experiments import Experiment
+from layershuffle.results.record import Results, Score
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

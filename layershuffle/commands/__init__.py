@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from layershuffle.errors import UserError
-from layershuffle.reading import read_yaml
+from layershuffle.files import read_yaml
 
 # What Lightning's import makes is there to stay: looking it through for garbage would be a third of the start.
 gc.disable()

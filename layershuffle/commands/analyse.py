@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from layershuffle.analysis import contribution, project, visits
 from layershuffle.commands import main
 from layershuffle.commands.study import open_study, study_parser
 from layershuffle.data import Preprocess
 from layershuffle.errors import UserError
-from layershuffle.results import Results
+from layershuffle.evaluation.positions import contribution, project, visits
+from layershuffle.results.record import Results
 
 
 def analyse_command(args: list[str] | None = None) -> Results:
@@ -48,7 +48,7 @@ def analyse_command(args: list[str] | None = None) -> Results:
                 outputs[at] = (position, after.flatten().cpu())
             bar.update(task, completed=at + (position + 1) / len(model.order))
 
-        orders = visits(model, Preprocess.for_model(model), images, study.fabric, config.seed, visit)
+        orders = visits(model, Preprocess(*model.image_format), images, study.fabric, config.seed, visit)
     found: dict[str, object] = {"orders": orders}
     if config.study == "contributions":
         found["changes"] = changes

@@ -1,13 +1,13 @@
 """Accuracy and time against the number of layers run: python -m layershuffle.commands.depth CHECKPOINT."""
 
-from layershuffle.activations import seconds_per_image
 from layershuffle.commands import main
 from layershuffle.commands.study import open_study, study_parser
 from layershuffle.data import Preprocess
 from layershuffle.errors import UserError
-from layershuffle.evaluation import Settings, trials
-from layershuffle.orders import first
-from layershuffle.results import Results
+from layershuffle.evaluation.activations import seconds_per_image
+from layershuffle.orders.named import first
+from layershuffle.orders.protocols import Settings, trials
+from layershuffle.results.record import Results
 
 
 def depth_command(args: list[str] | None = None) -> Results:
@@ -30,7 +30,7 @@ def depth_command(args: list[str] | None = None) -> Results:
     found = trials(["sequential", "pruned"], model.order, settings)
     scores = study.score([trial for trial in found if trial.variant.get("sequence") != "random"])
     images, _ = next(iter(study.batches))
-    images = Preprocess.for_model(model).to(study.fabric.device)(images.to(study.fabric.device))
+    images = Preprocess(*model.image_format).to(study.fabric.device)(images.to(study.fabric.device))
     with study.fabric.autocast():
         times = seconds_per_image(
             model, images, [first(k, len(depths)).over(model.order) for k in depths], study.config.repeats

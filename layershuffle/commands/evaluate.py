@@ -6,10 +6,10 @@ from lightning.pytorch.loggers import Logger
 from layershuffle.commands import Parser
 from layershuffle.commands.study import open_study, study_parser
 from layershuffle.errors import UserError
-from layershuffle.evaluation import PROTOCOLS, Settings, trials
-from layershuffle.named_orders import named
-from layershuffle.results import Results
-from layershuffle.vit import OrderedViT
+from layershuffle.models.model import OrderedViT
+from layershuffle.orders.named import parse_order
+from layershuffle.orders.protocols import PROTOCOLS, Settings, trials
+from layershuffle.results.record import Results
 
 
 def parser() -> Parser:
@@ -65,7 +65,7 @@ def evaluate_command(args: list[str] | None = None) -> Results:
 
 def _settings(config: Namespace, model: OrderedViT) -> tuple[Settings, list[str]]:
     counts = [text for text in config.orders if text.strip().isdecimal()]
-    orders = tuple(named(text, model.order) for text in config.orders if text not in counts)
+    orders = tuple(parse_order(text, model.order) for text in config.orders if text not in counts)
     if len(counts) > 1 or any(int(text) < 1 for text in counts) or any(len(order) == 0 for order in orders):
         raise UserError("--orders takes one number from 1 up, orders in quotes such as '3 1 2', or both")
     if twice := [order for order in orders if orders.count(order) > 1]:

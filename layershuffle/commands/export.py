@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
+from layershuffle.checkpoints.export import export
+from layershuffle.checkpoints.loading import load
 from layershuffle.commands import Parser, main
 from layershuffle.errors import UserError
-from layershuffle.export import export
-from layershuffle.loading import load
-from layershuffle.results import Results
+from layershuffle.results.record import Results
 
 
 def export_command(args: list[str] | None = None) -> None:

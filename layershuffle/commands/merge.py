@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from layershuffle.checkpoints.merging import merge
+from layershuffle.checkpoints.record import RECORD
 from layershuffle.commands import Parser, main
-from layershuffle.merging import merge
-from layershuffle.results import write_whole
-from layershuffle.training import RECORD
+from layershuffle.files import write_whole
 
 
 def merge_command(args: list[str] | None = None) -> None:

@@ -6,9 +6,9 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from layershuffle.commands import Parser, main
-from layershuffle.report import html
-from layershuffle.report.collect import collect
-from layershuffle.report.sections import sections
+from layershuffle.reproduction import page as html
+from layershuffle.reproduction.collect import collect
+from layershuffle.reproduction.sections import sections
 
 DESCRIPTION = "Make a page of every table and figure of the paper, beside the paper's own, from results files alone."
 

@@ -7,11 +7,11 @@ from typing import Any
 from layershuffle.commands import main
 from layershuffle.commands.study import open_study, study_parser
 from layershuffle.errors import UserError
-from layershuffle.evaluation import Trial
-from layershuffle.named_orders import named
-from layershuffle.orders import Order
-from layershuffle.results import Results
-from layershuffle.search import climb, greedy, heavy_tail_exponents, well_trained_first
+from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, well_trained_first
+from layershuffle.orders.named import parse_order
+from layershuffle.orders.order import Order
+from layershuffle.orders.protocols import Trial
+from layershuffle.results.record import Results
 
 
 def search_command(args: list[str] | None = None) -> Results:
@@ -34,7 +34,7 @@ def search_command(args: list[str] | None = None) -> Results:
     config, model = study.config, study.subject.model
     if config.start and config.strategy != "climb":
         raise UserError(f"--start is where climb begins; {config.strategy} has no use for it")
-    start = model.check(named(config.start, model.order)) if config.start else model.order
+    start = model.check(parse_order(config.start, model.order)) if config.start else model.order
     searched, reported = study.data.parts(config.split, config.fraction, config.seed)
 
     def losses(orders: Sequence[Order]) -> list[float]:

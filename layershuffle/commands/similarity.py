@@ -1,10 +1,10 @@
 """How alike the activations after every two layers are: python -m layershuffle.commands.similarity CHECKPOINT."""
 
-from layershuffle.activations import cosine_similarities
 from layershuffle.commands import main
 from layershuffle.commands.study import open_study, study_parser
 from layershuffle.data import Preprocess
-from layershuffle.results import Results
+from layershuffle.evaluation.activations import cosine_similarities
+from layershuffle.results.record import Results
 
 
 def similarity_command(args: list[str] | None = None) -> Results:
@@ -14,7 +14,7 @@ def similarity_command(args: list[str] | None = None) -> Results:
     model = study.subject.model
     with study.progress("comparing activations", len(study.batches), "batches") as (bar, task):
         matrix = cosine_similarities(
-            model, Preprocess.for_model(model), study.batches, study.fabric, lambda: bar.advance(task)
+            model, Preprocess(*model.image_format), study.batches, study.fabric, lambda: bar.advance(task)
         )
     cosine = [[round(value, 6) for value in row] for row in matrix.tolist()]
     results = study.results([], {"order": str(model.order)}, {"cosine": cosine})

@@ -24,17 +24,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch.distributed import is_torchelastic_launched
 from torch.utils.data import DataLoader, Dataset
 
-from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets, wandb_runs
+from layershuffle.checkpoints.loading import Subject, load
+from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
 from layershuffle.data import ImageData, Preprocess, from_config
-from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
-from layershuffle.evaluation import Trial, evaluate
+from layershuffle.evaluation.scoring import evaluate
 from layershuffle.hardware import device_name, fastest_precision, largest_batch
-from layershuffle.loading import Subject, load
-from layershuffle.report import plots, tables
-from layershuffle.results import Results, Score, summarise
+from layershuffle.models.model import OrderedViT
+from layershuffle.orders.protocols import Trial
+from layershuffle.results import overview as plots
+from layershuffle.results import tables
+from layershuffle.results.record import Results, Score, summarise
+from layershuffle.training import wandb_runs
 from layershuffle.version import __version__
-from layershuffle.vit import OrderedViT
 
 MOST_IMAGES = 2048
 """A GPU gains nothing by larger batches than this, and the first one takes the longer to read."""
@@ -109,7 +111,7 @@ class Study:
         with self.progress(f"{what} {self.subject.record['name']}", len(batches) * len(orders)) as (bar, task):
             return evaluate(
                 model,
-                Preprocess.for_model(model),
+                Preprocess(*model.image_format),
                 batches,
                 to_score,
                 self.fabric,
@@ -213,7 +215,7 @@ def open_study(command: Parser, args: list[str] | None = None, kind: str = "eval
     output = _output(config, kind)
     made = command.instantiate_classes(config)
     data: ImageData = made.data
-    data.image_size = image_size(subject.model)
+    data.image_size = subject.model.image_format.size
     fabric = _fabric(config, subject.model, shared)
     with fabric.rank_zero_first():
         data.prepare_data()
@@ -265,7 +267,7 @@ def _fabric(config: Namespace, model: OrderedViT, shared: bool) -> Fabric:
 @torch.inference_mode()
 def _fastest_precision(model: OrderedViT, device: torch.device) -> str:
     """For the forward pass of a batch, a small one on a CPU."""
-    size, channels = image_size(model), model.vit.patch_embed.proj.in_channels
+    size, channels = model.image_format.size, model.vit.patch_embed.proj.in_channels
     batch = torch.zeros(256 if device.type == "cuda" else 32, channels, size, size, device=device)
     model.to(device).eval()
     return fastest_precision(lambda: model(batch, model.order), device)
@@ -291,7 +293,7 @@ def _largest_batch(model: OrderedViT, images: Dataset, fabric: Fabric, start: in
 
 def _batch(model: OrderedViT, images: Dataset, count: int, device: torch.device) -> torch.Tensor:
     one = torch.as_tensor(images[0][0]).to(device)
-    return Preprocess.for_model(model).to(device)(one.expand(count, *one.shape).contiguous())
+    return Preprocess(*model.image_format).to(device)(one.expand(count, *one.shape).contiguous())
 
 
 def _environment(fabric: Fabric, compiled: bool) -> dict[str, Any]:

@@ -15,17 +15,17 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from layershuffle.callbacks import BestCheckpoint, ThroughputLogger, WholeCheckpointIO
-from layershuffle.checkpoints import read_file
-from layershuffle.commands import Parser, continue_wandb, refuse_secrets, wandb_runs
-from layershuffle.commands.resume import find, go_on, refuse_another
+from layershuffle.checkpoints.record import RECORD, read_checkpoint
+from layershuffle.commands import Parser, continue_wandb, refuse_secrets
 from layershuffle.data import ImageData
-from layershuffle.data.preprocessing import image_size
 from layershuffle.errors import UserError
+from layershuffle.files import write_whole
 from layershuffle.hardware import fastest_precision
-from layershuffle.last_checkpoint import LastCheckpoint, Preempted
-from layershuffle.results import write_whole
-from layershuffle.training import PAPER_ADAM, RECORD, FineTuner
+from layershuffle.training import wandb_runs
+from layershuffle.training.callbacks import BestCheckpoint, ThroughputLogger, WholeCheckpointIO
+from layershuffle.training.last_checkpoint import LastCheckpoint, Preempted
+from layershuffle.training.module import PAPER_ADAM, FineTuner
+from layershuffle.training.resume import find, go_on, refuse_another
 
 
 class LogConfig(SaveConfigCallback):
@@ -104,8 +104,8 @@ class TrainCLI(LightningCLI):
             raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
         begun = find(self.config, asked) if self.config.resume else None
         from_path = begun.last if begun else self.config.ckpt_path
-        saved = read_file(from_path) if from_path else {}
-        self.from_step, self.record = int(saved.get("global_step", 0)), saved.get(RECORD)
+        saved = read_checkpoint(from_path) if from_path else {}
+        self.from_step, self.record = int(saved.get("global_step", 0)), saved.get(RECORD, {})
         if begun:
             go_on(self.config, begun, self.from_step)
             rank_zero_only(print)(f"going on with {begun.folder}" + ("" if begun.last else " (from the beginning)"))
@@ -114,8 +114,6 @@ class TrainCLI(LightningCLI):
         if self.config.ckpt_path:
             # Elsewhere Lightning would forget which checkpoint has been the best.
             self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)
-            if not isinstance(self.record, dict):
-                raise UserError(f"{self.config.ckpt_path} is not a checkpoint of train.py")
             loggers = self.config.trainer.logger
             for logger in loggers if isinstance(loggers, list) else [loggers]:
                 continue_wandb(logger, self.record.get("wandb"))
@@ -130,7 +128,7 @@ class TrainCLI(LightningCLI):
         if self.config.trainer.logger is not False:
             self.trainer_defaults["callbacks"].append(LearningRateMonitor())
         if self.config.fastest_precision:
-            before = self.record.get("precision") if self.record else None
+            before = self.record.get("precision")
             kwargs["precision"] = self.config.trainer.precision = before or self._fastest_precision()
             print(f"precision: {kwargs['precision']}, measured to be the faster one")
         trainer = super().instantiate_trainer(**kwargs)
@@ -147,7 +145,7 @@ class TrainCLI(LightningCLI):
         gpu = torch.cuda.is_available() and self.config.trainer.accelerator in ("auto", "gpu", "cuda")
         device = torch.device("cuda" if gpu else "cpu")
         model, count = self.model.model.to(device), min(self.datamodule.batch_size, 64 if gpu else 32)
-        size, channels = image_size(model), model.vit.patch_embed.proj.in_channels
+        size, channels = model.image_format.size, model.vit.patch_embed.proj.in_channels
 
         def step() -> None:
             model(torch.zeros(count, channels, size, size, device=device), model.order).logits.sum().backward()
@@ -177,7 +175,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         args=args,
         run=False,
     )
-    cli.datamodule.image_size = image_size(cli.model.model)
+    cli.datamodule.image_size = cli.model.model.image_format.size
     trainer = cli.trainer
     wandb_runs.prepare(trainer, cli.from_step if cli.config.ckpt_path else None)
     try:

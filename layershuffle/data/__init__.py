@@ -1,8 +1,8 @@
 """Image classification sets as LightningDataModules; images stay uint8 until they are on the device."""
 
-from layershuffle.data.base import ImageData, from_config
 from layershuffle.data.digits import Digits
 from layershuffle.data.folders import ImageFolders
+from layershuffle.data.module import ImageData, from_config
 from layershuffle.data.packed import PackedFolders
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.data.torchvision_sets import TorchvisionImages

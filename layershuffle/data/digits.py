@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from layershuffle.data.base import ImageData, TensorImages, _split
+from layershuffle.data.module import ImageData, TensorImages, _split
 from layershuffle.errors import UserError
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torchvision.datasets import ImageFolder
 
-from layershuffle.data.base import ImageData
 from layershuffle.data.decoding import DecodedImages, open_image
+from layershuffle.data.module import ImageData
 from layershuffle.errors import UserError
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from layershuffle.data.base import ImageData
+from layershuffle.data.module import ImageData
 from layershuffle.errors import UserError
-from layershuffle.results import write_whole
+from layershuffle.files import write_whole
 
 INDEX = "index.json"
 FORMAT = 1

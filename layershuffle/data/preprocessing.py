@@ -1,14 +1,12 @@
 """What happens to uint8 images on the device: resize, centre crop, normalise."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from layershuffle.errors import UserError
-from layershuffle.vit import OrderedViT
 
 
 class Preprocess(nn.Module):
@@ -32,15 +30,6 @@ class Preprocess(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
-    @classmethod
-    def for_model(cls, model: OrderedViT) -> "Preprocess":
-        """As timm's configuration of the model's backbone has it."""
-        cfg: Any = model.vit.pretrained_cfg
-        mean, std = cfg["mean"], cfg["std"]
-        if model.config.get("in_chans") == 1:
-            mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
-        return cls(image_size(model), mean, std)
-
     def forward(self, images: Tensor) -> Tensor:
         """images: uint8 [batch, channels, height, width]. Returns float32 [batch, channels, size, size]."""
         if images.shape[1] not in (1, len(self.mean)):
@@ -53,11 +42,3 @@ class Preprocess(nn.Module):
         if images.shape[-2:] != (self.size, self.size):
             images = F.center_crop(F.resize(images, [self.size], antialias=True), [self.size, self.size])
         return (images.float() / 255 - self.mean) / self.std
-
-
-def image_size(model: OrderedViT) -> int:
-    """The height and width of the images that the model takes, in pixels."""
-    height, width = model.vit.patch_embed.img_size
-    if height != width:
-        raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
-    return height

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from layershuffle.data.base import ImageData, TensorImages
 from layershuffle.data.decoding import DecodedImages
+from layershuffle.data.module import ImageData, TensorImages
 from layershuffle.errors import UserError
 
 

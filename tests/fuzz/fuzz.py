@@ -13,12 +13,12 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["layershuffle"]):
-    from layershuffle.checkpoints import read_file
     from layershuffle.commands import Parser
     from layershuffle.errors import UserError
-    from layershuffle.experiments import Experiment
-    from layershuffle.orders import Order
-    from layershuffle.results import Results, Score
+    from layershuffle.models.weights import read_file
+    from layershuffle.orders.order import Order
+    from layershuffle.reproduction.experiments import Experiment
+    from layershuffle.results.record import Results, Score
 
 import contextlib
 

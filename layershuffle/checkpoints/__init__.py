@@ -1,0 +1,1 @@
+"""What is kept of a model: loading, exporting and merging."""

@@ -1,0 +1,116 @@
+"""Reads checkpoints of the LayerShuffle authors' six model classes (Hugging Face names) into an OrderedViT."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layershuffle.errors import UserError
+from layershuffle.files import read_json
+from layershuffle.models.create import create_fitting
+from layershuffle.models.model import OrderedViT
+from layershuffle.models.position import Position
+from layershuffle.models.weights import read_file
+
+# Hugging Face name -> ours, for everything but query, key and value, which timm keeps as one matrix.
+_NAMES = [
+    (r"embeddings\.cls_token", "vit.cls_token"),
+    (r"embeddings\.distillation_token", "vit.dist_token"),
+    (r"embeddings\.position_embeddings", "vit.pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"vit.patch_embed.proj.\1"),
+    (r"layernorm\.(\w+)", r"vit.norm.\1"),
+    (r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)", r"vit.blocks.\1.norm1.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)", r"vit.blocks.\1.norm2.\2"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"vit.blocks.\1.attn.proj.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"vit.blocks.\1.mlp.fc1.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"vit.blocks.\1.mlp.fc2.\2"),
+    (r"encoder\.layer\.(\d+)\.position_mlp\.net\.(\d)\.(\w+)", r"prediction.heads.\1.\2.\3"),
+    (r"encoder\.layer\.(\d+)\.projection\.net\.(\d)\.(\w+)", r"encoding.projections.\1.\2.\3"),
+    (r"encoder\.embedding\.weight", "encoding.table.weight"),
+]
+_QUERY = re.compile(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(\w+)")
+
+
+def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
+    """Load a checkpoint of the LayerShuffle authors' code (github.com/matfrei/layershuffle).
+
+    All six classes are read: Shuffling, PositionEncoding and PositionPredicting, each for ViT and distilled DeiT.
+    Their DeiT classifies from the class token alone, with one head; so does the model returned, and its unused
+    distillation head is zero.
+
+    Args:
+        checkpoint: ``model.safetensors`` or ``pytorch_model.bin``.
+        config: the ``config.json`` beside it.
+
+    Returns:
+        The model in evaluation mode. Its ``vit`` holds the backbone under timm's names.
+
+    Raises:
+        UserError: (a ValueError) if a file isn't what it should be or the two don't belong together.
+    """
+    settings = _read_config(config)
+    weights = _renamed(read_file(checkpoint), checkpoint)
+    distilled = "vit.dist_token" in weights
+    position: Position = "none"
+    if "encoding.table.weight" in weights:
+        position = "encode"
+    elif any(name.startswith("prediction.") for name in weights):
+        position = "predict"
+    try:
+        if distilled:
+            weights["vit.head_dist.weight"] = torch.zeros_like(weights["vit.head.weight"])
+            weights["vit.head_dist.bias"] = torch.zeros_like(weights["vit.head.bias"])
+        model = create_fitting(
+            weights,
+            f"{checkpoint}, described by {config},",
+            name="deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224",
+            num_classes=len(settings["id2label"]),
+            position=position,
+            head="class",
+            norm_eps=settings["layer_norm_eps"],
+            img_size=settings["image_size"],
+            patch_size=settings["patch_size"],
+            in_chans=settings["num_channels"],
+            embed_dim=settings["hidden_size"],
+            depth=settings["num_hidden_layers"],
+            num_heads=settings["num_attention_heads"],
+            mlp_ratio=settings["intermediate_size"] / settings["hidden_size"],
+            qkv_bias=settings["qkv_bias"],
+        )
+    except KeyError as error:
+        raise UserError(f"{config} lacks {error}, which a ViT or DeiT config of transformers has") from error
+    except (TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{config} is damaged: {error}") from error
+    return model.eval()
+
+
+def _read_config(path: str | Path) -> dict[str, Any]:
+    settings = read_json(path, most=16 << 20)
+    if not isinstance(settings, dict) or settings.get("model_type") not in ("vit", "deit"):
+        raise UserError(f"{path} is not the config of a ViT or DeiT: its model_type should be vit or deit")
+    if settings.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{path} asks for the activation {settings['hidden_act']}; only gelu is supported")
+    return settings
+
+
+def _renamed(content: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    content = {re.sub(r"^(vit|deit)\.", "", name): value for name, value in content.items()}
+    weights: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if name.startswith("classifier."):
+            weights["vit.head." + name.removeprefix("classifier.")] = value
+        elif query := _QUERY.fullmatch(name):
+            layer, kind = query.groups()
+            parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+            if not all(part in content for part in parts):
+                raise UserError(f"{path} lacks the keys or values of layer {layer}")
+            weights[f"vit.blocks.{layer}.attn.qkv.{kind}"] = torch.cat([content[part] for part in parts])
+        else:
+            for pattern, ours in _NAMES:
+                if re.fullmatch(pattern, name):
+                    weights[re.sub(pattern, ours, name)] = value
+    if not weights:
+        raise UserError(f"{path} holds none of the names that the LayerShuffle authors' checkpoints have")
+    return weights

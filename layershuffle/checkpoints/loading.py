@@ -1,0 +1,81 @@
+"""Any model that can be studied, by what names it: a checkpoint of ours, one of the authors', or a timm model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layershuffle.checkpoints import export
+from layershuffle.checkpoints.authors import load_reference
+from layershuffle.checkpoints.record import RECORD, read_checkpoint
+from layershuffle.errors import UserError
+from layershuffle.files import sha256
+from layershuffle.models.create import create_fitting, create_model
+from layershuffle.models.model import OrderedViT
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what is known of it.
+
+    Attributes:
+        model: the model.
+        record: its name, where it came from and how to make it again; goes into the results.
+        data: the data it was trained on as ``ImageData.config`` has it, or None if unknown.
+        wandb: the id and the project of the W&B run that trained it, if any.
+    """
+
+    model: OrderedViT
+    record: dict[str, Any]
+    data: dict[str, Any] | None = None
+    wandb: dict[str, str] | None = None
+
+
+def load(source: str, pretrained: str | None = None, num_classes: int | None = None) -> Subject:
+    """Load a model.
+
+    Args:
+        source: a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints (config.json and
+            model.safetensors or pytorch_model.bin), a folder of export, or the name of a timm model.
+        pretrained: for a timm model, a path to its weights; by default they are fetched.
+        num_classes: for a timm model, its classes; by default those it was trained on.
+
+    Raises:
+        UserError: (a ValueError) if it is none of these or can't be read.
+    """
+    path = Path(source)
+    if (path / export.RECORD_FILE).is_file():
+        return Subject(*export.read(path))
+    if path.is_dir():
+        return _authors(path)
+    if (
+        path.exists()
+        or path.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
+        or "/" in source.partition(":")[0]
+    ):
+        return _ours(path)
+    import timm  # slow to import, and not needed above
+
+    known = timm.get_pretrained_cfg(source) if timm.is_model(source) else None
+    classes = num_classes or (known.num_classes if known else 1000)
+    model = create_model(source, classes, pretrained=pretrained or True)
+    record = {"name": source, "source": pretrained or source, "config": model.config}
+    return Subject(model, record | ({"sha256": sha256(pretrained)} if pretrained else {}))
+
+
+def _ours(path: Path) -> Subject:
+    content = read_checkpoint(path)
+    record = content[RECORD]
+    weights = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+    model = create_fitting(weights, str(path), **record["model"])
+    kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version", "merged")}
+    about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
+    return Subject(model, about, record.get("data"), record.get("wandb"))
+
+
+def _authors(folder: Path) -> Subject:
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not files or not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json with a model.safetensors or pytorch_model.bin beside it")
+    model = load_reference(files[0], folder / "config.json")
+    about = {"name": folder.name, "source": str(files[0]), "sha256": sha256(files[0]), "config": model.config}
+    return Subject(model, about)

@@ -1,0 +1,1 @@
+"""Scoring models in many orders."""

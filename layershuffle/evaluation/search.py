@@ -1,0 +1,89 @@
+"""Finding an order that suits a model: by its loss on data, or by the spectra of its weights alone."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+
+import torch
+from torch import nn
+
+from layershuffle.errors import UserError
+from layershuffle.models.model import OrderedViT
+from layershuffle.orders.order import Order
+
+Losses = Callable[[Sequence[Order]], list[float]]
+"""Scores orders: the validation loss of each."""
+
+
+def greedy(own: Order, losses: Losses) -> Iterator[tuple[Order, float]]:
+    """Append, until none is left, the step of ``own`` that leads to the lowest loss; ties go to the earlier step.
+
+    Yields the order and its loss after every step, so that the last is a permutation of ``own``.
+    """
+    order, left = Order(), list(own)
+    while left:
+        candidates = [order + Order([step]) for step in left]
+        found = losses(candidates)
+        best = found.index(min(found))
+        order = candidates[best]
+        del left[best]
+        yield order, found[best]
+
+
+def climb(start: Order, losses: Losses, rounds: int) -> Iterator[tuple[Order, float]]:
+    """From ``start``, exchange each time those two steps that lower the loss most, until none do or after ``rounds``.
+
+    Yields the order and its loss, first those of ``start``.
+    """
+    order, (loss,) = start, losses([start])
+    yield order, loss
+    for _ in range(rounds):
+        candidates = [_exchanged(order, *pair) for pair in combinations(range(len(order)), 2)]
+        found = losses(candidates) if candidates else [math.inf]
+        if min(found) >= loss:
+            return
+        loss = min(found)
+        order = candidates[found.index(loss)]
+        yield order, loss
+
+
+def _exchanged(order: Order, one: int, other: int) -> Order:
+    steps = list(order)
+    steps[one], steps[other] = steps[other], steps[one]
+    return Order(steps)
+
+
+def heavy_tail_exponents(model: OrderedViT) -> list[float]:
+    """How well each layer is trained, one exponent per layer, the smaller the better (arXiv 2302.02123).
+
+    The mean over the layer's weight matrices W of alpha, the exponent of the power law p(x) ~ x^-alpha fitted to the
+    tail of the eigenvalues of W^T W, beginning where the fit is closest by the Kolmogorov-Smirnov distance.
+
+    Raises:
+        UserError: (a ValueError) if powerlaw isn't installed.
+    """
+    try:
+        import powerlaw
+    except ImportError as error:
+        raise UserError("heavy-tail exponents need powerlaw: pip install 'layershuffle[spectra]'") from error
+
+    def exponent(weight: torch.Tensor) -> float:
+        eigenvalues = torch.linalg.svdvals(weight.detach().double().cpu()).square().numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return float(powerlaw.Fit(eigenvalues[eigenvalues > 0], verbose=False).power_law.alpha)
+
+    blocks: list[nn.Module] = list(model.vit.blocks)
+    by_layer = [[exponent(m.weight) for m in block.modules() if isinstance(m, nn.Linear)] for block in blocks]
+    return [sum(exponents) / len(exponents) for exponents in by_layer]
+
+
+def well_trained_first(exponents: Sequence[float]) -> Order:
+    """The layers by their ``heavy_tail_exponents``, the best trained first (arXiv 2302.02123).
+
+    That paper permutes the weight matrices of translation models before training and its author has noted an error
+    in its implementation: this is its idea on a trained model's layers, a strategy to compare with.
+    """
+    layers: list[int] = sorted(range(len(exponents)), key=lambda layer: exponents[layer])
+    return Order(layers)

@@ -1,0 +1,29 @@
+"""Lets each image choose one of a few given orders (IOT, arXiv 2103.03457)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from layershuffle.errors import UserError
+from layershuffle.orders.order import Order
+
+
+class OrderChoice(nn.Module):
+    """Predicts from the mean of an image's embedded tokens which of ``orders`` suits it.
+
+    Raises:
+        UserError: (a ValueError) if there is no order to choose, or one of them twice.
+    """
+
+    def __init__(self, orders: Sequence[Order], dim: int) -> None:
+        super().__init__()
+        if not orders:
+            raise UserError("there is nothing to choose from: give one order or more as choices")
+        if twice := [order for order in orders if orders.count(order) > 1]:
+            raise UserError(f"the orders to choose from must differ, but '{twice[0]}' is given more than once")
+        self.orders = tuple(orders)
+        self.predictor = nn.Linear(dim, len(orders))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: [batch, tokens, dim], before the first layer. Returns logits [batch, orders]."""
+        return self.predictor(tokens.mean(dim=1))

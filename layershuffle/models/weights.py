@@ -1,0 +1,86 @@
+"""Reading files that hold weights: untrusted, so only as plain tensors and values, never as pickled code."""
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from layershuffle.errors import UserError
+
+BACKBONE_PREFIX = "model.vit."
+"""What stands before a backbone's parameter names in the checkpoints of train.py."""
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The content of a .safetensors or torch file, on the CPU; tensors are read from it as they are used.
+
+    Raises:
+        UserError: if it isn't there, isn't such a file, is damaged, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        _refuse_bomb(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint, or holds code instead of only weights; it was not loaded"
+        ) from error
+    except Exception as error:  # the readers of damaged files raise whatever they stumble over
+        raise UserError(f"{path} is not a checkpoint or is damaged, perhaps cut short: it was not loaded") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+    for tensor in _tensors(content, set()):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(f"{path} holds a tensor that is {tensor.layout} on {tensor.device}, which no weights are")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path} holds a tensor of shape {tuple(tensor.shape)}, but not the values of all of it")
+    return content
+
+
+def read_backbone(path: str | Path) -> dict[str, Tensor]:
+    """The backbone's weights under timm's names, from a timm state dict or a checkpoint of train.py."""
+    content = read_file(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+    weights = {key.removeprefix("module."): value for key, value in content.items()}
+    if any(key.startswith(BACKBONE_PREFIX) for key in weights):
+        weights = {k.removeprefix(BACKBONE_PREFIX): v for k, v in weights.items() if k.startswith(BACKBONE_PREFIX)}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path} holds no state dict")
+    return weights
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse an archive that unpacks to more than itself; torch packs nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            packed = sum(entry.file_size for entry in archive.infolist())
+        if packed > path.stat().st_size:
+            raise UserError(f"{path} would unpack to {packed:,} bytes, more than its size: it was not loaded")
+
+
+def _tensors(content: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in nested containers, each of which is looked into once."""
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, (dict, list, tuple, set)) and id(part) not in seen:
+            seen.add(id(part))
+            waiting += [*part.keys(), *part.values()] if isinstance(part, dict) else part

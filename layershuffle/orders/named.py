@@ -1,0 +1,205 @@
+"""The orders of the systems around LayerShuffle, and the names by which configs and command lines ask for them.
+
+All are orders of a model's ``depth`` layers; ``named`` puts the steps of a model's own order in their place.
+"""
+
+import inspect
+import random
+import re
+from collections.abc import Callable, Iterable
+
+from layershuffle.errors import UserError
+from layershuffle.orders.order import Order, Unit, sequential
+
+# --- Any transformer
+
+
+def permutation(depth: int, rng: random.Random) -> Order:
+    """All layers in a uniformly random sequence (LayerShuffle, arXiv 2407.04513, section 3.1)."""
+    return sequential(depth).shuffled(rng)
+
+
+def first(k: int, depth: int) -> Order:
+    """The first ``k`` of ``depth`` layers."""
+    return sequential(_kept(k, depth))
+
+
+def evenly_spaced(k: int, depth: int) -> Order:
+    """``k`` of ``depth`` layers, evenly spaced from layer 0.
+
+    Where LayerDrop's "every other" rule (arXiv 1909.11556, section 3.2: drop depth d, counted from 1, if
+    d = 0 mod floor(1/p), with p = 1 - k/depth) leaves k layers, these are the same ones.
+    """
+    return Order(at * depth // _kept(k, depth) for at in range(k))
+
+
+def random_subset(k: int, depth: int, rng: random.Random) -> Order:
+    """A uniformly random choice of ``k`` of ``depth`` layers, in original sequence."""
+    return Order(sorted(sequential(depth).shuffled(rng)[: _kept(k, depth)]))
+
+
+def _kept(k: int, depth: int) -> int:
+    if not 1 <= k <= depth:
+        raise UserError(f"{k} layers can't be kept of {depth}: choose from 1 to {depth}")
+    return k
+
+
+# --- Transformer Layers as Painters (arXiv 2407.09298) ------------------------------------------------------
+# The first n + 1 and the last n layers stay in place; the open interval between them is the middle.
+
+
+def middle(n: int, depth: int) -> range:
+    """Layers n + 1 to depth - n - 1: what the painters' strategies change.
+
+    Raises:
+        UserError: (a ValueError) if they are none.
+    """
+    layers = range(n + 1, depth - n)
+    if n < 0 or not layers:
+        most = depth // 2 - 1
+        raise UserError(
+            f"with n = {n}, {depth} layers have no middle: the first n + 1 and the last n stay in place"
+            + (f", so choose n from 0 to {most}" if most >= 0 else "")
+        )
+    return layers
+
+
+def _between(n: int, depth: int, steps: Iterable[int | str] | Order) -> Order:
+    return Order(range(n + 1)) + steps + range(depth - n, depth)
+
+
+def skip(n: int, depth: int) -> Order:
+    """The middle left out."""
+    middle(n, depth)
+    return _between(n, depth, ())
+
+
+def middle_repeat(n: int, depth: int) -> Order:
+    """Layer depth / 2 (rounded down) in place of every middle layer."""
+    return _between(n, depth, [depth // 2] * len(middle(n, depth)))
+
+
+def reverse(n: int, depth: int) -> Order:
+    """The middle backwards."""
+    return _between(n, depth, reversed(middle(n, depth)))
+
+
+def random_middle(n: int, depth: int, rng: random.Random) -> Order:
+    """The middle in a uniformly random sequence."""
+    return _between(n, depth, Order(middle(n, depth)).shuffled(rng))
+
+
+def looped_parallel(n: int, times: int, depth: int) -> Order:
+    """All middle layers on the same input, their outputs averaged; that step ``times`` in a row."""
+    if times < 1:
+        raise UserError(f"looped-parallel runs its step once or more, not {times} times")
+    return _between(n, depth, [f"({'|'.join(map(str, middle(n, depth)))})*{times}"])
+
+
+def parallel(n: int, depth: int) -> Order:
+    """All middle layers on the same input, their outputs averaged."""
+    return looped_parallel(n, 1, depth)
+
+
+# --- Swaps and ablations (arXiv 2406.19384) -----------------------------------------------------------------
+
+
+def swap(one: int, other: int, depth: int) -> Order:
+    """Two layers exchanged."""
+    layers = list(range(depth))
+    layers[one], layers[other] = _layer(other, depth), _layer(one, depth)
+    return Order(layers)
+
+
+def ablate(layer: int, depth: int) -> Order:
+    """All layers but one."""
+    return Order(at for at in range(depth) if at != _layer(layer, depth))
+
+
+def _layer(layer: int, depth: int) -> int:
+    if not 0 <= layer < depth:
+        raise UserError(f"there is no layer {layer}: choose from 0 to {depth - 1}")
+    return layer
+
+
+# --- Parameter sharing (arXiv 2104.06022) -------------------------------------------------------------------
+
+
+def sequence(visits: int, depth: int) -> Order:
+    """Each layer visits / depth times in a row."""
+    times, rest = divmod(_visits(visits, depth), depth)
+    if rest:
+        raise UserError(f"sequence visits every layer as often: {visits} is no multiple of {depth} layers")
+    return Order(layer for layer in range(depth) for _ in range(times))
+
+
+def cycle(visits: int, depth: int) -> Order:
+    """The layers in sequence, again and again, ``visits`` in all."""
+    return Order(at % depth for at in range(_visits(visits, depth)))
+
+
+def cycle_rev(visits: int, depth: int) -> Order:
+    """As ``cycle``, but the last ``depth`` visits run the layers backwards."""
+    return cycle(visits, depth)[: visits - depth] + range(depth - 1, -1, -1)
+
+
+def _visits(visits: int, depth: int) -> int:
+    if visits < depth:
+        raise UserError(f"{visits} visits don't reach all of {depth} layers: give {depth} or more")
+    return visits
+
+
+# --- Sublayers (arXiv 1911.03864) ---------------------------------------------------------------------------
+
+
+def sublayers(depth: int) -> Order:
+    """The attention and the feed-forward half of each layer as steps of their own; runs what ``sequential`` runs."""
+    return sandwich(0, depth)
+
+
+def sandwich(k: int, depth: int) -> Order:
+    """``k`` attention sublayers, then attention and feed-forward in turn, then ``k`` feed-forward ones.
+
+    Either kind comes in the sequence of its layers, so that ``sandwich(0)`` is the ordinary model.
+    """
+    if not 0 <= k <= depth:
+        raise UserError(f"{depth} layers make no sandwich with k = {k}: choose from 0 to {depth}")
+    steps = [Unit(layer, "a") for layer in range(k)]
+    for at in range(depth - k):
+        steps += [Unit(k + at, "a"), Unit(at, "f")]
+    return Order((unit,) for unit in [*steps, *(Unit(layer, "f") for layer in range(depth - k, depth))])
+
+
+# --- By name ------------------------------------------------------------------------------------------------
+
+NAMED: dict[str, Callable[..., Order]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        sequential, first, evenly_spaced, skip, middle_repeat, reverse, parallel, looped_parallel, swap, ablate,
+        sequence, cycle, cycle_rev, sublayers, sandwich,
+    )
+}  # fmt: skip
+
+
+def parse_order(text: str, own: Order) -> Order:
+    """The order that ``text`` means for a model whose own order is ``own``.
+
+    Args:
+        text: an order's text form, which speaks of layers; or a name of NAMED with its numbers, such as
+            ``cycle(6)``, ``looped-parallel(2,3)`` or ``sublayers``, which speaks of the steps of ``own``.
+        own: the model's own order.
+
+    Raises:
+        UserError: (a ValueError) if it is neither or the model can't do it.
+    """
+    match = re.fullmatch(r"([a-z-]{2,})(?:\(([0-9, ]*)\))?", text.strip())
+    if match is None:
+        return Order(text)
+    name, numbers = match[1], [int(number) for number in re.findall(r"[0-9]+", match[2] or "")]
+    if name not in NAMED:
+        raise UserError(f"there is no order named {name}: choose from {', '.join(NAMED)}")
+    *wanted, _ = inspect.signature(NAMED[name]).parameters
+    if len(numbers) != len(wanted):
+        form = f"{name}({','.join(wanted)})" if wanted else name
+        raise UserError(f"'{text}' is not an order: write {form}, with a number for each word in brackets")
+    return NAMED[name](*numbers, len(own)).over(own)

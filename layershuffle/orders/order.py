@@ -1,0 +1,203 @@
+"""Execution orders: the type, its text form, the named orders, and the samplers that draw one per training step.
+
+An order is a sequence of *steps*. A step is a layer, one half of a layer (a sublayer: ``a`` attention,
+``f`` feed-forward), or several of those run in parallel on the same input with their outputs averaged.
+Layers may be missing or repeated. The text form parses back to the same order::
+
+    3 1 2            layers
+    0a 1a 0f 1f      sublayers
+    0 (1|2|3)*4 4    a parallel step, four times in a row
+"""
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from operator import index
+from typing import NamedTuple, Self, TypeVar, overload
+
+from layershuffle.errors import UserError
+
+MAX_STEPS = 100_000
+
+T = TypeVar("T")
+
+_UNIT = r"[0-9]{1,4}[af]?"
+_STEP = re.compile(rf"(?:({_UNIT})|\(({_UNIT}(?:\|{_UNIT})*)\))(?:\*([1-9][0-9]{{0,4}}))?")
+
+
+class Unit(NamedTuple):
+    """What a step runs: a whole layer (``half=""``), its attention half ``"a"`` or its feed-forward half ``"f"``."""
+
+    layer: int
+    half: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.layer}{self.half}"
+
+    def _of(self, part: "Unit") -> "Unit":
+        if self.half and part.half:
+            raise UserError(f"the model's own order runs {self}, which has no halves: name its sublayers one by one")
+        return Unit(self.layer, self.half or part.half)
+
+
+Step = tuple[Unit, ...]
+"""The units that run in parallel, ascending; nearly always just one."""
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Order:
+    """An immutable, hashable execution order.
+
+    Args:
+        order: another order, its text form, or any iterable of integers, texts and steps.
+
+    Raises:
+        UserError: (a ValueError) if the text is not an order or a layer is negative.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __init__(self, order: "OrderLike" = ()) -> None:
+        object.__setattr__(self, "steps", _steps(order))
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """The indices of the layers that the order runs, wholly or in part."""
+        return frozenset(unit.layer for step in self.steps for unit in step)
+
+    def check(self, depth: int) -> Self:
+        """Return the order itself if a model of ``depth`` layers can run it, else raise a UserError."""
+        if missing := sorted(layer for layer in self.layers if layer >= depth):
+            raise UserError(f"the order names layer {missing[-1]}, but the model has only layers 0 to {depth - 1}")
+        return self
+
+    def over(self, own: "Order") -> "Order":
+        """The same order of the steps of ``own``: each layer stands for the step of ``own`` at that index.
+
+        A half of a layer stands for that half of the step. Where ``own`` is sequential, this is the order itself.
+
+        Raises:
+            UserError: (a ValueError) if ``own`` has no such step, or it isn't made of whole layers and a half is asked
+                for, or a parallel step would hold one layer twice.
+        """
+        self.check(len(own))
+        if own == sequential(len(own)):
+            return self
+        steps = [[unit._of(part) for part in step for unit in own[part.layer]] for step in self.steps]
+        for step in steps:
+            if twice := [unit for unit in step if step.count(unit) > 1]:
+                raise UserError(
+                    f"a parallel step can't hold {twice[0]} twice, which the model's own order runs repeatedly"
+                )
+        return Order(tuple(step) for step in steps)
+
+    def shuffled(self, rng: random.Random) -> "Order":
+        """The same steps in a uniformly random sequence."""
+        order = object.__new__(Order)  # the steps are known to be good, and every training step comes by here
+        object.__setattr__(order, "steps", tuple(_shuffle(self.steps, rng)))
+        return order
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    @overload
+    def __getitem__(self, key: int) -> Step: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Order": ...
+    def __getitem__(self, key: int | slice) -> "Step | Order":
+        return Order(self.steps[key]) if isinstance(key, slice) else self.steps[key]
+
+    def __add__(self, other: "OrderLike") -> "Order":
+        return Order(self.steps + Order(other).steps)
+
+    def __str__(self) -> str:
+        tokens: list[str] = []
+        run = 0
+        for at, step in enumerate(self.steps):
+            run += 1
+            if len(step) == 1:
+                tokens.append(str(step[0]))
+            elif self.steps[at + 1 : at + 2] == (step,):
+                continue
+            else:
+                tokens.append(f"({'|'.join(map(str, step))})" + (f"*{run}" if run > 1 else ""))
+            run = 0
+        return " ".join(tokens)
+
+    def __repr__(self) -> str:
+        return f"Order({str(self)!r})"
+
+
+OrderLike = Order | str | Iterable[int | str | Step]
+
+
+def _steps(order: OrderLike) -> tuple[Step, ...]:
+    if isinstance(order, Order):
+        return order.steps
+    steps: list[Step] = []
+    try:
+        parts = order.split() if isinstance(order, str) else list(islice(order, MAX_STEPS + 1))
+    except TypeError as error:
+        raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
+    for part in parts:
+        if isinstance(part, str):
+            steps += _parse(part)
+        else:
+            try:
+                units = [Unit(*unit) for unit in part] if isinstance(part, tuple) else [Unit(index(part))]
+            except TypeError as error:
+                raise UserError(f"{part!r} is not a step: give a layer, or text such as '(1|2|3)'") from error
+            steps.append(_step(units))
+        if len(steps) > MAX_STEPS:
+            raise UserError(f"an order has at most {MAX_STEPS} steps")
+    return tuple(steps)
+
+
+def _step(units: Iterable[Unit]) -> Step:
+    step = tuple(sorted(units))
+    if (
+        not step
+        or len(set(step)) < len(step)
+        or any(unit.layer < 0 or unit.half not in ("", "a", "f") for unit in step)
+    ):
+        raise UserError(f"'{'|'.join(map(str, step))}' is not a step: it takes layers from 0 up, each at most once")
+    return step
+
+
+def _parse(token: str) -> list[Step]:
+    match = _STEP.fullmatch(token)
+    if match is None:
+        raise UserError(
+            f"'{token[:40]}' is not a step of an order; write layers separated by spaces (3 1 2), "
+            "halves as 0a and 0f, a parallel step as (1|2|3) and repeats as (1|2|3)*4"
+        )
+    single, parallel, times = match.groups()
+    units = (single or parallel).split("|")
+    step = _step(Unit(int(unit.rstrip("af")), unit[-1] if unit[-1] in "af" else "") for unit in units)
+    return [step] * int(times or 1)
+
+
+@cache  # asked for several times in every training step
+def sequential(depth: int) -> Order:
+    """Layers 0 to ``depth - 1``, as the model was built."""
+    return Order(range(depth))
+
+
+# --- Randomness ---------------------------------------------------------------------------------------------
+# Python guarantees that Random.random() gives the same numbers for the same seed in every version, which it
+# does not for shuffle() and sample(), nor NumPy for its Generator. Everything random here is built on it.
+
+
+def seeded(*key: int | str) -> random.Random:
+    """A random generator that is a function of ``key`` alone, such as (seed, step, rank)."""
+    return random.Random(" ".join(map(str, key)))
+
+
+def _shuffle(items: Iterable[T], rng: random.Random) -> list[T]:
+    return sorted(items, key=lambda _: rng.random())

@@ -1,0 +1,181 @@
+"""Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from layershuffle.errors import UserError
+from layershuffle.reproduction import paper
+from layershuffle.results.record import Results, Score
+
+SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model's results, from one or more files.
+
+    Attributes:
+        label: its method.
+        seed: of its training.
+        files: the results files, with their paths from the report's folder.
+    """
+
+    label: str
+    seed: int
+    files: dict[str, Results] = field(default_factory=dict)
+
+    def scores(self, protocol: str, **variant: Any) -> list[Score]:
+        """Its scores of a protocol whose variant has these values; at most from one file."""
+        for results in self.files.values():
+            found = [s for s in results.scores if s.protocol == protocol and variant.items() <= s.variant.items()]
+            if found:
+                return found
+        return []
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A backbone on a data set.
+
+    Attributes:
+        backbone: what the paper calls it, or timm's name and what was changed of it.
+        data: what the paper calls it, or the data set's name.
+        runs: by method and seed.
+        studies: the results of the studying commands, each about one model, with their paths from the report's folder.
+    """
+
+    backbone: str
+    data: str
+    runs: dict[tuple[str, int], Run] = field(default_factory=dict)
+    studies: dict[str, Results] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, Results]:
+        """All its results, method by method and seed by seed, the studies last."""
+        of_runs = {
+            name: results for method in self.methods for run in self.of(method) for name, results in run.files.items()
+        }
+        return of_runs | self.studies
+
+    def measured(self, name: str) -> list[Results]:
+        """The studies that hold such a measure, in the sequence of the methods."""
+        found = [results for results in self.studies.values() if name in results.measures]
+        sequence = in_papers_sequence(results.label for results in found)
+        return sorted(found, key=lambda results: sequence.index(results.label))
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that it has runs of, the paper's first and in the paper's sequence."""
+        return in_papers_sequence(label for label, _ in sorted(self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds of its runs."""
+        return sorted({seed for _, seed in self.runs})
+
+    def of(self, method: str) -> list[Run]:
+        """The runs of a method, by seed."""
+        return [run for (label, _), run in sorted(self.runs.items()) if label == method]
+
+    def missing(self) -> list[str]:
+        """The cells that other methods or seeds of the setup, or the paper's methods, lead one to expect."""
+        compared = any(method in paper.METHODS for method in self.methods)
+        wanted = dict.fromkeys((*paper.METHODS * compared, *self.methods))
+        return [f"{m}, seed {s}" for m in wanted for s in self.seeds if (m, s) not in self.runs]
+
+
+def in_papers_sequence(methods: Iterable[str]) -> list[str]:
+    """Each method once, the paper's first."""
+    found = dict.fromkeys(methods)
+    return [*(m for m in paper.METHODS if m in found), *(m for m in found if m not in paper.METHODS)]
+
+
+def collect(folder: Path) -> tuple[list[Setup], list[str]]:
+    """The setups found below ``folder``, and a sentence for every file that was left out.
+
+    A file that can't be read is left out; so are two that disagree about the same cell, both of them.
+
+    Raises:
+        UserError: (a ValueError) if there is no results file at all.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    complaints: list[str] = []
+    read: dict[str, Results] = {}
+    for path in sorted(folder.rglob("*.json")):
+        name = str(path.relative_to(folder))
+        if path.name.startswith(".") or not _claims_to_be_results(path):
+            continue
+        try:
+            results = Results.load(path)
+            _titles(results)
+            if results.data.get("split") == "test" or not _is_evaluation(results):
+                read[name] = results
+            else:
+                complaints.append(f"{name} is of the {results.data.get('split')} images; it was left out")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
+    setups: dict[tuple[str, str], Setup] = {}
+    for name, results in _agreeing(read, complaints).items():
+        backbone, data = _titles(results)
+        setup = setups.setdefault((backbone, data), Setup(backbone, data))
+        if not _is_evaluation(results):
+            setup.studies[name] = results
+            continue
+        seed = results.model.get("seed") or 0
+        run = setup.runs.setdefault((results.label, seed), Run(results.label, seed))
+        run.files[name] = results
+    if not setups:
+        raise UserError(f"there are no results files below {folder}" + "".join(f"; {text}" for text in complaints))
+    return list(setups.values()), complaints
+
+
+def _is_evaluation(results: Results) -> bool:
+    """As against a study, whose scores answer a question of their own, on images of its own."""
+    return "protocols" in results.evaluation
+
+
+def _claims_to_be_results(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'"layershuffle_results"' in file.read(200)
+
+
+def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Results]:
+    """Without repetitions, and without those that say different things of the same cell."""
+    by_cell: dict[str, list[str]] = {}
+    bad: set[str] = set()
+    for name, results in read.items():
+        model, data = results.model, results.data
+        cell = [model.get("config"), results.label, model.get("seed"), data["name"], data["images"], results.evaluation]
+        others = by_cell.setdefault(json.dumps(cell, sort_keys=True), [])
+        found = _found(results)
+        for other in others:
+            known = _found(read[other])
+            if any(known[key] != found[key] for key in known.keys() & found.keys()):
+                complaints.append(
+                    f"{other} and {name} disagree about {results.label}, seed {model.get('seed')}, on {data['name']}; "
+                    "both were left out: move one of them elsewhere"
+                )
+                bad |= {other, name}
+        if all(_found(read[other]) != found for other in others):
+            others.append(name)
+    return {name: read[name] for names in by_cell.values() for name in names if name not in bad}
+
+
+def _found(results: Results) -> dict[str, Any]:
+    """Every score and measure, by what it is of."""
+    scores: dict[str, list[Any]] = {}
+    for score in results.scores:
+        scores.setdefault(json.dumps([score.protocol, score.variant, score.order], sort_keys=True), []).append(score)
+    return scores | results.measures
+
+
+def _titles(results: Results) -> tuple[str, str]:
+    config = results.model["config"]
+    changed = [text.format(config[key]) for key, text in SHAPE.items() if key in config]
+    known = paper.backbone(config["name"])
+    backbone = (known or config["name"]) + (f" ({', '.join(changed)})" if changed else "")
+    return backbone, paper.DATA.get(results.data["name"], results.data["name"])

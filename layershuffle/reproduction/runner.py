@@ -1,0 +1,167 @@
+"""Runs the cells of an experiment, on this machine or as SLURM jobs, and compares what they found."""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+
+from layershuffle.errors import UserError
+from layershuffle.files import write_whole
+from layershuffle.reproduction.experiments import Cell
+from layershuffle.results import overview, tables
+from layershuffle.results.record import Results, pool
+
+CORES = len(os.sched_getaffinity(0))
+
+Perform = Callable[[Cell, Path], None]
+"""Runs a cell of the experiment in a folder; can be sent to other processes."""
+
+
+def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, perform: Perform) -> int:
+    """Run cells on this machine, ``jobs`` at a time, each in a process of its own; returns how many were lost.
+
+    A cell that breaks is reported, those that need it are left out, and the others go on.
+    """
+    waiting = list(missing)
+    running: dict[Any, tuple[Cell, SpawnProcess, int, TaskID]] = {}
+    lost: set[str] = set()
+    spawn = multiprocessing.get_context("spawn")
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    slots = list(range(jobs))
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        overall = progress.add_task("cells", total=len(missing))
+        while waiting or running:
+            for at in [at for at in waiting if lost & set(at.needs)]:
+                console.print(f"{at.name}: left out, it needs a cell that failed")
+                lost.add(at.name)
+                waiting.remove(at)
+                progress.advance(overall)
+            unfinished = {at.name for at in waiting} | {at.name for at, *_ in running.values()}
+            ready = [at for at in waiting if not unfinished & set(at.needs)]
+            threads = max(1, CORES // max(1, min(jobs, len(running) + len(ready))))
+            for at, slot in zip(ready[: len(slots)], list(slots)):
+                environment = {"OMP_NUM_THREADS": str(threads)}
+                if devices != [""]:
+                    environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+                process = spawn.Process(target=perform, args=(at, folder), daemon=True)
+                with _environment(environment):
+                    process.start()
+                running[process.sentinel] = (at, process, slot, progress.add_task(f"  {at.name}", total=None))
+                waiting.remove(at)
+                slots.remove(slot)
+            for sentinel in wait(list(running)) if running else ():
+                at, process, slot, task = running.pop(sentinel)
+                process.join()
+                slots.append(slot)
+                progress.remove_task(task)
+                progress.advance(overall)
+                if process.exitcode:
+                    lost.add(at.name)
+                    console.print(f"{at.name}: {_reason(at, folder, process.exitcode)}", soft_wrap=True)
+                else:
+                    console.print(f"{at.name}: finished")
+    return len(lost)
+
+
+def submit(
+    missing: Sequence[Cell], folder: Path, parameters: dict[str, Any], console: Console, perform: Perform
+) -> None:
+    """Submit one SLURM job per cell, each to start once the cells that it needs have succeeded.
+
+    Raises:
+        UserError: (a ValueError) if submitit is not installed, there is no SLURM here, or it refuses the parameters.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("SLURM jobs need submitit: pip install 'layershuffle[slurm]'") from error
+    logs = folder.absolute() / "slurm"
+    jobs: dict[str, str] = {}
+    try:
+        executor = submitit.AutoExecutor(logs, cluster="slurm")
+        for at in missing:
+            record = folder / at.name / "slurm_job"
+            if record.is_file():
+                job: Any = submitit.SlurmJob(logs, record.read_text())
+                if not job.done():
+                    jobs[at.name] = job.job_id
+                    console.print(f"{at.name}: job {job.job_id} is at it")
+                    continue
+            needed = [jobs[name] for name in at.needs if name in jobs]
+            more = dict(parameters.get("slurm_additional_parameters") or {})
+            more |= {"dependency": f"afterok:{':'.join(needed)}"} if needed else {}
+            executor.update_parameters(
+                **{"name": at.name.replace("/", "-"), **parameters, "slurm_additional_parameters": more}
+            )
+            jobs[at.name] = executor.submit(perform, at, folder.absolute()).job_id
+            write_whole(record, jobs[at.name])
+            console.print(f"{at.name}: job {jobs[at.name]}")
+    except (RuntimeError, NameError, TypeError, submitit.core.utils.FailedJobError) as error:
+        raise UserError(f"SLURM took {len(jobs)} of {len(missing)} jobs, then: {error}") from error
+    console.print("the same command without --slurm runs what they leave undone, and shows the results")
+
+
+def plan(wanted: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> Table:
+    """The cells, which of them are to run, and an estimate of how long that takes."""
+    left = sum(at.minutes for at in missing)
+    title = f"{len(wanted)} cells in {folder}, {len(missing)} to run: about {_hours(left)} one after the other"
+    table = Table("cell", "", Column("estimate", justify="right"), title=title, title_justify="left", box=None)
+    for at in wanted:
+        table.add_row(at.name, "to run" if at in missing else "finished", _hours(at.minutes))
+    return table
+
+
+def _hours(minutes: float) -> str:
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> None:
+    """Print, and keep beside the cells, what the finished ones of a setup found; nothing if there is none."""
+    first = [next((step.output for step in at.steps if step.command == "evaluate"), None) for at in its]
+    paths = [folder / at.name / output for at, output in zip(its, first) if output]
+    several = [Results.load(path) for path in paths if path.is_file()]
+    if not several:
+        return
+    header, rows = tables.comparison(several)
+    pooled = pool(several)
+    seeds = len(several) // len(pooled)
+    data = several[0].data
+    spread = "std over seeds" if seeds > 1 else f"{several[0].evaluation['draws']} draws of each random order"
+    title = f"{data['name']}: {data['images']} test images, {spread}"
+    write_whole(folder / setup / "table.md", tables.markdown(header, rows))
+    overview.save(overview.overview(pooled, title), folder / setup / "overview.png")
+    if len(header) > 6:  # too wide for a terminal: a row a method, and the pruned orders only in the file
+        rows = [list(column) for column in zip(header, *(row for row in rows if not row[0].startswith("keep")))]
+        header, *rows = rows
+    console.print(tables.terminal(header, rows, title))
+    console.print(f"table: {folder / setup}/table.md\nplot: {folder / setup}/overview.png")
+
+
+def _reason(at: Cell, folder: Path, exitcode: int) -> str:
+    log = folder / at.name / "log.txt"
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    if exitcode > 0 and last.startswith("error: "):
+        return f"failed, {last.removeprefix('error: ')}"
+    return f"failed ({f'signal {-exitcode}' if exitcode < 0 else last}), see {log}"
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Any:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,301 @@
+"""What the report says: the paper's section 4, table by table and figure by figure, from results files alone."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import fmean
+
+from layershuffle.reproduction import curves as figures
+from layershuffle.reproduction import paper
+from layershuffle.reproduction.collect import Run, Setup
+from layershuffle.reproduction.page import Cell, Picture, Section, Table
+from layershuffle.results import positions, tables
+from layershuffle.results.figures import STUDIES, Study, shown_by
+from layershuffle.results.record import Results, Score, Summary, summarise
+
+MADE = (
+    "Each number is the mean over seeds, in brackets the sample standard deviation over seeds; a number of one seed "
+    "has none. Arbitrary order is read in two ways: a new random order for every batch, as in the paper, and the mean "
+    "of some random orders that each ran over all test images."
+)
+READINGS: dict[str, tuple[str, dict[str, str]]] = {
+    "sequential": ("sequential", {}),
+    "arbitrary, per batch": ("arbitrary", {"reading": "per batch"}),
+    "arbitrary, fixed": ("arbitrary", {"reading": "fixed"}),
+}
+
+
+def sections(setups: Sequence[Setup], complaints: Sequence[str]) -> list[Section]:
+    """All sections for which there are results, then what is missing and how every number was made."""
+    made = [table_1(setups), position_accuracy(setups), *map(pruning, setups), *map(landscape, setups), merged(setups)]
+    made += [section for setup in setups for section in (representations(setup), contributions(setup))]
+    made += [*map(others, setups), everything(setups), missing(setups, complaints), provenance(setups)]
+    return [section for section in made if section is not None]
+
+
+def table_1(setups: Sequence[Setup]) -> Section:
+    """Sequential and arbitrary order, method by method, beside the paper's."""
+    methods = [m for m in paper.METHODS if any(m in setup.methods for setup in setups)]
+    rows: list[list[Cell | str]] = []
+    for setup in setups:
+        for reading, (protocol, variant) in READINGS.items():
+            cells = [_beside(_over_seeds(setup.of(m), protocol, variant), setup, protocol, m) for m in methods]
+            if any(cell.text != "missing" for cell in cells):
+                rows.append([_of(setup, reading), *cells])
+    marked = "✱ marks a difference from the paper of more than two standard errors of the two means together."
+    own = Table(f"Top-1 accuracy in percent. {MADE}", ["", *methods], rows)
+    theirs = Table(
+        "The paper's own, mean (standard deviation) over five seeds.",
+        ["", *paper.METHODS],
+        [
+            [Cell(row[2], [f"{row[0]}, {row[1]}"]), *(_text(paper.TABLE_1[(*row, method)]) for method in paper.METHODS)]
+            for row in dict.fromkeys(key[:3] for key in paper.TABLE_1)
+        ],
+    )
+    compared = any(isinstance(cell, Cell) and cell.notes for row in rows for cell in row[1:])
+    text = [marked] if compared else ["None of these backbones and data sets is in the paper: compare the shapes."]
+    return Section("Table 1: sequential and arbitrary order", text, [own, theirs] if rows else [theirs])
+
+
+def position_accuracy(setups: Sequence[Setup]) -> Section | None:
+    """How often the layers predict their position."""
+    rows: list[list[Cell | str]] = []
+    for setup in setups:
+        for method in setup.methods:
+            for reading, (protocol, variant) in READINGS.items():
+                found = _over_seeds(setup.of(method), protocol, variant, lambda score: score.position_accuracy)
+                if found:
+                    rows.append([_of(setup, f"{method}, {reading}"), _text(found)])
+    if not rows:
+        return None
+    text = [f"Percent of the positions that the layers predict rightly. The paper reports {paper.POSITION_ACCURACY}."]
+    return Section("Section 4.1: position prediction", text, [Table("Mean (std) over seeds", ["", "right, %"], rows)])
+
+
+def pruning(setup: Setup) -> Section | None:
+    """Figures 1b and 1c."""
+    points = figures.pruned(setup)
+    if len({point.kept for point in points}) < 2:
+        return None
+    caption = (
+        f"{setup.backbone} on {setup.data}: accuracy by the number of layers kept, random ones unless the model was "
+        "refined at that depth (reduced-depth: its first layers, those it was refined with). Mean and standard "
+        "deviation over seeds."
+    )
+    text = [
+        "The paper, ViT-B/16 on ImageNet-1k with 3 layers in original sequence: layershuffle about 18%, LayerDrop near "
+        "0."
+    ]
+    return Section(f"Figures 1b and 1c: {setup.data}", text, [_picture("pruning", setup, points, caption)])
+
+
+def landscape(setup: Setup) -> Section | None:
+    """Beyond figure 1b: all subsets."""
+    points = figures.landscape(setup)
+    if not points:
+        return None
+    caption = (
+        f"{setup.backbone} on {setup.data}: the mean accuracy over every choice of k layers, in original sequence. "
+        "Mean and standard deviation over seeds."
+    )
+    return Section(f"Every subset of the layers: {setup.data}", [], [_picture("landscape", setup, points, caption)])
+
+
+def merged(setups: Sequence[Setup]) -> Section | None:
+    """Models whose layers come from several others, beside those."""
+    rows: list[list[Cell | str]] = []
+    for setup in setups:
+        for method in setup.methods:
+            if method.endswith("-merged"):
+                for name, (protocol, variant) in READINGS.items():
+                    found = [
+                        _over_seeds(setup.of(m), protocol, variant) for m in (method.removesuffix("-merged"), method)
+                    ]
+                    rows.append([_of(setup, f"{method}, {name}"), *map(_text, found)])
+    if not rows:
+        return None
+    text = [
+        "Each layer comes at random from one of the models that the same method trained with different seeds (arXiv "
+        "2407.04513v1, which found no loss of accuracy)."
+    ]
+    return Section("Merged models", text, [Table("Top-1 in percent", ["", "sources", "merged"], rows)])
+
+
+def representations(setup: Setup) -> Section | None:
+    """Figures 4a and 4b."""
+    several = setup.measured("representations")
+    if not several:
+        return None
+    rows: list[list[Cell | str]] = [
+        [results.label, str(position), *map(str, point)]
+        for results in several
+        for position, point in zip(
+            results.measures["representations"]["positions"], results.measures["representations"]["plane"]
+        )
+    ]
+    data = Table("UMAP's plane has no unit", ["method", "position", "x", "y"], rows)
+    caption = (
+        f"{setup.backbone} on {setup.data}: UMAP of one layer's whole output, all tokens, a point for each image, run "
+        "by itself in a random order; its colour is the position that the layer held."
+    )
+    picture = Picture(
+        _slug("representations", setup.data, setup.backbone), caption, lambda: positions.representations(several), data
+    )
+    return Section(f"Figures 4a and 4b: {setup.data}", [], [picture])
+
+
+def contributions(setup: Setup) -> Section | None:
+    """Figures 4c and 4d."""
+    several = setup.measured("contributions")
+    if not several:
+        return None
+    rows: list[list[Cell | str]] = [
+        [results.label, str(layer), str(position), f"{values.mean():.4f}", f"{values.std():.4f}", str(len(values))]
+        for results in several
+        for (layer, position), values in sorted(positions.by_layer_and_position(results).items())
+    ]
+    data = Table("relative change", ["method", "layer", "position", "mean", "std", "images"], rows)
+    caption = (
+        f"{setup.backbone} on {setup.data}: the L2 norm of what each layer adds to the class token, over the norm of "
+        "the token that it got, when images run in random orders. The colour is the position that the layer held."
+    )
+    picture = Picture(
+        _slug("contributions", setup.data, setup.backbone), caption, lambda: positions.contributions(several), data
+    )
+    return Section(f"Figures 4c and 4d: {setup.data}", [], [picture])
+
+
+def others(setup: Setup) -> Section | None:
+    """The other systems of this field: a picture for every study of every model."""
+    parts: list[Table | Picture] = []
+    for name, results in setup.files.items():
+        for study in shown_by(results):
+            if study.name not in ("representations", "contributions"):
+                caption = f"{results.label}, {results.data['images']} images ({results.data['split']}): {study.caption}"
+                parts.append(
+                    Picture(
+                        _slug(study.name, name.removesuffix(".json")),
+                        caption,
+                        partial(study.draw, results, ""),
+                        _data(study, results),
+                    )
+                )
+    return Section(f"Other systems: {setup.data}", [], parts) if parts else None
+
+
+def _data(study: Study, results: Results) -> Table:
+    """The numbers in a study's picture."""
+    rows: list[list[Cell | str]]
+    if study.measure == "cosine":
+        rows = [[str(at), *(f"{value:.4f}" for value in row)] for at, row in enumerate(results.measures["cosine"])]
+        return Table("cosine similarity", ["after step", *map(str, range(len(rows)))], rows)
+    rows = [
+        [
+            score.protocol,
+            " ".join(f"{key}={value}" for key, value in score.variant.items()),
+            score.order or "",
+            f"{100 * score.top1:.2f}",
+        ]
+        for score in results.scores
+        if study.measure or score.protocol in study.protocols
+    ]
+    return Table("top-1 in percent", ["protocol", "variant", "order", "top-1 %"], rows)
+
+
+def everything(setups: Sequence[Setup]) -> Section:
+    """All scores but those that have a picture of their own, folded."""
+    pictured = {"landscape", *(protocol for study in STUDIES for protocol in study.protocols)}
+    parts: list[Table | Picture] = []
+    for setup in setups:
+        several = [results for name, results in setup.files.items() if name not in setup.studies]
+        header, rows = tables.comparison(several, pictured)
+        parts.append(Table(f"{setup.backbone} on {setup.data}", header, [list(row) for row in rows], folded=True))
+    return Section("Every score", ["Top-1 in percent, by protocol."], parts)
+
+
+def missing(setups: Sequence[Setup], complaints: Sequence[str]) -> Section | None:
+    """Cells that are to be expected, and files that were left out."""
+    rows: list[list[Cell | str]] = [
+        [f"{setup.backbone}, {setup.data}", cell] for setup in setups for cell in setup.missing()
+    ]
+    parts: list[Table | Picture] = [Table("Missing cells", ["", "cell"], rows)] if rows else []
+    return Section("Missing", list(complaints), parts) if rows or complaints else None
+
+
+def provenance(setups: Sequence[Setup]) -> Section:
+    """Where every number comes from."""
+    rows: list[list[Cell | str]] = []
+    for setup in setups:
+        for name, results in setup.files.items():
+            e, settings = results.environment, results.evaluation
+            made = f"{e.get('device')}, {e.get('precision')}, torch {e.get('torch')}, timm {e.get('timm')}"
+            asked = (
+                f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+                for key, value in settings.items()
+                if value is not None
+            )
+            model = f"{results.label}, seed {results.model.get('seed')}"
+            weights = str(results.model.get("sha256", ""))[:12]
+            images = f"{results.data['images']} ({results.data.get('split')})"
+            rows.append([name, model, weights, images, "; ".join(asked), made, str(e.get("created"))])
+    header = ["file", "model", "checkpoint sha256", "images", "evaluated", "with", "on"]
+    return Section(
+        "How every number was made", [], [Table("The results files behind this report", header, rows, folded=True)]
+    )
+
+
+def _over_seeds(
+    runs: Sequence[Run],
+    protocol: str,
+    variant: dict[str, str],
+    value: Callable[[Score], float | None] = lambda score: score.top1,
+) -> Summary | None:
+    per_seed = [[value(score) for score in run.scores(protocol, **variant)] for run in runs]
+    means = [100 * fmean(v for v in values if v is not None) for values in per_seed if values and None not in values]
+    return summarise(means) if means else None
+
+
+def _of(setup: Setup, what: str) -> Cell:
+    return Cell(what, [f"{setup.backbone}, {setup.data}"])
+
+
+def _beside(found: Summary | None, setup: Setup, protocol: str, method: str) -> Cell:
+    theirs = paper.TABLE_1.get((setup.backbone, setup.data, protocol, method))
+    if found is None or theirs is None:
+        return Cell(_text(found), [f"paper {_text(theirs)}"] if theirs else [])
+    difference = found.mean - theirs.mean
+    # One seed says nothing of its own spread.
+    marked = found.std is not None and abs(difference) > 2 * math.hypot(
+        found.std / math.sqrt(found.n), theirs.std / math.sqrt(5)
+    )
+    return Cell(_text(found), [f"paper {_text(theirs)}", f"{difference:+.2f}{' ✱' if marked else ''}"], marked)
+
+
+def _text(value: "Summary | paper.Figure | None") -> str:
+    if value is None:
+        return "missing"
+    return f"{value.mean:.2f}" + ("" if value.std is None else f" ({value.std:.2f})")
+
+
+def _picture(kind: str, setup: Setup, points: list[figures.Point], caption: str) -> Picture:
+    classes = next(iter(next(iter(setup.runs.values())).files.values())).model["config"]["num_classes"]
+    rows: list[list[Cell | str]] = [
+        [
+            p.panel,
+            p.method,
+            str(p.kept),
+            f"{p.accuracy.mean:.2f}",
+            "" if p.accuracy.std is None else f"{p.accuracy.std:.2f}",
+            str(p.accuracy.n),
+        ]
+        for p in points
+    ]
+    data = Table("top-1 in percent", ["sequence", "method", "layers kept", "mean", "std", "seeds"], rows)
+    return Picture(
+        _slug(kind, setup.data, setup.backbone), caption, lambda: figures.curves(points, 100 / classes), data
+    )
+
+
+def _slug(*words: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")

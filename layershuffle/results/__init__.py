@@ -1,0 +1,1 @@
+"""What was found: the record, its tables and its pictures."""

@@ -1,0 +1,124 @@
+import re
+
+import pytest
+import timm
+import torch
+from packaging.version import Version
+
+from layershuffle import Order
+from layershuffle.checkpoints.loading import load
+from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.export import export_command
+from layershuffle.commands.merge import merge_command
+from layershuffle.commands.train import train
+from layershuffle.files import sha256
+
+pytestmark = pytest.mark.skipif(
+    Version(timm.__version__) < Version("1.0.31"), reason="older ones read no safetensors from a local-dir"
+)
+
+ARGUMENTS = [
+    "--model.name=vit_tiny_patch16_224",
+    "--model.timm_args={img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 16, depth: 5, num_heads: 2}",
+    "--data=layershuffle.data.Digits",
+    "--data.train_images=200",
+    "--data.test_images=60",
+    "--model.sampler=Shuffle",
+    "--trainer.max_epochs=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+]
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Trains small models briefly; returns the path of the checkpoint."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(seed=0, *options):
+        train([*ARGUMENTS, f"--seed_everything={seed}", f"--checkpoint.dirpath=run{seed}", *options])
+        return f"run{seed}/best.ckpt"
+
+    return make
+
+
+@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, images, position, capsys):
+    checkpoint = trained(0, f"--model.position={position}")
+    results = evaluate_command([checkpoint, "--orders=2", "--keep=2", "--output=results.json"])
+    export_command([checkpoint, "out", "--results", "results.json"])
+    assert ("lacks the position encoding" in capsys.readouterr().out) == (position == "encode")
+    before, after = load(checkpoint), load("out")
+    assert after.record == before.record
+    assert after.data == before.data
+    order = Order("3 (1|2) 0")
+    with torch.inference_mode():
+        for name, value in before.model.eval()(images, order)._asdict().items():
+            again = getattr(after.model.eval()(images, order), name)
+            assert again is value is None or torch.equal(again, value)
+        plain = timm.create_model("local-dir:out", pretrained=True).eval()(images)
+    assert torch.equal(plain, before.model(images).logits) == (position != "encode")
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| {100 * results.scores[0].top1:.2f} |" in card
+    assert "license: apache-2.0" in card
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace("FOLDER", "out"), {"images": images})
+    assert evaluate_command(["out", "--protocols=sequential", "--output=again.json"]).scores[0] == results.scores[0]
+
+
+def test_a_distilled_model_keeps_its_head(trained, images):
+    name = "--model.name=deit_tiny_distilled_patch16_224"
+    checkpoint = trained(0, name, "--model.head=average")
+    export_command([checkpoint, "out"])
+    with torch.inference_mode():
+        plain = timm.create_model("local-dir:out", pretrained=True).eval()(images)
+        assert torch.equal(plain, load(checkpoint).model.eval()(images).logits)
+
+
+def test_exports_that_would_mislead(trained, tmp_path):
+    first, second = trained(0), trained(1)
+    evaluate_command([second, "--protocols=sequential", "--output=results.json"])
+    with pytest.raises(ValueError, match="are of another checkpoint than run0/best.ckpt"):
+        export_command([first, "out", "--results", "results.json"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").touch()
+    with pytest.raises(ValueError, match="out is there already: export to a new or empty folder"):
+        export_command([first, "out"])
+    export_command([first, "new"])
+    (tmp_path / "new/layershuffle.json").write_text("{")
+    with pytest.raises(ValueError, match=r"layershuffle\.json is not a record of export or is damaged"):
+        load("new")
+
+
+def test_merged_layers_come_from_the_models_that_the_record_names(trained):
+    paths = [trained(seed, "--model.position=predict") for seed in (0, 1, 2)]
+    merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
+    merged = load("merged.ckpt")
+    sources = [load(path) for path in paths]
+    layers = merged.record["merged"]["layers"]
+    assert len(set(layers)) > 1
+    for at, source in enumerate(layers):
+        for mine, its in (
+            (merged.model.vit.blocks, sources[source].model.vit.blocks),
+            (merged.model.prediction.heads, sources[source].model.prediction.heads),
+        ):
+            for name, value in its[at].state_dict().items():
+                assert torch.equal(mine[at].state_dict()[name], value)
+    assert torch.equal(merged.model.vit.patch_embed.proj.weight, sources[0].model.vit.patch_embed.proj.weight)
+    assert [source["sha256"] for source in merged.record["merged"]["sources"]] == [sha256(path) for path in paths]
+    results = evaluate_command(["merged.ckpt", "--orders=2", "--protocols", "arbitrary"])
+    assert results.label == "layershuffle-predict-merged"
+    merge_command([*paths, "--seed=3", "--output=again.ckpt"])
+    assert load("again.ckpt").record["merged"]["layers"] == layers
+
+
+def test_models_that_cannot_be_merged(trained):
+    first = trained(0)
+    with pytest.raises(ValueError, match="two or more"):
+        merge_command([first])
+    with pytest.raises(ValueError, match="is of another model"):
+        merge_command([first, trained(1, "--model.position=encode")])
+    with pytest.raises(ValueError, match="is of another method"):
+        merge_command([first, trained(2, "--model.sampler=Sequential")])

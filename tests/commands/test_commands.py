@@ -1,0 +1,493 @@
+"""The command lines as users type them: what works end to end, and how everything that can't work fails."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import DIGITS, QUIET, ROOT, configs, fails, fake_cifar100, fake_imagenet, reference_folder
+
+from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.experiment import experiment
+from layershuffle.commands.train import train
+from layershuffle.results.record import Results
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs go to an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory):
+    """The quickstart with less training; its folder and its results by method."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    content = yaml.safe_load((ROOT / "configs/experiment/quickstart.yaml").read_text())
+    setup = content["setups"]["digits"]
+    del setup["methods"]["layershuffle_position"]
+    setup["base"].append("--trainer.max_epochs=15")
+    for added in setup["methods"].values():
+        added.append("--trainer.max_epochs=12")
+    setup["evaluations"]["results"]["arguments"] = ["--orders 5 --keep 3 9"]
+    (folder / "less.yaml").write_text(yaml.safe_dump(content))
+    experiment([f"--scale={folder / 'less.yaml'}", f"--output={folder}"])
+    several = [Results.load(path) for path in folder.glob("digits/*/seed0/results.json")]
+    return folder / "digits", {results.label: results for results in several}
+
+
+def accuracy(results, protocol, **variant):
+    scores = [s.top1 for s in results.scores if s.protocol == protocol and s.variant.items() >= variant.items()]
+    return sum(scores) / len(scores)
+
+
+def test_refining_with_shuffled_layers_beats_the_baseline_in_arbitrary_order(compared):
+    baseline, shuffled = compared[1]["baseline"], compared[1]["layershuffle"]
+    assert accuracy(baseline, "sequential") > 0.8
+    assert accuracy(shuffled, "sequential") > 0.8
+    assert accuracy(baseline, "arbitrary") < 0.6
+    assert accuracy(shuffled, "arbitrary") > accuracy(baseline, "arbitrary") + 0.25
+    random = {"sequence": "random", "kept": 9}
+    assert accuracy(shuffled, "pruned", **random) > accuracy(baseline, "pruned", **random) + 0.2
+
+
+def test_the_quickstart_leaves_what_it_says(compared):
+    folder, results = compared
+    assert {path.name for path in folder.iterdir()} >= {"overview.png", "table.md", "base", "baseline", "layershuffle"}
+    for result in results.values():
+        assert result.environment["torch"] == torch.__version__
+        assert len(result.model["sha256"]) == 64
+        assert result.data["images"] == 359
+    table = (folder / "table.md").read_text()
+    assert table.startswith("| top-1 % | baseline | layershuffle | layershuffle-predict |")
+    assert f"| sequential | {100 * accuracy(results['baseline'], 'sequential'):.2f} |" in table
+    assert all(score.position_accuracy is not None for score in results["layershuffle-predict"].scores)
+
+
+def test_train_and_evaluate_as_typed(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *DIGITS, *configs("method/layershuffle_position")]
+    done = subprocess.run([*command, "--trainer.max_epochs=1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("evaluate it with: python evaluate.py runs/version_0/checkpoints/best.ckpt\n")
+    run = tmp_path / "runs" / "version_0"
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["position"] == "encode"
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 2e-3
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/images_per_second", "lr-AdamW", "val/sequential", "val/arbitrary"} <= set(header)
+
+    command = [sys.executable, str(ROOT / "evaluate.py"), "runs/version_0/checkpoints/best.ckpt"]
+    done = subprocess.run([*command, "--orders", "2", "--keep", "3", "12"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "layershuffle-position on 359 images (Digits, test)" in done.stdout
+    assert re.search(r"^first, shuffled +\d", done.stdout, re.MULTILINE)
+    results = Results.load(run / "checkpoints" / "best.evaluation.json")
+    assert {s.variant["kept"] for s in results.scores if s.protocol == "pruned"} == {3, 12}
+    assert (run / "checkpoints" / "best.evaluation.png").stat().st_size > 10_000
+
+
+def test_what_makes_it_faster_changes_no_result(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    few = [
+        *DIGITS,
+        *QUIET,
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=5",
+        "--trainer.log_every_n_steps=1",
+    ]
+    fast = ["--model.compile=true", "--fastest_precision=true"]
+    losses = []
+    for options in ([], fast):
+        train([*few, *configs("method/layershuffle_position"), *options])
+        with open(f"runs/version_{len(losses)}/metrics.csv") as file:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]])
+    resolved = yaml.safe_load(Path("runs/version_1/config.yaml").read_text())
+    assert resolved["model"]["compile"] is True
+    if resolved["trainer"]["precision"] == "32-true":  # else the processor is faster in bf16
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    evaluate = ["runs/version_0/checkpoints/best.ckpt", "--orders=2", "--data.test_images=100"]
+    plain = evaluate_command(evaluate)
+    compiled = evaluate_command([*evaluate, "--compile", "--batch-size=auto"])
+    assert compiled.environment["compiled"]
+    assert [score.top1 for score in compiled.scores] == [score.top1 for score in plain.scores]
+    small = evaluate_command([*evaluate, "--precision=auto", "--batch-size=30"])
+    assert (small.evaluation["batch_size"], small.scores[0].images) == (30, 100)
+    assert small.environment["precision"] in ("32-true", "bf16-mixed")
+
+
+def test_print_config_resolves_everything(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train([*configs("model/vit_b16", "data/cifar100", "method/layershuffle", "trainer/gpu"), "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["name"] == "vit_base_patch16_224.orig_in21k_ft_in1k"
+    assert config["model"]["sampler"]["class_path"] == "layershuffle.orders.Shuffle"
+    assert config["model"]["optimizer"]["init_args"]["eps"] == 1e-6
+    assert config["data"]["init_args"]["dataset"] == "CIFAR100"
+    assert config["trainer"]["precision"] == "bf16-mixed"
+
+
+def test_later_configs_and_flags_win(capsys):
+    layers = [*configs("method/layershuffle", "method/layerdrop"), "--model.sampler.p=0.4", "--model.position=predict"]
+    with pytest.raises(SystemExit):
+        train([*DIGITS, *layers, "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert model["sampler"] == {"class_path": "layershuffle.orders.LayerDrop", "init_args": {"p": 0.4}}
+    assert model["position"] == "predict"
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "experiment"),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_every_config_composes(path, capsys):
+    """Each piece is accepted on top of the small model and data, and none repeats another."""
+    with pytest.raises(SystemExit) as stop:
+        train([*DIGITS, f"--config={path}", "--print_config"])
+    assert stop.value.code == 0
+    contents = [yaml.safe_load(other.read_text()) for other in (ROOT / "configs").rglob("*.yaml") if other != path]
+    assert yaml.safe_load(path.read_text()) not in contents
+
+
+def test_help_explains_every_key(capsys):
+    with pytest.raises(SystemExit):
+        train(["--help"])
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for words in ("draws the order of each training step", "A checkpoint of the same model to go on training from"):
+        assert words in text
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_imports_nothing_heavy_that_it_can_do_without(script):
+    heavy = {"wandb", "timm", "umap", "sklearn", "submitit", "powerlaw", "litdata", "pandas"}
+    code = f"""if True:
+        import os, runpy, sys
+        os._exit = sys.exit
+        sys.path.insert(0, {str(ROOT)!r})
+        sys.argv = [{script!r}, "--help"]
+        try:
+            runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+        except SystemExit as stop:
+            print(stop.code, sorted({heavy} & sys.modules.keys()))
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_the_authors_recipe_on_a_distilled_deit(tmp_path):
+    small = '{"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 3, "num_heads": 2}'
+    args = configs(
+        "model/deit_b16_distilled", "data/digits", "method/layershuffle_predict", "optimizer/authors", "trainer/cpu"
+    )
+    args += [
+        f"--model.timm_args={small}",
+        "--model.pretrained=false",
+        "--trainer.max_steps=3",
+        "--trainer.precision=32-true",
+    ]
+    trainer = train([*args, *QUIET])
+    (group,) = trainer.optimizers[0].param_groups
+    assert type(trainer.optimizers[0]) is torch.optim.AdamW
+    assert group["weight_decay"] == 0
+    assert group["lr"] == pytest.approx(0)
+    assert trainer.gradient_clip_val == 1.0
+    assert trainer.model.model.vit.head_dist.weight.grad is None
+
+
+def test_bf16_mixed_precision_trains():
+    trainer = train(
+        [*DIGITS, *QUIET, "--trainer.precision=bf16-mixed", "--trainer.max_steps=1", "--model.timm_args.depth=2"]
+    )
+    assert trainer.global_step == 1
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):
+    args = [*DIGITS, *QUIET, "--data.train_images=128", "--model.timm_args.depth=2", "--checkpoint.dirpath=kept"]
+    assert train([*args, "--trainer.max_epochs=1"]).global_step == 1
+    assert train([*args, "--trainer.max_epochs=3", "--ckpt_path=kept/last.ckpt"]).global_step == 3
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_loss(tmp_path):
+    # So hot that the loss doesn't fall steadily.
+    args = [*DIGITS, *QUIET, "--data.train_images=300", "--model.timm_args.depth=2", "--model.optimizer.lr=0.05"]
+    train([*args, "--trainer.max_epochs=6", "--trainer.logger.version=run", *configs("method/layershuffle")])
+    run = tmp_path / "runs" / "run"
+    with (run / "metrics.csv").open() as file:
+        losses = {int(row["epoch"]): float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]}
+    best = min(losses, key=lambda epoch: losses[epoch])
+    assert len(losses) == 6
+    assert best != 5
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == best
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 5
+
+
+def test_cifar100_is_trained_on_at_another_size(tmp_path, monkeypatch):
+    fake_cifar100(tmp_path / "data", monkeypatch)
+    small = '{"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}'
+    args = configs("model/vit_b16", "data/cifar100", "method/layershuffle_position", "trainer/cpu")
+    args += [f"--model.timm_args={small}", "--model.pretrained=false", "--trainer.max_epochs=1", "--data.batch_size=64"]
+    trainer = train([*args, *QUIET])
+    assert trainer.model.model.vit.head.out_features == 100
+    assert trainer.global_step == 2
+    assert set(trainer.callback_metrics) >= {"val/sequential", "val/arbitrary", "val/loss"}
+
+
+# --- Evaluating what there is -------------------------------------------------------------------------------
+
+
+def test_orders_of_ones_own(compared):
+    results = evaluate_command(
+        [str(compared[0] / "layershuffle/seed0/best.ckpt"), "--orders", "3 1 2", "(0|1)*2 5a 5f"]
+    )
+    assert [(s.protocol, s.order) for s in results.scores] == [
+        ("sequential", " ".join(map(str, range(12)))),
+        ("given", "3 1 2"),
+        ("given", "(0|1)*2 5a 5f"),
+    ]
+    again = evaluate_command(
+        [str(compared[0] / "layershuffle/seed0/best.ckpt"), "--protocols", "sequential", "--output=again.json"]
+    )
+    assert again.scores[0] == results.scores[0]
+
+
+def test_results_are_never_written_over_unasked(compared):
+    checkpoint = Path("best.ckpt")
+    shutil.copy(compared[0] / "layershuffle/seed0/best.ckpt", checkpoint)
+    for _ in range(2):
+        evaluate_command(["best.ckpt", "--protocols", "sequential", "--data.test_images=20"])
+    assert {path.name for path in Path().glob("*.json")} == {"best.evaluation.json", "best.evaluation-2.json"}
+
+
+def test_the_checkpoints_data_can_be_overridden(compared):
+    checkpoint = str(compared[0] / "layershuffle/seed0/best.ckpt")
+    results = evaluate_command([checkpoint, "--protocols", "sequential", "--data.test_images=50", "--split=test"])
+    assert results.data["images"] == 50
+    assert results.data["args"]["split_seed"] == 0
+    assert evaluate_command([checkpoint, "--protocols", "sequential", "--split=val"]).data["images"] == 144
+
+
+def test_the_authors_checkpoints_are_evaluated(tmp_path, monkeypatch):
+    fake_cifar100(tmp_path / "data", monkeypatch, classes=7)
+    folder = reference_folder(tmp_path)
+    data = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=7"]
+    results = evaluate_command([str(folder), *data, "--orders", "2", "--keep", "3"])
+    assert results.data["images"] == 100
+    assert results.model["config"]["norm_eps"] == 1e-12
+    assert {score.protocol for score in results.scores} == {"sequential", "arbitrary", "pruned"}
+
+
+def test_a_frozen_timm_model_is_evaluated(tmp_path):
+    import timm
+
+    name = "test_vit"
+    torch.save(timm.create_model(name, num_classes=1000).state_dict(), "weights.pth")
+    root = fake_imagenet(tmp_path / "imagenet")
+    for at in range(2, 1000):
+        for split in ("train", "val"):
+            (root / split / f"n{at}").mkdir()
+            shutil.copy(root / "val" / "n01440764" / "RGB.JPEG", root / split / f"n{at}" / "a.JPEG")
+    data = [
+        f"--config={ROOT}/configs/data/imagenet.yaml",
+        f"--data.root={root}",
+        "--data.test_images=30",
+        "--data.workers=0",
+    ]
+    results = evaluate_command(
+        [name, "--pretrained=weights.pth", *data, "--protocols", "sequential", "pruned", "--orders=1"]
+    )
+    assert results.data["images"] == 30
+    assert results.data["args"]["image_size"] == 160
+    assert Path("test_vit.evaluation.json").exists()
+
+
+# --- Failing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--model.nonsense=1"], "nonsense"),
+        (["--nonsense=1"], "nonsense"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--model.position=sideways"], "sideways"),
+        (["--model.sampler=Nope"], "Nope"),
+        (["--model.sampler=Depth", "--model.sampler.k=13"], "13 layers can't be kept of 12"),
+        (["--model.sampler=LayerDrop", "--model.sampler.p=1.5"], "p is a probability"),
+        (["--model.name=vit_nope"], "timm has no model named vit_nope"),
+        (["--model.pretrained=nowhere.pth"], "there is no file nowhere.pth"),
+        (["--data=ImageFolders", "--data.root=nowhere"], "nowhere/train has no class folders"),
+        (
+            ["--data=TorchvisionImages", "--data.dataset=CIFAR10", "--data.num_classes=10"],
+            "CIFAR10 is not in the folder data",
+        ),
+        (["--data.train_images=9999"], "train_images is 9999"),
+        (["--ckpt_path=nowhere.ckpt"], "there is no file nowhere.ckpt"),
+        (["--trainer.max_epochs=many"], "Expected a <class 'int'> (given: many)"),
+        (["--data.batch_size=0"], "a batch has at least one image"),
+        (["--model.optimizer.lr=-1"], "the optimizer can't be made: Invalid learning rate: -1"),
+        (["--model.warmup_steps=-5"], "warmup_steps is a number of steps from 0 up, not -5"),
+        (["--trainer.precision=17"], "17"),
+    ],
+)
+def test_train_says_what_is_wrong(capsys, args, complaint):
+    said = fails(capsys, train, *DIGITS, *QUIET, *args)
+    assert complaint in said
+    assert "Union" not in said
+
+
+def test_a_config_that_is_not_yaml(capsys):
+    Path("broken.yaml").write_text("model: [")
+    assert "broken.yaml" in fails(capsys, train, *DIGITS, "--config=broken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--orders", "0 12"], "names layer 12, but the model has only layers 0 to 11"),
+        (["--orders", "1,2"], "'1,2' is not a step of an order"),
+        (["--orders", "0"], "--orders takes one number from 1 up"),
+        (["--orders", "3", "4"], "--orders takes one number"),
+        (["--orders", ""], "--orders takes one number"),
+        (["--keep", "13"], "13 layers can't be kept of 12"),
+        (["--keep", "0"], "0 layers can't be kept of 12"),
+        (["--protocols", "sideways"], "no protocol named sideways"),
+        (["--nonsense", "1"], "nonsense"),
+        (
+            ["--data=TorchvisionImages", "--data.dataset=CIFAR100", "--data.num_classes=100"],
+            "CIFAR100 is not in the folder",
+        ),
+        (["--precision=17"], "17"),
+        (["--accelerator=abacus"], "abacus"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(capsys, compared, args, complaint):
+    assert complaint in fails(capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), *args)
+    assert not list(Path().glob("*.json"))
+
+
+def test_a_class_count_that_disagrees(capsys, compared, tmp_path):
+    data = ["--data=ImageFolders", f"--data.root={fake_imagenet(tmp_path)}"]
+    complaint = fails(capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), *data)
+    assert "the model tells 10 classes apart, but the data has 2" in complaint
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_interrupted_while_it_imports(script):
+    process = subprocess.Popen([sys.executable, str(ROOT / script), "--help"], stderr=subprocess.PIPE)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate()[1].decode()
+    assert process.returncode in (-signal.SIGINT, 130)
+
+
+def test_checkpoints_that_are_none(capsys, compared, tmp_path):
+    whole = (compared[0] / "layershuffle/seed0/best.ckpt").read_bytes()
+    Path("cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    Path("text.ckpt").write_text("hello")
+    Path("empty.ckpt").write_bytes(b"")
+    torch.save({"head.weight": torch.zeros(2)}, "weights.pth")
+    torch.save({"code": Path}, "code.ckpt")
+    torch.save([1, 2], "list.ckpt")
+    Path("folder").mkdir()
+    for name, complaint in {
+        "cut.ckpt": "is not a checkpoint or is damaged",
+        "text.ckpt": "is not a checkpoint",
+        "empty.ckpt": "is not a checkpoint",
+        "weights.pth": "evaluate.py NAME --pretrained weights.pth",
+        "code.ckpt": "holds code instead of only weights; it was not loaded",
+        "list.ckpt": "holds a list, not a state dict",
+        "folder": "has no config.json",
+        "nowhere.ckpt": "there is no file nowhere.ckpt",
+        "vit_nope": "timm has no model named vit_nope",
+    }.items():
+        assert complaint in fails(capsys, evaluate_command, name), name
+    for name in ("cut.ckpt", "text.ckpt", "code.ckpt"):
+        assert "is not a checkpoint" in fails(capsys, train, *DIGITS, f"--model.pretrained={name}")
+        assert "is not a checkpoint" in fails(capsys, train, *DIGITS, f"--ckpt_path={name}")
+    assert not Path("runs").exists()
+
+
+def test_a_checkpoint_of_another_backbone(capsys, compared):
+    checkpoint = compared[0] / "layershuffle/seed0/best.ckpt"
+    args = [*DIGITS, *QUIET, "--model.timm_args.embed_dim=32"]
+    assert "holds weights of another backbone" in fails(capsys, train, *args, f"--model.pretrained={checkpoint}")
+    assert "is of another model: embed_dim differ" in fails(capsys, train, *args, f"--ckpt_path={checkpoint}")
+
+
+def test_a_tampered_checkpoint_runs_nothing(capsys, compared):
+    content = torch.load(compared[0] / "layershuffle/seed0/best.ckpt", weights_only=True)
+    for change, complaint in (
+        ({"data": {"class": "subprocess.Popen", "args": {"args": ["true"]}}}, "is not known here"),
+        ({"model": {**content["layershuffle"]["model"], "depth": 13}}, "weights don't fit"),
+        ({"model": {**content["layershuffle"]["model"], "nonsense": 1}}, "nonsense"),
+        ({"model": {"name": "vit_tiny_patch16_224"}}, "is damaged"),
+    ):
+        torch.save({**content, "layershuffle": content["layershuffle"] | change}, "tampered.ckpt")
+        assert complaint in fails(capsys, evaluate_command, "tampered.ckpt")
+
+
+def test_a_broken_image_is_named(capsys, tmp_path):
+    broken = fake_imagenet(tmp_path) / "train" / "n01443537" / "L.JPEG"
+    broken.write_bytes(b"no image")
+    args = [
+        *DIGITS,
+        *QUIET,
+        "--data=ImageFolders",
+        f"--data.root={tmp_path}",
+        "--data.workers=1",
+        "--model.timm_args.in_chans=3",
+    ]
+    line = fails(capsys, train, *args, "--data.batch_size=5", "--trainer.max_epochs=1")
+    assert f"{broken} can't be read as an image" in line
+    assert "Traceback" not in line
+
+
+def test_results_that_cannot_be_written_say_so_before_the_work(capsys, compared):
+    Path("file").write_text("")
+    line = fails(
+        capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), "--output=file/results.json"
+    )
+    assert "file/results.json can't be written" in line
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint_whole(capsys, monkeypatch):
+    args = [*DIGITS, *QUIET, "--data.train_images=128", "--model.timm_args.depth=2", "--checkpoint.dirpath=kept"]
+    train([*args, "--trainer.max_epochs=1"])
+
+    def full(descriptor):
+        if ".ckpt" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        line = fails(capsys, train, *args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt")
+    assert re.search(r"kept/(best|last)\.ckpt could not be written: No space left on device", line)
+    assert {path.name for path in Path("kept").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert train([*args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt"]).global_step == 2
+
+
+def test_a_run_folder_that_cannot_be_made(capsys):
+    Path("file").write_text("")
+    line = fails(capsys, train, *DIGITS, *QUIET, "--trainer.logger.save_dir=file")
+    assert "file could not be read or written: File exists" in line
+
+
+def test_results_are_json_without_surprises(compared):
+    content = json.loads(
+        (compared[0] / "layershuffle/seed0/results.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
+    assert content["layershuffle_results"] == 2
+    assert content["evaluation"]["draws"] == 5

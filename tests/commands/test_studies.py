@@ -1,0 +1,225 @@
+"""The command lines that study a model: searching an order, similarities, the depth curve, and the other protocols."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, fails
+from lightning.fabric import Fabric
+from torch import nn
+from torch.utils.data import DataLoader
+
+from layershuffle.commands.depth import depth_command
+from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.search import search_command
+from layershuffle.commands.similarity import similarity_command
+from layershuffle.commands.train import train
+from layershuffle.evaluation.activations import cosine_similarities, seconds_per_image
+from layershuffle.orders.order import Order
+from layershuffle.results.record import Results
+
+
+def fit(folder, *options):
+    """A six-layer model that was trained for an epoch on the digits."""
+    names = ("model/mini_digits", "data/digits", "method/baseline", "trainer/cpu", "optimizer/mini")
+    args = [*(f"--config={ROOT}/configs/{name}.yaml" for name in names), "--trainer.enable_progress_bar=false"]
+    args += ["--trainer.max_epochs=1", "--trainer.logger=false", f"--checkpoint.dirpath={folder}"]
+    train([*args, "--model.depth=6", "--data.train_images=640", *options])
+    return str(folder / "best.ckpt")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return fit(folder)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+FEW = "--data.test_images=60"
+
+
+def test_orders_of_ones_own_and_the_landscape_are_drawn_and_fit_the_terminal(plain, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    evaluate_command([plain, FEW, "--orders", "skip(2)", "sublayers", "(0|1|2|3|4|5)*3 0 1 2 3 4 5", "--output=o.json"])
+    text = capsys.readouterr().out
+    scores = {score.order: score for score in Results.load("o.json").scores}
+    assert len(scores) == 4
+    for score in scores.values():
+        assert f"{100 * score.top1:.2f}" in text
+    assert max(map(len, text.splitlines())) <= 80 or "plot:" in max(text.splitlines(), key=len)
+    evaluate_command([plain, FEW, "--protocols=landscape", "--output=l.json"])
+    for path, count in (("o.png", 4), ("l.png", 2**6 - 1)):
+        assert len(Results.load(Path(path).with_suffix(".json")).scores) == count
+        assert plt.imread(path)[:, :, :3].std() > 0.05
+
+
+def test_one_command_sweeps_the_painters_and_draws_them(plain, capsys):
+    protocols = ["sequential", "painters", "ablations", "swaps", "swap-matrix", "sublayers"]
+    results = evaluate_command([plain, FEW, "--orders=2", "--loops", "2", "--protocols", *protocols, "--output=o.json"])
+    assert Results.load("o.json") == results
+    drawn = ["o.png", "o.layers.png", "o.swap-matrix.png", "o.sublayers.png"]
+    assert sorted(str(path) for path in Path().glob("*.png")) == sorted(drawn)
+    text = capsys.readouterr().out
+    for words in ("middle-repeat", "looped-parallel 2x", "left out", "swapped with next"):
+        assert words in text
+    scores = {(s.protocol, *s.variant.values()): s for s in results.scores}
+    # In the middle of one layer, repeated or reversed, nothing changes.
+    full = scores["sequential",]
+    assert scores["painters", 1, "reverse"].top1 == scores["swap-matrix", 2, 2].top1 == full.top1
+    assert scores["painters", 5, "skip"].order == "0"
+    assert scores["swaps", 3].loss == scores["swap-matrix", 3, 4].loss
+
+
+def test_named_orders_on_the_command_line(plain):
+    results = evaluate_command([plain, FEW, "--orders", "skip(1)", "sandwich(2)", "5 4"])
+    expected = ["0 1 5", "0a 1a 2a 0f 3a 1f 4a 2f 5a 3f 4f 5f", "5 4"]
+    assert [score.order for score in results.scores][1:] == expected
+
+
+def test_similarity_command(plain):
+    results = similarity_command([plain, FEW])
+    matrix = np.array(results.measures["cosine"])
+    assert matrix.shape == (6, 6)
+    assert np.allclose(matrix, matrix.T)
+    assert np.allclose(np.diag(matrix), 1)
+    assert Results.load(Path(plain).with_name("best.similarity.json")) == results
+
+
+def test_similarities_token_by_token(small, images):
+    model = small(order="0 2 1 1")
+    found = cosine_similarities(
+        model, nn.Identity(), DataLoader(list(zip(images, range(3))), 2), Fabric(accelerator="cpu", devices=1)
+    )
+    with torch.no_grad():
+        tokens, states = model.embed(images), []
+        for position, step in enumerate(Order("0 2 1 1")):
+            tokens, _ = model.run_step(tokens, step, position)
+            states.append(tokens)
+    for i in range(4):
+        for j in range(4):
+            cosines = [
+                float(states[i][b, t] @ states[j][b, t] / states[i][b, t].norm() / states[j][b, t].norm())
+                for b in range(3)
+                for t in range(tokens.shape[1])
+            ]
+            assert float(found[i, j]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
+
+
+def test_depth_command_scores_and_times_every_depth(plain):
+    results = depth_command([plain, FEW, "--draws=2", "--repeats=1", "--output=d.json"])
+    assert list(results.measures["seconds_per_image"]) == list("123456")
+    assert all(seconds > 0 for seconds in results.measures["seconds_per_image"].values())
+    pruned = [s for s in results.scores if s.protocol == "pruned"]
+    assert {s.variant["kept"] for s in pruned} == set(range(1, 7))
+    assert {s.variant["strategy"] for s in pruned} == {"first", "even", "random"}
+    assert all([int(layer) for layer in s.order.split()] == sorted(map(int, s.order.split())) for s in pruned)
+    assert [path.name for path in Path().glob("*.png")] == ["d.png"]
+
+
+def test_times_are_of_the_orders_asked_for(small, images):
+    ran = []
+    model = small()
+    for at, block in enumerate(model.vit.blocks):
+        block.register_forward_hook(lambda *_, at=at: ran.append(at))
+    assert len(seconds_per_image(model, images, [Order("0"), Order("2 1")], repeats=2)) == 2
+    assert ran == [0, 2, 1] * 3
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "climb", "well-trained"])
+def test_search_command(plain, strategy):
+    start = ["--start=reverse(0)", "--rounds=2"] if strategy == "climb" else []
+    results = search_command([plain, f"--strategy={strategy}", "--fraction=0.25", "--output=s.json", *start])
+    own, found, *others = results.scores
+    assert own.protocol == "sequential"
+    assert found.variant == {"strategy": strategy}
+    assert sorted(Order(found.order)) == list(Order(range(6)))
+    assert results.data["split"] == "val"
+    # 64 validation images: searched on 16, reported on the other 48.
+    assert results.measures["search"]["images"] == 16
+    assert {score.images for score in results.scores} == {48}
+    trace = results.measures["search"].get("trace", [])
+    if strategy == "greedy":
+        assert [len(step["order"].split()) for step in trace] == list(range(1, 7))
+        assert trace[-1]["order"] == found.order
+        assert others[0].order == min(trace, key=lambda step: step["loss"])["order"]
+    if strategy == "climb":
+        assert trace[0]["order"] == others[0].order == "0 5 4 3 2 1"
+        assert len(trace) == 3
+    assert Path("s.png").exists()
+
+
+def test_shared_layers_from_training_to_results(tmp_path):
+    options = [
+        f"--config={ROOT}/configs/method/sharing_cycle_rev.yaml",
+        "--model.depth=2",
+        "--model.order=cycle-rev(4)",
+    ]
+    checkpoint = fit(tmp_path, *options, "--model.position=predict")
+    results = evaluate_command([checkpoint, FEW, "--orders=2", "--protocols", "sequential", "arbitrary", "ablations"])
+    assert results.label == "baseline-predict on cycle-rev(4)"
+    assert results.scores[0].order == "0 1 1 0"
+    assert all(sorted(s.order.split()) == list("0011") for s in results.scores[2:4])
+    assert results.scores[0].position_accuracy is not None
+    shuffled = fit(tmp_path / "again", *options[1:], "--model.sampler=Shuffle", f"--model.pretrained={checkpoint}")
+    assert evaluate_command([shuffled, FEW, "--protocols=sequential"]).label == "layershuffle on cycle-rev(4)"
+
+
+def test_instancewise_from_training_to_results(tmp_path):
+    choices = ["--model.choices=[sequential, reverse(0), 0 2 1 3 4 5]", "--data.train_images=320"]
+    checkpoint = fit(tmp_path, *choices)
+    args = ["--protocols", "sequential", "instancewise", "--output=i.json"]
+    results = evaluate_command([checkpoint, FEW, *args])
+    assert results.label == "instancewise"
+    shares = [score.chosen for score in results.scores if score.protocol == "instancewise"]
+    assert shares[:2] == [None, None]
+    assert sum(shares[2:]) == pytest.approx(1)
+    assert Results.load("i.json") == results
+    assert Path("i.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "complaint"),
+    [
+        (evaluate_command, ["--protocols=painters", "--ends", "3"], "choose n from 0 to 2"),
+        (evaluate_command, ["--protocols=painters", "--loops", "0"], "once or more, not 0 times"),
+        (evaluate_command, ["--protocols=instancewise"], "is for models trained with model.choices"),
+        (evaluate_command, ["--orders", "5 4", "5 3", "5 4"], "--orders names '5 4' more than once"),
+        (evaluate_command, ["--orders", "sandwich(7)"], "choose from 0 to 6"),
+        (evaluate_command, ["--orders", "sandwitch(3)"], "there is no order named sandwitch"),
+        (search_command, ["--fraction=0"], "leaves none for one"),
+        (search_command, ["--fraction=1"], "leaves none for one"),
+        (search_command, ["--data.train_images=10"], "0.5 of 1 leaves none for one"),
+        (search_command, ["--strategy=luck"], "luck"),
+        (search_command, ["--start=1 0"], "greedy has no use for it"),
+        (search_command, ["--strategy=climb", "--start=9"], "names layer 9"),
+        (depth_command, ["--repeats=0"], "are 1 or more"),
+        (similarity_command, ["--split=all"], "all"),
+    ],
+)
+def test_studies_say_what_is_wrong(capsys, plain, command, args, complaint):
+    assert complaint in fails(capsys, command, plain, *args)
+    assert not list(Path().glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--model.order=sequence(7)"], "7 is no multiple of 6 layers"),
+        (["--model.order=cycle(3)"], "3 visits don't reach all of 6 layers"),
+        (["--model.order=sandwich(9)"], "make no sandwich with k = 9"),
+        (["--model.depth=0"], "a model has one layer or more, not 0"),
+        (["--model.choices=[sequential]", "--model.instancewise.temperature=0"], "needs temperatures above 0"),
+        (["--model.choices=[]"], "nothing to choose from"),
+        (["--model.choices=['swap(0,1)', sequential, 'swap(0,1)']"], "given more than once"),
+    ],
+)
+def test_models_that_cannot_be_trained_say_why(capsys, tmp_path, options, complaint):
+    assert complaint in fails(capsys, lambda args: fit(tmp_path, *args), *options)

@@ -1,0 +1,316 @@
+"""Packed class folders against the folders themselves; what is packed is packed once, whole, or not at all."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers import batches, fake_imagenet
+from PIL import Image
+
+from layershuffle.commands.pack import pack_command
+from layershuffle.data import ImageFolders, PackedFolders, from_config, packed, packing
+
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """Class folders with ImageNet's oddities and others: 24 and 23 images in two classes, in chunks of 4."""
+    root = fake_imagenet(tmp_path / "source")
+    for folder in (root / split / name for split in ("train", "val") for name in ("n01440764", "n01443537")):
+        pixels = Image.fromarray(rng.integers(0, 256, (50, 41, 3), dtype=np.uint8))
+        sideways = Image.Exif()
+        sideways[0x0112] = 6  # orientation
+        pixels.save(folder / "sideways.JPEG", exif=sideways)
+        pixels.save(folder / "broken_exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(20))
+        pixels.convert("1").save(folder / "bits.PNG")
+        pixels.convert("I;16").save(folder / "deep.png")
+        pixels.convert("LA").save(folder / "transparent.png")
+        pixels.save(folder / "animated.webp", save_all=True, append_images=[pixels.rotate(90)])
+        pixels.resize((3, 400)).save(folder / "narrow.jpeg", progressive=True)
+        (folder / "notes.txt").write_text("not an image")
+    (root / "val" / "n01440764" / "RGB.JPEG").unlink()
+    monkeypatch.setattr(packing, "CHUNK", 4)
+    return root
+
+
+def pack(source, folder, *options):
+    pack_command([str(source), str(folder), "--size", "32", "--workers", "0", *options])
+
+
+def both(source, folder, **arguments):
+    pair = [cls(str(root), image_size=32, workers=0, **arguments) for cls, root in _pair(source, folder)]
+    for data in pair:
+        data.setup()
+    return pair
+
+
+def _pair(source, folder):
+    return ((ImageFolders, source), (PackedFolders, folder))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_packed_is_what_the_folders_give(source, tmp_path, workers):
+    pack(source, tmp_path / "packed", "--workers", workers)
+    assert sorted(contents(tmp_path / "packed")) == ["index.json", "train.uint8", "val.uint8"]
+    folders, ours = both(source, tmp_path / "packed", batch_size=5, train_images=20, val_fraction=0.2)
+    assert (ours.num_classes, ours.label) == (folders.num_classes, folders.label) == (2, "source")
+    for name, count in (("train", 16), ("val", 4), ("test", 23)):
+        loaders = [getattr(data, f"{name}_dataloader")() for data in (folders, ours)]
+        if name == "train":
+            count = 15  # the last batch is incomplete
+            for loader in loaders:
+                loader.sampler.set_epoch(2)
+        one, other = map(batches, loaders)
+        assert len(one[1]) == count
+        assert all(torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(one, other))
+    image, label = ours.sets["test"][11]
+    assert torch.equal(image, other[0][11])
+    assert label == other[1][11] == 1
+
+
+def test_a_module_is_made_again_from_its_config(source, tmp_path):
+    pack(source, tmp_path / "packed")
+    again = from_config(PackedFolders(str(tmp_path / "packed"), batch_size=3, image_size=32).config())
+    again.setup("test")
+    assert (again.batch_size, len(again.sets["test"])) == (3, 23)
+
+
+def test_a_pass_reads_no_image_twice(source, tmp_path, monkeypatch):
+    pack(source, tmp_path / "packed")
+    data = both(source, tmp_path / "packed", batch_size=4)[1]
+    read = []
+    preadv = os.preadv
+
+    def counted(file, buffers, offset):
+        read.append((offset, sum(buffer.nbytes for buffer in buffers)))
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    for loader, count in ((data.train_dataloader(), 24), (data.test_dataloader(), 23)):
+        read.clear()
+        assert sum(len(labels) for _, labels in loader) == len(read) == len(set(read)) == count
+        assert {length for _, length in read} == {3 * 32 * 32}
+        assert all(offset % (3 * 32 * 32) == 0 for offset, _ in read)
+
+
+def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, monkeypatch):
+    pack(source, tmp_path / "whole")
+    opened = []
+    getitem = packing.DecodedImages.decode
+
+    def stopping(images, at):
+        opened.append(images.images.samples[at][0])
+        if len(opened) in (3, 11, 20, 40):
+            raise KeyboardInterrupt
+        return getitem(images, at)
+
+    monkeypatch.setattr(packing.DecodedImages, "decode", stopping)
+    stops = 0
+    while not (tmp_path / "packed" / "index.json").exists():
+        assert stops < 10
+        try:
+            pack(source, tmp_path / "packed")
+        except KeyboardInterrupt:
+            stops += 1
+            with pytest.raises(ValueError, match=r"there is no .*index\.json: python -m .* finishes what it has begun"):
+                PackedFolders(str(tmp_path / "packed")).setup()
+    assert stops == 4
+    assert len(opened) - 47 <= 4 * packing.CHUNK  # 24 + 23 images, and of each stop the chunk that it fell into
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_killed_it_goes_on_and_ends_with_the_same_bytes(source, tmp_path, monkeypatch, workers):
+    pack(source, tmp_path / "whole")
+    getitem = packing.DecodedImages.decode
+    journal = tmp_path / "packed" / packing.JOURNAL
+
+    def slow(images, at):
+        time.sleep(0.02)
+        return getitem(images, at)
+
+    monkeypatch.setattr(packing.DecodedImages, "decode", slow)
+    for chunks in (0, 2, 5):
+        arguments = (source, tmp_path / "packed", "--workers", workers)
+        process = multiprocessing.get_context("fork").Process(target=pack, args=arguments)
+        process.start()
+        while process.is_alive() and not (journal.exists() and journal.read_text().count("[") >= chunks):
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not (tmp_path / "packed" / "index.json").exists()
+    pack(source, tmp_path / "packed")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+
+
+def test_unreadable_images_are_named_counted_and_can_be_mended(source, tmp_path, capsys, monkeypatch):
+    pack(source, tmp_path / "whole")
+    broken = [source / "train" / "n01440764" / "L.JPEG", source / "val" / "n01443537" / "sideways.JPEG"]
+    good = [(path.read_bytes(), path.stat()) for path in broken]
+    broken[0].write_bytes(good[0][0][:300])
+    broken[1].write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^2 images of .*source can't be read: replace or remove those named above"):
+        pack(source, tmp_path / "packed")
+    named = capsys.readouterr().err
+    assert all(f"{path} can't be read as an image" in named for path in broken)
+    monkeypatch.setattr(packing, "MOST_UNREADABLE", 1)
+    with pytest.raises(ValueError, match="^1 images or more"):
+        pack(source, tmp_path / "other")
+    for path, (content, stat) in zip(broken, good):
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    pack(source, tmp_path / "packed")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+
+
+def test_files_that_change_while_it_is_unfinished(source, tmp_path, monkeypatch):
+    pack_all_but_the_index(source, tmp_path / "packed", monkeypatch)
+    shutil.copy(source / "train" / "n01440764" / "L.JPEG", source / "train" / "n01440764" / "added.JPEG")
+    (source / "val" / "n01443537" / "P.JPEG").unlink()
+    pack(source, tmp_path / "packed")
+    pack(source, tmp_path / "whole")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+
+
+def pack_all_but_the_index(source, folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.delattr(packing, "write_index")
+        with pytest.raises(NameError):
+            pack(source, folder)
+
+
+def test_what_the_disk_loses_is_found_before_it_counts(source, tmp_path, monkeypatch):
+    pack_all_but_the_index(source, tmp_path / "packed", monkeypatch)
+    flip(tmp_path / "packed" / "train.uint8", 5 * 3 * 32 * 32)  # in the second chunk
+    with (tmp_path / "packed" / packing.JOURNAL).open("a") as journal:
+        journal.write('["train", 8, "cut sh')
+    with pytest.raises(ValueError, match="^4 images in .*packed are not what was written there: .* packs them again"):
+        pack(source, tmp_path / "packed")
+    pack(source, tmp_path / "packed")
+    pack(source, tmp_path / "whole")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+
+
+def flip(path, at):
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_a_finished_folder_is_checked_and_never_changed(source, tmp_path):
+    pack(source, tmp_path / "packed")
+    before = contents(tmp_path / "packed")
+    pack(source, tmp_path / "packed")
+    with pytest.raises(ValueError, match="holds images of 32 pixels: pack those of 48 into another folder"):
+        pack(source, tmp_path / "packed", "--size", "48")
+    later = source / "train" / "n99"
+    later.mkdir()
+    shutil.copy(source / "train" / "n01440764" / "L.JPEG", later)
+    with pytest.raises(ValueError, match="train has 3 class folders and .*val has 2"):
+        pack(source, tmp_path / "packed")
+    shutil.copytree(later, source / "val" / "n99")
+    with pytest.raises(ValueError, match=r"is not what .*packed was packed from: pack it into another folder"):
+        pack(source, tmp_path / "packed")
+    for split in ("train", "val"):
+        shutil.rmtree(source / split / "n99")
+        shutil.rmtree(source / split / "n01443537")
+    with pytest.raises(ValueError, match=r"is not what .*packed was packed from"):
+        pack(source, tmp_path / "packed")
+    assert contents(tmp_path / "packed") == before
+
+
+def test_a_finished_folder_with_a_flipped_bit(source, tmp_path):
+    pack(source, tmp_path / "packed")
+    flip(tmp_path / "packed" / "val.uint8", 0)
+    with pytest.raises(ValueError, match="^4 images in .*packed are no longer what was packed"):
+        pack(source, tmp_path / "packed")
+
+
+def test_damage_that_reading_finds(source, tmp_path):
+    folder = tmp_path / "packed"
+    pack(source, folder)
+    with pytest.raises(ValueError, match=r"holds images of 32 pixels, but the model takes 64: .* --size 64 .*Folders"):
+        PackedFolders(str(folder), image_size=64).setup()
+    data = both(source, folder)[1]
+    os.truncate(folder / "val.uint8", 22 * 3 * 32 * 32)
+    with pytest.raises(ValueError, match=r"val\.uint8 ends before its image 22: pack it again"):
+        batches(data.test_dataloader())
+    with pytest.raises(ValueError, match=r"val\.uint8 has 67,584 bytes, not 70,656: remove"):
+        both(source, folder)
+    (folder / "val.uint8").unlink()
+    with pytest.raises(ValueError, match=r"val\.uint8 could not be read: No such file"):
+        batches(data.test_dataloader())
+    index = (folder / "index.json").read_text()
+    changed = json.loads(index)
+    changed["splits"]["train"]["classes"] = {"n01440764": 14, "n01443537": 12}
+    for content in (json.dumps(changed), index[:100], "[]"):
+        (folder / "index.json").write_text(content)
+        with pytest.raises(ValueError, match=r"index\.json is damaged or has been changed: remove"):
+            PackedFolders(str(folder)).setup()
+    (folder / "index.json").write_text(index.replace('"layershuffle_pack": 1', '"layershuffle_pack": 2'))
+    with pytest.raises(ValueError, match="packed by another version"):
+        PackedFolders(str(folder)).setup()
+
+
+def test_where_it_can_not_pack(source, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="nowhere/train has no class folders: put the images"):
+        pack(tmp_path / "nowhere", tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file: give a folder"):
+        pack(source, tmp_path / "file")
+    with pytest.raises(ValueError, match="--size is in pixels"):
+        pack(source, tmp_path / "packed", "--size", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 47 * 3 * 32 * 32 - 1))
+        with pytest.raises(ValueError, match="0.000144 GB free and 0.000144 GB are needed: free the rest or pack into"):
+            pack(source, tmp_path / "packed")
+    (tmp_path / "packed" / "train.uint8").symlink_to("/dev/full")
+    monkeypatch.setattr(os, "truncate", lambda path, length: None)
+    for workers in ("0", "1"):
+        with pytest.raises(ValueError, match=r"train\.uint8 could not be written \(No space left on device\): once"):
+            pack(source, tmp_path / "packed", "--workers", workers)
+
+
+def test_two_do_not_pack_into_one_folder(source, tmp_path):
+    (tmp_path / "packed").mkdir()
+    holder = (
+        f"import fcntl; file = open({str(tmp_path / 'packed' / packing.JOURNAL)!r}, 'a'); "
+        "fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another process is packing into .*packed: wait for it, or stop it"):
+            pack(source, tmp_path / "packed")
+        other.communicate(b"\n")
+    pack(source, tmp_path / "packed")
+
+
+def test_a_worker_that_is_killed(source, tmp_path, monkeypatch):
+    def die(images, at):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.DecodedImages, "decode", die)
+        with pytest.raises(
+            ValueError, match="a process that was packing has been killed, .*: the same command goes on"
+        ):
+            pack(source, tmp_path / "packed", "--workers", "1")
+    pack(source, tmp_path / "packed")
+    assert packed.read_index(tmp_path / "packed")["size"] == 32

@@ -1,0 +1,286 @@
+"""Data sets in the layouts that users have on disk, and the preprocessing against PIL's."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import batches, fake_cifar100, fake_fashion_mnist, fake_imagenet
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from PIL import Image
+from torchvision import transforms
+
+from layershuffle.data import Digits, ImageFolders, Preprocess, TorchvisionImages, from_config
+from layershuffle.data.module import TensorImages
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (300, 260), (224, 224)])
+def test_preprocessing_is_the_papers_to_within_rounding(height, width):
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    by_pil = transforms.Compose(
+        [transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    )(Image.fromarray(pixels))
+    ours = Preprocess(224, MEAN, STD)(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    assert ours.shape == (3, 224, 224)
+    assert ours.dtype == torch.float32
+    # One grey level of 255, in units of the normalised image.
+    assert ((ours - by_pil) * torch.tensor(STD).view(3, 1, 1)).abs().max() <= 1.01 / 255
+
+
+def test_grey_images_fill_the_channels():
+    grey = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(Preprocess(8, MEAN, STD)(grey), Preprocess(8, MEAN, STD)(grey.expand(-1, 3, -1, -1)))
+    with pytest.raises(ValueError, match="have 3 channels, but the model takes 1"):
+        Preprocess(8, [0.5], [0.5])(grey.expand(-1, 3, -1, -1))
+
+
+def test_a_model_is_fed_as_timm_says(small):
+    preprocess = Preprocess(*small("deit_tiny_distilled_patch16_224", in_chans=3).image_format)
+    assert preprocess.mean.flatten().tolist() == pytest.approx(MEAN)
+    assert Preprocess(*small().image_format).mean.flatten().tolist() == [0.5]
+    assert preprocess.size == 8
+
+
+def test_digits_are_split_without_overlap():
+    data = Digits()
+    data.setup()
+    assert {name: len(split) for name, split in data.sets.items()} == {"train": 1294, "val": 144, "test": 359}
+    everything = torch.cat([batches(loader)[0] for loader in (data.val_dataloader(), data.test_dataloader())])
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.dtype == torch.uint8
+    assert images.shape == (64, 1, 8, 8)
+    assert labels.dtype == torch.int64
+    train = torch.stack([data.sets["train"][at][0] for at in range(1294)])
+    whole = torch.cat([everything, train]).flatten(1)
+    assert len(whole) == 1797
+    assert len(torch.unique(whole, dim=0)) == 1797
+    assert whole.max() == 255
+
+
+def test_splits_follow_their_seed_alone():
+    first, again, other = (Digits(split_seed=seed) for seed in (0, 0, 1))
+    for data in (first, again, other):
+        data.setup()
+    assert first.sets["val"].indices == again.sets["val"].indices
+    assert first.sets["val"].indices != other.sets["val"].indices
+    assert torch.equal(first.sets["test"].images, other.sets["test"].images)
+
+
+def test_a_subset_and_no_validation_split():
+    data = Digits(train_images=100, test_images=30, val_fraction=0)
+    data.setup()
+    assert len(data.sets["train"]) == 100
+    assert data.sets["val"] is data.sets["test"]
+    assert len(batches(data.test_dataloader())[1]) == 30
+    for arguments in ({"train_images": 2000}, {"test_images": 0}):
+        with pytest.raises(ValueError, match=r"_images is \d+, but the (train|test) set has"):
+            Digits(**arguments).setup()
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"val_fraction": 1.0}, {"val_fraction": -0.1}])
+def test_arguments_out_of_range(arguments):
+    with pytest.raises(ValueError, match="batch has at least|val_fraction is a fraction"):
+        Digits(**arguments)
+
+
+def test_a_module_is_made_again_from_its_config():
+    data = TorchvisionImages("CIFAR10", 10, root="somewhere", batch_size=7)
+    again = from_config(data.config())
+    assert type(again) is TorchvisionImages
+    assert again.config() == data.config()
+    assert again.batch_size == 7
+    for bad in ({"class": "os.system", "args": {}}, {"class": "Digits", "args": {"nope": 1}}, {"class": "Digits"}):
+        with pytest.raises(ValueError, match="is not known here"):
+            from_config(bad)
+
+
+def loaders(device, **arguments):
+    data = Digits(**arguments)
+    data.device = torch.device(device)
+    data.setup()
+    found = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), *data.parts("val", 0.5, seed=1)]
+    found[0].sampler.set_epoch(3)
+    return found
+
+
+def test_on_the_device_batches_are_of_the_same_images_and_nobody_else_reads():
+    # The meta device keeps no pixels: what says which images a batch has are the indices.
+    for there, here in zip(loaders("meta", on_device=True, workers=2), loaders("meta", on_device=False, workers=2)):
+        assert list(there.batch_sampler) == list(here.batch_sampler)
+        assert (there.num_workers, there.pin_memory, here.num_workers) == (0, False, 2)
+        for batch, device in ((next(iter(there)), "meta"), (next(iter(here)), "cpu")):
+            assert [part.device.type for part in batch] == [device, device]
+            assert batch[0].shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_batches_equal_the_hosts_and_are_not_waited_for():
+    for there, here in zip(loaders("cuda:0", on_device=True), loaders("cuda:0", on_device=False)):
+        next(iter(there))  # the first allocation of pinned memory waits
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            taken = list(there)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = list(here)
+        assert len(taken) == len(expected)
+        for batch, same in zip(taken, expected):
+            assert all(part.is_cuda and torch.equal(part.cpu(), other) for part, other in zip(batch, same))
+
+
+@pytest.mark.parametrize(
+    ("on_device", "free", "moved"),
+    [
+        ("auto", 10 * 1438 * 72, True),
+        ("auto", 10 * 1438 * 72 - 1, False),
+        (True, 1438 * 72, True),
+        (False, 1e12, False),
+    ],
+)
+def test_a_set_goes_where_there_is_room(monkeypatch, on_device, free, moved):
+    # 1,438 images and labels of 64 and 8 bytes.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
+    seen = []
+    monkeypatch.setattr(TensorImages, "move", lambda images, device: seen.append(device.type))
+    data = Digits(on_device=on_device)
+    data.device = torch.device("cuda")
+    data.setup()
+    data.train_dataloader()
+    assert seen == ["cuda" if moved else "cpu"]
+
+
+def test_a_set_that_must_and_cannot_be_on_the_device(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 0))
+    with pytest.raises(ValueError, match=r"Digits take 0\.0 GB and the device has 0\.0 GB free: leave on_device out"):
+        loaders("cuda", on_device=True)
+    data = ImageFolders(str(fake_imagenet(tmp_path)), on_device=True)
+    data.setup()
+    with pytest.raises(ValueError, match="is read from disk image by image"):
+        data.test_dataloader()
+
+
+def test_no_process_reads_what_another_reads():
+    for ranks in (2, 3, 5):  # 1,294 training images
+        seen = []
+        for rank in range(ranks):
+            data = Digits(batch_size=1)
+            data.trainer = SimpleNamespace(
+                world_size=ranks, global_rank=rank, strategy=SingleDeviceStrategy("cpu"), training=False
+            )
+            data.setup()
+            seen.append([at for batch in data.train_dataloader().batch_sampler for at in batch])
+        assert {len(part) for part in seen} == {1294 // ranks}
+        assert len({at for part in seen for at in part}) == ranks * (1294 // ranks)
+
+
+def test_cifar100(tmp_path, monkeypatch):
+    pixels = fake_cifar100(tmp_path, monkeypatch)
+    data = TorchvisionImages("CIFAR100", 100, root=str(tmp_path))
+    data.prepare_data()
+    data.setup()
+    images, labels = batches(data.test_dataloader())
+    assert torch.equal(images, torch.from_numpy(pixels["test"]).view(-1, 3, 32, 32))
+    assert labels.tolist() == list(range(100))
+    assert len(data.sets["train"]) + len(data.sets["val"]) == 200
+
+
+def test_labels_beyond_num_classes(tmp_path, monkeypatch):
+    fake_cifar100(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="num_classes is 10, but the test set has labels up to 99"):
+        TorchvisionImages("CIFAR100", 10, root=str(tmp_path)).setup()
+
+
+def test_fashion_mnist(tmp_path):
+    last = fake_fashion_mnist(tmp_path)
+    data = TorchvisionImages("FashionMNIST", 10, root=str(tmp_path))
+    data.setup("test")
+    assert list(data.sets) == ["test"]
+    assert torch.equal(batches(data.test_dataloader())[0][:, 0], torch.from_numpy(last))
+
+
+def test_a_set_without_an_array_in_memory(tmp_path):
+    # EuroSAT knows no test set; its images are decoded as they are read, and all arguments can be given.
+    for name in ("Forest", "River"):
+        folder = tmp_path / "eurosat" / "2750" / name
+        folder.mkdir(parents=True)
+        for at in range(3):
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{at}.png")
+    data = TorchvisionImages("EuroSAT", 2, root=str(tmp_path), train_args={}, test_args={}, image_size=16, workers=0)
+    data.setup("test")
+    with pytest.raises(ValueError, match="num_classes is 1, but EuroSAT has 2 classes"):
+        TorchvisionImages("EuroSAT", 1, root=str(tmp_path), train_args={}, test_args={}).setup("test")
+    images, labels = batches(data.test_dataloader())
+    assert images.shape == (6, 3, 16, 16)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        (
+            "CIFAR100",
+            "CIFAR100 is not in the folder .*: put train, test, meta into .*cifar-100-python, or add .*download",
+        ),
+        ("FashionMNIST", "put train-images-idx3-ubyte, .* into .*FashionMNIST/raw, or add .*download=true"),
+        ("NoSuchSet", "torchvision has no data set named NoSuchSet"),
+    ],
+)
+def test_what_is_missing_and_where_to_put_it(tmp_path, name, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        TorchvisionImages(name, 10, root=str(tmp_path)).setup()
+
+
+def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+    data = TorchvisionImages("CIFAR10", 10, root=str(tmp_path))
+    data.prepare_data()
+    with pytest.raises(ValueError, match="is not in the folder"):
+        data.setup()
+    with pytest.raises(AssertionError, match="downloaded"):
+        TorchvisionImages("CIFAR10", 10, root=str(tmp_path), download=True).prepare_data()
+
+
+def test_imagenet(tmp_path):
+    data = ImageFolders(str(fake_imagenet(tmp_path)), batch_size=4, image_size=32, workers=0)
+    assert data.num_classes == 2
+    data.setup()
+    images, labels = batches(data.test_dataloader())
+    assert images.shape == (10, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [0] * 5 + [1] * 5
+    by_pil = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.PILToTensor()])
+    for at, mode in enumerate(("CMYK", "L", "P", "RGB", "RGBA")):
+        with Image.open(tmp_path / "val" / "n01440764" / f"{mode}.JPEG") as image:
+            assert torch.equal(images[at], by_pil(image.convert("RGB")))
+
+
+def test_broken_folders_say_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="train has no class folders: put the images"):
+        ImageFolders(str(tmp_path)).setup()
+    root = fake_imagenet(tmp_path)
+    (root / "val" / "n01440764" / "RGB.JPEG").write_bytes(b"no image")
+    data = ImageFolders(str(root), workers=0)
+    data.setup()
+    with pytest.raises(ValueError, match=r"n01440764/RGB\.JPEG can't be read as an image .*replace or remove it"):
+        list(data.test_dataloader())
+    (root / "train" / "n99").mkdir()
+    with pytest.raises(ValueError, match="train has 3 class folders and .*val has 2"):
+        ImageFolders(str(root)).setup()
+    (root / "val" / "n99").mkdir()
+    with pytest.raises(ValueError, match="n99"):
+        ImageFolders(str(root)).setup()
+
+
+def test_truncated_image_is_named(tmp_path):
+    path = fake_imagenet(tmp_path) / "val" / "n01443537" / "RGB.JPEG"
+    path.write_bytes(path.read_bytes()[:400])
+    data = ImageFolders(str(tmp_path), workers=2)
+    data.setup()
+    with pytest.raises(ValueError, match=r"n01443537/RGB\.JPEG can't be read"):
+        list(data.test_dataloader())

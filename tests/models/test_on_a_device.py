@@ -1,0 +1,72 @@
+"""What a GPU would be asked to do, found without one: tensors that have a device and a type, but no values."""
+
+import pytest
+import torch
+from helpers import SMALL
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from layershuffle import Order
+from layershuffle.evaluation.scoring import Tally, outputs
+from layershuffle.training.module import FineTuner, position_cross_entropy
+
+
+class Crossings(TorchDispatchMode):
+    """Notes the operations for which the host would wait, and those on tensors of both devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket._qualified_op_name
+        tensors = [value for value in (*args, result) if isinstance(value, torch.Tensor)]
+        waits = name in ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero")
+        if waits or len({tensor.device.type for tensor in tensors}) > 1:
+            self.found.add(name)
+        return result
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_copied_beside_the_computing():
+    module, device = FineTuner("vit_tiny_patch16_224", 10, timm_args=SMALL), torch.device("cuda")
+    batches = [(torch.full((64, 1, 512, 512), at).pin_memory(), torch.full((64,), at)) for at in range(8)]
+    moved = [module.transfer_batch_to_device(batch, device, 0) for batch in batches]
+    found = [(images.float().mean(), labels.float().mean()) for images, labels in moved]
+    assert [[float(value) for value in pair] for pair in found] == [[at, at] for at in range(8)]
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """Tensors may be "cuda", and bf16 autocast believes it."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fake_gpu, position):
+    module = FineTuner("vit_tiny_patch16_224", 10, position=position, timm_args=SMALL)
+    orders = [Order("0 1"), Order("1 2 (0|3)"), Order("0a 1f")]
+    bf16 = torch.autocast("cuda", torch.bfloat16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module.to("cuda")
+        raw = torch.empty(6, 1, 20, 20, dtype=torch.uint8, device="cuda")
+        labels = torch.empty(6, dtype=torch.int64, device="cuda")
+        tally = Tally(len(orders)).to("cuda")
+        with Crossings() as crossings, bf16:
+            images, _ = module.on_after_batch_transfer((raw, labels), 0)
+            output = module.model(images, module.draw(0))
+            loss = F.cross_entropy(output.logits, labels)
+            if output.position_logits is not None:
+                loss = loss + position_cross_entropy(output.position_logits).sum()
+            module._bad.note(loss, 3)
+        assert (images.dtype, output.logits.dtype, loss.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+        assert loss.device.type == "cuda"
+        with Crossings() as crossings_evaluating, torch.inference_mode(), bf16:
+            found = [output for _, output in outputs(module.model.eval(), images, orders)]
+            tally.update(0, found, labels)
+    assert crossings.found == crossings_evaluating.found == set()

@@ -1,0 +1,137 @@
+"""The order algebra: text form, named orders, samplers."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layershuffle.orders.named import evenly_spaced, first, permutation, random_subset, sequential
+from layershuffle.orders.order import Order, Unit, seeded
+from layershuffle.orders.samplers import FirstLayers, LayerDrop, Sequential, Shuffle
+
+units = st.builds(Unit, st.integers(0, 9999), st.sampled_from(["", "a", "f"]))
+steps = st.lists(units, min_size=1, max_size=4, unique=True).map(lambda step: tuple(sorted(step)))
+orders = st.lists(st.tuples(steps, st.integers(1, 4)), max_size=12).map(
+    lambda runs: Order([step for step, times in runs for _ in range(times)])
+)
+depths = st.integers(1, 40)
+
+
+@given(orders)
+def test_text_parses_back(order):
+    assert Order(str(order)) == order
+    assert hash(Order(str(order))) == hash(order)
+
+
+@given(st.lists(st.integers(0, 9999)))
+def test_integers_and_their_text_are_the_same_order(layers):
+    assert Order(layers) == Order(" ".join(map(str, layers)))
+    assert [step[0].layer for step in Order(layers)] == layers
+
+
+def test_texts_from_the_documentation():
+    assert Order("(1|2|3)*4").steps == ((Unit(1), Unit(2), Unit(3)),) * 4
+    assert Order("(3|2|1)") == Order("(1|2|3)")
+    assert Order("0a 1a 0f 1f").steps == ((Unit(0, "a"),), (Unit(1, "a"),), (Unit(0, "f"),), (Unit(1, "f"),))
+    assert Order("2*3") == Order([2, 2, 2])
+    assert str(Order("0 (1|2) (1|2) 3 3")) == "0 (1|2)*2 3 3"
+    assert Order([0, "(1|2)", 3]) == Order("0 (1|2) 3")
+    assert Order("0 1 2") + [3] == Order(range(4))
+    assert Order("0 1 2")[1:] == Order("1 2")
+
+
+@pytest.mark.parametrize(
+    "text", ["0,1", "(1|1)", "(1", "()", "a", "1x", "-1", "1*0", "1*", "1**2", "²", "1 |2", "10000"]
+)
+def test_what_is_not_an_order_is_named(text):
+    with pytest.raises(ValueError, match=r"step"):
+        Order(text)
+
+
+def test_huge_orders_are_refused_before_memory_is_taken():
+    with pytest.raises(ValueError, match="at most 100000 steps"):
+        Order("1*99999 1*99999 1*99999")
+
+
+@pytest.mark.parametrize("bad", [[-1], [1.5], [None], [((0, "x"),)], [()]])
+def test_sequences_of_other_things_are_refused(bad):
+    with pytest.raises((ValueError, TypeError)):
+        Order(bad)
+
+
+def test_check_names_the_missing_layer():
+    assert Order("0 (1|11a)").check(12) == Order("0 (1|11a)")
+    with pytest.raises(ValueError, match=r"names layer 12, .* only layers 0 to 11"):
+        Order("0 12 3").check(12)
+
+
+@given(depths, st.integers())
+def test_permutation_has_every_layer_once(depth, seed):
+    assert sorted(permutation(depth, seeded(seed)).steps) == list(sequential(depth).steps)
+
+
+@given(orders, st.integers())
+def test_shuffled_keeps_the_steps(order, seed):
+    assert Counter(order.shuffled(seeded(seed))) == Counter(order)
+
+
+@given(depths, st.integers(1, 40), st.integers())
+def test_pruned_orders_keep_k_layers_in_original_sequence(depth, k, seed):
+    if k > depth:
+        for choose in (first, evenly_spaced, lambda k, depth: random_subset(k, depth, seeded(seed))):
+            with pytest.raises(ValueError, match=f"{k} layers can't be kept of {depth}"):
+                choose(k, depth)
+        return
+    for order in (first(k, depth), evenly_spaced(k, depth), random_subset(k, depth, seeded(seed))):
+        layers = [step[0].layer for step in order]
+        assert len(layers) == k
+        assert layers == sorted(set(layers))
+        order.check(depth)
+    even = sorted(evenly_spaced(k, depth).layers)
+    gaps = [b - a for a, b in zip(even, [*even[1:], depth])]
+    assert even[0] == 0
+    assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(("k", "drop_every"), [(6, 2), (8, 3), (9, 4), (10, 6)])
+def test_evenly_spaced_is_layerdrops_every_other(k, drop_every):
+    kept = [depth - 1 for depth in range(1, 13) if depth % drop_every]
+    assert evenly_spaced(k, 12) == Order(kept)
+
+
+def test_permutations_are_uniform():
+    counts = Counter(permutation(3, seeded(draw)) for draw in range(6000))
+    assert len(counts) == 6
+    # Six standard deviations of a binomial count.
+    assert all(abs(count - 1000) < 6 * (6000 * 1 / 6 * 5 / 6) ** 0.5 for count in counts.values())
+
+
+@pytest.mark.parametrize("sampler", [Sequential(), Shuffle(), LayerDrop(0.3), FirstLayers(5)])
+def test_draws_depend_on_seed_step_and_rank_alone(sampler):
+    assert [sampler.draw(12, 7, step, 1) for step in range(20)] == [sampler.draw(12, 7, step, 1) for step in range(20)]
+    if isinstance(sampler, (Shuffle, LayerDrop)):
+        drawn = {sampler.draw(12, *key) for key in [(7, 3, 1), (8, 3, 1), (7, 4, 1), (7, 3, 2)]}
+        assert len(drawn) == 4
+
+
+def test_draws_never_change_between_versions():
+    # Published orders must stay what they were; these numbers were printed when the sampler was written.
+    assert str(Shuffle().draw(12, seed=0, step=0)) == "11 7 0 4 9 5 10 1 6 2 3 8"
+    assert str(Shuffle().draw(12, seed=0, step=1, rank=3)) == "7 9 5 0 1 2 3 11 10 6 4 8"
+    assert str(LayerDrop(0.5).draw(12, seed=1, step=2)) == "2 4 5 6 7 8"
+
+
+def test_layerdrop_keeps_with_its_probability():
+    kept = sum(len(LayerDrop(0.2).draw(12, 0, step)) for step in range(2000))
+    assert abs(kept / 24_000 - 0.8) < 6 * (0.2 * 0.8 / 24_000) ** 0.5
+    assert LayerDrop(0.2).at_validation(12, seeded(0)) == sequential(12)
+    for p in (-0.1, 1, 2):
+        with pytest.raises(ValueError, match="probability"):
+            LayerDrop(p)
+
+
+def test_depth_runs_the_first_layers():
+    assert FirstLayers(3).draw(12, 0, 0) == Order("0 1 2")
+    with pytest.raises(ValueError, match="13 layers can't be kept of 12"):
+        FirstLayers(13).draw(12, 0, 0)

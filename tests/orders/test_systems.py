@@ -1,0 +1,242 @@
+"""The systems around LayerShuffle against their definitions written out by hand for few layers."""
+
+import pytest
+import torch
+
+import layershuffle
+from layershuffle.orders.named import NAMED, middle, parse_order, random_middle, sequential
+from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.protocols import Settings, trials
+from layershuffle.orders.samplers import LayerDrop, Shuffle
+from layershuffle.training.module import FineTuner
+
+SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "num_heads": 2}
+
+
+# --- Named orders -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "name", "expected"),
+    [
+        # Painters: with six layers and n = 1 the first two and the last one stay, the middle is 2 3 4.
+        (6, "skip(1)", "0 1 5"),
+        (6, "middle-repeat(1)", "0 1 3 3 3 5"),
+        (6, "reverse(1)", "0 1 4 3 2 5"),
+        (6, "parallel(1)", "0 1 (2|3|4) 5"),
+        (6, "looped-parallel(1,3)", "0 1 (2|3|4) (2|3|4) (2|3|4) 5"),
+        (6, "skip(0)", "0"),
+        (6, "reverse(0)", "0 5 4 3 2 1"),
+        (6, "reverse(2)", "0 1 2 3 4 5"),
+        (5, "reverse(1)", "0 1 3 2 4"),
+        (5, "middle-repeat(0)", "0 2 2 2 2"),
+        (4, "swap(0,2)", "2 1 0 3"),
+        (4, "ablate(2)", "0 1 3"),
+        # Parameter sharing: the three patterns of arXiv 2104.06022, figure 1, for M = 3 and N = 6.
+        (3, "sequence(6)", "0 0 1 1 2 2"),
+        (3, "cycle(6)", "0 1 2 0 1 2"),
+        (3, "cycle-rev(6)", "0 1 2 2 1 0"),
+        (3, "cycle-rev(9)", "0 1 2 0 1 2 2 1 0"),
+        (3, "cycle-rev(7)", "0 1 2 0 2 1 0"),
+        (3, "cycle(4)", "0 1 2 0"),
+        (3, "cycle-rev(3)", "2 1 0"),
+        # Sandwiches: attention, the two in turn, feed-forward.
+        (3, "sublayers", "0a 0f 1a 1f 2a 2f"),
+        (3, "sandwich(0)", "0a 0f 1a 1f 2a 2f"),
+        (3, "sandwich(1)", "0a 1a 0f 2a 1f 2f"),
+        (3, "sandwich(2)", "0a 1a 2a 0f 1f 2f"),
+        (3, "sandwich(3)", "0a 1a 2a 0f 1f 2f"),
+        (4, "sequential", "0 1 2 3"),
+        (4, "first(2)", "0 1"),
+        (4, "evenly-spaced( 2 )", "0 2"),
+        (4, "3 1 (0|2)", "3 1 (0|2)"),
+    ],
+)  # fmt: skip
+def test_orders_by_name(depth, name, expected):
+    assert parse_order(name, sequential(depth)) == Order(expected)
+
+
+@pytest.mark.parametrize("depth", range(2, 14))
+def test_the_middle_is_what_the_ends_leave(depth):
+    ns = range(depth // 2)
+    for n in ns:
+        ends = set(range(n + 1)) | set(range(depth - n, depth))
+        assert set(middle(n, depth)) == set(range(depth)) - ends != set()
+        assert depth // 2 in middle(n, depth)
+    with pytest.raises(ValueError, match=f"choose n from 0 to {len(ns) - 1}"):
+        middle(len(ns), depth)
+
+
+def test_a_random_middle_keeps_the_ends():
+    orders = [random_middle(2, 9, seeded(draw)) for draw in range(30)]
+    for order in orders:
+        assert order[:3] == Order("0 1 2")
+        assert order[7:] == Order("7 8")
+        assert sorted(order[3:7]) == list(Order("3 4 5 6"))
+    assert len(set(orders)) > 10
+
+
+@pytest.mark.parametrize(
+    ("depth", "name", "complaint"),
+    [
+        (12, "skip(6)", "choose n from 0 to 5"),
+        (1, "skip(0)", "1 layers have no middle"),
+        (12, "looped-parallel(2,0)", "once or more"),
+        (3, "sequence(7)", "7 is no multiple of 3 layers"),
+        (3, "cycle(2)", "2 visits don't reach all of 3 layers"),
+        (3, "cycle(0)", "give 3 or more"),
+        (3, "sandwich(4)", "choose from 0 to 3"),
+        (3, "swap(1,3)", "there is no layer 3: choose from 0 to 2"),
+        (3, "ablate(3)", "there is no layer 3"),
+        (3, "shuffled", "there is no order named shuffled: choose from sequential"),
+        (3, "cycle", r"write cycle\(visits\)"),
+        (3, "swap(1)", r"write swap\(one,other\)"),
+        (3, "cycle(99999999)", "at most 100000 steps"),
+        (3, "cycle(x)", "not a step"),
+    ],
+)
+def test_orders_that_cannot_be_say_why(depth, name, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_order(name, sequential(depth))
+
+
+def test_orders_over_the_steps_of_another():
+    own = Order("0 1 2 2 1 0")
+    assert Order("5 0 3").over(own) == Order("0 0 2")
+    assert Order("(0|1) 2f").over(own) == Order("(0|1) 2f")
+    assert parse_order("reverse(1)", own) == Order("0 1 1 2 2 0")
+    assert Order("2 0").over(Order("(0|1) 1 2a")) == Order("2a (0|1)")
+    assert Order("0a").over(Order("(0|1)")) == Order("(0a|1a)")
+    for order, complaint in (("6", "names layer 6"), ("(0|5)", "a parallel step can't hold 0 twice")):
+        with pytest.raises(ValueError, match=complaint):
+            Order(order).over(own)
+    with pytest.raises(ValueError, match="runs 0a, which has no halves"):
+        Order("0f").over(parse_order("sublayers", sequential(2)))
+
+
+def test_every_named_order_is_one_of_the_model(small, images):
+    model, numbers = small(depth=4), {"n": 1, "k": 2, "visits": 8, "times": 2, "one": 0, "other": 3, "layer": 2}
+    for name, function in NAMED.items():
+        wanted = [numbers[word] for word in function.__code__.co_varnames[: function.__code__.co_argcount - 1]]
+        order = parse_order(f"{name}({','.join(map(str, wanted))})", model.order)
+        assert torch.isfinite(model(images, order).logits).all()
+
+
+# --- Protocols ----------------------------------------------------------------------------------------------
+
+
+def by_variant(protocol, depth, **settings):
+    found = {}
+    for trial in trials([protocol], depth, Settings(**settings)):
+        found.setdefault(tuple(trial.variant.values()), []).append(trial.order)
+    return found
+
+
+def test_painters_sweep_every_n():
+    found = by_variant("painters", 6, draws=4, loops=(2, 3))
+    strategies = {"skip", "middle-repeat", "reverse", "parallel", "looped-parallel 2x", "looped-parallel 3x", "random"}
+    assert found.keys() == {(affected, strategy) for affected in (1, 3, 5) for strategy in strategies}
+    assert found[3, "skip"] == [Order("0 1 5")]
+    assert found[5, "reverse"] == [Order("0 5 4 3 2 1")]
+    assert found[3, "looped-parallel 2x"] == [Order("0 1 (2|3|4)*2 5")]
+    assert all(len(found[affected, "random"]) == 4 for affected in (1, 3, 5))
+    assert by_variant("painters", 6, ends=(1,)).keys() == by_variant("painters", 6, ends=(1, 1)).keys()
+    with pytest.raises(ValueError, match="with n = 3, 6 layers have no middle"):
+        trials(["painters"], 6, Settings(ends=(1, 3)))
+
+
+def test_swaps_and_ablations_count_up():
+    assert by_variant("ablations", 3) == {(0,): [Order("1 2")], (1,): [Order("0 2")], (2,): [Order("0 1")]}
+    assert by_variant("swaps", 3) == {(0,): [Order("1 0 2")], (1,): [Order("0 2 1")]}
+    matrix = by_variant("swap-matrix", 4)
+    assert len(matrix) == 4 * 5 / 2
+    assert matrix[1, 3] == [Order("0 3 2 1")]
+    assert matrix[2, 2] == [sequential(4)]
+
+
+def test_sublayer_protocol():
+    found = by_variant("sublayers", 3, draws=5)
+    assert found["sandwich", 1] == [Order("0a 1a 0f 2a 1f 2f")]
+    assert len(found) == 5
+    assert all(sorted(order) == list(Order("0a 0f 1a 1f 2a 2f")) for order in found["random",])
+    assert len(set(found["random",])) == 5
+
+
+def test_protocols_speak_of_the_steps_of_the_own_order():
+    own = parse_order("cycle-rev(6)", sequential(3))
+    assert [t.order for t in trials(["sequential"], own, Settings())] == [own]
+    first, *_ = trials(["pruned"], own, Settings(draws=1, keep=(4,)))
+    assert first.order == Order("0 1 2 2")
+    for trial in trials(["arbitrary"], own, Settings(draws=3))[1:]:
+        assert sorted(trial.order) == sorted(own)
+    assert [t.order for t in trials(["ablations"], own, Settings())][3] == Order("0 1 2 1 0")
+    given = trials(["given"], own, Settings(orders=(Order("2 1"),)))
+    assert given[0].order == Order("2 1")
+    assert trials(["sublayers"], own, Settings(draws=1))[0].order == Order("0a 0f 1a 1f 2a 2f")
+
+
+# --- Models whose own order repeats layers or halves them ---------------------------------------------------
+
+
+def test_shared_layers_run_as_often_as_they_are_visited(small, images):
+    model = small(depth=3, order="cycle-rev(6)", position="predict")
+    ran = []
+    for at, block in enumerate(model.vit.blocks):
+        block.register_forward_hook(lambda *_, at=at: ran.append(at))
+    output = model(images)
+    assert ran == [0, 1, 2, 2, 1, 0]
+    assert len(model.vit.blocks) == 3
+    # Positions count visits.
+    assert output.position_logits.shape == (6, 3, 6)
+    assert small(depth=3, order="cycle(6)", position="encode").encoding.table.weight.shape == (6, 32)
+    with pytest.raises(ValueError, match="6 steps, but the model knows only 4 positions"):
+        small(depth=3, order="cycle(6)", position="encode", positions=4)
+
+
+def test_sublayers_in_sequence_are_the_ordinary_model(small, images):
+    torch.testing.assert_close(small(order="sublayers")(images).logits, small()(images).logits)
+
+
+def test_a_shared_model_starts_from_the_first_layers_of_a_pretrained_one(small, tmp_path, monkeypatch):
+    deep = small(depth=4)
+    torch.save(deep.vit.state_dict(), tmp_path / "deep.pth")
+
+    def check(model):
+        assert model.depth == 3
+        for key, value in model.vit.state_dict().items():
+            assert torch.equal(value, deep.vit.state_dict()[key]), key
+
+    name = "vit_tiny_patch16_224"
+    arguments = {"order": "cycle(6)", **SMALL, "depth": 3}
+    check(layershuffle.create_model(name, 5, pretrained=str(tmp_path / "deep.pth"), **arguments))
+    # timm's own weights, which have another number of layers than is asked for.
+    import timm
+
+    create = timm.create_model
+
+    def fetched(name, pretrained=False, **kwargs):
+        if not pretrained or "pretrained_cfg_overlay" in kwargs:
+            return create(name, pretrained=pretrained, **kwargs)
+        assert "depth" not in kwargs
+        return deep.vit
+
+    monkeypatch.setattr(timm, "create_model", fetched)
+    check(layershuffle.create_model(name, 5, pretrained=True, **arguments))
+    with pytest.raises(ValueError, match="has only 4 layers: a model of depth 7 can't start from it"):
+        layershuffle.create_model(name, 5, pretrained=True, **SMALL, depth=7)
+
+
+def tuner(**arguments):
+    return FineTuner("vit_tiny_patch16_224", 10, timm_args=dict(SMALL), **{"depth": 3, **arguments})
+
+
+def test_samplers_draw_from_the_steps_of_the_own_order():
+    shuffled = [tuner(order="cycle(6)", sampler=Shuffle()).draw(step) for step in range(5)]
+    assert all(sorted(order) == list(Order("0 0 1 1 2 2")) for order in shuffled)
+    assert len(set(shuffled)) > 1
+    halves = [tuner(order="sublayers", sampler=Shuffle()).draw(step) for step in range(5)]
+    assert all(sorted(order) == list(Order("0a 0f 1a 1f 2a 2f")) for order in halves)
+    dropped = tuner(order="cycle(6)", sampler=LayerDrop(0.5)).draw(0)
+    assert len(dropped) < 6
+    assert tuner(order="cycle(6)", sampler=Shuffle()).method == "layershuffle on cycle(6)"
+    assert tuner(sampler=Shuffle()).method == "layershuffle"

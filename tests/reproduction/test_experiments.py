@@ -1,0 +1,254 @@
+import csv
+import multiprocessing
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import fake_cifar100
+
+from layershuffle.commands.experiment import experiment, perform
+from layershuffle.commands.report import report
+from layershuffle.reproduction import cells
+from layershuffle.reproduction.experiments import CONFIGS, list_cells, read
+
+TINY = (
+    "--model.timm_args='{img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 16, depth: 3, num_heads: 2}' "
+    "--data.train_images=128 --data.test_images=50"
+)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Writes an experiment of small cells with these changes to its setup; returns its path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**changes):
+        setup = {
+            "train": ["model/mini_digits", "data/digits", "trainer/cpu", TINY],
+            "base": ["method/baseline", "--trainer.max_epochs=1"],
+            "methods": {
+                "baseline": ["method/baseline", "--trainer.max_epochs=1"],
+                "layershuffle": ["method/layershuffle", "--trainer.max_epochs=2"],
+            },
+            "evaluations": {"results": {"arguments": ["--orders 2 --keep 1"]}},
+        }
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({"seeds": [0, 1], "setups": {"digits": setup | changes}}))
+        return path
+
+    return write
+
+
+def names(found):
+    return [at.name for at in found]
+
+
+def test_cells_come_after_those_they_need(tiny):
+    found = list_cells(read(tiny(merge=["layershuffle"], analyse={"contributions": ["baseline", "layershuffle"]})))
+    assert names(found) == [
+        "digits/base/seed0",
+        "digits/baseline/seed0",
+        "digits/layershuffle/seed0",
+        "digits/baseline/seed1",
+        "digits/layershuffle/seed1",
+        "digits/layershuffle_merged/seed0",
+        "digits/layershuffle_merged/seed1",
+        "digits/contributions/seed0",
+    ]
+    for at, before in zip(found, range(len(found))):
+        assert set(at.needs) <= set(names(found[:before]))
+    merged = found[5]
+    assert merged.needs == ("digits/layershuffle/seed0", "digits/layershuffle/seed1")
+    assert merged.steps[0].arguments[:2] == (
+        "{digits/layershuffle/seed0}/best.ckpt",
+        "{digits/layershuffle/seed1}/best.ckpt",
+    )
+
+
+def test_only_takes_what_the_chosen_need(tiny):
+    found = read(tiny())
+    assert names(list_cells(found, only=["layershuffle"], seeds=[7])) == [
+        "digits/base/seed0",
+        "digits/layershuffle/seed7",
+    ]
+    assert names(list_cells(found, only=["*/base/*"])) == ["digits/base/seed0"]
+    with pytest.raises(ValueError, match="no cell is named nothing"):
+        list_cells(found, only=["nothing"])
+    with pytest.raises(ValueError, match="seeds are different numbers"):
+        list_cells(found, seeds=[1, 1])
+
+
+def test_the_scales_are_whole():
+    paper = list_cells(read(CONFIGS / "experiment/paper.yaml"))
+    table_1 = [
+        at
+        for at in paper
+        if at.name.split("/")[1] in ("baseline", "layershuffle", "layershuffle_position", "layershuffle_predict")
+    ]
+    assert len(table_1) == 2 * 2 * 4 * 5
+    cifar = next(at for at in paper if at.name == "deit_b_cifar100/layershuffle/seed4")
+    assert "--trainer.max_epochs=100" in cifar.steps[0].arguments
+    assert not cifar.needs
+    mini = list_cells(read(CONFIGS / "experiment/mini.yaml"))
+    assert {at.name.split("/")[2] for at in mini} == {"seed0", "seed1", "seed2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"train": ["model/nothing"]}, "there is no configs/model/nothing.yaml"),
+        ({"merge": ["nothing"]}, "merges, analyses or evaluates nothing, which is not one of its methods"),
+        ({"evaluations": 3}, "is not an experiment"),
+        ({"nothing": 1}, "is not an experiment"),
+    ],
+)
+def test_an_experiment_that_is_none(tiny, changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        list_cells(read(tiny(**changes)))
+
+
+def test_files_that_are_no_experiment(tmp_path):
+    with pytest.raises(
+        ValueError, match="there is no experiment .*: give a YAML file, or one of mini, paper, quickstart"
+    ):
+        read(tmp_path / "nowhere.yaml")
+    for text in ("[1", "3", "setups: {}\nseeds: x", "\udc00"):
+        (tmp_path / "bad.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(ValueError, match="is not an experiment"):
+            read(tmp_path / "bad.yaml")
+
+
+def test_a_broken_cell_is_reported_and_the_others_go_on(tiny, capsys):
+    methods = {
+        "broken": ["method/reduced_depth", "--model.sampler.init_args.k=9"],
+        "layershuffle": ["method/layershuffle", "--trainer.max_epochs=1"],
+    }
+    arguments = [f"--scale={tiny(methods=methods)}", "--seeds=0"]
+    experiment([*arguments, "--dry-run"])
+    assert "3 to run" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="1 of 3 cells are missing; the same command tries them again"):
+        experiment(arguments)
+    said = capsys.readouterr().out
+    assert "digits/broken/seed0: failed, 9 layers can't be kept of 3: choose from 1 to 3" in said
+    assert "digits/layershuffle/seed0: finished" in said
+    folder = Path("experiments/tiny/digits")
+    assert "| arbitrary, fixed |" in (folder / "table.md").read_text()
+    written = (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns
+    experiment([*arguments, "--only", "layershuffle"])
+    assert "2 finished, 0 to run" in capsys.readouterr().out
+    assert (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns == written
+
+    with pytest.raises(ValueError, match="was made with other options, or from another model, than it has now"):
+        experiment([f"--scale={tiny()}", "--seeds=0"])
+
+
+def test_a_killed_cell_goes_on_from_its_last_checkpoint(tiny):
+    base, killed = list_cells(read(tiny(methods={"baseline": ["method/baseline", "--trainer.max_epochs=40"]})), [0])
+    folder = Path("out")
+    perform(base, folder)
+    process = multiprocessing.get_context("spawn").Process(target=perform, args=(killed, folder), daemon=True)
+    process.start()
+    last = folder / killed.name / "last.ckpt"
+    while not last.is_file() or torch.load(last, weights_only=True)["epoch"] < 1:
+        assert process.is_alive()
+        time.sleep(0.05)
+    with pytest.raises(ValueError, match="is being run by another process"):
+        perform(killed, folder)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not cells.finished(killed, folder)
+    stopped = torch.load(last, weights_only=True)["epoch"]
+    assert stopped < 39
+    perform(killed, folder)
+    assert cells.finished(killed, folder)
+    assert torch.load(last, weights_only=True)["epoch"] == 39
+    with (folder / killed.name / "training/metrics.csv").open() as file:
+        epochs = [int(row["epoch"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert epochs == list(range(40))
+
+
+def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):
+    """As configs/experiment/paper.yaml has them, but for a smaller model, no GPU, one epoch and fewer orders."""
+    fake_cifar100(tmp_path / "data", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((CONFIGS / "experiment/paper.yaml").read_text())
+    small = "--model.timm_args='{img_size: 32, patch_size: 16, embed_dim: 16, depth: 12, num_heads: 2}'"
+    setup = content["setups"]["vit_b16_cifar100"]
+    setup["train"] += [small, "--model.pretrained=false", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+    for arguments in setup["methods"].values():
+        arguments += ["--trainer.max_epochs=1"]
+    setup["evaluations"]["results"]["arguments"] += ["--orders 2 --keep 6 --precision 32-true"]
+    content["setups"] = {"vit_b16_cifar100": setup}
+    path = tmp_path / "paper.yaml"
+    path.write_text(yaml.safe_dump(content))
+    found = list_cells(read(path), [0, 1], ["layershuffle_predict", "layershuffle_merged/seed0"])
+    for at in found:
+        perform(at, tmp_path / "out")
+    assert [at.name.removeprefix("vit_b16_cifar100/") for at in found] == [
+        "layershuffle/seed0",
+        "layershuffle_predict/seed0",
+        "layershuffle/seed1",
+        "layershuffle_predict/seed1",
+        "layershuffle_merged/seed0",
+    ]
+    report(tmp_path / "out")
+    said = (tmp_path / "out/report/report.md").read_text()
+    assert "| layershuffle-merged, sequential<br>" in said
+    assert "CIFAR-100" in said
+
+
+def test_a_damaged_record_is_named(tiny):
+    (at, *_) = list_cells(read(tiny()), [0])
+    folder = Path("out")
+    (folder / at.name).mkdir(parents=True)
+    (folder / at.name / "cell.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cell\.json is damaged: remove"):
+        cells.finished(at, folder)
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """In place of SLURM: sbatch keeps what it is given and numbers the jobs, sacct says that all are pending."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text("#!/bin/sh\n")
+    (folder / "sbatch").write_text(
+        f'#!/bin/sh\nn=$(ls {folder} | grep -c job)\ncp "$1" {folder}/job$n\necho "Submitted batch job $((100 + n))"\n'
+    )
+    (folder / "sacct").write_text(
+        '#!/bin/sh\necho "JobID|State|NodeList"\nfor n in 0 1 2 3; do echo "$((100 + n))|PENDING|None"; done\n'
+    )
+    for script in folder.iterdir():
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_slurm_gets_a_job_for_every_missing_cell(tiny, slurm, capsys):
+    pytest.importorskip("submitit")
+    arguments = [f"--scale={tiny()}", "--seeds=0", "--slurm={slurm_partition: gpu, gpus_per_node: 1, timeout_min: 90}"]
+    experiment(arguments)
+    said = capsys.readouterr().out
+    assert "digits/base/seed0: job 100" in said
+    base, baseline, shuffled = ((slurm / f"job{n}").read_text() for n in range(3))
+    assert "#SBATCH --partition=gpu" in base
+    assert "#SBATCH --time=90" in base
+    assert "dependency" not in base
+    assert "#SBATCH --dependency=afterok:100" in baseline
+    assert "#SBATCH --dependency=afterok:100" in shuffled
+    assert "#SBATCH --job-name=digits-layershuffle-seed0" in shuffled
+
+    experiment(arguments)
+    assert "digits/layershuffle/seed0: job 102 is at it" in capsys.readouterr().out
+    assert not (slurm / "job3").exists()
+
+
+def test_slurm_where_there_is_none(tiny):
+    pytest.importorskip("submitit")
+    with pytest.raises(ValueError, match="SLURM took 0 of 5 jobs, then: "):
+        experiment([f"--scale={tiny()}", "--slurm={timeout_min: 90}"])

@@ -1,0 +1,228 @@
+import csv
+import html.parser
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from layershuffle.commands.report import report
+from layershuffle.errors import UserError
+from layershuffle.reproduction import paper
+from layershuffle.reproduction.collect import collect
+from layershuffle.reproduction.sections import sections
+from layershuffle.results.record import Results, Score
+
+VIT = "vit_base_patch16_224.orig_in21k_ft_in1k"
+
+
+def score(protocol, top1, **variant):
+    order = None if variant.get("reading") == "per batch" else "0 1"
+    return Score(protocol, variant, order, 100, top1, 1.0, 0.5, None)
+
+
+def results(method="layershuffle", seed=0, sequential=0.75, arbitrary=(0.6, 0.7), name=VIT, data="imagenet", **changes):
+    scores = [score("sequential", sequential), score("arbitrary", arbitrary[0], reading="per batch")]
+    scores += [score("arbitrary", value, reading="fixed") for value in arbitrary]
+    for kept in (1, 2):
+        for sequence in ("original", "random"):
+            for value in (0.1 * kept, 0.2 * kept):
+                scores.append(score("pruned", value, kept=kept, strategy="random", sequence=sequence))
+    model = {"name": "best", "method": method, "seed": seed, "sha256": f"{seed}" * 64, "source": "best.ckpt"}
+    model["config"] = {"name": name, "num_classes": 1000}
+    about = {"protocols": ["sequential", "arbitrary", "pruned"], "draws": 2, "keep": [1, 2], "seed": 0}
+    made = {"device": "CPU", "precision": "32-true", "torch": "2", "timm": "1", "created": "2026-01-01T00:00:00+00:00"}
+    data = {"name": data, "images": 100, "split": "test"}
+    return replace(Results(model, data, about, made, scores), **changes)
+
+
+def table(found, title, at=0):
+    """A table of the report as texts, with its notes."""
+    section = next(s for s in found if s.title.startswith(title))
+    return [[(cell.text, *cell.notes) for cell in row] for row in section.parts[at].cells()]
+
+
+def test_table_1_is_the_mean_over_seeds_beside_the_papers(tmp_path):
+    accuracies = [0.75, 0.76, 0.80]
+    for seed, value in enumerate(accuracies):
+        results(seed=seed, sequential=value).save(tmp_path / f"{seed}/results.json")
+    results("baseline", sequential=0.8261).save(tmp_path / "b/results.json")
+    setups, complaints = collect(tmp_path)
+    assert not complaints
+    rows = table(sections(setups, []), "Table 1")
+    mean, std = 100 * statistics.mean(accuracies), 100 * statistics.stdev(accuracies)
+    assert rows[0][0] == ("sequential", "ViT-B/16, ImageNet-1k")
+    assert rows[0][1] == ("82.61", "paper 82.61 (0.08)", "+0.00")
+    assert rows[0][2] == (f"{mean:.2f} ({std:.2f})", "paper 75.22 (0.28)", f"{mean - 75.22:+.2f}")
+    assert rows[2][2][0] == "65.00 (0.00)"
+    assert rows[2][1] == ("65.00", "paper 0.13 (0.03)", "+64.87")  # one seed says nothing of its spread
+    assert rows[2][2][-1].endswith("✱")
+    assert table(sections(setups, []), "Table 1", at=1)[5][1] == ("0.64 (0.13)",)
+
+
+def test_the_papers_figures():
+    assert len(paper.TABLE_1) == 2 * 2 * 2 * 4
+    assert paper.TABLE_1["DeiT-B", "CIFAR-100", "arbitrary", "layershuffle-predict"] == (58.77, 1.18)
+    assert paper.TABLE_1["ViT-B/16", "ImageNet-1k", "sequential", "baseline"] == (82.61, 0.08)
+
+
+def test_curves_are_means_of_draws_then_over_seeds(tmp_path):
+    for seed in (0, 1):
+        found = results(seed=seed)
+        scores = [replace(s, top1=s.top1 + 0.02 * seed) if s.protocol == "pruned" else s for s in found.scores]
+        replace(found, scores=scores).save(tmp_path / f"{seed}.json")
+    report(tmp_path)
+    (data,) = (tmp_path / "report/data").iterdir()
+    rows = list(csv.reader(data.open()))
+    assert rows[0] == ["sequence", "method", "layers kept", "mean", "std", "seeds"]
+    assert rows[1] == ["in original sequence", "layershuffle", "1", "16.00", "1.41", "2"]
+    assert rows[4] == ["in random sequence", "layershuffle", "2", "31.00", "1.41", "2"]
+    assert (tmp_path / "report/figures" / f"{data.stem}.png").stat().st_size > 10_000
+    assert f"](figures/{data.stem}.png)" in (tmp_path / "report/report.md").read_text()
+
+
+def test_a_reduced_depth_counts_at_its_own_depth(tmp_path):
+    found = results("reduced-depth-2")
+    first = [replace(s, variant=s.variant | {"strategy": "first"}) for s in found.scores if s.protocol == "pruned"]
+    replace(found, scores=found.scores + first).save(tmp_path / "a.json")
+    results().save(tmp_path / "b.json")
+    section = next(s for s in sections(collect(tmp_path)[0], []) if s.title.startswith("Figures 1b"))
+    reduced = [[c.text for c in row] for row in section.parts[0].data.cells() if row[1].text == "reduced-depth"]
+    assert reduced == [
+        ["in original sequence", "reduced-depth", "2", "30.00", "", "1"],
+        ["in random sequence", "reduced-depth", "2", "30.00", "", "1"],
+    ]
+
+
+def test_what_is_missing_or_wrong_is_said_and_the_rest_is_made(tmp_path, capsys):
+    results(seed=0).save(tmp_path / "0/results.json")
+    results("baseline", seed=1).save(tmp_path / "1/results.json")
+    (tmp_path / "0/results.json.copy").touch()
+    whole = (tmp_path / "0/results.json").read_text()
+    (tmp_path / "cut.json").write_text(whole[: len(whole) // 2])
+    (tmp_path / "old.json").write_text(whole.replace('"layershuffle_results": 2', '"layershuffle_results": 1'))
+    (tmp_path / "cell.json").write_text("{}")
+    results("layershuffle-predict", sequential=0.5).save(tmp_path / "one.json")
+    results("layershuffle-predict", sequential=0.6).save(tmp_path / "other.json")
+    results(seed=0).save(tmp_path / "again.json")
+    report(tmp_path)
+    said = capsys.readouterr().err
+    assert "cut.json is not a results file or is damaged" in said
+    assert "old.json is not a results file of this version" in said
+    assert "one.json and other.json disagree about layershuffle-predict, seed 0, on imagenet" in said
+    assert said.count("warning:") == 3
+    rows = table(sections(*collect(tmp_path)), "Missing")
+    assert [row[1][0] for row in rows] == [
+        "baseline, seed 0",
+        "layershuffle, seed 1",
+        "layershuffle-position, seed 0",
+        "layershuffle-position, seed 1",
+        "layershuffle-predict, seed 0",
+        "layershuffle-predict, seed 1",
+    ]
+    assert table(sections(*collect(tmp_path)), "Table 1")[0][2][0] == "75.00"  # one seed has no deviation
+
+
+def test_files_of_one_model_agree_unless_they_score_the_same_order_otherwise(tmp_path):
+    def file(name, *scored):
+        scores = [Score("given", {"order": order}, order, 10, top1, 0.9, 1.5, None) for order, top1 in scored]
+        model = {"name": "best", "method": "baseline", "seed": 0, "config": {"name": "vit_tiny_patch16_224"}}
+        data = {"name": "Digits", "images": 10, "split": "test"}
+        Results(model, data, {"protocols": ["given"]}, {}, scores).save(tmp_path / name)
+
+    file("a.json", ("0 1", 0.5))
+    file("b.json", ("1 0", 0.6))
+    file("c.json", ("0 1", 0.5), ("1 0", 0.6))
+    file("again.json", ("0 1", 0.5))
+    (setup,), complaints = collect(tmp_path)
+    assert [list(run.files) for run in setup.of("baseline")] == [["a.json", "b.json", "c.json"]]
+    assert not complaints
+    file("d.json", ("1 0", 0.7), ("0", 0.1))
+    (setup,), complaints = collect(tmp_path)
+    assert [list(run.files) for run in setup.of("baseline")] == [["a.json"]]
+    assert "b.json and d.json disagree about baseline, seed 0, on Digits" in complaints[0]
+    with pytest.raises(UserError, match="there is no folder nowhere"):
+        collect(Path("nowhere"))
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(ValueError, match="there are no results files below"):
+        report(tmp_path)
+    (tmp_path / "cut.json").write_text('{"layershuffle_results": 2, ')
+    with pytest.raises(ValueError, match="cut.json is not a results file or is damaged"):
+        report(tmp_path)
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.ids, self.links = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href"):
+                self.links.append(value)
+
+
+def test_the_page_needs_nothing_else_and_trusts_no_file(tmp_path):
+    results(name="<script>alert(1)</script>").save(tmp_path / "a.json")
+    report(tmp_path)
+    text = (tmp_path / "report/index.html").read_text()
+    assert "<script>" not in text
+    page = Page()
+    page.feed(text)
+    assert page.tags.count("svg") == 2  # light and dark
+    assert len(set(page.ids)) == len(page.ids)
+    assert all(link.startswith("#") for link in page.links)
+    assert {link[1:] for link in page.links} <= set(page.ids)
+
+
+def test_results_of_one_model_in_several_files(tmp_path):
+    found = results()
+    landscape = [score("landscape", 0.1 * kept, kept=kept) for kept in (1, 1, 2)]
+    found.save(tmp_path / "results.json")
+    replace(found, scores=landscape, evaluation={"protocols": ["landscape"]}).save(tmp_path / "landscape.json")
+    (setup,) = collect(tmp_path)[0]
+    (run,) = setup.of("layershuffle")
+    assert list(run.files) == ["landscape.json", "results.json"]
+    assert len(run.scores("landscape", kept=1)) == 2
+    made = next(s for s in sections([setup], []) if s.title.startswith("How"))
+    assert len(made.parts[0].rows) == 2
+    assert json.loads((tmp_path / "landscape.json").read_text())["scores"][0]["top1"] == [0.1, 0.1]
+
+
+def test_studies_have_a_picture_each_and_no_part_in_the_tables(tmp_path):
+    found = results("baseline")
+    swaps = [score("swap-matrix", 0.5, one=one, other=other) for one in range(2) for other in range(one, 2)]
+    replace(found, scores=[*found.scores, *swaps], evaluation={"protocols": ["swap-matrix"]}).save(tmp_path / "a.json")
+    measures = {"search": {"strategy": "greedy", "images": 9, "trace": [{"order": "0", "loss": 2.0}]}}
+    searched = replace(found, measures=measures, evaluation={"strategy": "greedy"}, data=found.data | {"split": "val"})
+    replace(searched, scores=[score("sequential", 0.01), score("search", 0.25)]).save(tmp_path / "b.json")
+    made = sections(*collect(tmp_path))
+    others = next(s for s in made if s.title.startswith("Other systems"))
+    assert [part.name for part in others.parts] == ["swap-matrix-a", "search-b"]
+    assert [[c.text for c in row] for row in others.parts[0].data.cells()][1] == [
+        "swap-matrix",
+        "one=0 other=1",
+        "0 1",
+        "50.00",
+    ]
+    assert "(val)" in others.parts[1].caption
+    every = table(made, "Every score")
+    assert not any("swap-matrix" in row[0][0] or "search" in row[0][0] for row in every)
+    assert table(made, "Table 1")[0][1][0] == "75.00"  # of a.json; what a search says of its images doesn't count
+
+
+def test_a_models_files_count_once(tmp_path):
+    one, other = results("baseline", seed=0), results("baseline", seed=1, sequential=0.85)
+    for name, found in {"a": one, "b": one, "c": other}.items():
+        named = replace(
+            found, model=found.model | {"sha256": str(found.model["seed"])}, evaluation={"protocols": [name]}
+        )
+        named.save(tmp_path / f"{name}.json")
+    rows = table(sections(*collect(tmp_path)), "Every score")
+    assert rows[0][1][0] == "80.00 (7.07)"  # of 0.75 and 0.85, whose sample deviation is 0.1 / sqrt(2)

@@ -1,0 +1,186 @@
+"""Two processes on the CPU: the same numbers as one, however the work is split between them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from two_processes import SCORED, data, trainer, tuner
+
+from layershuffle.commands import Parser
+from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.study import open_study, study_parser
+from layershuffle.data.samplers import EvaluationBatches
+from layershuffle.orders.order import Order
+from layershuffle.orders.samplers import LayerDrop, Shuffle
+from layershuffle.training.distributed import idle_parameters, orders_per_process
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What each of two processes saw; and the folder in which they ran."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests/training/two_processes.py"), str(folder)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)], folder
+
+
+def orders(seed, steps, rank):
+    return [str(LayerDrop(0.5).draw(4, seed, step, rank)) for step in range(steps)]
+
+
+def test_processes_draw_orders_of_their_own(two):
+    for rank, said in enumerate(two[0]):
+        assert [step["order"] for step in said["ddp"]] == orders(5, 6, rank)
+    assert orders(5, 6, 0) != orders(5, 6, 1)
+
+
+def test_a_gradient_is_the_mean_of_those_of_single_processes(two):
+    """The first step, before the weights change; of layers dropped by one process, and by both, too."""
+    module = tuner()
+    module.train()
+    singles = []
+    for said in two[0]:
+        step = said["ddp"][0]
+        module.zero_grad()
+        images, labels = step["batch"]
+        assert len(labels) == 16
+        logits = module.model(images, step["order"]).logits
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        singles.append({name: p.grad if p.grad is None else p.grad.clone() for name, p in module.named_parameters()})
+    assert not torch.equal(two[0][0]["ddp"][0]["batch"][0], two[0][1]["ddp"][0]["batch"][0])
+    kinds = set()
+    for name, first in singles[0].items():
+        parts = [grad for grad in (first, singles[1][name]) if grad is not None]
+        kinds.add(len(parts))
+        for said in two[0]:
+            mean = said["ddp"][0]["grads"][name]
+            if parts:
+                torch.testing.assert_close(mean, sum(parts) / 2, rtol=1e-5, atol=1e-7)
+            else:
+                assert mean is None
+    assert kinds == {0, 1, 2}
+
+
+def test_every_step_updates_what_any_process_ran(two):
+    first, second = (said["ddp"] for said in two[0])
+    for one, other in zip(first, second):
+        ran = Order(one["order"]).layers | Order(other["order"]).layers
+        for layer in range(4):
+            name = f"model.vit.blocks.{layer}.mlp.fc1.weight"
+            assert (one["grads"][name] is not None) == (layer in ran)
+        for name, grad in one["grads"].items():
+            assert (grad is None) == (other["grads"][name] is None)
+            assert grad is None or torch.equal(grad, other["grads"][name])
+
+
+def test_validation_counts_every_image_once(two):
+    """The same as one process's: 43 images in batches of 32, the second of which is 5 and 6 images."""
+    module = tuner()
+    module.load_state_dict(torch.load(two[1] / "same order.ckpt", weights_only=True)["state_dict"])
+    alone = trainer("auto", devices=1)
+    alone.validate(module, datamodule=data(), verbose=False)
+    for name in ("val/sequential", "val/arbitrary", "val/loss"):
+        value = float(alone.callback_metrics[name])
+        for said in two[0]:
+            assert said["same order"][2][name] == pytest.approx(value, rel=1e-6)
+
+
+def test_sharded_processes_run_the_same_order_and_learn_the_same(two):
+    (first, second), folder = two
+    assert first["sharded"][0] == second["sharded"][0] == first["same order"][0] == orders(5, 6, 0)
+    for name, value in first["same order"][1].items():
+        torch.testing.assert_close(first["sharded"][1][name], value, rtol=1e-4, atol=1e-6)
+    whole = torch.load(folder / "sharded.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(whole[name], value) for name, value in first["sharded"][1].items())
+    assert first["sharded"][2]["val/loss"] == pytest.approx(first["same order"][2]["val/loss"], rel=1e-4)
+
+
+def test_wrong_combinations_are_refused_before_the_first_step(two):
+    for said in two[0]:
+        own, halves, choices = said["refused"]
+        assert "would wait for each other for ever in different orders: leave out orders_per_process" in own
+        assert "gathers whole layers, so orders of their halves need the strategy ddp" in halves
+        assert "images that choose their orders can't be trained with ModelParallelStrategy" in choices
+
+
+def test_all_processes_stop_after_the_same_step_and_go_on(two):
+    """Only the second was told to stop, in the seventh step."""
+    # The first one's code is the run's: of others that fail, it could be killed before it is done.
+    assert [said["stopped"] for said in two[0]] == [128 + 15, 0]
+    for said in two[0]:
+        assert said["stopped at"] == 7
+        assert said["ended at"] == 22
+    rows = (two[1] / "runs/version_0/metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 22 + 2
+
+
+def test_two_process_evaluation_is_that_of_one(two, monkeypatch):
+    monkeypatch.chdir(two[1])
+    alone = evaluate_command(["runs/version_0/checkpoints/last.ckpt", *SCORED])
+    for said in two[0]:
+        assert len(said["scores"]) == 5
+        for score, (images, top1, top5, loss) in zip(alone.scores, said["scores"]):
+            assert (score.images, score.top1, score.top5) == (images, top1, top5)
+            assert score.images == 65
+            assert score.loss == pytest.approx(loss, rel=1e-6)
+
+
+# --- Without processes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("images", "batch_size", "ranks"), [(359, 128, 2), (10, 4, 3), (9, 4, 4), (8, 8, 1)])
+def test_each_image_is_read_once_by_one_process(images, batch_size, ranks):
+    parts = [list(EvaluationBatches(images, batch_size, ranks, rank)) for rank in range(ranks)]
+    for rank in range(ranks):
+        assert len(parts[rank]) == len(EvaluationBatches(images, batch_size, ranks, rank)) == -(-images // batch_size)
+    together = [[at for part in batch for at in part] for batch in zip(*parts)]
+    assert together == [list(range(at, min(at + batch_size, images))) for at in range(0, images, batch_size)]
+
+
+def test_more_processes_than_images_are_refused():
+    with pytest.raises(ValueError, match="4 processes can't share batches of 3 images"):
+        EvaluationBatches(3, 8, 4, 0)
+
+
+@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+@pytest.mark.parametrize("orders", [["0 2"], ["0a 2f", "1 2a"], [""], ["3 1 2 0"], ["(0|1)", "2f"]])
+def test_idle_parameters_are_those_without_gradients(small, images, position, orders):
+    model = small(position=position, positions=4).train()
+    total = 0
+    for order in orders:
+        output = model(images, order)
+        total = total + output.logits.sum()
+        if output.position_logits is not None:
+            total = total + output.position_logits.sum()
+    total.backward()
+    idle = {id(parameter) for parameter in idle_parameters(model, map(Order, orders))}
+    assert idle == {id(parameter) for parameter in model.parameters() if parameter.grad is None}
+
+
+def test_which_processes_draw_orders_is_the_strategys_choice(small):
+    model, shuffled = small(), [Shuffle().draw(4, 0, 0)]
+    sharded = ModelParallelStrategy()
+    assert [orders_per_process(DDPStrategy(), wanted, model, shuffled) for wanted in (None, True, False)] == [
+        *(True, True, False),
+    ]
+    assert [orders_per_process(sharded, wanted, model, shuffled) for wanted in (None, False)] == [False, False]
+
+
+def test_only_evaluation_runs_under_torchrun(monkeypatch, two):
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    command: Parser = study_parser("similarity", "")
+    with pytest.raises(ValueError, match=r"only evaluate\.py shares its work between processes"):
+        open_study(command, [str(two[1] / "runs/version_0/checkpoints/last.ckpt"), f"--output={os.devnull}.json"])

@@ -1,0 +1,145 @@
+"""Instance-wise reordering against the formulas of arXiv 2103.03457, term by term."""
+
+import math
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from layershuffle.evaluation.scoring import _picked, evaluate
+from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.protocols import Settings, trials
+from layershuffle.training.instancewise import InstanceWise, choice_losses, expected_loss
+
+CHOICES = ["sequential", "3 2 1 0", "0 (1|2) 3"]
+
+
+@pytest.fixture
+def choosy(small):
+    return small(choices=CHOICES)
+
+
+@pytest.fixture
+def many():
+    return torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def chosen_by_hand(model, images):
+    tokens = model.embed(images)
+    predictor = model.choice.predictor
+    return [int((predictor.weight @ image.mean(0) + predictor.bias).argmax()) for image in tokens]
+
+
+def test_each_image_runs_in_the_order_it_chooses(choosy, many):
+    chosen = chosen_by_hand(choosy, many)
+    assert set(chosen) == {0, 1, 2}
+    one_by_one = [choosy(image[None], choosy.choice.orders[k]).logits[0] for image, k in zip(many, chosen)]
+    torch.testing.assert_close(choosy(many).logits, torch.stack(one_by_one), rtol=1e-4, atol=1e-4)
+
+
+def test_images_that_choose_alike_run_together(choosy, many):
+    rows = 0
+
+    def count(module, inputs):
+        nonlocal rows
+        rows += len(inputs[0])
+
+    choosy.vit.blocks[0].register_forward_pre_hook(count)
+    choosy(many)
+    assert rows == len(many)  # layer 0 is in every order, once
+
+
+def test_the_losses_are_the_papers():
+    p = [[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]
+    mean = [0.5, 0.25, 0.25]
+    exploration, specialisation = choice_losses(torch.tensor(p), floor=0.15)
+
+    def kl_from_uniform(q):
+        return sum(1 / 3 * math.log(1 / 3 / max(value, 0.15)) for value in q)
+
+    assert float(exploration) == pytest.approx(kl_from_uniform(mean), rel=1e-5)
+    assert float(specialisation) == pytest.approx(-(kl_from_uniform(p[0]) + kl_from_uniform(p[1])) / 2, rel=1e-5)
+    even = choice_losses(torch.full((4, 3), 1 / 3), floor=0.01)
+    assert [float(loss) for loss in even] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_the_expected_loss_written_out(choosy, many):
+    labels = torch.arange(40) % 5
+    how = InstanceWise(temperature=4.0, decay=0.1, min_temperature=1.0, exploration=0.3, specialisation=0.2, floor=0.1)
+    loss, measured = expected_loss(choosy, choosy.choice, many, labels, how, (7, 5, 1))
+    logits = choosy.choice(choosy.embed(many))
+    generator = torch.Generator().manual_seed(int(seeded(7, 5, 1).random() * 2**53))
+    gumbel = -torch.log(-torch.log(torch.rand(40, 3, generator=generator)))
+    weights = torch.softmax((logits + gumbel) / (4 * math.exp(-0.5)), dim=1)
+    expected = sum(
+        weights[b, k].item() * F.cross_entropy(choosy(many[b : b + 1], order).logits, labels[b : b + 1]).item()
+        for k, order in enumerate(choosy.choice.orders)
+        for b in range(40)
+    )
+    assert measured["classification_loss"].item() == pytest.approx(expected / 40, rel=1e-4)
+    exploration, specialisation = choice_losses(logits.softmax(1), 0.1)
+    assert loss.item() == pytest.approx(
+        expected / 40 + 0.3 * exploration.item() + 0.2 * specialisation.item(), rel=1e-4
+    )
+    again, _ = expected_loss(choosy, choosy.choice, many, labels, how, (7, 5, 1))
+    other, _ = expected_loss(choosy, choosy.choice, many, labels, how, (7, 6, 1))
+    assert again.item() == loss.item() != other.item()
+    loss.backward()
+    assert choosy.choice.predictor.weight.grad.abs().sum() > 0
+    assert all(block.mlp.fc1.weight.grad.abs().sum() > 0 for block in choosy.vit.blocks)
+
+
+def test_the_temperature_falls_to_its_end():
+    how = InstanceWise(temperature=10, decay=0.1, min_temperature=2)
+    assert [how.temperature_at(step) for step in (0, 1, 100)] == pytest.approx([10, 10 * math.exp(-0.1), 2])
+
+
+def test_scores_of_choice_and_oracle_by_counting(choosy, many):
+    labels = torch.randint(5, (40,), generator=torch.Generator().manual_seed(3))
+    batches = DataLoader(list(zip(many, labels)), 16)
+    settings = Settings(choices=choosy.choice.orders)
+    to_score = trials(["sequential", "instancewise"], choosy.order, settings)
+    sequential, chosen, oracle, *single = evaluate(
+        choosy, nn.Identity(), batches, to_score, Fabric(accelerator="cpu", devices=1)
+    )
+    right = torch.stack([choosy(many, order).logits.argmax(1) == labels for order in choosy.choice.orders])
+    assert [score.top1 for score in single] == pytest.approx([float(row.float().mean()) for row in right])
+    by_hand = chosen_by_hand(choosy, many)
+    assert chosen.top1 == pytest.approx(sum(bool(right[k, b]) for b, k in enumerate(by_hand)) / 40)
+    assert chosen.loss == pytest.approx(float(F.cross_entropy(choosy(many).logits, labels)), rel=1e-4)
+    assert oracle.top1 == pytest.approx(float(right.any(0).float().mean()))
+    assert oracle.top1 > max(score.top1 for score in single)
+    assert [score.chosen for score in single] == pytest.approx([by_hand.count(k) / 40 for k in range(3)])
+    assert chosen.chosen is None
+    assert sequential.top1 == single[0].top1
+    assert [score.order for score in single] == [str(Order(o)) for o in ("0 1 2 3", "3 2 1 0", "0 (1|2) 3")]
+
+
+def test_the_oracle_prefers_an_order_that_is_right():
+    # Of label 0 the first order is nearly sure but wrong, the second right with the larger loss; of label 1 both are
+    # right and the first has the smaller loss; of label 2 both are wrong and the second has.
+    first = torch.tensor([[5.0, 5.1, 0, 0], [0, 3, 0, 0], [9, 0, 0, 0]])
+    second = torch.tensor([[0.1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
+    labels = torch.tensor([0, 1, 2])
+    assert F.cross_entropy(first[:1], labels[:1]) < F.cross_entropy(second[:1], labels[:1])
+    picked = _picked(torch.tensor([[1.0, 0], [0, 1], [0, 1]]), torch.stack([first, second]), labels)
+    assert picked["oracle"].tolist() == [1, 0, 1]
+    assert picked["chosen"].tolist() == [0, 1, 1]
+
+
+def test_choices_that_cannot_be(small):
+    for choices, complaint in (
+        ([], "nothing to choose from"),
+        (["0 1", "sequential", "0 1"], "'0 1' is given more than once"),
+        (["0 4"], "names layer 4"),
+        (["sideways"], "no order named sideways"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            small(choices=choices)
+    with pytest.raises(ValueError, match="can't predict positions"):
+        small(choices=CHOICES, position="predict")
+    with pytest.raises(ValueError, match="is for models trained with model.choices"):
+        trials(["instancewise"], 4, Settings())

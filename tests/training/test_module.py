@@ -1,0 +1,324 @@
+"""The LightningModule: which order each step runs, what the losses are, and that it learns what it should."""
+
+from functools import partial
+from itertools import pairwise
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import SMALL
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from layershuffle.checkpoints.record import RECORD
+from layershuffle.commands.train import ProgressBar
+from layershuffle.data import Digits
+from layershuffle.models.weights import read_file
+from layershuffle.orders.named import permutation, sequential
+from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.samplers import FirstLayers, LayerDrop, OrderSampler, Sequential, Shuffle
+from layershuffle.training.callbacks import ThroughputLogger
+from layershuffle.training.module import FineTuner, method_name, position_cross_entropy
+
+
+def tuner(**arguments):
+    torch.manual_seed(0)
+    return FineTuner(**{"name": "vit_tiny_patch16_224", "num_classes": 10, "timm_args": SMALL, "seed": 5} | arguments)
+
+
+def trainer(folder, **arguments):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    defaults = {"max_epochs": 1, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    return pl.Trainer(**quiet | defaults | {"default_root_dir": folder} | arguments)
+
+
+class Spy(pl.Callback):
+    """Notes the order of every training forward and the losses that were logged."""
+
+    def __init__(self):
+        self.orders, self.losses = [], []
+
+    def on_train_start(self, trainer, module):
+        def note(_, args):
+            if module.training:
+                self.orders.append(Order(args[1]))
+
+        module.model.register_forward_pre_hook(note)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+
+def test_each_step_runs_the_order_drawn_for_it(tmp_path):
+    spy = Spy()
+    trainer(tmp_path, callbacks=[spy], max_epochs=2).fit(tuner(), datamodule=Digits())
+    assert spy.orders == [Shuffle().draw(4, seed=5, step=step, rank=0) for step in range(8)]
+
+
+def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
+    spy = Spy()
+    first = trainer(tmp_path, max_epochs=1)
+    first.fit(tuner(), datamodule=Digits())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = trainer(tmp_path, callbacks=[spy], max_epochs=2)
+    resumed.fit(tuner(), datamodule=Digits(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert spy.orders == [Shuffle().draw(4, 5, step) for step in range(4, 8)]
+
+
+def test_a_resumed_run_reads_the_batches_an_uninterrupted_one_does(tmp_path):
+    class Labels(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.seen.append(batch[1].tolist())
+
+    whole, resumed = Labels(), Labels()
+    pl.seed_everything(3, verbose=False)
+    trainer(tmp_path, max_epochs=3, callbacks=[whole]).fit(tuner(), datamodule=Digits())
+    pl.seed_everything(3, verbose=False)
+    first = trainer(tmp_path, max_epochs=2)
+    first.fit(tuner(), datamodule=Digits())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    pl.seed_everything(3, verbose=False)
+    trainer(tmp_path, max_epochs=3, callbacks=[resumed]).fit(
+        tuner(), datamodule=Digits(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    assert len(whole.seen) == 12
+    assert resumed.seen == whole.seen[8:]
+    assert whole.seen[:4] != whole.seen[8:]
+
+
+def test_accumulated_batches_share_the_order(tmp_path):
+    spy = Spy()
+    trainer(tmp_path, callbacks=[spy], accumulate_grad_batches=2).fit(tuner(), datamodule=Digits())
+    assert spy.orders == [Shuffle().draw(4, 5, step) for step in (0, 0, 1, 1)]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_loss_is_the_papers_formula(tmp_path, reduction):
+    module, spy = tuner(position="predict", position_loss=reduction), Spy()
+    data = Digits(batch_size=8)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    pl.seed_everything(1, verbose=False)
+    trainer(tmp_path, callbacks=[spy], limit_train_batches=1).fit(module, datamodule=data)
+    module.load_state_dict(before)
+    pl.seed_everything(1, verbose=False)
+    images, labels = next(iter(data.train_dataloader()))
+    output = module.model(module.preprocess(images), Shuffle().draw(4, 5, 0))
+    loss = -torch.log_softmax(output.logits, 1)[range(8), labels].mean()
+    steps = [-torch.log_softmax(output.position_logits[p], 1)[:, p].mean() for p in range(4)]
+    loss += sum(steps) / (1 if reduction == "sum" else 4)
+    assert spy.losses == pytest.approx([loss.item()], rel=1e-5)
+
+
+def test_position_cross_entropy():
+    logits = torch.randn(3, 2, 5)
+    expected = [F.cross_entropy(logits[step], torch.tensor([step, step])) for step in range(3)]
+    torch.testing.assert_close(position_cross_entropy(logits), torch.stack(expected))
+
+
+def test_validation_reports_sequential_and_arbitrary_side_by_side(tmp_path):
+    module, data = tuner(num_classes=10), Digits(val_fraction=0.1)
+    run = trainer(tmp_path)
+    run.validate(module, datamodule=data, verbose=False)
+    images, labels = next(iter(data.val_dataloader()))
+    module.eval()
+    for name, order in {"sequential": sequential(4), "arbitrary": permutation(4, seeded(5, "validation", 0))}.items():
+        logits = module.model(module.preprocess(images), order).logits
+        assert float(run.callback_metrics[f"val/{name}"]) == pytest.approx(
+            (logits.argmax(1) == labels).float().mean().item()
+        )
+    # Shuffle is validated on a random order, the arbitrary one.
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("sampler", "ran"), [(Sequential(), 2), (Shuffle(), 2), (LayerDrop(), 2), (FirstLayers(2), 3)])
+def test_validation_runs_no_order_twice(tmp_path, sampler, ran):
+    module, count = tuner(sampler=sampler), []
+    module.model.register_forward_pre_hook(lambda *_: count.append(1))
+    trainer(tmp_path).validate(module, datamodule=Digits(), verbose=False)
+    assert len(count) == ran
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [1 / 3, 2 / 3, 1, 1]), ("linear", [1 / 3, 2 / 3, 1, 0.5]), ("cosine", [1 / 3, 2 / 3, 1, 0.5])],
+)
+def test_schedules(tmp_path, schedule, expected):
+    class Rates(pl.Callback):
+        seen: list[float] = []  # noqa: RUF012
+
+        def on_train_batch_start(self, trainer, *_):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    rates.seen = []
+    trainer(tmp_path, callbacks=[rates]).fit(tuner(schedule=schedule, warmup_steps=2), datamodule=Digits())
+    assert rates.seen == pytest.approx([1e-4 * factor for factor in expected])
+
+
+def test_a_schedule_without_an_end_says_so(tmp_path):
+    with pytest.raises(ValueError, match="a linear schedule needs an end"):
+        trainer(tmp_path, max_epochs=-1).fit(tuner(schedule="linear"), datamodule=Digits())
+    endless = trainer(tmp_path, max_epochs=-1, max_time={"seconds": 0})
+    endless.fit(tuner(), datamodule=Digits())
+
+
+def test_throughput_is_logged(tmp_path):
+    run = trainer(tmp_path, callbacks=[ThroughputLogger()], log_every_n_steps=3)
+    run.fit(tuner(), datamodule=Digits())
+    assert 1 < float(run.callback_metrics["train/images_per_second"]) < 1e6
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that make the host wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket._qualified_op_name in ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero"):
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+def test_a_step_never_waits_for_the_device_unless_it_logs(tmp_path, position):
+    class PerStep(pl.Callback):
+        before: list[int] = []  # noqa: RUF012
+
+        def on_train_batch_start(self, *_):
+            self.before.append(reads.count)
+
+    steps, reads = PerStep(), HostReads()
+    steps.before = []
+    run = trainer(
+        tmp_path,
+        callbacks=[steps, ThroughputLogger(), ProgressBar(), LearningRateMonitor()],
+        enable_progress_bar=True,
+        logger=CSVLogger(tmp_path),
+        log_every_n_steps=4,
+        limit_train_batches=10,
+        gradient_clip_val=1.0,
+    )
+    module = tuner(position=position, optimizer=lambda parameters: torch.optim.AdamW(parameters), schedule="cosine")
+    with reads:
+        run.fit(module, datamodule=Digits())
+    per_step = [after - before for before, after in pairwise(steps.before)]
+    # In the step that logs, the loggers and the progress bar read the metrics.
+    assert [bool(count) for count in per_step] == [step % 4 == 0 for step in range(1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "fused"),
+    [
+        (torch.optim.Adam, True),
+        (torch.optim.SGD, True),
+        (torch.optim.Adagrad, None),
+        (partial(torch.optim.AdamW, foreach=True), None),
+        (partial(torch.optim.AdamW, fused=False), False),
+    ],
+)
+def test_the_optimizer_is_fused_where_it_can_be_and_was_not_told(tmp_path, optimizer, fused):
+    run = trainer(tmp_path, limit_train_batches=1)
+    run.fit(tuner(optimizer=lambda parameters: optimizer(parameters, lr=1e-3)), datamodule=Digits())
+    assert run.optimizers[0].param_groups[0]["fused"] is fused
+
+
+def losses_of(tmp_path, **arguments):
+    spy = Spy()
+    pl.seed_everything(3, verbose=False)
+    module = tuner(**arguments)
+    trainer(tmp_path, callbacks=[spy], gradient_clip_val=1.0, limit_train_batches=6).fit(module, datamodule=Digits())
+    return spy.losses
+
+
+@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+def test_same_seed_same_losses_compiled_or_not_fused_or_not(tmp_path, monkeypatch, position):
+    def plain(parameters):
+        return torch.optim.AdamW(parameters, lr=1e-3, fused=False)
+
+    expected = losses_of(tmp_path, position=position, optimizer=plain)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    fast = losses_of(
+        tmp_path, position=position, compile=True, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)
+    )
+    assert fast == pytest.approx(expected, rel=1e-5)
+    assert len(set(expected)) == 6
+
+
+@pytest.mark.parametrize("sampler", [LayerDrop(0.5), FirstLayers(2), Shuffle()])
+def test_layers_that_an_order_leaves_out_are_not_run(tmp_path, sampler):
+    module, passes = tuner(sampler=sampler), []
+    for layer, block in enumerate(module.model.vit.blocks):
+        block.register_forward_hook(lambda *_, layer=layer: passes.append(layer))
+        block.register_full_backward_hook(lambda *_, layer=layer: passes.append(layer))
+    trainer(tmp_path, limit_val_batches=0).fit(module, datamodule=Digits())
+    orders = [[step[0].layer for step in sampler.draw(4, seed=5, step=step)] for step in range(4)]
+    assert passes == [layer for order in orders for layer in order + order[::-1]]
+
+
+def test_the_default_optimizer_is_the_papers(tmp_path):
+    run = trainer(tmp_path, limit_train_batches=1)
+    run.fit(tuner(), datamodule=Digits())
+    (group,) = run.optimizers[0].param_groups
+    assert type(run.optimizers[0]) is torch.optim.Adam
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-6, 0)
+
+
+def test_a_checkpoint_is_plain_values_and_says_how_to_make_the_model(tmp_path):
+    run = trainer(tmp_path)
+    run.fit(tuner(position="encode", sampler=LayerDrop(0.3)), datamodule=Digits(batch_size=32))
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    record = read_file(tmp_path / "run.ckpt")[RECORD]
+    assert record["model"] == {
+        **{"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode", "positions": None},
+        **{"head": "average", "norm_eps": None},
+        **SMALL,
+    }
+    assert record["method"] == "layerdrop-position"
+    assert record["sampler"] == "LayerDrop(p=0.3)"
+    assert record["data"]["class"] == "Digits"
+    assert record["data"]["args"]["batch_size"] == 32
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    run = trainer(tmp_path, limit_train_batches=1)
+    run.fit(tuner(), datamodule=Digits())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    for other in (tuner(position="predict"), tuner(timm_args=SMALL | {"depth": 3})):
+        with pytest.raises(ValueError, match="resume from is of another model: (position|depth) differ"):
+            trainer(tmp_path).fit(other, datamodule=Digits(), ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+
+
+def test_an_order_that_the_model_cannot_run_fails_at_once():
+    with pytest.raises(ValueError, match="5 layers can't be kept of 4"):
+        tuner(sampler=FirstLayers(5))
+
+
+def test_a_new_method_is_a_few_lines(tmp_path):
+    class Reverse(OrderSampler):
+        method = "reverse"
+
+        def sample(self, depth, rng):
+            return Order(range(depth - 1, -1, -1))
+
+    spy = Spy()
+    module = tuner(sampler=Reverse(), position="encode")
+    trainer(tmp_path, callbacks=[spy], limit_train_batches=2).fit(module, datamodule=Digits())
+    assert spy.orders == [Order("3 2 1 0")] * 2
+    assert module.method == "reverse-position"
+
+
+def test_methods_have_the_fields_names():
+    assert method_name(Sequential(), "none") == "baseline"
+    assert [method_name(Shuffle(), position) for position in ("none", "encode", "predict")] == [
+        "layershuffle",
+        "layershuffle-position",
+        "layershuffle-predict",
+    ]
+    assert method_name(FirstLayers(6), "none") == "reduced-depth-6"

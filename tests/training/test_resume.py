@@ -1,0 +1,317 @@
+"""Runs that are stopped, at any step and by any signal, and end as if they had not been."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import ROOT, SMALL
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+
+from layershuffle.commands.train import train
+from layershuffle.data import Digits
+from layershuffle.orders.samplers import LayerDrop
+from layershuffle.training.callbacks import WholeCheckpointIO
+from layershuffle.training.last_checkpoint import LastCheckpoint
+from layershuffle.training.metrics_file import MetricsFile
+from layershuffle.training.module import FineTuner
+from layershuffle.training.resume import find
+
+KILLS = int(os.environ.get("LAYERSHUFFLE_KILLS", "1"))
+"""How often the run is killed; more take longer, see docs/reliability.md."""
+EPOCHS = 60 + 40 * KILLS
+
+
+def assert_same(one, other, at=""):
+    """Bit for bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), at
+        for key in one:
+            assert_same(one[key], other[key], f"{at}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), at
+        for n, (left, right) in enumerate(zip(one, other)):
+            assert_same(left, right, f"{at}/{n}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), at
+    else:
+        assert one == other, at
+
+
+def state(path):
+    """What a checkpoint says of the run: weights, optimizer, schedule and progress."""
+    content = torch.load(path, weights_only=True)
+    return {key: content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")}
+
+
+# --- From every checkpoint there is -------------------------------------------------------------------------
+
+
+class Keep(LastCheckpoint):
+    """Keeps a copy of every last.ckpt, named after its step."""
+
+    def between_steps(self, trainer):
+        super().between_steps(trainer)
+        self._copy()
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        super().on_train_epoch_end(trainer, pl_module)
+        self._copy()
+
+    def _copy(self):
+        copy = Path(self.dirpath) / f"step_{self.saved:02}.ckpt"
+        if self.saved and not copy.exists():
+            shutil.copy(Path(self.dirpath) / "last.ckpt", copy)
+
+
+class Labels(pl.Callback):
+    """Notes the step and the labels of every batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append((trainer.global_step, batch_idx, batch[1].tolist()))
+
+
+def fit(folder, ckpt_path=None, workers=0, **options):
+    """A run with everything that is random: dropout, stochastic depth, dropped layers; returns its batches."""
+    pl.seed_everything(7, verbose=False)
+    module = FineTuner(
+        **{"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode", "sampler": LayerDrop(0.4)},
+        **{"seed": 7, "schedule": "cosine", "warmup_steps": 2},
+        timm_args=SMALL | {"drop_rate": 0.1, "drop_path_rate": 0.2, "depth": 3},
+    )
+    labels = Labels()
+    best = ModelCheckpoint(folder, "best", monitor="val/loss", enable_version_counter=False)
+    from_step = torch.load(ckpt_path, weights_only=True)["global_step"] if ckpt_path else None
+    trainer = pl.Trainer(
+        **{"max_epochs": 3, "log_every_n_steps": 2, "limit_val_batches": 1} | options,
+        **{"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
+        logger=MetricsFile(str(folder), "", "metrics", from_step=from_step),
+        callbacks=[labels, best, LearningRateMonitor(), Keep(folder, every_n_steps=1)],
+    )
+    trainer.strategy.checkpoint_io = WholeCheckpointIO()
+    data = Digits(train_images=300, batch_size=64, workers=workers)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return labels.seen
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        ({}, 12),
+        ({"val_check_interval": 0.5, "max_epochs": 2}, 8),
+        ({"max_steps": 6, "max_epochs": -1}, 6),
+        ({"workers": 1, "max_epochs": 2, "accumulate_grad_batches": 2}, 8),
+    ],
+    ids=["epochs", "validated in mid-epoch", "steps", "accumulated, with workers"],
+)
+def test_from_whichever_step_a_run_goes_on_it_ends_the_same(tmp_path, options, batches):
+    whole, again = tmp_path / "whole", tmp_path / "run"
+    seen = fit(again, **options)
+    assert len(seen) == batches
+    again.rename(whole)
+    copies = sorted(whole.glob("step_*.ckpt"))
+    assert len(copies) >= 4
+    for copy in copies:
+        shutil.copytree(whole, again)
+        shutil.copy(copy, again / "last.ckpt")
+        rest = fit(again, again / "last.ckpt", **options)
+        step = torch.load(copy, weights_only=True)["global_step"]
+        assert rest == [at for at in seen if at[0] >= step]
+        for name in ("best.ckpt", "last.ckpt"):
+            assert_same(state(again / name), state(whole / name), f"{copy.name}: {name}")
+        assert (again / "metrics/metrics.csv").read_text() == (whole / "metrics/metrics.csv").read_text()
+        shutil.rmtree(again)
+
+
+# --- The command, killed ------------------------------------------------------------------------------------
+
+COMMAND = [
+    *(f"--config={ROOT}/configs/{name}.yaml" for name in ("model/mini_digits", "data/digits", "trainer/cpu")),
+    *(f"--config={ROOT}/configs/{name}.yaml" for name in ("method/layershuffle_position", "optimizer/mini")),
+    *("--trainer.enable_progress_bar=false", f"--trainer.max_epochs={EPOCHS}", "--data.train_images=360"),
+    *("--model.timm_args.depth=3", "--model.timm_args.drop_path_rate=0.2", "--trainer.log_every_n_steps=3"),
+    "--model.optimizer.lr=0.02",  # so hot that the best is not always the last
+    *("--resume=auto", "--save_every_n_steps=2"),
+]
+RUN = Path("runs/version_0")
+
+
+def rows(folder):
+    with (folder / RUN / "metrics.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    for row in found:
+        speed = row.pop("train/images_per_second")
+        assert not speed or float(speed) > 1  # else the time before the process began counts
+    return found
+
+
+def start(folder):
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *COMMAND], cwd=folder, stderr=subprocess.PIPE)
+
+
+def stop(folder, number, delay):
+    """Begin or go on in ``folder``, and send a signal some time after the run has got further."""
+    last = folder / RUN / "checkpoints/last.ckpt"
+    before = last.stat().st_mtime_ns if last.exists() else None
+    process = start(folder)
+    while not last.exists() or last.stat().st_mtime_ns == before:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(number)
+    error = process.communicate()[1].decode()
+    return process.returncode, error
+
+
+def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch):
+    rng = random.Random(0)
+    folder, whole = tmp_path / "stopped", tmp_path / "whole"
+    folder.mkdir()
+    whole.mkdir()
+    stops = [signal.SIGKILL] * KILLS + [signal.SIGTERM, signal.SIGUSR1]
+    reached = []
+    for number in stops:
+        code, said = stop(folder, number, rng.uniform(0, 0.15))
+        if number == signal.SIGKILL:
+            assert code == -signal.SIGKILL
+        else:
+            assert code == 128 + number
+            assert f"{number.name}: stopped after step" in said
+            assert "saved runs/version_0/checkpoints/last.ckpt; the same command with --resume auto goes on" in said
+            assert "Traceback" not in said
+        reached.append(torch.load(folder / RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"])
+    assert reached == sorted(reached)
+    assert 0 < reached[0] < reached[-1] < 5 * EPOCHS
+    for at in (folder, whole):
+        monkeypatch.chdir(at)
+        assert train(COMMAND).global_step == 5 * EPOCHS
+        assert [path.name for path in Path("runs").iterdir()] == ["version_0"]
+        assert {path.name for path in (RUN / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    for name in ("best.ckpt", "last.ckpt"):
+        path = RUN / "checkpoints" / name
+        assert_same(state(folder / path), state(whole / path), name)
+    assert rows(folder) == rows(whole)
+    assert len(rows(whole)) == EPOCHS + 2 * (5 * EPOCHS // 3)
+
+
+# --- Which run the command goes on with ---------------------------------------------------------------------
+
+QUICK = [argument for argument in COMMAND if "max_epochs" not in argument] + ["--trainer.max_steps=1"]
+
+
+def test_the_same_command_goes_on_and_another_begins_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(QUICK)
+    train(QUICK)
+    assert "going on with runs/version_0\n" in capsys.readouterr().out
+    train([*QUICK, "--model.optimizer.lr=0.1"])
+    assert "going on" not in capsys.readouterr().out
+    assert {path.name for path in Path("runs").iterdir()} == {"version_0", "version_1"}
+    train(QUICK)
+    assert "going on with runs/version_0\n" in capsys.readouterr().out
+    (RUN / "checkpoints/last.ckpt").unlink()
+    train(QUICK)
+    assert "going on with runs/version_0 (from the beginning)\n" in capsys.readouterr().out
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_the_run_that_has_a_checkpoint_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(QUICK)
+    train([*(argument for argument in QUICK if "resume" not in argument), f"--ckpt_path={RUN}/checkpoints/last.ckpt"])
+    assert {path.name for path in Path("runs").iterdir()} == {"version_0", "version_1"}
+    for name, text in (("date", "a: 2024-99-99"), ("deep", "[" * 5000)):
+        Path("runs", name).mkdir()
+        Path("runs", name, "config.yaml").write_text(text)
+    train(QUICK)
+    assert "going on with runs/version_0\n" in capsys.readouterr().out
+
+
+def test_a_better_checkpoint_replaces_the_best_one_of_before(tmp_path, monkeypatch):
+    """The second run names the folder in full; Lightning would take it for another, and remove what it has written."""
+    monkeypatch.chdir(tmp_path)
+    command = [argument for argument in COMMAND if "max_epochs" not in argument and "resume" not in argument]
+    command += ["--checkpoint.monitor=step", "--checkpoint.mode=max"]
+    train([*command, "--trainer.max_epochs=1"])
+    train([*command, "--trainer.max_epochs=2", f"--ckpt_path={RUN}/checkpoints/last.ckpt"])
+    steps = [state(RUN / "checkpoints" / name)["global_step"] for name in ("best.ckpt", "last.ckpt")]
+    assert steps == [10, 10]
+
+
+def test_lightnings_own_metrics_file_goes_on_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [*QUICK[:-1], "--trainer.max_epochs=2", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs"]
+    train(command)
+    (metrics,) = Path("runs").rglob("metrics.csv")
+    before = metrics.read_text()
+    assert before.count("\n") > 3
+    train(command)
+    assert metrics.read_text() == before
+
+
+def test_wandbs_project_is_where_its_client_takes_it_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    logger = Namespace(class_path="WandbLogger", init_args=Namespace(project=None, save_dir="runs"))
+    config = Namespace(trainer=Namespace(logger=logger, default_root_dir=None), checkpoint=Namespace(dirpath=None))
+    folder = tmp_path / "runs/mine/id"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("a: 1")
+    (folder / "checkpoints/last.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
+    relative = Path("runs/mine/id")
+    assert find(config, "a: 1") == (relative, relative / "checkpoints/last.ckpt")
+    assert find(config, "a: 2") is None
+
+
+@pytest.mark.parametrize("where", ["--trainer.logger=false", "--trainer.logger.version=mine"])
+def test_the_checkpoints_of_another_run_in_the_same_place_are_left_alone(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    train([*QUICK, where])
+    (last,) = tmp_path.rglob("last.ckpt")
+    before = last.read_bytes()
+    with pytest.raises(ValueError, match=r"last\.ckpt is of another run"):
+        train([*QUICK, where, "--model.optimizer.lr=0.1"])
+    assert last.read_bytes() == before
+
+
+def test_a_run_without_resume_leaves_another_alone_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [*(argument for argument in QUICK if "resume" not in argument), "--trainer.logger.version=mine"]
+    train(command)
+    last = Path("runs/mine/checkpoints/last.ckpt")
+    before = last.read_bytes()
+    with pytest.raises(ValueError, match=r"mine/checkpoints/last\.ckpt is of another run, which would be lost"):
+        train(command)
+    assert last.read_bytes() == before
+
+
+def test_a_folder_of_another_runs_checkpoints_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = [*QUICK, "--checkpoint.dirpath=kept"]
+    train(kept)
+    train(kept)
+    with pytest.raises(ValueError, match=r"kept/last\.ckpt is of another run"):
+        train([*kept, "--model.optimizer.lr=0.1"])
+    with pytest.raises(ValueError, match="finds the checkpoint to go on from by itself"):
+        train([*kept, "--ckpt_path=kept/last.ckpt"])
+    with pytest.raises(ValueError, match="save_every_n_steps is a number of steps from 1 up, not 0"):
+        train([*kept, "--save_every_n_steps=0", "--seed_everything=1", "--checkpoint.dirpath=other"])
+
+
+def test_what_a_kill_leaves_of_a_checkpoint_is_cleared_away(tmp_path):
+    for name in (".last.ckpt.123", ".best.ckpt.123"):
+        (tmp_path / name).write_bytes(b"half")
+    WholeCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "last.ckpt")
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", ".best.ckpt.123"}

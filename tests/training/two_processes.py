@@ -1,0 +1,142 @@
+"""What test_distributed.py runs under torchrun, in two processes on the CPU; each writes what it saw to a file."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from helpers import ROOT, SMALL
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.train import train
+from layershuffle.data import Digits
+from layershuffle.errors import UserError
+from layershuffle.orders.order import Order
+from layershuffle.orders.samplers import LayerDrop, Shuffle
+from layershuffle.training.callbacks import WholeCheckpointIO
+from layershuffle.training.module import FineTuner
+
+RUN = [
+    *(f"--config={ROOT}/configs/{name}.yaml" for name in ("model/mini_digits", "data/digits", "trainer/cpu")),
+    *(f"--config={ROOT}/configs/{name}.yaml" for name in ("method/layerdrop", "trainer/ddp")),
+    *(
+        "--trainer.devices=2",
+        "--trainer.max_epochs=2",
+        "--data.batch_size=16",
+        "--data.train_images=400",
+        "--model.timm_args.depth=3",
+    ),
+    *("--trainer.enable_progress_bar=false", "--resume=auto", "--trainer.log_every_n_steps=1"),
+]
+SCORED = ["--protocols", "sequential", "arbitrary", "--orders=3", "--data.test_images=65"]
+
+
+class Steps(pl.Callback):
+    """The batch, the order and the gradients of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, module):
+        def note(_, args):
+            if module.training:
+                self.seen.append({"order": str(Order(args[1]))})
+
+        module.model.register_forward_pre_hook(note)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        grads = {name: parameter.grad for name, parameter in module.named_parameters()}
+        self.seen[-1] |= {
+            "batch": batch,
+            "grads": {name: None if grad is None else full(grad).clone() for name, grad in grads.items()},
+        }
+
+
+def full(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def tuner(**arguments):
+    torch.manual_seed(0)
+    defaults = {"name": "vit_tiny_patch16_224", "num_classes": 10, "timm_args": SMALL, "seed": 5, "position": "encode"}
+    return FineTuner(**defaults | {"sampler": LayerDrop(0.5)} | arguments)
+
+
+def trainer(strategy="ddp", **arguments):
+    return pl.Trainer(
+        **{"accelerator": "cpu", "strategy": strategy, "use_distributed_sampler": False, "max_epochs": 1},
+        **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0},
+        **{"enable_checkpointing": False, "limit_train_batches": 6, "limit_val_batches": 1.0, **arguments},
+    )
+
+
+def sharded():
+    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+def data():
+    return Digits(batch_size=16, eval_batch_size=32, val_fraction=0.13, train_images=330)
+
+
+def weights(module):
+    return {name: full(value).clone() for name, value in module.state_dict().items()}
+
+
+def main(out):
+    rank, said = int(os.environ["RANK"]), {}
+    steps, module = Steps(), tuner()
+    run = trainer(devices=2, callbacks=[steps])
+    run.fit(module, datamodule=data())
+    said["ddp"] = steps.seen
+    said["validated"] = {name: float(value) for name, value in run.callback_metrics.items()}
+
+    for name, strategy in {"same order": "ddp", "sharded": sharded()}.items():
+        steps, module = Steps(), tuner(orders_per_process=False if strategy == "ddp" else None)
+        run = trainer(strategy, devices=2, callbacks=[steps])
+        if strategy != "ddp":
+            strategy.checkpoint_io = WholeCheckpointIO()
+        run.fit(module, datamodule=data())
+        run.save_checkpoint(out / f"{name}.ckpt")
+        said[name] = (
+            [step["order"] for step in steps.seen],
+            weights(module),
+            {name: float(value) for name, value in run.callback_metrics.items()},
+        )
+    said["refused"] = []
+    for arguments in (
+        {"orders_per_process": True},
+        {"order": "sublayers", "sampler": Shuffle()},
+        {"choices": ["sequential", "reverse(0)"]},
+    ):
+        try:
+            trainer(sharded(), devices=2).fit(tuner(**arguments), datamodule=data())
+        except UserError as error:
+            said["refused"].append(str(error))
+
+    if rank == 1:
+        original = FineTuner.training_step
+
+        def preempted(module, batch, batch_idx):
+            if module.global_step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(module, batch, batch_idx)
+
+        FineTuner.training_step = preempted
+    try:
+        train(RUN)
+    except SystemExit as stop:
+        said["stopped"] = stop.code
+    said["stopped at"] = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    if rank == 1:
+        FineTuner.training_step = original
+    said["ended at"] = train(RUN).global_step
+    results = evaluate_command(["runs/version_0/checkpoints/last.ckpt", *SCORED])
+    said["scores"] = [(score.images, score.top1, score.top5, score.loss) for score in results.scores]
+    torch.save(said, out / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
