@@ -29,7 +29,7 @@ def export(
     results: Sequence[Results] = (),
     license: str = "apache-2.0",
 ) -> None:
-    """Write ``model``, its record and its data (see ``loading.Subject``), and a model card to ``folder``.
+    """Write ``model``, its record and its data (see ``loading.LoadedModel``), and a model card to ``folder``.
 
     Raises:
         UserError: (a ValueError) if the folder holds anything, or a results file is of another model.
@@ -74,18 +74,23 @@ def read(folder: Path) -> tuple[OrderedViT, dict[str, Any], dict[str, Any] | Non
     """The model, the record and the data that ``export`` wrote to ``folder``.
 
     Raises:
-        UserError: (a ValueError) if they are damaged or don't fit each other.
+        UserError: if they are damaged or don't fit each other.
     """
+    record, data = read_record(folder)
+    weights = {f"vit.{name}": value for name, value in read_file(folder / "model.safetensors").items()}
+    if record["config"]["position"] != "none":
+        weights |= read_file(folder / POSITION_FILE)
+    return create_fitting(weights, str(folder), **record["config"]), record, data
+
+
+def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The record and the data that ``export`` wrote to ``folder``, without the model; raises UserError if damaged."""
     try:
         content = read_json(folder / RECORD_FILE, what="a record of export")
-        record, data, config = content["record"], content["data"], content["record"]["config"]
-        position = config["position"]
+        _ = content["record"]["config"]["position"]
+        return content["record"], content["data"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / RECORD_FILE} is damaged: {error}") from error
-    weights = {f"vit.{name}": value for name, value in read_file(folder / "model.safetensors").items()}
-    if position != "none":
-        weights |= read_file(folder / POSITION_FILE)
-    return create_fitting(weights, str(folder), **config), record, data
 
 
 def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence[Results], license: str) -> str:

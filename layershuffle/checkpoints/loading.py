@@ -14,7 +14,7 @@ from layershuffle.models.model import OrderedViT
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model and what is known of it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Subject:
     wandb: dict[str, str] | None = None
 
 
-def load(source: str, pretrained: str | None = None, num_classes: int | None = None) -> Subject:
+def load(source: str, pretrained: str | None = None, num_classes: int | None = None) -> LoadedModel:
     """Load a model.
 
     Args:
@@ -44,14 +44,10 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
     """
     path = Path(source)
     if (path / export.RECORD_FILE).is_file():
-        return Subject(*export.read(path))
+        return LoadedModel(*export.read(path))
     if path.is_dir():
         return _authors(path)
-    if (
-        path.exists()
-        or path.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
-        or "/" in source.partition(":")[0]
-    ):
+    if _is_checkpoint(source):
         return _ours(path)
     import timm  # slow to import, and not needed above
 
@@ -59,23 +55,41 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
     classes = num_classes or (known.num_classes if known else 1000)
     model = create_model(source, classes, pretrained=pretrained or True)
     record = {"name": source, "source": pretrained or source, "config": model.config}
-    return Subject(model, record | ({"sha256": sha256(pretrained)} if pretrained else {}))
+    return LoadedModel(model, record | ({"sha256": sha256(pretrained)} if pretrained else {}))
 
 
-def _ours(path: Path) -> Subject:
+def trained_on(source: str) -> dict[str, Any] | None:
+    """The data that ``load(source)`` would find recorded, without loading the model; None if there is no record.
+
+    Raises:
+        UserError: if the file that should hold the record can't be read.
+    """
+    if (Path(source) / export.RECORD_FILE).is_file():
+        return export.read_record(Path(source))[1]
+    return read_checkpoint(source)[RECORD].get("data") if _is_checkpoint(source) else None
+
+
+def _is_checkpoint(source: str) -> bool:
+    """Whether a source that is not a folder is the path of a checkpoint rather than the name of a timm model."""
+    path = Path(source)
+    weights = path.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
+    return not path.is_dir() and (path.exists() or weights or "/" in source.partition(":")[0])
+
+
+def _ours(path: Path) -> LoadedModel:
     content = read_checkpoint(path)
     record = content[RECORD]
     weights = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
     model = create_fitting(weights, str(path), **record["model"])
     kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version", "merged")}
     about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
-    return Subject(model, about, record.get("data"), record.get("wandb"))
+    return LoadedModel(model, about, record.get("data"), record.get("wandb"))
 
 
-def _authors(folder: Path) -> Subject:
+def _authors(folder: Path) -> LoadedModel:
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
     if not files or not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json with a model.safetensors or pytorch_model.bin beside it")
     model = load_reference(files[0], folder / "config.json")
     about = {"name": folder.name, "source": str(files[0]), "sha256": sha256(files[0]), "config": model.config}
-    return Subject(model, about)
+    return LoadedModel(model, about)

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from layershuffle.commands import main
-from layershuffle.commands.study import open_study, study_parser
-from layershuffle.data import Preprocess
+from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.positions import contribution, project, visits
 from layershuffle.results.record import Results
@@ -26,8 +25,8 @@ def analyse_command(args: list[str] | None = None) -> Results:
     parser.add_argument("--study", choices=studies, default=studies[0], help="what to look at")
     parser.add_argument("--layer", type=int | None, default=None, help="of the representations (default: the middle)")
     parser.add_argument("--images", type=int, default=1000, help="how many of the images, the first ones")
-    study = open_study(parser, args, "analysis")
-    config, model = study.config, study.subject.model
+    command = StudyCommand(parser, args, "analysis")
+    config, study, model = command.config, command.study, command.study.model
     layer = model.depth // 2 if config.layer is None else config.layer
     if not 0 <= layer < model.depth:
         raise UserError(f"there is no layer {layer}: the model has layers 0 to {model.depth - 1}")
@@ -39,7 +38,7 @@ def analyse_command(args: list[str] | None = None) -> Results:
     images = Subset(images, range(min(config.images, len(images))))  # type: ignore[arg-type]
     outputs: dict[int, tuple[int, Tensor]] = {}
     changes: list[list[float]] = [[0.0] * len(model.order) for _ in range(len(images))]
-    with study.progress(f"analysing {study.subject.record['name']}", len(images), "images") as (bar, task):
+    with study.progress(f"analysing {study.loaded.record['name']}", len(images), "images") as (bar, task):
 
         def visit(at: int, index: int, position: int, before: Tensor, after: Tensor) -> None:
             if config.study == "contributions":
@@ -48,7 +47,7 @@ def analyse_command(args: list[str] | None = None) -> Results:
                 outputs[at] = (position, after.flatten().cpu())
             bar.update(task, completed=at + (position + 1) / len(model.order))
 
-        orders = visits(model, Preprocess(*model.image_format), images, study.fabric, config.seed, visit)
+        orders = visits(model, study.preprocess, images, study.fabric, config.seed, visit)
     found: dict[str, object] = {"orders": orders}
     if config.study == "contributions":
         found["changes"] = changes
@@ -57,7 +56,7 @@ def analyse_command(args: list[str] | None = None) -> Results:
         found |= {"layer": layer, "positions": [position for position, _ in outputs.values()]}
         found["plane"] = [[round(value, 3) for value in point] for point in plane.tolist()]
     results = study.results([], {"study": config.study, "images": len(images)}, {config.study: found})
-    study.report(results)
+    command.report(results)
     return results
 
 

@@ -1,8 +1,7 @@
 """Accuracy and time against the number of layers run: python -m layershuffle.commands.depth CHECKPOINT."""
 
 from layershuffle.commands import main
-from layershuffle.commands.study import open_study, study_parser
-from layershuffle.data import Preprocess
+from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.orders.named import first
@@ -21,23 +20,23 @@ def depth_command(args: list[str] | None = None) -> Results:
     )
     parser.add_argument("--draws", type=int, default=10, help="random subsets for each number of layers")
     parser.add_argument("--repeats", type=int, default=20, help="how often each depth is timed; the shortest counts")
-    study = open_study(parser, args, "depth")
-    if study.config.draws < 1 or study.config.repeats < 1:
+    command = StudyCommand(parser, args, "depth")
+    config, study, model = command.config, command.study, command.study.model
+    if config.draws < 1 or config.repeats < 1:
         raise UserError("--draws and --repeats are 1 or more")
-    model = study.subject.model
     depths = range(1, len(model.order) + 1)
-    settings = Settings(draws=study.config.draws, keep=tuple(depths), seed=study.config.seed)
+    settings = Settings(draws=config.draws, keep=tuple(depths), seed=config.seed)
     found = trials(["sequential", "pruned"], model.order, settings)
     scores = study.score([trial for trial in found if trial.variant.get("sequence") != "random"])
     images, _ = next(iter(study.batches))
-    images = Preprocess(*model.image_format).to(study.fabric.device)(images.to(study.fabric.device))
+    images = study.preprocess.to(study.fabric.device)(images.to(study.fabric.device))
     with study.fabric.autocast():
         times = seconds_per_image(
-            model, images, [first(k, len(depths)).over(model.order) for k in depths], study.config.repeats
+            model, images, [first(k, len(depths)).over(model.order) for k in depths], config.repeats
         )
     measured = {"seconds_per_image": {str(k): float(f"{seconds:.4g}") for k, seconds in zip(depths, times)}}
-    results = study.results(scores, {"draws": settings.draws, "repeats": study.config.repeats}, measured)
-    study.report(results)
+    results = study.results(scores, {"draws": settings.draws, "repeats": config.repeats}, measured)
+    command.report(results)
     return results
 
 

@@ -4,7 +4,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
 
 from layershuffle.commands import Parser
-from layershuffle.commands.study import open_study, study_parser
+from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.named import parse_order
@@ -52,14 +52,14 @@ def parser() -> Parser:
 
 def evaluate_command(args: list[str] | None = None) -> Results:
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
-    study = open_study(parser(), args, shared=True)
-    model = study.subject.model
-    settings, protocols = _settings(study.config, model)
+    command = StudyCommand(parser(), args, shared=True)
+    config, study, model = command.config, command.study, command.study.model
+    settings, protocols = _settings(config, model)
     scores = study.score(trials(protocols, model.order, settings))
-    used = {"protocols": protocols, "draws": settings.draws, "keep": study.config.keep}
-    results = study.results(scores, used | {"ends": study.config.ends, "loops": study.config.loops})
+    used = {"protocols": protocols, "draws": settings.draws, "keep": config.keep}
+    results = study.results(scores, used | {"ends": config.ends, "loops": config.loops})
     if study.fabric.is_global_zero:
-        study.report(results)
+        command.report(results)
     return results
 
 

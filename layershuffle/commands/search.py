@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from layershuffle.commands import main
-from layershuffle.commands.study import open_study, study_parser
+from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, well_trained_first
 from layershuffle.orders.named import parse_order
@@ -30,8 +30,8 @@ def search_command(args: list[str] | None = None) -> Results:
     parser.add_argument("--start", type=str | None, default=None, help="climb: the order to begin with (default: own)")
     parser.add_argument("--rounds", type=int, default=20, help="climb: at most so many exchanges")
     parser.add_argument("--fraction", type=float, default=0.5, help="the part of the images to search on")
-    study = open_study(parser, args, "search")
-    config, model = study.config, study.subject.model
+    command = StudyCommand(parser, args, "search")
+    config, study, model = command.config, command.study, command.study.model
     if config.start and config.strategy != "climb":
         raise UserError(f"--start is where climb begins; {config.strategy} has no use for it")
     start = model.check(parse_order(config.start, model.order)) if config.start else model.order
@@ -63,7 +63,7 @@ def search_command(args: list[str] | None = None) -> Results:
     scores = study.score(to_score, reported)
     used = {name: config[name] for name in ("strategy", "start", "rounds", "fraction")}
     results = study.results(scores, used, {"search": measures})
-    study.report(results)
+    command.report(results)
     for strategy, order in found.items():
         print(f"{strategy}: {order}")
     return results

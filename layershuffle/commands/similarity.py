@@ -1,8 +1,7 @@
 """How alike the activations after every two layers are: python -m layershuffle.commands.similarity CHECKPOINT."""
 
 from layershuffle.commands import main
-from layershuffle.commands.study import open_study, study_parser
-from layershuffle.data import Preprocess
+from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.evaluation.activations import cosine_similarities
 from layershuffle.results.record import Results
 
@@ -10,15 +9,15 @@ from layershuffle.results.record import Results
 def similarity_command(args: list[str] | None = None) -> Results:
     """Measure as ``args`` say, by default those of the process; saves the matrix and its heat map."""
     description = "Cosine similarity between the activations after every two layers, averaged over tokens and images."
-    study = open_study(study_parser("python -m layershuffle.commands.similarity", description), args, "similarity")
-    model = study.subject.model
+    command = StudyCommand(study_parser("python -m layershuffle.commands.similarity", description), args, "similarity")
+    study = command.study
     with study.progress("comparing activations", len(study.batches), "batches") as (bar, task):
         matrix = cosine_similarities(
-            model, Preprocess(*model.image_format), study.batches, study.fabric, lambda: bar.advance(task)
+            study.model, study.preprocess, study.batches, study.fabric, lambda: bar.advance(task)
         )
     cosine = [[round(value, 6) for value in row] for row in matrix.tolist()]
-    results = study.results([], {"order": str(model.order)}, {"cosine": cosine})
-    study.report(results)
+    results = study.results([], {"order": str(study.model.order)}, {"cosine": cosine})
+    command.report(results)
     return results
 
 

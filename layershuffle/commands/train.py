@@ -145,10 +145,9 @@ class TrainCLI(LightningCLI):
         gpu = torch.cuda.is_available() and self.config.trainer.accelerator in ("auto", "gpu", "cuda")
         device = torch.device("cuda" if gpu else "cpu")
         model, count = self.model.model.to(device), min(self.datamodule.batch_size, 64 if gpu else 32)
-        size, channels = model.image_format.size, model.vit.patch_embed.proj.in_channels
 
         def step() -> None:
-            model(torch.zeros(count, channels, size, size, device=device), model.order).logits.sum().backward()
+            model(torch.zeros(count, *model.image_shape, device=device), model.order).logits.sum().backward()
             model.zero_grad()
 
         with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):

@@ -96,9 +96,9 @@ class ImageData(pl.LightningDataModule):
         self.unreadable = unreadable
         self.image_size = image_size
         self.on_device = on_device
-        self.device = torch.device("cpu")  # what batches go to, where no trainer says so
         self.sets: dict[str, Dataset] = {}
-        self.processes = (1, 0)
+        # Where no trainer says which device the batches go to, how many processes share them, and which this one is.
+        self.device, self.ranks, self.rank = torch.device("cpu"), 1, 0
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -108,6 +108,11 @@ class ImageData(pl.LightningDataModule):
     def label(self) -> str:
         """What tables and plots call it."""
         return type(self).__name__
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images per batch in validation and evaluation, of all processes together."""
+        return self.eval_batch_size or 2 * self.batch_size
 
     def setup(self, stage: str | None = None) -> None:
         """Load what ``stage`` needs: "test" only the test images, any other stage all of them."""
@@ -121,6 +126,26 @@ class ImageData(pl.LightningDataModule):
             if len(train) == 0:  # type: ignore[arg-type]
                 raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
             self.sets |= {"train": train, "val": val if held_out else self.sets["test"]}
+
+    def prepare_for(self, image_size: int, device: torch.device, ranks: int = 1, rank: int = 0) -> None:
+        """Say what a trainer would: the model's image size in pixels, its device, and the processes that share it."""
+        self.image_size, self.device, self.ranks, self.rank = image_size, device, ranks, rank
+
+    def loader(self, split: Literal["val", "test"], batch_size: int | None = None) -> DataLoader:
+        """Every validation or test image once and in order, however many processes share them.
+
+        Args:
+            split: which images.
+            batch_size: images per batch of all processes together; by default ``evaluation_batch``.
+        """
+        images, batch_size = self.sets[split], batch_size or self.evaluation_batch
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (self.ranks, self.rank)
+        if ranks == 1:
+            return self._loader(images, batch_size)
+        if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
+        parts = EvaluationBatches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
+        return self._loader(images, 1, batch_sampler=parts)
 
     def config(self) -> dict[str, Any]:
         """The class and the arguments that make this module again, see ``from_config``."""
@@ -138,22 +163,12 @@ class ImageData(pl.LightningDataModule):
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """In order, every image once, however many processes share them."""
-        return self._in_order(self.sets["val"])
+        """Every validation image once; see ``loader``."""
+        return self.loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """In order, every image once, however many processes share them."""
-        return self._in_order(self.sets["test"])
-
-    def _in_order(self, images: Dataset) -> DataLoader:
-        batch_size = self.eval_batch_size or 2 * self.batch_size
-        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else self.processes
-        if ranks == 1:
-            return self._loader(images, batch_size)
-        if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
-            raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
-        parts = EvaluationBatches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
-        return self._loader(images, 1, batch_sampler=parts)
+        """Every test image once; see ``loader``."""
+        return self.loader("test")
 
     def parts(self, split: str, fraction: float, seed: int) -> tuple[DataLoader, DataLoader]:
         """A random ``fraction`` of the "val" or "test" images, and the others, to search on and report on.
@@ -168,9 +183,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(
                 f"a search needs images to search on and others to report on: {fraction} of {total} leaves none for one"
             )
-        one, other = (
-            self._loader(part, self.eval_batch_size or 2 * self.batch_size) for part in _split(images, count, seed)
-        )
+        one, other = (self._loader(part, self.evaluation_batch) for part in _split(images, count, seed))
         return one, other
 
     def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:

@@ -128,6 +128,12 @@ class OrderedViT(nn.Module):
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         return ImageFormat(height, mean, std)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        size = self.image_format.size
+        return self.vit.patch_embed.proj.in_channels, size, size
+
     def compile(self, **options: Any) -> None:
         """Compile the layers in place, each by itself: whatever order runs, it runs the same few graphs.
 

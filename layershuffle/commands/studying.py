@@ -1,0 +1,163 @@
+"""What the commands that study a model share: their options, and how they show and keep what they found."""
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+
+from layershuffle.checkpoints.loading import load, trained_on
+from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
+from layershuffle.data import ImageData, from_config
+from layershuffle.errors import UserError
+from layershuffle.evaluation.study import MOST_IMAGES, Study, make_fabric, open_study
+from layershuffle.results import overview, tables
+from layershuffle.results.record import Results, summarise
+from layershuffle.training import wandb_runs
+
+
+def study_parser(prog: str, description: str, split: str = "test") -> Parser:
+    """The options that every study has; everything that isn't given comes from the checkpoint."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument(
+        "checkpoint",
+        help="a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints, or a timm model",
+    )
+    parser.add_argument("--config", action="config", help="a file with some of these options, such as a data config")
+    parser.add_argument("--seed", type=int, default=0, help="decides everything random")
+    parser.add_subclass_arguments(ImageData, "data", required=False, help="the data set (default: the checkpoint's)")
+    parser.add_argument("--split", choices=["test", "val"], default=split, help="which of its images to use")
+    parser.add_argument(
+        "--pretrained", type=str | None, default=None, help="weights for a timm model, if not to be fetched"
+    )
+    parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="where to run")
+    precisions = ["32-true", "bf16-mixed", "16-mixed", "auto"]
+    parser.add_argument(
+        "--precision",
+        choices=precisions,
+        default="32-true",
+        help="of the forward pass; auto: 32-true or bf16-mixed, whichever is measured to be faster for this model here",
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the layers: worth its minute on large runs")
+    parser.add_argument(
+        "--batch_size",
+        "--batch-size",
+        type=PositiveInt | Literal["auto"] | None,
+        default=None,
+        help=f"images per batch; auto: the most that fit the GPU's memory, up to {MOST_IMAGES} (default: the data's "
+        "eval_batch_size)",
+    )
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="the results file (default: beside the checkpoint)"
+    )
+    return parser
+
+
+class StudyCommand:
+    """A study as the command line asks for it.
+
+    Args:
+        parser: made by ``study_parser``.
+        args: the command line, by default that of the process.
+        kind: what the results file is named after.
+        shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
+
+    Attributes:
+        config: the parsed options.
+        study: the model, its data and where to run.
+
+    Raises:
+        UserError: in one sentence for everything a user can get wrong.
+    """
+
+    def __init__(
+        self, parser: Parser, args: list[str] | None = None, kind: str = "evaluation", shared: bool = False
+    ) -> None:
+        self.kind = kind
+        self.config = config = _parse(parser, sys.argv[1:] if args is None else args)
+        loaded = load(config.checkpoint, config.pretrained)
+        continue_wandb(config.get("logger"), loaded.wandb)
+        self.output = _output(config, kind)
+        made = parser.instantiate_classes(config)
+        self.logger = made.get("logger")
+        fabric = make_fabric(config.accelerator, config.precision, loaded.model, shared)
+        self.study: Study = open_study(
+            loaded, made.data, fabric, config.split, config.batch_size, config.compile, config.seed
+        )
+
+    def report(self, results: Results) -> None:
+        """Print the tables, save the results and the plots, and send them to W&B where the run is logged there."""
+        output = self.output if self.config.output else _unused(self.config, self.kind)  # one may be there by now
+        results.save(output)
+        console = Console(markup=False)
+        title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
+        found = tables.of(results)
+        drawn = overview.draw(results, output, title)
+        for name, (header, rows) in found.items():
+            console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
+        console.print(f"results: {output}", soft_wrap=True, highlight=False)
+        for path in drawn.values():
+            console.print(f"plot: {path}", soft_wrap=True, highlight=False)
+        if isinstance(self.logger, WandbLogger):
+            wandb_runs.begin(self.logger)
+            wandb_runs.forgiving(_send)(self.logger, results, found, drawn)
+
+
+def _parse(parser: Parser, args: list[str]) -> Namespace:
+    # What the options of --data mean depends on the data set that the checkpoint records, so that is read first.
+    if args and not args[0].startswith("-") and not option_values(args, "--data") and (recorded := trained_on(args[0])):
+        data = from_config(recorded)
+        path = f"{type(data).__module__}.{type(data).__qualname__}"
+        parser.set_defaults({"data": {"class_path": path, "init_args": data.config()["args"]}})
+    config = parser.parse_args(args)
+    if not config.data:
+        raise UserError(
+            f"{config.checkpoint} doesn't say which data to evaluate on: give --config configs/data/... or --data"
+        )
+    refuse_secrets(config.as_dict())
+    return config
+
+
+def _send(
+    logger: WandbLogger,
+    results: Results,
+    found: Mapping[str, tuple[list[str], list[list[str]]]],
+    drawn: Mapping[str, Path],
+) -> None:
+    for name, (header, rows) in found.items():
+        logger.log_table(f"evaluation/{name}", columns=header, data=rows)
+    for name, path in drawn.items():
+        logger.log_image(f"evaluation/{name}", [str(path)])
+    for group, scores in results.groups().items():
+        mean = summarise(score.top1 for score in scores).mean
+        logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = mean
+    logger.experiment.finish()
+
+
+def _output(config: Namespace, kind: str) -> Path:
+    """Where the results go, found and tried before the work: never over earlier ones, unless their name was given.
+
+    Raises:
+        UserError: if nothing can be written there.
+    """
+    path = Path(config.output) if config.output else _unused(config, kind)
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"--output {path} is not the name of a file that ends in .json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
+
+
+def _unused(config: Namespace, kind: str) -> Path:
+    source = Path(config.checkpoint)
+    folder, name = (source.parent, source.stem) if source.is_file() else (Path(), source.name.replace(":", "_"))
+    candidates = (folder / f"{name}.{kind}{f'-{n}' if n > 1 else ''}.json" for n in range(1, 10_000))
+    return next(path for path in candidates if not path.exists())
