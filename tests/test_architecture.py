@@ -1,0 +1,28 @@
+"""The rooms of the package: who may import whom, which pyproject.toml says under tool.importlinter."""
+
+from helpers import ROOT
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+
+def test_imports_run_downwards_and_never_in_a_circle(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
+
+
+def test_an_upward_import_is_found(tmp_path, monkeypatch):
+    """The contracts above can fail: the same ones, on a package in which the lowest room imports the highest."""
+    content = (ROOT / "pyproject.toml").read_text().partition("[tool.importlinter]")
+    contracts = content[2].partition("[tool.pytest")[0].replace("layershuffle", "upward")
+    (tmp_path / "pyproject.toml").write_text(content[1] + contracts)
+    rooms = "commands reproduction training evaluation checkpoints models data results orders"
+    for room in rooms.split():
+        (tmp_path / "upward" / room).mkdir(parents=True)
+        (tmp_path / "upward" / room / "__init__.py").touch()
+    for module in ("__init__", "files", "hardware", "moved", "errors", "version"):
+        (tmp_path / "upward" / f"{module}.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = str(tmp_path / "pyproject.toml")
+    assert lint_imports(config_filename=config, no_cache=True) == EXIT_STATUS_SUCCESS
+    (tmp_path / "upward" / "orders" / "__init__.py").write_text("import upward.commands\n")
+    assert lint_imports(config_filename=config, no_cache=True) != EXIT_STATUS_SUCCESS
