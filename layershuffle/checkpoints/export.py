@@ -114,7 +114,7 @@ def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence
         lines += [
             "timm's model lacks the position encoding, so that its logits are not this model's. Use this package:"
         ]
-    elif model.head == "class" and hasattr(model.vit, "head_dist"):
+    elif model.backbone.ignores_second_head:
         lines += [
             "timm averages this model's two heads; it was trained with the class token's alone. Use this package:"
         ]

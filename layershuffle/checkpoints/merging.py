@@ -10,9 +10,17 @@ import torch
 from layershuffle.checkpoints.record import RECORD, read_checkpoint
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
+from layershuffle.models.backbones import LAYER_ROWS, layer_of
+from layershuffle.models.weights import BACKBONE_PREFIX
 from layershuffle.orders.order import seeded
 
-_LAYER = re.compile(r"^model\.(?:vit\.blocks|encoding\.projections|prediction\.heads)\.(\d+)\.")
+_POSITION = re.compile(r"model\.(?:encoding\.projections|prediction\.heads)\.(\d+)\.")
+
+
+def _layer_of(name: str) -> int | None:
+    """The layer that a weight of a checkpoint belongs to, or None if it isn't one layer's."""
+    match = _POSITION.match(name)
+    return int(match[1]) if match else layer_of(name.removeprefix(BACKBONE_PREFIX))
 
 
 def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
@@ -31,13 +39,17 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
         for key in ("model", "method"):
             if content[RECORD].get(key) != first[RECORD].get(key):
                 raise UserError(f"{path} is of another {key} than {paths[0]}: only models alike can be merged")
-    layers = {int(match[1]) for match in map(_LAYER.match, first["state_dict"]) if match}
+    layers = {layer for layer in map(_layer_of, first["state_dict"]) if layer is not None}
     rng = seeded(seed, "merge")
     source = {layer: int(rng.random() * len(paths)) for layer in sorted(layers)}
 
     def weights(name: str) -> torch.Tensor:
-        match = _LAYER.match(name)
-        return contents[source[int(match[1])] if match else 0]["state_dict"][name]
+        rows = LAYER_ROWS.get(name.removeprefix(BACKBONE_PREFIX))
+        if rows is not None:
+            each = [contents[source[layer]]["state_dict"][name].select(rows, layer) for layer in source]
+            return torch.stack(each, rows)
+        layer = _layer_of(name)
+        return contents[0 if layer is None else source[layer]]["state_dict"][name]
 
     merged = {"sources": [{"source": str(p), "sha256": sha256(p)} for p in paths], "layers": list(source.values())}
     record = first[RECORD] | {

@@ -39,13 +39,13 @@ def cosine_similarities(
     total, tokens_seen = torch.zeros(len(model.order), len(model.order), dtype=torch.float64), 0
     for images, _ in batches:
         with fabric.autocast():
-            tokens, after = model.embed(preprocess(images.to(fabric.device))), []
+            state, after = model.embed(preprocess(images.to(fabric.device))), []
             for position, step in enumerate(model.order):
-                tokens, _ = model.run_step(tokens, step, position)
-                after.append(F.normalize(tokens.float(), dim=-1).flatten())
+                state, _ = model.run_step(state, step, position)
+                after.append(F.normalize(state.tokens.float(), dim=-1).flatten())
         states = torch.stack(after)
         total += (states @ states.T).cpu()
-        tokens_seen += tokens.shape[0] * tokens.shape[1]
+        tokens_seen += state.tokens.shape[0] * state.tokens.shape[1]
         on_batch()
     return total / tokens_seen
 

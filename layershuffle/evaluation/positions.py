@@ -39,11 +39,11 @@ def visits(
     for at in range(len(images)):  # type: ignore[arg-type]
         order = model.order.shuffled(seeded(seed, "analysis", at))
         with fabric.autocast():
-            tokens = model.embed(preprocess(images[at][0][None].to(fabric.device)))
+            state = model.embed(preprocess(images[at][0][None].to(fabric.device)))
             for position, step in enumerate(order):
-                before = tokens
-                tokens, _ = model.run_step(tokens, step, position)
-                visit(at, step[0].layer, position, before[0].float(), tokens[0].float())
+                before = state.tokens[0]
+                state, _ = model.run_step(state, step, position)
+                visit(at, step[0].layer, position, before.float(), state.tokens[0].float())
         orders.append(str(order))
     return orders
 

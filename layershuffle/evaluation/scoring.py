@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import Pick, Trial
@@ -29,20 +30,20 @@ def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Itera
 
 
 def _descend(
-    model: OrderedViT, tokens: Tensor, position_logits: list[Tensor | None], orders: list[Order]
+    model: OrderedViT, state: State, position_logits: list[Tensor | None], orders: list[Order]
 ) -> Iterator[tuple[Order, Output]]:
-    """``orders``: sorted, all of which have run their first len(position_logits) steps, which led to ``tokens``."""
+    """``orders``: sorted, all of which have run their first len(position_logits) steps, which led to ``state``."""
     while orders:
         position = len(position_logits)
         if len(orders[0]) == position:
-            yield orders[0], model.classify(tokens, position_logits)
+            yield orders[0], model.classify(state, position_logits)
             orders = orders[1:]
             continue
         step = orders[0][position]
         same = sum(order[position] == step for order in orders)
-        after, step_logits = model.run_step(tokens, step, position)
-        if same == len(orders):  # nothing else begins here, so these tokens can go
-            tokens, position_logits = after, [*position_logits, step_logits]
+        after, step_logits = model.run_step(state, step, position)
+        if same == len(orders):  # nothing else begins here, so this state can go
+            state, position_logits = after, [*position_logits, step_logits]
         else:
             yield from _descend(model, after, [*position_logits, step_logits], orders[:same])
             orders = orders[same:]
@@ -159,7 +160,7 @@ def evaluate(
                 on_output()
             if choices and model.choice:
                 logits = torch.stack([by_choice[order] for order in choices])
-                picked = _picked(model.choice(model.embed(images)), logits, labels)
+                picked = _picked(model.choice(model.embed(images).tokens), logits, labels)
                 chosen += picked["chosen"].bincount(minlength=len(choices))
                 for pick in picks:
                     each = torch.arange(len(labels), device=labels.device)

@@ -74,8 +74,7 @@ def heavy_tail_exponents(model: OrderedViT) -> list[float]:
             warnings.simplefilter("ignore")
             return float(powerlaw.Fit(eigenvalues[eigenvalues > 0], verbose=False).power_law.alpha)
 
-    blocks: list[nn.Module] = list(model.vit.blocks)
-    by_layer = [[exponent(m.weight) for m in block.modules() if isinstance(m, nn.Linear)] for block in blocks]
+    by_layer = [[exponent(m.weight) for m in block.modules() if isinstance(m, nn.Linear)] for block in model.layers]
     return [sum(exponents) / len(exponents) for exponents in by_layer]
 
 

@@ -198,10 +198,10 @@ def _largest_batch(model: OrderedViT, data: ImageData, split: Literal["val", "te
 
     def attempt(count: int) -> None:
         with fabric.autocast():
-            tokens = model.embed(preprocess(image.expand(count, *image.shape).contiguous()))
+            state = model.embed(preprocess(image.expand(count, *image.shape).contiguous()))
             # The prefix tree holds one activation for each step of an order, which may be longer than the model's own.
-            held = [tokens.clone() for _ in range(2 * len(model.order))]
-            model.run(tokens, model.order)
+            held = [state.tokens.clone() for _ in range(2 * len(model.order))]
+            model.run(state, model.order)
             del held
 
     images = len(data.sets[split]) // fabric.world_size  # type: ignore[arg-type]

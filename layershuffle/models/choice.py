@@ -11,8 +11,9 @@ from layershuffle.orders.order import Order
 class OrderChoice(nn.Module):
     """Predicts from the mean of an image's embedded tokens which of ``orders`` suits it.
 
-    Raises:
-        UserError: (a ValueError) if there is no order to choose, or one of them twice.
+    Args:
+        orders: what there is to choose from, one order or more, all different.
+        dim: the size of a token.
     """
 
     def __init__(self, orders: Sequence[Order], dim: int) -> None:

@@ -1,26 +1,19 @@
-"""A timm vision transformer that runs any execution order, with position encoding or position prediction.
-
-timm is imported where it is used: it takes most of a second, which a command's --help needn't wait for.
-"""
+"""A timm vision transformer that runs any execution order, with position encoding or position prediction."""
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from layershuffle.errors import UserError
+from layershuffle.models.backbones import Head, State, backbone_of
 from layershuffle.models.choice import OrderChoice
 from layershuffle.models.position import Position, PositionEncoding, PositionPrediction
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, sequential
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
-Head = Literal["average", "class"]
 
 
 class Output(NamedTuple):
@@ -51,14 +44,14 @@ class ImageFormat(NamedTuple):
 
 
 class OrderedViT(nn.Module):
-    """A timm ``VisionTransformer`` whose layers run in the order that the call asks for.
+    """A timm vision transformer whose layers run in the order that the call asks for.
 
-    The timm model is the submodule ``vit``, unchanged: ``model.vit.state_dict()`` loads into plain timm and
-    the other way round. ``forward`` is ``embed``, one ``run_step`` per step, ``classify``; whoever runs many
-    orders calls those three and shares the steps that the orders have in common.
+    The timm model is the submodule ``vit``, unchanged: ``model.vit.state_dict()`` loads into plain timm and the other
+    way round. ``forward`` is ``embed``, one ``run_step`` per step, and ``classify``. Code that runs many orders calls
+    those three and shares the steps that the orders have in common.
 
     Args:
-        vit: the backbone.
+        vit: a timm model of one of the families in ``backbones.FAMILIES``.
         position: "none", "encode" (PositionEncoding) or "predict" (PositionPrediction).
         positions: how many positions can be told apart, by default as many as the own order has steps.
         head: how a distilled DeiT classifies: "average" of its two heads (timm, the DeiT paper), or the "class"
@@ -67,37 +60,40 @@ class OrderedViT(nn.Module):
         choices: orders from which each image takes one unless told otherwise (OrderChoice), if any.
 
     Raises:
-        UserError: (a ValueError) if the model can't run the own order or one of the choices.
+        UserError: if the family isn't supported, or the model can't run its own order or one of the choices.
     """
 
     def __init__(
         self,
-        vit: "VisionTransformer",
+        vit: nn.Module,
         position: Position = "none",
         positions: int | None = None,
         head: Head = "average",
         order: OrderLike | None = None,
-        choices: Sequence[Order] | None = None,
+        choices: Sequence[OrderLike] | None = None,
     ) -> None:
         super().__init__()
         self.vit = vit
-        self.depth = len(vit.blocks)
-        self.order = sequential(self.depth) if order is None else Order(order)
+        self.backbone = backbone_of(vit, head)
+        self.depth, dim = len(self.layers), self.backbone.dim
+        self.order = sequential(self.depth)  # An order's name is read for a model whose own order this is.
+        self.order = self._parsed("sequential" if order is None else order)
         self.positions = positions or len(self.order)
-        self.head = head
-        self.encoding = PositionEncoding(self.depth, vit.embed_dim, self.positions) if position == "encode" else None
-        self.prediction = (
-            PositionPrediction(self.depth, vit.embed_dim, self.positions) if position == "predict" else None
-        )
-        self.choice = None if choices is None else OrderChoice(choices, vit.embed_dim)
+        self.encoding = PositionEncoding(self.depth, dim, self.positions) if position == "encode" else None
+        self.prediction = PositionPrediction(self.depth, dim, self.positions) if position == "predict" else None
+        own = [] if choices is None else [self._parsed(choice) for choice in choices]
+        self.choice = None if choices is None else OrderChoice(own, dim)
         if self.choice and self.prediction:
             raise UserError("images that choose their order can't predict positions: use position none or encode")
-        self.halves = dict(HALVES)
+        self.halves = dict(self.backbone.halves)
         self.config: dict[str, Any] = {}
-        for own in (self.order, *(choices or ())):
-            self.check(own)
-        if head == "class" and hasattr(vit, "head_dist"):
-            vit.head_dist.requires_grad_(False)
+        for each in (self.order, *own):
+            self.check(each)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The timm model's blocks, by layer."""
+        return self.backbone.layers
 
     def forward(self, images: Tensor, order: OrderLike | None = None) -> Output:
         """Classify normalised ``images`` [batch, channels, height, width], running the layers in ``order``.
@@ -105,8 +101,8 @@ class OrderedViT(nn.Module):
         Without ``order`` the model's own runs, or each image in the order it chooses where the model has choices.
 
         Raises:
-            UserError: (a ValueError) if the order names a layer that the model lacks, or is longer than the
-                positions that it can encode or predict.
+            UserError: if the order names a layer that the model lacks, or is longer than the positions that it can
+                encode or predict.
         """
         if order is None and self.choice:
             return self._run_chosen(self.choice, self.embed(images))
@@ -119,12 +115,12 @@ class OrderedViT(nn.Module):
         Raises:
             UserError: if the images are not square.
         """
-        height, width = self.vit.patch_embed.img_size
+        height, width = self.backbone.image_size
         if height != width:
             raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
         cfg: Any = self.vit.pretrained_cfg
         mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-        if self.config.get("in_chans") == 1:
+        if self.backbone.channels == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         return ImageFormat(height, mean, std)
 
@@ -132,7 +128,7 @@ class OrderedViT(nn.Module):
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images."""
         size = self.image_format.size
-        return self.vit.patch_embed.proj.in_channels, size, size
+        return self.backbone.channels, size, size
 
     def compile(self, **options: Any) -> None:
         """Compile the layers in place, each by itself: whatever order runs, it runs the same few graphs.
@@ -145,7 +141,7 @@ class OrderedViT(nn.Module):
             options: of ``torch.compile``, such as ``backend``.
 
         Raises:
-            UserError: (a ValueError) if there is no C++ compiler, which torch.compile needs.
+            UserError: if there is no C++ compiler, which torch.compile needs.
         """
         compiler = os.environ.get("CXX", "g++")
         if "backend" not in options and not (shutil.which(compiler) or shutil.which("clang++")):
@@ -159,85 +155,64 @@ class OrderedViT(nn.Module):
         dynamo.optimize_ddp = False
         projections = self.encoding.projections if self.encoding else ()
         heads = self.prediction.heads if self.prediction else ()
-        for module in (*self.vit.blocks, *projections, *heads):
+        for module in (*self.layers, *projections, *heads):
             module.compile(**options)
-        self.halves = {half: torch.compile(run, **options) for half, run in HALVES.items()}
+        self.halves = {half: torch.compile(run, **options) for half, run in self.backbone.halves.items()}
 
-    def run(self, tokens: Tensor, order: Order) -> Output:
-        """From embedded tokens [batch, tokens, dim] to the output, in an order that was checked."""
+    def run(self, state: State, order: Order) -> Output:
+        """From embedded images to the output, in an order that was checked."""
         position_logits = []
         for position, step in enumerate(order):
-            tokens, step_logits = self.run_step(tokens, step, position)
+            state, step_logits = self.run_step(state, step, position)
             position_logits.append(step_logits)
-        return self.classify(tokens, position_logits)
+        return self.classify(state, position_logits)
 
-    def _run_chosen(self, choice: OrderChoice, tokens: Tensor) -> Output:
+    def _run_chosen(self, choice: OrderChoice, state: State) -> Output:
         """Run each image in the order it chooses; images that choose the same order run together."""
-        chosen = choice(tokens).argmax(dim=1)
+        chosen = choice(state.tokens).argmax(dim=1)
         rows = [(chosen == index).nonzero().squeeze(1) for index in range(len(choice.orders))]
-        parts = [self.run(tokens[group], order) for group, order in zip(rows, choice.orders) if len(group)]
+        parts = [self.run(state.of(group), order) for group, order in zip(rows, choice.orders) if len(group)]
         back = torch.cat(rows).argsort()
         return parts[0]._replace(logits=torch.cat([part.logits for part in parts])[back])
 
-    def check(self, order: OrderLike) -> Order:
-        """The order, or the one that a name of named_orders.NAMED means, if this model can run it; else a UserError."""
-        from timm.models.vision_transformer import Block
+    def _parsed(self, order: OrderLike) -> Order:
+        return parse_order(order, self.order) if isinstance(order, str) else Order(order)
 
-        order = (parse_order(order, self.order) if isinstance(order, str) else Order(order)).check(self.depth)
+    def check(self, order: OrderLike) -> Order:
+        """The order, or the one that a name of orders.named.NAMED means, if this model can run it; else a UserError."""
+        order = self._parsed(order).check(self.depth)
         if (self.encoding or self.prediction) and len(order) > self.positions:
             raise UserError(
                 f"the order has {len(order)} steps, but the model knows only {self.positions} positions: "
                 f"create it with positions={len(order)}"
             )
-        if not isinstance(self.vit.blocks[0], Block) and any(unit.half for step in order for unit in step):
-            raise UserError(
-                f"the layers of this model ({type(self.vit.blocks[0]).__name__}) don't split into sublayers"
-            )
+        if not self.halves and any(unit.half for step in order for unit in step):
+            raise UserError(f"the layers of this model ({self.backbone.block_name}) don't split into sublayers")
         return order
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Everything before the layers: [batch, channels, height, width] to [batch, tokens, dim]."""
-        vit: Any = self.vit
-        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-        return tokens.contiguous()  # without a class token they are not, for which compiled layers would differ
+    def embed(self, images: Tensor) -> State:
+        """Everything before the layers, for images [batch, channels, height, width]."""
+        state = self.backbone.embed(images)
+        # Without a class token they are not contiguous, and compiled layers would differ for the first step.
+        return state._replace(tokens=state.tokens.contiguous())
 
-    def run_step(self, tokens: Tensor, step: Step, position: int) -> tuple[Tensor, Tensor | None]:
-        """Run one step that holds ``position``: the new tokens and, with prediction, [batch, positions] logits."""
-        outputs = [self._run_unit(tokens, unit, position) for unit in step]
+    def run_step(self, state: State, step: Step, position: int) -> tuple[State, Tensor | None]:
+        """Run one step that holds ``position``: the new state and, with prediction, [batch, positions] logits."""
+        outputs = [self._run_unit(state, unit, position) for unit in step]
         logits = [self.prediction(out, unit.layer) for out, unit in zip(outputs, step)] if self.prediction else []
-        return _mean(outputs), _mean(logits) if logits else None
+        return state._replace(tokens=_mean(outputs)), _mean(logits) if logits else None
 
-    def classify(self, tokens: Tensor, position_logits: list[Tensor | None]) -> Output:
+    def classify(self, state: State, position_logits: list[Tensor | None]) -> Output:
         """Everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
-        from timm.models.vision_transformer import VisionTransformer
-
-        if self.vit.global_pool == "token":  # the others would be normalised for nothing
-            tokens = tokens[:, : self.vit.num_prefix_tokens]
-        tokens = self.vit.norm(tokens)
-        if self.head == "class":
-            logits = VisionTransformer.forward_head(self.vit, tokens)
-        else:
-            logits = self.vit.forward_head(tokens)
         predicted = [step_logits for step_logits in position_logits if step_logits is not None]
-        return Output(logits, torch.stack(predicted) if predicted else None)
+        return Output(self.backbone.classify(state.tokens), torch.stack(predicted) if predicted else None)
 
-    def _run_unit(self, tokens: Tensor, unit: Unit, position: int) -> Tensor:
-        block: Any = self.vit.blocks[unit.layer]
+    def _run_unit(self, state: State, unit: Unit, position: int) -> Tensor:
+        tokens, block = state.tokens, self.layers[unit.layer]
         if self.encoding:
             tokens = self.encoding(tokens, unit.layer, position)
-        return self.halves[unit.half](block, tokens) if unit.half else block(tokens)
-
-
-def _attention(block: Any, tokens: Tensor) -> Tensor:
-    return tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
-
-
-def _feed_forward(block: Any, tokens: Tensor) -> Tensor:
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
-
-
-HALVES: dict[str, Callable[[Any, Tensor], Tensor]] = {"a": _attention, "f": _feed_forward}
-"""A layer's sublayers, by Unit.half."""
+        run = self.halves[unit.half] if unit.half else self.backbone.run
+        return run(block, tokens, self.backbone.context_of(unit.layer, state.context))
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

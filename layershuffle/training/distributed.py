@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
-from layershuffle.orders.order import Order, Unit
+from layershuffle.orders.order import Order
 
 
 def is_sharded(strategy: Strategy) -> bool:
@@ -46,7 +46,7 @@ def orders_per_process(strategy: Strategy, wanted: bool | None, model: OrderedVi
 
 def shard(model: OrderedViT, mesh: DeviceMesh) -> None:
     """Spread the parameters of each layer, and of what is around the layers, over the processes of ``mesh``."""
-    for block in model.vit.blocks:
+    for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
@@ -54,20 +54,15 @@ def shard(model: OrderedViT, mesh: DeviceMesh) -> None:
 def idle_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Parameter]:
     """The trainable parameters that none of ``orders`` runs."""
     run = {unit for order in orders for step in order for unit in step}
-    idle: list[nn.Module] = []
-    for layer, block in enumerate(model.vit.blocks):
-        at: dict[str, nn.Module] = dict(block.named_children())
-        halves = {half for half in ("a", "f") if {Unit(layer), Unit(layer, half)} & run}
-        if not halves:
-            heads = (model.encoding and model.encoding.projections, model.prediction and model.prediction.heads)
-            idle += [block, *(of_all[layer] for of_all in heads if of_all)]
-        elif "a" not in halves:
-            idle += [at["norm1"], at["attn"], at["ls1"]]
-        elif "f" not in halves:
-            idle += [at["norm2"], at["mlp"], at["ls2"]]
+    idle = model.backbone.unused_parameters(run)
+    for layer in set(range(model.depth)) - {unit.layer for unit in run}:
+        if model.encoding:
+            idle += model.encoding.projections[layer].parameters()
+        if model.prediction:
+            idle += model.prediction.heads[layer].parameters()
     if model.encoding and not run:
-        idle.append(model.encoding.table)
-    return [parameter for module in idle for parameter in module.parameters() if parameter.requires_grad]
+        idle += model.encoding.table.parameters()
+    return [parameter for parameter in idle if parameter.requires_grad]
 
 
 def joined(loss: Tensor, idle: Iterable[nn.Parameter]) -> Tensor:

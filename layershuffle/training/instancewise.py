@@ -63,13 +63,13 @@ def expected_loss(
         The sum of the three losses (arXiv 2103.03457), and what to log: the expected cross-entropy as
         ``classification_loss``, the two other losses, and the ``accuracy`` of the likeliest choices.
     """
-    tokens = model.embed(images)
-    logits = choice(tokens).float()
+    state = model.embed(images)
+    logits = choice(state.tokens).float()
     generator = torch.Generator().manual_seed(int(seeded(*key).random() * 2**53))
     # Drawn on the CPU, so that every device sees the same noise.
     uniform = torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7).to(logits.device, non_blocking=True)
     weights = ((logits - (-uniform.log()).log()) / how.temperature_at(key[1])).softmax(dim=1)
-    by_order = torch.stack([model.run(tokens, order).logits for order in choice.orders])
+    by_order = torch.stack([model.run(state, order).logits for order in choice.orders])
     losses = torch.stack([F.cross_entropy(out.float(), labels, reduction="none") for out in by_order], dim=1)
     classification = (weights * losses).sum(dim=1).mean()
     exploration, specialisation = choice_losses(logits.softmax(dim=1), how.floor)

@@ -99,16 +99,16 @@ def test_similarities_token_by_token(small, images):
         model, nn.Identity(), DataLoader(list(zip(images, range(3))), 2), Fabric(accelerator="cpu", devices=1)
     )
     with torch.no_grad():
-        tokens, states = model.embed(images), []
+        state, states = model.embed(images), []
         for position, step in enumerate(Order("0 2 1 1")):
-            tokens, _ = model.run_step(tokens, step, position)
-            states.append(tokens)
+            state, _ = model.run_step(state, step, position)
+            states.append(state.tokens)
     for i in range(4):
         for j in range(4):
             cosines = [
                 float(states[i][b, t] @ states[j][b, t] / states[i][b, t].norm() / states[j][b, t].norm())
                 for b in range(3)
-                for t in range(tokens.shape[1])
+                for t in range(states[0].shape[1])
             ]
             assert float(found[i, j]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
 

@@ -8,6 +8,7 @@ from helpers import SMALL
 from torch.nn import functional as F
 
 import layershuffle
+from layershuffle.models.backbones import State
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import Order, seeded
 
@@ -64,18 +65,18 @@ def test_sublayers_are_the_halves_of_a_layer(images, small):
     model = small(drop_path_rate=0.0, init_values=0.5)
     torch.testing.assert_close(model(images, "2a 2f 0a 0f").logits, model(images, "2 0").logits)
     block = model.vit.blocks[1]
-    tokens = model.embed(images)
+    tokens = model.embed(images).tokens
     attention = tokens + block.ls1(block.attn(block.norm1(tokens)))
-    torch.testing.assert_close(model.run_step(tokens, Order("1a")[0], 0)[0], attention)
+    torch.testing.assert_close(model.run_step(State(tokens), Order("1a")[0], 0)[0].tokens, attention)
     feed_forward = tokens + block.ls2(block.mlp(block.norm2(tokens)))
-    torch.testing.assert_close(model.run_step(tokens, Order("1f")[0], 0)[0], feed_forward)
+    torch.testing.assert_close(model.run_step(State(tokens), Order("1f")[0], 0)[0].tokens, feed_forward)
 
 
 def test_a_parallel_step_averages_its_members(images, small):
     model = small()
-    tokens = model.embed(images)
+    tokens = model.embed(images).tokens
     mean = torch.stack([model.vit.blocks[layer](tokens) for layer in (0, 2, 3)]).mean(0)
-    torch.testing.assert_close(model.run_step(tokens, Order("(0|2|3)")[0], 0)[0], mean)
+    torch.testing.assert_close(model.run_step(State(tokens), Order("(0|2|3)")[0], 0)[0].tokens, mean)
     again = torch.stack([model.vit.blocks[layer](mean) for layer in (0, 2, 3)]).mean(0)
     torch.testing.assert_close(model(images, "(0|2|3)*2").logits, model.vit.forward_head(model.vit.norm(again)))
 
@@ -84,7 +85,7 @@ def test_position_encoding_is_the_papers_formula(images, small):
     model = small(position="encode")
     weights = model.state_dict()
     order = [2, 0, 3]
-    tokens = model.embed(images)
+    tokens = model.embed(images).tokens
     for position, layer in enumerate(order):
         vector = weights["encoding.table.weight"][position]
         h = torch.cat([tokens, vector.repeat(*tokens.shape[:2], 1)], dim=2)
@@ -108,7 +109,7 @@ def test_position_prediction_is_the_papers_formula(images, small):
     order = [2, 0, 3]
     output = model(images, order)
     assert output.position_logits.shape == (3, 3, 4)
-    tokens = model.embed(images)
+    tokens = model.embed(images).tokens
     for position, layer in enumerate(order):
         tokens = model.vit.blocks[layer](tokens)
         p = f"prediction.heads.{layer}"
@@ -134,7 +135,7 @@ def test_both_readings_of_the_distilled_heads(images, small):
 
 
 def by_hand_tokens(model, images):
-    tokens = model.embed(images)
+    tokens = model.embed(images).tokens
     for block in model.vit.blocks:
         tokens = block(tokens)
     return tokens
@@ -216,7 +217,7 @@ def test_weights_that_do_not_fit_say_so(tmp_path, small):
     [
         ("vit_nope", {}, "timm has no model named vit_nope"),
         ("vit_tiny_patch16_224.nope", {}, "timm has no model named"),
-        ("resnet18", {}, "ResNet, not one of timm's VisionTransformer"),
+        ("resnet18", {}, "timm's ResNet can't run .* supported families are VisionTransformer and Eva"),
         ("vit_tiny_patch16_224", {"colour": "red"}, "can't be created with these arguments.*colour"),
         ("vit_tiny_patch16_224", {"pretrained": "nowhere.pth"}, "there is no file nowhere.pth"),
     ],

@@ -28,7 +28,7 @@ def many():
 
 
 def chosen_by_hand(model, images):
-    tokens = model.embed(images)
+    tokens = model.embed(images).tokens
     predictor = model.choice.predictor
     return [int((predictor.weight @ image.mean(0) + predictor.bias).argmax()) for image in tokens]
 
@@ -70,7 +70,7 @@ def test_the_expected_loss_written_out(choosy, many):
     labels = torch.arange(40) % 5
     how = InstanceWise(temperature=4.0, decay=0.1, min_temperature=1.0, exploration=0.3, specialisation=0.2, floor=0.1)
     loss, measured = expected_loss(choosy, choosy.choice, many, labels, how, (7, 5, 1))
-    logits = choosy.choice(choosy.embed(many))
+    logits = choosy.choice(choosy.embed(many).tokens)
     generator = torch.Generator().manual_seed(int(seeded(7, 5, 1).random() * 2**53))
     gumbel = -torch.log(-torch.log(torch.rand(40, 3, generator=generator)))
     weights = torch.softmax((logits + gumbel) / (4 * math.exp(-0.5)), dim=1)

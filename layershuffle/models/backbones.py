@@ -1,0 +1,226 @@
+"""The families of timm models that can run any order. This is the only module that knows how they are built.
+
+To support another family, subclass ``Backbone`` and enter the class in ``FAMILIES``; CONTRIBUTING.md has an example.
+timm is imported when a model is made: that takes most of a second, for which a command's --help should not wait.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Collection
+from pkgutil import resolve_name
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from layershuffle.errors import UserError
+from layershuffle.orders.order import Unit
+
+Head = Literal["average", "class"]
+
+
+class State(NamedTuple):
+    """What one layer hands to the next.
+
+    Attributes:
+        tokens: [batch, tokens, dim].
+        context: what else the layers read and don't change, such as rotary position embeddings, or None. Its first
+            dimension is the batch, or 1 where all images share it.
+    """
+
+    tokens: Tensor
+    context: Tensor | None = None
+
+    def of(self, images: Tensor) -> "State":
+        """The state of some of the images, given by their indices in the batch, int64 [images]."""
+        shared = self.context is None or len(self.context) == 1
+        return State(self.tokens[images], self.context if shared else self.context[images])  # type: ignore[index]
+
+
+Run = Callable[[Any, Tensor, Tensor | None], Tensor]
+"""Runs a block, or half of it: (block, tokens, context) -> tokens."""
+
+
+class Backbone:
+    """What the package needs to know of a family; a subclass says what is different in its own.
+
+    Args:
+        vit: the timm model. Its layers are the modules of ``vit.blocks``.
+        head: which of two classifiers a distilled model uses, see ``OrderedViT``.
+    """
+
+    halves_of: ClassVar[dict[str, dict[str, Run]]] = {}
+    """The attention half "a" and the feed-forward half "f" of a layer, by the name of the block's class. They are
+    functions, not methods, so that all layers share one compiled graph. Other blocks don't split."""
+
+    parts: ClassVar = {"a": ("norm1", "attn", "ls1", "gamma_1"), "f": ("norm2", "mlp", "ls2", "gamma_2")}
+    """The modules and parameters of a block that belong to each half."""
+
+    ignores_second_head = False
+    """Whether the model has a second classifier, for distillation, that isn't used."""
+
+    def __init__(self, vit: nn.Module, head: Head = "average") -> None:
+        self.vit: Any = vit
+        self.layers: nn.ModuleList = vit.blocks  # type: ignore[assignment]
+        if not len(self.layers):
+            raise UserError("a model with these arguments has no layers")
+        self.block_name = type(self.layers[0]).__name__
+        self.halves = self.halves_of.get(self.block_name, {})
+
+    def embed(self, images: Tensor) -> State:
+        """Everything before the layers, for images [batch, channels, height, width]."""
+        raise NotImplementedError
+
+    def run(self, block: Any, tokens: Tensor, context: Tensor | None) -> Tensor:
+        """Run a whole block. tokens: [batch, tokens, dim], returned in the same shape."""
+        return block(tokens)
+
+    def context_of(self, layer: int, context: Tensor | None) -> Tensor | None:
+        """The part of ``State.context`` that this layer reads."""
+        return context
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """Everything after the layers. Returns logits [batch, classes]."""
+        if self.vit.global_pool == "token":  # The head reads no others, so they need not be normalised.
+            tokens = tokens[:, : self.vit.num_prefix_tokens]
+        return self.vit.forward_head(self.vit.norm(tokens))
+
+    @property
+    def dim(self) -> int:
+        """The size of a token."""
+        return self.vit.embed_dim
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.vit.patch_embed.img_size
+
+    @property
+    def channels(self) -> int:
+        """How many channels the images have."""
+        return self.vit.patch_embed.proj.in_channels
+
+    def unused_parameters(self, units: Collection[Unit]) -> list[nn.Parameter]:
+        """The parameters of the layers that none of ``units`` runs."""
+        used: list[set[str]] = [set() for _ in self.layers]
+        for layer, half in units:
+            used[layer] |= {half} if half else {"", *self.parts}
+        unused = []
+        for layer, block in enumerate(self.layers):
+            for name, parameter in block.named_parameters():
+                owner = next((half for half, parts in self.parts.items() if name.split(".")[0] in parts), "")
+                if owner not in used[layer]:
+                    unused.append(parameter)
+        if not any("a" in halves for halves in used):
+            unused += [parameter for name, parameter in self.vit.named_parameters() if name in LAYER_ROWS]
+        return unused
+
+
+def _vit_attention(block: Any, tokens: Tensor, context: Tensor | None) -> Tensor:
+    return tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
+
+
+def _vit_feed_forward(block: Any, tokens: Tensor, context: Tensor | None) -> Tensor:
+    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
+
+class ViT(Backbone):
+    """timm's VisionTransformer: ViT, DeiT, CLIP, SigLIP, DINOv2 and others."""
+
+    halves_of: ClassVar = {"Block": {"a": _vit_attention, "f": _vit_feed_forward}}
+
+    def __init__(self, vit: nn.Module, head: Head = "average") -> None:
+        super().__init__(vit, head)
+        self.ignores_second_head = head == "class" and hasattr(vit, "head_dist")
+        if self.ignores_second_head:
+            self.vit.head_dist.requires_grad_(False)
+
+    def embed(self, images: Tensor) -> State:
+        vit = self.vit
+        return State(vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))))
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        if not self.ignores_second_head:
+            return super().classify(tokens)
+        from timm.models.vision_transformer import VisionTransformer
+
+        tokens = self.vit.norm(tokens[:, : self.vit.num_prefix_tokens])
+        return VisionTransformer.forward_head(self.vit, tokens)
+
+
+def _eva_attention(block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
+    change = block.attn(block.norm1(tokens), rope=rope)
+    return tokens + block.drop_path1(change if block.gamma_1 is None else block.gamma_1 * change)
+
+
+def _eva_feed_forward(block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
+    change = block.mlp(block.norm2(tokens))
+    return tokens + block.drop_path2(change if block.gamma_2 is None else block.gamma_2 * change)
+
+
+def _eva_attention_post_norm(block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
+    return tokens + block.drop_path1(block.norm1(block.attn(tokens, rope=rope)))
+
+
+def _eva_feed_forward_post_norm(block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
+    return tokens + block.drop_path2(block.norm2(block.mlp(tokens)))
+
+
+class Eva(Backbone):
+    """timm's Eva: EVA, EVA-02, DINOv3, Perception Encoder, ViTs with rotary position embeddings (RoPE) and others.
+
+    The rotary embeddings are computed once per forward pass. "Mixed" ones (arXiv 2403.13298) are learned for each
+    layer. They belong to the layer, like its weights: a layer takes its own along to whatever position it holds.
+    """
+
+    halves_of: ClassVar = {
+        "EvaBlock": {"a": _eva_attention, "f": _eva_feed_forward},
+        "EvaBlockPostNorm": {"a": _eva_attention_post_norm, "f": _eva_feed_forward_post_norm},
+    }
+
+    def embed(self, images: Tensor) -> State:
+        tokens, rope = self.vit._pos_embed(self.vit.patch_embed(images))
+        # Dropped patches differ between images, so that timm's ropes then have a batch dimension.
+        if self.vit.rope_mixed:  # [depth, heads, patches, size] or [depth, batch, heads, patches, size]
+            rope = rope[None] if rope.ndim == 4 else rope.transpose(0, 1)
+        elif rope is not None and rope.ndim == 2:  # [patches, size], otherwise [batch, 1, patches, size]
+            rope = rope[None, None]
+        return State(self.vit.norm_pre(tokens), rope)
+
+    def run(self, block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
+        return block(tokens, rope=rope)
+
+    def context_of(self, layer: int, rope: Tensor | None) -> Tensor | None:
+        return rope[:, layer] if rope is not None and self.vit.rope_mixed else rope
+
+
+FAMILIES: dict[str, type[Backbone]] = {
+    "timm.models.vision_transformer.VisionTransformer": ViT,
+    "timm.models.eva.Eva": Eva,
+}
+"""The supported families, by the class of timm's model."""
+
+LAYER_ROWS = {"rope.freqs": 1}
+"""The parameters outside the blocks that hold something for the attention of each layer, by their names in timm: the
+dimension along which the layers lie."""
+
+
+def backbone_of(vit: nn.Module, head: Head = "average") -> Backbone:
+    """What is known of a timm model's family; a UserError if it is none of FAMILIES."""
+    for path, family in FAMILIES.items():
+        if isinstance(vit, resolve_name(path)):
+            return family(vit, head)
+    known = " and ".join(path.rpartition(".")[2] for path in FAMILIES)
+    raise UserError(
+        f"timm's {type(vit).__name__} can't run its layers in any order: the supported families are {known}"
+    )
+
+
+def constructor_arguments() -> set[str]:
+    """The names of everything that describes a model of one of the families."""
+    return {name for path in FAMILIES for name in inspect.signature(resolve_name(path)).parameters}
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a weight of timm's state dict belongs to, or None if it isn't one layer's."""
+    found = re.match(r"blocks\.([0-9]{1,4})\.", name)
+    return int(found[1]) if found else None
