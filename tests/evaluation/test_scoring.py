@@ -62,7 +62,7 @@ def test_no_more_than_one_activation_per_depth_is_held(small, images, monkeypatc
     def counted(tokens, step, position):
         nonlocal most
         after, logits = run_step(tokens, step, position)
-        alive.add(after)
+        alive.add(after.tokens)
         most = max(most, len(alive))
         return after, logits
 

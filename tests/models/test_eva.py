@@ -58,7 +58,7 @@ def test_logits_in_sequence_are_timms(name):
     torch.manual_seed(0)
     model = layershuffle.create_model(name, 10, img_size=size).eval()
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.05)
+        nn.init.normal_(parameter, std=0.1)
     plain = timm.create_model(name, num_classes=10, img_size=size).eval()
     plain.load_state_dict(model.vit.state_dict())
     images = torch.randn(2, 3, size, size)
@@ -97,22 +97,19 @@ def test_the_halves_of_a_layer_make_the_layer(name, arguments, images, small):
 
 @main_ones
 @pytest.mark.parametrize("position", ["encode", "predict"])
-def test_positions_are_encoded_and_predicted_and_learned(name, arguments, position, images):
-    torch.manual_seed(0)
-    model = layershuffle.create_model(
-        name, 5, position, img_size=8, patch_size=4, in_chans=1, embed_dim=32, num_heads=2
-    )
-    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+def test_positions_are_encoded_and_predicted_and_learned(name, arguments, position, images, small):
+    model = small(name, position=position, **arguments).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
     before = copy.deepcopy(model.state_dict())
-    output = model(images, permutation(12, seeded(1)))
+    output = model(images, permutation(4, seeded(1)))
     loss = F.cross_entropy(output.logits, torch.arange(3))
     if position == "predict":
-        assert output.position_logits.shape == (12, 3, 12)
+        assert output.position_logits.shape == (4, 3, 4)
         loss = loss + output.position_logits.logsumexp(-1).sum()
     loss.backward()
     optimizer.step()
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert "encoding.table.weight" in changed or "prediction.heads.11.1.weight" in changed
+    assert "encoding.table.weight" in changed or "prediction.heads.3.1.weight" in changed
     assert ("vit.rope.freqs" in changed) == model.vit.rope_mixed
 
 
@@ -130,8 +127,8 @@ def test_dropped_patches_drop_their_rotary_embeddings(name, small):
     torch.testing.assert_close(model.run(state.of(some), order).logits, expected[some])
 
 
-def test_images_choose_their_orders(images, small):
-    model = small(MIXED[0], choices=["0 1 2 3", "3 2 1 0"])
+def test_images_choose_their_orders(small):
+    model, images = small(MIXED[0], choices=["0 1 2 3", "3 2 1 0"]), torch.randn(16, 1, 8, 8)
     chosen = model.choice(model.embed(images).tokens).argmax(dim=1)
     assert len(set(chosen.tolist())) == 2
     for row, order in enumerate(chosen):
@@ -177,7 +174,7 @@ def test_pretrained_from_a_file(name, arguments, tmp_path, images, small):
     assert torch.equal(first(images, "1 0").logits, model(images, "1 0").logits)
     new = layershuffle.create_model(name, 3, pretrained=path, depth=4, **small_ones)
     fresh = timm.create_model(name, num_classes=3, depth=4, **small_ones)
-    assert new.vit.head.weight.std() == pytest.approx(fresh.head.weight.std(), rel=0.3)
+    assert float(new.vit.head.weight.std()) == pytest.approx(float(fresh.head.weight.std()), rel=0.3)
     with pytest.raises(ValueError, match="holds weights of another backbone"):
         layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=path, depth=4, **small_ones)
     larger = layershuffle.create_model(name, 5, pretrained=path, depth=4, **small_ones | {"img_size": 16}).eval()

@@ -1,0 +1,42 @@
+"""The code that CONTRIBUTING.md shows for another family of backbones is all that it takes."""
+
+import copy
+import re
+
+import pytest
+import timm
+import torch
+from helpers import ROOT
+from torch import nn
+
+import layershuffle
+from layershuffle.models import backbones
+from layershuffle.models.create import create_fitting
+
+
+@pytest.fixture
+def documented(monkeypatch):
+    """Runs the first block of code under the heading "Add a backbone family"; returns its text."""
+    monkeypatch.setattr(backbones, "FAMILIES", dict(backbones.FAMILIES))
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    code = re.search(r"^## Add a backbone family$.*?^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[1]
+    exec(code, {"__name__": "documented"})
+    return code
+
+
+def test_another_family_takes_one_class(documented, small, images):
+    assert len(documented.splitlines()) <= 40
+    model = small("beit_base_patch16_224", init_values=0.1)
+    assert type(model.vit) is timm.models.Beit
+    torch.testing.assert_close(model(images).logits, model.vit(images), rtol=1e-5, atol=1e-5)
+    shuffled = copy.deepcopy(model.vit)
+    shuffled.blocks = nn.ModuleList(shuffled.blocks[layer] for layer in (3, 1, 0, 2))
+    torch.testing.assert_close(model(images, "3 1 0 2").logits, shuffled(images))
+    torch.testing.assert_close(model(images, "2a 2f 0a 0f").logits, model(images, "2 0").logits)
+    again = create_fitting(model.state_dict(), "file", **model.config).eval()
+    assert torch.equal(again(images, "1 3").logits, model(images, "1 3").logits)
+
+
+def test_without_it_the_family_is_not_supported():
+    with pytest.raises(ValueError, match="Beit .* supported families are VisionTransformer and Eva"):
+        layershuffle.create_model("beit_base_patch16_224", 5, depth=1)
