@@ -6,7 +6,7 @@ timm is imported when a model is made: that takes most of a second, for which a 
 
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -90,27 +90,20 @@ class Backbone:
         return self.vit.embed_dim
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images, in pixels."""
-        return self.vit.patch_embed.img_size
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images, in pixels."""
+        return self.vit.patch_embed.proj.in_channels, *self.vit.patch_embed.img_size
 
-    @property
-    def channels(self) -> int:
-        """How many channels the images have."""
-        return self.vit.patch_embed.proj.in_channels
-
-    def unused_parameters(self, units: Collection[Unit]) -> list[nn.Parameter]:
+    def unused_parameters(self, units: Set[Unit]) -> list[nn.Parameter]:
         """The parameters of the layers that none of ``units`` runs."""
-        used: list[set[str]] = [set() for _ in self.layers]
-        for layer, half in units:
-            used[layer] |= {half} if half else {"", *self.parts}
-        unused = []
-        for layer, block in enumerate(self.layers):
-            for name, parameter in block.named_parameters():
-                owner = next((half for half, parts in self.parts.items() if name.split(".")[0] in parts), "")
-                if owner not in used[layer]:
-                    unused.append(parameter)
-        if not any("a" in halves for halves in used):
+
+        def is_used(layer: int, name: str) -> bool:
+            half = next((half for half, parts in self.parts.items() if name.split(".")[0] in parts), "")
+            return Unit(layer) in units or Unit(layer, half) in units
+
+        layers = [(layer, *named) for layer, block in enumerate(self.layers) for named in block.named_parameters()]
+        unused = [parameter for layer, name, parameter in layers if not is_used(layer, name)]
+        if all(unit.half == "f" for unit in units):
             unused += [parameter for name, parameter in self.vit.named_parameters() if name in LAYER_ROWS]
         return unused
 

@@ -110,7 +110,8 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
 
 
 def _check_fit(weights: Mapping[str, Tensor], config: dict[str, Any]) -> None:
-    if strange := config.keys() - _DESCRIBED - constructor_arguments():
+    own = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
+    if strange := config.keys() - own - constructor_arguments():
         raise UserError(f"the model it names has {sorted(map(str, strange))[0][:200]}, which describes no model")
     layers = {layer_of(key.removeprefix("vit.")) for key in weights} - {None}
     depth, positions = config.get("depth"), config.get("positions")
@@ -121,22 +122,12 @@ def _check_fit(weights: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     with torch.device("meta"):  # shapes without values
         model = create_model(**config)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    if wrong := sorted(name for name in shapes.keys() | weights.keys() if shapes.get(name) != _shape(weights, name)):
+    found = {name: getattr(value, "shape", None) for name, value in weights.items()}
+    if wrong := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
         raise RuntimeError(f"{len(wrong)} of them differ in name or shape, such as {wrong[0][:200]}")
-    # Tables that are computed and not stored, such as those of rotary embeddings, are bounded by no weight's shape.
-    if sum(buffer.numel() for buffer in model.buffers()) > _LARGEST_TABLES:
+    # Tables that are computed and not stored, such as rotary embeddings, are bounded by no weight's shape.
+    if sum(buffer.numel() for buffer in model.buffers()) > 1 << 26:  # 100 times those of timm's largest models
         raise RuntimeError("its tables of positions are too large: the image size can't be right")
-
-
-_DESCRIBED = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
-"""What describes a model, besides the arguments of timm's class."""
-
-_LARGEST_TABLES = 1 << 26
-"""Numbers in a model's computed tables: thousands of times as many as in any of timm's models."""
-
-
-def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return weights[name].shape if isinstance(weights.get(name), Tensor) else None
 
 
 def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:

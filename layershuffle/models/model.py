@@ -30,13 +30,7 @@ class Output(NamedTuple):
 
 
 class ImageFormat(NamedTuple):
-    """The images that a model takes.
-
-    Attributes:
-        size: height and width, in pixels.
-        mean: subtracted from each channel, in units of 0 to 1.
-        std: what each channel is divided by, in units of 0 to 1.
-    """
+    """The images that a model takes: ``size`` x ``size`` pixels from 0 to 1, less ``mean``, divided by ``std``."""
 
     size: int
     mean: tuple[float, ...]
@@ -115,27 +109,26 @@ class OrderedViT(nn.Module):
         Raises:
             UserError: if the images are not square.
         """
-        height, width = self.backbone.image_size
+        channels, height, width = self.backbone.image_shape
         if height != width:
             raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
         cfg: Any = self.vit.pretrained_cfg
         mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-        if self.backbone.channels == 1:
+        if channels == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         return ImageFormat(height, mean, std)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images."""
-        size = self.image_format.size
-        return self.backbone.channels, size, size
+        return self.backbone.image_shape
 
     def compile(self, **options: Any) -> None:
-        """Compile the layers in place, each by itself: whatever order runs, it runs the same few graphs.
+        """Compile each layer in place by itself, so that whatever order runs, it runs the same few graphs.
 
-        Layers of one shape share a graph, so there is one for training and one for evaluation, and another pair for
-        every further batch size and precision. Parameters and their names stay as they are. Compiled whole, as
-        ``torch.compile(model)`` does, a model has a graph for every order.
+        Layers of one shape share a graph for training and one for evaluation, and another pair for every further batch
+        size and precision. Parameters and their names stay as they are. ``torch.compile(model)`` would compile a graph
+        for every order.
 
         Args:
             options: of ``torch.compile``, such as ``backend``.
