@@ -1,4 +1,4 @@
-"""What runs an order: the model, position encoding and prediction, and how models are made and weights read."""
+"""The model that runs any order, its backbones, position encoding and prediction, and how models are created."""
 
 from layershuffle.models.create import create_model
 from layershuffle.models.model import OrderedViT, Output

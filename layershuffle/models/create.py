@@ -32,12 +32,12 @@ def create_model(
     Args:
         name: a timm model, such as ``vit_base_patch16_224.orig_in21k_ft_in1k``.
         num_classes: the classes to tell apart, one or more. A pretrained head of another size is replaced by a new one.
-        position: what the layers make of their position: "none", "encode" or "predict".
+        position: how the layers use their position in the order: "none", "encode" or "predict".
         pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to
-            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of train.py. With
-            ``depth`` among timm_args, the first so many of their layers.
-        positions: the positions that can be told apart, by default one per step of the own order; more for orders
-            with repeats.
+            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of train.py. If
+            timm_args has a smaller ``depth``, the first layers are taken.
+        positions: how many positions can be told apart, by default one per step of the model's own order. Orders with
+            repeats need more.
         order: the model's own order, which it runs unless told otherwise: an order's text or a name such as
             ``cycle(6)``, see orders.named.NAMED. By default its layers in sequence.
         choices: orders in the same form, from which each image takes one unless told otherwise (arXiv 2103.03457).
@@ -55,7 +55,7 @@ def create_model(
     config |= {"head": head, "norm_eps": norm_eps, **timm_args}
     config |= {"order": order} if order else {}
     config |= {"choices": list(choices)} if choices is not None else {}
-    if not timm.is_model(name):  # timm itself would look further, in folders and on the hub
+    if not timm.is_model(name):  # timm.create_model would also look in folders and on the hub.
         raise _unknown(name)
     if num_classes < 1:
         raise UserError(f"{name} needs to know how many classes there are: it has no classifier of its own")
@@ -76,8 +76,8 @@ def create_model(
         vit: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **timm_args)
     except Exception as error:
         raise _explained(error, name, pretrained) from error
-    vit.pretrained_cfg.pop("state_dict", None)  # else the model keeps a second copy of its first weights
-    for new in new_heads:  # Families that begin with small logits scale their new heads.
+    vit.pretrained_cfg.pop("state_dict", None)  # Otherwise the model would keep a second copy of the weights.
+    for new in new_heads:  # Families that start from small logits scale a new head.
         vit.get_submodule(new).weight.data *= getattr(vit, "head_init_scale", 1)
     if norm_eps is not None:
         for module in vit.modules():
@@ -89,12 +89,12 @@ def create_model(
 
 
 def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) -> OrderedViT:
-    """Create the model that ``config`` describes, with these weights; no memory is taken before they are known to fit.
+    """Create the model that ``config`` describes, with these weights. Memory is only taken once they are known to fit.
 
     Args:
         weights: the whole state dict of an OrderedViT.
         source: the file that the weights and the description came from, for error messages.
-        config: arguments of ``create_model``. They come from the file, so they may be anything.
+        config: arguments of ``create_model``. They come from the file and are not trusted.
 
     Raises:
         UserError: as ``create_model``; if the weights don't fit; if an argument would read or fetch other files.
@@ -131,7 +131,7 @@ def _check_fit(weights: Mapping[str, Tensor], config: dict[str, Any]) -> None:
 
 
 def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:
-    """What a model of ``depth`` layers takes of a deeper one's weights; all of them if no depth is asked for."""
+    """The weights that a model of ``depth`` layers takes from a deeper one; all of them if depth is None."""
     if depth is None:
         return weights
     layers = {name: layer_of(name) for name in weights}
@@ -144,9 +144,9 @@ def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) ->
 
 
 def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> tuple[dict[str, Any], list[str]]:
-    """What makes timm load these weights, all of them or none, and the heads that are new as they had other classes.
+    """The configuration that makes timm load exactly these weights, and the names of the heads that are new.
 
-    timm gives up its check that every weight fits once it replaces the head, so the new head is put in here.
+    A head that had other classes is replaced here, because timm stops checking that all weights fit if it does so.
     """
     import timm
 

@@ -104,11 +104,7 @@ class OrderedViT(nn.Module):
 
     @property
     def image_format(self) -> ImageFormat:
-        """Size and normalisation of the images, as timm's configuration of the backbone has them.
-
-        Raises:
-            UserError: if the images are not square.
-        """
+        """Size and normalisation of the images, from timm's configuration; a UserError if they are not square."""
         channels, height, width = self.backbone.image_shape
         if height != width:
             raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
@@ -139,12 +135,12 @@ class OrderedViT(nn.Module):
         compiler = os.environ.get("CXX", "g++")
         if "backend" not in options and not (shutil.which(compiler) or shutil.which("clang++")):
             raise UserError("compiling needs a C++ compiler: install g++, or leave the layers uncompiled")
-        # Images that choose their orders run in groups of all sizes.
+        # Images that choose their orders run in groups of varying size.
         options = {"dynamic": None if self.choice else False} | options
-        # Layers that differ, as in the rate of their stochastic depth, have graphs of their own; torch gives up at 8.
+        # Layers that differ, for example in their stochastic depth, each have their own graph; torch's limit is 8.
         dynamo: Any = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * (1 + self.depth))
-        # It would split each layer of ViT-B in two, for an overlap that DDP has between layers anyway.
+        # This would split each layer of ViT-B in two, to overlap what DDP overlaps between layers anyway.
         dynamo.optimize_ddp = False
         projections = self.encoding.projections if self.encoding else ()
         heads = self.prediction.heads if self.prediction else ()

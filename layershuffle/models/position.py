@@ -1,4 +1,4 @@
-"""What the layers make of the position they hold: nothing, encode it, or predict it."""
+"""How layers use the position they hold in an order: by encoding it or by predicting it, if at all."""
 
 from typing import Literal
 
@@ -31,7 +31,7 @@ class PositionEncoding(nn.Module):
 
 
 class _Projection(nn.Sequential):
-    """Takes the position as a vector, not as a number, which would be a constant of the compiled graph."""
+    """Takes the position as a vector, because a number would be compiled into the graph as a constant."""
 
     def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:  # type: ignore[override]
         vectors = vector.to(tokens.dtype).expand(*tokens.shape[:-1], -1)
@@ -41,8 +41,8 @@ class _Projection(nn.Sequential):
 class PositionPrediction(nn.Module):
     """Asks a layer which position it holds (LayerShuffle-predict, arXiv 2407.04513, section 3.3).
 
-    One head per layer on the layer's output. The paper leaves the token axis open; like the authors' code
-    this averages the tokens before the LayerNorm.
+    One head per layer, on the layer's output. The paper doesn't say how tokens are combined; as in the authors' code,
+    they are averaged before the LayerNorm.
     """
 
     def __init__(self, depth: int, dim: int, positions: int) -> None:

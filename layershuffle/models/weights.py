@@ -1,4 +1,4 @@
-"""Reading files that hold weights: untrusted, so only as plain tensors and values, never as pickled code."""
+"""Reads files of weights. They are not trusted: only tensors and plain values are read, never pickled code."""
 
 import pickle
 import zipfile
@@ -14,7 +14,7 @@ from torch import Tensor
 from layershuffle.errors import UserError
 
 BACKBONE_PREFIX = "model.vit."
-"""What stands before a backbone's parameter names in the checkpoints of train.py."""
+"""Stands before the names of the backbone's weights in the checkpoints of train.py."""
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -39,11 +39,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a checkpoint, or holds code instead of only weights; it was not loaded"
         ) from error
-    except Exception as error:  # the readers of damaged files raise whatever they stumble over
+    except Exception as error:  # A damaged file can make the readers raise anything.
         raise UserError(f"{path} is not a checkpoint or is damaged, perhaps cut short: it was not loaded") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    for tensor in _tensors(content, set()):
+    for tensor in _tensors(content):
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise UserError(f"{path} holds a tensor that is {tensor.layout} on {tensor.device}, which no weights are")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -66,7 +66,7 @@ def read_backbone(path: str | Path) -> dict[str, Tensor]:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Refuse an archive that unpacks to more than itself; torch packs nothing."""
+    """Refuse an archive that would unpack to more than its own size; torch doesn't compress."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             packed = sum(entry.file_size for entry in archive.infolist())
@@ -74,9 +74,9 @@ def _refuse_bomb(path: Path) -> None:
             raise UserError(f"{path} would unpack to {packed:,} bytes, more than its size: it was not loaded")
 
 
-def _tensors(content: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor in nested containers, each of which is looked into once."""
-    waiting = [content]
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers, which may contain each other."""
+    waiting, seen = [content], set()
     while waiting:
         part = waiting.pop()
         if isinstance(part, Tensor):
