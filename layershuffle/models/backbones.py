@@ -41,7 +41,7 @@ Run = Callable[[Any, Tensor, Tensor | None], Tensor]
 
 
 class Backbone:
-    """What the package needs to know of a family; a subclass says what is different in its own.
+    """What the package needs to know about a family of timm models. Subclasses override what differs in theirs.
 
     Args:
         vit: the timm model. Its layers are the modules of ``vit.blocks``.
