@@ -5,7 +5,7 @@ from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.orders.named import first
-from layershuffle.orders.protocols import Settings, trials
+from layershuffle.orders.protocols import trials
 from layershuffle.results.record import Results
 
 
@@ -25,8 +25,7 @@ def depth_command(args: list[str] | None = None) -> Results:
     if config.draws < 1 or config.repeats < 1:
         raise UserError("--draws and --repeats are 1 or more")
     depths = range(1, len(model.order) + 1)
-    settings = Settings(draws=config.draws, keep=tuple(depths), seed=config.seed)
-    found = trials(["sequential", "pruned"], model.order, settings)
+    found = trials(["sequential", "pruned"], model.order, config.draws, config.seed, keep=tuple(depths))
     scores = study.score([trial for trial in found if trial.variant.get("sequence") != "random"])
     images, _ = next(iter(study.batches))
     images = study.preprocess.to(study.fabric.device)(images.to(study.fabric.device))
@@ -35,7 +34,7 @@ def depth_command(args: list[str] | None = None) -> Results:
             model, images, [first(k, len(depths)).over(model.order) for k in depths], config.repeats
         )
     measured = {"seconds_per_image": {str(k): float(f"{seconds:.4g}") for k, seconds in zip(depths, times)}}
-    results = study.results(scores, {"draws": settings.draws, "repeats": config.repeats}, measured)
+    results = study.results(scores, {"draws": config.draws, "repeats": config.repeats}, measured)
     command.report(results)
     return results
 

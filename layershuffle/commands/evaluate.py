@@ -1,6 +1,11 @@
 """evaluate.py: scores one model under many orders."""
 
-from jsonargparse import Namespace
+import sys
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Sequence
+from typing import get_args, get_origin
+
+from docstring_parser import parse as parse_docstring
 from lightning.pytorch.loggers import Logger
 
 from layershuffle.commands import Parser
@@ -8,19 +13,20 @@ from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.named import parse_order
-from layershuffle.orders.protocols import PROTOCOLS, Settings, trials
+from layershuffle.orders.order import Order
+from layershuffle.orders.protocols import PROTOCOLS, find, trials
 from layershuffle.results.record import Results
 
 
-def parser() -> Parser:
-    """The options; everything that isn't given comes from the checkpoint."""
+def parser(args: Sequence[str] = ()) -> Parser:
+    """The options, also those of the protocols that ``args`` name by their import path."""
     parser = study_parser("evaluate.py", "Score a model in sequential, arbitrary, pruned and other orders.")
     parser.add_argument(
         "--protocols",
         nargs="+",
         default=None,
-        help=f"families of orders, from {', '.join(PROTOCOLS)} (default: sequential arbitrary pruned; with orders of "
-        "your own: sequential given)",
+        help=f"families of orders, from {', '.join(PROTOCOLS)}, or the import path of one of your own such as "
+        "my_module.backwards (default: sequential arbitrary pruned; with orders of your own: sequential given)",
     )
     parser.add_argument(
         "--orders",
@@ -30,54 +36,68 @@ def parser() -> Parser:
         help="how many orders to draw where they are random, or orders of your own such as '3 1 2' or 'sandwich(3)' "
         "(quoted; an order of one layer as '(3)')",
     )
-    parser.add_argument(
-        "--keep", nargs="+", type=int, default=None, help="numbers of layers to keep (default: quarters of the depth)"
-    )
-    parser.add_argument(
-        "--ends",
-        nargs="+",
-        type=int,
-        default=None,
-        metavar="N",
-        help="painters: the first N + 1 and the last N layers stay in place (default: every N there is)",
-    )
-    parser.add_argument(
-        "--loops", nargs="+", type=int, default=[3], help="painters: how often looped-parallel runs its step"
-    )
+    # A protocol of the user's own is imported first, so that its options are known too.
+    early = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--protocols", nargs="*", default=[])
+    for name in early.parse_known_args(args)[0].protocols:
+        if "." in name:
+            find(name)
+    _add_options(parser)
     parser.add_argument(
         "--logger", type=Logger | None, default=None, help="WandbLogger sends tables and the plot to W&B"
     )
     return parser
 
 
+def _add_options(parser: Parser) -> None:
+    """Add the options of all protocols; several numbers are given as several words."""
+    for protocol in PROTOCOLS.values():
+        helps = {param.arg_name: param.description for param in parse_docstring(protocol.orders.__doc__ or "").params}
+        for option in protocol.options:
+            kind, default = option.annotation, option.default
+            several = get_origin(kind) in (tuple, list)
+            names = dict.fromkeys([f"--{option.name}", f"--{option.name.replace('_', '-')}"])
+            try:
+                parser.add_argument(
+                    *names,
+                    type=get_args(kind)[0] if several else kind,
+                    nargs="+" if several else None,
+                    default=list(default) or None if several else default,
+                    metavar="N" if int in (kind, *get_args(kind)) else None,
+                    help=f"{protocol.name}: {helps.get(option.name)}",
+                )
+            except ArgumentError as error:
+                raise UserError(f"the protocol {protocol.name} can't have an option of that name: {error}") from error
+
+
 def evaluate_command(args: list[str] | None = None) -> Results:
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
-    command = StudyCommand(parser(), args, shared=True)
+    args = sys.argv[1:] if args is None else args
+    command = StudyCommand(parser(args), args, shared=True)
     config, study, model = command.config, command.study, command.study.model
-    settings, protocols = _settings(config, model)
-    scores = study.score(trials(protocols, model.order, settings))
-    used = {"protocols": protocols, "draws": settings.draws, "keep": config.keep}
-    results = study.results(scores, used | {"ends": config.ends, "loops": config.loops})
+    draws, orders = _draws_and_orders(config.orders, model)
+    protocols = config.protocols or (["sequential"] if orders else ["sequential", "arbitrary", "pruned"])
+    protocols = list(dict.fromkeys(protocols + (["given"] if orders else [])))
+    options = {option.name: config[option.name] for name in PROTOCOLS.values() for option in name.options}
+    given = {
+        name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value
+        for name, value in options.items()
+        if value is not None
+    }
+    choices = model.choice.orders if model.choice else ()
+    to_score = trials(protocols, model.order, draws, config.seed, orders, choices, **given)
+    results = study.results(study.score(to_score), {"protocols": protocols, "draws": draws, **options})
     if study.fabric.is_global_zero:
         command.report(results)
     return results
 
 
-def _settings(config: Namespace, model: OrderedViT) -> tuple[Settings, list[str]]:
-    counts = [text for text in config.orders if text.strip().isdecimal()]
-    orders = tuple(parse_order(text, model.order) for text in config.orders if text not in counts)
+def _draws_and_orders(texts: list[str], model: OrderedViT) -> tuple[int, list[Order]]:
+    """What --orders asks for: how many random orders, and which orders besides."""
+    counts = [text for text in texts if text.strip().isdecimal()]
+    orders = [parse_order(text, model.order) for text in texts if text not in counts]
     if len(counts) > 1 or any(int(text) < 1 for text in counts) or any(len(order) == 0 for order in orders):
         raise UserError("--orders takes one number from 1 up, orders in quotes such as '3 1 2', or both")
     if twice := [order for order in orders if orders.count(order) > 1]:
         raise UserError(f"--orders names '{twice[0]}' more than once")
-    settings = Settings(
-        draws=int(counts[0]) if counts else 10,
-        keep=tuple(dict.fromkeys(config.keep or ())),
-        ends=tuple(dict.fromkeys(config.ends or ())),
-        loops=tuple(dict.fromkeys(config.loops)),
-        orders=orders,
-        choices=model.choice.orders if model.choice else (),
-        seed=config.seed,
-    )
-    protocols = config.protocols or (["sequential"] if orders else ["sequential", "arbitrary", "pruned"])
-    return settings, list(dict.fromkeys(protocols + (["given"] if orders else [])))
+    return int(counts[0]) if counts else 10, orders

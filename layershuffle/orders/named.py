@@ -1,6 +1,6 @@
 """The orders of the systems around LayerShuffle, and the names by which configs and command lines ask for them.
 
-All are orders of a model's ``depth`` layers; ``named`` puts the steps of a model's own order in their place.
+All are orders of a model's ``depth`` layers; ``parse_order`` puts the steps of a model's own order in their place.
 """
 
 import inspect
@@ -30,7 +30,7 @@ def evenly_spaced(k: int, depth: int) -> Order:
     Where LayerDrop's "every other" rule (arXiv 1909.11556, section 3.2: drop depth d, counted from 1, if
     d = 0 mod floor(1/p), with p = 1 - k/depth) leaves k layers, these are the same ones.
     """
-    return Order(at * depth // _kept(k, depth) for at in range(k))
+    return Order(index * depth // _kept(k, depth) for index in range(k))
 
 
 def random_subset(k: int, depth: int, rng: random.Random) -> Order:
@@ -49,11 +49,7 @@ def _kept(k: int, depth: int) -> int:
 
 
 def middle(n: int, depth: int) -> range:
-    """Layers n + 1 to depth - n - 1: what the painters' strategies change.
-
-    Raises:
-        UserError: (a ValueError) if they are none.
-    """
+    """Layers n + 1 to depth - n - 1, which the painters' strategies change; raises UserError if there are none."""
     layers = range(n + 1, depth - n)
     if n < 0 or not layers:
         most = depth // 2 - 1
@@ -113,7 +109,7 @@ def swap(one: int, other: int, depth: int) -> Order:
 
 def ablate(layer: int, depth: int) -> Order:
     """All layers but one."""
-    return Order(at for at in range(depth) if at != _layer(layer, depth))
+    return Order(other for other in range(depth) if other != _layer(layer, depth))
 
 
 def _layer(layer: int, depth: int) -> int:
@@ -129,17 +125,17 @@ def sequence(visits: int, depth: int) -> Order:
     """Each layer visits / depth times in a row."""
     times, rest = divmod(_visits(visits, depth), depth)
     if rest:
-        raise UserError(f"sequence visits every layer as often: {visits} is no multiple of {depth} layers")
+        raise UserError(f"sequence visits every layer equally often: {visits} is no multiple of {depth} layers")
     return Order(layer for layer in range(depth) for _ in range(times))
 
 
 def cycle(visits: int, depth: int) -> Order:
     """The layers in sequence, again and again, ``visits`` in all."""
-    return Order(at % depth for at in range(_visits(visits, depth)))
+    return Order(visit % depth for visit in range(_visits(visits, depth)))
 
 
 def cycle_rev(visits: int, depth: int) -> Order:
-    """As ``cycle``, but the last ``depth`` visits run the layers backwards."""
+    """Like ``cycle``, but the last ``depth`` visits run the layers backwards."""
     return cycle(visits, depth)[: visits - depth] + range(depth - 1, -1, -1)
 
 
@@ -165,8 +161,8 @@ def sandwich(k: int, depth: int) -> Order:
     if not 0 <= k <= depth:
         raise UserError(f"{depth} layers make no sandwich with k = {k}: choose from 0 to {depth}")
     steps = [Unit(layer, "a") for layer in range(k)]
-    for at in range(depth - k):
-        steps += [Unit(k + at, "a"), Unit(at, "f")]
+    for layer in range(depth - k):
+        steps += [Unit(k + layer, "a"), Unit(layer, "f")]
     return Order((unit,) for unit in [*steps, *(Unit(layer, "f") for layer in range(depth - k, depth))])
 
 
@@ -185,12 +181,12 @@ def parse_order(text: str, own: Order) -> Order:
     """The order that ``text`` means for a model whose own order is ``own``.
 
     Args:
-        text: an order's text form, which speaks of layers; or a name of NAMED with its numbers, such as
-            ``cycle(6)``, ``looped-parallel(2,3)`` or ``sublayers``, which speaks of the steps of ``own``.
+        text: an order's text form, which names layers; or a name of NAMED with its numbers, such as ``cycle(6)``,
+            ``looped-parallel(2,3)`` or ``sublayers``, which names the steps of ``own``.
         own: the model's own order.
 
     Raises:
-        UserError: (a ValueError) if it is neither or the model can't do it.
+        UserError: if it is neither or the model can't run it.
     """
     match = re.fullmatch(r"([a-z-]{2,})(?:\(([0-9, ]*)\))?", text.strip())
     if match is None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import groupby, islice
 from operator import index
 from typing import NamedTuple, Self, TypeVar, overload
 
@@ -55,7 +55,7 @@ class Order:
         order: another order, its text form, or any iterable of integers, texts and steps.
 
     Raises:
-        UserError: (a ValueError) if the text is not an order or a layer is negative.
+        UserError: if the text is not an order or a layer is negative.
     """
 
     steps: tuple[Step, ...]
@@ -80,8 +80,8 @@ class Order:
         A half of a layer stands for that half of the step. Where ``own`` is sequential, this is the order itself.
 
         Raises:
-            UserError: (a ValueError) if ``own`` has no such step, or it isn't made of whole layers and a half is asked
-                for, or a parallel step would hold one layer twice.
+            UserError: if ``own`` has no such step, if half of a step is asked for that is itself half a layer, or if a
+                parallel step would hold a layer twice.
         """
         self.check(len(own))
         if own == sequential(len(own)):
@@ -118,16 +118,12 @@ class Order:
 
     def __str__(self) -> str:
         tokens: list[str] = []
-        run = 0
-        for at, step in enumerate(self.steps):
-            run += 1
+        for step, run in groupby(self.steps):
+            times = len(list(run))
             if len(step) == 1:
-                tokens.append(str(step[0]))
-            elif self.steps[at + 1 : at + 2] == (step,):
-                continue
+                tokens += [str(step[0])] * times
             else:
-                tokens.append(f"({'|'.join(map(str, step))})" + (f"*{run}" if run > 1 else ""))
-            run = 0
+                tokens.append(f"({'|'.join(map(str, step))})" + (f"*{times}" if times > 1 else ""))
         return " ".join(tokens)
 
     def __repr__(self) -> str:

@@ -1,109 +1,218 @@
-"""Protocols: named families of orders to evaluate."""
+"""Protocols: named families of orders to evaluate, each with its options, its table and its picture."""
 
+import importlib
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from layershuffle.errors import UserError
 from layershuffle.orders import named
 from layershuffle.orders.order import Order, seeded
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What the protocols may ask for.
-
-    Attributes:
-        draws: how many random orders stand for a random choice.
-        keep: the numbers of layers to keep when pruning; by default each quarter of the depth.
-        ends: the painters' n: the first n + 1 and the last n layers stay in place; by default every n there is.
-        loops: how often looped-parallel runs its step.
-        orders: orders given one by one.
-        choices: the orders from which the model's images choose, if they do.
-        seed: decides the random orders.
-    """
-
-    draws: int = 10
-    keep: tuple[int, ...] = ()
-    ends: tuple[int, ...] = ()
-    loops: tuple[int, ...] = (3,)
-    orders: tuple[Order, ...] = ()
-    choices: tuple[Order, ...] = ()
-    seed: int = 0
-
-
 Pick = Literal["chosen", "oracle"]
-"""An order for each image: of the model's choices the one it takes, or the best (right if any is, then by its loss)."""
+"""One of the model's choices for each image: "chosen" is the one that the model takes, "oracle" is the best one.
+
+The best has the lowest loss among the orders in which the image is classified rightly, or among all if there are none.
+"""
+
+Orders = Iterator[tuple[Order | Pick | None, dict[str, Any]]]
+"""Orders to score, each with its variant, such as {"kept": 6, "strategy": "first"}.
+
+None stands for a new random permutation in every batch. Orders of the same variant are draws of the same thing: tables
+and pictures show their mean and spread.
+"""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing to score. Trials alike in ``protocol`` and ``variant`` are draws of the same thing.
-
-    Attributes:
-        protocol: the family of orders, a key of PROTOCOLS.
-        variant: what tells it from others of the family, such as {"kept": 6, "strategy": "first"}.
-        order: the order, a Pick, or None for a new random permutation in every batch.
-    """
+    """One thing to score: a protocol, an order (see Pick and Orders for what else it can be) and its variant."""
 
     protocol: str
     order: Order | Pick | None
     variant: dict[str, Any] = field(default_factory=dict)
 
 
-# --- Protocols ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Protocol:
+    """A family of orders, and how its scores are shown.
+
+    Attributes:
+        name: the name of its function, with dashes.
+        orders: the function. It gets what it asks for by name of SUPPLIED: ``depth`` (the number of layers), ``draws``
+            (how many random orders stand for a random choice), ``seed``, ``orders`` (those that the user gave) and
+            ``choices`` (the orders from which the images of an instance-wise model choose). Any other parameter is an
+            option of the evaluate command: it needs a type, a default, and a line in the docstring under ``Args``.
+        columns: the table has a column for each value of the variant's first entry, and this is the heading. If empty,
+            the table has a row for each variant.
+        figure: the name of a drawing in ``layershuffle.results.figures.DRAWINGS``, a function of (results, title) that
+            returns a matplotlib figure, or None for no picture. If empty, "lines" for tables with columns, else "bars".
+        picture: the name of the picture's file. Protocols with the same one are drawn into the same picture.
+        label: what the picture calls the protocol.
+        xlabel: what the picture calls the number in the variant.
+        names_layers: whether the orders name layers. Otherwise they name steps of the model's own order, which matters
+            for models that run their layers repeatedly or by halves.
+    """
+
+    name: str
+    orders: Callable[..., Orders]
+    columns: str = ""
+    figure: str | Callable[..., Any] | None = ""
+    picture: str = ""
+    label: str = ""
+    xlabel: str = ""
+    names_layers: bool = False
+
+    @property
+    def options(self) -> list[inspect.Parameter]:
+        """The function's parameters that a user can set."""
+        parameters = inspect.signature(self.orders, eval_str=True).parameters
+        return [parameter for name, parameter in parameters.items() if name not in SUPPLIED]
+
+    @property
+    def description(self) -> str:
+        """The first paragraph of the function's docstring."""
+        return " ".join((inspect.getdoc(self.orders) or "").partition("\n\n")[0].split())
 
 
-def sequential(depth: int, settings: Settings) -> Iterator[Trial]:
+PROTOCOLS: dict[str, Protocol] = {}
+SUPPLIED = ("depth", "draws", "seed", "orders", "choices")
+"""What a protocol's function can ask for that is no option."""
+
+
+def protocol(**shown: Any) -> Callable[[Callable[..., Orders]], Callable[..., Orders]]:
+    """Register a function as a protocol; ``shown`` are the attributes of Protocol that say how it is shown."""
+
+    def register(orders: Callable[..., Orders]) -> Callable[..., Orders]:
+        name = orders.__name__.replace("_", "-")
+        if name in PROTOCOLS and PROTOCOLS[name].orders.__module__ != orders.__module__:
+            raise UserError(f"there is already a protocol named {name}: rename the one in {orders.__module__}")
+        made = Protocol(name, orders, **shown)
+        for option in made.options:
+            if option.empty in (option.default, option.annotation):
+                raise UserError(f"the protocol {name} has an option {option.name}: give it a type and a default")
+        PROTOCOLS[name] = made
+        return orders
+
+    return register
+
+
+def find(name: str) -> Protocol:
+    """The protocol of that name, or at an import path such as ``my_module.backwards``; raises UserError if it isn't."""
+    module, _, function = name.rpartition(".")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"the protocol {name} can't be imported: {error}") from error
+    found = PROTOCOLS.get(function.replace("_", "-"))
+    if not found or (module and found.orders.__module__ != module):
+        advice = f"decorate it with {__name__}.protocol" if module else f"choose from {', '.join(PROTOCOLS)}"
+        raise UserError(f"there is no protocol named {name}: {advice}")
+    return found
+
+
+def trials(
+    protocols: Sequence[str],
+    own: Order | int,
+    draws: int = 10,
+    seed: int = 0,
+    orders: Sequence[Order] = (),
+    choices: Sequence[Order] = (),
+    **options: Any,
+) -> list[Trial]:
+    """Everything that ``protocols`` ask to be scored.
+
+    Args:
+        protocols: names of protocols, or import paths.
+        own: the model's own order, or the depth of a model that runs its layers in sequence.
+        draws: how many random orders stand for a random choice.
+        seed: decides the random orders.
+        orders: orders given one by one.
+        choices: the orders from which the model's images choose, if they do.
+        options: of the protocols; each gets those that it has.
+
+    Raises:
+        UserError: if there is no such protocol or the model can't do what it asks.
+    """
+    own = named.sequential(own) if isinstance(own, int) else own
+    layers = 1 + max(own.layers, default=-1)
+    asked, found = [find(name) for name in protocols], []
+    if unknown := options.keys() - {option.name for known in PROTOCOLS.values() for option in known.options}:
+        raise TypeError(f"no protocol has the option {', '.join(sorted(unknown))}")
+    for wanted in asked:
+        depth = layers if wanted.names_layers else len(own)
+        given = dict(zip(SUPPLIED, (depth, draws, seed, orders, choices)), **options)
+        parameters = inspect.signature(wanted.orders).parameters
+        for order, variant in wanted.orders(**{name: given[name] for name in parameters if name in given}):
+            if isinstance(order, Order) and not wanted.names_layers:
+                order = order.over(own)
+            found.append(Trial(wanted.name, order, variant))
+    if not found:
+        raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
+    return found
+
+
+@protocol(figure=None)
+def sequential(depth: int) -> Orders:
     """The original order."""
-    yield Trial("sequential", named.sequential(depth))
+    yield named.sequential(depth), {}
 
 
-def arbitrary(depth: int, settings: Settings) -> Iterator[Trial]:
+@protocol(figure="overview")
+def arbitrary(depth: int, draws: int, seed: int) -> Orders:
     """Uniformly random permutations: a new one for every batch (the paper's), and some over the whole set each."""
-    yield Trial("arbitrary", None, {"reading": "per batch"})
-    for draw in range(settings.draws):
-        order = named.permutation(depth, seeded(settings.seed, "arbitrary", draw))
-        yield Trial("arbitrary", order, {"reading": "fixed"})
+    yield None, {"reading": "per batch"}
+    for draw in range(draws):
+        yield named.permutation(depth, seeded(seed, "arbitrary", draw)), {"reading": "fixed"}
 
 
-def pruned(depth: int, settings: Settings) -> Iterator[Trial]:
-    """Some layers left out, by each strategy, the others in original and in random sequence."""
-    for kept in settings.keep or sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)}):
-        strategies: dict[str, Callable[..., Order]] = {
-            "first": lambda rng, kept=kept: named.first(kept, depth),
-            "even": lambda rng, kept=kept: named.evenly_spaced(kept, depth),
-            "random": lambda rng, kept=kept: named.random_subset(kept, depth, rng),
-        }
-        for strategy, choose in strategies.items():
-            for sequence in ("original", "random"):
-                variant: dict[str, int | str] = {"kept": kept, "strategy": strategy, "sequence": sequence}
-                draws = 1 if strategy != "random" and sequence == "original" else settings.draws
-                for draw in range(draws):
-                    rng = seeded(settings.seed, "pruned", *variant.values(), draw)
-                    order = choose(rng)
-                    yield Trial("pruned", order if sequence == "original" else order.shuffled(rng), variant)
+@protocol(columns="layers kept", figure="overview")
+def pruned(depth: int, draws: int, seed: int, keep: tuple[int, ...] = ()) -> Orders:
+    """Some layers left out, by each strategy, the others in original and in random sequence.
+
+    Args:
+        keep: numbers of layers to keep (default: quarters of the depth)
+    """
+    for kept in keep or sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)}):
+        for strategy, sequence in itertools.product(("first", "even", "random"), ("original", "random")):
+            variant = {"kept": kept, "strategy": strategy, "sequence": sequence}
+            for draw in range(1 if strategy != "random" and sequence == "original" else draws):
+                rng = seeded(seed, "pruned", kept, strategy, sequence, draw)
+                if strategy == "random":
+                    order = named.random_subset(kept, depth, rng)
+                else:
+                    order = (named.first if strategy == "first" else named.evenly_spaced)(kept, depth)
+                yield order if sequence == "original" else order.shuffled(rng), variant
 
 
-def landscape(depth: int, settings: Settings) -> Iterator[Trial]:
+@protocol(columns="layers kept", figure="scatter")
+def landscape(depth: int) -> Orders:
     """Every choice of layers, in original sequence: 4,095 orders for 12 layers."""
     if depth > 16:
         raise UserError(f"the landscape of {depth} layers has {2**depth - 1:,} orders: it is for models of up to 16")
     for kept in range(1, depth + 1):
         for layers in itertools.combinations(range(depth), kept):
-            yield Trial("landscape", Order(layers), {"kept": kept})
+            yield Order(layers), {"kept": kept}
 
 
-def given(depth: int, settings: Settings) -> Iterator[Trial]:
-    """The orders that the caller names."""
-    for order in settings.orders:
-        yield Trial("given", order, {"order": str(order)})
+@protocol(names_layers=True)
+def given(depth: int, orders: Sequence[Order]) -> Orders:
+    """The orders that the user gives."""
+    for order in orders:
+        yield order, {"order": str(order)}
 
 
-def painters(depth: int, settings: Settings) -> Iterator[Trial]:
-    """The middle layers skipped, repeated, reversed, shuffled, in parallel and looped (arXiv 2407.09298)."""
-    for n in settings.ends or range(max(1, depth // 2)):
+@protocol(columns="layers affected")
+def painters(depth: int, draws: int, seed: int, ends: tuple[int, ...] = (), loops: tuple[int, ...] = (3,)) -> Orders:
+    """The middle layers skipped, repeated, reversed, shuffled, in parallel and looped (arXiv 2407.09298).
+
+    Args:
+        ends: the first N + 1 and the last N layers stay in place (default: every N there is)
+        loops: how often looped-parallel runs its step
+    """
+    for n in ends or range(max(1, depth // 2)):
         affected = len(named.middle(n, depth))
         strategies = {
             "skip": named.skip(n, depth),
@@ -111,94 +220,50 @@ def painters(depth: int, settings: Settings) -> Iterator[Trial]:
             "reverse": named.reverse(n, depth),
             "parallel": named.parallel(n, depth),
         }
-        strategies |= {f"looped-parallel {k}x": named.looped_parallel(n, k, depth) for k in settings.loops}
+        strategies |= {f"looped-parallel {times}x": named.looped_parallel(n, times, depth) for times in loops}
         for strategy, order in strategies.items():
-            yield Trial("painters", order, {"affected": affected, "strategy": strategy})
-        for draw in range(settings.draws):
-            order = named.random_middle(n, depth, seeded(settings.seed, "painters", n, draw))
-            yield Trial("painters", order, {"affected": affected, "strategy": "random"})
+            yield order, {"affected": affected, "strategy": strategy}
+        for draw in range(draws):
+            order = named.random_middle(n, depth, seeded(seed, "painters", n, draw))
+            yield order, {"affected": affected, "strategy": "random"}
 
 
-def ablations(depth: int, settings: Settings) -> Iterator[Trial]:
+@protocol(columns="left out", picture="layers", label="layer left out", xlabel="layer")
+def ablations(depth: int) -> Orders:
     """Each layer left out by itself (arXiv 2406.19384)."""
     for layer in range(depth):
-        yield Trial("ablations", named.ablate(layer, depth), {"layer": layer})
+        yield named.ablate(layer, depth), {"layer": layer}
 
 
-def swaps(depth: int, settings: Settings) -> Iterator[Trial]:
+@protocol(columns="swapped with next", picture="layers", label="layer exchanged with the next", xlabel="layer")
+def swaps(depth: int) -> Orders:
     """Each layer exchanged with the next (arXiv 2406.19384)."""
     for layer in range(depth - 1):
-        yield Trial("swaps", named.swap(layer, layer + 1, depth), {"layer": layer})
+        yield named.swap(layer, layer + 1, depth), {"layer": layer}
 
 
-def swap_matrix(depth: int, settings: Settings) -> Iterator[Trial]:
+@protocol(figure="matrix", label="two layers exchanged", xlabel="layer")
+def swap_matrix(depth: int) -> Orders:
     """Every two layers exchanged; on the diagonal nothing is."""
-    for one in range(depth):
-        for other in range(one, depth):
-            yield Trial("swap-matrix", named.swap(one, other, depth), {"one": one, "other": other})
+    for one, other in itertools.combinations_with_replacement(range(depth), 2):
+        yield named.swap(one, other, depth), {"one": one, "other": other}
 
 
-def sublayers(depth: int, settings: Settings) -> Iterator[Trial]:
+@protocol(figure="lines", xlabel="k attention sublayers first, k feed-forward sublayers last", names_layers=True)
+def sublayers(depth: int, draws: int, seed: int) -> Orders:
     """Attention and feed-forward halves: sandwich orders of every k, and random permutations (arXiv 1911.03864)."""
     for k in range(depth + 1):
-        yield Trial("sublayers", named.sandwich(k, depth), {"strategy": "sandwich", "k": k})
-    for draw in range(settings.draws):
-        order = named.sublayers(depth).shuffled(seeded(settings.seed, "sublayers", draw))
-        yield Trial("sublayers", order, {"strategy": "random"})
+        yield named.sandwich(k, depth), {"strategy": "sandwich", "k": k}
+    for draw in range(draws):
+        yield named.sublayers(depth).shuffled(seeded(seed, "sublayers", draw)), {"strategy": "random"}
 
 
-def instancewise(depth: int, settings: Settings) -> Iterator[Trial]:
+@protocol(figure="choices", names_layers=True)
+def instancewise(depth: int, choices: Sequence[Order]) -> Orders:
     """Each image in the order it chooses, in the best of them, and all in each of them (IOT, arXiv 2103.03457)."""
-    if not settings.choices:
+    if not choices:
         raise UserError("this model's images choose no orders: instancewise is for models trained with model.choices")
-    yield Trial("instancewise", "chosen", {"order": "chosen"})
-    yield Trial("instancewise", "oracle", {"order": "oracle"})
-    for at, order in enumerate(settings.choices, 1):
-        yield Trial("instancewise", order, {"order": f"{at} of {len(settings.choices)}"})
-
-
-Protocol = Callable[[int, Settings], Iterable[Trial]]
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.__name__.replace("_", "-"): protocol
-    for protocol in (
-        sequential,
-        arbitrary,
-        pruned,
-        landscape,
-        given,
-        painters,
-        ablations,
-        swaps,
-        swap_matrix,
-        sublayers,
-        instancewise,
-    )
-}
-LAYERWISE = ("given", "sublayers", "instancewise")
-"""The protocols whose orders name layers; the others speak of the steps of the model's own order."""
-
-
-def trials(protocols: Sequence[str], own: Order | int, settings: Settings) -> list[Trial]:
-    """Everything that ``protocols`` ask to be scored.
-
-    Args:
-        protocols: keys of PROTOCOLS.
-        own: the model's own order, or the depth of a model that runs its layers in sequence.
-        settings: what the protocols may ask for.
-
-    Raises:
-        UserError: (a ValueError) if there is no such protocol or the model can't do what it asks.
-    """
-    if unknown := [name for name in protocols if name not in PROTOCOLS]:
-        raise UserError(f"there is no protocol named {unknown[0]}: choose from {', '.join(PROTOCOLS)}")
-    own = named.sequential(own) if isinstance(own, int) else own
-    layers = 1 + max(own.layers, default=-1)
-    found: list[Trial] = []
-    for name in protocols:
-        for trial in PROTOCOLS[name](layers if name in LAYERWISE else len(own), settings):
-            if isinstance(trial.order, Order) and name not in LAYERWISE:
-                trial = replace(trial, order=trial.order.over(own))
-            found.append(trial)
-    if found:
-        return found
-    raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
+    yield "chosen", {"order": "chosen"}
+    yield "oracle", {"order": "oracle"}
+    for number, order in enumerate(choices, 1):
+        yield order, {"order": f"{number} of {len(choices)}"}

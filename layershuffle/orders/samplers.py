@@ -1,6 +1,8 @@
 """Samplers: each draws the order of a training step."""
 
+import inspect
 import random
+from collections.abc import Callable
 
 from layershuffle.errors import UserError
 from layershuffle.orders.named import first, permutation, sequential
@@ -8,24 +10,42 @@ from layershuffle.orders.order import Order, seeded
 
 
 class OrderSampler:
-    """Draws the order of a training step. A subclass says how in ``sample`` and names itself in ``method``."""
+    """Draws the order of a training step. A subclass says how in ``sample``.
+
+    Attributes:
+        method: the sampler's name in results.
+    """
 
     method: str
 
-    def sample(self, depth: int, rng: random.Random) -> Order:
-        """An order for a model of ``depth`` layers, random by ``rng`` alone."""
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        """An order for a model of ``depth`` layers.
+
+        Args:
+            depth: the number of layers.
+            rng: the only source of randomness. Use nothing of it but ``rng.random()``, whose numbers Python guarantees.
+            progress: the share of the planned training steps that are done, from 0 to 1; 0 where the plan is unknown.
+                A subclass that doesn't look at it may leave it out.
+        """
         raise NotImplementedError
 
-    def draw(self, depth: int, seed: int, step: int, rank: int = 0) -> Order:
+    def draw(self, depth: int, seed: int, step: int, rank: int = 0, progress: float = 0.0) -> Order:
         """The order of training step ``step`` on process ``rank``: a function of these arguments alone."""
-        return self.sample(depth, seeded(seed, step, rank))
+        return call(self.sample, depth, seeded(seed, step, rank), progress)
 
-    def at_validation(self, depth: int, rng: random.Random) -> Order:
+    def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         """The order whose validation loss selects the model to keep; by default one drawn as in training."""
-        return self.sample(depth, rng)
+        return call(self.sample, depth, rng, progress)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+
+def call(method: Callable[..., Order], depth: int, rng: random.Random, progress: float) -> Order:
+    """Call a sampler's ``sample`` or ``at_validation``, whose authors may have left out the progress."""
+    if "progress" in inspect.signature(method).parameters:
+        return method(depth, rng, progress=progress)
+    return method(depth, rng)
 
 
 class Sequential(OrderSampler):
@@ -33,7 +53,7 @@ class Sequential(OrderSampler):
 
     method = "baseline"
 
-    def sample(self, depth: int, rng: random.Random) -> Order:
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         return sequential(depth)
 
 
@@ -42,7 +62,7 @@ class Shuffle(OrderSampler):
 
     method = "layershuffle"
 
-    def sample(self, depth: int, rng: random.Random) -> Order:
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         return permutation(depth, rng)
 
 
@@ -60,10 +80,10 @@ class LayerDrop(OrderSampler):
             raise UserError(f"LayerDrop's p is a probability from 0 to below 1, not {p}")
         self.p = p
 
-    def sample(self, depth: int, rng: random.Random) -> Order:
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         return Order(layer for layer in range(depth) if rng.random() >= self.p)
 
-    def at_validation(self, depth: int, rng: random.Random) -> Order:
+    def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         # Like every dropout it is off when the model is validated.
         return sequential(depth)
 
@@ -78,5 +98,5 @@ class FirstLayers(OrderSampler):
     def method(self) -> str:  # type: ignore[override]
         return f"reduced-depth-{self.k}"
 
-    def sample(self, depth: int, rng: random.Random) -> Order:
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         return first(self.k, depth)

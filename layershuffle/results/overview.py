@@ -10,20 +10,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from layershuffle.files import write_whole
-from layershuffle.results.figures import COLOURS, STRATEGIES, by_kept, shown_by
+from layershuffle.results import tables
+from layershuffle.results.figures import COLOURS, STRATEGIES, by_kept, plots
 from layershuffle.results.record import Results, summarise
 
 SEQUENCES: dict[str, Any] = {"original": "-", "random": "--"}
 
 
 def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
-    """Every picture that ``results`` fill, beside the results file ``output``; where each went, by name."""
-    found = {study.name: study for study in shown_by(results)}
-    protocols = {score.protocol for score in results.scores} - ({"pruned"} if "depth" in found else set())
-    names = ["overview"] * (not found or bool(protocols & {"arbitrary", "pruned"})) + [*found]
-    paths = {name: output.with_suffix(f".{name}.png" if at else ".png") for at, name in enumerate(names)}
+    """Every picture that ``results`` fill, beside the results file ``output``; returns where each went, by name."""
+    found = {plot.name: plot.draw for plot in plots(results)}
+    covered = {name for plot in plots(results) for name in plot.protocols}
+    if not found or any(p.figure == "overview" and p.name not in covered for p in tables.shown(results)):
+        found = {"overview": lambda results, title: overview([results], title), **found}
+    paths = {name: output.with_suffix(f".{name}.png" if index else ".png") for index, name in enumerate(found)}
     for name, path in paths.items():
-        save(found[name].draw(results, title) if name in found else overview([results], title), path)
+        save(found[name](results, title), path)
     return paths
 
 
@@ -37,10 +39,10 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     strategies = list(dict.fromkeys(s.variant["strategy"] for r in several for s in r.scores if s.protocol == "pruned"))
     figure = Figure(figsize=(max(6.4, 4.2 + 3.2 * len(strategies)), 4.4), layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, 1 + len(strategies), sharey=True, squeeze=False)[0])
-    for at, results in enumerate(several):
-        _full_depth(axes[0], results, at, len(several))
+    for index, results in enumerate(several):
+        _full_depth(axes[0], results, index, len(several))
         for axis, strategy in zip(axes[1:], strategies):
-            _pruned(axis, results, strategy, COLOURS[at % len(COLOURS)])
+            _pruned(axis, results, strategy, COLOURS[index % len(COLOURS)])
     for axis in axes:
         for results in several:
             axis.axhline(100 / results.model["config"]["num_classes"], color="grey", linewidth=0.8, linestyle=":")
@@ -50,7 +52,7 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     axes[0].set_xticks([0, 1], ["sequential\norder", "arbitrary\norders"])
     for axis, strategy in zip(axes[1:], strategies):
         axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
-    handles = [Line2D([], [], color=COLOURS[at % len(COLOURS)], lw=4, label=r.label) for at, r in enumerate(several)]
+    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=4, label=r.label) for i, r in enumerate(several)]
     if strategies:
         handles += [
             Line2D([], [], color="grey", linestyle=style, label=f"in {sequence} sequence")
@@ -62,16 +64,16 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     return figure
 
 
-def _full_depth(axis: Axes, results: Results, at: int, models: int) -> None:
+def _full_depth(axis: Axes, results: Results, index: int, models: int) -> None:
     width = 0.8 / models
     for column, protocol in enumerate(("sequential", "arbitrary")):
         scores = [score for score in results.scores if score.protocol == protocol]
         if not scores:
             continue
-        x = column - 0.4 + (at + 0.5) * width
+        x = column - 0.4 + (index + 0.5) * width
         fixed = [score for score in scores if score.order is not None] or scores
         mean, best = 100 * summarise(score.top1 for score in fixed).mean, 100 * max(score.top1 for score in scores)
-        colour = COLOURS[at % len(COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         axis.bar(x, mean, 0.92 * width, color=colour, alpha=0.85)
         axis.annotate(f"{mean:.1f}", (x, best), (0, 4), textcoords="offset points", ha="center", fontsize=7)
         if len(scores) > 1:
@@ -84,14 +86,8 @@ def _pruned(axis: Axes, results: Results, strategy: str, colour: str) -> None:
         points = list(by_kept(results, strategy, sequence))
         kept = [k for k, _ in points]
         axis.plot(kept, [100 * s.mean for _, s in points], style, color=colour, marker=".")
-        axis.fill_between(
-            kept,
-            [100 * s.min for _, s in points],
-            [100 * s.max for _, s in points],
-            color=colour,
-            alpha=0.12,
-            linewidth=0,
-        )
+        low, high = [100 * s.min for _, s in points], [100 * s.max for _, s in points]
+        axis.fill_between(kept, low, high, color=colour, alpha=0.12, linewidth=0)
         axis.set_xticks(kept)
 
 

@@ -6,6 +6,7 @@ from statistics import fmean
 from rich import box
 from rich.table import Table
 
+from layershuffle.orders.protocols import PROTOCOLS, Protocol
 from layershuffle.results.record import Results, Score, Summary, summarise
 
 Rows = list[list[str]]
@@ -18,30 +19,35 @@ def percent(summary: Summary) -> str:
     return f"{100 * summary.mean:.2f}{spread}"
 
 
-GRIDS = {
-    "pruned": "layers kept",
-    "landscape": "layers kept",
-    "painters": "layers affected",
-    "ablations": "left out",
-    "swaps": "swapped with next",
-    "swap-matrix": "",
-}
-"""The protocols that are tabulated by the first entry of their variant, and what it is ("": no table but a plot)."""
+def shown(results: Results) -> list[Protocol]:
+    """The protocols of the scores, as they are registered.
+
+    One that isn't, such as a user's own, gets columns if the first entry of its variants is a number.
+    """
+    first = {score.protocol: score.variant for score in reversed(results.scores)}
+    known = [protocol for name, protocol in PROTOCOLS.items() if name in first]
+    for name, variant in first.items():
+        if name not in PROTOCOLS:
+            key, value = next(iter(variant.items()), ("", None))
+            known.append(Protocol(name, lambda: iter(()), columns=key if isinstance(value, (int, float)) else ""))
+    return known
 
 
 def of(results: Results) -> dict[str, tuple[list[str], Rows]]:
-    """One model: every table that its results fill, by name: "orders" and the protocols of GRIDS."""
-    found = {"orders": full_depth(results)} | {name: grid(results, name) for name, what in GRIDS.items() if what}
+    """One model: every table that its results fill, by name: "orders", and each protocol that has columns."""
+    found = {"orders": full_depth(results)}
+    found |= {protocol.name: grid(results, protocol) for protocol in shown(results) if protocol.columns}
     return {name: table for name, table in found.items() if table[1]}
 
 
 def full_depth(results: Results) -> tuple[list[str], Rows]:
-    """One model: everything measured for each group of orders but those of GRIDS."""
+    """One model: everything measured for each group of orders, but those of protocols with columns or a matrix."""
+    elsewhere = {protocol.name for protocol in shown(results) if protocol.columns or protocol.figure == "matrix"}
     predicts = any(score.position_accuracy is not None for score in results.scores)
     chooses = any(score.chosen is not None for score in results.scores)
     rows = []
     for group, scores in results.groups().items():
-        if group[0] in GRIDS:
+        if group[0] in elsewhere:
             continue
         top1 = summarise(score.top1 for score in scores)
         losses = [score.loss for score in scores if score.loss is not None]
@@ -55,23 +61,13 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
         if chooses:
             row.append("" if scores[0].chosen is None else f"{100 * scores[0].chosen:.1f}")
         rows.append(row)
-    return [
-        "order",
-        "n",
-        "top-1 %",
-        "min",
-        "max",
-        "±95%",
-        "top-5",
-        "loss",
-        *["pos. %"] * predicts,
-        *["chosen %"] * chooses,
-    ], rows
+    header = ["order", "n", "top-1 %", "min", "max", "±95%", "top-5", "loss"]
+    return header + ["pos. %"] * predicts + ["chosen %"] * chooses, rows
 
 
-def grid(results: Results, protocol: str) -> tuple[list[str], Rows]:
-    """One model: top-1 accuracy under a protocol of GRIDS, one column a number of layers, one row a strategy."""
-    cells = {group[1:]: scores for group, scores in results.groups().items() if group[0] == protocol}
+def grid(results: Results, protocol: Protocol) -> tuple[list[str], Rows]:
+    """One model: top-1 accuracy, a column for each value of the variant's first entry, a row for each of the rest."""
+    cells = {group[1:]: scores for group, scores in results.groups().items() if group[0] == protocol.name}
     columns = sorted({column for column, *_ in cells})
     rows = []
 
@@ -82,7 +78,7 @@ def grid(results: Results, protocol: str) -> tuple[list[str], Rows]:
 
     for rest in dict.fromkeys(group[1:] for group in cells):
         rows.append([_strategy(*rest) or "top-1 %"] + [cell(cells.get((column, *rest))) for column in columns])
-    return [GRIDS[protocol], *map(str, columns)], rows
+    return [protocol.columns, *map(str, columns)], rows
 
 
 def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], Rows]:

@@ -22,7 +22,7 @@ from layershuffle.models.create import create_model
 from layershuffle.models.model import Head, Output
 from layershuffle.models.position import Position
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.samplers import OrderSampler, Shuffle
+from layershuffle.orders.samplers import OrderSampler, Shuffle, call
 from layershuffle.training.distributed import idle_parameters, is_sharded, joined, orders_per_process, shard
 from layershuffle.training.finite import FirstBadStep, all_finite
 from layershuffle.training.instancewise import InstanceWise, expected_loss
@@ -41,6 +41,8 @@ def method_name(sampler: OrderSampler, position: Position, order: str | None = N
 
     An ``order`` of the model's own is named after it: ``baseline on cycle(6)``.
     """
+    if not isinstance(getattr(sampler, "method", None), str):
+        raise UserError(f'the sampler {type(sampler).__name__} has no name: set method = "its-name" in its class')
     name = sampler.method + {"none": "", "encode": "-position", "predict": "-predict"}[position]
     return f"{name} on {order}" if order else name
 
@@ -128,7 +130,9 @@ class FineTuner(pl.LightningModule):
         self._bad = FirstBadStep()
         if warmup_steps < 0:
             raise UserError(f"warmup_steps is a number of steps from 0 up, not {warmup_steps}")
-        self.draw(0)  # an order the model can't run should fail here, not after the data
+        # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
+        method_name(sampler, position)
+        self.draw(0)
         if compile:
             self.model.compile()
 
@@ -144,7 +148,18 @@ class FineTuner(pl.LightningModule):
 
     def draw(self, step: int, rank: int = 0) -> Order:
         """The order of training step ``step`` on process ``rank``, of the steps of the model's own order."""
-        return self.sampler.draw(len(self.model.order), self.seed, step, rank).over(self.model.order)
+        order = self.sampler.draw(len(self.model.order), self.seed, step, rank, self._progress(step))
+        return order.over(self.model.order)
+
+    _planned_steps: float = 0
+
+    def on_train_start(self) -> None:
+        """Note how many steps the whole training takes. Asked for any earlier, workers would read ahead too soon."""
+        self._planned_steps = self.trainer.estimated_stepping_batches
+
+    def _progress(self, step: int) -> float:
+        """The share of the planned steps that are done at ``step``, from 0 to 1, or 0 where there is no plan."""
+        return min(1.0, step / self._planned_steps) if self._planned_steps > 0 else 0.0
 
     def setup(self, stage: str) -> None:
         """Settle which processes draw orders; raises UserError if the strategy can't do what is asked."""
@@ -234,10 +249,11 @@ class FineTuner(pl.LightningModule):
         if not len(labels) and not is_sharded(self.trainer.strategy):
             return  # the last batch can have fewer images than there are processes
         own, key = self.model.order, (self.seed, "validation", batch_idx)
+        progress = self._progress(self.global_step)
         orders = {
             "sequential": own,
             "arbitrary": own.shuffled(seeded(*key)),
-            "val": self.sampler.at_validation(len(own), seeded(*key)).over(own),
+            "val": call(self.sampler.at_validation, len(own), seeded(*key), progress).over(own),
         }
         outputs: dict[Order, Output] = {order: self.model(images, order) for order in set(orders.values())}
         found = {kind: self._accuracy(outputs[orders[kind]], labels) for kind in ("sequential", "arbitrary")}

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from layershuffle.evaluation.scoring import evaluate, outputs
 from layershuffle.orders.named import permutation, sequential
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.protocols import PROTOCOLS, Settings, Trial, trials
+from layershuffle.orders.protocols import PROTOCOLS, Trial, trials
 
 SEVERAL = [
     "0 1 2 3", "0 1", "0 1 3 2", "", "3", "0 1 2 3 0", "(0|1) 2", "(0|1)*2", "0a 1 0f", "0 1", "2 2 2",
@@ -157,21 +157,21 @@ def test_orders_that_cannot_run_fail_before_the_first_batch(small):
 
 
 def test_protocols():
-    settings = Settings(draws=5, keep=(2, 4), orders=(Order("3 (1|2)"),), seed=1)
+    settings = {"draws": 5, "keep": (2, 4), "orders": (Order("3 (1|2)"),), "seed": 1}
     assert list(PROTOCOLS)[:5] == ["sequential", "arbitrary", "pruned", "landscape", "given"]
-    assert trials(["sequential"], 4, settings) == [Trial("sequential", sequential(4))]
-    (per_batch, *fixed) = trials(["arbitrary"], 12, settings)
+    assert trials(["sequential"], 4, **settings) == [Trial("sequential", sequential(4))]
+    (per_batch, *fixed) = trials(["arbitrary"], 12, **settings)
     assert per_batch == Trial("arbitrary", None, {"reading": "per batch"})
     assert len({trial.order for trial in fixed}) == 5
     assert all(sorted(trial.order) == list(sequential(12)) for trial in fixed)
-    assert trials(["given"], 4, settings) == [Trial("given", Order("3 (1|2)"), {"order": "3 (1|2)"})]
-    assert trials(["arbitrary"], 12, settings) == trials(["arbitrary"], 12, settings)
-    assert trials(["arbitrary"], 12, settings) != trials(["arbitrary"], 12, Settings(draws=5, seed=2))
+    assert trials(["given"], 4, **settings) == [Trial("given", Order("3 (1|2)"), {"order": "3 (1|2)"})]
+    assert trials(["arbitrary"], 12, **settings) == trials(["arbitrary"], 12, **settings)
+    assert trials(["arbitrary"], 12, **settings) != trials(["arbitrary"], 12, draws=5, seed=2)
 
 
 def test_pruned_orders_by_every_strategy_in_both_sequences():
     by_variant = {}
-    for trial in trials(["pruned"], 12, Settings(draws=5, keep=(3, 6))):
+    for trial in trials(["pruned"], 12, draws=5, keep=(3, 6)):
         by_variant.setdefault(tuple(trial.variant.values()), []).append(trial.order)
     assert by_variant.keys() == {
         (k, strategy, sequence)
@@ -188,13 +188,13 @@ def test_pruned_orders_by_every_strategy_in_both_sequences():
         assert all(in_sequence) if sequence == "original" else not all(in_sequence)
     for order in by_variant[3, "first", "random"]:
         assert order.layers == {0, 1, 2}
-    assert [t.variant["kept"] for t in trials(["pruned"], 4, Settings(draws=1))][::6] == [1, 2, 3, 4]
+    assert [t.variant["kept"] for t in trials(["pruned"], 4, draws=1)][::6] == [1, 2, 3, 4]
 
 
 def test_protocols_that_ask_too_much():
     with pytest.raises(ValueError, match="no protocol named shuffled: choose from sequential"):
-        trials(["shuffled"], 12, Settings())
+        trials(["shuffled"], 12)
     with pytest.raises(ValueError, match="nothing to score"):
-        trials(["given"], 12, Settings())
+        trials(["given"], 12)
     with pytest.raises(ValueError, match="13 layers can't be kept of 12"):
-        trials(["pruned"], 12, Settings(keep=(13,)))
+        trials(["pruned"], 12, keep=(13,))

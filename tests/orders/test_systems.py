@@ -1,12 +1,14 @@
 """The systems around LayerShuffle against their definitions written out by hand for few layers."""
 
+import inspect
+
 import pytest
 import torch
 
 import layershuffle
 from layershuffle.orders.named import NAMED, middle, parse_order, random_middle, sequential
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.protocols import Settings, trials
+from layershuffle.orders.protocols import trials
 from layershuffle.orders.samplers import LayerDrop, Shuffle
 from layershuffle.training.module import FineTuner
 
@@ -117,7 +119,8 @@ def test_orders_over_the_steps_of_another():
 def test_every_named_order_is_one_of_the_model(small, images):
     model, numbers = small(depth=4), {"n": 1, "k": 2, "visits": 8, "times": 2, "one": 0, "other": 3, "layer": 2}
     for name, function in NAMED.items():
-        wanted = [numbers[word] for word in function.__code__.co_varnames[: function.__code__.co_argcount - 1]]
+        *words, _ = inspect.signature(function).parameters
+        wanted = [numbers[word] for word in words]
         order = parse_order(f"{name}({','.join(map(str, wanted))})", model.order)
         assert torch.isfinite(model(images, order).logits).all()
 
@@ -127,7 +130,7 @@ def test_every_named_order_is_one_of_the_model(small, images):
 
 def by_variant(protocol, depth, **settings):
     found = {}
-    for trial in trials([protocol], depth, Settings(**settings)):
+    for trial in trials([protocol], depth, **settings):
         found.setdefault(tuple(trial.variant.values()), []).append(trial.order)
     return found
 
@@ -142,7 +145,7 @@ def test_painters_sweep_every_n():
     assert all(len(found[affected, "random"]) == 4 for affected in (1, 3, 5))
     assert by_variant("painters", 6, ends=(1,)).keys() == by_variant("painters", 6, ends=(1, 1)).keys()
     with pytest.raises(ValueError, match="with n = 3, 6 layers have no middle"):
-        trials(["painters"], 6, Settings(ends=(1, 3)))
+        trials(["painters"], 6, ends=(1, 3))
 
 
 def test_swaps_and_ablations_count_up():
@@ -164,15 +167,15 @@ def test_sublayer_protocol():
 
 def test_protocols_speak_of_the_steps_of_the_own_order():
     own = parse_order("cycle-rev(6)", sequential(3))
-    assert [t.order for t in trials(["sequential"], own, Settings())] == [own]
-    first, *_ = trials(["pruned"], own, Settings(draws=1, keep=(4,)))
+    assert [t.order for t in trials(["sequential"], own)] == [own]
+    first, *_ = trials(["pruned"], own, draws=1, keep=(4,))
     assert first.order == Order("0 1 2 2")
-    for trial in trials(["arbitrary"], own, Settings(draws=3))[1:]:
+    for trial in trials(["arbitrary"], own, draws=3)[1:]:
         assert sorted(trial.order) == sorted(own)
-    assert [t.order for t in trials(["ablations"], own, Settings())][3] == Order("0 1 2 1 0")
-    given = trials(["given"], own, Settings(orders=(Order("2 1"),)))
+    assert [t.order for t in trials(["ablations"], own)][3] == Order("0 1 2 1 0")
+    given = trials(["given"], own, orders=(Order("2 1"),))
     assert given[0].order == Order("2 1")
-    assert trials(["sublayers"], own, Settings(draws=1))[0].order == Order("0a 0f 1a 1f 2a 2f")
+    assert trials(["sublayers"], own, draws=1)[0].order == Order("0a 0f 1a 1f 2a 2f")
 
 
 # --- Models whose own order repeats layers or halves them ---------------------------------------------------

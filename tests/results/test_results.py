@@ -8,6 +8,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from layershuffle.files import write_whole
+from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.results import overview as plots
 from layershuffle.results import tables
 from layershuffle.results.record import Results, Score, summarise
@@ -110,7 +111,7 @@ def test_tables():
     assert rows[0][:5] == ["sequential", "1", "90.00", "90.00", "90.00"]
     assert rows[2][:5] == ["arbitrary, fixed", "2", "75.00 (7.07)", "70.00", "80.00"]
     assert len(rows) == 3
-    header, rows = tables.grid(results(), "pruned")
+    header, rows = tables.grid(results(), PROTOCOLS["pruned"])
     assert header == ["layers kept", "1", "2"]
     assert rows[0] == ["first", "11.00 (1.00)", "21.00 (1.00)"]
     assert [row[0] for row in rows] == ["first", "first, shuffled", "random", "random, shuffled"]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from layershuffle.evaluation.scoring import _picked, evaluate
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.protocols import Settings, trials
+from layershuffle.orders.protocols import trials
 from layershuffle.training.instancewise import InstanceWise, choice_losses, expected_loss
 
 CHOICES = ["sequential", "3 2 1 0", "0 (1|2) 3"]
@@ -100,8 +100,7 @@ def test_the_temperature_falls_to_its_end():
 def test_scores_of_choice_and_oracle_by_counting(choosy, many):
     labels = torch.randint(5, (40,), generator=torch.Generator().manual_seed(3))
     batches = DataLoader(list(zip(many, labels)), 16)
-    settings = Settings(choices=choosy.choice.orders)
-    to_score = trials(["sequential", "instancewise"], choosy.order, settings)
+    to_score = trials(["sequential", "instancewise"], choosy.order, choices=choosy.choice.orders)
     sequential, chosen, oracle, *single = evaluate(
         choosy, nn.Identity(), batches, to_score, Fabric(accelerator="cpu", devices=1)
     )
@@ -142,4 +141,4 @@ def test_choices_that_cannot_be(small):
     with pytest.raises(ValueError, match="can't predict positions"):
         small(choices=CHOICES, position="predict")
     with pytest.raises(ValueError, match="is for models trained with model.choices"):
-        trials(["instancewise"], 4, Settings())
+        trials(["instancewise"], 4)
