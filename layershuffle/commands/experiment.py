@@ -47,7 +47,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--jobs", type=int | None, default=None, help="cells at a time (default: one per GPU, or per core up to four)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the cells, what is missing and an estimate")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and which are missing")
     parser.add_argument(
         "--slurm",
         type=dict[str, Any] | None,

@@ -1,4 +1,4 @@
-"""What the steps of an order leave behind, and how long they take."""
+"""How alike the activations after each step are, and how long orders take."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ def cosine_similarities(
     fabric: Fabric,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """How alike the activations after every two steps of the model's own order are (arXiv 2407.09298).
+    """How alike the activations after each two steps of the model's own order are (arXiv 2407.09298).
 
     The cosine of a token after one step with the same token after the other, averaged over tokens and images.
 
@@ -54,8 +54,9 @@ def cosine_similarities(
 def seconds_per_image(model: OrderedViT, images: Tensor, orders: Sequence[Order], repeats: int = 10) -> list[float]:
     """How long one image of the batch ``images`` takes in each of ``orders``, from the pixels to the logits.
 
-    images: [batch, channels, height, width], preprocessed, on the model's device. The shortest of ``repeats``, as what
-    else the machine does can only add to it; they take turns with the orders, so that all see the same machine.
+    images: [batch, channels, height, width], preprocessed, on the model's device. Returns the shortest of ``repeats``
+    times, because other work on the machine can only add to it. The orders take turns, so that all of them are timed
+    under the same conditions.
     """
     took: list[list[float]] = [[] for _ in orders]
     for repeat in range(repeats + 1):

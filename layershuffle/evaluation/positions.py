@@ -36,20 +36,20 @@ def visits(
     """
     model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
     orders = []
-    for at in range(len(images)):  # type: ignore[arg-type]
-        order = model.order.shuffled(seeded(seed, "analysis", at))
+    for index in range(len(images)):  # type: ignore[arg-type]
+        order = model.order.shuffled(seeded(seed, "analysis", index))
         with fabric.autocast():
-            state = model.embed(preprocess(images[at][0][None].to(fabric.device)))
+            state = model.embed(preprocess(images[index][0][None].to(fabric.device)))
             for position, step in enumerate(order):
                 before = state.tokens[0]
                 state, _ = model.run_step(state, step, position)
-                visit(at, step[0].layer, position, before.float(), state.tokens[0].float())
+                visit(index, step[0].layer, position, before.float(), state.tokens[0].float())
         orders.append(str(order))
     return orders
 
 
 def contribution(before: Tensor, after: Tensor) -> float:
-    """How much a layer changes the class token: the L2 norm of the change over that of the token that it got.
+    """How much a layer changes the class token: the L2 norm of the change over the norm of the token before.
 
     before, after: [tokens, dim], the class token first.
     """
@@ -57,11 +57,7 @@ def contribution(before: Tensor, after: Tensor) -> float:
 
 
 def project(outputs: Tensor, seed: int) -> Tensor:
-    """UMAP of ``outputs`` [images, features] to the plane, float32 [images, 2].
-
-    Raises:
-        UserError: (a ValueError) if umap-learn is not installed.
-    """
+    """UMAP of ``outputs`` [images, features] to the plane, float32 [images, 2]; needs umap-learn."""
     try:
         import umap
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Scores orders: protocols name the orders, one runner scores them all on one pass over the data."""
+"""Scores all the orders that protocols ask for in one pass over the data."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,10 +21,10 @@ from layershuffle.results.record import Score
 
 
 def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Iterator[tuple[Order, Output]]:
-    """Run a batch in each of ``orders``; what orders begin with in common is computed once.
+    """Run a batch in each of ``orders``; a beginning that orders share is computed once.
 
     The orders are walked depth first as a trie over their steps, so that besides ``images`` only one activation
-    per depth is held. Each output equals ``model(images, order)``; they come in the trie's sequence.
+    per depth is held. Each output equals ``model(images, order)``. They come in the trie's sequence.
     """
     yield from _descend(model, model.embed(images), [], sorted(set(orders), key=lambda order: order.steps))
 
@@ -32,7 +32,7 @@ def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Itera
 def _descend(
     model: OrderedViT, state: State, position_logits: list[Tensor | None], orders: list[Order]
 ) -> Iterator[tuple[Order, Output]]:
-    """``orders``: sorted, all of which have run their first len(position_logits) steps, which led to ``state``."""
+    """Run the rest of ``orders``, sorted, whose first len(position_logits) steps are the same and led to ``state``."""
     while orders:
         position = len(position_logits)
         if len(orders[0]) == position:
@@ -42,15 +42,15 @@ def _descend(
         step = orders[0][position]
         same = sum(order[position] == step for order in orders)
         after, step_logits = model.run_step(state, step, position)
-        if same == len(orders):  # nothing else begins here, so this state can go
+        if same == len(orders):  # No other order goes on from this state, so it needn't be kept.
             state, position_logits = after, [*position_logits, step_logits]
         else:
             yield from _descend(model, after, [*position_logits, step_logits], orders[:same])
             orders = orders[same:]
 
 
-class Tally(Metric):
-    """Top-1 and top-5 accuracy, cross-entropy and position accuracy of ``count`` trials, summed on the device."""
+class OrderMetrics(Metric):
+    """Top-1 and top-5 accuracy, cross-entropy and position accuracy of ``count`` orders, summed on the device."""
 
     full_state_update = False
     images: Tensor
@@ -67,13 +67,15 @@ class Tally(Metric):
             self.add_state(name, torch.zeros(count, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, first: int, outputs: Sequence[Output], labels: Tensor) -> None:
-        """Add a batch to the trials from number ``first`` on, one output each; labels: int64 [batch]."""
+        """Add a batch's outputs to the orders from number ``first`` on, one output each; labels: int64 [batch]."""
         rows = slice(first, first + len(outputs))
         logits = torch.stack([output.logits for output in outputs]).float()
         best = logits.topk(min(5, logits.shape[-1])).indices == labels.unsqueeze(1)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
         self.images[rows] += len(labels)
-        self.top1[rows] += (logits.argmax(dim=-1) == labels).sum(dim=1)  # topk promises no first of equals
+        self.top1[rows] += (logits.argmax(dim=-1) == labels).sum(
+            dim=1
+        )  # not best[..., 0]: topk may sort equal logits otherwise
         self.top5[rows] += best.sum(dim=(1, 2))
         self.loss[rows] += losses.view(len(outputs), -1).sum(dim=1)
         for row, (_, position_logits) in enumerate(outputs, first):
@@ -84,14 +86,16 @@ class Tally(Metric):
                 self.positions_right[row] += (predicted == held[:, None]).sum()
 
     def compute(self) -> list[dict[str, Any]]:
-        """The scores of each trial as plain numbers."""
+        """The scores of each order as plain numbers."""
         counts = (self.images, self.top1, self.top5, self.loss, self.positions, self.positions_right)
         return [
             {
                 "images": images,
                 "top1": top1 / images,
                 "top5": top5 / images,
-                "loss": float(f"{loss / images:.7g}") if math.isfinite(loss) else None,  # all that a float32 sum says
+                "loss": float(f"{loss / images:.7g}")
+                if math.isfinite(loss)
+                else None,  # the precision of a float32 sum
                 "position_accuracy": right / positions if positions else None,
             }
             for images, top1, top5, loss, positions, right in zip(*(count.tolist() for count in counts))
@@ -99,7 +103,8 @@ class Tally(Metric):
 
 
 COUNTED_AT_ONCE = 1 << 22
-"""Numbers in the outputs that wait to be counted together; one by one, small models would mostly count."""
+"""Outputs are collected up to this many numbers and counted together, because counting each alone would take longer than
+small models do."""
 
 
 @torch.inference_mode()
@@ -117,15 +122,15 @@ def evaluate(
     Args:
         model: any model; it is moved to the device of ``fabric`` and put in evaluation mode.
         preprocess: makes the model's input from the batch's uint8 images, on the device.
-        batches: of (uint8 images [batch, channels, height, width], int64 labels [batch]); of several processes each has
-            its part, and all return the scores of all images.
+        batches: of (uint8 images [batch, channels, height, width], int64 labels [batch]). Each of several processes has
+            a part of the images, and all return the scores of all images.
         to_score: see ``trials``.
         fabric: the device and the precision.
         seed: decides the orders that are new in every batch.
         on_output: called after each order of each batch, for a progress bar.
 
     Raises:
-        UserError: (a ValueError) before the first batch, if the model can't run one of the orders.
+        UserError: before the first batch, if the model can't run one of the orders.
     """
     fixed = sorted({trial.order for trial in to_score if isinstance(trial.order, Order)}, key=lambda order: order.steps)
     for order in fixed:
@@ -133,28 +138,28 @@ def evaluate(
     model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
     others = [kind for kind in (None, *get_args(Pick)) if any(trial.order == kind for trial in to_score)]
     rows: dict[Order | Pick | None, int] = {order: row for row, order in enumerate([*fixed, *others])}
-    tally = Tally(len(rows)).to(fabric.device)
+    metrics = OrderMetrics(len(rows)).to(fabric.device)
     picks = [pick for pick in others if pick]
     choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
     chosen = torch.zeros(len(choices), device=fabric.device)
-    for at, (images, labels) in enumerate(batches):
+    for index, (images, labels) in enumerate(batches):
         if not len(labels):
-            continue  # other processes have the last images
+            continue  # The last batch can have fewer images than there are processes.
         images, labels = (part.to(fabric.device, non_blocking=True) for part in (images, labels))
         images = preprocess(images)
-        fresh = model.order.shuffled(seeded(seed, "per batch", at)) if None in rows else None
+        fresh = model.order.shuffled(seeded(seed, "per batch", index)) if None in rows else None
         waiting: list[Output] = []
         counted = 0
         by_choice: dict[Order, Tensor] = {}
         with fabric.autocast():
             for order, output in outputs(model, images, [*fixed, *choices, *([fresh] if fresh else [])]):
-                if order in rows:  # they come in the sequence of the rows
+                if order in rows:  # outputs come in the sequence of the rows
                     waiting.append(output)
                     if order == fixed[-1] or len(waiting) * _size(output) >= COUNTED_AT_ONCE:
-                        tally.update(counted, waiting, labels)
+                        metrics.update(counted, waiting, labels)
                         counted, waiting = counted + len(waiting), []
                 if order == fresh:
-                    tally.update(rows[None], [output], labels)
+                    metrics.update(rows[None], [output], labels)
                 if order in choices:
                     by_choice[order] = output.logits.float()
                 on_output()
@@ -164,9 +169,9 @@ def evaluate(
                 chosen += picked["chosen"].bincount(minlength=len(choices))
                 for pick in picks:
                     each = torch.arange(len(labels), device=labels.device)
-                    tally.update(rows[pick], [Output(logits[picked[pick], each])], labels)
+                    metrics.update(rows[pick], [Output(logits[picked[pick], each])], labels)
     chosen = cast(Tensor, fabric.all_reduce(chosen, reduce_op="sum"))
-    scores = tally.compute()
+    scores = metrics.compute()
     shares = dict(zip(choices, (chosen / chosen.sum()).tolist()))
     return [
         Score(
@@ -185,8 +190,8 @@ def _size(output: Output) -> int:
 
 
 def _picked(choice_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[Pick, Tensor]:
-    """For each image which choice it takes, int64 [batch], by kind of Pick; logits: [choices, batch, classes]."""
+    """For each Pick, the index of the choice for each image, int64 [batch]; logits: [choices, batch, classes]."""
     losses = torch.stack([F.cross_entropy(of_one, labels, reduction="none") for of_one in logits])
     wrong = logits.argmax(dim=2) != labels
-    # An order that is right can have the larger loss, but no loss is as large as this.
+    # An order in which the image is classified rightly comes first even if its loss is larger.
     return {"chosen": choice_logits.argmax(dim=1), "oracle": (losses + 1e6 * wrong).argmin(dim=0)}

@@ -32,9 +32,9 @@ def greedy(own: Order, losses: Losses) -> Iterator[tuple[Order, float]]:
 
 
 def climb(start: Order, losses: Losses, rounds: int) -> Iterator[tuple[Order, float]]:
-    """From ``start``, exchange each time those two steps that lower the loss most, until none do or after ``rounds``.
+    """From ``start`` on, exchange the two steps whose exchange lowers the loss most, until none does or ``rounds`` times.
 
-    Yields the order and its loss, first those of ``start``.
+    Yields each order and its loss, ``start`` first.
     """
     order, (loss,) = start, losses([start])
     yield order, loss
@@ -58,10 +58,8 @@ def heavy_tail_exponents(model: OrderedViT) -> list[float]:
     """How well each layer is trained, one exponent per layer, the smaller the better (arXiv 2302.02123).
 
     The mean over the layer's weight matrices W of alpha, the exponent of the power law p(x) ~ x^-alpha fitted to the
-    tail of the eigenvalues of W^T W, beginning where the fit is closest by the Kolmogorov-Smirnov distance.
-
-    Raises:
-        UserError: (a ValueError) if powerlaw isn't installed.
+    tail of the eigenvalues of W^T W. The tail begins where the fit is closest by the Kolmogorov-Smirnov distance. Needs
+    powerlaw.
     """
     try:
         import powerlaw
@@ -81,8 +79,8 @@ def heavy_tail_exponents(model: OrderedViT) -> list[float]:
 def well_trained_first(exponents: Sequence[float]) -> Order:
     """The layers by their ``heavy_tail_exponents``, the best trained first (arXiv 2302.02123).
 
-    That paper permutes the weight matrices of translation models before training and its author has noted an error
-    in its implementation: this is its idea on a trained model's layers, a strategy to compare with.
+    The paper permutes the weight matrices of translation models before training, and its author has noted an error in
+    its implementation. This applies its idea to the layers of a trained model, as a strategy to compare with.
     """
     layers: list[int] = sorted(range(len(exponents)), key=lambda layer: exponents[layer])
     return Order(layers)

@@ -12,42 +12,42 @@ from typing import Any
 
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
-from layershuffle.reproduction.experiments import CONFIGS, Cell, Step
+from layershuffle.reproduction.experiments import CONFIGS, Cell, Task
 from layershuffle.version import __version__
 
 Commands = Mapping[str, Callable[[list[str]], Any]]
-"""What a cell can run, by name, each with its arguments."""
+"""The commands that a cell can run, by name; each takes its arguments."""
 RECORD = "cell.json"
-"""Says in a cell's folder which of its steps were finished, with which arguments and in what time."""
+"""This file in a cell's folder says which of its tasks were finished, with which arguments and in what time."""
 
 
 def run(cell: Cell, folder: Path, commands: Commands) -> None:
-    """Run the steps of ``cell`` that aren't finished; training goes on from where it was stopped.
+    """Run the tasks of ``cell`` that aren't finished; training goes on from where it was stopped.
 
     Args:
         cell: the cells that it needs must be finished.
         folder: of the experiment.
-        commands: what its steps can run.
+        commands: what its tasks can run.
 
     Raises:
-        UserError: (a ValueError) if a step does, or another process runs this cell.
+        UserError: if a task raises one, or another process is running this cell.
     """
     own = folder / cell.name
     own.mkdir(parents=True, exist_ok=True)
     with _locked(own):
         done, needs = _done(own), _needs(cell, folder)
-        for step in cell.steps:
-            if _is_finished(step, done, own, needs):
+        for task in cell.tasks:
+            if _is_finished(task, done, own, needs):
                 continue
-            write_whole(own / RECORD, json.dumps(done | {"running": _asked(step, needs)}, indent=1))
-            arguments = _in_folders(step, cell, folder)
-            if step.command == "train":
+            write_whole(own / RECORD, json.dumps(done | {"running": _asked(task, needs)}, indent=1))
+            arguments = _in_folders(task, cell, folder)
+            if task.command == "train":
                 arguments += _run_folder(own)
-            print(f"$ layershuffle {step.command} {shlex.join(arguments)}", flush=True)
+            print(f"$ layershuffle {task.command} {shlex.join(arguments)}", flush=True)
             started = time.monotonic()
-            commands[step.command](arguments)
+            commands[task.command](arguments)
             done.pop("running", None)
-            done[step.output] = _asked(step, needs) | {
+            done[task.output] = _asked(task, needs) | {
                 "seconds": round(time.monotonic() - started, 1),
                 "finished": datetime.now(UTC).isoformat(),
                 "version": __version__,
@@ -56,34 +56,30 @@ def run(cell: Cell, folder: Path, commands: Commands) -> None:
 
 
 def finished(cell: Cell, folder: Path) -> bool:
-    """Whether every step has been run.
-
-    Raises:
-        UserError: (a ValueError) if the record is damaged, or a step was run with other arguments than it has now.
-    """
+    """Whether every task has been run; raises UserError if one was run with other arguments than it has now."""
     own = folder / cell.name
     done, needs = _done(own), _needs(cell, folder)
-    return all(_is_finished(step, done, own, needs) for step in cell.steps)
+    return all(_is_finished(task, done, own, needs) for task in cell.tasks)
 
 
-def _is_finished(step: Step, done: dict[str, Any], own: Path, needs: dict[str, Any]) -> bool:
-    record = done.get(step.output)
+def _is_finished(task: Task, done: dict[str, Any], own: Path, needs: dict[str, Any]) -> bool:
+    record = done.get(task.output)
     stopped = done.get("running") or {}
-    begun = record or (stopped if stopped.get("output") == step.output else {})
-    if any(begun.get(key, value) != value for key, value in _asked(step, needs).items()):
+    begun = record or (stopped if stopped.get("output") == task.output else {})
+    if any(begun.get(key, value) != value for key, value in _asked(task, needs).items()):
         raise UserError(
             f"{own} was made with other options, or from another model, than it has now: remove it, or give another "
             "--output"
         )
-    return record is not None and (own / step.output).is_file()
+    return record is not None and (own / task.output).is_file()
 
 
-def _asked(step: Step, needs: dict[str, Any]) -> dict[str, Any]:
-    return {"output": step.output, "arguments": list(step.arguments), "needs": needs}
+def _asked(task: Task, needs: dict[str, Any]) -> dict[str, Any]:
+    return {"output": task.output, "arguments": list(task.arguments), "needs": needs}
 
 
 def _needs(cell: Cell, folder: Path) -> dict[str, Any]:
-    """When the models that a cell starts from were finished, which tells those of two runs apart."""
+    """When the models that a cell starts from were finished, so that the models of two runs can be told apart."""
     return {name: _done(folder / name).get("best.ckpt", {}).get("finished") for name in cell.needs}
 
 
@@ -96,7 +92,7 @@ def _done(own: Path) -> dict[str, Any]:
         raise UserError(f"{own / RECORD} is damaged: remove {own} to run the cell again") from error
 
 
-def _in_folders(step: Step, cell: Cell, folder: Path) -> list[str]:
+def _in_folders(task: Task, cell: Cell, folder: Path) -> list[str]:
     configs = CONFIGS.relative_to(Path.cwd()) if CONFIGS.is_relative_to(Path.cwd()) else CONFIGS
 
     def placed(argument: str) -> str:
@@ -104,11 +100,11 @@ def _in_folders(step: Step, cell: Cell, folder: Path) -> list[str]:
             argument = argument.replace(f"{{{name}}}", str(folder / name))
         return argument.replace("{}", str(folder / cell.name)).replace("--config=configs", f"--config={configs}")
 
-    return [placed(argument) for argument in step.arguments]
+    return [placed(argument) for argument in task.arguments]
 
 
 def _run_folder(own: Path) -> list[str]:
-    """What makes train.py keep its metrics in the cell's folder, and go on with what is there."""
+    """The arguments that make train keep its metrics in the cell's folder, and go on with what is there."""
     arguments = [f"--trainer.logger.save_dir={own.parent}", f"--trainer.logger.name={own.name}"]
     arguments += ["--trainer.logger.version=training", "--trainer.enable_progress_bar=false"]
     return [*arguments, "--resume=auto"]
@@ -116,7 +112,7 @@ def _run_folder(own: Path) -> list[str]:
 
 @contextmanager
 def _locked(own: Path) -> Iterator[None]:
-    """Keeps out other processes, also on other machines where the file system passes locks on; a kill unlocks."""
+    """Keep other processes out, also those on other machines if the file system supports it; a kill unlocks."""
     with (own / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

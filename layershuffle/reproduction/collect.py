@@ -37,12 +37,12 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """A backbone on a data set.
+class SetupResults:
+    """What was found with a backbone on a data set.
 
     Attributes:
-        backbone: what the paper calls it, or timm's name and what was changed of it.
-        data: what the paper calls it, or the data set's name.
+        backbone: the paper's name, or timm's name and what was changed.
+        data: the paper's name, or the data set's.
         runs: by method and seed.
         studies: the results of the studying commands, each about one model, with their paths from the report's folder.
     """
@@ -68,7 +68,7 @@ class Setup:
 
     @property
     def methods(self) -> list[str]:
-        """The methods that it has runs of, the paper's first and in the paper's sequence."""
+        """The methods of its runs, first the paper's in the paper's sequence."""
         return in_papers_sequence(label for label, _ in sorted(self.runs))
 
     @property
@@ -76,12 +76,17 @@ class Setup:
         """All seeds of its runs."""
         return sorted({seed for _, seed in self.runs})
 
+    @property
+    def samplers(self) -> list[str]:
+        """The methods but for merged and reduced-depth models, which are compared in sections of their own."""
+        return [m for m in self.methods if not (m.endswith("-merged") or m.startswith("reduced-depth-"))]
+
     def of(self, method: str) -> list[Run]:
         """The runs of a method, by seed."""
         return [run for (label, _), run in sorted(self.runs.items()) if label == method]
 
     def missing(self) -> list[str]:
-        """The cells that other methods or seeds of the setup, or the paper's methods, lead one to expect."""
+        """The cells to be expected: every seed of every method, also the paper's if any of these has been run."""
         compared = any(method in paper.METHODS for method in self.methods)
         wanted = dict.fromkeys((*paper.METHODS * compared, *self.methods))
         return [f"{m}, seed {s}" for m in wanted for s in self.seeds if (m, s) not in self.runs]
@@ -93,13 +98,11 @@ def in_papers_sequence(methods: Iterable[str]) -> list[str]:
     return [*(m for m in paper.METHODS if m in found), *(m for m in found if m not in paper.METHODS)]
 
 
-def collect(folder: Path) -> tuple[list[Setup], list[str]]:
-    """The setups found below ``folder``, and a sentence for every file that was left out.
+def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
+    """The results below ``folder``, and a sentence for every file that was left out.
 
-    A file that can't be read is left out; so are two that disagree about the same cell, both of them.
-
-    Raises:
-        UserError: (a ValueError) if there is no results file at all.
+    A file that can't be read is left out. If two disagree about the same cell, both are left out. Raises UserError if
+    there is no results file at all.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
@@ -118,10 +121,10 @@ def collect(folder: Path) -> tuple[list[Setup], list[str]]:
                 complaints.append(f"{name} is of the {results.data.get('split')} images; it was left out")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
-    setups: dict[tuple[str, str], Setup] = {}
+    setups: dict[tuple[str, str], SetupResults] = {}
     for name, results in _agreeing(read, complaints).items():
         backbone, data = _titles(results)
-        setup = setups.setdefault((backbone, data), Setup(backbone, data))
+        setup = setups.setdefault((backbone, data), SetupResults(backbone, data))
         if not _is_evaluation(results):
             setup.studies[name] = results
             continue
@@ -134,7 +137,7 @@ def collect(folder: Path) -> tuple[list[Setup], list[str]]:
 
 
 def _is_evaluation(results: Results) -> bool:
-    """As against a study, whose scores answer a question of their own, on images of its own."""
+    """Whether it isn't a study, which answers a question of its own on images of its own."""
     return "protocols" in results.evaluation
 
 
@@ -144,7 +147,7 @@ def _claims_to_be_results(path: Path) -> bool:
 
 
 def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Results]:
-    """Without repetitions, and without those that say different things of the same cell."""
+    """``read`` without repetitions, and without files that disagree about the same cell."""
     by_cell: dict[str, list[str]] = {}
     bad: set[str] = set()
     for name, results in read.items():
@@ -166,7 +169,7 @@ def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Resu
 
 
 def _found(results: Results) -> dict[str, Any]:
-    """Every score and measure, by what it is of."""
+    """Every score and measure, by what was scored or measured."""
     scores: dict[str, list[Any]] = {}
     for score in results.scores:
         scores.setdefault(json.dumps([score.protocol, score.variant, score.order], sort_keys=True), []).append(score)

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layershuffle.reproduction.collect import Run, Setup
+from layershuffle.reproduction.collect import Run, SetupResults
 from layershuffle.results.figures import COLOURS
 from layershuffle.results.record import Summary, summarise
 
-PRUNED = ("baseline", "layershuffle", "layerdrop")
 SEQUENCES = {"original": "in original sequence", "random": "in random sequence"}
 
 
@@ -25,17 +25,16 @@ class Point:
     accuracy: Summary
 
 
-def pruned(setup: Setup) -> list[Point]:
+def pruned(setup: SetupResults) -> list[Point]:
     """Figures 1b and 1c of arXiv 2407.04513: accuracy by the number of layers kept, in both sequences.
 
-    Random layers of models that know all of them, the mean of a model's draws; models refined at a reduced depth at
-    that depth, in the sequence that they were refined in and in random ones.
+    Of models that were trained with all layers, random ones are kept, and a model's draws are averaged. Models that
+    were refined at a reduced depth are shown at that depth, in the sequence of their training and in random ones.
     """
     points = []
     for sequence, panel in SEQUENCES.items():
-        for method in setup.methods:
-            if method in PRUNED:
-                points += _points(setup, panel, method, method, "random", sequence)
+        for method in setup.samplers:
+            points += _points(setup, panel, method, method, "random", sequence)
         for method in setup.methods:
             if method.startswith("reduced-depth-"):
                 found = _points(setup, panel, method, "reduced-depth", "first", sequence)
@@ -43,7 +42,7 @@ def pruned(setup: Setup) -> list[Point]:
     return points
 
 
-def landscape(setup: Setup) -> list[Point]:
+def all_subsets(setup: SetupResults) -> list[Point]:
     """The exact mean over all choices of k layers, for every k, in original sequence."""
     points = []
     for method in setup.methods:
@@ -55,7 +54,7 @@ def landscape(setup: Setup) -> list[Point]:
     return points
 
 
-def _points(setup: Setup, panel: str, method: str, name: str, strategy: str, sequence: str) -> list[Point]:
+def _points(setup: SetupResults, panel: str, method: str, name: str, strategy: str, sequence: str) -> list[Point]:
     by_kept: dict[int, list[float]] = {}
     for run in setup.of(method):
         for kept, accuracies in _by_kept(run, "pruned", strategy=strategy, sequence=sequence):
@@ -77,12 +76,14 @@ def curves(points: Sequence[Point], chance: float) -> Figure:
     figure = Figure(figsize=(1.2 + 3.8 * len(panels), 4.2), layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for axis, panel in zip(axes, panels):
-        for method, colour in zip(methods, COLOURS):
+        for method, colour in zip(methods, cycle(COLOURS)):
             line = sorted((p.kept, p.accuracy) for p in points if (p.panel, p.method) == (panel, method))
             kept, mean = [k for k, _ in line], [a.mean for _, a in line]
             axis.plot(kept, mean, color=colour, marker="o", markersize=3.5, label=method)
             low = [a.mean - (a.std or 0) for _, a in line]
-            axis.fill_between(kept, low, [2 * m - at for m, at in zip(mean, low)], color=colour, alpha=0.18, lw=0)
+            axis.fill_between(
+                kept, low, [2 * m - bottom for m, bottom in zip(mean, low)], color=colour, alpha=0.18, lw=0
+            )
         axis.axhline(chance, color="grey", linewidth=0.8, linestyle=":", label="chance")
         axis.set(title=panel, xlabel="layers kept", ylim=(0, 100))
         axis.set_xticks(sorted({point.kept for point in points}))

@@ -4,7 +4,6 @@ import fnmatch
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -15,12 +14,12 @@ from layershuffle.files import read_yaml
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 Arguments = list[str]
-"""Of train.py or evaluate.py, such as "--keep 3 6"; "model/vit_b16" is short for its file in configs/."""
+"""Arguments of train or evaluate, such as "--keep 3 6"; "model/vit_b16" is short for its file in configs/."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluate.py is told, and of which methods' models; by default all."""
+    """An evaluation's arguments, and the methods whose models are evaluated; by default all."""
 
     arguments: Arguments
     methods: list[str] | None = None
@@ -31,15 +30,15 @@ class Setup:
     """A backbone on a data set, refined by several methods.
 
     Attributes:
-        train: train.py's arguments for every run, such as [model/vit_b16, data/cifar100, trainer/gpu].
-        methods: what each method adds to them.
+        train: the arguments of train for every run, such as [model/vit_b16, data/cifar100, trainer/gpu].
+        methods: the arguments that each method adds.
         evaluations: by the name of the results file without its ``.json``.
-        base: what the ordinary training adds that all refinements start from, as they do from one pretrained backbone
-            in the paper; null where the backbone is pretrained.
+        base: the arguments that are added for an ordinary training whose model all methods start from, as they start
+            from one pretrained backbone in the paper; null where the backbone is pretrained.
         merge: methods whose models, one per seed, are merged layer by layer, once per seed.
         analyse: studies (representations, contributions), each with the methods to compare.
-        epoch_minutes: how long an epoch takes, for estimates.
-        evaluation_minutes: how long the evaluations of a model take, for estimates.
+        epoch_minutes: no longer used, but still in the files of version 0.1.
+        evaluation_minutes: no longer used either.
     """
 
     train: Arguments
@@ -53,11 +52,11 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Step:
+class Task:
     """One command of a cell and the file that it leaves in the cell's folder.
 
-    ``{CELL}`` in an argument stands for the folder of another cell, ``{}`` for the cell's own, and ``configs/`` for
-    where the configs are.
+    In an argument, ``{CELL}`` stands for the folder of another cell, ``{}`` for the cell's own folder, and ``configs/``
+    for the folder of the configs.
     """
 
     command: str
@@ -71,22 +70,20 @@ class Cell:
 
     Attributes:
         name: ``setup/method/seedN``, which is also its folder.
-        steps: what it runs, in turn.
+        tasks: what it runs, one after the other.
         needs: the cells that it starts from.
-        minutes: an estimate of how long it takes.
     """
 
     name: str
-    steps: tuple[Step, ...]
+    tasks: tuple[Task, ...]
     needs: tuple[str, ...] = ()
-    minutes: float = 0.0
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment's file says: setups by name, and the seeds that each of their methods is run with.
+    """The content of an experiment's file: setups by name, and the seeds that each of their methods is run with.
 
-    The first of the seeds is also that of the setups' bases.
+    The first seed is also that of the setups' base trainings.
     """
 
     setups: dict[str, Setup]
@@ -94,11 +91,7 @@ class Experiment:
 
 
 def read(path: Path) -> Experiment:
-    """Read an experiment's file.
-
-    Raises:
-        UserError: (a ValueError) if it isn't there, or is not one.
-    """
+    """Read an experiment's file; raises UserError if it isn't there, or isn't an experiment."""
     if not path.is_file():
         known = ", ".join(sorted(found.stem for found in (CONFIGS / "experiment").glob("*.yaml")))
         raise UserError(f"there is no experiment {path}: give a YAML file, or one of {known}")
@@ -110,7 +103,7 @@ def read(path: Path) -> Experiment:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not an experiment: {error}") from error
     for setup in experiment.setups.values():
-        named = [setup.merge, *setup.analyse.values(), *(at.methods or [] for at in setup.evaluations.values())]
+        named = [setup.merge, *setup.analyse.values(), *(each.methods or [] for each in setup.evaluations.values())]
         for method in (method for methods in named for method in methods):
             if method not in setup.methods:
                 raise UserError(f"{path} merges, analyses or evaluates {method}, which is not one of its methods")
@@ -120,11 +113,14 @@ def read(path: Path) -> Experiment:
 def list_cells(experiment: Experiment, seeds: Sequence[int] | None = None, only: Sequence[str] = ()) -> list[Cell]:
     """The cells of an experiment, each after those it needs.
 
-    ``seeds`` replace the experiment's own. ``only`` keeps those whose name, or a part of it from slash to slash,
-    matches one of the patterns (``*`` for anything), and those that they need.
+    Args:
+        experiment: what ``read`` returned.
+        seeds: these replace the experiment's own.
+        only: patterns (``*`` for anything). Cells are kept if their name, or a part of it from slash to slash, matches
+            one of them, or if such a cell needs them.
 
     Raises:
-        UserError: (a ValueError) if a pattern matches nothing or a seed is named twice.
+        UserError: if a pattern matches nothing or a seed is named twice.
     """
     seeds = experiment.seeds if seeds is None else seeds
     if len(set(seeds)) < len(seeds) or not seeds:
@@ -147,11 +143,12 @@ def list_cells(experiment: Experiment, seeds: Sequence[int] | None = None, only:
 
 
 def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) -> Iterator[Cell]:
-    def evaluations(method: str) -> list[Step]:
+    def task(command: str, arguments: Sequence[str], output: str) -> Task:
+        return Task(command, (*arguments, f"--output={{}}/{output}"), output)
+
+    def evaluations(method: str) -> list[Task]:
         return [
-            Step(
-                "evaluate", ("{}/best.ckpt", *_expanded(wanted.arguments), f"--output={{}}/{name}.json"), f"{name}.json"
-            )
+            task("evaluate", ["{}/best.ckpt", *_expanded(wanted.arguments)], f"{name}.json")
             for name, wanted in setup.evaluations.items()
             if method in (setup.methods if wanted.methods is None else wanted.methods)
         ]
@@ -162,9 +159,7 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
     def trained(kind: str, seed: int, added: Arguments, needs: tuple[str, ...] = ()) -> Cell:
         arguments = [*_expanded([*setup.train, *added]), f"--seed_everything={seed}", "--checkpoint.dirpath={}"]
         arguments += [f"--model.pretrained={{{base}}}/best.ckpt" for base in needs]
-        steps = [Step("train", tuple(arguments), "best.ckpt"), *evaluations(kind)]
-        minutes = _epochs(arguments) * setup.epoch_minutes + (len(steps) > 1) * setup.evaluation_minutes
-        return Cell(name(kind, seed), tuple(steps), needs, minutes)
+        return Cell(name(kind, seed), (Task("train", tuple(arguments), "best.ckpt"), *evaluations(kind)), needs)
 
     bases: tuple[str, ...] = ()
     if setup.base is not None:
@@ -177,17 +172,12 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
     for method in setup.merge:
         needs = tuple(name(method, seed) for seed in seeds)
         for seed in seeds if len(needs) > 1 else ():
-            arguments = [f"{{{cell}}}/best.ckpt" for cell in needs] + [f"--seed={seed}", "--output={}/best.ckpt"]
-            steps = (Step("merge", tuple(arguments), "best.ckpt"), *evaluations(method))
-            yield Cell(name(f"{method}_merged", seed), steps, needs, setup.evaluation_minutes)
+            merge = task("merge", [*(f"{{{cell}}}/best.ckpt" for cell in needs), f"--seed={seed}"], "best.ckpt")
+            yield Cell(name(f"{method}_merged", seed), (merge, *evaluations(method)), needs)
     for study, methods in setup.analyse.items():
         needs = tuple(name(method, seeds[0]) for method in methods)
         analyses = [
-            Step(
-                "analyse",
-                (f"{{{cell}}}/best.ckpt", f"--study={study}", f"--output={{}}/{method}.json"),
-                f"{method}.json",
-            )
+            task("analyse", [f"{{{cell}}}/best.ckpt", f"--study={study}"], f"{method}.json")
             for method, cell in zip(methods, needs)
         ]
         yield Cell(name(study, seeds[0]), tuple(analyses), needs)
@@ -205,9 +195,3 @@ def _config(piece: str) -> str:
     if not (CONFIGS / f"{piece}.yaml").is_file():
         raise UserError(f"there is no configs/{piece}.yaml: arguments are pieces of configs or start with --")
     return f"configs/{piece}.yaml"
-
-
-def _epochs(arguments: Sequence[str]) -> int:
-    words = " ".join(arguments).replace("=", " ").split()
-    found = [after for word, after in pairwise(words) if word == "--trainer.max_epochs"]
-    return int(found[-1]) if found and found[-1].isdecimal() else 0

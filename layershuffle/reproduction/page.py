@@ -5,7 +5,6 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader
@@ -13,25 +12,10 @@ from matplotlib.figure import Figure
 
 from layershuffle.files import write_whole
 
-DARK: dict[Any, Any] = {
-    "text.color": "#e6e6e6",
-    "axes.labelcolor": "#e6e6e6",
-    "axes.edgecolor": "#9a9a9a",
-    "xtick.color": "#e6e6e6",
-    "ytick.color": "#e6e6e6",
-    "grid.color": "#666666",
-}
-CLEAR: dict[Any, Any] = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "svg.hashsalt": "layershuffle",
-}
-
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell of a table: what it says, small notes below, and whether the last of these is to catch the eye."""
+class TableCell:
+    """A cell of a table: its text, small notes below it, and whether the last note is highlighted."""
 
     text: str
     notes: list[str] = field(default_factory=list)
@@ -40,24 +24,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table under a caption; a cell that is a text has only that."""
+    """A table under a caption; a cell without notes can be given as its text."""
 
     caption: str
     header: list[str]
-    rows: list[list[Cell | str]]
+    rows: list[list[TableCell | str]]
     folded: bool = False
 
-    def cells(self) -> list[list[Cell]]:
-        """The rows with every cell a Cell."""
-        return [[at if isinstance(at, Cell) else Cell(at) for at in row] for row in self.rows]
+    def cells(self) -> list[list[TableCell]]:
+        """The rows, with a TableCell in place of every text."""
+        return [[cell if isinstance(cell, TableCell) else TableCell(cell) for cell in row] for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure under a caption, drawn by ``draw`` in whatever style is in force, and the data in it.
-
-    ``name`` is that of its files.
-    """
+    """A figure under a caption, drawn by ``draw``, and its data; ``name`` is the name of its files."""
 
     name: str
     caption: str
@@ -67,7 +48,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what is to be said, tables and pictures."""
+    """A heading, paragraphs, and tables and pictures."""
 
     title: str
     text: list[str] = field(default_factory=list)
@@ -77,7 +58,7 @@ class Section:
 def write(title: str, sections: Sequence[Section], folder: Path) -> None:
     """Write ``index.html``, ``report.md``, ``figures/*.png`` and ``data/*.csv``."""
     environment = Environment(
-        loader=PackageLoader("layershuffle.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("layershuffle.reproduction"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["picture"] = lambda part: isinstance(part, Picture)
     page = environment.get_template("report.html").render(title=title, sections=sections, svg=_svg)
@@ -91,12 +72,11 @@ def write(title: str, sections: Sequence[Section], folder: Path) -> None:
                 write_whole(folder / "data" / f"{part.name}.csv", _csv(part.data))
 
 
-def _svg(picture: Picture, dark: bool) -> str:
-    with mpl.rc_context(CLEAR | (DARK if dark else {})):
+def _svg(picture: Picture) -> str:
+    with mpl.rc_context({"svg.hashsalt": "layershuffle"}):  # so that the same figure always gets the same ids
         drawn = _rendered(picture.draw, "svg").decode()
-    # Two drawings in one page must not share ids.
     drawn = drawn[drawn.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{picture.name}" ', 1)
-    mark = f"{picture.name}-{'dark' if dark else 'light'}-"
+    mark = f"{picture.name}-"  # because two drawings in one page must not share ids
     return drawn.replace('id="', f'id="{mark}').replace('href="#', f'href="#{mark}').replace("url(#", f"url(#{mark}")
 
 

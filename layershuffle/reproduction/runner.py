@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
@@ -41,35 +41,35 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, perf
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         overall = progress.add_task("cells", total=len(missing))
         while waiting or running:
-            for at in [at for at in waiting if lost & set(at.needs)]:
-                console.print(f"{at.name}: left out, it needs a cell that failed")
-                lost.add(at.name)
-                waiting.remove(at)
+            for cell in [cell for cell in waiting if lost & set(cell.needs)]:
+                console.print(f"{cell.name}: left out, it needs a cell that failed")
+                lost.add(cell.name)
+                waiting.remove(cell)
                 progress.advance(overall)
-            unfinished = {at.name for at in waiting} | {at.name for at, *_ in running.values()}
-            ready = [at for at in waiting if not unfinished & set(at.needs)]
+            unfinished = {cell.name for cell in waiting} | {cell.name for cell, *_ in running.values()}
+            ready = [cell for cell in waiting if not unfinished & set(cell.needs)]
             threads = max(1, CORES // max(1, min(jobs, len(running) + len(ready))))
-            for at, slot in zip(ready[: len(slots)], list(slots)):
+            for cell, slot in zip(ready[: len(slots)], list(slots)):
                 environment = {"OMP_NUM_THREADS": str(threads)}
                 if devices != [""]:
                     environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-                process = spawn.Process(target=perform, args=(at, folder), daemon=True)
+                process = spawn.Process(target=perform, args=(cell, folder), daemon=True)
                 with _environment(environment):
                     process.start()
-                running[process.sentinel] = (at, process, slot, progress.add_task(f"  {at.name}", total=None))
-                waiting.remove(at)
+                running[process.sentinel] = (cell, process, slot, progress.add_task(f"  {cell.name}", total=None))
+                waiting.remove(cell)
                 slots.remove(slot)
             for sentinel in wait(list(running)) if running else ():
-                at, process, slot, task = running.pop(sentinel)
+                cell, process, slot, task = running.pop(sentinel)
                 process.join()
                 slots.append(slot)
                 progress.remove_task(task)
                 progress.advance(overall)
                 if process.exitcode:
-                    lost.add(at.name)
-                    console.print(f"{at.name}: {_reason(at, folder, process.exitcode)}", soft_wrap=True)
+                    lost.add(cell.name)
+                    console.print(f"{cell.name}: {_reason(cell, folder, process.exitcode)}", soft_wrap=True)
                 else:
-                    console.print(f"{at.name}: finished")
+                    console.print(f"{cell.name}: finished")
     return len(lost)
 
 
@@ -79,7 +79,7 @@ def submit(
     """Submit one SLURM job per cell, each to start once the cells that it needs have succeeded.
 
     Raises:
-        UserError: (a ValueError) if submitit is not installed, there is no SLURM here, or it refuses the parameters.
+        UserError: if submitit is not installed, there is no SLURM here, or it refuses the parameters.
     """
     try:
         import submitit
@@ -89,46 +89,42 @@ def submit(
     jobs: dict[str, str] = {}
     try:
         executor = submitit.AutoExecutor(logs, cluster="slurm")
-        for at in missing:
-            record = folder / at.name / "slurm_job"
+        for cell in missing:
+            record = folder / cell.name / "slurm_job"
             if record.is_file():
                 job: Any = submitit.SlurmJob(logs, record.read_text())
                 if not job.done():
-                    jobs[at.name] = job.job_id
-                    console.print(f"{at.name}: job {job.job_id} is at it")
+                    jobs[cell.name] = job.job_id
+                    console.print(f"{cell.name}: job {job.job_id} is at it")
                     continue
-            needed = [jobs[name] for name in at.needs if name in jobs]
+            needed = [jobs[name] for name in cell.needs if name in jobs]
             more = dict(parameters.get("slurm_additional_parameters") or {})
             more |= {"dependency": f"afterok:{':'.join(needed)}"} if needed else {}
             executor.update_parameters(
-                **{"name": at.name.replace("/", "-"), **parameters, "slurm_additional_parameters": more}
+                **{"name": cell.name.replace("/", "-"), **parameters, "slurm_additional_parameters": more}
             )
-            jobs[at.name] = executor.submit(perform, at, folder.absolute()).job_id
-            write_whole(record, jobs[at.name])
-            console.print(f"{at.name}: job {jobs[at.name]}")
+            jobs[cell.name] = executor.submit(perform, cell, folder.absolute()).job_id
+            write_whole(record, jobs[cell.name])
+            console.print(f"{cell.name}: job {jobs[cell.name]}")
     except (RuntimeError, NameError, TypeError, submitit.core.utils.FailedJobError) as error:
         raise UserError(f"SLURM took {len(jobs)} of {len(missing)} jobs, then: {error}") from error
     console.print("the same command without --slurm runs what they leave undone, and shows the results")
 
 
 def plan(wanted: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> Table:
-    """The cells, which of them are to run, and an estimate of how long that takes."""
-    left = sum(at.minutes for at in missing)
-    title = f"{len(wanted)} cells in {folder}, {len(missing)} to run: about {_hours(left)} one after the other"
-    table = Table("cell", "", Column("estimate", justify="right"), title=title, title_justify="left", box=None)
-    for at in wanted:
-        table.add_row(at.name, "to run" if at in missing else "finished", _hours(at.minutes))
+    """The cells, and which of them are to run."""
+    table = Table(title=f"{len(wanted)} cells in {folder}, {len(missing)} to run", title_justify="left", box=None)
+    table.add_column("cell")
+    table.add_column("")
+    for cell in wanted:
+        table.add_row(cell.name, "to run" if cell in missing else "finished")
     return table
 
 
-def _hours(minutes: float) -> str:
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
 def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> None:
-    """Print, and keep beside the cells, what the finished ones of a setup found; nothing if there is none."""
-    first = [next((step.output for step in at.steps if step.command == "evaluate"), None) for at in its]
-    paths = [folder / at.name / output for at, output in zip(its, first) if output]
+    """Print what the finished cells of a setup found, if there are any, and save it beside them."""
+    first = [next((task.output for task in cell.tasks if task.command == "evaluate"), None) for cell in its]
+    paths = [folder / cell.name / output for cell, output in zip(its, first) if output]
     several = [Results.load(path) for path in paths if path.is_file()]
     if not several:
         return
@@ -140,15 +136,15 @@ def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> 
     title = f"{data['name']}: {data['images']} test images, {spread}"
     write_whole(folder / setup / "table.md", tables.markdown(header, rows))
     overview.save(overview.overview(pooled, title), folder / setup / "overview.png")
-    if len(header) > 6:  # too wide for a terminal: a row a method, and the pruned orders only in the file
+    if len(header) > 6:  # Too wide for a terminal: show a row for each method, and the pruned orders only in the file.
         rows = [list(column) for column in zip(header, *(row for row in rows if not row[0].startswith("keep")))]
         header, *rows = rows
     console.print(tables.terminal(header, rows, title))
     console.print(f"table: {folder / setup}/table.md\nplot: {folder / setup}/overview.png")
 
 
-def _reason(at: Cell, folder: Path, exitcode: int) -> str:
-    log = folder / at.name / "log.txt"
+def _reason(cell: Cell, folder: Path, exitcode: int) -> str:
+    log = folder / cell.name / "log.txt"
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
     last = next((line for line in reversed(lines) if line.strip()), "")
     if exitcode > 0 and last.startswith("error: "):

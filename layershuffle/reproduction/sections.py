@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
 
-from layershuffle.reproduction import curves as figures
-from layershuffle.reproduction import paper
-from layershuffle.reproduction.collect import Run, Setup
-from layershuffle.reproduction.page import Cell, Picture, Section, Table
+from layershuffle.reproduction import curves, paper
+from layershuffle.reproduction.collect import Run, SetupResults, in_papers_sequence
+from layershuffle.reproduction.page import Picture, Section, Table, TableCell
 from layershuffle.results import positions, tables
-from layershuffle.results.figures import STUDIES, Study, shown_by
+from layershuffle.results.figures import Plot, plots
 from layershuffle.results.record import Results, Score, Summary, summarise
 
+Rows = list[list[TableCell | str]]
 MADE = (
     "Each number is the mean over seeds, in brackets the sample standard deviation over seeds; a number of one seed "
     "has none. Arbitrary order is read in two ways: a new random order for every batch, as in the paper, and the mean "
@@ -26,18 +26,24 @@ READINGS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def sections(setups: Sequence[Setup], complaints: Sequence[str]) -> list[Section]:
+def sections(setups: Sequence[SetupResults], complaints: Sequence[str]) -> list[Section]:
     """All sections for which there are results, then what is missing and how every number was made."""
-    made = [table_1(setups), position_accuracy(setups), *map(pruning, setups), *map(landscape, setups), merged(setups)]
+    made = [
+        table_1(setups),
+        position_accuracy(setups),
+        *map(pruning, setups),
+        *map(every_subset, setups),
+        merged(setups),
+    ]
     made += [section for setup in setups for section in (representations(setup), contributions(setup))]
     made += [*map(others, setups), everything(setups), missing(setups, complaints), provenance(setups)]
     return [section for section in made if section is not None]
 
 
-def table_1(setups: Sequence[Setup]) -> Section:
+def table_1(setups: Sequence[SetupResults]) -> Section:
     """Sequential and arbitrary order, method by method, beside the paper's."""
-    methods = [m for m in paper.METHODS if any(m in setup.methods for setup in setups)]
-    rows: list[list[Cell | str]] = []
+    methods = in_papers_sequence(method for setup in setups for method in setup.samplers)
+    rows: Rows = []
     for setup in setups:
         for reading, (protocol, variant) in READINGS.items():
             cells = [_beside(_over_seeds(setup.of(m), protocol, variant), setup, protocol, m) for m in methods]
@@ -49,18 +55,21 @@ def table_1(setups: Sequence[Setup]) -> Section:
         "The paper's own, mean (standard deviation) over five seeds.",
         ["", *paper.METHODS],
         [
-            [Cell(row[2], [f"{row[0]}, {row[1]}"]), *(_text(paper.TABLE_1[(*row, method)]) for method in paper.METHODS)]
+            [
+                TableCell(row[2], [f"{row[0]}, {row[1]}"]),
+                *(_text(paper.TABLE_1[(*row, method)]) for method in paper.METHODS),
+            ]
             for row in dict.fromkeys(key[:3] for key in paper.TABLE_1)
         ],
     )
-    compared = any(isinstance(cell, Cell) and cell.notes for row in rows for cell in row[1:])
+    compared = any(isinstance(cell, TableCell) and cell.notes for row in rows for cell in row[1:])
     text = [marked] if compared else ["None of these backbones and data sets is in the paper: compare the shapes."]
     return Section("Table 1: sequential and arbitrary order", text, [own, theirs] if rows else [theirs])
 
 
-def position_accuracy(setups: Sequence[Setup]) -> Section | None:
+def position_accuracy(setups: Sequence[SetupResults]) -> Section | None:
     """How often the layers predict their position."""
-    rows: list[list[Cell | str]] = []
+    rows: Rows = []
     for setup in setups:
         for method in setup.methods:
             for reading, (protocol, variant) in READINGS.items():
@@ -73,9 +82,9 @@ def position_accuracy(setups: Sequence[Setup]) -> Section | None:
     return Section("Section 4.1: position prediction", text, [Table("Mean (std) over seeds", ["", "right, %"], rows)])
 
 
-def pruning(setup: Setup) -> Section | None:
+def pruning(setup: SetupResults) -> Section | None:
     """Figures 1b and 1c."""
-    points = figures.pruned(setup)
+    points = curves.pruned(setup)
     if len({point.kept for point in points}) < 2:
         return None
     caption = (
@@ -90,9 +99,9 @@ def pruning(setup: Setup) -> Section | None:
     return Section(f"Figures 1b and 1c: {setup.data}", text, [_picture("pruning", setup, points, caption)])
 
 
-def landscape(setup: Setup) -> Section | None:
+def every_subset(setup: SetupResults) -> Section | None:
     """Beyond figure 1b: all subsets."""
-    points = figures.landscape(setup)
+    points = curves.all_subsets(setup)
     if not points:
         return None
     caption = (
@@ -102,9 +111,9 @@ def landscape(setup: Setup) -> Section | None:
     return Section(f"Every subset of the layers: {setup.data}", [], [_picture("landscape", setup, points, caption)])
 
 
-def merged(setups: Sequence[Setup]) -> Section | None:
+def merged(setups: Sequence[SetupResults]) -> Section | None:
     """Models whose layers come from several others, beside those."""
-    rows: list[list[Cell | str]] = []
+    rows: Rows = []
     for setup in setups:
         for method in setup.methods:
             if method.endswith("-merged"):
@@ -122,12 +131,12 @@ def merged(setups: Sequence[Setup]) -> Section | None:
     return Section("Merged models", text, [Table("Top-1 in percent", ["", "sources", "merged"], rows)])
 
 
-def representations(setup: Setup) -> Section | None:
+def representations(setup: SetupResults) -> Section | None:
     """Figures 4a and 4b."""
     several = setup.measured("representations")
     if not several:
         return None
-    rows: list[list[Cell | str]] = [
+    rows: Rows = [
         [results.label, str(position), *map(str, point)]
         for results in several
         for position, point in zip(
@@ -145,12 +154,12 @@ def representations(setup: Setup) -> Section | None:
     return Section(f"Figures 4a and 4b: {setup.data}", [], [picture])
 
 
-def contributions(setup: Setup) -> Section | None:
+def contributions(setup: SetupResults) -> Section | None:
     """Figures 4c and 4d."""
     several = setup.measured("contributions")
     if not several:
         return None
-    rows: list[list[Cell | str]] = [
+    rows: Rows = [
         [results.label, str(layer), str(position), f"{values.mean():.4f}", f"{values.std():.4f}", str(len(values))]
         for results in several
         for (layer, position), values in sorted(positions.by_layer_and_position(results).items())
@@ -166,29 +175,23 @@ def contributions(setup: Setup) -> Section | None:
     return Section(f"Figures 4c and 4d: {setup.data}", [], [picture])
 
 
-def others(setup: Setup) -> Section | None:
-    """The other systems of this field: a picture for every study of every model."""
+def others(setup: SetupResults) -> Section | None:
+    """The other systems of this field: every picture of every model that no other section has."""
     parts: list[Table | Picture] = []
     for name, results in setup.files.items():
-        for study in shown_by(results):
-            if study.name not in ("representations", "contributions"):
-                caption = f"{results.label}, {results.data['images']} images ({results.data['split']}): {study.caption}"
-                parts.append(
-                    Picture(
-                        _slug(study.name, name.removesuffix(".json")),
-                        caption,
-                        partial(study.draw, results, ""),
-                        _data(study, results),
-                    )
-                )
+        for plot in plots(results):
+            if plot.name not in ("landscape", "representations", "contributions"):
+                caption = f"{results.label}, {results.data['images']} images ({results.data['split']}): {plot.caption}"
+                slug, draw = _slug(plot.name, name.removesuffix(".json")), partial(plot.draw, results, "")
+                parts.append(Picture(slug, caption, draw, _data(plot, results)))
     return Section(f"Other systems: {setup.data}", [], parts) if parts else None
 
 
-def _data(study: Study, results: Results) -> Table:
-    """The numbers in a study's picture."""
-    rows: list[list[Cell | str]]
-    if study.measure == "cosine":
-        rows = [[str(at), *(f"{value:.4f}" for value in row)] for at, row in enumerate(results.measures["cosine"])]
+def _data(plot: Plot, results: Results) -> Table:
+    """The numbers in a picture."""
+    rows: Rows
+    if plot.measure == "cosine":
+        rows = [[str(step), *(f"{value:.4f}" for value in row)] for step, row in enumerate(results.measures["cosine"])]
         return Table("cosine similarity", ["after step", *map(str, range(len(rows)))], rows)
     rows = [
         [
@@ -198,34 +201,32 @@ def _data(study: Study, results: Results) -> Table:
             f"{100 * score.top1:.2f}",
         ]
         for score in results.scores
-        if study.measure or score.protocol in study.protocols
+        if plot.measure or score.protocol in plot.protocols
     ]
     return Table("top-1 in percent", ["protocol", "variant", "order", "top-1 %"], rows)
 
 
-def everything(setups: Sequence[Setup]) -> Section:
+def everything(setups: Sequence[SetupResults]) -> Section:
     """All scores but those that have a picture of their own, folded."""
-    pictured = {"landscape", *(protocol for study in STUDIES for protocol in study.protocols)}
     parts: list[Table | Picture] = []
     for setup in setups:
         several = [results for name, results in setup.files.items() if name not in setup.studies]
+        pictured = {protocol for results in several for plot in plots(results) for protocol in plot.protocols}
         header, rows = tables.comparison(several, pictured)
         parts.append(Table(f"{setup.backbone} on {setup.data}", header, [list(row) for row in rows], folded=True))
     return Section("Every score", ["Top-1 in percent, by protocol."], parts)
 
 
-def missing(setups: Sequence[Setup], complaints: Sequence[str]) -> Section | None:
+def missing(setups: Sequence[SetupResults], complaints: Sequence[str]) -> Section | None:
     """Cells that are to be expected, and files that were left out."""
-    rows: list[list[Cell | str]] = [
-        [f"{setup.backbone}, {setup.data}", cell] for setup in setups for cell in setup.missing()
-    ]
+    rows: Rows = [[f"{setup.backbone}, {setup.data}", cell] for setup in setups for cell in setup.missing()]
     parts: list[Table | Picture] = [Table("Missing cells", ["", "cell"], rows)] if rows else []
     return Section("Missing", list(complaints), parts) if rows or complaints else None
 
 
-def provenance(setups: Sequence[Setup]) -> Section:
+def provenance(setups: Sequence[SetupResults]) -> Section:
     """Where every number comes from."""
-    rows: list[list[Cell | str]] = []
+    rows: Rows = []
     for setup in setups:
         for name, results in setup.files.items():
             e, settings = results.environment, results.evaluation
@@ -256,20 +257,20 @@ def _over_seeds(
     return summarise(means) if means else None
 
 
-def _of(setup: Setup, what: str) -> Cell:
-    return Cell(what, [f"{setup.backbone}, {setup.data}"])
+def _of(setup: SetupResults, what: str) -> TableCell:
+    return TableCell(what, [f"{setup.backbone}, {setup.data}"])
 
 
-def _beside(found: Summary | None, setup: Setup, protocol: str, method: str) -> Cell:
+def _beside(found: Summary | None, setup: SetupResults, protocol: str, method: str) -> TableCell:
     theirs = paper.TABLE_1.get((setup.backbone, setup.data, protocol, method))
     if found is None or theirs is None:
-        return Cell(_text(found), [f"paper {_text(theirs)}"] if theirs else [])
+        return TableCell(_text(found), [f"paper {_text(theirs)}"] if theirs else [])
     difference = found.mean - theirs.mean
     # One seed says nothing of its own spread.
     marked = found.std is not None and abs(difference) > 2 * math.hypot(
         found.std / math.sqrt(found.n), theirs.std / math.sqrt(5)
     )
-    return Cell(_text(found), [f"paper {_text(theirs)}", f"{difference:+.2f}{' ✱' if marked else ''}"], marked)
+    return TableCell(_text(found), [f"paper {_text(theirs)}", f"{difference:+.2f}{' ✱' if marked else ''}"], marked)
 
 
 def _text(value: "Summary | paper.Figure | None") -> str:
@@ -278,9 +279,9 @@ def _text(value: "Summary | paper.Figure | None") -> str:
     return f"{value.mean:.2f}" + ("" if value.std is None else f" ({value.std:.2f})")
 
 
-def _picture(kind: str, setup: Setup, points: list[figures.Point], caption: str) -> Picture:
+def _picture(kind: str, setup: SetupResults, points: list[curves.Point], caption: str) -> Picture:
     classes = next(iter(next(iter(setup.runs.values())).files.values())).model["config"]["num_classes"]
-    rows: list[list[Cell | str]] = [
+    rows: Rows = [
         [
             p.panel,
             p.method,
@@ -292,9 +293,7 @@ def _picture(kind: str, setup: Setup, points: list[figures.Point], caption: str)
         for p in points
     ]
     data = Table("top-1 in percent", ["sequence", "method", "layers kept", "mean", "std", "seeds"], rows)
-    return Picture(
-        _slug(kind, setup.data, setup.backbone), caption, lambda: figures.curves(points, 100 / classes), data
-    )
+    return Picture(_slug(kind, setup.data, setup.backbone), caption, lambda: curves.curves(points, 100 / classes), data)
 
 
 def _slug(*words: str) -> str:

@@ -64,7 +64,7 @@ def test_cells_come_after_those_they_need(tiny):
         assert set(at.needs) <= set(names(found[:before]))
     merged = found[5]
     assert merged.needs == ("digits/layershuffle/seed0", "digits/layershuffle/seed1")
-    assert merged.steps[0].arguments[:2] == (
+    assert merged.tasks[0].arguments[:2] == (
         "{digits/layershuffle/seed0}/best.ckpt",
         "{digits/layershuffle/seed1}/best.ckpt",
     )
@@ -92,7 +92,7 @@ def test_the_scales_are_whole():
     ]
     assert len(table_1) == 2 * 2 * 4 * 5
     cifar = next(at for at in paper if at.name == "deit_b_cifar100/layershuffle/seed4")
-    assert "--trainer.max_epochs=100" in cifar.steps[0].arguments
+    assert "--trainer.max_epochs=100" in cifar.tasks[0].arguments
     assert not cifar.needs
     mini = list_cells(read(CONFIGS / "experiment/mini.yaml"))
     assert {at.name.split("/")[2] for at in mini} == {"seed0", "seed1", "seed2"}

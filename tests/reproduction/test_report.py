@@ -175,7 +175,7 @@ def test_the_page_needs_nothing_else_and_trusts_no_file(tmp_path):
     assert "<script>" not in text
     page = Page()
     page.feed(text)
-    assert page.tags.count("svg") == 2  # light and dark
+    assert page.tags.count("svg") == 1
     assert len(set(page.ids)) == len(page.ids)
     assert all(link.startswith("#") for link in page.links)
     assert {link[1:] for link in page.links} <= set(page.ids)
