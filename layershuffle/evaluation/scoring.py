@@ -103,8 +103,7 @@ class OrderMetrics(Metric):
 
 
 COUNTED_AT_ONCE = 1 << 22
-"""Outputs are collected up to this many numbers and counted together, because counting each alone would take longer than
-small models do."""
+"""Outputs are counted together once they hold this many numbers. For small models, counting each alone would be slow."""
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ def greedy(own: Order, losses: Losses) -> Iterator[tuple[Order, float]]:
 
 
 def climb(start: Order, losses: Losses, rounds: int) -> Iterator[tuple[Order, float]]:
-    """From ``start`` on, exchange the two steps whose exchange lowers the loss most, until none does or ``rounds`` times.
+    """From ``start`` on, make the exchange of two steps that lowers the loss most, ``rounds`` times or until none does.
 
     Yields each order and its loss, ``start`` first.
     """

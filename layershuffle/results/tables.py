@@ -135,5 +135,8 @@ def _name(group: Group) -> str:
     return ", ".join(map(str, group))
 
 
-def _strategy(strategy: object = "", sequence: object = "original") -> str:
-    return f"{strategy}, shuffled" if sequence == "random" else str(strategy)
+def _strategy(*rest: object) -> str:
+    """The rest of a variant in words; "pruned" has a sequence, original or random, in the second place."""
+    words = [str(value) for value in rest]
+    words[1:2] = [{"random": "shuffled"}.get(word, word) for word in words[1:2] if word != "original"]
+    return ", ".join(words)

@@ -2,14 +2,17 @@
 
 import inspect
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 import layershuffle
+from layershuffle.data import Digits
 from layershuffle.orders.named import NAMED, middle, parse_order, random_middle, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import trials
-from layershuffle.orders.samplers import LayerDrop, Shuffle
+from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training.module import FineTuner
 
 SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "num_heads": 2}
@@ -243,3 +246,60 @@ def test_samplers_draw_from_the_steps_of_the_own_order():
     assert len(dropped) < 6
     assert tuner(order="cycle(6)", sampler=Shuffle()).method == "layershuffle on cycle(6)"
     assert tuner(sampler=Shuffle()).method == "layershuffle"
+
+
+class Progress(OrderSampler):
+    """Runs the layers from the one on that the progress points at."""
+
+    method = "progress"
+
+    def __init__(self):
+        self.seen = []
+
+    def sample(self, depth, rng, progress):
+        self.seen.append(progress)
+        return Order(range(int(depth * progress), depth))
+
+
+def run(folder, ckpt_path=None, **options):
+    """Train in batches of 64 on 320 images, 5 steps per epoch, and return the progress that the sampler saw."""
+    module = tuner(sampler=(sampler := Progress()), timm_args=SMALL)
+    saved = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+    trainer = pl.Trainer(
+        **{"max_epochs": 2, "limit_val_batches": 0} | options,
+        **{"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False},
+        callbacks=[saved],
+    )
+    data = Digits(train_images=356, val_fraction=0.1, batch_size=64)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=bool(ckpt_path))
+    return sampler.seen[-trainer.global_step :] if ckpt_path is None else sampler.seen
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [step / 10 for step in range(10)]),
+        ({"max_steps": 4}, [0, 1 / 4, 2 / 4, 3 / 4]),
+        ({"max_epochs": -1, "max_steps": 3}, [0, 1 / 3, 2 / 3]),
+        ({"max_epochs": -1, "max_time": "00:00:00:00"}, None),
+    ],
+    ids=["epochs", "steps before epochs", "steps", "no plan"],
+)
+def test_samplers_see_the_progress_of_training(tmp_path, options, expected):
+    seen = run(tmp_path, **options)
+    assert seen == expected if expected else set(seen) <= {0.0}
+
+
+def test_a_resumed_run_sees_the_same_progress(tmp_path):
+    whole = run(tmp_path)
+    resumed = run(tmp_path / "again", ckpt_path=tmp_path / "step=7.ckpt")
+    assert resumed[-3:] == whole[7:]
+
+
+def test_a_sampler_without_a_name_says_so():
+    class Nameless(OrderSampler):
+        def sample(self, depth, rng):
+            return sequential(depth)
+
+    with pytest.raises(ValueError, match='the sampler Nameless has no name: set method = "its-name" in its class'):
+        tuner(sampler=Nameless())

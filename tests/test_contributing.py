@@ -1,0 +1,102 @@
+"""The code that CONTRIBUTING.md tells a stranger to write, as it is printed there."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import DIGITS, QUIET, ROOT, fails
+
+from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.report import report
+from layershuffle.commands.train import train
+from layershuffle.orders import protocols
+from layershuffle.orders.order import Order
+from layershuffle.results import overview, tables
+from layershuffle.results.record import Results
+
+SMALL = ["--model.depth=4", "--data.train_images=128", "--data.test_images=40", "--trainer.max_epochs=2"]
+
+
+def write_files(heading):
+    """Write the files under a heading of CONTRIBUTING.md here, named in their first lines; returns their lines."""
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)[1]
+    count = 0
+    for path, code in re.findall(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", section, re.M | re.S):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(code)
+        count += len(code.splitlines())
+    return count
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(protocols, "PROTOCOLS", registered := dict(protocols.PROTOCOLS))
+    for module in ("layershuffle.commands.evaluate", "layershuffle.results.tables"):
+        monkeypatch.setattr(f"{module}.PROTOCOLS", registered)
+    yield
+    for module in ("my_samplers", "my_protocols"):
+        sys.modules.pop(module, None)
+
+
+def fit(*options):
+    return train([*DIGITS, *QUIET, *SMALL, "--trainer.logger=false", "--checkpoint.dirpath=.", *options])
+
+
+def test_an_order_sampler_is_in_every_table_and_figure():
+    assert 10 < write_files("Add an order sampler") < 20
+    module = fit("--config=configs/method/annealed.yaml").lightning_module
+    planned = module.trainer.global_step
+    drawn = [module.draw(step) for step in range(planned)]
+    assert drawn == [module.sampler.draw(4, module.seed, step, 0, step / planned) for step in range(planned)]
+    assert drawn[0] == Order(range(4))  # progress is 0 at the first step
+    evaluate_command(["best.ckpt", "--data.test_images=40", "--orders=2", "--keep", "1", "2", "--output=r/r.json"])
+    report(Path("r"))
+    said = Path("r/report/report.md").read_text()
+    table_1 = said[said.index("## Table 1") :].partition("\n| --- ")[0]
+    assert table_1.endswith("| annealed |")
+    (data,) = Path("r/report/data").glob("pruning-*.csv")
+    assert {row["method"] for row in csv.DictReader(data.open())} == {"annealed"}
+
+
+def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
+    assert 10 < write_files("Add a protocol") < 25
+    fit("--config", str(ROOT / "configs/method/baseline.yaml"))
+    arguments = ["best.ckpt", "--protocols", "sequential", "my_protocols.backwards", "--lengths", "2", "4"]
+    capsys.readouterr()
+    results = evaluate_command([*arguments, "--data.test_images=40", "--output=r.json"])
+    assert [score.order for score in results.scores[1:]] == ["1 0 2 3", "0 2 1 3", "0 1 3 2", "3 2 1 0"]
+    assert results.evaluation["protocols"] == ["sequential", "my_protocols.backwards"]
+    assert results.evaluation["lengths"] == [2, 4]
+    said = capsys.readouterr().out
+    assert re.search(r"first layer turned\s+0\s+1\s+2", said)
+    assert re.search(r"4 layers\s+[0-9.]+", said)
+    assert Path("r.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit):
+        evaluate_command([*arguments, "--help"])
+    assert "backwards: how many layers in a row run backwards" in " ".join(capsys.readouterr().out.split())
+    assert "lengths" in fails(capsys, evaluate_command, *arguments[:-1], "two")
+
+    # Without its module, the results still have their table and picture.
+    monkeypatch.delitem(protocols.PROTOCOLS, "backwards")
+    found = Results.load("r.json")
+    assert tables.of(found)["backwards"][0] == ["start", "0", "1", "2"]
+    assert list(overview.draw(found, Path("again.json"))) == ["backwards"]
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("@protocol()\ndef pruned(depth): ...", "there is already a protocol named pruned"),
+        ("@protocol()\ndef mine(depth, length): ...", "has an option length: give it a type and a default"),
+        ("@protocol()\ndef mine(depth, seeds: int = 1, keep: int = 2): ...", "can't have an option of that name"),
+        ("def mine(depth): ...", "there is no protocol named my_protocols.mine: decorate it with"),
+        ("import nothing_there", "can't be imported: No module named 'nothing_there'"),
+    ],
+)
+def test_protocols_that_cannot_be_say_why(capsys, code, complaint):
+    Path("my_protocols.py").write_text(f"from layershuffle.orders.protocols import protocol\n{code}\n")
+    assert complaint in fails(capsys, evaluate_command, "best.ckpt", "--protocols", "my_protocols.mine")
