@@ -103,7 +103,7 @@ class OrderMetrics(Metric):
 
 
 COUNTED_AT_ONCE = 1 << 22
-"""Outputs are counted together once they hold this many numbers. For small models, counting each alone would be slow."""
+"""Outputs are counted together once they hold this many numbers. For small models, counting each would be slow."""
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""A model, the images to study it on, and where to run: what every study starts from."""
+"""A study: a model, the images to study it on, and the device to run on."""
 
 import os
 import platform
@@ -188,7 +188,7 @@ def _fastest_precision(model: OrderedViT, device: torch.device) -> str:
 @torch.inference_mode()
 def _largest_batch(model: OrderedViT, data: ImageData, split: Literal["val", "test"], fabric: Fabric) -> int:
     """What fits into the memory of all GPUs together; on a CPU, where larger batches gain nothing, the data's own."""
-    data.loader(split)  # Moves a set that is to live on the device, which takes memory too.
+    data.loader(split)  # This moves a set that is kept on the device, which takes memory too.
     start = max(1, data.evaluation_batch // fabric.world_size)
     if fabric.device.type != "cuda":
         return fabric.world_size * start
@@ -215,7 +215,7 @@ def _environment(fabric: Fabric, compiled: bool) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device if not threads else f"CPU: {device}{threads}",
         "processes": fabric.world_size,
-        "precision": fabric._precision.precision,  # what was asked for, or what the device has instead
+        "precision": fabric._precision.precision,  # the one asked for, or what the device has instead
         "compiled": compiled,
         "layershuffle": __version__,
         "torch": torch.__version__,

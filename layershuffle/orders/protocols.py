@@ -40,7 +40,7 @@ class Protocol:
 
     Attributes:
         name: the name of its function, with dashes.
-        orders: the function. It gets what it asks for by name of SUPPLIED: ``depth`` (the number of layers), ``draws``
+        orders: the function. It can ask for the parameters in SUPPLIED: ``depth`` (the number of layers), ``draws``
             (how many random orders stand for a random choice), ``seed``, ``orders`` (those that the user gave) and
             ``choices`` (the orders from which the images of an instance-wise model choose). Any other parameter is an
             option of the evaluate command: it needs a type, a default, and a line in the docstring under ``Args``.
@@ -78,7 +78,7 @@ class Protocol:
 
 PROTOCOLS: dict[str, Protocol] = {}
 SUPPLIED = ("depth", "draws", "seed", "orders", "choices")
-"""What a protocol's function can ask for that is no option."""
+"""The parameters of a protocol's function that aren't options."""
 
 
 def protocol(**shown: Any) -> Callable[[Callable[..., Orders]], Callable[..., Orders]]:

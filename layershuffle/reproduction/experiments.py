@@ -1,4 +1,4 @@
-"""Experiments: what their YAML files say, and the cells that it comes down to."""
+"""Experiments: their YAML files, and the cells that make up an experiment."""
 
 import fnmatch
 import shlex

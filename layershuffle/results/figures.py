@@ -61,7 +61,7 @@ def plots(results: Results) -> Iterator[Plot]:
 
 
 def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
-    """Top-1 accuracy against the first number in the variant, a line for each of what else the variant says.
+    """Top-1 accuracy against the first number in the variant, a line for each value of the rest.
 
     Lines are means over draws and bands reach from the worst draw to the best. Scores whose variant has no number are
     a level line.

@@ -1,4 +1,4 @@
-"""The results record: what an evaluation found and all that it takes to redo it; its JSON; aggregation."""
+"""The record of an evaluation, with everything needed to repeat it; its JSON file; means over draws and seeds."""
 
 import json
 import math
@@ -22,14 +22,14 @@ class Score:
 
     Attributes:
         protocol: the family of orders it belongs to, such as "pruned".
-        variant: what tells it from others of the family, such as {"kept": 6, "strategy": "first"}.
+        variant: distinguishes it from others of the family, such as {"kept": 6, "strategy": "first"}.
         order: its text form, or None where it differed: a new one for every batch, or one for each image.
         images: how many images were classified.
         top1: accuracy, 0 to 1.
         top5: accuracy of the five likeliest classes, 0 to 1.
         loss: mean cross-entropy, in nats, or None where it isn't finite.
-        position_accuracy: how many positions the layers predicted rightly, 0 to 1, or None without prediction.
-        chosen: how many of the images chose this order, 0 to 1, or None where they had no choice.
+        position_accuracy: the share of positions that the layers predicted rightly, 0 to 1, or None without prediction.
+        chosen: the share of images that chose this order, 0 to 1, or None where they had no choice.
     """
 
     protocol: str
@@ -43,7 +43,7 @@ class Score:
     chosen: float | None = None
 
     def is_plausible(self) -> bool:
-        """Whether the values are of the types, and in the ranges, that they are meant to be."""
+        """Whether all values have the right types and ranges."""
         parts = (self.top1, self.top5, self.position_accuracy, self.chosen)
         return (
             isinstance(self.protocol, str)
@@ -63,12 +63,12 @@ class Results:
     """An evaluation.
 
     Attributes:
-        model: what was evaluated: its name, method, checkpoint and the checkpoint's sha256, and how to make it again.
+        model: its name, method, checkpoint and the checkpoint's sha256, and the config that makes it again.
         data: the data set and its arguments.
         evaluation: the protocols, their settings and the seed.
         environment: versions, device, precision and time.
         scores: one per order.
-        measures: what was measured besides, by name, such as the "cosine" similarities of the layers' activations.
+        measures: other measurements by name, such as the "cosine" similarities of the layers' activations.
     """
 
     model: dict[str, Any]
@@ -91,7 +91,7 @@ class Results:
         return grouped
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, draws of the same thing as columns; the file appears whole or not at all."""
+        """Write as JSON, in which draws of the same thing are columns. The file is written whole or not at all."""
         columns = [name for name in Score.__dataclass_fields__ if name not in ("protocol", "variant")]
         groups = [
             {"protocol": scores[0].protocol, "variant": scores[0].variant}
@@ -107,11 +107,7 @@ class Results:
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
-        """Read what ``save`` wrote.
-
-        Raises:
-            UserError: (a ValueError) if it isn't there, is damaged, or is of another version.
-        """
+        """Read a results file; raises UserError if it isn't there, is damaged, or is of another version."""
         content = read_json(path, what="a results file")
         version = content.pop("layershuffle_results", None) if isinstance(content, dict) else None
         if version != FORMAT:
@@ -133,7 +129,7 @@ class Results:
 
 
 def pool(several: Iterable[Results]) -> list[Results]:
-    """One for each label, with the scores of all that bear it, such as the runs of a method with several seeds."""
+    """Join the scores of results with the same label, such as the runs of a method with several seeds."""
     pooled: dict[str, Results] = {}
     for results in several:
         before = pooled.get(results.label)
@@ -157,7 +153,7 @@ class Summary:
 
 
 def summarise(values: Iterable[float]) -> Summary:
-    """Of at least one value; the interval is Student's t over the values."""
+    """Summarise at least one value; the confidence interval is by Student's t."""
     values = list(values)
     n, mean = len(values), statistics.fmean(values)
     std = statistics.stdev(values) if n > 1 else None

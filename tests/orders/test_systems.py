@@ -263,7 +263,7 @@ class Progress(OrderSampler):
 
 def run(folder, ckpt_path=None, **options):
     """Train in batches of 64 on 320 images, 5 steps per epoch, and return the progress that the sampler saw."""
-    module = tuner(sampler=(sampler := Progress()), timm_args=SMALL)
+    module = tuner(sampler=(sampler := Progress()))
     saved = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
     trainer = pl.Trainer(
         **{"max_epochs": 2, "limit_val_batches": 0} | options,
@@ -272,7 +272,7 @@ def run(folder, ckpt_path=None, **options):
     )
     data = Digits(train_images=356, val_fraction=0.1, batch_size=64)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=bool(ckpt_path))
-    return sampler.seen[-trainer.global_step :] if ckpt_path is None else sampler.seen
+    return sampler.seen[2:]  # without the orders that are tried before the training
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_samplers_see_the_progress_of_training(tmp_path, options, expected):
 def test_a_resumed_run_sees_the_same_progress(tmp_path):
     whole = run(tmp_path)
     resumed = run(tmp_path / "again", ckpt_path=tmp_path / "step=7.ckpt")
-    assert resumed[-3:] == whole[7:]
+    assert resumed == whole[7:]
 
 
 def test_a_sampler_without_a_name_says_so():
