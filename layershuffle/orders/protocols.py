@@ -122,19 +122,10 @@ def trials(
     choices: Sequence[Order] = (),
     **options: Any,
 ) -> list[Trial]:
-    """Everything that ``protocols`` ask to be scored.
+    """Everything that ``protocols`` (names or import paths) ask to be scored.
 
-    Args:
-        protocols: names of protocols, or import paths.
-        own: the model's own order, or the depth of a model that runs its layers in sequence.
-        draws: how many random orders stand for a random choice.
-        seed: decides the random orders.
-        orders: orders given one by one.
-        choices: the orders from which the model's images choose, if they do.
-        options: of the protocols; each gets those that it has.
-
-    Raises:
-        UserError: if there is no such protocol or the model can't do what it asks.
+    ``own`` is the model's own order, or the depth of a model that runs its layers in sequence. Each protocol gets what
+    it asks for of the rest, see Protocol. Raises UserError if there is no such protocol or the model can't do it.
     """
     own = named.sequential(own) if isinstance(own, int) else own
     layers = 1 + max(own.layers, default=-1)

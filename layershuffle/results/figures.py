@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from layershuffle.errors import UserError
 from layershuffle.orders.protocols import Protocol
 from layershuffle.results import positions, tables
 from layershuffle.results.record import Results, Score, Summary, summarise
@@ -49,6 +50,8 @@ def plots(results: Results) -> Iterator[Plot]:
             by_picture.setdefault(protocol.picture or protocol.name, []).append(protocol)
     for name, protocols in by_picture.items():
         figure = protocols[0].figure or ("lines" if protocols[0].columns else "bars")
+        if isinstance(figure, str) and figure not in DRAWINGS:
+            raise UserError(f"the protocol {name} has no figure {figure}: choose from {', '.join(DRAWINGS)}")
         draw = figure if callable(figure) else partial(DRAWINGS[figure], protocols)
         caption = " ".join(["Top-1 accuracy:", *(protocol.description for protocol in protocols)])
         if figure == "lines":
