@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
@@ -111,14 +110,10 @@ def submit(
     console.print("the same command without --slurm runs what they leave undone, and shows the results")
 
 
-def plan(wanted: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> Table:
+def plan(wanted: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> str:
     """The cells, and which of them are to run."""
-    table = Table(title=f"{len(wanted)} cells in {folder}, {len(missing)} to run", title_justify="left", box=None)
-    table.add_column("cell")
-    table.add_column("")
-    for cell in wanted:
-        table.add_row(cell.name, "to run" if cell in missing else "finished")
-    return table
+    lines = [f"{cell.name}: {'to run' if cell in missing else 'finished'}" for cell in wanted]
+    return "\n".join([f"{len(wanted)} cells in {folder}, {len(missing)} to run", *lines])
 
 
 def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layershuffle import Order
-from layershuffle.evaluation.scoring import Tally, outputs
+from layershuffle.evaluation.scoring import OrderMetrics, outputs
 from layershuffle.training.module import FineTuner, position_cross_entropy
 
 
@@ -56,7 +56,7 @@ def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fak
         module.to("cuda")
         raw = torch.empty(6, 1, 20, 20, dtype=torch.uint8, device="cuda")
         labels = torch.empty(6, dtype=torch.int64, device="cuda")
-        tally = Tally(len(orders)).to("cuda")
+        metrics = OrderMetrics(len(orders)).to("cuda")
         with Crossings() as crossings, bf16:
             images, _ = module.on_after_batch_transfer((raw, labels), 0)
             output = module.model(images, module.draw(0))
@@ -68,5 +68,5 @@ def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fak
         assert loss.device.type == "cuda"
         with Crossings() as crossings_evaluating, torch.inference_mode(), bf16:
             found = [output for _, output in outputs(module.model.eval(), images, orders)]
-            tally.update(0, found, labels)
+            metrics.update(0, found, labels)
     assert crossings.found == crossings_evaluating.found == set()
