@@ -15,12 +15,7 @@ MAX_YAML_BYTES = 1 << 20
 
 
 def read_text(path: str | Path, most: int, what: str = "text") -> str:
-    """Read a UTF-8 file.
-
-    Args:
-        path: the file.
-        most: bytes it may have.
-        what: what it is meant to be, for error messages.
+    """Read a UTF-8 file of at most ``most`` bytes, which error messages call ``what``.
 
     Raises:
         UserError: if it isn't there, can't be read, is larger, or isn't text.
@@ -42,7 +37,7 @@ def read_text(path: str | Path, most: int, what: str = "text") -> str:
 
 
 def read_json(path: str | Path, most: int = MAX_JSON_BYTES, what: str = "JSON") -> Any:
-    """The content of a JSON file. Takes the arguments of ``read_text``; raises UserError also if it isn't JSON."""
+    """The content of a JSON file; raises UserError as ``read_text``, and if it isn't JSON."""
     text = read_text(path, most, what)
     try:
         return json.loads(text)

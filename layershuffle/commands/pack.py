@@ -51,10 +51,11 @@ def pack_command(args: list[str] | None = None) -> None:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]
     # auto_refresh would start a thread, which must not run while the workers are forked.
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), auto_refresh=False) as bar:
-        tasks = {what: bar.add_task(what, total=sum(images.values())) for what in ("packing", "checking")}
+        steps = ["checking"] if work.finished else ["packing", "checking"]
+        tasks = {step: bar.add_task(step, total=sum(images.values())) for step in steps}
 
-        def advance(what: str, count: int) -> None:
-            bar.update(tasks[what], advance=count, refresh=True)
+        def advance(step: str, count: int) -> None:
+            bar.update(tasks[step], advance=count, refresh=True)
 
         (packing.check if work.finished else packing.pack)(work, workers, advance)
     console.print(

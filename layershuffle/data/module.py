@@ -159,7 +159,7 @@ class ImageData(pl.LightningDataModule):
         """What ``from_config`` makes this module from again: "class", see ``class_name``, and its arguments "args"."""
         try:
             args = {name: getattr(self, name) for name in _arguments(type(self))}
-            json.dumps(args)
+            json.dumps(args)  # fails where a checkpoint would save an object that evaluation refuses to load
         except (AttributeError, TypeError) as error:
             raise UserError(
                 f"checkpoints can't record the arguments of {type(self).__name__} ({error}): keep each as an attribute "

@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ class Packing(Dataset):
         if key == noted_key and checksum == _checksum(path, images.start * record, len(images) * record):
             return name, len(images), [key, checksum], []
         if self.read_only:
-            raise self.changed() if key != noted_key else self._damaged(path, images)
+            raise self.changed() if key != noted_key else self.damaged(path, images)
         digest, unreadable = hashlib.sha256(), []
         try:
             with path.open("r+b") as file:
@@ -115,17 +114,16 @@ class Packing(Dataset):
 
     def changed(self) -> UserError:
         """The error to raise where the folder was packed from other files."""
-        what_to_do = "pack it into another folder" if self.finished else "the same command packs what has changed"
+        remedy = "pack it into another folder" if self.finished else "the same command packs what has changed"
         return UserError(
             f"{self.source}, or the Pillow or torchvision that reads it, is not what {self.folder} was packed from: "
-            f"{what_to_do}"
+            f"{remedy}"
         )
 
-    def _damaged(self, path: Path, images: range) -> UserError:
-        again = "remove the folder and pack it again" if self.finished else "the same command packs them again"
-        return UserError(
-            f"{path} is not what was written there, in its images {images.start} to {images.stop - 1}: {again}"
-        )
+    def damaged(self, path: Path, images: range) -> UserError:
+        """The error to raise where a file no longer has the pixels that were written."""
+        remedy = "remove the folder and pack it again" if self.finished else "the same command packs them again"
+        return UserError(f"images {images.start} to {images.stop - 1} of {path} are not what was written: {remedy}")
 
     def _key(self, split: str, images: range) -> str:
         folders: Any = self.images[split].images
@@ -146,14 +144,19 @@ def pack(packing: Packing, workers: int, advance: Callable[[str, int], None]) ->
 
     Args:
         packing: what to pack, and where to.
-        workers: the number of processes that do it; with 0 this one does.
+        workers: the number of processes that do it; 0 for this one.
         advance: called with "packing" or "checking" and the number of images that this was done with.
 
     Raises:
         UserError: if anything goes wrong. Nothing is lost by it: the next run continues from there.
     """
     folder, unfinished = packing.folder, packing.folder / UNFINISHED
-    with _locked(folder):
+    with (folder / LOCK).open("w") as lock:
+        try:
+            # Unlike flock, lockf ends with this process even if its workers live on for a moment.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
         packing.noted = read_json(unfinished) if unfinished.exists() else {}
         for split in SPLITS:
             path = records_file(folder, split)
@@ -172,15 +175,9 @@ def pack(packing: Packing, workers: int, advance: Callable[[str, int], None]) ->
 
 
 def check(packing: Packing, workers: int, advance: Callable[[str, int], None]) -> None:
-    """Compare a finished folder with what was packed into it, and with the files that it was packed from.
+    """Compare a finished folder with its checksums and with its source; raises UserError if anything differs.
 
-    Args:
-        packing: of a folder that is finished.
-        workers: as for ``pack``.
-        advance: as for ``pack``.
-
-    Raises:
-        UserError: if anything differs.
+    Takes the arguments of ``pack``.
     """
     folder, index = packing.folder, read_index(packing.folder)
     if index["size"] != packing.size:
@@ -233,24 +230,9 @@ def _name(split: str, images: range) -> str:
 
 def _checksum(path: Path, start: int, length: int) -> str:
     """The SHA-256 of a part of a file, or "" if it can't be read."""
-    digest, step = hashlib.sha256(), 1 << 20
     try:
         with path.open("rb") as file:
             file.seek(start)
-            for offset in range(0, length, step):
-                digest.update(file.read(min(step, length - offset)))
+            return hashlib.sha256(file.read(length)).hexdigest()
     except OSError:
         return ""
-    return digest.hexdigest()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let only one process at a time pack into a folder."""
-    with (folder / LOCK).open("w") as lock:
-        try:
-            # Unlike flock, lockf ends with this process even if its workers live on for a moment.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
-        yield

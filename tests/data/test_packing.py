@@ -216,7 +216,9 @@ def test_what_the_disk_loses_during_a_run_is_found_before_it_counts(source, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(packing.DecodedImages, "decode", last_image_damages_the_first)
-        with pytest.raises(ValueError, match=r"train\.uint8 is not what was written .* 0 to 3: the same command packs"):
+        with pytest.raises(
+            ValueError, match=r"images 0 to 3 of .*train\.uint8 are not what was written: the same command"
+        ):
             pack(source, tmp_path / "packed")
     assert not (tmp_path / "packed" / "index.json").exists()
     pack(source, tmp_path / "packed")
@@ -275,7 +277,7 @@ def test_a_finished_folder_is_checked_and_never_changed(source, tmp_path):
 def test_a_finished_folder_with_a_flipped_bit(source, tmp_path):
     pack(source, tmp_path / "packed")
     flip(tmp_path / "packed" / "val.uint8", 0)
-    complaint = r"val\.uint8 is not what was written there, in its images 0 to 3: remove the folder and pack it again"
+    complaint = r"images 0 to 3 of .*val\.uint8 are not what was written: remove the folder and pack it again"
     with pytest.raises(ValueError, match=complaint):
         pack(source, tmp_path / "packed")
 
