@@ -57,8 +57,8 @@ class ImageData(pl.LightningDataModule):
         batch_size: images per training step and process.
         eval_batch_size: images per batch in validation and evaluation, of all processes together; by default twice
             batch_size.
-        val_fraction: the part of the training images held out to validate on. With 0 the test images serve, as in
-            the LayerShuffle authors' code.
+        val_fraction: the part of the training images held out to validate on. With 0 the test images are used, as
+            in the LayerShuffle authors' code.
         train_images: use only this many training images, chosen at random. The validation images are a part of them.
         test_images: use only this many test images, chosen at random.
         split_seed: seed of these random choices and of nothing else.
@@ -271,22 +271,22 @@ def from_config(config: dict[str, Any], trusted: str | None = None) -> ImageData
     Raises:
         UserError: if the class is not imported, or doesn't take these arguments.
     """
+    name = config.get("class") if isinstance(config, dict) else None
+    if trusted and trusted == name:
+        try:
+            importlib.import_module(trusted.rpartition(".")[0])
+        except ImportError as error:
+            raise UserError(f"{trusted} can't be imported ({error}): run this in the folder that holds it") from error
+    known = {key: cls for cls in _subclasses(ImageData) for key in (cls.__name__, class_name(cls))}
+    if isinstance(name, str) and name not in known and name != trusted and re.fullmatch(r"\w+(\.\w+)+", name):
+        raise UserError(
+            f"the data set it was trained on, {name}, is not known here: if you trust its code, add --data {name}"
+        )
     try:
-        name, args = config["class"], dict(config["args"])
-        if trusted and trusted == name:
-            importlib.import_module(name.rpartition(".")[0])
-        known = {key: cls for cls in _subclasses(ImageData) for key in (cls.__name__, class_name(cls))}
-        if name not in known and name != trusted and re.fullmatch(r"\w+(\.\w+)+", name):
-            raise UserError(
-                f"the data set it was trained on, {name}, is not known here: if you trust its code, add --data {name}"
-            )
-        if not args.keys() <= set(_arguments(known[name])):
+        cls, args = known[name], dict(config["args"])  # type: ignore[index]
+        if not args.keys() <= set(_arguments(cls)):
             raise ValueError(f"{name} takes no such arguments")
-        return known[name](**args | {"workers": None} | ({"download": False} if "download" in args else {}))
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(f"{trusted} can't be imported ({error}): run this in the folder that holds it") from error
+        return cls(**args | {"workers": None} | ({"download": False} if "download" in args else {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"the data set it was trained on is not known here ({type(error).__name__}: {str(error)[:200]}): say which "
