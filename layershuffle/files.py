@@ -1,4 +1,4 @@
-"""Reads text that others may have written: its size is looked at before memory is taken for it."""
+"""Reads files that others may have written, of limited size, and writes files whole or not at all."""
 
 import hashlib
 import json
@@ -12,19 +12,18 @@ from layershuffle.errors import UserError
 
 MAX_JSON_BYTES = 200 << 20
 MAX_YAML_BYTES = 1 << 20
-MAX_YAML_NODES = 100_000
 
 
 def read_text(path: str | Path, most: int, what: str = "text") -> str:
-    """A UTF-8 file of at most ``most`` bytes, which is meant to be ``what``.
+    """Read a UTF-8 file of at most ``most`` bytes, which error messages call ``what``.
 
     Raises:
-        UserError: if it isn't there, can't be read, is larger or is no text.
+        UserError: if it isn't there, can't be read, is larger, or isn't text.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            content = file.read(most + 1)  # what is read counts: a pipe has no size, and a file can grow
+            content = file.read(most + 1)  # rather than asking for its size, which a pipe doesn't have
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except OSError as error:
@@ -38,49 +37,25 @@ def read_text(path: str | Path, most: int, what: str = "text") -> str:
 
 
 def read_json(path: str | Path, most: int = MAX_JSON_BYTES, what: str = "JSON") -> Any:
-    """What a JSON file holds, which is meant to be ``what``.
-
-    Raises:
-        UserError: as ``read_text``, and if it isn't JSON.
-    """
+    """The content of a JSON file; raises UserError as ``read_text``, and if it isn't JSON."""
+    text = read_text(path, most, what)
     try:
-        return json.loads(read_text(path, most, what))
+        return json.loads(text)
     except RecursionError as error:
         raise UserError(f"{path} is not {what} or is damaged: it is nested too deeply") from error
-    except UserError:
-        raise
     except ValueError as error:
         raise UserError(f"{path} is not {what} or is damaged: {error}") from error
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds, as plain values.
-
-    Raises:
-        UserError: as ``read_text``, and if it isn't YAML, or its aliases unfold to more than any config needs.
-    """
+    """The content of a YAML file, as plain values; raises UserError as ``read_text``, and if it isn't YAML."""
     text = read_text(path, MAX_YAML_BYTES, "YAML")
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        if node is not None and _unfolded(node, {}) > MAX_YAML_NODES:
-            raise UserError(f"{path} unfolds to more than {MAX_YAML_NODES:,} values: it was not read")
         return yaml.safe_load(text)
     except RecursionError as error:
         raise UserError(f"{path} is not YAML: it is nested too deeply") from error
-    except UserError:
-        raise
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
-
-
-def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node comes to when each alias is a copy; far too many if it contains itself."""
-    if id(node) not in known:
-        known[id(node)] = MAX_YAML_NODES + 1  # until it is counted
-        children: list[Any] = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else []
-        flat = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
-        known[id(node)] = 1 + sum(_unfolded(child, known) for child in flat)
-    return known[id(node)]
 
 
 def sha256(path: str | Path) -> str:
@@ -90,10 +65,10 @@ def sha256(path: str | Path) -> str:
 
 
 def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
-    """Write aside and rename, so that a crash or a full disk leaves what was there before.
+    """Write a file aside and rename it, so that after a crash or on a full disk the earlier file is still there.
 
     Raises:
-        UserError: (a ValueError) if it can't be written.
+        UserError: if it can't be written.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")

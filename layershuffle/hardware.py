@@ -1,4 +1,4 @@
-"""What a device is called, and what it does best: found by measuring."""
+"""The name of a device, and the precision and the batch size that measurements find best for it."""
 
 import platform
 import statistics
@@ -10,7 +10,7 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the GPU or the processor."""
+    """The name of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -22,13 +22,13 @@ def device_name(device: torch.device) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long ``work`` takes, the device's part included."""
+    """The time that ``work`` takes, including what it leaves to the device."""
     wait(device)
     start = time.perf_counter()
     work()
@@ -37,16 +37,16 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def fastest_precision(work: Callable[[], object], device: torch.device, repeats: int = 3) -> str:
-    """Which of "32-true" and "bf16-mixed" does ``work``, such as a forward pass, in less time on ``device``.
+    """Measure which of "32-true" and "bf16-mixed" is faster for ``work``, such as a forward pass, on ``device``.
 
-    Small layers can be slower in bfloat16 even where its matrix product is faster, so the work itself is measured. One
-    small matrix product decides before that: a processor without instructions for bfloat16 needs hundreds of times as
-    long, and would hold up the work for minutes. float16, which overflows, is left to whoever asks for it.
+    The work itself is measured, because small layers can be slower in bfloat16 even where matrix products are faster.
+    One small matrix product is tried before: a CPU without instructions for bfloat16 needs hundreds of times as long
+    for it, and would need minutes for the work. float16 is not considered, because it can overflow.
     """
     products = {}
     for dtype in (torch.float32, torch.bfloat16):
         one = torch.ones(128, 128, device=device, dtype=dtype)
-        _ = one @ one  # the first one loads the kernel
+        _ = one @ one  # the first product also loads the kernel
         products[dtype] = min(seconds(lambda one=one: one @ one, device) for _ in range(3))  # type: ignore[misc]
     if products[torch.bfloat16] > 4 * products[torch.float32]:
         return "32-true"
@@ -55,18 +55,18 @@ def fastest_precision(work: Callable[[], object], device: torch.device, repeats:
         for precision, times in took.items():
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
                 once = seconds(work, device)
-            if repeat:  # the first one warms up
+            if repeat:  # the first run is a warm-up
                 times.append(once)
     return min(took, key=lambda precision: statistics.median(took[precision]))
 
 
 def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> int:
-    """The largest batch that fits into the device's memory, of ``start`` times a power of two.
+    """The largest batch, ``start`` times a power of two, that fits into the device's memory.
 
     Args:
-        attempt: does with a batch of so many images what needs the most memory; raises torch.OutOfMemoryError.
-        start: where to begin, and the least that is returned.
-        limit: images there are; a batch that holds them all is large enough.
+        attempt: runs a batch of the given number of images; raises torch.OutOfMemoryError if it doesn't fit.
+        start: the batch to begin with, which is taken to fit.
+        limit: the number of images that there are, which need no larger batch.
     """
     batch = start
     while batch < limit:

@@ -67,6 +67,7 @@ def option_values(args: Sequence[str], name: str) -> list[str]:
 def main(command: Callable[[], Any]) -> None:
     """Run a command line and turn what a user can cause into one sentence on stderr, without a traceback."""
     quieten()
+    sys.path.append("")  # so that --data my_module.MyData finds a module in the working folder
     signal.signal(signal.SIGINT, signal.default_int_handler)  # train.py and evaluate.py had none while they imported
     try:
         command()

@@ -14,26 +14,23 @@ from layershuffle.errors import UserError
 
 
 def pack_command(args: list[str] | None = None) -> None:
-    """Pack as ``args`` say, by default those of the process.
-
-    Raises:
-        UserError: (a ValueError) in one sentence for all that can go wrong; the next run goes on from there.
-    """
+    """Pack as ``args`` say, by default those of the process."""
     parser = Parser(
         prog="pack",
         description="Resize and crop the images of class folders once, into files that are read without decoding. "
-        "Stopped or killed, it goes on when started again and ends with the same bytes; a finished folder is checked.",
+        "When it was stopped or killed, the same command continues and ends with the same bytes. A finished folder is "
+        "checked.",
     )
     parser.add_argument("source", type=Path, help="the folder with train/CLASS/* and val/CLASS/*")
-    parser.add_argument("folder", type=Path, help="where to pack it, a new folder or one that this command has begun")
-    parser.add_argument("--size", type=int, default=224, help="height and width, in pixels: what the model takes")
+    parser.add_argument("folder", type=Path, help="where to pack it: a new folder, or one that this command has begun")
+    parser.add_argument("--size", type=int, default=224, help="height and width that the model takes, in pixels")
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that pack (default: one per core)"
     )
     config = parser.parse_args(sys.argv[1:] if args is None else args)
     source, folder, size, workers = config.source, config.folder, config.size, config.workers
     if size < 1 or workers < 0:
-        raise UserError("--size is in pixels, from 1 up, and --workers 0 or more")
+        raise UserError("--size is in pixels, at least 1, and --workers is at least 0")
     console = Console(highlight=False, soft_wrap=True)
     work = packing.Packing(source, folder, size)
     if folder.exists() and not folder.is_dir():
@@ -52,12 +49,13 @@ def pack_command(args: list[str] | None = None) -> None:
             "pack into a folder on another disk"
         )
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]
-    # Without auto_refresh there is no thread at the time the workers are forked.
+    # auto_refresh would start a thread, which must not run while the workers are forked.
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), auto_refresh=False) as bar:
-        tasks = {what: bar.add_task(what, total=sum(images.values())) for what in ("packing", "checking")}
+        steps = ["checking"] if work.finished else ["packing", "checking"]
+        tasks = {step: bar.add_task(step, total=sum(images.values())) for step in steps}
 
-        def advance(what: str, count: int) -> None:
-            bar.update(tasks[what], advance=count, refresh=True)
+        def advance(step: str, count: int) -> None:
+            bar.update(tasks[step], advance=count, refresh=True)
 
         (packing.check if work.finished else packing.pack)(work, workers, advance)
     console.print(

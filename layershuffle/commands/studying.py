@@ -109,14 +109,24 @@ class StudyCommand:
 
 
 def _parse(parser: Parser, args: list[str]) -> Namespace:
-    # What the options of --data mean depends on the data set that the checkpoint records, so that is read first.
-    if args and not args[0].startswith("-") and not option_values(args, "--data") and (recorded := trained_on(args[0])):
-        data = from_config(recorded)
-        path = f"{type(data).__module__}.{type(data).__qualname__}"
-        parser.set_defaults({"data": {"class_path": path, "init_args": data.config()["args"]}})
+    # The recorded data set decides which options --data has, so it is looked up before the options are parsed. A class
+    # outside the package has to be named with --data, and the recorded arguments are its defaults then too.
+    named = next(reversed(option_values(args, "--data")), None)
+    wanted = args and not args[0].startswith("-") and (named is None or "." in named)
+    recorded = trained_on(args[0]) if wanted else None
+    missing = None
+    if recorded and named in (None, recorded.get("class") if isinstance(recorded, dict) else None):
+        try:
+            data = from_config(recorded, trusted=named)
+            path = f"{type(data).__module__}.{type(data).__qualname__}"
+            parser.set_defaults({"data": {"class_path": path, "init_args": data.config()["args"]}})
+        except UserError as error:
+            if named or not option_values(args, "--config"):  # a config may name the data set
+                raise
+            missing = error
     config = parser.parse_args(args)
     if not config.data:
-        raise UserError(
+        raise missing or UserError(
             f"{config.checkpoint} doesn't say which data to evaluate on: give --config configs/data/... or --data"
         )
     refuse_secrets(config.as_dict())

@@ -1,10 +1,19 @@
-"""Image classification sets as LightningDataModules; images stay uint8 until they are on the device."""
+"""Image classification sets as LightningDataModules. Images stay uint8 until they are on the device."""
 
 from layershuffle.data.digits import Digits
 from layershuffle.data.folders import ImageFolders
-from layershuffle.data.module import ImageData, from_config
+from layershuffle.data.module import ImageData, TensorImages, from_config
 from layershuffle.data.packed import PackedFolders
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.data.torchvision_sets import TorchvisionImages
 
-__all__ = ["Digits", "ImageData", "ImageFolders", "PackedFolders", "Preprocess", "TorchvisionImages", "from_config"]
+__all__ = [
+    "Digits",
+    "ImageData",
+    "ImageFolders",
+    "PackedFolders",
+    "Preprocess",
+    "TensorImages",
+    "TorchvisionImages",
+    "from_config",
+]

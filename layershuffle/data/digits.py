@@ -9,7 +9,7 @@ from layershuffle.errors import UserError
 
 
 class Digits(ImageData):
-    """1,797 grey images of 8 x 8 pixels in 10 classes; a fixed random fifth (359) of them is the test set."""
+    """1,797 grey images of 8 x 8 pixels in 10 classes. A fixed random fifth of them (359) is the test set."""
 
     num_classes = 10
 
@@ -17,7 +17,7 @@ class Digits(ImageData):
         super().__init__(batch_size=batch_size, **kwargs)
 
     def load(self, train: bool) -> TensorImages:
-        """The same split for every seed."""
+        """The training or test images, which are the same for every seed."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""Images in class folders, such as ImageNet-1k, decoded as they are read."""
+"""Images in class folders, such as ImageNet-1k, which are decoded when they are read."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ class ImageFolders(ImageData):
 
     Args:
         root: the folder that holds ``train`` and ``val``.
-        val_fraction: the part of the training images held out to validate on; by default none, ``val`` serves.
+        val_fraction: the part of the training images held out to validate on; by default ``val`` is used.
     """
 
     def __init__(self, root: str = "data/imagenet", val_fraction: float = 0.0, **kwargs: Any) -> None:

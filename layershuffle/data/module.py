@@ -1,7 +1,10 @@
 """The LightningDataModule behind every data set: splits, loaders, and how a run records its data."""
 
+import importlib
 import inspect
+import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from layershuffle.data.decoding import filled, readable
+from layershuffle.data.decoding import replace_unreadable, skip_unreadable
 from layershuffle.data.samplers import EvaluationBatches, TrainingSampler
 from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
@@ -23,18 +26,18 @@ class TensorImages(Dataset):
         self.images, self.labels = images, labels
 
     def move(self, device: torch.device) -> None:
-        """To ``device``, where batches are then taken; what is made of this set, such as a Subset, moves with it."""
+        """Move the images to ``device``, where batches are then taken, also those of Subsets of this set."""
         self.images, self.labels = self.images.to(device), self.labels.to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, at: int) -> tuple[Tensor, Tensor]:
-        return self.images[at], self.labels[at]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
 
-    def __getitems__(self, at: list[int]) -> tuple[Tensor, Tensor]:
-        """A batch; all that is copied to another device is the indices, without waiting for it."""
-        index = torch.tensor(at, dtype=torch.int64)
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch. Only the indices are copied to the device, without waiting for it."""
+        index = torch.tensor(indices, dtype=torch.int64)
         if self.images.is_cuda:
             index = index.pin_memory()
         index = index.to(self.images.device, non_blocking=True)
@@ -44,26 +47,29 @@ class TensorImages(Dataset):
 class ImageData(pl.LightningDataModule):
     """Training, validation and test images with labels from 0 to ``num_classes - 1``.
 
-    A subclass implements ``load`` and says how many classes there are. Batches are uint8 images [batch,
-    channels, height, width] and int64 labels [batch]; resizing and normalising are up to ``Preprocess``.
+    A subclass implements ``load`` and sets ``num_classes``. It keeps each argument of its ``__init__``, a plain value,
+    as an attribute of the same name, so that checkpoints can record it, and passes other arguments on as ``**kwargs``.
+
+    Batches are uint8 images [batch, channels, height, width] and int64 labels [batch]. ``Preprocess`` resizes and
+    normalises them on the device.
 
     Args:
         batch_size: images per training step and process.
         eval_batch_size: images per batch in validation and evaluation, of all processes together; by default twice
             batch_size.
-        val_fraction: the part of the training images held out to validate on. With 0 the test images serve, as in
-            the LayerShuffle authors' code.
-        train_images: use only so many training images, chosen at random; the validation images come out of these.
-        test_images: use only so many test images, chosen at random.
-        split_seed: decides all those choices, and nothing else.
+        val_fraction: the part of the training images held out to validate on. With 0 the test images are used, as
+            in the LayerShuffle authors' code.
+        train_images: use only this many training images, chosen at random. The validation images are a part of them.
+        test_images: use only this many test images, chosen at random.
+        split_seed: seed of these random choices and of nothing else.
         workers: processes that read images; by default none for sets in memory, else one per core up to 16.
-        on_device: whether a set in memory lives on the device that trains or evaluates, where batches are then taken
-            without workers or copies from the host; they are the same either way. "auto": on a CUDA device that has
-            ten times as much free memory as the set takes.
-        unreadable: how many images may be broken; they are named, left out of what is evaluated, and replaced by others
-            of the batch in training. One more ends the run.
-        image_size: height and width that images of varying size are resized and cropped to when read, in pixels.
-            train.py and evaluate.py set it to what the model takes.
+        on_device: whether a set in memory is kept on the device that trains or evaluates, so that batches need no
+            workers and no copies from the host. The batches are the same either way. "auto" does so on a CUDA device
+            that has ten times as much free memory as the set takes.
+        unreadable: how many images may be broken. Broken images are named, left out of evaluations, and replaced by
+            others of the same batch in training. One more than this ends the run.
+        image_size: height and width that images of varying size are resized and cropped to when read, in pixels. The
+            commands set it to what the model takes.
     """
 
     num_classes: int
@@ -97,7 +103,8 @@ class ImageData(pl.LightningDataModule):
         self.image_size = image_size
         self.on_device = on_device
         self.sets: dict[str, Dataset] = {}
-        # Where no trainer says which device the batches go to, how many processes share them, and which this one is.
+        # Used without a trainer: the device that batches go to, the number of processes that share them, and the
+        # number of this process.
         self.device, self.ranks, self.rank = torch.device("cpu"), 1, 0
 
     def load(self, train: bool) -> Dataset:
@@ -106,7 +113,7 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def label(self) -> str:
-        """What tables and plots call it."""
+        """The name of the data set in tables and plots."""
         return type(self).__name__
 
     @property
@@ -115,7 +122,8 @@ class ImageData(pl.LightningDataModule):
         return self.eval_batch_size or 2 * self.batch_size
 
     def setup(self, stage: str | None = None) -> None:
-        """Load what ``stage`` needs: "test" only the test images, any other stage all of them."""
+        """Load only the test images if ``stage`` is "test", otherwise all images."""
+        self.config()  # a class that can't be recorded fails now rather than when the first checkpoint is saved
         if "test" not in self.sets:
             self.sets["test"] = self._chosen(self.load(train=False), self.test_images, "test")
         if stage != "test" and "train" not in self.sets:
@@ -128,7 +136,7 @@ class ImageData(pl.LightningDataModule):
             self.sets |= {"train": train, "val": val if held_out else self.sets["test"]}
 
     def prepare_for(self, image_size: int, device: torch.device, ranks: int = 1, rank: int = 0) -> None:
-        """Say what a trainer would: the model's image size in pixels, its device, and the processes that share it."""
+        """Set what a trainer would: the model's image size in pixels, the device, and the processes that share it."""
         self.image_size, self.device, self.ranks, self.rank = image_size, device, ranks, rank
 
     def loader(self, split: Literal["val", "test"], batch_size: int | None = None) -> DataLoader:
@@ -148,14 +156,22 @@ class ImageData(pl.LightningDataModule):
         return self._loader(images, 1, batch_sampler=parts)
 
     def config(self) -> dict[str, Any]:
-        """The class and the arguments that make this module again, see ``from_config``."""
-        return {"class": type(self).__name__, "args": {name: getattr(self, name) for name in _arguments(type(self))}}
+        """What ``from_config`` makes this module from again: "class", see ``class_name``, and its arguments "args"."""
+        try:
+            args = {name: getattr(self, name) for name in _arguments(type(self))}
+            json.dumps(args)  # fails where a checkpoint would save an object that evaluation refuses to load
+        except (AttributeError, TypeError) as error:
+            raise UserError(
+                f"checkpoints can't record the arguments of {type(self).__name__} ({error}): keep each as an attribute "
+                "of the same name, and make it a number, a string, or a list or dictionary of these"
+            ) from error
+        return {"class": class_name(type(self)), "args": args}
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled by the run's seed and the epoch alone, so that a resumed run goes on with the same batches.
+        """Batches shuffled by the run's seed and the epoch alone, so that a resumed run continues with the same ones.
 
-        An incomplete last batch is left out, so that all steps are alike, and so are images that would leave processes
-        with unequal numbers: none is read twice.
+        An incomplete last batch is left out, so that all steps are alike. So are images that can't be divided evenly
+        between the processes: none is read twice.
         """
         train = self.sets["train"]
         seed = getattr(getattr(self.trainer, "lightning_module", None), "seed", torch.initial_seed() % 2**32)
@@ -171,11 +187,7 @@ class ImageData(pl.LightningDataModule):
         return self.loader("test")
 
     def parts(self, split: str, fraction: float, seed: int) -> tuple[DataLoader, DataLoader]:
-        """A random ``fraction`` of the "val" or "test" images, and the others, to search on and report on.
-
-        Raises:
-            UserError: if either would be empty.
-        """
+        """Split the "val" or "test" images at random into a ``fraction`` to search on and the rest to report on."""
         images = self.sets[split]
         total = len(images)  # type: ignore[arg-type]
         count = round(total * fraction)
@@ -198,11 +210,11 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"{self.label} is read from disk image by image, not held in memory: leave on_device out")
         if workers is None:
             workers = min(16, len(os.sched_getaffinity(0)))
-        collate = filled if images is self.sets.get("train") else readable
+        collate = replace_unreadable if images is self.sets.get("train") else skip_unreadable
         return DataLoader(
             images,
             batch_size,
-            collate_fn=_as_is if hasattr(source, "__getitems__") else collate,
+            collate_fn=_unchanged if hasattr(source, "__getitems__") else collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and on_host,
@@ -210,7 +222,7 @@ class ImageData(pl.LightningDataModule):
         )
 
     def _home(self, images: TensorImages) -> torch.device:
-        """Where ``images`` belong: on the device that is to compute, if that is wanted and they fit."""
+        """The device to keep ``images`` on: the one that computes, if that is wanted and they fit."""
         device = self.trainer.strategy.root_device if self.trainer else self.device
         if images.images.device == device:
             return device
@@ -240,20 +252,41 @@ class ImageData(pl.LightningDataModule):
         return _split(images, count, self.split_seed)[0]
 
 
-def from_config(config: dict[str, Any]) -> ImageData:
+def class_name(cls: type[ImageData]) -> str:
+    """The name of a class in checkpoints: that of a class of this package, the import path of any other."""
+    ours = cls.__module__.startswith("layershuffle.")
+    return cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def from_config(config: dict[str, Any], trusted: str | None = None) -> ImageData:
     """Make a data module from what ``ImageData.config`` returned.
 
+    A checkpoint may come from anyone. So no module is imported because a checkpoint names it, nothing is downloaded,
+    and whoever evaluates decides how many processes read images.
+
+    Args:
+        config: the class and its arguments.
+        trusted: the import path of a class, if the caller named it. It is imported if it is the one in ``config``.
+
     Raises:
-        UserError: (a ValueError) if its class isn't one of ImageData's imported subclasses or its arguments don't fit.
+        UserError: if the class is not imported, or doesn't take these arguments.
     """
-    known = {cls.__name__: cls for cls in _subclasses(ImageData)}
+    name = config.get("class") if isinstance(config, dict) else None
+    if trusted and trusted == name:
+        try:
+            importlib.import_module(trusted.rpartition(".")[0])
+        except ImportError as error:
+            raise UserError(f"{trusted} can't be imported ({error}): run this in the folder that holds it") from error
+    known = {key: cls for cls in _subclasses(ImageData) for key in (cls.__name__, class_name(cls))}
+    if isinstance(name, str) and name not in known and name != trusted and re.fullmatch(r"\w+(\.\w+)+", name):
+        raise UserError(
+            f"the data set it was trained on, {name}, is not known here: if you trust its code, add --data {name}"
+        )
     try:
-        made, args = known[config["class"]], dict(config["args"])
-        if not args.keys() <= set(_arguments(made)):
-            raise ValueError(f"{made.__name__} takes no such arguments")
-        # A checkpoint may come from anyone: whether to write files, and with how many processes to read them, is up to
-        # who evaluates it.
-        return made(**args | {"workers": None} | ({"download": False} if "download" in args else {}))
+        cls, args = known[name], dict(config["args"])  # type: ignore[index]
+        if not args.keys() <= set(_arguments(cls)):
+            raise ValueError(f"{name} takes no such arguments")
+        return cls(**args | {"workers": None} | ({"download": False} if "download" in args else {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"the data set it was trained on is not known here ({type(error).__name__}: {str(error)[:200]}): say which "
@@ -267,12 +300,13 @@ def _subclasses(cls: type[ImageData]) -> list[type[ImageData]]:
 
 
 def _arguments(cls: type) -> list[str]:
-    """The named arguments of a class and of the parents that it hands its **kwargs to."""
+    """The named arguments of a class, and of its parents as long as it passes ``**kwargs`` on to them."""
     found: dict[str, None] = {}
     for parent in cls.__mro__[: cls.__mro__.index(ImageData) + 1]:
-        for parameter in inspect.signature(parent).parameters.values():
-            if parameter.kind is not parameter.VAR_KEYWORD:
-                found[parameter.name] = None
+        parameters = inspect.signature(parent).parameters.values()
+        found |= {parameter.name: None for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
     return list(found)
 
 
@@ -289,5 +323,5 @@ def _unwrapped(images: Dataset) -> Dataset:
     return images
 
 
-def _as_is(batch: Sequence[Tensor]) -> Sequence[Tensor]:
+def _unchanged(batch: Sequence[Tensor]) -> Sequence[Tensor]:
     return batch

@@ -1,7 +1,7 @@
-"""Images packed by ``python -m layershuffle.commands.pack``: resized and cropped once, then read without decoding.
+"""Images that ``layershuffle pack`` has resized and cropped once, so that they are read without decoding.
 
-A packed folder holds ``train.uint8`` and ``val.uint8``, the images [channels, height, width] of one size one after the
-other in the sequence of their class folders, and ``index.json``, which says how many each class has.
+A packed folder holds ``train.uint8`` and ``val.uint8``, which are the images [3, size, size] one after the other in the
+sequence of their class folders, and ``index.json``, which has the number of images of each class.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ FORMAT = 1
 
 
 def record_size(size: int) -> int:
-    """The bytes of one image of ``size`` pixels."""
+    """The bytes of one image of ``size`` x ``size`` pixels."""
     return 3 * size * size
 
 
 def records_file(folder: Path, split: str) -> Path:
-    """Where the images of "train" or "val" are."""
+    """The file with the images of "train" or "val"."""
     return folder / f"{split}.uint8"
 
 
@@ -48,37 +48,33 @@ class PackedImages(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, at: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([at])
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
         return images[0], labels[0]
 
-    def __getitems__(self, at: list[int]) -> tuple[Tensor, Tensor]:
-        """A batch, each of its images read once.
-
-        Raises:
-            UserError: (a ValueError) if the file has gone or has become shorter.
-        """
-        # Reading rather than mapping: a file that is cut short or a disk that fails would kill the process otherwise.
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch. Raises UserError if the file is gone or has become shorter."""
+        # The file is read, not mapped: if it were cut short or its disk failed, a map would kill the process.
         length = record_size(self.size)
-        images = torch.empty(len(at), 3, self.size, self.size, dtype=torch.uint8)
+        images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
         try:
             with self.path.open("rb", buffering=0) as file:
-                for index in at:  # told of the whole batch, the disk reads in the sequence that suits it
+                for index in indices:  # a disk that knows the whole batch can read it in the best sequence
                     os.posix_fadvise(file.fileno(), index * length, length, os.POSIX_FADV_WILLNEED)
-                for image, index in zip(images.numpy(), at):
+                for image, index in zip(images.numpy(), indices):
                     if os.preadv(file.fileno(), [image], index * length) != length:
                         raise UserError(f"{self.path} ends before its image {index}: pack it again")
         except OSError as error:
             raise UserError(f"{self.path} could not be read: {error.strerror}") from error
-        return images, self.labels[at]
+        return images, self.labels[indices]
 
 
 class PackedFolders(ImageData):
-    """What ``python -m layershuffle.commands.pack`` makes of class folders; the same images and labels, bit by bit.
+    """Class folders packed by ``layershuffle pack``: bit for bit the images and labels of ``ImageFolders``.
 
     Args:
         root: the packed folder.
-        val_fraction: the part of the training images held out to validate on; by default none, ``val`` serves.
+        val_fraction: the part of the training images held out to validate on; by default ``val`` is used.
     """
 
     def __init__(self, root: str = "data/imagenet_packed", val_fraction: float = 0.0, **kwargs: Any) -> None:
@@ -117,7 +113,7 @@ class PackedFolders(ImageData):
 
 
 def write_index(folder: Path, content: dict[str, Any]) -> None:
-    """Write what ``read_index`` reads; the folder counts as packed from then on."""
+    """Write what ``read_index`` reads. From then on the folder counts as packed."""
     content = {"layershuffle_pack": FORMAT, **content}
     write_whole(folder / INDEX, json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
 
@@ -126,19 +122,19 @@ def read_index(folder: Path) -> dict[str, Any]:
     """What a packed folder holds.
 
     Returns:
-        "name", of the folder that was packed; "size" of the images, in pixels; "splits", which for "train" and "val"
-        has "classes", the number of images by the name of the class, and "chunks", see ``packing``.
+        "name" of the folder that was packed, "size" of the images in pixels, and "splits", which has for "train" and
+        "val" the number of images by class, "classes", and the keys and checksums of its "chunks", see ``packing``.
 
     Raises:
-        UserError: (a ValueError) if it is not there, is damaged, or is of another version.
+        UserError: if it is not there, is damaged, or is of another version.
     """
     path = folder / INDEX
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"there is no {path}: python -m layershuffle.commands.pack SRC {folder} makes it, and finishes what it has "
-            "begun when started again"
+            f"there is no {path}: layershuffle pack SRC {folder} makes it, and finishes what it has begun when started "
+            "again"
         ) from error
     except ValueError:
         content = None

@@ -1,8 +1,8 @@
 """Packs class folders for ``layershuffle.data.packed``: in parallel, restartable, checked.
 
-The images of a split are dealt into chunks of neighbours. A chunk that is written is noted in a journal beside the
-records, with the checksum of its pixels and a key that stands for the files it was made of; what finds its key there
-is not packed again. In the end all is read back and compared, and the index makes it a packed folder.
+The images of each split are divided into chunks of neighbours. A chunk has a key, which stands for the files it was
+made from, and the checksum of its pixels. A chunk whose key and pixels are as noted is not packed again, so that
+packing continues wherever it was stopped.
 """
 
 import fcntl
@@ -10,10 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from io import FileIO
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,41 +23,20 @@ from layershuffle.data.decoding import DecodedImages
 from layershuffle.data.folders import ImageFolders
 from layershuffle.data.packed import FORMAT, INDEX, read_index, record_size, records_file, write_index
 from layershuffle.errors import UserError
+from layershuffle.files import read_json, write_whole
 
 CHUNK = 256
-"""Images that a process packs at a time, and that are lost at most when it is killed."""
+"""Images that a worker packs at a time, and loses at most when it is killed."""
 MOST_UNREADABLE = 20
-"""So many images that can't be read end the packing; fewer are all named first."""
-JOURNAL = "packing.jsonl"
+"""Packing ends once this many images can't be read; if there are fewer, all of them are named first."""
+UNFINISHED = "unfinished.json"
+"""The key and the checksum of each chunk that is written, until the index takes its place."""
+LOCK = "packing.lock"
 SPLITS = ("train", "val")
-
-Known = dict[tuple[str, int], tuple[str, str]]
-"""The chunks that are written: key and checksum by split and first image."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What became of a chunk.
-
-    Attributes:
-        split: "train" or "val".
-        start: its first image.
-        images: how many it has.
-        key: stands for the files it was made of and for what it was made with.
-        sha256: of its pixels as they were written; of a chunk with unreadable images, None.
-        unreadable: a sentence for each image that could not be read.
-    """
-
-    split: str
-    start: int
-    images: int
-    key: str
-    sha256: str | None
-    unreadable: tuple[str, ...] = ()
 
 
 class Packing(Dataset):
-    """The chunks of a packing; getting one packs it, unless ``known`` has it already.
+    """The chunks of class folders that are packed into ``folder``. Reading a chunk packs it unless it is there already.
 
     Args:
         source: the folder that holds ``train`` and ``val``.
@@ -72,47 +48,51 @@ class Packing(Dataset):
         data = ImageFolders(str(source), image_size=size)
         self.images: dict[str, DecodedImages] = {split: data.load(train=split == "train") for split in SPLITS}
         self.source, self.folder, self.size = source, folder, size
-        self.starts = [(split, start) for split in SPLITS for start in range(0, len(self.images[split]), CHUNK)]
-        self.finished = (folder / INDEX).exists()
-        self.known: Known = {}
+        self.chunks = [
+            (split, range(start, min(start + CHUNK, len(images))))
+            for split, images in self.images.items()
+            for start in range(0, len(images), CHUNK)
+        ]
+        self.finished = self.read_only = (folder / INDEX).exists()
+        self.noted: dict[str, list[str]] = {}  # key and checksum of each chunk that is written, by its ``_name``
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.chunks)
 
-    def __getitem__(self, at: int) -> Chunk:
-        """Raises UserError if it can't be written, or if the folder is finished and its source is another by now."""
-        split, start = self.starts[at]
-        several = range(start, min(start + CHUNK, len(self.images[split])))
-        key, digest, unreadable = self._key(split, several), hashlib.sha256(), []
-        known, sha256 = self.known.get((split, start), (None, None))
-        if known == key:
-            return Chunk(split, start, len(several), key, sha256)
-        if self.finished:
-            raise self.changed()
-        path = records_file(self.folder, split)
+    def __getitem__(self, index: int) -> tuple[str, int, list[str], list[str]]:
+        """Pack a chunk.
+
+        Returns:
+            Its name, its number of images, its key and checksum, and a sentence for each image that can't be read.
+
+        Raises:
+            UserError: if it can't be written, or in a folder that is only read, if it is not what was packed.
+        """
+        split, images = self.chunks[index]
+        name, key = _name(split, images), self._key(split, images)
+        path, record = records_file(self.folder, split), record_size(self.size)
+        noted_key, checksum = self.noted.get(name, ("", ""))
+        if key == noted_key and checksum == _checksum(path, images.start * record, len(images) * record):
+            return name, len(images), [key, checksum], []
+        if self.read_only:
+            raise self.changed() if key != noted_key else self.damaged(path, images)
+        digest, unreadable = hashlib.sha256(), []
         try:
             with path.open("r+b") as file:
-                file.seek(start * record_size(self.size))
-                for n in several:
+                file.seek(images.start * record)
+                for image in images:
                     try:
-                        record = self.images[split].decode(n)[0].numpy().tobytes()
+                        pixels = self.images[split].decode(image)[0].numpy().tobytes()
                     except UserError as error:
                         unreadable.append(str(error))
-                        record = bytes(record_size(self.size))
-                    digest.update(record)
-                    file.write(record)
-        except OSError as error:  # an errno doesn't survive the way from a DataLoader's worker
-            raise _unwritten(path, error) from error
-        return Chunk(
-            split, start, len(several), key, None if unreadable else digest.hexdigest(), unreadable=tuple(unreadable)
-        )
-
-    def changed(self) -> UserError:
-        """What to say where the folder is finished, but of other files."""
-        return UserError(
-            f"{self.source}, or the Pillow or torchvision that reads it, is not what {self.folder} was packed from: "
-            "pack it into another folder"
-        )
+                        pixels = bytes(record)
+                    digest.update(pixels)
+                    file.write(pixels)
+        except OSError as error:
+            raise UserError(
+                f"{path} could not be written ({error.strerror}): once that is mended, the same command continues"
+            ) from error
+        return name, len(images), [key, digest.hexdigest()], unreadable
 
     def missing(self) -> int:
         """The bytes that packing will still take."""
@@ -121,100 +101,83 @@ class Packing(Dataset):
         return sum(max(0, self.total(split) - held[split]) for split in SPLITS)
 
     def total(self, split: str) -> int:
-        """The bytes of a split's records."""
+        """The bytes of a split's images."""
         return len(self.images[split]) * record_size(self.size)
 
-    def classes(self, split: str) -> dict[str, int]:
-        """The number of images of each class, by name, in the sequence of their labels."""
+    def content(self, split: str) -> dict[str, Any]:
+        """What the index says of a split."""
         folders: Any = self.images[split].images
-        return {folders.classes[label]: len(list(of)) for label, of in groupby(folders.targets)}
+        return {
+            "classes": {folders.classes[label]: len(list(images)) for label, images in groupby(folders.targets)},
+            "chunks": [self.noted[_name(*chunk)] for chunk in self.chunks if chunk[0] == split],
+        }
 
-    def _key(self, split: str, several: Iterable[int]) -> str:
+    def changed(self) -> UserError:
+        """The error to raise where the folder was packed from other files."""
+        remedy = "pack it into another folder" if self.finished else "the same command packs what has changed"
+        return UserError(
+            f"{self.source}, or the Pillow or torchvision that reads it, is not what {self.folder} was packed from: "
+            f"{remedy}"
+        )
+
+    def damaged(self, path: Path, images: range) -> UserError:
+        """The error to raise where a file no longer has the pixels that were written."""
+        remedy = "remove the folder and pack it again" if self.finished else "the same command packs them again"
+        return UserError(f"images {images.start} to {images.stop - 1} of {path} are not what was written: {remedy}")
+
+    def _key(self, split: str, images: range) -> str:
         folders: Any = self.images[split].images
         key = hashlib.sha256(repr((FORMAT, self.size, PIL.__version__, torchvision.__version__)).encode())
-        for n in several:
-            path, label = folders.samples[n]
+        for image in images:
+            path, label = folders.samples[image]
             try:
                 stat = os.stat(path)
                 version = (stat.st_size, stat.st_mtime_ns)
             except OSError:
-                version = (-1, -1)  # packing will say it better
+                version = (-1, -1)  # decoding it will give the better error
             key.update(repr((os.path.relpath(path, folders.root), label, *version)).encode())
         return key.hexdigest()
 
 
-class Checking(Dataset):
-    """The chunks of a packing as they are on disk; getting one tells whether it is what was written."""
-
-    def __init__(self, folder: Path, size: int, chunks: list[Chunk]) -> None:
-        self.folder, self.size, self.chunks = folder, size, chunks
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, at: int) -> tuple[Chunk, bool]:
-        chunk, digest = self.chunks[at], hashlib.sha256()
-        try:
-            with records_file(self.folder, chunk.split).open("rb") as file:
-                file.seek(chunk.start * record_size(self.size))
-                for _ in range(chunk.images):
-                    digest.update(file.read(record_size(self.size)))
-        except OSError:
-            return chunk, False
-        return chunk, digest.hexdigest() == chunk.sha256
-
-
 def pack(packing: Packing, workers: int, advance: Callable[[str, int], None]) -> None:
-    """Pack what is missing, check all of it, and make it a packed folder.
+    """Pack what is missing, read all of it again, and write the index that makes it a packed folder.
 
     Args:
         packing: what to pack, and where to.
-        workers: processes that do it; none but this one if 0.
-        advance: called with "packing" or "checking" and the number of images that this has been done with.
+        workers: the number of processes that do it; 0 for this one.
+        advance: called with "packing" or "checking" and the number of images that this was done with.
 
     Raises:
-        UserError: (a ValueError) in one sentence for all that can go wrong. Nothing is lost by it: the next run goes on
-            from there.
+        UserError: if anything goes wrong. Nothing is lost by it: the next run continues from there.
     """
-    folder = packing.folder
-    with _journal(folder) as journal:
-        packing.known = _noted(journal)
+    folder, unfinished = packing.folder, packing.folder / UNFINISHED
+    with (folder / LOCK).open("w") as lock:
+        try:
+            # Unlike flock, lockf ends with this process even if its workers live on for a moment.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
+        packing.noted = read_json(unfinished) if unfinished.exists() else {}
         for split in SPLITS:
             path = records_file(folder, split)
             path.touch()
             os.truncate(path, packing.total(split))
-        chunks = _packed(packing, workers, advance, journal)
-        if wrong := _wrong(packing, chunks, workers, advance):
-            for chunk in wrong:
-                _note(journal, chunk, None)
-            raise UserError(
-                f"{sum(chunk.images for chunk in wrong)} images in {folder} are not what was written there: if the "
-                "disk is sound, the same command packs them again"
-            )
+        _go_through(packing, workers, lambda images: advance("packing", images))
+        packing.read_only = True
+        _go_through(packing, workers, lambda images: advance("checking", images))
         for split in SPLITS:
             with records_file(folder, split).open("rb") as file:
                 os.fsync(file.fileno())
-        splits = {
-            split: {
-                "classes": packing.classes(split),
-                "chunks": [(chunk.key, chunk.sha256) for chunk in chunks if chunk.split == split],
-            }
-            for split in SPLITS
-        }
+        splits = {split: packing.content(split) for split in SPLITS}
         write_index(folder, {"name": packing.source.absolute().name, "size": packing.size, "splits": splits})
-        (folder / JOURNAL).unlink()
+        unfinished.unlink()
+    (folder / LOCK).unlink()
 
 
 def check(packing: Packing, workers: int, advance: Callable[[str, int], None]) -> None:
-    """Compare a finished folder with what was packed into it, and with the files that this was made of.
+    """Compare a finished folder with its checksums and with its source; raises UserError if anything differs.
 
-    Args:
-        packing: of a folder that is finished.
-        workers: as for ``pack``.
-        advance: as for ``pack``.
-
-    Raises:
-        UserError: (a ValueError) in one sentence if anything differs.
+    Takes the arguments of ``pack``.
     """
     folder, index = packing.folder, read_index(packing.folder)
     if index["size"] != packing.size:
@@ -222,107 +185,54 @@ def check(packing: Packing, workers: int, advance: Callable[[str, int], None]) -
             f"{folder} holds images of {index['size']} pixels: pack those of {packing.size} into another folder"
         )
     for split in SPLITS:
-        for at, (key, sha256) in enumerate(index["splits"][split]["chunks"]):
-            packing.known[split, at * CHUNK] = (key, sha256)
-    if not packing.known.keys() <= set(packing.starts):
+        for number, noted in enumerate(index["splits"][split]["chunks"]):
+            packing.noted[f"{split} {number * CHUNK}"] = noted
+    if packing.noted.keys() != {_name(*chunk) for chunk in packing.chunks}:
         raise packing.changed()
-    chunks = _packed(packing, workers, advance)
-    if wrong := _wrong(packing, chunks, workers, advance):
-        raise UserError(
-            f"{sum(chunk.images for chunk in wrong)} images in {folder} are no longer what was packed: remove it and "
-            "pack it again"
-        )
-    (folder / JOURNAL).unlink(missing_ok=True)  # a run that was killed at its very end leaves it
+    _go_through(packing, workers, lambda images: advance("checking", images))
+    for name in (UNFINISHED, LOCK):
+        (folder / name).unlink(missing_ok=True)  # a run that was killed at its very end leaves them
 
 
-def _packed(
-    packing: Packing, workers: int, advance: Callable[[str, int], None], journal: FileIO | None = None
-) -> list[Chunk]:
-    """All chunks in their sequence, each noted once it is written.
-
-    Raises:
-        UserError: if images can't be read; each is named on stderr.
-    """
-    found: dict[tuple[str, int], Chunk] = {}
+def _go_through(packing: Packing, workers: int, advance: Callable[[int], None]) -> None:
+    """Read every chunk, in any sequence, and note those that were packed. Unreadable images are named on stderr."""
     unreadable = 0
-    for chunk in _results(packing, workers):
-        at = (chunk.split, chunk.start)
-        found[at] = chunk
-        if journal and chunk.sha256 and packing.known.get(at) != (chunk.key, chunk.sha256):
-            _note(journal, chunk, chunk.sha256)
-        for sentence in chunk.unreadable:
-            print(sentence, file=sys.stderr)
-        unreadable += len(chunk.unreadable)
-        if unreadable >= MOST_UNREADABLE:
-            break
-        advance("packing", chunk.images)
-    if unreadable:
-        count = f"{unreadable} images{' or more' if len(found) < len(packing) else ''}"
-        raise UserError(
-            f"{count} of {packing.source} can't be read: replace or remove those named above, then the same command "
-            "goes on"
-        )
-    return [found[at] for at in packing.starts]
-
-
-def _wrong(packing: Packing, chunks: list[Chunk], workers: int, advance: Callable[[str, int], None]) -> list[Chunk]:
-    """The chunks that are not on disk as they were written."""
-    wrong = []
-    for chunk, right in _results(Checking(packing.folder, packing.size, chunks), workers):
-        if not right:
-            wrong.append(chunk)
-        advance("checking", chunk.images)
-    return wrong
-
-
-def _results(work: Dataset, workers: int) -> Iterator[Any]:
-    """What ``work`` holds, in any sequence."""
     try:
-        yield from DataLoader(work, None, num_workers=workers, collate_fn=_as_is, in_order=False)
+        for name, images, noted, sentences in DataLoader(packing, None, num_workers=workers, in_order=False):
+            for sentence in sentences:
+                print(sentence, file=sys.stderr)
+            unreadable += len(sentences)
+            if unreadable >= MOST_UNREADABLE:
+                break
+            if not sentences and packing.noted.get(name) != noted:
+                packing.noted[name] = noted
+                write_whole(packing.folder / UNFINISHED, json.dumps(packing.noted))
+            advance(images)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a process that was packing has been killed, perhaps for want of memory: the same command goes on, with "
-            "fewer --workers if need be"
+            "a process that was packing has been killed, perhaps because memory ran out: the same command continues, "
+            "with fewer --workers if need be"
         ) from error
+    if unreadable:
+        count = f"{unreadable} images{' or more' if unreadable >= MOST_UNREADABLE else ''}"
+        raise UserError(
+            f"{count} of {packing.source} can't be read: replace or remove those named above, then the same command "
+            "continues"
+        )
 
 
-def _as_is(result: Any) -> Any:
-    return result
+def _name(split: str, images: range) -> str:
+    """What notes call a chunk, such as "train 256"."""
+    return f"{split} {images.start}"
 
 
-@contextmanager
-def _journal(folder: Path) -> Iterator[FileIO]:
-    """The journal of a packing, held by one process at a time; unbuffered, so that nothing is pending when it fails."""
-    with (folder / JOURNAL).open("ab+", buffering=0) as journal:
-        try:
-            # Let go when this process ends in whatever way, even if its workers live on for a moment.
-            fcntl.lockf(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
-        yield journal
-
-
-def _noted(journal: FileIO) -> Known:
-    """The chunks in the journal, of each what was noted last; a line that a crash cut short is passed over."""
-    known: dict[tuple[str, int], tuple[str, str | None]] = {}
-    journal.seek(0)
-    for line in journal.readall().splitlines():
-        try:
-            split, start, key, sha256 = json.loads(line)
-        except ValueError:
-            continue
-        known[split, start] = (key, sha256)
-    return {at: (key, sha256) for at, (key, sha256) in known.items() if sha256}
-
-
-def _note(journal: FileIO, chunk: Chunk, sha256: str | None) -> None:
-    try:  # on a line of its own, even if the last one was cut short
-        journal.write(f"\n{json.dumps([chunk.split, chunk.start, chunk.key, sha256])}\n".encode())
-    except OSError as error:
-        raise _unwritten(Path(str(journal.name)), error) from error
-
-
-def _unwritten(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} could not be written ({error.strerror}): once that is mended, the same command goes on")
+def _checksum(path: Path, start: int, length: int) -> str:
+    """The SHA-256 of a part of a file, or "" if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(length)).hexdigest()
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""What happens to uint8 images on the device: resize, centre crop, normalise."""
+"""Resizes, centre crops and normalises uint8 images on the device."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from layershuffle.errors import UserError
 
 
 class Preprocess(nn.Module):
-    """The paper's preprocessing (arXiv 2407.04513, section 4), on a batch and on whatever device the batch is.
+    """The paper's preprocessing (arXiv 2407.04513, section 4) of a batch, on the device of the batch.
 
     Resize the shorter side to ``size`` (bilinear, antialiased), crop the centre, scale to 0..1, normalise by the
     backbone's own mean and standard deviation. Grey images are repeated over the backbone's channels.

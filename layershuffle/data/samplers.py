@@ -1,4 +1,4 @@
-"""Which images a process reads, and in which sequence."""
+"""Samplers decide which images a process reads, and in which sequence."""
 
 import math
 from collections.abc import Iterator, Sized
@@ -11,16 +11,16 @@ from layershuffle.errors import UserError
 
 
 class TrainingSampler(DistributedSampler):
-    """Shuffled by (seed, epoch) alone, split over the processes; a run that was stopped in mid-epoch goes on there.
+    """Shuffles by (seed, epoch) alone, splits over the processes, and continues a run that was stopped in mid-epoch.
 
-    Lightning counts the epochs and batches that a run has done, and restores both from a checkpoint, so this keeps
-    no state of its own and the batches that worker processes have read ahead don't count.
+    Lightning counts the epochs and batches that a run has done and restores both counts from a checkpoint. So this
+    sampler keeps no state, and batches that worker processes have read ahead don't count.
 
     Args:
         images: the data set.
         batch_size: images per process and step.
         seed: decides the sequences.
-        trainer: whose progress counts; without one, a first epoch.
+        trainer: whose progress counts; without one, this is the first epoch.
     """
 
     def __init__(self, images: Sized, batch_size: int, seed: int, trainer: pl.Trainer | None = None) -> None:
@@ -29,29 +29,29 @@ class TrainingSampler(DistributedSampler):
         self.batch_size, self.trainer = batch_size, trainer
 
     def __iter__(self) -> Iterator[int]:
-        # Workers ask for images before Lightning has told the sampler the epoch of a run that goes on.
+        # When a run is resumed, workers ask for images before Lightning calls set_epoch.
         done = 0
         if self.trainer is not None and self.trainer.training:
             loop = self.trainer.fit_loop
             epochs: Any = loop.epoch_progress.current
             self.set_epoch(epochs.processed)
-            if epochs.ready > epochs.processed:  # in the midst of one
+            if epochs.ready > epochs.processed:  # an epoch has begun
                 batches: Any = loop.epoch_loop.batch_progress.current
                 done = batches.processed
         yield from list(super().__iter__())[done * self.batch_size :]
 
 
 class EvaluationBatches(Sampler[list[int]]):
-    """In order, every image once: each process takes its part of every batch.
+    """Batches of every image once and in order, of which each process takes its part.
 
-    So all processes have the same number of batches, and a batch is the same images however many they are. A part of
-    the last batch can be empty.
+    So all processes have the same number of batches, and a batch has the same images for any number of processes. A
+    process's part of the last batch can be empty.
 
     Args:
-        images: how many there are.
+        images: the number of images.
         batch_size: images per batch of all processes together.
-        ranks: how many processes there are.
-        rank: which of them this is.
+        ranks: the number of processes.
+        rank: the number of this process.
     """
 
     def __init__(self, images: int, batch_size: int, ranks: int, rank: int) -> None:

@@ -18,14 +18,14 @@ from layershuffle.errors import UserError
 class TorchvisionImages(ImageData):
     """A classification set of ``torchvision.datasets``: CIFAR10, CIFAR100, FashionMNIST, SVHN, Food101, ...
 
-    Sets that torchvision holds in memory stay uint8 arrays; others are decoded as they are read.
+    Sets that torchvision holds in memory stay uint8 arrays. Others are decoded when they are read.
 
     Args:
         dataset: the name of a class in ``torchvision.datasets``.
-        num_classes: how many classes it has.
-        root: where torchvision finds or puts its files.
-        download: fetch what is missing.
-        train_args: what makes the class load its training images; by default ``train: true`` or ``split: train``.
+        num_classes: its number of classes.
+        root: the folder of its files.
+        download: download the files that are missing.
+        train_args: arguments with which it loads its training images; by default ``train: true`` or ``split: train``.
         test_args: the same for its test images.
     """
 
@@ -54,7 +54,7 @@ class TorchvisionImages(ImageData):
         return self.dataset
 
     def prepare_data(self) -> None:
-        """Download, if asked to; Lightning calls this on one process only."""
+        """Download the files if ``download`` is set. Lightning calls this in one process only."""
         if self.download:
             self._open(train=True, download=True)
             self._open(train=False, download=True)
@@ -69,13 +69,13 @@ class TorchvisionImages(ImageData):
 
     def _open(self, train: bool, download: bool) -> Any:
         cls: Any = getattr(torchvision.datasets, self.dataset, None)
-        if not isinstance(cls, type) or self.dataset.startswith("LSUN"):  # which unpickles files, and is for lmdb
+        if not isinstance(cls, type) or self.dataset.startswith("LSUN"):  # LSUN unpickles files
             raise UserError(f"torchvision has no data set named {self.dataset}")
         accepted = inspect.signature(cls).parameters
         options = self.train_args if train else self.test_args
         if options is None:
             options = {"train": train} if "train" in accepted else {"split": "train" if train else "test"}
-        if "download" in accepted:  # whatever a checkpoint's train_args or test_args say
+        if "download" in accepted:  # a checkpoint's train_args or test_args may not ask for downloads
             options = options | {"download": download}
         try:
             return cls(self.root, **options)
@@ -91,7 +91,7 @@ class TorchvisionImages(ImageData):
 
 
 def _in_memory(images: Any) -> TensorImages | None:
-    """The set's own uint8 array as [images, channels, height, width], or None where it has none."""
+    """The set's uint8 array as [images, channels, height, width], or None if it has none."""
     data, labels = getattr(images, "data", None), getattr(images, "targets", getattr(images, "labels", None))
     if not isinstance(data, (np.ndarray, Tensor)) or labels is None or data.ndim not in (3, 4):
         return None
@@ -100,14 +100,14 @@ def _in_memory(images: Any) -> TensorImages | None:
         tensor = tensor.unsqueeze(1)
     elif tensor.shape[1] not in (1, 3):
         tensor = tensor.permute(0, 3, 1, 2)
-    # The sets differ in layout; what they hand out as their first image settles it.
+    # The sets differ in layout: compare with the first image that the set itself returns.
     if tensor.dtype != torch.uint8 or not torch.equal(tensor[0], pil_to_tensor(images[0][0])):
         return None
     return TensorImages(tensor.contiguous(), torch.as_tensor(labels, dtype=torch.int64))
 
 
 def _wanted(cls: Any, root: str) -> str:
-    """Which files torchvision looks for, where its classes say."""
+    """Which files to put where, if torchvision's class says which files it looks for."""
     if hasattr(cls, "train_list") and hasattr(cls, "base_folder"):
         files = [entry[0] for entry in cls.train_list + cls.test_list]
         files += [cls.meta["filename"]] if hasattr(cls, "meta") else []

@@ -1,5 +1,6 @@
 """Packed class folders against the folders themselves; what is packed is packed once, whole, or not at all."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -10,8 +11,10 @@ import sys
 import time
 
 import numpy as np
+import PIL
 import pytest
 import torch
+import torchvision
 from helpers import batches, fake_imagenet
 from PIL import Image
 
@@ -111,11 +114,11 @@ def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, mo
     opened = []
     getitem = packing.DecodedImages.decode
 
-    def stopping(images, at):
-        opened.append(images.images.samples[at][0])
+    def stopping(images, index):
+        opened.append(images.images.samples[index][0])
         if len(opened) in (3, 11, 20, 40):
             raise KeyboardInterrupt
-        return getitem(images, at)
+        return getitem(images, index)
 
     monkeypatch.setattr(packing.DecodedImages, "decode", stopping)
     stops = 0
@@ -125,7 +128,9 @@ def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, mo
             pack(source, tmp_path / "packed")
         except KeyboardInterrupt:
             stops += 1
-            with pytest.raises(ValueError, match=r"there is no .*index\.json: python -m .* finishes what it has begun"):
+            with pytest.raises(
+                ValueError, match=r"there is no .*index\.json: layershuffle pack .* finishes what it has begun"
+            ):
                 PackedFolders(str(tmp_path / "packed")).setup()
     assert stops == 4
     assert len(opened) - 47 <= 4 * packing.CHUNK  # 24 + 23 images, and of each stop the chunk that it fell into
@@ -136,18 +141,18 @@ def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, mo
 def test_killed_it_goes_on_and_ends_with_the_same_bytes(source, tmp_path, monkeypatch, workers):
     pack(source, tmp_path / "whole")
     getitem = packing.DecodedImages.decode
-    journal = tmp_path / "packed" / packing.JOURNAL
+    notes = tmp_path / "packed" / packing.UNFINISHED
 
-    def slow(images, at):
+    def slow(images, index):
         time.sleep(0.02)
-        return getitem(images, at)
+        return getitem(images, index)
 
     monkeypatch.setattr(packing.DecodedImages, "decode", slow)
     for chunks in (0, 2, 5):
         arguments = (source, tmp_path / "packed", "--workers", workers)
         process = multiprocessing.get_context("fork").Process(target=pack, args=arguments)
         process.start()
-        while process.is_alive() and not (journal.exists() and journal.read_text().count("[") >= chunks):
+        while process.is_alive() and not (notes.exists() and notes.read_text().count("[") >= chunks):
             time.sleep(0.005)
         process.kill()
         process.join()
@@ -196,20 +201,54 @@ def pack_all_but_the_index(source, folder, monkeypatch):
 def test_what_the_disk_loses_is_found_before_it_counts(source, tmp_path, monkeypatch):
     pack_all_but_the_index(source, tmp_path / "packed", monkeypatch)
     flip(tmp_path / "packed" / "train.uint8", 5 * 3 * 32 * 32)  # in the second chunk
-    with (tmp_path / "packed" / packing.JOURNAL).open("a") as journal:
-        journal.write('["train", 8, "cut sh')
-    with pytest.raises(ValueError, match="^4 images in .*packed are not what was written there: .* packs them again"):
-        pack(source, tmp_path / "packed")
+    pack(source, tmp_path / "packed")  # which packs that chunk again
+    pack(source, tmp_path / "whole")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+
+
+def test_what_the_disk_loses_during_a_run_is_found_before_it_counts(source, tmp_path, monkeypatch):
+    getitem = packing.DecodedImages.decode
+
+    def last_image_damages_the_first(images, index):
+        if images.images.samples[index][0].endswith("val/n01443537/transparent.png"):
+            flip(tmp_path / "packed" / "train.uint8", 0)
+        return getitem(images, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.DecodedImages, "decode", last_image_damages_the_first)
+        with pytest.raises(
+            ValueError, match=r"images 0 to 3 of .*train\.uint8 are not what was written: the same command"
+        ):
+            pack(source, tmp_path / "packed")
+    assert not (tmp_path / "packed" / "index.json").exists()
     pack(source, tmp_path / "packed")
     pack(source, tmp_path / "whole")
     assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
 
 
-def flip(path, at):
+def test_files_that_change_during_a_run_are_packed_by_the_next(source, tmp_path, monkeypatch):
+    getitem = packing.DecodedImages.decode
+    changing = source / "train" / "n01440764" / "L.JPEG"
+
+    def last_image_changes_another(images, index):
+        if images.images.samples[index][0].endswith("val/n01443537/transparent.png"):
+            shutil.copy(source / "train" / "n01443537" / "RGB.JPEG", changing)
+        return getitem(images, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.DecodedImages, "decode", last_image_changes_another)
+        with pytest.raises(ValueError, match="is not what .*packed was packed from: the same command packs what has"):
+            pack(source, tmp_path / "packed")
+    pack(source, tmp_path / "packed")
+    pack(source, tmp_path / "whole")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
+
+
+def flip(path, offset):
     with path.open("r+b") as file:
-        file.seek(at)
+        file.seek(offset)
         byte = file.read(1)[0]
-        file.seek(at)
+        file.seek(offset)
         file.write(bytes([byte ^ 1]))
 
 
@@ -238,7 +277,8 @@ def test_a_finished_folder_is_checked_and_never_changed(source, tmp_path):
 def test_a_finished_folder_with_a_flipped_bit(source, tmp_path):
     pack(source, tmp_path / "packed")
     flip(tmp_path / "packed" / "val.uint8", 0)
-    with pytest.raises(ValueError, match="^4 images in .*packed are no longer what was packed"):
+    complaint = r"images 0 to 3 of .*val\.uint8 are not what was written: remove the folder and pack it again"
+    with pytest.raises(ValueError, match=complaint):
         pack(source, tmp_path / "packed")
 
 
@@ -291,7 +331,7 @@ def test_where_it_can_not_pack(source, tmp_path, monkeypatch):
 def test_two_do_not_pack_into_one_folder(source, tmp_path):
     (tmp_path / "packed").mkdir()
     holder = (
-        f"import fcntl; file = open({str(tmp_path / 'packed' / packing.JOURNAL)!r}, 'a'); "
+        f"import fcntl; file = open({str(tmp_path / 'packed' / packing.LOCK)!r}, 'a'); "
         "fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -303,14 +343,30 @@ def test_two_do_not_pack_into_one_folder(source, tmp_path):
 
 
 def test_a_worker_that_is_killed(source, tmp_path, monkeypatch):
-    def die(images, at):
+    def die(images, index):
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
         patch.setattr(packing.DecodedImages, "decode", die)
         with pytest.raises(
-            ValueError, match="a process that was packing has been killed, .*: the same command goes on"
+            ValueError, match="a process that was packing has been killed, .*: the same command continues"
         ):
             pack(source, tmp_path / "packed", "--workers", "1")
     pack(source, tmp_path / "packed")
     assert packed.read_index(tmp_path / "packed")["size"] == 32
+
+
+def test_the_format_of_finished_folders_stays(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "CHUNK", 256)
+    pack(source, tmp_path / "packed")
+    index = json.loads((tmp_path / "packed" / "index.json").read_text())
+    assert list(index) == ["layershuffle_pack", "name", "size", "splits", "sha256"]
+    assert (index["layershuffle_pack"], index["name"], index["size"]) == (1, "source", 32)
+    assert index["splits"]["val"]["classes"] == {"n01440764": 11, "n01443537": 12}
+    key = hashlib.sha256(repr((1, 32, PIL.__version__, torchvision.__version__)).encode())
+    for label, name in enumerate(("n01440764", "n01443537")):
+        for path in sorted((source / "val" / name).glob("*.[!t]*")):
+            stat = path.stat()
+            key.update(repr((f"{name}/{path.name}", label, stat.st_size, stat.st_mtime_ns)).encode())
+    pixels = (tmp_path / "packed" / "val.uint8").read_bytes()
+    assert index["splits"]["val"]["chunks"] == [[key.hexdigest(), hashlib.sha256(pixels).hexdigest()]]

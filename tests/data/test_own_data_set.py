@@ -1,0 +1,84 @@
+"""A data set class of a user's own, outside the package: trained on and evaluated by its class path."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import QUIET, ROOT, configs
+
+from layershuffle.data import Digits, ImageData
+from layershuffle.errors import UserError
+
+
+def section(title):
+    """What CONTRIBUTING.md says under a heading."""
+    return (ROOT / "CONTRIBUTING.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def run(folder, script, *args):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_class_in_contributing_trains_and_evaluates(tmp_path):
+    code = re.search(r"```python\n(.*?)```", section("Add a data set"), re.DOTALL)[1]
+    assert len(code.splitlines()) < 25
+    (tmp_path / "stripes.py").write_text(code)
+    named = ["--data", "stripes.Stripes"]
+    train = [*configs("model/mini_digits", "trainer/cpu"), *named, "--data.contrast=50", *QUIET]
+    trained = run(tmp_path, "train.py", *train, "--trainer.max_steps=1")
+    assert trained.returncode == 0, trained.stderr
+    checkpoint = tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    evaluate = ["evaluate.py", checkpoint, "--orders=1", "--keep=6", "--output=out.json"]
+
+    unnamed = run(tmp_path, *evaluate)
+    assert unnamed.returncode == 1
+    sentence = "the data set it was trained on, stripes.Stripes, is not known here: if you trust its code, add --data"
+    assert unnamed.stderr == f"error: {sentence} stripes.Stripes\n"
+
+    for changed, contrast in (([], 50), (["--data.contrast=20"], 20)):
+        evaluated = run(tmp_path, *evaluate, *named, *changed)
+        assert evaluated.returncode == 0, evaluated.stderr
+        data = json.loads((tmp_path / "out.json").read_text())["data"]
+        assert (data["name"], data["class"], data["images"]) == ("Stripes", "stripes.Stripes", 1000)
+        assert data["args"]["contrast"] == contrast
+
+    (tmp_path / "data.yaml").write_text("data:\n  class_path: stripes.Stripes\n  init_args:\n    test_images: 10\n")
+    evaluated = run(tmp_path, *evaluate, "--config=data.yaml")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["data"]["images"] == 10
+
+    (tmp_path / "stripes.py").unlink()
+    gone = run(tmp_path, *evaluate, *named)
+    assert gone.stderr.startswith("error: stripes.Stripes can't be imported (No module named 'stripes'): run this in")
+
+
+class Forgetful(Digits):
+    def __init__(self, root="somewhere", **kwargs):
+        super().__init__(**kwargs)
+
+
+class Unrecordable(Forgetful):
+    @property
+    def root(self):
+        return os
+
+
+@pytest.mark.parametrize(("cls", "reason"), [(Forgetful, "has no attribute 'root'"), (Unrecordable, "serializable")])
+def test_a_class_that_cannot_be_recorded_is_refused_before_training(cls, reason):
+    with pytest.raises(UserError, match=f"checkpoints can't record the arguments of {cls.__name__} .*{reason}.*: keep"):
+        cls().setup()
+
+
+def test_arguments_that_a_class_does_not_pass_on_are_not_recorded():
+    class Fixed(Digits):
+        def __init__(self, contrast=1):
+            super().__init__(batch_size=7)
+            self.contrast = contrast
+
+    assert Fixed().config()["args"] == {"contrast": 1}
+    assert set(Digits().config()["args"]) == set(ImageData().config()["args"])
