@@ -24,7 +24,7 @@ from layershuffle.training.callbacks import WholeCheckpointIO
 from layershuffle.training.last_checkpoint import LastCheckpoint
 from layershuffle.training.metrics_file import MetricsFile
 from layershuffle.training.module import FineTuner
-from layershuffle.training.resume import find
+from layershuffle.training.resume import find_earlier_run
 
 KILLS = int(os.environ.get("LAYERSHUFFLE_KILLS", "1"))
 """How often the run is killed; more take longer, see docs/reliability.md."""
@@ -97,7 +97,7 @@ def fit(folder, ckpt_path=None, workers=0, **options):
     trainer = pl.Trainer(
         **{"max_epochs": 3, "log_every_n_steps": 2, "limit_val_batches": 1} | options,
         **{"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
-        logger=MetricsFile(str(folder), "", "metrics", from_step=from_step),
+        logger=MetricsFile(str(folder), "", version="metrics", from_step=from_step),
         callbacks=[labels, best, LearningRateMonitor(), Keep(folder, every_n_steps=1)],
     )
     trainer.strategy.checkpoint_io = WholeCheckpointIO()
@@ -271,8 +271,8 @@ def test_wandbs_project_is_where_its_client_takes_it_from(tmp_path, monkeypatch)
     (folder / "checkpoints/last.ckpt").touch()
     monkeypatch.chdir(tmp_path)
     relative = Path("runs/mine/id")
-    assert find(config, "a: 1") == (relative, relative / "checkpoints/last.ckpt")
-    assert find(config, "a: 2") is None
+    assert find_earlier_run(config, "a: 1") == (relative, relative / "checkpoints/last.ckpt")
+    assert find_earlier_run(config, "a: 2") is None
 
 
 @pytest.mark.parametrize("where", ["--trainer.logger=false", "--trainer.logger.version=mine"])
