@@ -54,30 +54,14 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options about resuming, checkpoints and precision, and the defaults."""
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="A checkpoint of the same model from which to go on training.",
-        )
-        parser.add_argument(
-            "--fastest_precision",
-            type=bool,
-            default=False,
-            help="Use 32-true or bf16-mixed, whichever is measured to be faster, instead of trainer.precision.",
-        )
-        parser.add_argument(
-            "--resume",
-            type=Literal["auto"] | None,
-            default=None,
-            help="auto: go on with the run that the same command began earlier, or begin it.",
-        )
-        parser.add_argument(
-            "--save_every_n_steps",
-            type=int | None,
-            default=None,
-            help="Also write last.ckpt within an epoch, after every so many steps.",
-        )
+        options: dict[str, tuple[Any, str]] = {
+            "ckpt_path": (str | None, "A checkpoint of the same model from which to go on training."),
+            "resume": (Literal["auto"] | None, "auto: go on with the run that the same command began, or begin it."),
+            "save_every_n_steps": (int | None, "Also write last.ckpt within an epoch, after every so many steps."),
+            "fastest_precision": (bool, "Use 32-true or bf16-mixed, whichever is measured to be faster."),
+        }
+        for name, (kind, help) in options.items():
+            parser.add_argument(f"--{name}", type=kind, default=False if kind is bool else None, help=help)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -152,7 +136,7 @@ class TrainCLI(LightningCLI):
 
 
 def train(args: list[str] | None = None) -> pl.Trainer:
-    """Fine-tune as ``args``, by default those of the process, say; returns the trainer when it is done."""
+    """Fine-tune with the options ``args``, by default the process's; returns the trainer when it is done."""
     cli = TrainCLI(
         FineTuner,
         ImageData,
@@ -196,7 +180,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
 
 
 def train_command() -> None:
-    """Fine-tune as the process's arguments say, then print where the checkpoints are."""
+    """Fine-tune with the process's options, then print where the checkpoints are."""
     trainer = train()
     if trainer.is_global_zero:
         paths = checkpoint_paths(trainer)

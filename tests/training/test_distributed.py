@@ -145,8 +145,8 @@ def test_each_image_is_read_once_by_one_process(images, batch_size, ranks):
     parts = [list(EvaluationBatches(images, batch_size, ranks, rank)) for rank in range(ranks)]
     for rank in range(ranks):
         assert len(parts[rank]) == len(EvaluationBatches(images, batch_size, ranks, rank)) == -(-images // batch_size)
-    together = [[at for part in batch for at in part] for batch in zip(*parts)]
-    assert together == [list(range(at, min(at + batch_size, images))) for at in range(0, images, batch_size)]
+    together = [[index for part in batch for index in part] for batch in zip(*parts)]
+    assert together == [list(range(first, min(first + batch_size, images))) for first in range(0, images, batch_size)]
 
 
 def test_more_processes_than_images_are_refused():
