@@ -25,9 +25,6 @@ class InstanceWise:
         specialisation: the weight of the loss that keeps each choice far from uniform; the authors' example uses 0.01.
         floor: the least value that a probability has in the specialisation loss, which would otherwise be unbounded;
             the authors' example uses 0.05.
-
-    Raises:
-        UserError: if a temperature isn't above 0 or the floor isn't between 0 and 1.
     """
 
     temperature: float = 10.0

@@ -79,10 +79,9 @@ class LastCheckpoint(ModelCheckpoint):
         self.settled = trainer.global_step
 
     def between_steps(self, trainer: pl.Trainer) -> None:
-        """Write the checkpoint if it is due; called when a batch has been fetched, before it is trained on.
+        """Write the checkpoint if it is due, and raise Preempted if a process was told to stop.
 
-        Raises:
-            Preempted: if one of the processes was told to stop.
+        The LightningModule calls this when a batch has been fetched, before it is trained on.
         """
         number = self._agreed_signal()
         step = trainer.global_step

@@ -18,7 +18,7 @@ class MetricsFile(CSVLogger):
     Args:
         save_dir: the folder of all runs.
         name: a folder between ``save_dir`` and the run's own, if any.
-        from_step: keep the rows of the steps below this one; None for a new file.
+        from_step: keep the rows of the steps below this one; by default none.
     """
 
     def __init__(self, save_dir: str = "runs", name: str = "", from_step: int | None = None, **kwargs: Any) -> None:
@@ -29,27 +29,25 @@ class MetricsFile(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The object that writes the file."""
-        if self._experiment is None and self.from_step is not None:
-            self._experiment = _ContinuedFile(self.log_dir, self.from_step)
-        return super().experiment
+        self._experiment = self._experiment or _Writer(self.log_dir, self.from_step or 0)
+        return self._experiment
 
 
-class _ContinuedFile(ExperimentWriter):
+class _Writer(ExperimentWriter):
+    """Lightning's writer, which keeps earlier rows and never leaves half a file."""
+
     def __init__(self, log_dir: str, from_step: int) -> None:
         super().__init__(log_dir)
         path = Path(self.metrics_file_path)
-        rows = []
-        if path.is_file():
-            # A kill may have cut the last row short, but then its step is run again.
-            complete = path.read_bytes().rpartition(b"\n")[0].decode(errors="replace")
-            reader = csv.DictReader(io.StringIO(complete, newline=""))
-            rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < from_step]
-            self.metrics_keys = list(reader.fieldnames or ())
+        # A kill may have cut the last row short, but then its step is run again.
+        complete = path.read_bytes().rpartition(b"\n")[0] if path.is_file() else b""
+        reader = csv.DictReader(io.StringIO(complete.decode(errors="replace"), newline=""))
+        rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < from_step]
         if rows:
+            self.metrics_keys = list(reader.fieldnames or ())
             self._write(rows)
         else:
             path.unlink(missing_ok=True)
-            self.metrics_keys = []
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing: Lightning would delete the file here."""
