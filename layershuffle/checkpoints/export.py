@@ -35,7 +35,7 @@ def export(
         UserError: if the folder is not empty, results are of another model, or the files can't be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: export to a new or empty folder")
+        raise UserError(f"{folder} is there already: export to a new or empty folder")
     for found in results:
         if found.model.get("sha256") != record["sha256"]:
             raise UserError(

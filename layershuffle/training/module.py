@@ -37,7 +37,6 @@ from layershuffle.training.instancewise import InstanceWise, expected_loss
 from layershuffle.training.last_checkpoint import LastCheckpoint
 from layershuffle.version import __version__
 
-Schedule = Literal["constant", "linear", "cosine"]
 PAPER_ADAM: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6}
 """The optimizer's arguments in arXiv 2407.04513, section 4."""
 
@@ -96,7 +95,7 @@ class FineTuner(pl.LightningModule):
         sampler: OrderSampler = Shuffle(),  # noqa: B008 (it has no state)
         position_loss: Literal["sum", "mean"] = "sum",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, **PAPER_ADAM),
-        schedule: Schedule = "constant",
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
         head: Head = "average",
         positions: int | None = None,

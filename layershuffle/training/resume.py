@@ -79,8 +79,10 @@ def last_checkpoint(folder: Path, logged: bool, dirpath: str | None) -> Path:
 
 def refuse_to_overwrite(trainer: pl.Trainer, dirpath: str | None) -> None:
     """Raise a UserError if a new run would write its checkpoints over those of another one."""
+    if not trainer.is_global_zero:  # the other processes' loggers don't know the folder yet
+        return
     last = last_checkpoint(run_folder(trainer), bool(trainer.loggers), dirpath)
-    if trainer.is_global_zero and last.is_file():
+    if last.is_file():
         raise UserError(
             f"{last} is of another run, which would be lost: give this one another folder, or --ckpt_path {last} to "
             "go on from it"

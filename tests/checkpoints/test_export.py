@@ -84,7 +84,7 @@ def test_exports_that_would_mislead(trained, tmp_path):
         export_command([first, "out", "--results", "results.json"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()
-    with pytest.raises(ValueError, match="out is not empty: export to a new or empty folder"):
+    with pytest.raises(ValueError, match="out is there already: export to a new or empty folder"):
         export_command([first, "out"])
     export_command([first, "new"])
     (tmp_path / "new/layershuffle.json").write_text("{")
