@@ -1,6 +1,6 @@
-"""What the benchmarks share: the options, the machine and its ceiling, taking turns, counting, the table and the JSON.
+"""What the benchmarks share: options, timing in turns, FLOPs, memory, and the report as a table and JSON.
 
-A benchmark makes its contenders, lets them take turns, and hands one row per contender to ``report``::
+A benchmark makes its contenders, times them in turns, and passes one row per contender to ``report``::
 
     parser = arguments("step", "How fast a training step is.")
     args = parser.parse_args()
@@ -31,11 +31,11 @@ from layershuffle.files import write_whole
 from layershuffle.hardware import device_name, seconds
 
 Times = dict[str, list[float]]
-"""Seconds of every round, by contender; entry n of all of them was taken in the same round."""
+"""Seconds of every round, by contender; entry n of each contender is of the same round."""
 
 
 def arguments(name: str, description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has: --size, --device, --rounds and --output."""
+    """A parser with the options of every benchmark: --size, --device, --rounds and --output."""
     parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--size", choices=["small", "full"], default="small", help="small: for a CPU; full: for a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
@@ -45,7 +45,7 @@ def arguments(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The name of the device, what the processor can do, and the versions."""
+    """The names of the device and of the processor's vector instructions, and the versions of torch and Python."""
     about: dict[str, Any] = {
         "device": device_name(device),
         "cores": len(os.sched_getaffinity(0)),
@@ -57,7 +57,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
-    """The ceiling: FLOP/s of the fastest square matrix product, multiplications and additions counted apart."""
+    """FLOP/s of the fastest square matrix product, as a ceiling; a multiplication and an addition are two FLOPs."""
     best = 0.0
     for size in (4096, 8192) if device.type == "cuda" else (512, 1024, 2048):
         one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -67,14 +67,14 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def flops(work: Callable[[], object]) -> int:
-    """FLOPs of the matrix products and attention that ``work`` does, of eager operations only."""
+    """FLOPs of the matrix products and attention in ``work``, which must run eagerly."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors that ``work`` holds at most, beside those that were there before."""
+    """The most bytes of tensors that ``work`` holds at once, without those that existed before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -98,24 +98,24 @@ def take_turns(
     warm_up: int = 1,
     repeats: int = 1,
 ) -> Times:
-    """Time the contenders on one machine, in a new random sequence each round, so that all see it alike.
+    """Time the contenders in a new random sequence each round, so that changes of the machine's speed affect all alike.
 
-    The first ``warm_up`` rounds don't count. In its turn a contender works ``repeats`` times, and their mean counts,
-    for the first time finds caches full of what others have left.
+    The first ``warm_up`` rounds don't count. In its turn a contender works ``repeats`` times, and the mean time counts,
+    because the first time finds the caches full of other contenders' data.
     """
     times: Times = {name: [] for name in contenders}
     rng = random.Random(0)
     several = len(contenders) > 1
-    for at in track(range(warm_up + rounds), "taking turns", transient=True, disable=not several, console=_stderr()):
+    for index in track(range(warm_up + rounds), "taking turns", transient=True, disable=not several, console=_stderr()):
         for name in sorted(contenders, key=lambda _: rng.random()):
             took = seconds(lambda work=contenders[name]: [work() for _ in range(repeats)], device) / repeats  # type: ignore
-            if at >= warm_up:
+            if index >= warm_up:
                 times[name].append(took)
     return times
 
 
 def ratio(times: Times, of: str, to: str) -> float:
-    """How many times as fast ``of`` is as ``to``: the median over the rounds, each taken alone."""
+    """How many times as fast ``of`` is as ``to``: the median of the rounds' ratios."""
     return statistics.median(other / one for one, other in zip(times[of], times[to]))
 
 
@@ -126,19 +126,19 @@ def report(
     setting: Mapping[str, Any],
     output: Path | None = None,
 ) -> None:
-    """Print the rows as a Markdown table, with the machine and the setting above, and write all as JSON.
+    """Print the machine, the setting and a Markdown table of the rows, and write all of it as JSON.
 
     Args:
-        name: of the benchmark.
-        rows: one per contender, all with the same keys, which are the columns; None prints as a dash.
-        device: where it ran.
-        setting: what was run, in plain values.
-        output: the JSON file, if one is wanted.
+        name: the name of the benchmark.
+        rows: one per contender, all with the same keys, which are the columns; None is printed as a dash.
+        device: the device on which it ran.
+        setting: the sizes and options of the run, in plain values.
+        output: the JSON file, or None for no file.
     """
     about = machine(device)
     table = Table(box=MARKDOWN)
-    for at, column in enumerate(rows[0]):
-        table.add_column(column, justify="right" if at else "left", no_wrap=True)
+    for index, column in enumerate(rows[0]):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*("-" if value is None else _text(value) for value in row.values()))
     console = Console(width=200, markup=False, highlight=False)

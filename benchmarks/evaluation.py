@@ -1,10 +1,10 @@
-"""How fast many orders are scored, beside scoring them one at a time.
+"""Measures the scoring of many orders together against scoring them one at a time.
 
     python -m benchmarks.evaluation                # small, for a CPU: 12 layers of width 64 on 28 x 28 images
     python -m benchmarks.evaluation --size full    # ViT-B/16 at 224 in bf16, for a GPU
 
-Both score the same orders on the same images, and must find the same. One at a time is the loop a user would write: for
-each order, each batch is read, moved and preprocessed, and the right answers are counted.
+Both score the same orders on the same images, and must find the same scores. One at a time is the loop that a user
+would write: for each order, each batch is read, moved and preprocessed, and the right answers are counted.
 """
 
 import itertools
@@ -31,7 +31,7 @@ DEPTH = 12
 
 
 def families() -> dict[str, list[Order]]:
-    """The families of orders of a 12-layer model, from the most that is shared to the least."""
+    """Families of orders of a 12-layer model, from those that share most of their steps to those that share least."""
     layers = range(DEPTH)
     subsets = {k: [Order(chosen) for chosen in itertools.combinations(layers, k)] for k in range(1, DEPTH + 1)}
     pairs = list(itertools.combinations(range(DEPTH + 1), 2))
@@ -48,11 +48,11 @@ def families() -> dict[str, list[Order]]:
 
 
 def main() -> None:
-    """Run, print the table and write the JSON."""
-    parser = arguments("evaluation", "Seconds to score families of orders, all together and one at a time.")
-    parser.add_argument("--width", type=int, default=None, help="of the layers (default: 64 small, 768 full)")
+    """Run the benchmark, print the table and write the JSON."""
+    parser = arguments("evaluation", "Measure the seconds to score families of orders, all together and one at a time.")
+    parser.add_argument("--width", type=int, default=None, help="width of the layers (default: 64 small, 768 full)")
     parser.add_argument("--batch", type=int, default=None, help="images per batch (default: 16 small, 512 full)")
-    parser.add_argument("--compile", action="store_true", help="compile the layers, for both")
+    parser.add_argument("--compile", action="store_true", help="compile the layers, in both cases")
     args = parser.parse_args()
     full, device = args.size == "full", torch.device(args.device)
     width, batch, rounds = args.width or (768 if full else 64), args.batch or (512 if full else 16), args.rounds or 2

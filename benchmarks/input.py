@@ -1,8 +1,8 @@
-"""How fast images of 224 pixels are read, one core alone: ``python -m benchmarks.input``, see docs/input.md.
+"""Measures how fast one core reads images of 224 pixels: ``python -m benchmarks.input``, see docs/input.md.
 
-Every contender reads the same images in random sequence, as batches of uint8 [batch, 3, 224, 224] and labels: first
-from the kernel's memory, then "from disk", after the kernel was told to forget the files; what the disk or its host
-keep is beyond it. litdata joins in where it is installed (``pip install litdata``).
+Every contender reads the same images in random sequence, as batches of uint8 [batch, 3, 224, 224] and labels. First it
+reads them from the kernel's memory, then "from disk", after the kernel was told to drop the files; caches of the disk
+and its host can't be emptied. litdata takes part if it is installed (``pip install litdata``).
 """
 
 import io
@@ -32,21 +32,21 @@ from layershuffle.data.packed import PackedImages
 from layershuffle.data.packing import Packing, pack
 
 SIZE, BATCH = 224, 128
-BATCHES = 4  # a turn
+BATCHES = 4  # per turn
 GOAL = 1000  # images/s per core
 
 Batch = tuple[Tensor, Tensor]
 Reader = Callable[[list[int]], Batch]
-"""Gives the batch of these images."""
+"""Reads the batch of the images with these indices."""
 
 
 def make_folders(root: Path, count: int) -> None:
-    """Smoothed noise, as JPEGs of about ImageNet's size in pixels and bytes, in ten classes; 10 of them to validate."""
+    """Make JPEGs of noise with about ImageNet's pixels and bytes, in ten classes, and 10 more for validation."""
     rng = np.random.default_rng(0)
-    for at in track(range(count + 10), "making JPEGs"):
-        path = root / ("train" if at < count else "val") / f"n{at % 10}" / f"{at:06d}.JPEG"
+    for index in track(range(count + 10), "making JPEGs"):
+        path = root / ("train" if index < count else "val") / f"n{index % 10}" / f"{index:06d}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
-        width, height = [(500, 375), (500, 333), (375, 500), (640, 480)][at % 4]
+        width, height = [(500, 375), (500, 333), (375, 500), (640, 480)][index % 4]
         coarse = Image.fromarray(rng.integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
         grain = rng.normal(0, 10, smooth.shape)
@@ -54,31 +54,31 @@ def make_folders(root: Path, count: int) -> None:
 
 
 def memory_map(records: PackedImages) -> Reader:
-    """The packed records, mapped rather than read; anew for each batch, as mapped pages can't be forgotten."""
+    """Maps the packed records into memory, again for each batch, because the kernel can't drop mapped pages."""
 
-    def read(at: list[int]) -> Batch:
+    def read(indices: list[int]) -> Batch:
         mapped = np.memmap(records.path, np.uint8, "r", shape=(len(records), 3, SIZE, SIZE))
-        return torch.from_numpy(mapped[at]), records.labels[at]
+        return torch.from_numpy(mapped[indices]), records.labels[indices]
 
     return read
 
 
 def tensor_file(path: Path, records: PackedImages) -> Reader:
-    """One safetensors file, of which slices are read."""
+    """Reads slices of one safetensors file."""
     if not path.exists():
         images, labels = records.__getitems__(list(range(len(records))))
         save_file({"images": images, "labels": labels}, path)
 
-    def read(at: list[int]) -> Batch:
+    def read(indices: list[int]) -> Batch:
         with safe_open(path, "pt") as file:
             images = file.get_slice("images")
-            return torch.cat([images[n : n + 1] for n in at]), records.labels[at]
+            return torch.cat([images[n : n + 1] for n in indices]), records.labels[indices]
 
     return read
 
 
 def jpegs_in_a_tar(path: Path, records: PackedImages) -> Reader:
-    """The packed images as JPEGs of quality 95 in a tar, as webdataset has them. Not the same pixels."""
+    """Reads the packed images as JPEGs of quality 95 in a tar, like webdataset. Their pixels are not quite the same."""
     if not path.exists():
         with tarfile.open(path, "w") as tar:
             for n in range(len(records)):
@@ -90,31 +90,31 @@ def jpegs_in_a_tar(path: Path, records: PackedImages) -> Reader:
     with tarfile.open(path) as tar:
         places = [(entry.offset_data, entry.size) for entry in tar]
 
-    def read(at: list[int]) -> Batch:
+    def read(indices: list[int]) -> Batch:
         images = []
         with path.open("rb", buffering=0) as file:
-            for n in at:
+            for n in indices:
                 offset, size = places[n]
                 images.append(pil_to_tensor(Image.open(io.BytesIO(os.pread(file.fileno(), size, offset)))))
-        return torch.stack(images), records.labels[at]
+        return torch.stack(images), records.labels[indices]
 
     return read
 
 
 class Numbered:
-    """The packed images one by one, for litdata's writer, which runs it in a process of its own."""
+    """Gives litdata's writer, which runs in another process, the packed images one by one."""
 
     def __init__(self, records: PackedImages) -> None:
         self.records = records
 
     def __call__(self, n: int) -> dict[str, Any]:
-        """What litdata stores of image ``n``."""
+        """Image ``n`` and its label, as litdata stores them."""
         image, label = self.records[n]
         return {"image": image, "label": int(label)}
 
 
 def litdata_chunks(folder: Path, records: PackedImages) -> tuple[Reader, Reader] | tuple[None, None]:
-    """litdata's chunks of 64 MB, read by index, and in litdata's own random sequence; None where it isn't installed."""
+    """Reads litdata's chunks of 64 MB by index, and in litdata's random sequence; None if it isn't installed."""
     try:
         import litdata
     except ImportError:
@@ -130,11 +130,13 @@ def litdata_chunks(folder: Path, records: PackedImages) -> tuple[Reader, Reader]
     def stacked(several: list[dict[str, Any]]) -> Batch:
         return torch.stack([one["image"] for one in several]), torch.tensor([one["label"] for one in several])
 
-    return lambda at: stacked([chunks[n] for n in at]), lambda at: stacked(list(itertools.islice(shuffled, len(at))))
+    return lambda indices: stacked([chunks[n] for n in indices]), lambda indices: stacked(
+        list(itertools.islice(shuffled, len(indices)))
+    )
 
 
 def forget(path: Path) -> None:
-    """Let the kernel drop what it holds in memory of the files at ``path``."""
+    """Make the kernel drop the files at ``path`` from its memory."""
     for file in [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file()):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -142,12 +144,12 @@ def forget(path: Path) -> None:
 
 
 def used(path: Path) -> int:
-    """The bytes of the files at ``path``."""
+    """The total bytes of the files at ``path``."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 
 def benchmark(folder: Path, count: int, rounds: int, args: Any) -> None:
-    """Make what is missing in ``folder``, let the contenders take turns, and report."""
+    """Make the files that are missing in ``folder``, time the contenders, and report."""
     sources = folder / "folders"
     if not sources.exists():
         make_folders(sources, count)
@@ -171,7 +173,7 @@ def benchmark(folder: Path, count: int, rounds: int, args: Any) -> None:
         "JPEGs of 224 pixels in a tar": folder / "images.tar",
     }
     found = [
-        lambda at: tuple(default_collate([decoded[n] for n in at])),
+        lambda indices: tuple(default_collate([decoded[n] for n in indices])),
         records.__getitems__,
         memory_map(records),
         tensor_file(folder / "images.safetensors", records),
@@ -223,9 +225,11 @@ def benchmark(folder: Path, count: int, rounds: int, args: Any) -> None:
 
 
 def main() -> None:
-    """The command line."""
-    parser = arguments("input", "How fast images are read on one core, from class folders and from packed ones.")
-    parser.add_argument("--folder", type=Path, default=None, help="keeps what is made for it (default: thrown away)")
+    """Run the benchmark."""
+    parser = arguments("input", "Measure how fast one core reads images, from class folders and packed.")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="a folder for the files that it makes (default: a temporary one)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     count, rounds = (2000, 5) if args.size == "small" else (20000, 10)

@@ -1,10 +1,10 @@
-"""How fast a training step and a forward pass are, beside timm, Hugging Face and torch.compile of the whole model.
+"""Measures a training step and a forward pass against timm, Hugging Face and torch.compile of the whole model.
 
     python -m benchmarks.step                # small, for a CPU: 12 layers of width 64 on 28 x 28 images
     python -m benchmarks.step --size full    # ViT-B/16 at 224, batch 640, for a GPU
 
-Every contender trains the same architecture with Adam on one batch that stays where it is. Plain timm runs its layers
-in sequence, the others in a new random order at every step.
+Every contender trains the same architecture with Adam, on one batch that stays on the device. Plain timm runs its
+layers in sequence, the others run them in a new random order at every step.
 """
 
 import multiprocessing
@@ -37,7 +37,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class ByHand(nn.Module):
-    """A timm model whose layers run in the order given, as a user would write it."""
+    """A timm model whose layers run in a given order, as a user would write it."""
 
     def __init__(self, vit: Any) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class ByHand(nn.Module):
 
 
 class HuggingFace(nn.Module):
-    """``ViTForImageClassification`` of the same size, its list of layers exchanged before every step."""
+    """``ViTForImageClassification`` of the same size, whose list of layers is permuted before every step."""
 
     def __init__(self, width: int, depth: int, heads: int, hidden: int, size: int, patch: int, channels: int) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ class HuggingFace(nn.Module):
 
 
 class Loop:
-    """The training loop a user would write: one call is one step."""
+    """The training loop that a user would write; each call runs one step."""
 
     def __init__(self, model: nn.Module, loss: Callable[[int], Tensor], autocast: Autocast, optimizer: Any) -> None:
         self.model, self.loss, self.autocast, self.optimizer = model, loss, autocast, optimizer
         self.step = 0
 
     def __call__(self) -> None:
-        """Forward, backward, update."""
+        """Run one step: forward, backward and update."""
         self.model.train()
         self.optimizer.zero_grad()
         with self.autocast():
@@ -91,7 +91,7 @@ class Loop:
 
 
 class Repeat(IterableDataset):
-    """The same batch for ever."""
+    """Yields the same batch for ever."""
 
     def __init__(self, batch: tuple[Tensor, ...]) -> None:
         self.batch = batch
@@ -102,9 +102,9 @@ class Repeat(IterableDataset):
 
 
 class TrainingRun:
-    """What train.py runs, Lightning's loop with logging and all: one call lets it go on by one step.
+    """Training as ``layershuffle train`` does it, with Lightning's loop and logging; each call runs one step.
 
-    It has a process of its own: in a thread, its OpenMP threads beside the others' would slow down all.
+    It runs in another process: in a thread, its OpenMP threads would compete with those of the others.
     """
 
     def __init__(self, **what: Any) -> None:
@@ -118,13 +118,13 @@ class TrainingRun:
             raise RuntimeError(error)
 
     def __call__(self) -> None:
-        """One step, from the end of one to the end of the next."""
+        """Run from the end of one step to the end of the next."""
         self.pipe.send(None)
         self._wait()
 
 
 class Turns(pl.Callback):
-    """Lets training go on when the other side of the pipe says so."""
+    """Makes training wait after every step until the other side of the pipe asks for the next."""
 
     def __init__(self, pipe: Any, device: torch.device) -> None:
         self.pipe, self.device = pipe, device
@@ -162,40 +162,42 @@ def _train(pipe: Any, what: dict[str, Any]) -> None:
     batch = tuple(part.to(device) for part in what["batch"])
     try:
         trainer.fit(FineTuner(compile=True, **what["model"]), DataLoader(Repeat(batch), batch_size=None))
-    except EOFError:  # nobody is interested any more
+    except EOFError:  # the benchmark has ended
         pass
     except Exception as error:
         pipe.send(repr(error))
 
 
 def shuffled(depth: int, step: int) -> list[int]:
-    """The order of a step, for those who permute by hand."""
+    """The order of a step, for the contenders that permute their layers by hand."""
     layers = list(range(depth))
     random.Random(step).shuffle(layers)
     return layers
 
 
 def graphs() -> int:
-    """How many graphs were compiled so far."""
+    """The number of graphs that were compiled so far."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def main() -> None:
-    """Run, print the table and write the JSON."""
-    parser = arguments("step", "Images per second of a training step and of a forward pass, beside the alternatives.")
-    parser.add_argument("--width", type=int, default=None, help="of the layers (default: 64 small, 768 full)")
+    """Run the benchmark, print the table and write the JSON."""
+    parser = arguments(
+        "step", "Measure the images per second of a training step and of a forward pass against the alternatives."
+    )
+    parser.add_argument("--width", type=int, default=None, help="width of the layers (default: 64 small, 768 full)")
     parser.add_argument("--batch", type=int, default=None, help="images per step (default: 64 small, 640 full)")
     parser.add_argument(
-        "--whole", type=int, default=3, help="orders that the wholly compiled model is given, 0 for none"
+        "--whole", type=int, default=3, help="number of orders in which to compile the whole model (0: leave that out)"
     )
     parser.add_argument(
-        "--cache", default=None, help="a folder of compiled kernels to start from (default: none, compile everything)"
+        "--cache", default=None, help="a folder with compiled kernels to reuse (default: compile everything)"
     )
     parser.add_argument(
         "--precision",
         choices=["auto", "32-true", "bf16-mixed"],
         default="auto",
-        help="of all contenders (default: bf16-mixed on a GPU, on a CPU the faster one for timm's eager step)",
+        help="precision of all contenders (auto: bf16-mixed on a GPU; on a CPU the faster one for timm's eager step)",
     )
     args = parser.parse_args()
     quieten()
@@ -213,7 +215,7 @@ def main() -> None:
     precision = args.precision
 
     def autocast() -> AbstractContextManager[object]:
-        if precision == "auto":  # it is being measured
+        if precision == "auto":  # fastest_precision is measuring it
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
@@ -284,7 +286,7 @@ def main() -> None:
     times = take_turns(steps, rounds, device, warm_up=2, repeats=repeats)
     assert graphs() == before, "an order added a graph"
 
-    trained = vit.state_dict()  # some weights give numbers so small that a CPU slows down
+    trained = vit.state_dict()  # same weights for all: with some, numbers become so small that a CPU slows down
     module.model.vit.load_state_dict(trained)
     compiled.model.vit.load_state_dict(trained)
     with torch.inference_mode(), autocast():

@@ -1,1 +1,1 @@
-"""What is kept of a model: loading, exporting and merging."""
+"""Checkpoints of models: loading, exporting and merging them."""

@@ -1,4 +1,4 @@
-"""Reads checkpoints of the LayerShuffle authors' six model classes (Hugging Face names) into an OrderedViT."""
+"""Loads checkpoints of the LayerShuffle authors' six model classes, which use Hugging Face's parameter names."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position
 from layershuffle.models.weights import read_file
 
-# Hugging Face name -> ours, for everything but query, key and value, which timm keeps as one matrix.
+# From Hugging Face's names to ours, except for query, key and value, which are one matrix in timm.
 _NAMES = [
     (r"embeddings\.cls_token", "vit.cls_token"),
     (r"embeddings\.distillation_token", "vit.dist_token"),
@@ -36,19 +36,19 @@ _QUERY = re.compile(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(\w+)"
 def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
     """Load a checkpoint of the LayerShuffle authors' code (github.com/matfrei/layershuffle).
 
-    All six classes are read: Shuffling, PositionEncoding and PositionPredicting, each for ViT and distilled DeiT.
-    Their DeiT classifies from the class token alone, with one head; so does the model returned, and its unused
-    distillation head is zero.
+    All six classes can be loaded: Shuffling, PositionEncoding and PositionPredicting, each for ViT and distilled DeiT.
+    Their DeiT classifies with the head of the class token alone; so does the returned model, whose unused distillation
+    head is zero.
 
     Args:
         checkpoint: ``model.safetensors`` or ``pytorch_model.bin``.
         config: the ``config.json`` beside it.
 
     Returns:
-        The model in evaluation mode. Its ``vit`` holds the backbone under timm's names.
+        The model in evaluation mode. Its ``vit`` is the backbone, with timm's parameter names.
 
     Raises:
-        UserError: (a ValueError) if a file isn't what it should be or the two don't belong together.
+        UserError: if a file is damaged or of another model, or the two don't belong together.
     """
     settings = _read_config(config)
     weights = _renamed(read_file(checkpoint), checkpoint)

@@ -1,4 +1,4 @@
-"""Exports a model as a folder that timm's ``local-dir:`` and ``hf-hub:`` loaders read, and this package too."""
+"""Exports a model as a folder that this package and timm's ``local-dir:`` and ``hf-hub:`` loaders can load."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from layershuffle.results.record import Results
 
 RECORD_FILE = "layershuffle.json"
 POSITION_FILE = "layershuffle.safetensors"
-"""Holds what timm's models lack: position encoding or prediction."""
+"""Holds the weights that timm's models lack, of position encoding or prediction."""
 
 
 def export(
@@ -29,10 +29,10 @@ def export(
     results: Sequence[Results] = (),
     license: str = "apache-2.0",
 ) -> None:
-    """Write ``model``, its record and its data (see ``loading.LoadedModel``), and a model card to ``folder``.
+    """Write a model, its record and its data (see ``loading.LoadedModel``), and a model card to ``folder``.
 
     Raises:
-        UserError: (a ValueError) if the folder holds anything, or a results file is of another model.
+        UserError: if the folder is not empty, results are of another model, or the files can't be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: export to a new or empty folder")
@@ -71,11 +71,7 @@ def export(
 
 
 def read(folder: Path) -> tuple[OrderedViT, dict[str, Any], dict[str, Any] | None]:
-    """The model, the record and the data that ``export`` wrote to ``folder``.
-
-    Raises:
-        UserError: if they are damaged or don't fit each other.
-    """
+    """Read the model, the record and the data that ``export`` wrote to ``folder``; raises UserError if damaged."""
     record, data = read_record(folder)
     weights = {f"vit.{name}": value for name, value in read_file(folder / "model.safetensors").items()}
     if record["config"]["position"] != "none":
@@ -84,7 +80,7 @@ def read(folder: Path) -> tuple[OrderedViT, dict[str, Any], dict[str, Any] | Non
 
 
 def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The record and the data that ``export`` wrote to ``folder``, without the model; raises UserError if damaged."""
+    """Read the record and the data that ``export`` wrote to ``folder``; raises UserError if damaged."""
     try:
         content = read_json(folder / RECORD_FILE, what="a record of export")
         _ = content["record"]["config"]["position"]
@@ -95,41 +91,56 @@ def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence[Results], license: str) -> str:
     """The model card, in Markdown."""
-    method, position = record.get("method"), model.config["position"]
     preprocess = Preprocess(*model.image_format)
-    mean, std = (
-        ", ".join(f"{v:.4g}" for v in values.flatten().tolist()) for values in (preprocess.mean, preprocess.std)
-    )
-    lines = ["---", "library_name: timm", f"license: {license}", "pipeline_tag: image-classification"]
-    lines += ["tags: [image-classification, timm, layershuffle]", "---", f"# {name}", ""]
-    lines += [f"{model.config['name']}, {model.config['num_classes']} classes, fine-tuned by the method {method} with"]
-    lines += ["[LayerShuffle](https://arxiv.org/abs/2407.04513): "]
-    lines += [f"order sampler `{record.get('sampler')}`, position `{position}`, seed {record.get('seed')}."]
+    mean, std = (", ".join(f"{v:.4g}" for v in part.flatten().tolist()) for part in (preprocess.mean, preprocess.std))
+    note = "gives its logits in sequential order. Any other order runs in layershuffle:"
+    if model.encoding:
+        note = "timm's model lacks the position encoding, so its logits are not this model's. Use this package:"
+    elif model.backbone.ignores_second_head:
+        note = "timm averages this model's two heads; it was trained with the class token's alone. Use this package:"
+    merged = ""
     if record.get("merged"):
         sources = ", ".join(source["sha256"][:12] for source in record["merged"]["sources"])
-        lines += [f"Merged: its layers come from the checkpoints {record['merged']['layers']} of {sources}."]
-    lines += ["", "## Use", "", "```python", "import timm", ""]
-    lines += ['model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:USER/NAME"', "```", ""]
-    if model.encoding:
-        lines += [
-            "timm's model lacks the position encoding, so that its logits are not this model's. Use this package:"
-        ]
-    elif model.backbone.ignores_second_head:
-        lines += [
-            "timm averages this model's two heads; it was trained with the class token's alone. Use this package:"
-        ]
-    else:
-        lines += ["gives its logits in sequential order. Any other order runs in layershuffle:"]
-    lines += ["", "```python", "from layershuffle.loading import load", "", 'model = load("FOLDER").model']
-    lines += [f"model(images, {list(range(model.depth))[::-1]})", "```", ""]
-    lines += [
-        f"Images: RGB or grey in 0..1, {preprocess.size} x {preprocess.size} pixels (shorter side resized, centre"
-    ]
-    lines += [f"cropped), minus mean ({mean}), divided by standard deviation ({std}).", "", "## Accuracy", ""]
-    for found in results:
-        made = f"{found.data['name']}, {found.data['images']} images ({found.data.get('split')})"
-        for header, rows in tables.of(found).values():
-            lines += [f"{made}:", "", tables.markdown(header, rows)]
-    if not results:
-        lines += ["Not measured."]
-    return "\n".join(lines).rstrip() + "\n"
+        merged = f"Merged: its layers come from the checkpoints {record['merged']['layers']} of {sources}.\n"
+    scores = "".join(
+        f"{found.data['name']}, {found.data['images']} images ({found.data.get('split')}):\n\n"
+        f"{tables.markdown(header, rows)}\n"
+        for found in results
+        for header, rows in tables.of(found).values()
+    )
+    return f"""---
+library_name: timm
+license: {license}
+pipeline_tag: image-classification
+tags: [image-classification, timm, layershuffle]
+---
+# {name}
+
+{model.config["name"]}, {model.config["num_classes"]} classes, fine-tuned by the method {record.get("method")} with
+[LayerShuffle](https://arxiv.org/abs/2407.04513):
+order sampler `{record.get("sampler")}`, position `{model.config["position"]}`, seed {record.get("seed")}.
+{merged}
+## Use
+
+```python
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:USER/NAME"
+```
+
+{note}
+
+```python
+from layershuffle.checkpoints.loading import load
+
+model = load("FOLDER").model
+model(images, {list(range(model.depth))[::-1]})
+```
+
+Images: RGB or grey in 0..1, {preprocess.size} x {preprocess.size} pixels (shorter side resized, centre
+cropped), minus mean ({mean}), divided by standard deviation ({std}).
+
+## Accuracy
+
+{scores.rstrip() or "Not measured."}
+"""

@@ -1,4 +1,4 @@
-"""Any model that can be studied, by what names it: a checkpoint of ours, one of the authors', or a timm model."""
+"""Loads any model: a checkpoint of ours, an exported folder, one of the authors' checkpoints, or a timm model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ class LoadedModel:
 
     Attributes:
         model: the model.
-        record: its name, where it came from and how to make it again; goes into the results.
-        data: the data it was trained on as ``ImageData.config`` has it, or None if unknown.
+        record: its name, its source and how to make it again, as the results have it.
+        data: the data it was trained on, as ``ImageData.config`` describes it; None if unknown.
         wandb: the id and the project of the W&B run that trained it, if any.
     """
 
@@ -34,13 +34,14 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
     """Load a model.
 
     Args:
-        source: a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints (config.json and
-            model.safetensors or pytorch_model.bin), a folder of export, or the name of a timm model.
-        pretrained: for a timm model, a path to its weights; by default they are fetched.
-        num_classes: for a timm model, its classes; by default those it was trained on.
+        source: a checkpoint of ``layershuffle train``, a folder of ``layershuffle export``, a folder with one of the
+            LayerShuffle authors' checkpoints (config.json and model.safetensors or pytorch_model.bin), or the name of a
+            timm model.
+        pretrained: for a timm model, a path to its weights; by default they are fetched from the Hugging Face hub.
+        num_classes: for a timm model, the number of classes; by default that of its pretrained weights.
 
     Raises:
-        UserError: (a ValueError) if it is none of these or can't be read.
+        UserError: if it is none of these or can't be read.
     """
     path = Path(source)
     if (path / export.RECORD_FILE).is_file():
@@ -49,7 +50,7 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
         return _authors(path)
     if _is_checkpoint(source):
         return _ours(path)
-    import timm  # slow to import, and not needed above
+    import timm  # Slow to import, and not needed above.
 
     known = timm.get_pretrained_cfg(source) if timm.is_model(source) else None
     classes = num_classes or (known.num_classes if known else 1000)
@@ -59,11 +60,7 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
 
 
 def trained_on(source: str) -> dict[str, Any] | None:
-    """The data that ``load(source)`` would find recorded, without loading the model; None if there is no record.
-
-    Raises:
-        UserError: if the file that should hold the record can't be read.
-    """
+    """The data that ``load(source)`` would return, without loading the model; None if unknown."""
     if (Path(source) / export.RECORD_FILE).is_file():
         return export.read_record(Path(source))[1]
     return read_checkpoint(source)[RECORD].get("data") if _is_checkpoint(source) else None

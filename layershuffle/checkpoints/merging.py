@@ -1,4 +1,4 @@
-"""Merged models: each layer from one of several models of the same backbone (arXiv 2407.04513v1)."""
+"""Merges models of the same backbone: each layer comes from one of them (arXiv 2407.04513v1)."""
 
 import re
 from collections.abc import Sequence
@@ -24,12 +24,15 @@ def _layer_of(name: str) -> int | None:
 
 
 def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
-    """A checkpoint whose layers, with their position projections and heads, come at random from those at ``paths``.
+    """Merge checkpoints: each layer, with its position projection and head, comes from one of them at random.
 
-    What is not a layer's own, such as the embedding, the classifier and the table of positions, is the first one's.
+    The other weights, such as the embedding, the classifier and the table of positions, are those of the first one.
+
+    Returns:
+        The content of the merged checkpoint.
 
     Raises:
-        UserError: (a ValueError) if there are fewer than two, or they aren't checkpoints of train.py of one model.
+        UserError: if there are fewer than two checkpoints, or they are of different models or methods.
     """
     if len(paths) < 2:
         raise UserError("merging takes two or more checkpoints")
@@ -38,7 +41,9 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
     for path, content in zip(paths, contents):
         for key in ("model", "method"):
             if content[RECORD].get(key) != first[RECORD].get(key):
-                raise UserError(f"{path} is of another {key} than {paths[0]}: only models alike can be merged")
+                raise UserError(
+                    f"{path} is of another {key} than {paths[0]}: only checkpoints of the same one can be merged"
+                )
     layers = {layer for layer in map(_layer_of, first["state_dict"]) if layer is not None}
     rng = seeded(seed, "merge")
     source = {layer: int(rng.random() * len(paths)) for layer in sorted(layers)}
@@ -52,10 +57,6 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
         return contents[0 if layer is None else source[layer]]["state_dict"][name]
 
     merged = {"sources": [{"source": str(p), "sha256": sha256(p)} for p in paths], "layers": list(source.values())}
-    record = first[RECORD] | {
-        "method": f"{first[RECORD]['method']}-merged",
-        "seed": seed,
-        "merged": merged,
-        "wandb": None,
-    }
+    method = f"{first[RECORD]['method']}-merged"
+    record = first[RECORD] | {"method": method, "seed": seed, "merged": merged, "wandb": None}
     return {"state_dict": {name: weights(name) for name in first["state_dict"]}, RECORD: record}

@@ -1,1 +1,1 @@
-"""Fine-tuning."""
+"""Training: the LightningModule, its callbacks and loggers, resuming, and training in several processes."""

@@ -1,4 +1,4 @@
-"""What several processes that train one model need: which of them draw orders of their own, and gradients for all."""
+"""Training one model in several processes: which orders they draw, sharding, and gradients of layers that don't run."""
 
 from collections.abc import Iterable
 
@@ -13,21 +13,21 @@ from layershuffle.orders.order import Order
 
 
 def is_sharded(strategy: Strategy) -> bool:
-    """Whether processes hold parts of each layer and gather them as it runs, so that all must run the same ones."""
+    """Whether each process holds a part of every layer, so that all processes must run the same layers."""
     return not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
 
 
 def orders_per_process(strategy: Strategy, wanted: bool | None, model: OrderedViT, orders: Iterable[Order]) -> bool:
-    """Whether each process draws orders of its own: unless something else is ``wanted``, where it can.
+    """Whether each process draws its own orders: by default it does where the strategy allows it.
 
     Args:
-        strategy: the trainer's.
-        wanted: what the user asked for, if anything.
-        model: the model.
-        orders: orders like those it is trained in.
+        strategy: the trainer's strategy.
+        wanted: what the user asked for, or None for the default.
+        model: the model that is trained.
+        orders: examples of the orders that it is trained in.
 
     Raises:
-        UserError: (a ValueError) if processes that share each layer would wait for each other for ever.
+        UserError: if the strategy can't train the model in such orders.
     """
     if not is_sharded(strategy):
         return wanted is not False
@@ -45,26 +45,29 @@ def orders_per_process(strategy: Strategy, wanted: bool | None, model: OrderedVi
 
 
 def shard(model: OrderedViT, mesh: DeviceMesh) -> None:
-    """Spread the parameters of each layer, and of what is around the layers, over the processes of ``mesh``."""
+    """Shard the parameters of each layer, and those outside the layers, over the processes of ``mesh``."""
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
-def idle_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Parameter]:
-    """The trainable parameters that none of ``orders`` runs."""
+def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Parameter]:
+    """The trainable parameters that no order of ``orders`` uses."""
     run = {unit for order in orders for step in order for unit in step}
-    idle = model.backbone.unused_parameters(run)
+    unused = model.backbone.unused_parameters(run)
     for layer in set(range(model.depth)) - {unit.layer for unit in run}:
         if model.encoding:
-            idle += model.encoding.projections[layer].parameters()
+            unused += model.encoding.projections[layer].parameters()
         if model.prediction:
-            idle += model.prediction.heads[layer].parameters()
+            unused += model.prediction.heads[layer].parameters()
     if model.encoding and not run:
-        idle += model.encoding.table.parameters()
-    return [parameter for parameter in idle if parameter.requires_grad]
+        unused += model.encoding.table.parameters()
+    return [parameter for parameter in unused if parameter.requires_grad]
 
 
-def joined(loss: Tensor, idle: Iterable[nn.Parameter]) -> Tensor:
-    """The same loss, of which ``idle`` have zero gradients instead of none, so that DDP need not look for them."""
-    return sum((0 * parameter.sum() for parameter in idle), start=loss)
+def add_zero_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The same loss, whose backward pass also gives ``parameters`` gradients: zeros.
+
+    DDP waits for the gradients of all parameters, and would otherwise search the graph for those that are missing.
+    """
+    return sum((0 * parameter.sum() for parameter in parameters), start=loss)

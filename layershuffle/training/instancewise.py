@@ -1,4 +1,4 @@
-"""Instance-wise reordering: each image takes one of a few given orders (IOT, arXiv 2103.03457)."""
+"""Trains instance-wise reordering: each image chooses one of a few given orders (IOT, arXiv 2103.03457)."""
 
 import math
 from dataclasses import dataclass
@@ -18,16 +18,13 @@ class InstanceWise:
     """How instance-wise reordering is trained (arXiv 2103.03457).
 
     Attributes:
-        temperature: of the Gumbel-softmax at the first step.
-        decay: the temperature falls by exp(-decay) with every step.
-        min_temperature: where it stays.
+        temperature: the temperature of the Gumbel-softmax at the first step.
+        decay: every step multiplies the temperature by exp(-decay).
+        min_temperature: the lowest temperature.
         exploration: the weight of the loss that keeps the mean choice near uniform; the authors' example uses 0.1.
         specialisation: the weight of the loss that keeps each choice far from uniform; the authors' example uses 0.01.
-        floor: probabilities count as at least this in the specialisation loss, which else has no lower end; the
-            authors' example uses 0.05.
-
-    Raises:
-        UserError: (a ValueError) if a temperature isn't above 0 or the floor isn't between 0 and 1.
+        floor: the least value that a probability has in the specialisation loss, which would otherwise be unbounded;
+            the authors' example uses 0.05.
     """
 
     temperature: float = 10.0
@@ -53,20 +50,20 @@ def expected_loss(
 
     Args:
         model: the model.
-        choice: its module that chooses.
-        images: normalised, [batch, channels, height, width].
+        choice: the model's module that chooses orders.
+        images: normalised images [batch, channels, height, width].
         labels: int64 [batch].
-        how: temperature and weights.
+        how: the temperature and the weights of the losses.
         key: (seed, step, process), which decide the Gumbel noise.
 
     Returns:
-        The sum of the three losses (arXiv 2103.03457), and what to log: the expected cross-entropy as
-        ``classification_loss``, the two other losses, and the ``accuracy`` of the likeliest choices.
+        The sum of the three losses (arXiv 2103.03457), and the values to log: the expected cross-entropy as
+        ``classification_loss``, the two other losses, and the ``accuracy`` of the most probable choices.
     """
     state = model.embed(images)
     logits = choice(state.tokens).float()
     generator = torch.Generator().manual_seed(int(seeded(*key).random() * 2**53))
-    # Drawn on the CPU, so that every device sees the same noise.
+    # The noise is drawn on the CPU, so that it is the same on every device.
     uniform = torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7).to(logits.device, non_blocking=True)
     weights = ((logits - (-uniform.log()).log()) / how.temperature_at(key[1])).softmax(dim=1)
     by_order = torch.stack([model.run(state, order).logits for order in choice.orders])
@@ -83,9 +80,9 @@ def expected_loss(
 
 
 def choice_losses(probabilities: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """The exploration and the specialisation loss (arXiv 2103.03457), of probabilities [batch, orders].
+    """The exploration and the specialisation loss (arXiv 2103.03457) of probabilities [batch, orders].
 
-    The first is KL(uniform || the batch's mean); the second the negative mean of KL(uniform || each image's own).
+    The first is KL(uniform || mean over the batch), the second the negative mean of KL(uniform || each image's own).
     """
     uniform = math.log(probabilities.shape[1])
     exploration = -probabilities.mean(dim=0).clamp_min(1e-9).log().mean() - uniform

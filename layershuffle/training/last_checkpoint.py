@@ -1,6 +1,5 @@
-"""The checkpoint to go on from: written every epoch, every so many steps, and when the run is told to stop."""
+"""The checkpoint to resume from: written every epoch, every so many steps, and when the run is told to stop."""
 
-import os
 import signal
 import threading
 from pathlib import Path
@@ -15,15 +14,15 @@ from torch import distributed
 from layershuffle.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send before they kill: SIGTERM most of them, SIGUSR1 SLURM where sbatch asks for it."""
+"""What schedulers send before they kill: mostly SIGTERM, and SLURM sends SIGUSR1 where sbatch asks for it."""
 
 
 class Preempted(Exception):
-    """The run was told to stop, and has saved what it takes to go on.
+    """The run was told to stop, and has saved what it needs to go on.
 
     Attributes:
         signal: the signal that told it.
-        path: the checkpoint to go on from, or None if there was nothing to save.
+        path: the checkpoint to resume from, or None if there was nothing to save.
     """
 
     def __init__(self, number: int, path: str | None, step: int) -> None:
@@ -32,14 +31,14 @@ class Preempted(Exception):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt``: after every epoch, every ``every_n_steps`` steps, and at a signal, which ends the run.
+    """Writes ``last.ckpt`` after every epoch, every ``every_n_steps`` steps, and at a signal, which ends the run.
 
-    Within an epoch it is written between two steps, when all of the last one has been logged, so that a run that goes
-    on from it repeats and loses nothing; Lightning's own is written before. All processes stop after the same step.
+    Within an epoch it is written between two steps, when the last one has been logged, so that a resumed run repeats
+    and loses nothing; Lightning writes it before. All processes stop after the same step.
 
     Args:
-        dirpath: the folder, by default beside the best checkpoint's.
-        every_n_steps: how often to write it within an epoch; None for at its end only.
+        dirpath: the folder, by default that of the best checkpoint.
+        every_n_steps: how often to write within an epoch; None for at its end only.
     """
 
     def __init__(self, dirpath: str | Path | None = None, every_n_steps: int | None = None) -> None:
@@ -52,10 +51,10 @@ class LastCheckpoint(ModelCheckpoint):
         self._group: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning, which would save in the midst of a step and stop one process alone."""
+        """Take the signals over from Lightning, which would save in the middle of a step and stop one process alone."""
         super().on_train_start(trainer, pl_module)
         loop = trainer.fit_loop
-        if loop.restarted_on_epoch_end:  # with max_steps, Lightning would go through an epoch that is done once more
+        if loop.restarted_on_epoch_end:  # With max_steps, Lightning would run a finished epoch once more.
             loop.epoch_progress.increment_completed()
             for part in (loop, loop.epoch_loop):
                 part._restarting = False
@@ -63,29 +62,28 @@ class LastCheckpoint(ModelCheckpoint):
         self.settled = self.saved = trainer.global_step
         self.received = signal.SIGTERM if trainer.received_sigterm else 0
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:  # Lightning puts back what was there before the run
-                signal.signal(number, self._note)
+            for number in SIGNALS:  # Lightning restores the earlier handlers after the run.
+                signal.signal(number, self._receive)
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo")
-            # What _agreed does without waiting for the device, Lightning does with it in every step.
+            # Lightning waits for the device in every step to agree on a signal; _agreed_signal needs no device.
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it."""
+        """Write the checkpoint."""
         super().on_train_epoch_end(trainer, pl_module)
         self.settled = self.saved = trainer.global_step
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write nothing between a validation in the midst of an epoch and the next step: Lightning would repeat it."""
+        """Write nothing between a validation within an epoch and the next step: Lightning would validate again."""
         self.settled = trainer.global_step
 
     def between_steps(self, trainer: pl.Trainer) -> None:
-        """Write it if that is due; called when a batch has been fetched, before it is trained on.
+        """Write the checkpoint if it is due, and raise Preempted if a process was told to stop.
 
-        Raises:
-            Preempted: if one of the processes was told to stop.
+        The LightningModule calls this when a batch has been fetched, before it is trained on.
         """
-        number = self._agreed()
+        number = self._agreed_signal()
         step = trainer.global_step
         if step != self.settled:  # a whole step has been done since
             self.settled = step
@@ -97,18 +95,13 @@ class LastCheckpoint(ModelCheckpoint):
         if number and self.saved == step:
             raise Preempted(number, self.best_model_path or None, step)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
-    def _agreed(self) -> int:
+    def _agreed_signal(self) -> int:
         """The signal that any process has received, or 0; the processes wait for each other, not for their devices."""
         if self._group is None:
             return self.received
         received = torch.tensor(self.received)
         distributed.all_reduce(received, distributed.ReduceOp.MAX, group=self._group)
         return int(received)
-
-
-def last_path(folder: str | os.PathLike[str]) -> Path:
-    """Where a run that keeps its checkpoints in ``folder`` keeps the one to go on from."""
-    return Path(folder) / "last.ckpt"

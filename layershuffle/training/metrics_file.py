@@ -1,4 +1,4 @@
-"""A CSV logger whose file a resumed run goes on with: no row is lost, none is there twice."""
+"""A CSV logger whose file a resumed run continues, without losing or repeating a row."""
 
 import csv
 import io
@@ -13,60 +13,44 @@ from layershuffle.files import write_whole
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's CSVLogger, which can go on with the ``metrics.csv`` that is there.
+    """Lightning's CSVLogger, which can continue the ``metrics.csv`` that is there.
 
     Args:
         save_dir: the folder of all runs.
-        name: a folder in between, if any.
-        version: the run's own folder, by default version_0, version_1, ...
-        prefix: what stands before every metric's name.
-        flush_logs_every_n_steps: how many steps may be lost of those logged by hand; what the trainer logs is
-            written at once.
-        from_step: keep the rows of an earlier run's steps below this; None for a new file.
+        name: a folder between ``save_dir`` and the run's own, if any.
+        from_step: keep the rows of the steps below this one; by default none.
     """
 
-    def __init__(
-        self,
-        save_dir: str = "runs",
-        name: str = "",
-        version: int | str | None = None,
-        prefix: str = "",
-        flush_logs_every_n_steps: int = 100,
-        from_step: int | None = None,
-    ) -> None:
-        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
+    def __init__(self, save_dir: str = "runs", name: str = "", from_step: int | None = None, **kwargs: Any) -> None:
+        super().__init__(save_dir, name, **kwargs)
         self.from_step = from_step
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """What writes the file."""
-        if self.from_step is None:
-            return super().experiment
-        if self._experiment is None:
-            self._experiment = _Continued(self.log_dir, self.from_step)
+        """The object that writes the file."""
+        self._experiment = self._experiment or _Writer(self.log_dir, self.from_step or 0)
         return self._experiment
 
 
-class _Continued(ExperimentWriter):
+class _Writer(ExperimentWriter):
+    """Lightning's writer, which keeps earlier rows and never leaves half a file."""
+
     def __init__(self, log_dir: str, from_step: int) -> None:
         super().__init__(log_dir)
         path = Path(self.metrics_file_path)
-        rows = []
-        if path.is_file():
-            # A kill can cut the last row; the step it belongs to is run again.
-            whole = path.read_bytes().rpartition(b"\n")[0].decode(errors="replace")
-            reader = csv.DictReader(io.StringIO(whole, newline=""))
-            rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < from_step]
-            self.metrics_keys = list(reader.fieldnames or ())
+        # A kill may have cut the last row short, but then its step is run again.
+        complete = path.read_bytes().rpartition(b"\n")[0] if path.is_file() else b""
+        reader = csv.DictReader(io.StringIO(complete.decode(errors="replace"), newline=""))
+        rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < from_step]
         if rows:
+            self.metrics_keys = list(reader.fieldnames or ())
             self._write(rows)
         else:
             path.unlink(missing_ok=True)
-            self.metrics_keys = []
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning's would remove the file."""
+        """Do nothing: Lightning would delete the file here."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with Path(self.metrics_file_path).open(newline="", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from layershuffle.checkpoints.record import RECORD
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.models.create import create_model
@@ -23,17 +24,21 @@ from layershuffle.models.model import Head, Output
 from layershuffle.models.position import Position
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle, call
-from layershuffle.training.distributed import idle_parameters, is_sharded, joined, orders_per_process, shard
-from layershuffle.training.finite import FirstBadStep, all_finite
+from layershuffle.training.callbacks import is_logged
+from layershuffle.training.distributed import (
+    add_zero_gradients,
+    is_sharded,
+    orders_per_process,
+    shard,
+    unused_parameters,
+)
+from layershuffle.training.finite import FirstNonFiniteStep, all_finite
 from layershuffle.training.instancewise import InstanceWise, expected_loss
 from layershuffle.training.last_checkpoint import LastCheckpoint
 from layershuffle.version import __version__
 
-Schedule = Literal["constant", "linear", "cosine"]
 PAPER_ADAM: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6}
 """The optimizer's arguments in arXiv 2407.04513, section 4."""
-RECORD = "layershuffle"
-"""The key under which a checkpoint says how to make its model and data again."""
 
 
 def method_name(sampler: OrderSampler, position: Position, order: str | None = None) -> str:
@@ -55,30 +60,32 @@ class FineTuner(pl.LightningModule):
 
     Args:
         name: the backbone, a timm vision transformer.
-        num_classes: the classes to tell apart; train.py takes it from the data.
+        num_classes: number of classes; ``layershuffle train`` takes it from the data.
         pretrained: false for random weights, true for timm's own, or a path to weights of the same backbone: a timm
-            state dict or a checkpoint of train.py.
-        position: what the layers make of the position they hold: nothing, encode it, or predict it.
+            state dict or a checkpoint of ``layershuffle train``.
+        position: whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
         sampler: draws the order of each training step.
-        position_loss: how the position cross-entropies of the steps join the classification loss: their "sum"
-            (the paper, section 3.3) or their "mean" (the authors' code).
+        position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
+            steps' position cross-entropies is added to the classification loss.
         optimizer: makes the optimizer; by default the paper's (section 4).
-        schedule: of the learning rate: "constant" (the paper), "linear" (the authors' code) or "cosine", to zero.
-        warmup_steps: steps over which the learning rate first rises linearly.
-        head: how a distilled DeiT classifies: the "average" of its two heads, or the "class" token's alone.
-        positions: how many positions the model can tell apart, by default as many as its own order has steps.
-        depth: the model's layers, by default as many as the backbone has. A pretrained one gives its first so many.
-        order: the model's own order, which it runs unless told otherwise and whose steps the sampler draws from: an
-            order's text, or a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv
-            2104.06022), ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers in sequence.
-        choices: orders in the same form, from which each image learns to take one (IOT, arXiv 2103.03457); the sampler
-            has then nothing to do.
-        instancewise: how that is learnt.
+        schedule: the learning rate stays "constant" (the paper), or falls to zero as "linear" (the authors' code) or
+            "cosine".
+        warmup_steps: number of steps over which the learning rate first rises linearly.
+        head: how a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.
+        positions: number of positions that the model can tell apart, by default the number of steps in its own order.
+        depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
+        order: the model's own order, which it runs by default and whose steps the sampler draws from: an order's text,
+            or a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv 2104.06022),
+            ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers run in sequence.
+        choices: orders in the same form; each image learns to choose one of them (IOT, arXiv 2103.03457), and the
+            sampler is not used.
+        instancewise: how the images learn to choose.
         compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
-        timm_args: what else ``timm.create_model`` takes, such as img_size or drop_path_rate.
-        orders_per_process: whether each process of several draws orders of its own. By default they do with DDP, so
-            that an update averages several orders, and don't with sharded strategies, which can't.
-        seed: decides the orders, together with the step and the process; train.py sets it to seed_everything.
+        timm_args: further arguments of ``timm.create_model``, such as img_size or drop_path_rate.
+        orders_per_process: whether each of several processes draws its own orders, so that an update averages several
+            orders. By default they do with DDP; with sharded strategies they can't.
+        seed: decides the orders, together with the step and the process; ``layershuffle train`` sets it to
+            seed_everything.
     """
 
     def __init__(
@@ -90,7 +97,7 @@ class FineTuner(pl.LightningModule):
         sampler: OrderSampler = Shuffle(),  # noqa: B008 (it has no state)
         position_loss: Literal["sum", "mean"] = "sum",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, **PAPER_ADAM),
-        schedule: Schedule = "constant",
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
         head: Head = "average",
         positions: int | None = None,
@@ -105,17 +112,8 @@ class FineTuner(pl.LightningModule):
     ) -> None:
         super().__init__()
         timm_args = (timm_args or {}) | ({} if depth is None else {"depth": depth})
-        self.model = create_model(
-            name,
-            num_classes,
-            position,
-            pretrained,
-            positions=positions,
-            head=head,
-            order=order,
-            choices=choices,
-            **timm_args,
-        )
+        orders: dict[str, Any] = {"positions": positions, "order": order, "choices": choices}
+        self.model = create_model(name, num_classes, position, pretrained, head=head, **orders, **timm_args)
         self.preprocess = Preprocess(*self.model.image_format)
         self.sampler = sampler
         self.instancewise = instancewise
@@ -124,10 +122,13 @@ class FineTuner(pl.LightningModule):
         self.schedule = schedule
         self.warmup_steps = warmup_steps
         self.orders_per_process = orders_per_process
-        # Lightning's own mean over processes forgets that they have not as many images each.
+        # Lightning's own mean over processes ignores that each may have a different number of images.
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
         self.seed = seed
-        self._bad = FirstBadStep()
+        self._not_finite = FirstNonFiniteStep()
+        self._own_orders = True
+        self._is_spread = False
+        self._copying: torch.cuda.Stream | None = None
         if warmup_steps < 0:
             raise UserError(f"warmup_steps is a number of steps from 0 up, not {warmup_steps}")
         # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
@@ -135,10 +136,6 @@ class FineTuner(pl.LightningModule):
         self.draw(0)
         if compile:
             self.model.compile()
-
-    _own_orders = True
-    _is_spread = False
-    _copying: torch.cuda.Stream | None = None
 
     @property
     def method(self) -> str:
@@ -162,18 +159,18 @@ class FineTuner(pl.LightningModule):
         return min(1.0, step / self._planned_steps) if self._planned_steps > 0 else 0.0
 
     def setup(self, stage: str) -> None:
-        """Settle which processes draw orders; raises UserError if the strategy can't do what is asked."""
+        """Decide which processes draw their own orders, and raise a UserError if the strategy can't run them."""
         orders = [self.draw(0), *(self.model.choice.orders if self.model.choice else ())]
         self._own_orders = orders_per_process(self.trainer.strategy, self.orders_per_process, self.model, orders)
 
     def configure_model(self) -> None:
-        """Spread the model over the processes where the strategy leaves that to the module."""
+        """Shard the model for ModelParallelStrategy, which leaves that to the module."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self._is_spread:
             shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
             self._is_spread = True
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Let what is due between two steps be done: of all of Lightning's hooks, only this one comes then."""
+        """Save or stop between two steps; no other Lightning hook runs there."""
         if self.trainer.training:
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, LastCheckpoint):
@@ -181,7 +178,7 @@ class FineTuner(pl.LightningModule):
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy a batch from the host while the GPU is at the step before, on a stream that this step waits for."""
+        """Copy a batch to the GPU on a stream of its own, while the GPU still works on the step before."""
         if device.type != "cuda":
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         self._copying = self._copying or torch.cuda.Stream(device)
@@ -190,11 +187,11 @@ class FineTuner(pl.LightningModule):
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(self._copying)
         for part in moved:
-            part.record_stream(computing)  # else its memory would be reused as soon as the copying is done with it
+            part.record_stream(computing)  # so that its memory is not reused before the step is done with it
         return moved
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Make dropout, like the orders, a function of the seed, the step and the process: a resumed run repeats it."""
+        """Seed dropout by the epoch, the batch and the process, so that a resumed run repeats it."""
         key = (self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(seeded(*key).random() * 2**53))
 
@@ -210,7 +207,7 @@ class FineTuner(pl.LightningModule):
             key = (self.seed, self.global_step, self.global_rank)
             loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
             self._log(len(labels), lambda: {"loss": loss} | measured)
-            return self._joined(loss, self.model.choice.orders)
+            return self._checked(loss, self.model.choice.orders)
         order = self.draw(self.global_step, self.global_rank if self._own_orders else 0)
         output = self.model(images, order)
         loss = classification = F.cross_entropy(output.logits, labels)
@@ -220,19 +217,19 @@ class FineTuner(pl.LightningModule):
             measured["position_loss"] = per_step.sum() if self.position_loss == "sum" else per_step.mean()
             loss = classification + measured["position_loss"]
         self._log(len(labels), lambda: {"loss": loss, "accuracy": self._accuracy(output, labels)} | measured)
-        return self._joined(loss, [order])
+        return self._checked(loss, [order])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """What no process ran stays as it is, as in a single process, whatever the optimizer makes of zeros."""
+        """Clear the gradients of layers that no process ran, so that the optimizer skips them."""
         if self._is_replicated and not self.model.choice:
             processes = range(self.trainer.world_size if self._own_orders else 1)
-            for parameter in idle_parameters(self.model, [self.draw(self.global_step, rank) for rank in processes]):
+            for parameter in unused_parameters(self.model, [self.draw(self.global_step, rank) for rank in processes]):
                 parameter.grad = None
 
     def _log(self, images: int, measured: Callable[[], dict[str, Tensor]]) -> None:
-        """Log ``measured`` as train/..., in the steps that the loggers take: in others it would be time for nothing.
+        """Log ``measured`` as train/..., and compute it only in the steps that the loggers write.
 
-        Without prog_bar, for which Lightning waits for the device at every step; train.py's bar shows the loss anyway.
+        Not with prog_bar, for which Lightning waits for the device in every step; ProgressBar shows the loss anyway.
         """
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         done = self.global_step + 1
@@ -240,14 +237,14 @@ class FineTuner(pl.LightningModule):
             self.log_dict({f"train/{name}": value.detach() for name, value in measured().items()}, batch_size=images)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Sequential and arbitrary-order accuracy side by side, always; and ``val/loss``, which selects the model.
+        """Log the accuracy in sequential and in arbitrary order, and ``val/loss``, which selects the best model.
 
-        val/loss is the cross-entropy of the classes under the orders that the method trains with, or that the images
-        choose. The random orders depend on the seed and the batch alone, so every epoch is judged by the same ones.
+        ``val/loss`` is the classification loss under the orders that the method trains with, or that the images choose.
+        The random orders depend on the seed and the batch alone, so that all epochs are compared on the same ones.
         """
         images, labels = batch
         if not len(labels) and not is_sharded(self.trainer.strategy):
-            return  # the last batch can have fewer images than there are processes
+            return  # the last batch may have fewer images than there are processes
         own, key = self.model.order, (self.seed, "validation", batch_idx)
         progress = self._progress(self.global_step)
         orders = {
@@ -260,36 +257,31 @@ class FineTuner(pl.LightningModule):
         judged = self.model(images) if self.model.choice else outputs[orders["val"]]
         found["loss"] = F.cross_entropy(judged.logits, labels) if len(labels) else judged.logits.sum()
         for name, value in found.items():
-            # A mean would leave out what is not a number, and the best model could be one that fails.
+            # A mean would skip NaN, and a model that fails on some images could become the best.
             self.means[name].update(value.nan_to_num(nan=math.inf, posinf=math.inf), len(labels))
             self.log(f"val/{name}", self.means[name], prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over all trainable parameters, and the learning rate's schedule by steps."""
+        """The optimizer of all trainable parameters, fused unless told otherwise, and the learning rate's schedule."""
         try:
             optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         except ValueError as error:
             raise UserError(f"the optimizer can't be made: {error}") from error
-        _fuse(optimizer)
-        # A fused optimizer can unscale the gradients of 16-mixed by itself, without waiting for the device; Lightning
-        # doesn't clip the gradients of one that can, even where nothing is scaled.
-        told = getattr(optimizer, "_step_supports_amp_scaling", False)
-        scaled, clipped = self.trainer.precision == "16-mixed", bool(self.trainer.gradient_clip_val)
-        if scaled and clipped and told:
-            raise UserError(
-                "a fused optimizer's gradients can't be clipped in 16-mixed: use bf16-mixed, or fused=false"
-            )
-        fused = all(group.get("fused") for group in optimizer.param_groups)
-        optimizer._step_supports_amp_scaling = scaled and not clipped and fused  # type: ignore[attr-defined]
+        if isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)):  # AdamW is an Adam
+            for group in optimizer.param_groups:
+                if group["fused"] is None and not group["foreach"]:
+                    group["fused"] = True
+        # Lightning refuses to clip the gradients of optimizers that can unscale them, so let the scaler unscale them.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self.trainer.max_epochs == self.trainer.max_steps == -1 and self.schedule != "constant":
-            raise UserError(f"a {self.schedule} schedule needs an end to reach zero at: set max_epochs or max_steps")
+            raise UserError(f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps")
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:
                 return (step + 1) / (self.warmup_steps + 1)
             if step == 0 or self.schedule == "constant":
                 return 1.0
-            # Asked for any earlier, workers would read ahead before a resumed run knows where it stands.
+            # Not before: it starts the workers, which would read ahead before a resumed run knows where it stands.
             total = self.trainer.estimated_stepping_batches
             done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
             return 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
@@ -298,12 +290,13 @@ class FineTuner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record, in plain values, what it takes to make the model and its data again; refuse weights gone wrong."""
-        bad = self._bad.step()
-        if bad < 0 and not all_finite(self.parameters()):
-            bad = max(0, self.global_step - 1)
-        self._stop_if_not_finite(bad)
+        """Record, in plain values, how to make the model and its data again; refuse to save non-finite weights."""
+        step = self._not_finite.step()
+        if step < 0 and not all_finite(self.parameters()):
+            step = max(0, self.global_step - 1)
+        self._stop_if_not_finite(step)
         data: Any = getattr(self.trainer, "datamodule", None)
+        wandb = [logger for logger in self.loggers if isinstance(logger, WandbLogger)]
         checkpoint[RECORD] = {
             "version": __version__,
             "model": self.model.config,
@@ -313,78 +306,58 @@ class FineTuner(pl.LightningModule):
             "seed": self.seed,
             "precision": self.trainer.precision,
             "data": data.config() if hasattr(data, "config") else None,
-            "wandb": next((_run(logger) for logger in self.loggers if isinstance(logger, WandbLogger)), None),
+            "wandb": {"id": str(wandb[0].version), "project": str(wandb[0].name)} if wandb else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on from a checkpoint of another model."""
-        saved = checkpoint.get(RECORD, {}).get("model")
-        if saved != self.model.config:
-            changed = {key for key in self.model.config if (saved or {}).get(key) != self.model.config[key]}
-            raise UserError(
-                "the checkpoint to resume from is of another model"
-                + (f": {', '.join(sorted(changed))} differ" if saved else " (it is not one of train.py's)")
-            )
+        """Refuse to resume from a checkpoint of another model."""
+        saved, config = checkpoint.get(RECORD, {}).get("model", {}), self.model.config
+        if saved != config:
+            changed = sorted(key for key in saved | config if saved.get(key) != config.get(key))
+            raise UserError(f"the checkpoint to resume from is of another model: {', '.join(changed)} differ")
 
     @property
     def _is_replicated(self) -> bool:
         return self.trainer.world_size > 1 and not is_sharded(self.trainer.strategy)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop if a loss was not finite, at the steps at which the loggers wait for the device anyway."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self.trainer.global_step % every == 0:
-            self._stop_if_not_finite(self._bad.step())
+        """Stop if a loss was not finite; checked in the steps in which the loggers wait for the device anyway."""
+        if is_logged(self.trainer):
+            self._stop_if_not_finite(self._not_finite.step())
 
     def _stop_if_not_finite(self, step: int) -> None:
-        """Raise a UserError if ``step`` is one, here or in another process; -1 is none."""
+        """Raise a UserError if ``step`` is not -1 in this or in another process."""
         steps = [step]
         if self.trainer.world_size > 1:
             steps = self.all_gather(torch.tensor(step, device=self.device)).tolist()  # type: ignore[union-attr]
-        bad = [(step, rank) for rank, step in enumerate(steps) if step >= 0]
-        if not bad:
+        if max(steps) < 0:
             return
-        step, rank = min(bad)
+        step, rank = min((step, rank) for rank, step in enumerate(steps) if step >= 0)
         several = "|".join(map(str, self.model.choice.orders)) if self.model.choice else None
         order = several or self.draw(step, rank if self._own_orders else 0)
-        saved = [at.best_model_path for at in self.trainer.checkpoint_callbacks if isinstance(at, LastCheckpoint)]
-        good = next((path for path in [*saved, self.trainer.ckpt_path] if path and Path(path).exists()), None)
+        callbacks = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+        paths = [*(callback.best_model_path for callback in callbacks), self.trainer.ckpt_path]
+        good = next((path for path in paths if path and Path(path).exists()), None)
         raise UserError(
             f"the loss or the weights were not finite in step {step} (process {rank}), whose order was {order}; "
             + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet")
             + ": lower model.optimizer.lr, or clip with --trainer.gradient_clip_val 1"
         )
 
-    def _joined(self, loss: Tensor, orders: Sequence[Order]) -> Tensor:
-        self._bad.note(loss, self.global_step)
-        return joined(loss, idle_parameters(self.model, orders)) if self._is_replicated else loss
+    def _checked(self, loss: Tensor, orders: Sequence[Order]) -> Tensor:
+        """Note whether the loss is finite, and give what no order uses the zero gradients that DDP waits for."""
+        self._not_finite.note(loss, self.global_step)
+        return add_zero_gradients(loss, unused_parameters(self.model, orders)) if self._is_replicated else loss
 
     def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
         classes = output.logits.shape[-1]
         return multiclass_accuracy(output.logits, labels, classes, average="micro", validate_args=False)
 
 
-def _fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Update all parameters in one kernel, where the optimizer can and was not told how to.
-
-    Not left to the optimizer's constructor, as that makes it unscale gradients by itself, which rules out clipping.
-    """
-    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)):
-        return
-    for group in optimizer.param_groups:
-        told = group["fused"] is not None or any(group.get(way) for way in ("foreach", "capturable", "differentiable"))
-        if not told and all(parameter.device.type in ("cpu", "cuda") for parameter in group["params"]):
-            group["fused"] = True
-
-
-def _run(logger: WandbLogger) -> dict[str, str]:
-    return {"id": str(logger.version), "project": str(logger.name)}
-
-
 def position_cross_entropy(position_logits: Tensor) -> Tensor:
-    """Cross-entropy of each step's predicted position with the one it holds (arXiv 2407.04513, section 3.3).
+    """Cross-entropy between each step's predicted and true position (arXiv 2407.04513, section 3.3).
 
-    position_logits: [steps, batch, positions]. Returns [steps], each the mean over the batch.
+    position_logits: [steps, batch, positions]. Returns [steps], the means over the batch.
     """
     steps, batch, _ = position_logits.shape
     targets = torch.arange(steps, device=position_logits.device).repeat_interleave(batch)

@@ -1,63 +1,92 @@
-"""``train.py --resume auto``: finds the run that the same command has begun."""
+"""``layershuffle train --resume auto``: finds the run that the same command began."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace
 
 from layershuffle.errors import UserError
-from layershuffle.files import read_yaml
-from layershuffle.training.last_checkpoint import last_path
 
-UNLIKE = ("config", "ckpt_path", "resume")
-"""What may differ between two commands that are the same."""
+IGNORED = ("config", "ckpt_path", "resume")
+"""Options that may differ between two commands that train the same run."""
+RENAMED = {
+    "layershuffle.metrics_file.MetricsFile": "layershuffle.training.metrics_file.MetricsFile",
+    "layershuffle.orders.Depth": "layershuffle.orders.FirstLayers",
+}
+"""Classes that have another path in the configs that version 0.1 saved."""
 
 
-class Begun(NamedTuple):
-    """A run that was begun: its folder, and its last checkpoint if it has come so far."""
+class EarlierRun(NamedTuple):
+    """A run that the same command began: its folder, and its last checkpoint if it has written one."""
 
     folder: Path
     last: Path | None
 
 
-def find(config: Namespace, asked: str) -> Begun | None:
-    """The run with the same options as ``config``, whose YAML is ``asked``; None if there is none.
+def find_earlier_run(config: Namespace, asked: str) -> EarlierRun | None:
+    """Find the run whose saved config has the same options.
 
-    Of several the newest that has a checkpoint.
+    Args:
+        config: the parsed options.
+        asked: the same options as YAML, as they are saved in a run's folder.
+
+    Returns:
+        The newest such run that has a checkpoint, or else the newest one; None if there is none.
     """
-    same = _options(yaml.safe_load(asked))
-    found = [Begun(path.parent, _last(config, path.parent)) for path in _configs(config) if _read(path) == same]
-    return max(
-        found,
-        key=lambda run: (run.last is not None, (run.folder / "config.yaml").stat().st_mtime_ns),
-        default=None,
-    )
+    options = _options(asked)
+    loggers = _loggers(config)
+    root = vars(loggers[0].init_args).get("save_dir") if loggers else None
+    root = Path(root or config.trainer.default_root_dir or os.getcwd())
+    # A run's folder is root/version or root/name/version, or root/checkpoints if nothing is logged.
+    paths = [*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")]
+    found = []
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+        if _options(path.read_text(errors="replace")) == options:
+            last = last_checkpoint(path.parent, config.trainer.logger is not False, config.checkpoint.dirpath)
+            found.append(EarlierRun(path.parent, last if last.is_file() else None))
+    return max(reversed(found), key=lambda run: run.last is not None, default=None)
 
 
-def refuse_another(config: Namespace) -> None:
-    """Raise a UserError if the folder that a new run's checkpoints would go to has another run's."""
-    folder = _folder(config)
-    if folder and (other := _last(config, folder)):
-        raise UserError(
-            f"{other} is of another run, which would be lost: give this one another folder, or --ckpt_path {other} to "
-            "go on from it"
-        )
-
-
-def go_on(config: Namespace, begun: Begun, step: int) -> None:
-    """Make ``config`` that of the run that was begun and has come to ``step``: its folder, metrics and checkpoint."""
-    config.ckpt_path = str(begun.last) if begun.last else None
+def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:
+    """Change ``config`` so that it goes on with ``run``, which has come to ``step``: in its folder and metrics file."""
+    config.ckpt_path = str(run.last) if run.last else None
     loggers = _loggers(config)
     for logger in loggers:
-        if "CSVLogger" in str(logger.class_path):  # which would delete the rows that are there
-            logger.class_path = "layershuffle.metrics_file.MetricsFile"
+        if "CSVLogger" in str(logger.class_path):  # It would delete the rows that are there.
+            logger.class_path = "layershuffle.training.metrics_file.MetricsFile"
         if "MetricsFile" in str(logger.class_path):
             logger.init_args["from_step"] = step
         if "version" in logger.init_args and "Wandb" not in str(loggers[0].class_path):
-            logger.init_args["version"] = begun.folder.name
+            logger.init_args["version"] = run.folder.name
+
+
+def run_folder(trainer: pl.Trainer) -> Path:
+    """The folder of a trainer's run, which holds its config.yaml."""
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir) / "checkpoints"
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+def last_checkpoint(folder: Path, logged: bool, dirpath: str | None) -> Path:
+    """The path of the checkpoint that the run in ``folder`` resumes from; ``dirpath`` is the user's, if any."""
+    return Path(dirpath or (folder / "checkpoints" if logged else folder)) / "last.ckpt"
+
+
+def refuse_to_overwrite(trainer: pl.Trainer, dirpath: str | None) -> None:
+    """Raise a UserError if a new run would write its checkpoints over those of another one."""
+    if not trainer.is_global_zero:  # the other processes' loggers don't know the folder yet
+        return
+    last = last_checkpoint(run_folder(trainer), bool(trainer.loggers), dirpath)
+    if last.is_file():
+        raise UserError(
+            f"{last} is of another run, which would be lost: give this one another folder, or --ckpt_path {last} to "
+            "go on from it"
+        )
 
 
 def _loggers(config: Namespace) -> list[Namespace]:
@@ -65,44 +94,14 @@ def _loggers(config: Namespace) -> list[Namespace]:
     return [logger for logger in (loggers if isinstance(loggers, list) else [loggers]) if hasattr(logger, "class_path")]
 
 
-def _last(config: Namespace, folder: Path) -> Path | None:
-    """The checkpoint to go on from of the run in ``folder``, if there is one."""
-    inside = folder if config.trainer.logger is False else folder / "checkpoints"
-    path = last_path(config.checkpoint.dirpath or inside)
-    return path if path.is_file() else None
-
-
-def _folder(config: Namespace) -> Path | None:
-    """Where the run will be, as far as that is settled: else it is given a new folder."""
-    if config.trainer.logger is False or config.checkpoint.dirpath:
-        return _runs(config)
-    version = vars(loggers[0].init_args).get("version") if (loggers := _loggers(config)) else None
-    return None if version is None else _runs(config) / (version if isinstance(version, str) else f"version_{version}")
-
-
-def _runs(config: Namespace) -> Path:
-    """The folder in which each run has one of its own, or the only run's."""
-    root = Path(config.trainer.default_root_dir or os.getcwd())
-    if config.trainer.logger is False:
-        return root / "checkpoints"
-    loggers = _loggers(config)
-    given: dict[str, Any] = vars(loggers[0].init_args) if loggers else {"name": "lightning_logs"}
-    name = given.get("name") or ""
-    if loggers and "Wandb" in str(loggers[0].class_path):
-        name = given.get("project") or os.environ.get("WANDB_PROJECT", "lightning_logs")
-    return Path(given.get("save_dir") or root) / name
-
-
-def _configs(config: Namespace) -> Iterator[Path]:
-    return _runs(config).glob("config.yaml" if config.trainer.logger is False else "*/config.yaml")
-
-
-def _read(path: Path) -> Any:
+def _options(text: str) -> Any:
+    """The options in a saved config that tell runs apart, with today's class paths; None if it is no such config."""
+    for old, new in RENAMED.items():
+        text = text.replace(old, new)
     try:
-        return _options(read_yaml(path))
-    except UserError:  # somebody else's
+        content = yaml.safe_load(text)
+    except Exception:  # The file is not one of ours, and yaml raises all kinds of errors.
         return None
-
-
-def _options(content: Any) -> Any:
-    return {key: value for key, value in content.items() if key not in UNLIKE} if isinstance(content, dict) else None
+    return (
+        {name: value for name, value in content.items() if name not in IGNORED} if isinstance(content, dict) else None
+    )

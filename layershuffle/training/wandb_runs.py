@@ -1,7 +1,4 @@
-"""W&B as a guest: a run whose W&B is out of reach, or dies, goes on with its metrics on disk.
-
-wandb is imported where it is used: others needn't wait for it.
-"""
+"""Lets a run go on, with its metrics on disk, when W&B can't be reached or fails."""
 
 import sys
 from collections.abc import Callable
@@ -16,9 +13,11 @@ from layershuffle.training.metrics_file import MetricsFile
 
 
 def prepare(trainer: pl.Trainer, from_step: int | None) -> None:
-    """Begin the W&B runs of a trainer, offline if need be, and write what they are told to a metrics.csv as well.
+    """Begin the W&B runs of a trainer, offline if need be, and write their metrics to a metrics.csv as well.
 
-    ``from_step`` is the step that the run goes on from, if it does.
+    Args:
+        trainer: the trainer, before it begins to train.
+        from_step: the step from which a resumed run goes on, or None.
     """
     for logger in list(trainer.loggers):
         if isinstance(logger, WandbLogger):
@@ -26,13 +25,13 @@ def prepare(trainer: pl.Trainer, from_step: int | None) -> None:
             for method in ("log_metrics", "finalize"):
                 setattr(logger, method, forgiving(getattr(logger, method)))
             if not any(isinstance(other, CSVLogger) for other in trainer.loggers):
-                where = (str(logger.save_dir or "."), str(logger.name), str(logger.version))
-                beside = MetricsFile(*where, from_step=from_step)
-                trainer.loggers = [*trainer.loggers, beside]
+                folder, name, version = str(logger.save_dir or "."), str(logger.name), str(logger.version)
+                metrics = MetricsFile(folder, name, version=version, from_step=from_step)
+                trainer.loggers = [*trainer.loggers, metrics]
 
 
 def finish(trainer: pl.Trainer) -> None:
-    """End the W&B runs, else the next run of this process would join them."""
+    """End the W&B runs; otherwise the next run of this process would join them."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             forgiving(logger.experiment.finish)()
@@ -40,17 +39,17 @@ def finish(trainer: pl.Trainer) -> None:
 
 @rank_zero_only
 def begin(logger: WandbLogger) -> None:
-    """Begin the W&B run of a logger, offline if W&B is out of reach."""
+    """Begin the W&B run of a logger, offline if W&B can't be reached."""
     try:
         _ = logger.experiment
-    except Exception as error:  # mostly a wandb.Error, but not if its service dies
+    except Exception as error:  # Mostly a wandb.Error, but not if wandb's own process dies.
         logger._wandb_init["mode"] = "offline"
-        run = logger.experiment
-        _warn(f"W&B can't be reached ({_first_line(error)}): later, send the run with: wandb sync {_folder(run)}")
+        folder = Path(logger.experiment.dir).parent
+        _warn("W&B can't be reached", error, f"later, send the run with: wandb sync {folder}")
 
 
 def forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, until W&B fails for the first time."""
+    """The same function, which does nothing any more once it has failed."""
     working = True
 
     def attempt(*args: Any, **kwargs: Any) -> None:
@@ -58,9 +57,9 @@ def forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             if working:
                 call(*args, **kwargs)
-        except Exception as error:  # its service was killed, its disk is full, ...: whatever the client then raises
+        except Exception as error:  # The client raises all kinds: its process was killed, its disk is full, ...
             working = False
-            _warn(f"W&B takes no more ({_first_line(error)}): the metrics go on in metrics.csv")
+            _warn("W&B takes no more", error, "the metrics go on in metrics.csv")
 
     return attempt
 
@@ -68,16 +67,8 @@ def forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
 _warned: set[str] = set()
 
 
-def _warn(text: str) -> None:
-    kind = text.partition(" (")[0]
-    if kind not in _warned:
-        _warned.add(kind)
-        print(f"warning: {text}", file=sys.stderr)
-
-
-def _folder(run: Any) -> Path:
-    return Path(run.dir).parent
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _warn(what: str, error: Exception, advice: str) -> None:
+    if what not in _warned:
+        _warned.add(what)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"warning: {what} ({reason}): {advice}", file=sys.stderr)

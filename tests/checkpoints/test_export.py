@@ -99,13 +99,13 @@ def test_merged_layers_come_from_the_models_that_the_record_names(trained):
     sources = [load(path) for path in paths]
     layers = merged.record["merged"]["layers"]
     assert len(set(layers)) > 1
-    for at, source in enumerate(layers):
+    for layer, source in enumerate(layers):
         for mine, its in (
             (merged.model.vit.blocks, sources[source].model.vit.blocks),
             (merged.model.prediction.heads, sources[source].model.prediction.heads),
         ):
-            for name, value in its[at].state_dict().items():
-                assert torch.equal(mine[at].state_dict()[name], value)
+            for name, value in its[layer].state_dict().items():
+                assert torch.equal(mine[layer].state_dict()[name], value)
     assert torch.equal(merged.model.vit.patch_embed.proj.weight, sources[0].model.vit.patch_embed.proj.weight)
     assert [source["sha256"] for source in merged.record["merged"]["sources"]] == [sha256(path) for path in paths]
     results = evaluate_command(["merged.ckpt", "--orders=2", "--protocols", "arbitrary"])

@@ -78,7 +78,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *DIGITS, *configs("method/layershuffle_position")]
     done = subprocess.run([*command, "--trainer.max_epochs=1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("evaluate it with: python evaluate.py runs/version_0/checkpoints/best.ckpt\n")
+    assert done.stdout.endswith("evaluate it with: layershuffle evaluate runs/version_0/checkpoints/best.ckpt\n")
     run = tmp_path / "runs" / "version_0"
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -16,7 +16,7 @@ from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.data.samplers import EvaluationBatches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
-from layershuffle.training.distributed import idle_parameters, orders_per_process
+from layershuffle.training.distributed import orders_per_process, unused_parameters
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,8 @@ def test_each_image_is_read_once_by_one_process(images, batch_size, ranks):
     parts = [list(EvaluationBatches(images, batch_size, ranks, rank)) for rank in range(ranks)]
     for rank in range(ranks):
         assert len(parts[rank]) == len(EvaluationBatches(images, batch_size, ranks, rank)) == -(-images // batch_size)
-    together = [[at for part in batch for at in part] for batch in zip(*parts)]
-    assert together == [list(range(at, min(at + batch_size, images))) for at in range(0, images, batch_size)]
+    together = [[index for part in batch for index in part] for batch in zip(*parts)]
+    assert together == [list(range(first, min(first + batch_size, images))) for first in range(0, images, batch_size)]
 
 
 def test_more_processes_than_images_are_refused():
@@ -156,7 +156,7 @@ def test_more_processes_than_images_are_refused():
 
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])
 @pytest.mark.parametrize("orders", [["0 2"], ["0a 2f", "1 2a"], [""], ["3 1 2 0"], ["(0|1)", "2f"]])
-def test_idle_parameters_are_those_without_gradients(small, images, position, orders):
+def test_unused_parameters_are_those_without_gradients(small, images, position, orders):
     model = small(position=position, positions=4).train()
     total = 0
     for order in orders:
@@ -165,8 +165,8 @@ def test_idle_parameters_are_those_without_gradients(small, images, position, or
         if output.position_logits is not None:
             total = total + output.position_logits.sum()
     total.backward()
-    idle = {id(parameter) for parameter in idle_parameters(model, map(Order, orders))}
-    assert idle == {id(parameter) for parameter in model.parameters() if parameter.grad is None}
+    unused = {id(parameter) for parameter in unused_parameters(model, map(Order, orders))}
+    assert unused == {id(parameter) for parameter in model.parameters() if parameter.grad is None}
 
 
 def test_which_processes_draw_orders_is_the_strategys_choice(small):

@@ -21,7 +21,7 @@ from layershuffle.data import Digits, ImageFolders
 from layershuffle.data import decoding as decoding_module
 from layershuffle.orders.samplers import Shuffle
 from layershuffle.training.callbacks import WholeCheckpointIO
-from layershuffle.training.finite import FirstBadStep, all_finite
+from layershuffle.training.finite import FirstNonFiniteStep, all_finite
 from layershuffle.training.last_checkpoint import LastCheckpoint
 from layershuffle.training.module import FineTuner
 
@@ -81,7 +81,7 @@ def test_no_checkpoint_is_written_after_a_loss_or_weights_went_wrong(tmp_path):
 
 
 def test_the_first_bad_step_is_remembered():
-    watch = FirstBadStep()
+    watch = FirstNonFiniteStep()
     assert watch.step() == -1
     for step, loss in enumerate([1.0, float("inf"), 2.0, float("nan")]):
         watch.note(torch.tensor(loss), step)
@@ -169,7 +169,7 @@ def test_a_full_gpu_is_one_sentence():
 KILL = """
 import os, signal, sys, time
 from layershuffle.commands.train import train
-from layershuffle.training import FineTuner
+from layershuffle.training.module import FineTuner
 
 def kill(module):
     for process in filter(str.isdigit, os.listdir("/proc")):

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layershuffle.checkpoints.record import RECORD
-from layershuffle.commands.train import ProgressBar
 from layershuffle.data import Digits
 from layershuffle.models.weights import read_file
 from layershuffle.orders.named import permutation, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import FirstLayers, LayerDrop, OrderSampler, Sequential, Shuffle
-from layershuffle.training.callbacks import ThroughputLogger
+from layershuffle.training.callbacks import ProgressBar, ThroughputLogger
 from layershuffle.training.module import FineTuner, method_name, position_cross_entropy
 
 

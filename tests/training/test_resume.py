@@ -24,27 +24,27 @@ from layershuffle.training.callbacks import WholeCheckpointIO
 from layershuffle.training.last_checkpoint import LastCheckpoint
 from layershuffle.training.metrics_file import MetricsFile
 from layershuffle.training.module import FineTuner
-from layershuffle.training.resume import find
+from layershuffle.training.resume import find_earlier_run
 
 KILLS = int(os.environ.get("LAYERSHUFFLE_KILLS", "1"))
 """How often the run is killed; more take longer, see docs/reliability.md."""
 EPOCHS = 60 + 40 * KILLS
 
 
-def assert_same(one, other, at=""):
+def assert_same(one, other, where=""):
     """Bit for bit."""
     if isinstance(one, dict):
-        assert one.keys() == other.keys(), at
+        assert one.keys() == other.keys(), where
         for key in one:
-            assert_same(one[key], other[key], f"{at}/{key}")
+            assert_same(one[key], other[key], f"{where}/{key}")
     elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), at
+        assert len(one) == len(other), where
         for n, (left, right) in enumerate(zip(one, other)):
-            assert_same(left, right, f"{at}/{n}")
+            assert_same(left, right, f"{where}/{n}")
     elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), at
+        assert torch.equal(one, other), where
     else:
-        assert one == other, at
+        assert one == other, where
 
 
 def state(path):
@@ -56,7 +56,7 @@ def state(path):
 # --- From every checkpoint there is -------------------------------------------------------------------------
 
 
-class Keep(LastCheckpoint):
+class EveryCheckpoint(LastCheckpoint):
     """Keeps a copy of every last.ckpt, named after its step."""
 
     def between_steps(self, trainer):
@@ -97,8 +97,8 @@ def fit(folder, ckpt_path=None, workers=0, **options):
     trainer = pl.Trainer(
         **{"max_epochs": 3, "log_every_n_steps": 2, "limit_val_batches": 1} | options,
         **{"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
-        logger=MetricsFile(str(folder), "", "metrics", from_step=from_step),
-        callbacks=[labels, best, LearningRateMonitor(), Keep(folder, every_n_steps=1)],
+        logger=MetricsFile(str(folder), "", version="metrics", from_step=from_step),
+        callbacks=[labels, best, LearningRateMonitor(), EveryCheckpoint(folder, every_n_steps=1)],
     )
     trainer.strategy.checkpoint_io = WholeCheckpointIO()
     data = Digits(train_images=300, batch_size=64, workers=workers)
@@ -128,7 +128,7 @@ def test_from_whichever_step_a_run_goes_on_it_ends_the_same(tmp_path, options, b
         shutil.copy(copy, again / "last.ckpt")
         rest = fit(again, again / "last.ckpt", **options)
         step = torch.load(copy, weights_only=True)["global_step"]
-        assert rest == [at for at in seen if at[0] >= step]
+        assert rest == [batch for batch in seen if batch[0] >= step]
         for name in ("best.ckpt", "last.ckpt"):
             assert_same(state(again / name), state(whole / name), f"{copy.name}: {name}")
         assert (again / "metrics/metrics.csv").read_text() == (whole / "metrics/metrics.csv").read_text()
@@ -194,8 +194,8 @@ def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path,
         reached.append(torch.load(folder / RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"])
     assert reached == sorted(reached)
     assert 0 < reached[0] < reached[-1] < 5 * EPOCHS
-    for at in (folder, whole):
-        monkeypatch.chdir(at)
+    for path in (folder, whole):
+        monkeypatch.chdir(path)
         assert train(COMMAND).global_step == 5 * EPOCHS
         assert [path.name for path in Path("runs").iterdir()] == ["version_0"]
         assert {path.name for path in (RUN / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -271,8 +271,8 @@ def test_wandbs_project_is_where_its_client_takes_it_from(tmp_path, monkeypatch)
     (folder / "checkpoints/last.ckpt").touch()
     monkeypatch.chdir(tmp_path)
     relative = Path("runs/mine/id")
-    assert find(config, "a: 1") == (relative, relative / "checkpoints/last.ckpt")
-    assert find(config, "a: 2") is None
+    assert find_earlier_run(config, "a: 1") == (relative, relative / "checkpoints/last.ckpt")
+    assert find_earlier_run(config, "a: 2") is None
 
 
 @pytest.mark.parametrize("where", ["--trainer.logger=false", "--trainer.logger.version=mine"])

@@ -20,15 +20,15 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 def records(path):
     """The records of a .wandb file: a header, then LevelDB's log format in blocks of 32 KiB."""
-    content, at, whole = path.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        left = 32768 - at % 32768
+    content, offset, whole = path.read_bytes(), 7, b""
+    while offset + 7 <= len(content):
+        left = 32768 - offset % 32768
         if left < 7:
-            at += left
+            offset += left
             continue
-        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        whole += content[at + 7 : at + 7 + length]
-        at += 7 + length
+        _, length, kind = struct.unpack("<IHB", content[offset : offset + 7])
+        whole += content[offset + 7 : offset + 7 + length]
+        offset += 7 + length
         if kind in (1, 4):  # a full record, or the last part of one
             record = pb.Record()
             record.ParseFromString(whole)
@@ -142,7 +142,7 @@ def test_every_run_of_the_sweep_is_a_command_of_train(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     sweep = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
     fixed = [part for part in sweep["command"] if not part.startswith("${")]
-    grid = [[f"--{name}={value}" for value in at["values"]] for name, at in sweep["parameters"].items()]
+    grid = [[f"--{name}={value}" for value in setting["values"]] for name, setting in sweep["parameters"].items()]
     runs = list(itertools.product(*grid))
     assert len(runs) == 8
     with pytest.raises(SystemExit) as stop:
