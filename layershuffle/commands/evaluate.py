@@ -1,9 +1,9 @@
-"""evaluate.py: scores one model under many orders."""
+"""Scores one model under many orders."""
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
 
-from layershuffle.commands import Parser
+from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
@@ -14,7 +14,7 @@ from layershuffle.results.record import Results
 
 def parser() -> Parser:
     """The options; everything that isn't given comes from the checkpoint."""
-    parser = study_parser("evaluate.py", "Score a model in sequential, arbitrary, pruned and other orders.")
+    parser = study_parser("layershuffle evaluate", "Score a model in sequential, arbitrary, pruned and other orders.")
     parser.add_argument(
         "--protocols",
         nargs="+",

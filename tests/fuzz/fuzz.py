@@ -13,7 +13,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["layershuffle"]):
-    from layershuffle.commands import Parser
+    from layershuffle.commands.parser import Parser
     from layershuffle.errors import UserError
     from layershuffle.models.weights import read_file
     from layershuffle.orders.order import Order
