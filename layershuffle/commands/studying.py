@@ -118,6 +118,7 @@ def _parse(parser: Parser, args: list[str]) -> Namespace:
         parser.set_defaults({"data": {"class_path": path, "init_args": data.config()["args"]}})
     config = parser.parse_args(args)
     if not config.data:
+        load(config.checkpoint, config.pretrained)  # if there is no such model, that is what to say
         raise UserError(
             f"{config.checkpoint} doesn't say which data to evaluate on: name a data config, such as imagenet, after it"
         )
