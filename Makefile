@@ -4,7 +4,7 @@ BIN = .venv/bin
 .PHONY: quickstart test format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on scikit-learn's digits
-	$(BIN)/python -m layershuffle.commands.experiment --scale quickstart
+	$(BIN)/layershuffle experiment --scale quickstart
 
 test: .venv/ready  ## the whole test suite, formatting and types
 	$(BIN)/ruff format --check .

@@ -1,11 +1,8 @@
-"""Score a checkpoint in sequential, arbitrary and pruned order: python evaluate.py CHECKPOINT [options]."""
+"""Score a checkpoint under many orders; the same as ``layershuffle evaluate``."""
 
-import signal
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports, which take seconds, without a traceback
+import sys
 
 from layershuffle.commands import main
-from layershuffle.commands.evaluate import evaluate_command
 
 if __name__ == "__main__":
-    main(evaluate_command)
+    main(["evaluate", *sys.argv[1:]])

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.common import Times, arguments, flops, matrix_product, peak_memory, ratio, report, seconds, take_turns
-from layershuffle.commands import quieten
+from layershuffle.commands.errors import quieten
 from layershuffle.hardware import fastest_precision, wait
 from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training.callbacks import ThroughputLogger

@@ -1,11 +1,18 @@
 """Vision transformers whose layers run in any order: fine-tune them, evaluate them, study them."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from layershuffle import moved
-from layershuffle.checkpoints.authors import load_reference
 from layershuffle.errors import UserError
-from layershuffle.models import OrderedViT, Output, create_model
 from layershuffle.orders import Order
 from layershuffle.version import __version__
+
+if TYPE_CHECKING:
+    from layershuffle.checkpoints.authors import load_reference
+    from layershuffle.models import OrderedViT, Output, create_model
+
+_HOMES = {"load_reference": "checkpoints.authors", "OrderedViT": "models", "Output": "models", "create_model": "models"}
 
 __all__ = [
     "Order",
@@ -17,3 +24,10 @@ __all__ = [
     "moved",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used, so that `layershuffle --help` needn't wait for it."""
+    if name in _HOMES:
+        return getattr(import_module(f"layershuffle.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from layershuffle.commands import main
+from layershuffle.commands.errors import run
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 4, "num_heads": 2}
@@ -32,7 +32,7 @@ QUIET = ["--trainer.enable_progress_bar=false"]
 def fails(capsys, command, *args):
     """Run a command that must fail as users should see it: one line on stderr, exit code not 0. Returns the line."""
     with pytest.raises(SystemExit) as stop:
-        main(lambda: command(list(args)))
+        run(lambda: command(list(args)))
     if isinstance(stop.value.code, str):
         print(stop.value.code, file=sys.stderr)
     else:

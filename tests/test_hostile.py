@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from layershuffle import files as reading
 from layershuffle.checkpoints.loading import load
 from layershuffle.checkpoints.record import RECORD
-from layershuffle.commands import Parser
+from layershuffle.commands.parser import Parser
 from layershuffle.data import TorchvisionImages, from_config
 from layershuffle.errors import UserError
 from layershuffle.models.create import create_model

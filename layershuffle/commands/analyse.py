@@ -1,10 +1,9 @@
-"""What a layer does at each position: python -m layershuffle.commands.analyse CHECKPOINT."""
+"""What a layer does at each position."""
 
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from layershuffle.commands import main
 from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.positions import contribution, project, visits
@@ -17,7 +16,7 @@ def analyse_command(args: list[str] | None = None) -> Results:
     One model's half of figure 4 of arXiv 2407.04513.
     """
     parser = study_parser(
-        "python -m layershuffle.commands.analyse",
+        "layershuffle analyse",
         "Run each image in a random order of its own and look at the layers: their outputs (representations: UMAP of "
         "one layer's, by the position it held) or how much each changes the class token (contributions).",
     )
@@ -58,7 +57,3 @@ def analyse_command(args: list[str] | None = None) -> Results:
     results = study.results([], {"study": config.study, "images": len(images)}, {config.study: found})
     command.report(results)
     return results
-
-
-if __name__ == "__main__":
-    main(analyse_command)

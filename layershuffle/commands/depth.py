@@ -1,6 +1,5 @@
-"""Accuracy and time against the number of layers run: python -m layershuffle.commands.depth CHECKPOINT."""
+"""Accuracy and time against the number of layers run."""
 
-from layershuffle.commands import main
 from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
@@ -15,7 +14,7 @@ def depth_command(args: list[str] | None = None) -> Results:
     Scores the ``pruned`` orders in original sequence, from one layer to all, and times each number of layers.
     """
     parser = study_parser(
-        "python -m layershuffle.commands.depth",
+        "layershuffle depth",
         "Accuracy and time per image against the number of layers run: the first, evenly spaced and random ones.",
     )
     parser.add_argument("--draws", type=int, default=10, help="random subsets for each number of layers")
@@ -37,7 +36,3 @@ def depth_command(args: list[str] | None = None) -> Results:
     results = study.results(scores, {"draws": config.draws, "repeats": config.repeats}, measured)
     command.report(results)
     return results
-
-
-if __name__ == "__main__":
-    main(depth_command)

@@ -1,4 +1,4 @@
-"""evaluate.py: scores one model under many orders."""
+"""Scores one model under many orders."""
 
 import sys
 from argparse import ArgumentError, ArgumentParser
@@ -8,7 +8,7 @@ from typing import get_args, get_origin
 from docstring_parser import parse as parse_docstring
 from lightning.pytorch.loggers import Logger
 
-from layershuffle.commands import Parser
+from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
@@ -20,7 +20,7 @@ from layershuffle.results.record import Results
 
 def parser(args: Sequence[str] = ()) -> Parser:
     """The options, also those of the protocols that ``args`` name by their import path."""
-    parser = study_parser("evaluate.py", "Score a model in sequential, arbitrary, pruned and other orders.")
+    parser = study_parser("layershuffle evaluate", "Score a model in sequential, arbitrary, pruned and other orders.")
     parser.add_argument(
         "--protocols",
         nargs="+",

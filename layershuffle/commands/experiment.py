@@ -1,4 +1,4 @@
-"""Runs an experiment: every missing cell is trained and evaluated, every finished one is skipped."""
+"""Runs an experiment: trains and evaluates every cell that is missing and skips those that are finished."""
 
 import os
 import sys
@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from layershuffle.commands import Parser, main
 from layershuffle.commands.analyse import analyse_command
+from layershuffle.commands.errors import run
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.merge import merge_command
+from layershuffle.commands.parser import Parser
 from layershuffle.commands.train import train
+from layershuffle.config_files import find
 from layershuffle.errors import UserError
 from layershuffle.reproduction import cells, runner
-from layershuffle.reproduction.experiments import CONFIGS, Cell, list_cells, read
+from layershuffle.reproduction.experiments import Cell, list_cells, read
 
 COMMANDS = {"train": train, "evaluate": evaluate_command, "analyse": analyse_command, "merge": merge_command}
 
@@ -23,12 +25,12 @@ COMMANDS = {"train": train, "evaluate": evaluate_command, "analyse": analyse_com
 def parser() -> Parser:
     """The options."""
     parser = Parser(
-        prog="experiment",
+        prog="layershuffle experiment",
         description="Train and evaluate what an experiment lacks. Finished cells are skipped: it can be stopped at any "
         "point and started again.",
     )
     parser.add_argument(
-        "--scale", default="mini", help="quickstart, mini or paper (configs/experiment), or a YAML file of your own"
+        "--scale", default="mini", help="an experiment that `layershuffle list` shows, or a YAML file of your own"
     )
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=None, help="one run of every method for each (default: the scale's)"
@@ -45,9 +47,12 @@ def parser() -> Parser:
         "--output", type=Path | None, default=None, help="checkpoints, results and logs (default: experiments/SCALE)"
     )
     parser.add_argument(
-        "--jobs", type=int | None, default=None, help="cells at a time (default: one per GPU, or per core up to four)"
+        "--jobs",
+        type=int | None,
+        default=None,
+        help="cells to run at a time (default: one per GPU, or per core up to 4)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and which are missing")
+    parser.add_argument("--dry_run", action="store_true", help="list the cells and which are missing")
     parser.add_argument(
         "--slurm",
         type=dict[str, Any] | None,
@@ -58,20 +63,20 @@ def parser() -> Parser:
     return parser
 
 
-def experiment(args: list[str] | None = None) -> None:
+def experiment_command(args: list[str] | None = None) -> None:
     """Run an experiment as ``args`` say, by default those of the process.
 
     Raises:
-        UserError: (a ValueError) before anything runs if the arguments or the experiment's file are at fault, after
-            everything has run if cells are still missing.
+        UserError: before anything runs, if the arguments or the experiment's file are wrong; after everything has run,
+            if cells are still missing.
     """
     config = parser().parse_args(args)
-    path = Path(config.scale) if config.scale.endswith(".yaml") else CONFIGS / "experiment" / f"{config.scale}.yaml"
+    path = find(config.scale, experiment=True)
     folder = config.output or Path("experiments") / path.stem
     if config.jobs is not None and config.jobs < 1:
         raise UserError(f"--jobs is how many cells to run at a time, from 1 up, not {config.jobs}")
     wanted = list_cells(read(path), config.seeds, config.only)
-    missing = [at for at in wanted if not cells.finished(at, folder)]
+    missing = [cell for cell in wanted if not cells.finished(cell, folder)]
     console = Console(markup=False, highlight=False)
     if config.dry_run:
         console.print(runner.plan(wanted, missing, folder))
@@ -82,8 +87,8 @@ def experiment(args: list[str] | None = None) -> None:
         return
     jobs = config.jobs or torch.cuda.device_count() or min(4, runner.CORES)
     lost = runner.run(missing, folder, jobs, console, perform_logged)
-    for setup in dict.fromkeys(at.name.partition("/")[0] for at in wanted):
-        runner.compare(setup, [at for at in wanted if at.name.startswith(f"{setup}/")], folder, console)
+    for setup in dict.fromkeys(cell.name.partition("/")[0] for cell in wanted):
+        runner.compare(setup, [cell for cell in wanted if cell.name.startswith(f"{setup}/")], folder, console)
     if lost:
         raise UserError(f"{lost} of {len(wanted)} cells are missing; the same command tries them again")
 
@@ -99,8 +104,4 @@ def perform_logged(cell: Cell, folder: Path) -> None:
     with (folder / cell.name / "log.txt").open("a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-    main(lambda: perform(cell, folder))
-
-
-if __name__ == "__main__":
-    main(experiment)
+    run(lambda: perform(cell, folder))

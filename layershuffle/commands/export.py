@@ -1,11 +1,10 @@
 """Exports a checkpoint for others."""
 
-import sys
 from pathlib import Path
 
 from layershuffle.checkpoints.export import export
 from layershuffle.checkpoints.loading import load
-from layershuffle.commands import Parser, main
+from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.results.record import Results
 
@@ -13,15 +12,15 @@ from layershuffle.results.record import Results
 def export_command(args: list[str] | None = None) -> None:
     """Export as ``args`` say, by default those of the process."""
     parser = Parser(
-        prog="export",
+        prog="layershuffle export",
         description="Write a folder with safetensors, a configuration that timm's local-dir: and hf-hub: loaders read, "
         "and a model card.",
     )
-    parser.add_argument("checkpoint", help="a checkpoint of train.py, or a merged one")
+    parser.add_argument("checkpoint", help="a checkpoint of layershuffle train, or a merged one")
     parser.add_argument("folder", type=Path, help="a new folder")
-    parser.add_argument("--results", type=Path, nargs="+", default=[], help="evaluate.py's files, for the model card")
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help="results files, for the model card")
     parser.add_argument("--license", default="apache-2.0", help="of the weights, for the model card")
-    config = parser.parse_args(sys.argv[1:] if args is None else args)
+    config = parser.parse_args(args)
     subject = load(config.checkpoint)
     if "method" not in subject.record:
         raise UserError(f"{config.checkpoint} is not a checkpoint of train.py")
@@ -30,7 +29,3 @@ def export_command(args: list[str] | None = None) -> None:
     print(f"exported to {config.folder}: timm.create_model('local-dir:{config.folder}', pretrained=True)")
     if subject.model.encoding:
         print("note: timm's model lacks the position encoding, layershuffle.loading.load has it")
-
-
-if __name__ == "__main__":
-    main(export_command)

@@ -1,35 +1,31 @@
 """Merges models layer by layer."""
 
 import io
-import sys
 from pathlib import Path
 
 import torch
 
 from layershuffle.checkpoints.merging import merge
 from layershuffle.checkpoints.record import RECORD
-from layershuffle.commands import Parser, main
+from layershuffle.commands.parser import Parser
 from layershuffle.files import write_whole
 
 
 def merge_command(args: list[str] | None = None) -> None:
     """Merge as ``args`` say, by default those of the process."""
     parser = Parser(
-        prog="merge", description="Take each layer at random from one of several models of the same backbone."
+        prog="layershuffle merge",
+        description="Take each layer at random from one of several models of the same backbone.",
     )
     parser.add_argument(
-        "checkpoints", nargs="+", help="two or more checkpoints of train.py, of one backbone and method"
+        "checkpoints", nargs="+", help="two or more checkpoints of layershuffle train, of one backbone and method"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which layer comes from which model")
     parser.add_argument("--output", type=Path, default=Path("merged.ckpt"), help="the merged checkpoint")
-    config = parser.parse_args(sys.argv[1:] if args is None else args)
+    config = parser.parse_args(args)
     merged = merge(config.checkpoints, config.seed)
     buffer = io.BytesIO()
     torch.save(merged, buffer)
     write_whole(config.output, buffer.getbuffer())
     layers = " ".join(str(source) for source in merged[RECORD]["merged"]["layers"])
     print(f"merged checkpoint: {config.output} (its layers come from the checkpoints {layers}, counted from 0)")
-
-
-if __name__ == "__main__":
-    main(merge_command)

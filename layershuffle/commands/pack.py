@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from layershuffle.commands import Parser, main
+from layershuffle.commands.parser import Parser
 from layershuffle.data import packing
 from layershuffle.errors import UserError
 
@@ -16,7 +15,7 @@ from layershuffle.errors import UserError
 def pack_command(args: list[str] | None = None) -> None:
     """Pack as ``args`` say, by default those of the process."""
     parser = Parser(
-        prog="pack",
+        prog="layershuffle pack",
         description="Resize and crop the images of class folders once, into files that are read without decoding. "
         "When it was stopped or killed, the same command continues and ends with the same bytes. A finished folder is "
         "checked.",
@@ -27,7 +26,7 @@ def pack_command(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that pack (default: one per core)"
     )
-    config = parser.parse_args(sys.argv[1:] if args is None else args)
+    config = parser.parse_args(args)
     source, folder, size, workers = config.source, config.folder, config.size, config.workers
     if size < 1 or workers < 0:
         raise UserError("--size is in pixels, at least 1, and --workers is at least 0")
@@ -59,10 +58,6 @@ def pack_command(args: list[str] | None = None) -> None:
 
         (packing.check if work.finished else packing.pack)(work, workers, advance)
     console.print(
-        f"{'checked' if work.finished else 'packed'}: {folder}; train with --config configs/data/imagenet_packed.yaml "
+        f"{'checked' if work.finished else 'packed'}: {folder}; train on it with the config imagenet_packed and "
         f"--data.root {folder}"
     )
-
-
-if __name__ == "__main__":
-    main(pack_command)

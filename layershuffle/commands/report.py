@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 from rich.console import Console
 
-from layershuffle.commands import Parser, main
+from layershuffle.commands.parser import Parser
 from layershuffle.reproduction import page as html
 from layershuffle.reproduction.collect import collect
 from layershuffle.reproduction.sections import sections
@@ -30,5 +30,6 @@ def report(folder: Path, output: Path | None = None, title: str = "LayerShuffle,
     print(f"report: {output or folder / 'report'}/index.html and report.md")
 
 
-if __name__ == "__main__":
-    main(lambda: auto_cli(report, parser_class=Parser, description=DESCRIPTION))
+def report_command(args: list[str] | None = None) -> None:
+    """Make the report that ``args`` ask for, by default those of the process."""
+    auto_cli(report, args=args, parser_class=Parser, prog="layershuffle report", description=DESCRIPTION)

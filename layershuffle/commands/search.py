@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from layershuffle.commands import main
 from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, well_trained_first
@@ -17,7 +16,7 @@ from layershuffle.results.record import Results
 def search_command(args: list[str] | None = None) -> Results:
     """Search as ``args`` say, by default those of the process; prints and saves what was found and how it does."""
     parser = study_parser(
-        "python -m layershuffle.commands.search",
+        "layershuffle search",
         "Find an order on one part of the validation images and score it on the other.",
         split="val",
     )
@@ -67,7 +66,3 @@ def search_command(args: list[str] | None = None) -> Results:
     for strategy, order in found.items():
         print(f"{strategy}: {order}")
     return results
-
-
-if __name__ == "__main__":
-    main(search_command)

@@ -1,6 +1,5 @@
-"""How alike the activations after every two layers are: python -m layershuffle.commands.similarity CHECKPOINT."""
+"""How alike the activations after every two layers are."""
 
-from layershuffle.commands import main
 from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.evaluation.activations import cosine_similarities
 from layershuffle.results.record import Results
@@ -9,7 +8,7 @@ from layershuffle.results.record import Results
 def similarity_command(args: list[str] | None = None) -> Results:
     """Measure as ``args`` say, by default those of the process; saves the matrix and its heat map."""
     description = "Cosine similarity between the activations after every two layers, averaged over tokens and images."
-    command = StudyCommand(study_parser("python -m layershuffle.commands.similarity", description), args, "similarity")
+    command = StudyCommand(study_parser("layershuffle similarity", description), args, "similarity")
     study = command.study
     with study.progress("comparing activations", len(study.batches), "batches") as (bar, task):
         matrix = cosine_similarities(
@@ -19,7 +18,3 @@ def similarity_command(args: list[str] | None = None) -> Results:
     results = study.results([], {"order": str(study.model.order)}, {"cosine": cosine})
     command.report(results)
     return results
-
-
-if __name__ == "__main__":
-    main(similarity_command)

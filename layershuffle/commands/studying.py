@@ -1,4 +1,4 @@
-"""What the commands that study a model share: their options, and how they show and keep what they found."""
+"""What the commands that study a model share: their options, and how they print and save their results."""
 
 import sys
 import tempfile
@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
 from layershuffle.checkpoints.loading import load, trained_on
-from layershuffle.commands import Parser, continue_wandb, option_values, refuse_secrets
+from layershuffle.commands.parser import Parser, option_values
 from layershuffle.data import ImageData, from_config
 from layershuffle.errors import UserError
 from layershuffle.evaluation.study import MOST_IMAGES, Study, make_fabric, open_study
@@ -22,11 +22,11 @@ from layershuffle.training import wandb_runs
 
 
 def study_parser(prog: str, description: str, split: str = "test") -> Parser:
-    """The options that every study has; everything that isn't given comes from the checkpoint."""
-    parser = Parser(prog=prog, description=description)
+    """The options that every study has. The data comes from the checkpoint unless it is given."""
+    parser = Parser(prog=prog, description=description, usage="%(prog)s CHECKPOINT [CONFIG ...] [options]")
     parser.add_argument(
         "checkpoint",
-        help="a checkpoint of train.py, a folder with one of the LayerShuffle authors' checkpoints, or a timm model",
+        help="a checkpoint, a folder with one of the LayerShuffle authors' checkpoints, or the name of a timm model",
     )
     parser.add_argument("--config", action="config", help="a file with some of these options, such as a data config")
     parser.add_argument("--seed", type=int, default=0, help="decides everything random")
@@ -46,7 +46,6 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
     parser.add_argument("--compile", action="store_true", help="compile the layers: worth its minute on large runs")
     parser.add_argument(
         "--batch_size",
-        "--batch-size",
         type=PositiveInt | Literal["auto"] | None,
         default=None,
         help=f"images per batch; auto: the most that fit the GPU's memory, up to {MOST_IMAGES} (default: the data's "
@@ -59,7 +58,7 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
 
 
 class StudyCommand:
-    """A study as the command line asks for it.
+    """Opens the study that a command line asks for, and reports its results.
 
     Args:
         parser: made by ``study_parser``.
@@ -81,7 +80,7 @@ class StudyCommand:
         self.kind = kind
         self.config = config = _parse(parser, sys.argv[1:] if args is None else args)
         loaded = load(config.checkpoint, config.pretrained)
-        continue_wandb(config.get("logger"), loaded.wandb)
+        wandb_runs.continue_wandb(config.get("logger"), loaded.wandb)
         self.output = _output(config, kind)
         made = parser.instantiate_classes(config)
         self.logger = made.get("logger")
@@ -92,7 +91,9 @@ class StudyCommand:
 
     def report(self, results: Results) -> None:
         """Print the tables, save the results and the plots, and send them to W&B where the run is logged there."""
-        output = self.output if self.config.output else _unused(self.config, self.kind)  # one may be there by now
+        output = (
+            self.output if self.config.output else _unused(self.config, self.kind)
+        )  # the default may be taken by now
         results.save(output)
         console = Console(markup=False)
         title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
@@ -109,6 +110,7 @@ class StudyCommand:
 
 
 def _parse(parser: Parser, args: list[str]) -> Namespace:
+    args = parser.expanded(args)
     # The recorded data set decides which options --data has, so it is looked up before the options are parsed. A class
     # outside the package has to be named with --data, and the recorded arguments are its defaults then too.
     named = next(reversed(option_values(args, "--data")), None)
@@ -126,10 +128,10 @@ def _parse(parser: Parser, args: list[str]) -> Namespace:
             missing = error
     config = parser.parse_args(args)
     if not config.data:
+        load(config.checkpoint, config.pretrained)  # If there is no such model, that is what to say.
         raise missing or UserError(
-            f"{config.checkpoint} doesn't say which data to evaluate on: give --config configs/data/... or --data"
+            f"{config.checkpoint} doesn't say which data to evaluate on: name a data config, such as imagenet, after it"
         )
-    refuse_secrets(config.as_dict())
     return config
 
 
@@ -150,7 +152,7 @@ def _send(
 
 
 def _output(config: Namespace, kind: str) -> Path:
-    """Where the results go, found and tried before the work: never over earlier ones, unless their name was given.
+    """The results file. Checked before the work begins; earlier results are replaced only if --output names them.
 
     Raises:
         UserError: if nothing can be written there.

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from layershuffle.checkpoints.record import RECORD, read_checkpoint
-from layershuffle.commands import Parser, continue_wandb, refuse_secrets
+from layershuffle.commands.parser import Parser
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
@@ -76,7 +76,6 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Check the options, and find the checkpoint to go on from, before anything is started."""
-        refuse_secrets(self.config.as_dict())
         if not self.config.checkpoint.monitor:
             raise UserError("--checkpoint.monitor names the metric that selects the best checkpoint, such as val/loss")
         self.save_config_kwargs["asked"] = asked = self.parser.dump(self.config, skip_none=False)
@@ -94,7 +93,7 @@ class TrainCLI(LightningCLI):
             self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)
             loggers = self.config.trainer.logger
             for logger in loggers if isinstance(loggers, list) else [loggers]:
-                continue_wandb(logger, self.record.get("wandb"))
+                wandb_runs.continue_wandb(logger, self.record.get("wandb"))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the callbacks that depend on other options, and the measured precision."""
@@ -152,6 +151,12 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         },
         save_config_kwargs={"save_to_log_dir": False},
         parser_class=Parser,
+        parser_kwargs={
+            "prog": "layershuffle train",
+            "usage": "%(prog)s [CONFIG ...] [options]",
+            "description": "Fine-tune a model. CONFIG is a name that `layershuffle list` shows, or a file; later ones "
+            "win, and so do options.",
+        },
         args=args,
         run=False,
     )
@@ -179,9 +184,9 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     return trainer
 
 
-def train_command() -> None:
-    """Fine-tune with the process's options, then print where the checkpoints are."""
-    trainer = train()
+def train_command(args: list[str] | None = None) -> None:
+    """Fine-tune as ``args`` say, by default those of the process, then print where the checkpoints are."""
+    trainer = train(args)
     if trainer.is_global_zero:
         paths = checkpoint_paths(trainer)
         for name, path in paths.items():

@@ -4,7 +4,10 @@ from layershuffle.orders.named import parse_order, permutation, sequential
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, seeded
 from layershuffle.orders.samplers import FirstLayers, LayerDrop, OrderSampler, Sequential, Shuffle
 
-Depth = FirstLayers  # the name that it has in the configs of older runs
+
+class Depth(FirstLayers):
+    """FirstLayers under the name that it has in the configs of version 0.1, which also say just ``Depth``."""
+
 
 __all__ = [
     "Depth", "FirstLayers", "LayerDrop", "Order", "OrderLike", "OrderSampler", "Sequential", "Shuffle", "Step",

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from layershuffle.config_files import find
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
-from layershuffle.reproduction.experiments import CONFIGS, Cell, Task
+from layershuffle.reproduction.experiments import Cell, Task
 from layershuffle.version import __version__
 
 Commands = Mapping[str, Callable[[list[str]], Any]]
@@ -93,12 +94,12 @@ def _done(own: Path) -> dict[str, Any]:
 
 
 def _in_folders(task: Task, cell: Cell, folder: Path) -> list[str]:
-    configs = CONFIGS.relative_to(Path.cwd()) if CONFIGS.is_relative_to(Path.cwd()) else CONFIGS
-
     def placed(argument: str) -> str:
+        if argument.startswith("--config=configs/"):
+            return f"--config={find(argument.removeprefix('--config=configs/').removesuffix('.yaml'))}"
         for name in cell.needs:
             argument = argument.replace(f"{{{name}}}", str(folder / name))
-        return argument.replace("{}", str(folder / cell.name)).replace("--config=configs", f"--config={configs}")
+        return argument.replace("{}", str(folder / cell.name))
 
     return [placed(argument) for argument in task.arguments]
 

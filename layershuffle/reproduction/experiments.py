@@ -8,10 +8,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from layershuffle.config_files import PACKAGED, find, unknown
 from layershuffle.errors import UserError
 from layershuffle.files import read_yaml
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 Arguments = list[str]
 """Arguments of train or evaluate, such as "--keep 3 6"; "model/vit_b16" is short for its file in configs/."""
@@ -93,8 +92,7 @@ class Experiment:
 def read(path: Path) -> Experiment:
     """Read an experiment's file; raises UserError if it isn't there, or isn't an experiment."""
     if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in (CONFIGS / "experiment").glob("*.yaml")))
-        raise UserError(f"there is no experiment {path}: give a YAML file, or one of {known}")
+        raise unknown(str(path), experiment=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, "experiment")
     try:
@@ -134,7 +132,7 @@ def list_cells(experiment: Experiment, seeds: Sequence[int] | None = None, only:
     for pattern in only or ["*"]:
         matching = {name for name in found if fnmatch.fnmatch(f"/{name}/", f"*/{pattern}/*")}
         if not matching:
-            raise UserError(f"no cell is named {pattern}: --dry-run without --only lists them all")
+            raise UserError(f"no cell is named {pattern}: --dry_run without --only lists them all")
         wanted |= matching
     for cell in reversed(found.values()):
         if cell.name in wanted:
@@ -191,7 +189,7 @@ def _expanded(arguments: Arguments) -> list[str]:
     ]
 
 
-def _config(piece: str) -> str:
-    if not (CONFIGS / f"{piece}.yaml").is_file():
-        raise UserError(f"there is no configs/{piece}.yaml: arguments are pieces of configs or start with --")
-    return f"configs/{piece}.yaml"
+def _config(name: str) -> str:
+    """The config's path as a cell records it: ``configs/model/vit_b16.yaml``, wherever the package is installed."""
+    path = find(name)
+    return str(path.relative_to(PACKAGED.parent) if path.is_relative_to(PACKAGED) else path)

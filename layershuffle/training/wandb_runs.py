@@ -64,6 +64,15 @@ def forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
     return attempt
 
 
+def continue_wandb(logger: Any, run: dict[str, str] | None) -> None:
+    """Let a W&B logger's parsed config (anything else is left alone) go on with ``run``, its "id" and "project"."""
+    if run and "WandbLogger" in str(getattr(logger, "class_path", "")) and not logger.init_args.get("id"):
+        logger.init_args["id"] = run["id"]
+        if logger.init_args.get("project") in (None, "lightning_logs"):  # Lightning's defaults
+            logger.init_args["project"] = run["project"]
+        logger["dict_kwargs"] = {**(logger.get("dict_kwargs") or {}), "resume": "allow"}
+
+
 _warned: set[str] = set()
 
 

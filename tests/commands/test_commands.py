@@ -18,7 +18,7 @@ import yaml
 from helpers import DIGITS, QUIET, ROOT, configs, fails, fake_cifar100, fake_imagenet, reference_folder
 
 from layershuffle.commands.evaluate import evaluate_command
-from layershuffle.commands.experiment import experiment
+from layershuffle.commands.experiment import experiment_command
 from layershuffle.commands.train import train
 from layershuffle.results.record import Results
 
@@ -41,7 +41,7 @@ def compared(tmp_path_factory):
         added.append("--trainer.max_epochs=12")
     setup["evaluations"]["results"]["arguments"] = ["--orders 5 --keep 3 9"]
     (folder / "less.yaml").write_text(yaml.safe_dump(content))
-    experiment([f"--scale={folder / 'less.yaml'}", f"--output={folder}"])
+    experiment_command([f"--scale={folder / 'less.yaml'}", f"--output={folder}"])
     several = [Results.load(path) for path in folder.glob("digits/*/seed0/results.json")]
     return folder / "digits", {results.label: results for results in several}
 
@@ -174,7 +174,6 @@ def test_help_imports_nothing_heavy_that_it_can_do_without(script):
     heavy = {"wandb", "timm", "umap", "sklearn", "submitit", "powerlaw", "litdata", "pandas"}
     code = f"""if True:
         import os, runpy, sys
-        os._exit = sys.exit
         sys.path.insert(0, {str(ROOT)!r})
         sys.argv = [{script!r}, "--help"]
         try:
@@ -406,7 +405,7 @@ def test_checkpoints_that_are_none(capsys, compared, tmp_path):
         "cut.ckpt": "is not a checkpoint or is damaged",
         "text.ckpt": "is not a checkpoint",
         "empty.ckpt": "is not a checkpoint",
-        "weights.pth": "evaluate.py NAME --pretrained weights.pth",
+        "weights.pth": "name the model and give --pretrained weights.pth",
         "code.ckpt": "holds code instead of only weights; it was not loaded",
         "list.ckpt": "holds a list, not a state dict",
         "folder": "has no config.json",

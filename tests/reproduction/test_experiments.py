@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import fake_cifar100
+from helpers import ROOT, fake_cifar100
 
-from layershuffle.commands.experiment import experiment, perform
+from layershuffle.commands.experiment import experiment_command, perform
 from layershuffle.commands.report import report
 from layershuffle.reproduction import cells
-from layershuffle.reproduction.experiments import CONFIGS, list_cells, read
+from layershuffle.reproduction.experiments import list_cells, read
 
 TINY = (
     "--model.timm_args='{img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 16, depth: 3, num_heads: 2}' "
@@ -84,7 +84,7 @@ def test_only_takes_what_the_chosen_need(tiny):
 
 
 def test_the_scales_are_whole():
-    paper = list_cells(read(CONFIGS / "experiment/paper.yaml"))
+    paper = list_cells(read(ROOT / "configs/experiment/paper.yaml"))
     table_1 = [
         at
         for at in paper
@@ -94,14 +94,14 @@ def test_the_scales_are_whole():
     cifar = next(at for at in paper if at.name == "deit_b_cifar100/layershuffle/seed4")
     assert "--trainer.max_epochs=100" in cifar.tasks[0].arguments
     assert not cifar.needs
-    mini = list_cells(read(CONFIGS / "experiment/mini.yaml"))
+    mini = list_cells(read(ROOT / "configs/experiment/mini.yaml"))
     assert {at.name.split("/")[2] for at in mini} == {"seed0", "seed1", "seed2"}
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"train": ["model/nothing"]}, "there is no configs/model/nothing.yaml"),
+        ({"train": ["model/nothing"]}, "there is no config named model/nothing"),
         ({"merge": ["nothing"]}, "merges, analyses or evaluates nothing, which is not one of its methods"),
         ({"evaluations": 3}, "is not an experiment"),
         ({"nothing": 1}, "is not an experiment"),
@@ -129,22 +129,22 @@ def test_a_broken_cell_is_reported_and_the_others_go_on(tiny, capsys):
         "layershuffle": ["method/layershuffle", "--trainer.max_epochs=1"],
     }
     arguments = [f"--scale={tiny(methods=methods)}", "--seeds=0"]
-    experiment([*arguments, "--dry-run"])
+    experiment_command([*arguments, "--dry-run"])
     assert "3 to run" in capsys.readouterr().out
     with pytest.raises(ValueError, match="1 of 3 cells are missing; the same command tries them again"):
-        experiment(arguments)
+        experiment_command(arguments)
     said = capsys.readouterr().out
     assert "digits/broken/seed0: failed, 9 layers can't be kept of 3: choose from 1 to 3" in said
     assert "digits/layershuffle/seed0: finished" in said
     folder = Path("experiments/tiny/digits")
     assert "| arbitrary, fixed |" in (folder / "table.md").read_text()
     written = (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns
-    experiment([*arguments, "--only", "layershuffle"])
+    experiment_command([*arguments, "--only", "layershuffle"])
     assert "2 finished, 0 to run" in capsys.readouterr().out
     assert (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns == written
 
     with pytest.raises(ValueError, match="was made with other options, or from another model, than it has now"):
-        experiment([f"--scale={tiny()}", "--seeds=0"])
+        experiment_command([f"--scale={tiny()}", "--seeds=0"])
 
 
 def test_a_killed_cell_goes_on_from_its_last_checkpoint(tiny):
@@ -176,7 +176,7 @@ def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):
     """As configs/experiment/paper.yaml has them, but for a smaller model, no GPU, one epoch and fewer orders."""
     fake_cifar100(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    content = yaml.safe_load((CONFIGS / "experiment/paper.yaml").read_text())
+    content = yaml.safe_load((ROOT / "configs/experiment/paper.yaml").read_text())
     small = "--model.timm_args='{img_size: 32, patch_size: 16, embed_dim: 16, depth: 12, num_heads: 2}'"
     setup = content["setups"]["vit_b16_cifar100"]
     setup["train"] += [small, "--model.pretrained=false", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
@@ -232,7 +232,7 @@ def slurm(tmp_path, monkeypatch):
 def test_slurm_gets_a_job_for_every_missing_cell(tiny, slurm, capsys):
     pytest.importorskip("submitit")
     arguments = [f"--scale={tiny()}", "--seeds=0", "--slurm={slurm_partition: gpu, gpus_per_node: 1, timeout_min: 90}"]
-    experiment(arguments)
+    experiment_command(arguments)
     said = capsys.readouterr().out
     assert "digits/base/seed0: job 100" in said
     base, baseline, shuffled = ((slurm / f"job{n}").read_text() for n in range(3))
@@ -243,7 +243,7 @@ def test_slurm_gets_a_job_for_every_missing_cell(tiny, slurm, capsys):
     assert "#SBATCH --dependency=afterok:100" in shuffled
     assert "#SBATCH --job-name=digits-layershuffle-seed0" in shuffled
 
-    experiment(arguments)
+    experiment_command(arguments)
     assert "digits/layershuffle/seed0: job 102 is at it" in capsys.readouterr().out
     assert not (slurm / "job3").exists()
 
@@ -251,4 +251,4 @@ def test_slurm_gets_a_job_for_every_missing_cell(tiny, slurm, capsys):
 def test_slurm_where_there_is_none(tiny):
     pytest.importorskip("submitit")
     with pytest.raises(ValueError, match="SLURM took 0 of 5 jobs, then: "):
-        experiment([f"--scale={tiny()}", "--slurm={timeout_min: 90}"])
+        experiment_command([f"--scale={tiny()}", "--slurm={timeout_min: 90}"])

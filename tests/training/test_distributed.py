@@ -10,8 +10,8 @@ from helpers import ROOT
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from two_processes import SCORED, data, trainer, tuner
 
-from layershuffle.commands import Parser
 from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import StudyCommand, study_parser
 from layershuffle.data.samplers import EvaluationBatches
 from layershuffle.orders.order import Order

@@ -16,7 +16,7 @@ import wandb
 from helpers import ROOT, SMALL, fake_imagenet
 from PIL import Image
 
-from layershuffle.commands import main
+from layershuffle.commands.errors import run
 from layershuffle.data import Digits, ImageFolders
 from layershuffle.data import decoding as decoding_module
 from layershuffle.orders.samplers import Shuffle
@@ -160,7 +160,7 @@ def test_a_full_gpu_is_one_sentence():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     with pytest.raises(SystemExit, match="^error: the GPU's memory is full: lower --data.batch_size"):
-        main(full)
+        run(full)
 
 
 # --- W&B ----------------------------------------------------------------------------------------------------

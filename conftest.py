@@ -1,0 +1,50 @@
+"""Runs the examples of README.md and docs/ as tests: sh and python blocks, as they are printed.
+
+The blocks of a page run one after the other in one folder, which has what a fresh clone has, and a finished experiment.
+Blocks that take long, download or need a GPU are marked in the page with an HTML comment: <!-- skip: next "why" -->
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+ROOT = Path(__file__).parent
+
+
+def make_folder(namespace: dict) -> None:
+    """The folder that a page's examples run in, and the command ``layershuffle`` on their path."""
+    namespace["folder"] = folder = Path(tempfile.mkdtemp())
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copytree(ROOT / "docs/reproduction/fashion_mnist", folder / "experiments/quickstart/fashion_mnist")
+    command = folder / "bin" / "layershuffle"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m layershuffle "$@"\n')
+    command.chmod(0o755)
+
+
+def remove_folder(namespace: dict) -> None:
+    """Afterwards nothing is left."""
+    shutil.rmtree(namespace["folder"])
+
+
+def run_in_shell(example: Example) -> None:
+    """Run a block of commands; all must succeed."""
+    folder = example.namespace["folder"]
+    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = ["bash", "-euo", "pipefail", "-c", example.parsed]
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout.decode()
+
+
+pytest_collect_file = Sybil(
+    parsers=[CodeBlockParser("sh", run_in_shell), PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md", "docs/*.md", "docs/reproduction/README.md"],
+    setup=make_folder,
+    teardown=remove_folder,
+).pytest()

@@ -1,0 +1,61 @@
+"""Finds config files by name: those of the user's own ``configs/`` folder first, then those of the package."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+from layershuffle.errors import UserError
+
+PACKAGED = (Path(__file__).parent / "configs").resolve()
+"""The package's configs; in a clone this is the folder ``configs`` at the top."""
+OWN = Path("configs")
+"""The user's own, beside the working folder."""
+
+
+def find(name: str, experiment: bool = False) -> Path:
+    """The config file that a user calls ``name``.
+
+    Args:
+        name: a path that ends in .yaml or .yml, or a name such as ``vit_b16`` or ``model/vit_b16``. Names are looked
+            for in the user's own folder first.
+        experiment: whether to look for an experiment; otherwise for a piece of a run.
+
+    Raises:
+        UserError: if there is no config of that name, or there are several. That a path leads nowhere is left to who
+            reads the file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    for folder in (OWN, PACKAGED):
+        known = listed(folder, experiment)
+        matching = [full for full in known if full == name] or [full for full in known if full.endswith(f"/{name}")]
+        if len(matching) > 1:
+            raise UserError(f"there are several configs named {name}: choose from {', '.join(matching)}")
+        if matching:
+            return known[matching[0]]
+    raise unknown(name, experiment)
+
+
+def unknown(name: str, experiment: bool = False) -> UserError:
+    """The error that there is no config, or experiment, called ``name``; it suggests the nearest."""
+    known = listed(OWN, experiment) | listed(PACKAGED, experiment)
+    names = sorted({full.rpartition("/")[2] for full in known})
+    if experiment:
+        return UserError(f"there is no experiment {name}: give a YAML file, or one of {', '.join(names)}")
+    return UserError(f"there is no config named {name}{nearest(name, [*names, *known])}: see layershuffle list")
+
+
+def listed(folder: Path, experiment: bool = False) -> dict[str, Path]:
+    """The configs below ``folder`` by full name, such as ``model/vit_b16``; sweeps are left out."""
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    return {
+        name: path
+        for name, path in found.items()
+        if name.startswith("experiment/") == experiment and not path.stem.startswith("sweep")
+    }
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A suggestion to append to an error message: the choice that is most like ``word``, if any is."""
+    close = get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,345 @@
+"""The `layershuffle` command: its subcommands, configs by name, both spellings of flags, `list`, and the wheel."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers import DIGITS, QUIET, ROOT, fails
+
+from layershuffle import config_files
+from layershuffle.commands import COMMANDS, main
+from layershuffle.commands.experiment import experiment_command
+from layershuffle.commands.list import list_command
+from layershuffle.commands.parser import Parser
+from layershuffle.commands.train import train
+from layershuffle.errors import UserError
+from layershuffle.version import __version__
+
+TINY = ["mini_digits", "digits", "cpu", *QUIET, "--model.timm_args.depth=2", "--trainer.max_steps=1"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def layershuffle(*args, **environment):
+    """Run the command in a process of its own."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "layershuffle", *args]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path} | environment)
+
+
+def resolved(capsys, *args):
+    """What a train command comes down to."""
+    with pytest.raises(SystemExit) as stop:
+        train([*args, "--print_config"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+# --- The command --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["list"], []])
+def test_what_needs_no_model_imports_no_torch(args):
+    code = f"""if True:
+        import sys
+        from layershuffle.commands import main
+        main({args})
+        print(sorted({{"torch", "lightning", "numpy", "jsonargparse"}} & sys.modules.keys()))
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.endswith("\n[]\n"), done.stderr
+    assert done.stdout.splitlines()[0] == {
+        "--version": f"layershuffle {__version__}",
+        "list": "models",
+    }.get("".join(args), "usage: layershuffle COMMAND ...")
+
+
+def test_help_names_every_command_within_80_columns(capsys):
+    main(["--help"])
+    said = capsys.readouterr().out
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} +\w", said, re.MULTILINE)
+    assert max(map(len, said.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_own_help(capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: layershuffle {name} ")
+
+
+def test_an_unknown_command_suggests_the_nearest():
+    with pytest.raises(SystemExit, match=r"^error: there is no command evalute \(did you mean evaluate\?\): choose "):
+        main(["evalute"])
+    with pytest.raises(SystemExit, match="^error: there is no command x: choose from train, "):
+        main(["x"])
+
+
+def test_commands_of_version_0_1_still_run():
+    done = subprocess.run(
+        [sys.executable, "-m", "layershuffle.commands.list", "samplers"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "samplers"), done.stderr
+
+
+# --- Configs by name ----------------------------------------------------------------------------------------
+
+
+def test_names_are_configs_and_later_ones_and_flags_win(capsys):
+    names = ["vit_b16", "data/cifar100", "layerdrop", "layershuffle_position", "cpu", "gpu"]
+    text = resolved(capsys, *names, "--model.position=predict")
+    assert text.startswith(
+        "# layershuffle train vit_b16 data/cifar100 layerdrop layershuffle_position cpu gpu --model.pos"
+    )
+    config = yaml.safe_load(text)
+    assert config["model"]["name"] == "vit_base_patch16_224.orig_in21k_ft_in1k"
+    assert config["model"]["sampler"]["class_path"] == "layershuffle.orders.Shuffle"
+    assert config["model"]["position"] == "predict"
+    assert config["data"]["init_args"]["dataset"] == "CIFAR100"
+    assert config["trainer"]["accelerator"] == "gpu"
+    paths = [f"--config={ROOT}/configs/{name}.yaml" for name in ("model/vit_b16", "data/cifar100", "method/layerdrop")]
+    paths += [f"--config={ROOT}/configs/{name}.yaml" for name in ("method/layershuffle_position", "trainer/cpu")]
+    paths.append(f"--config={ROOT}/configs/trainer/gpu.yaml")
+    assert yaml.safe_load(resolved(capsys, *paths, "--model.position=predict")) == config
+
+
+def test_ones_own_configs_come_first_and_paths_are_taken_as_they_are(tmp_path, capsys):
+    own = tmp_path / "configs" / "method"
+    own.mkdir(parents=True)
+    (own / "layershuffle.yaml").write_text("# Mine.\nmodel: {sampler: {class_path: LayerDrop, init_args: {p: 0.3}}}\n")
+    (tmp_path / "other.yaml").write_text("model: {position: encode}\n")
+    model = yaml.safe_load(resolved(capsys, *TINY[:3], "layershuffle", "other.yaml"))["model"]
+    assert model["sampler"] == {"class_path": "layershuffle.orders.LayerDrop", "init_args": {"p": 0.3}}
+    assert model["position"] == "encode"
+    assert config_files.find("baseline") == ROOT / "configs/method/baseline.yaml"
+    list_command(["methods"])
+    said = capsys.readouterr().out
+    assert re.search(r"^  layershuffle +Mine\.$", said, re.MULTILINE)
+    assert re.search(r"^  baseline +Ordinary", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("vit_b61", r"there is no config named vit_b61 \(did you mean vit_b16\?\): see layershuffle list"),
+        ("model/vit_16", r"did you mean model/vit_b16\?"),
+        ("xyzzy", "there is no config named xyzzy: see"),
+        ("quickstart", "there is no config named quickstart"),
+        ("experiment/mini", "there is no config named experiment/mini"),
+        ("sweep", "there is no config named sweep"),
+        ("nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_names_that_are_none(capsys, name, complaint):
+    assert re.search(complaint, fails(capsys, train, "mini_digits", name))
+
+
+def test_an_ambiguous_name_names_the_candidates(tmp_path, capsys):
+    for folder in ("model", "data"):
+        (tmp_path / "configs" / folder).mkdir(parents=True)
+        (tmp_path / "configs" / folder / "mine.yaml").write_text("{}\n")
+    said = fails(capsys, train, "mini_digits", "mine")
+    assert "there are several configs named mine: choose from data/mine, model/mine" in said
+    assert config_files.find("model/mine").as_posix() == "configs/model/mine.yaml"
+
+
+def test_the_names_of_a_study_come_after_its_checkpoint():
+    parser = Parser()
+    parser.add_argument("checkpoint")
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--trainer", type=dict)
+    parser.add_argument("--keep", nargs="+", default=None)
+    args = parser.expanded(["vit_b16", "cpu", "--keep", "3", "gpu"])
+    assert args == ["vit_b16", f"--config={ROOT}/configs/trainer/cpu.yaml", "--keep", "3", "gpu"]
+    assert parser.expanded(args) == args
+    config = parser.parse_args(args)
+    assert config.checkpoint == "vit_b16"
+    assert config.trainer["accelerator"] == "cpu"
+    assert config.keep == ["3", "gpu"]
+
+
+def test_the_saved_config_says_what_the_run_was_made_of_and_resumes(tmp_path):
+    trainer = train([*TINY, "--resume=auto"])
+    text = (tmp_path / "runs/version_0/config.yaml").read_text()
+    words = " ".join([*TINY, "--resume=auto"])
+    assert text.startswith(f"# layershuffle train {words}\n")
+    assert trainer.global_step == 1
+    assert train([*TINY, "--resume=auto"]).global_step == 1
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+    again = train(["--config=runs/version_0/config.yaml", "--resume=null"])
+    assert again.model.model.depth == 2
+    assert (tmp_path / "runs/version_1/config.yaml").exists()
+
+
+def test_configs_of_older_runs_are_read(tmp_path):
+    (tmp_path / "old.yaml").write_text(
+        "data: {class_path: layershuffle.data.digits.Digits}\n"
+        "model: {sampler: {class_path: layershuffle.orders.Depth, init_args: {k: 1}}}\n"
+        "trainer: {logger: {class_path: layershuffle.metrics_file.MetricsFile}}\n"
+    )
+    train([*TINY[:1], "cpu", "old.yaml", *TINY[3:], "--trainer.log_every_n_steps=1"])
+    assert (tmp_path / "runs/version_0/metrics.csv").exists()
+    assert yaml.safe_load((tmp_path / "runs/version_0/config.yaml").read_text())["model"]["sampler"]["init_args"] == {
+        "k": 1
+    }
+
+
+def test_experiments_are_found_by_name_too(tmp_path, capsys):
+    experiment_command(["--scale", "mini", "--dry-run"])
+    assert "30 cells in experiments/mini" in capsys.readouterr().out
+    assert "there is no experiment minni: give a YAML file, or one of mini, paper, quickstart" in fails(
+        capsys, experiment_command, "--scale=minni"
+    )
+    (tmp_path / "configs/experiment").mkdir(parents=True)
+    quickstart = (ROOT / "configs/experiment/quickstart.yaml").read_text()
+    (tmp_path / "configs/experiment/mini.yaml").write_text(quickstart)
+    experiment_command(["--scale", "mini", "--dry_run"])
+    assert "5 cells in experiments/mini" in capsys.readouterr().out
+
+
+def shown_commands():
+    """Every train command in the pages, also those that are marked as taking too long to be run."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("layershuffle train "):
+                    yield pytest.param(shlex.split(line)[2:], id=line[:70])
+
+
+@pytest.mark.parametrize("args", shown_commands())
+def test_the_train_commands_of_the_pages_are_understood(capsys, args):
+    assert yaml.safe_load(resolved(capsys, *args))["data"]["class_path"].startswith("layershuffle.data.")
+
+
+# --- Flags --------------------------------------------------------------------------------------------------
+
+
+def test_dashes_and_underscores_are_the_same(capsys):
+    one = resolved(capsys, *DIGITS, "--save-every-n-steps=3", "--trainer.max-epochs", "7", "--data.batch-size=9")
+    other = resolved(capsys, *DIGITS, "--save_every_n_steps=3", "--trainer.max_epochs", "7", "--data.batch_size=9")
+    assert yaml.safe_load(one) == yaml.safe_load(other)
+    assert yaml.safe_load(one)["trainer"]["max_epochs"] == 7
+
+
+def test_dashes_in_values_stay(capsys):
+    config = yaml.safe_load(resolved(capsys, *DIGITS, "--trainer.default-root-dir=a-b", "--ckpt-path", "c-d.ckpt"))
+    assert (config["trainer"]["default_root_dir"], config["ckpt_path"]) == ("a-b", "c-d.ckpt")
+
+
+# --- list ---------------------------------------------------------------------------------------------------
+
+
+def test_list_has_every_section_within_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    list_command([])
+    said = capsys.readouterr().out
+    sections = [line for line in said.splitlines() if line and not line.startswith(" ")]
+    assert sections == [
+        "models",
+        "data",
+        "methods",
+        "trainers",
+        "optimizers",
+        "experiments",
+        "protocols",
+        "orders",
+        "samplers",
+    ]
+    assert max(map(len, said.splitlines())) <= 80
+    for name in ("vit_b16", "digits", "layerdrop", "gpu", "mini", "paper", "landscape", r"sandwich\(k\)", "Shuffle"):
+        assert re.search(rf"^  {name} +\w", said, re.MULTILINE), name
+
+
+def test_list_of_one_section(capsys):
+    list_command(["methods"])
+    said = capsys.readouterr().out
+    assert said.startswith("methods\n")
+    assert len([line for line in said.splitlines() if re.match(r"  \w", line)]) == len(
+        list((ROOT / "configs/method").glob("*.yaml"))
+    )
+    with pytest.raises(UserError, match=r"nothing called method to list \(did you mean methods\?\)"):
+        list_command(["method"])
+
+
+# --- Completion ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("layershuffle ev", {"evaluate"}),
+        ("layershuffle train vit", {"vit_b16"}),
+        ("layershuffle train vit_b16 layershuffle_p", {"layershuffle_position", "layershuffle_predict"}),
+        ("layershuffle train vit_b16 --trainer.max_e", {"--trainer.max_epochs"}),
+    ],
+)
+def test_the_shell_completes(tmp_path, line, expected):
+    found = tmp_path / "found"
+    layershuffle(
+        _ARGCOMPLETE="1",
+        _ARGCOMPLETE_STDOUT_FILENAME=str(found),
+        _ARGCOMPLETE_IFS="\n",
+        COMP_LINE=line,
+        COMP_POINT=str(len(line)),
+        COMP_TYPE="9",
+    )
+    assert {word.strip().partition("=")[0] for word in found.read_text().split("\n")} == expected
+
+
+# --- The wheel ----------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_is_enough(tmp_path):
+    """In an empty folder, with nothing of the package but what the wheel holds."""
+    source, wheels, target, empty = (tmp_path / name for name in ("source", "wheels", "target", "empty"))
+    empty.mkdir()
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("layershuffle", "configs"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", f"--wheel-dir={wheels}", str(source)]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", f"--target={target}", str(wheel)], check=True)
+    packaged = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {
+        path.relative_to(target / "layershuffle").as_posix() for path in target.rglob("configs/**/*.yaml")
+    } == packaged
+
+    def run(*args):
+        done = subprocess.run(
+            [sys.executable, str(target / "bin" / "layershuffle"), *args],
+            cwd=empty,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(target), "COLUMNS": "80"},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("train", *TINY)
+    assert "layershuffle/configs/model/mini_digits.yaml" not in run("list")
+    run("evaluate", "runs/version_0/checkpoints/last.ckpt", "digits", "--orders=1", "--keep=1", "--data.test-images=20")
+    assert "30 cells in experiments/mini" in run("experiment", "--scale", "mini", "--dry-run")
+    run("report", "runs")
+    assert (empty / "runs/report/index.html").stat().st_size > 1000
+    assert (empty / "runs/report/report.md").exists()
