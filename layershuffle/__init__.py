@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from layershuffle import moved
+from layershuffle import moved  # noqa: F401 (so that the old import paths work)
 from layershuffle.errors import UserError
 from layershuffle.orders import Order
 from layershuffle.version import __version__
@@ -14,16 +14,7 @@ if TYPE_CHECKING:
 
 _HOMES = {"load_reference": "checkpoints.authors", "OrderedViT": "models", "Output": "models", "create_model": "models"}
 
-__all__ = [
-    "Order",
-    "OrderedViT",
-    "Output",
-    "UserError",
-    "create_model",
-    "load_reference",
-    "moved",
-    "__version__",
-]
+__all__ = ["Order", "OrderedViT", "Output", "UserError", "create_model", "load_reference", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,10 +56,9 @@ def _add_options(parser: Parser) -> None:
         for option in protocol.options:
             kind, default = option.annotation, option.default
             several = get_origin(kind) in (tuple, list)
-            names = dict.fromkeys([f"--{option.name}", f"--{option.name.replace('_', '-')}"])
             try:
                 parser.add_argument(
-                    *names,
+                    f"--{option.name}",
                     type=get_args(kind)[0] if several else kind,
                     nargs="+" if several else None,
                     default=list(default) or None if several else default,

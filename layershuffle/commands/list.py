@@ -24,7 +24,7 @@ def list_command(args: list[str] | None = None) -> None:
     """List the sections that ``args`` name, by default all."""
     sections = {
         **_configs(),
-        "protocols": {name: _summary(getattr(protocol, "orders", protocol)) for name, protocol in PROTOCOLS.items()},
+        "protocols": {name: _summary(protocol.orders) for name, protocol in PROTOCOLS.items()},
         "orders": {_form(name, function): _summary(function) for name, function in NAMED.items()},
         "samplers": {sampler.__name__: _summary(sampler) for sampler in OrderSampler.__subclasses__()},
     }

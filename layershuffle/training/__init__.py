@@ -1,1 +1,5 @@
-"""Training: the LightningModule, its callbacks and loggers, resuming, and training in several processes."""
+"""How a model learns: the LightningModule, its callbacks, resuming, several processes, loggers."""
+
+from layershuffle.training.module import FineTuner
+
+__all__ = ["FineTuner"]
