@@ -24,7 +24,7 @@ from layershuffle.evaluation.scoring import outputs
 from layershuffle.models.create import create_fitting
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import seeded
-from layershuffle.training.distributed import idle_parameters, shard
+from layershuffle.training.distributed import unused_parameters, shard
 
 DINOV3 = "vit_small_patch16_dinov3"  # rotary embeddings for any image size, registers, layer scale
 EVA02 = "eva02_tiny_patch14_224"  # learned and rotary embeddings, SwiGLU, average pooling with a norm of its own
@@ -210,10 +210,10 @@ def test_trained_merged_exported_and_read_again(tmp_path, monkeypatch, images):
 
 @pytest.mark.parametrize("name", [DINOV3, MIXED])
 @pytest.mark.parametrize("orders", [["0 2"], ["0a 2f", "1 2a"], [""], ["1f 2f"]])
-def test_idle_parameters_are_those_without_gradients(name, orders, images, small):
+def test_unused_parameters_are_those_without_gradients(name, orders, images, small):
     model = small(name).train()
     sum(model(images, order).logits.sum() for order in orders).backward()
-    idle = {id(parameter) for parameter in idle_parameters(model, map(Order, orders))}
+    idle = {id(parameter) for parameter in unused_parameters(model, map(Order, orders))}
     assert idle == {id(parameter) for parameter in model.parameters() if parameter.grad is None}
 
 
