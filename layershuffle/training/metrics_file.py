@@ -29,7 +29,9 @@ class MetricsFile(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The object that writes the file."""
-        self._experiment = self._experiment or _Writer(self.log_dir, self.from_step or 0)
+        if self._experiment is None:
+            self._fs.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _Writer(self.log_dir, self.from_step or 0)
         return self._experiment
 
 
