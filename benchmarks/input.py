@@ -28,7 +28,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from benchmarks.common import Times, arguments, ratio, report, seconds, take_turns
 from layershuffle.data import ImageFolders, PackedFolders
-from layershuffle.data.packed import PackedImages
+from layershuffle.data.folders import PackedImages
 from layershuffle.data.packing import Packing, pack
 
 SIZE, BATCH = 224, 128
@@ -156,7 +156,8 @@ def benchmark(folder: Path, count: int, rounds: int, args: Any) -> None:
     work = Packing(sources, folder / "packed", SIZE)
     if not work.finished:
         work.folder.mkdir()
-        pack(work, 0, lambda what, images: None)
+        for _ in pack(work, 0):
+            pass
     data = PackedFolders(str(folder / "packed"), batch_size=BATCH, workers=1)
     data.setup()
     records: Any = data.sets["train"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,23 @@ MAX_JSON_BYTES = 200 << 20
 MAX_YAML_BYTES = 1 << 20
 
 
-def read_text(path: str | Path, most: int, what: str = "text") -> str:
-    """Read a UTF-8 file of at most ``most`` bytes, which error messages call ``what``.
+def read_json(path: str | Path, most: int = MAX_JSON_BYTES, what: str = "JSON") -> Any:
+    """The content of a JSON file of at most ``most`` bytes, which error messages call ``what``.
 
     Raises:
-        UserError: if it isn't there, can't be read, is larger, or isn't text.
+        UserError: if it isn't there, can't be read, is larger, or isn't JSON.
     """
-    path = Path(path)
+    return _read(path, most, what, json.loads)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file, as plain values; raises UserError as ``read_json``."""
+    return _read(path, MAX_YAML_BYTES, "YAML", yaml.safe_load)
+
+
+def _read(path: str | Path, most: int, what: str, parse: Callable[[str], Any]) -> Any:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             content = file.read(most + 1)  # rather than asking for its size, which a pipe doesn't have
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
@@ -31,31 +40,10 @@ def read_text(path: str | Path, most: int, what: str = "text") -> str:
     if len(content) > most:
         raise UserError(f"{path} has more than {most:,} bytes, which no such file should: it was not read")
     try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not {what} or is damaged: {error}") from error
-
-
-def read_json(path: str | Path, most: int = MAX_JSON_BYTES, what: str = "JSON") -> Any:
-    """The content of a JSON file; raises UserError as ``read_text``, and if it isn't JSON."""
-    text = read_text(path, most, what)
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise UserError(f"{path} is not {what} or is damaged: it is nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not {what} or is damaged: {error}") from error
-
-
-def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file, as plain values; raises UserError as ``read_text``, and if it isn't YAML."""
-    text = read_text(path, MAX_YAML_BYTES, "YAML")
-    try:
-        return yaml.safe_load(text)
-    except RecursionError as error:
-        raise UserError(f"{path} is not YAML: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+        return parse(content.decode())
+    except (ValueError, RecursionError, yaml.YAMLError, TypeError, KeyError, AttributeError, IndexError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path} is not {what} or is damaged: {reason}") from error
 
 
 def sha256(path: str | Path) -> str:
@@ -67,8 +55,7 @@ def sha256(path: str | Path) -> str:
 def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
     """Write a file aside and rename it, so that after a crash or on a full disk the earlier file is still there.
 
-    Raises:
-        UserError: if it can't be written.
+    Raises UserError if it can't be written.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")

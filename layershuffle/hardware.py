@@ -1,6 +1,7 @@
 """The name of a device, and the precision and the batch size that measurements find best for it."""
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -13,12 +14,9 @@ def device_name(device: torch.device) -> str:
     """The name of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    name = re.search(r"^model name\s*: *(.+?) *$", cpus.read_text() if cpus.exists() else "", re.MULTILINE)
+    return name[1] if name else platform.machine()
 
 
 def wait(device: torch.device) -> None:
@@ -40,24 +38,23 @@ def fastest_precision(work: Callable[[], object], device: torch.device, repeats:
     """Measure which of "32-true" and "bf16-mixed" is faster for ``work``, such as a forward pass, on ``device``.
 
     The work itself is measured, because small layers can be slower in bfloat16 even where matrix products are faster.
-    One small matrix product is tried before: a CPU without instructions for bfloat16 needs hundreds of times as long
-    for it, and would need minutes for the work. float16 is not considered, because it can overflow.
+    One small matrix product is measured first: a CPU without instructions for bfloat16 takes hundreds of times as long
+    for it, and would take minutes for the work. float16 is not considered, because it can overflow.
     """
-    products = {}
-    for dtype in (torch.float32, torch.bfloat16):
+
+    def product(dtype: torch.dtype) -> float:
         one = torch.ones(128, 128, device=device, dtype=dtype)
         _ = one @ one  # the first product also loads the kernel
-        products[dtype] = min(seconds(lambda one=one: one @ one, device) for _ in range(3))  # type: ignore[misc]
-    if products[torch.bfloat16] > 4 * products[torch.float32]:
+        return min(seconds(lambda: one @ one, device) for _ in range(3))
+
+    if product(torch.bfloat16) > 4 * product(torch.float32):
         return "32-true"
     took: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         for precision, times in took.items():
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                once = seconds(work, device)
-            if repeat:  # the first run is a warm-up
-                times.append(once)
-    return min(took, key=lambda precision: statistics.median(took[precision]))
+                times.append(seconds(work, device))
+    return min(took, key=lambda precision: statistics.median(took[precision][1:]))  # the first run is a warm-up
 
 
 def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> int:
@@ -75,7 +72,6 @@ def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> i
         except torch.OutOfMemoryError:
             break
         finally:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # which does nothing without a GPU
         batch *= 2
     return min(batch, max(start, limit))

@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from layershuffle.data.decoding import replace_unreadable, skip_unreadable
-from layershuffle.data.samplers import EvaluationBatches, TrainingSampler
+from layershuffle.data.preprocessing import replace_unreadable, skip_unreadable
+from layershuffle.data.samplers import TrainingSampler, evaluation_batches
 from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
 
@@ -37,9 +36,7 @@ class TensorImages(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A batch. Only the indices are copied to the device, without waiting for it."""
-        index = torch.tensor(indices, dtype=torch.int64)
-        if self.images.is_cuda:
-            index = index.pin_memory()
+        index = torch.tensor(indices, dtype=torch.int64, pin_memory=self.images.is_cuda)
         index = index.to(self.images.device, non_blocking=True)
         return self.images[index], self.labels[index]
 
@@ -92,20 +89,11 @@ class ImageData(pl.LightningDataModule):
             raise UserError("a batch has at least one image")
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction is a fraction from 0 to below 1, not {val_fraction}")
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.val_fraction = val_fraction
-        self.train_images = train_images
-        self.test_images = test_images
-        self.split_seed = split_seed
-        self.workers = workers
-        self.unreadable = unreadable
-        self.image_size = image_size
-        self.on_device = on_device
+        self.batch_size, self.eval_batch_size, self.val_fraction = batch_size, eval_batch_size, val_fraction
+        self.train_images, self.test_images, self.split_seed = train_images, test_images, split_seed
+        self.workers, self.unreadable, self.image_size, self.on_device = workers, unreadable, image_size, on_device
         self.sets: dict[str, Dataset] = {}
-        # Used without a trainer: the device that batches go to, the number of processes that share them, and the
-        # number of this process.
-        self.device, self.ranks, self.rank = torch.device("cpu"), 1, 0
+        self.prepare_for(image_size, torch.device("cpu"))
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -136,15 +124,13 @@ class ImageData(pl.LightningDataModule):
             self.sets |= {"train": train, "val": val if held_out else self.sets["test"]}
 
     def prepare_for(self, image_size: int, device: torch.device, ranks: int = 1, rank: int = 0) -> None:
-        """Set what a trainer would: the model's image size in pixels, the device, and the processes that share it."""
+        """Set the model's image size in pixels and, where no trainer does, the device and the processes to share it."""
         self.image_size, self.device, self.ranks, self.rank = image_size, device, ranks, rank
 
     def loader(self, split: Literal["val", "test"], batch_size: int | None = None) -> DataLoader:
         """Every validation or test image once and in order, however many processes share them.
 
-        Args:
-            split: which images.
-            batch_size: images per batch of all processes together; by default ``evaluation_batch``.
+        A batch has ``batch_size`` images of all processes together, by default ``evaluation_batch``.
         """
         images, batch_size = self.sets[split], batch_size or self.evaluation_batch
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (self.ranks, self.rank)
@@ -152,20 +138,22 @@ class ImageData(pl.LightningDataModule):
             return self._loader(images, batch_size)
         if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
             raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
-        parts = EvaluationBatches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
+        parts = evaluation_batches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
         return self._loader(images, 1, batch_sampler=parts)
 
     def config(self) -> dict[str, Any]:
-        """What ``from_config`` makes this module from again: "class", see ``class_name``, and its arguments "args"."""
+        """What ``from_config`` needs: the arguments "args" and "class", an import path if outside this package."""
+        cls = type(self)
         try:
-            args = {name: getattr(self, name) for name in _arguments(type(self))}
+            args = {name: getattr(self, name) for name in _arguments(cls)}
             json.dumps(args)  # fails where a checkpoint would save an object that evaluation refuses to load
         except (AttributeError, TypeError) as error:
             raise UserError(
-                f"checkpoints can't record the arguments of {type(self).__name__} ({error}): keep each as an attribute "
-                "of the same name, and make it a number, a string, or a list or dictionary of these"
+                f"checkpoints can't record the arguments of {cls.__name__} ({error}): keep each as an attribute of the "
+                "same name, and make it a number, a string, or a list or dictionary of these"
             ) from error
-        return {"class": class_name(type(self)), "args": args}
+        ours = cls.__module__.startswith("layershuffle.")
+        return {"class": cls.__qualname__ if ours else _import_path(cls), "args": args}
 
     def train_dataloader(self) -> DataLoader:
         """Batches shuffled by the run's seed and the epoch alone, so that a resumed run continues with the same ones.
@@ -179,18 +167,15 @@ class ImageData(pl.LightningDataModule):
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """Every validation image once; see ``loader``."""
         return self.loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """Every test image once; see ``loader``."""
         return self.loader("test")
 
     def parts(self, split: str, fraction: float, seed: int) -> tuple[DataLoader, DataLoader]:
         """Split the "val" or "test" images at random into a ``fraction`` to search on and the rest to report on."""
-        images = self.sets[split]
-        total = len(images)  # type: ignore[arg-type]
-        count = round(total * fraction)
+        images: Any = self.sets[split]
+        total, count = len(images), round(len(images) * fraction)
         if not 0 < count < total:
             raise UserError(
                 f"a search needs images to search on and others to report on: {fraction} of {total} leaves none for one"
@@ -199,8 +184,9 @@ class ImageData(pl.LightningDataModule):
         return one, other
 
     def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:
-        source = _unwrapped(images)
-        workers, on_host = self.workers, True
+        source, workers, on_host = images, self.workers, True
+        while isinstance(source, Subset):
+            source = source.dataset
         if isinstance(source, TensorImages):
             home = self._home(source)
             source.move(home)
@@ -214,7 +200,7 @@ class ImageData(pl.LightningDataModule):
         return DataLoader(
             images,
             batch_size,
-            collate_fn=_unchanged if hasattr(source, "__getitems__") else collate,
+            collate_fn=tuple if hasattr(source, "__getitems__") else collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and on_host,
@@ -252,24 +238,18 @@ class ImageData(pl.LightningDataModule):
         return _split(images, count, self.split_seed)[0]
 
 
-def class_name(cls: type[ImageData]) -> str:
-    """The name of a class in checkpoints: that of a class of this package, the import path of any other."""
-    ours = cls.__module__.startswith("layershuffle.")
-    return cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
-
-
 def from_config(config: dict[str, Any], trusted: str | None = None) -> ImageData:
     """Make a data module from what ``ImageData.config`` returned.
 
     A checkpoint may come from anyone. So no module is imported because a checkpoint names it, nothing is downloaded,
-    and whoever evaluates decides how many processes read images.
+    and the number of workers is the default.
 
     Args:
         config: the class and its arguments.
         trusted: the import path of a class, if the caller named it. It is imported if it is the one in ``config``.
 
     Raises:
-        UserError: if the class is not imported, or doesn't take these arguments.
+        UserError: if the class is unknown or doesn't take these arguments.
     """
     name = config.get("class") if isinstance(config, dict) else None
     if trusted and trusted == name:
@@ -277,7 +257,7 @@ def from_config(config: dict[str, Any], trusted: str | None = None) -> ImageData
             importlib.import_module(trusted.rpartition(".")[0])
         except ImportError as error:
             raise UserError(f"{trusted} can't be imported ({error}): run this in the folder that holds it") from error
-    known = {key: cls for cls in _subclasses(ImageData) for key in (cls.__name__, class_name(cls))}
+    known = {key: cls for cls in _subclasses(ImageData) for key in (cls.__name__, _import_path(cls))}
     if isinstance(name, str) and name not in known and name != trusted and re.fullmatch(r"\w+(\.\w+)+", name):
         raise UserError(
             f"the data set it was trained on, {name}, is not known here: if you trust its code, add --data {name}"
@@ -299,15 +279,20 @@ def _subclasses(cls: type[ImageData]) -> list[type[ImageData]]:
     return children + [sub for child in children for sub in _subclasses(child)]
 
 
+def _import_path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _arguments(cls: type) -> list[str]:
     """The named arguments of a class, and of its parents as long as it passes ``**kwargs`` on to them."""
-    found: dict[str, None] = {}
-    for parent in cls.__mro__[: cls.__mro__.index(ImageData) + 1]:
-        parameters = inspect.signature(parent).parameters.values()
-        found |= {parameter.name: None for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    found: list[str] = []
+    for parent in cls.__mro__:  # ImageData takes no **kwargs, so that the loop ends there at the latest.
+        kinds = {parameter.name: parameter.kind for parameter in inspect.signature(parent).parameters.values()}
+        named = [name for name, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD]
+        found += [name for name in named if name not in found]
+        if len(named) == len(kinds):
             break
-    return list(found)
+    return found
 
 
 def _split(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
@@ -315,13 +300,3 @@ def _split(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
     rng = seeded(seed, "split")
     shuffled = sorted(range(len(images)), key=lambda _: rng.random())  # type: ignore[arg-type]
     return Subset(images, sorted(shuffled[:count])), Subset(images, sorted(shuffled[count:]))
-
-
-def _unwrapped(images: Dataset) -> Dataset:
-    while isinstance(images, Subset):
-        images = images.dataset
-    return images
-
-
-def _unchanged(batch: Sequence[Tensor]) -> Sequence[Tensor]:
-    return batch

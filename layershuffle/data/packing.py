@@ -1,4 +1,4 @@
-"""Packs class folders for ``layershuffle.data.packed``: in parallel, restartable, checked.
+"""Packs class folders for ``PackedFolders``: in parallel, restartable, checked.
 
 The images of each split are divided into chunks of neighbours. A chunk has a key, which stands for the files it was
 made from, and the checksum of its pixels. A chunk whose key and pixels are as noted is not packed again, so that
@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ import PIL
 import torchvision
 from torch.utils.data import DataLoader, Dataset
 
-from layershuffle.data.decoding import DecodedImages
-from layershuffle.data.folders import ImageFolders
-from layershuffle.data.packed import FORMAT, INDEX, read_index, record_size, records_file, write_index
+from layershuffle.data.folders import FORMAT, INDEX, ImageFolders, read_index, record_size, records_file, write_index
+from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 
@@ -32,7 +32,6 @@ MOST_UNREADABLE = 20
 UNFINISHED = "unfinished.json"
 """The key and the checksum of each chunk that is written, until the index takes its place."""
 LOCK = "packing.lock"
-SPLITS = ("train", "val")
 
 
 class Packing(Dataset):
@@ -42,40 +41,54 @@ class Packing(Dataset):
         source: the folder that holds ``train`` and ``val``.
         folder: where to pack it.
         size: height and width of the packed images, in pixels.
+
+    Attributes:
+        images: the images of each split.
+        bytes: the length of the packed file of each split.
+        finished: whether the folder is packed already, so that it is only compared.
     """
 
     def __init__(self, source: Path, folder: Path, size: int) -> None:
         data = ImageFolders(str(source), image_size=size)
-        self.images: dict[str, DecodedImages] = {split: data.load(train=split == "train") for split in SPLITS}
+        self.images: dict[str, DecodedImages] = {split: data.load(split == "train") for split in ("train", "val")}
+        self.bytes = {split: len(images) * record_size(size) for split, images in self.images.items()}
         self.source, self.folder, self.size = source, folder, size
-        self.chunks = [
-            (split, range(start, min(start + CHUNK, len(images))))
+        self.chunks = {
+            f"{split} {start}": (split, range(start, min(start + CHUNK, len(images))))
             for split, images in self.images.items()
             for start in range(0, len(images), CHUNK)
-        ]
+        }
         self.finished = self.read_only = (folder / INDEX).exists()
-        self.noted: dict[str, list[str]] = {}  # key and checksum of each chunk that is written, by its ``_name``
+        self.noted: dict[str, list[str]] = {}  # key and checksum of each chunk that is written, by its name in chunks
 
-    def __len__(self) -> int:
-        return len(self.chunks)
+    def missing(self) -> int:
+        """The bytes that packing will still take on the disk."""
+        files = {split: records_file(self.folder, split) for split in self.bytes}
+        held = {split: file.stat().st_blocks * 512 if file.exists() else 0 for split, file in files.items()}
+        return sum(max(0, self.bytes[split] - held[split]) for split in self.bytes)
 
-    def __getitem__(self, index: int) -> tuple[str, int, list[str], list[str]]:
-        """Pack a chunk.
+    def __getitem__(self, name: str) -> tuple[str, list[str], list[str]]:
+        """Pack a chunk. Returns its name, its key and checksum, and a sentence for each image that can't be read.
 
-        Returns:
-            Its name, its number of images, its key and checksum, and a sentence for each image that can't be read.
-
-        Raises:
-            UserError: if it can't be written, or in a folder that is only read, if it is not what was packed.
+        Raises UserError if it can't be written, or when chunks are only compared, if it differs from its note.
         """
-        split, images = self.chunks[index]
-        name, key = _name(split, images), self._key(split, images)
-        path, record = records_file(self.folder, split), record_size(self.size)
-        noted_key, checksum = self.noted.get(name, ("", ""))
-        if key == noted_key and checksum == _checksum(path, images.start * record, len(images) * record):
-            return name, len(images), [key, checksum], []
+        split, images = self.chunks[name]
+        path, record, key = records_file(self.folder, split), record_size(self.size), self._key(split, images)
+        noted = self.noted.get(name, ["", ""])
+        if key == noted[0]:
+            with suppress(OSError), path.open("rb") as file:
+                file.seek(images.start * record)
+                if hashlib.sha256(file.read(len(images) * record)).hexdigest() == noted[1]:
+                    return name, noted, []
+        if self.read_only and key == noted[0]:
+            remedy = "remove the folder and pack it again" if self.finished else "the same command packs them again"
+            raise UserError(f"images {images.start} to {images.stop - 1} of {path} are not what was written: {remedy}")
         if self.read_only:
-            raise self.changed() if key != noted_key else self.damaged(path, images)
+            remedy = "pack it into another folder" if self.finished else "the same command packs what has changed"
+            raise UserError(
+                f"{self.source}, or the Pillow or torchvision that reads it, is not what {self.folder} was packed "
+                f"from: {remedy}"
+            )
         digest, unreadable = hashlib.sha256(), []
         try:
             with path.open("r+b") as file:
@@ -92,113 +105,72 @@ class Packing(Dataset):
             raise UserError(
                 f"{path} could not be written ({error.strerror}): once that is mended, the same command continues"
             ) from error
-        return name, len(images), [key, digest.hexdigest()], unreadable
-
-    def missing(self) -> int:
-        """The bytes that packing will still take."""
-        there = {split: records_file(self.folder, split) for split in SPLITS}
-        held = {split: path.stat().st_blocks * 512 if path.exists() else 0 for split, path in there.items()}
-        return sum(max(0, self.total(split) - held[split]) for split in SPLITS)
-
-    def total(self, split: str) -> int:
-        """The bytes of a split's images."""
-        return len(self.images[split]) * record_size(self.size)
-
-    def content(self, split: str) -> dict[str, Any]:
-        """What the index says of a split."""
-        folders: Any = self.images[split].images
-        return {
-            "classes": {folders.classes[label]: len(list(images)) for label, images in groupby(folders.targets)},
-            "chunks": [self.noted[_name(*chunk)] for chunk in self.chunks if chunk[0] == split],
-        }
-
-    def changed(self) -> UserError:
-        """The error to raise where the folder was packed from other files."""
-        remedy = "pack it into another folder" if self.finished else "the same command packs what has changed"
-        return UserError(
-            f"{self.source}, or the Pillow or torchvision that reads it, is not what {self.folder} was packed from: "
-            f"{remedy}"
-        )
-
-    def damaged(self, path: Path, images: range) -> UserError:
-        """The error to raise where a file no longer has the pixels that were written."""
-        remedy = "remove the folder and pack it again" if self.finished else "the same command packs them again"
-        return UserError(f"images {images.start} to {images.stop - 1} of {path} are not what was written: {remedy}")
+        return name, [key, digest.hexdigest()], unreadable
 
     def _key(self, split: str, images: range) -> str:
         folders: Any = self.images[split].images
         key = hashlib.sha256(repr((FORMAT, self.size, PIL.__version__, torchvision.__version__)).encode())
-        for image in images:
-            path, label = folders.samples[image]
-            try:
+        for path, label in folders.samples[images.start : images.stop]:
+            version = (-1, -1)  # of a file that is gone, which decoding it will report
+            with suppress(OSError):
                 stat = os.stat(path)
                 version = (stat.st_size, stat.st_mtime_ns)
-            except OSError:
-                version = (-1, -1)  # decoding it will give the better error
             key.update(repr((os.path.relpath(path, folders.root), label, *version)).encode())
         return key.hexdigest()
 
 
-def pack(packing: Packing, workers: int, advance: Callable[[str, int], None]) -> None:
-    """Pack what is missing, read all of it again, and write the index that makes it a packed folder.
+def pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
+    """Pack what is missing, read all of it again, and write the index. A finished folder is only read and compared.
 
-    Args:
-        packing: what to pack, and where to.
-        workers: the number of processes that do it; 0 for this one.
-        advance: called with "packing" or "checking" and the number of images that this was done with.
-
-    Raises:
-        UserError: if anything goes wrong. Nothing is lost by it: the next run continues from there.
+    ``workers`` processes do the work, or this one if there are 0. Yields "packing" or "checking" and the number of
+    images that this was done with. Raises UserError if anything goes wrong; the next run continues from there.
     """
-    folder, unfinished = packing.folder, packing.folder / UNFINISHED
-    with (folder / LOCK).open("w") as lock:
-        try:
-            # Unlike flock, lockf ends with this process even if its workers live on for a moment.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
-        packing.noted = read_json(unfinished) if unfinished.exists() else {}
-        for split in SPLITS:
-            path = records_file(folder, split)
-            path.touch()
-            os.truncate(path, packing.total(split))
-        _go_through(packing, workers, lambda images: advance("packing", images))
-        packing.read_only = True
-        _go_through(packing, workers, lambda images: advance("checking", images))
-        for split in SPLITS:
-            with records_file(folder, split).open("rb") as file:
-                os.fsync(file.fileno())
-        splits = {split: packing.content(split) for split in SPLITS}
-        write_index(folder, {"name": packing.source.absolute().name, "size": packing.size, "splits": splits})
-        unfinished.unlink()
-    (folder / LOCK).unlink()
+    folder, unfinished, lock = packing.folder, packing.folder / UNFINISHED, packing.folder / LOCK
+    if packing.finished:
+        index = read_index(folder)
+        if index["size"] != packing.size:
+            raise UserError(
+                f"{folder} holds images of {index['size']} pixels: pack those of {packing.size} into another folder"
+            )
+        lists = {split: index["splits"][split]["chunks"] for split in packing.images}
+        noted = {f"{split} {number * CHUNK}": pair for split in lists for number, pair in enumerate(lists[split])}
+        # If there are more or fewer chunks than before, none counts as the one that was packed.
+        packing.noted = noted if noted.keys() == packing.chunks.keys() else {}
+        yield from _go_through(packing, workers, "checking")
+    else:
+        with lock.open("w") as locked:
+            try:
+                # Unlike flock, lockf ends with this process even if its workers live on for a moment.
+                fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
+            packing.noted = read_json(unfinished) if unfinished.exists() else {}
+            paths = {split: records_file(folder, split) for split in packing.images}
+            for split, path in paths.items():
+                path.touch()
+                os.truncate(path, packing.bytes[split])
+            yield from _go_through(packing, workers, "packing")
+            packing.read_only = True
+            yield from _go_through(packing, workers, "checking")
+            splits = {}
+            for split, path in paths.items():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                folders: Any = packing.images[split].images
+                classes = {folders.classes[label]: len(list(same)) for label, same in groupby(folders.targets)}
+                chunks = [packing.noted[name] for name, chunk in packing.chunks.items() if chunk[0] == split]
+                splits[split] = {"classes": classes, "chunks": chunks}
+            write_index(folder, {"name": packing.source.absolute().name, "size": packing.size, "splits": splits})
+    for path in (unfinished, lock, *folder.glob(".*.json.*")):  # the last are what write_whole leaves when it is killed
+        path.unlink(missing_ok=True)
 
 
-def check(packing: Packing, workers: int, advance: Callable[[str, int], None]) -> None:
-    """Compare a finished folder with its checksums and with its source; raises UserError if anything differs.
-
-    Takes the arguments of ``pack``.
-    """
-    folder, index = packing.folder, read_index(packing.folder)
-    if index["size"] != packing.size:
-        raise UserError(
-            f"{folder} holds images of {index['size']} pixels: pack those of {packing.size} into another folder"
-        )
-    for split in SPLITS:
-        for number, noted in enumerate(index["splits"][split]["chunks"]):
-            packing.noted[f"{split} {number * CHUNK}"] = noted
-    if packing.noted.keys() != {_name(*chunk) for chunk in packing.chunks}:
-        raise packing.changed()
-    _go_through(packing, workers, lambda images: advance("checking", images))
-    for name in (UNFINISHED, LOCK):
-        (folder / name).unlink(missing_ok=True)  # a run that was killed at its very end leaves them
-
-
-def _go_through(packing: Packing, workers: int, advance: Callable[[int], None]) -> None:
+def _go_through(packing: Packing, workers: int, step: str) -> Iterator[tuple[str, int]]:
     """Read every chunk, in any sequence, and note those that were packed. Unreadable images are named on stderr."""
     unreadable = 0
+    loader = DataLoader(packing, None, sampler=list(packing.chunks), num_workers=workers, in_order=False)
     try:
-        for name, images, noted, sentences in DataLoader(packing, None, num_workers=workers, in_order=False):
+        for name, noted, sentences in loader:
             for sentence in sentences:
                 print(sentence, file=sys.stderr)
             unreadable += len(sentences)
@@ -207,7 +179,7 @@ def _go_through(packing: Packing, workers: int, advance: Callable[[int], None]) 
             if not sentences and packing.noted.get(name) != noted:
                 packing.noted[name] = noted
                 write_whole(packing.folder / UNFINISHED, json.dumps(packing.noted))
-            advance(images)
+            yield step, len(packing.chunks[name][1])
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -221,18 +193,3 @@ def _go_through(packing: Packing, workers: int, advance: Callable[[int], None]) 
             f"{count} of {packing.source} can't be read: replace or remove those named above, then the same command "
             "continues"
         )
-
-
-def _name(split: str, images: range) -> str:
-    """What notes call a chunk, such as "train 256"."""
-    return f"{split} {images.start}"
-
-
-def _checksum(path: Path, start: int, length: int) -> str:
-    """The SHA-256 of a part of a file, or "" if it can't be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return hashlib.sha256(file.read(length)).hexdigest()
-    except OSError:
-        return ""

@@ -1,12 +1,83 @@
-"""Resizes, centre crops and normalises uint8 images on the device."""
+"""Decodes images when they are read, and makes the model's input of batches of them on the device."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
 from torchvision.transforms.v2 import functional as F
 
 from layershuffle.errors import UserError
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused as decompression bombs. The largest of ImageNet-1k has 17 million pixels."""
+
+
+class DecodedImages(Dataset):
+    """Converts the images of a data set to RGB, resizes and centre crops them when they are read.
+
+    Args:
+        images: a data set of (PIL image, label). If it has ``samples``, (path, label), broken images are named by path.
+        size: height and width of the result, in pixels.
+        unreadable: how many images may be broken. They are named on stderr and read as None; one more is a UserError.
+    """
+
+    def __init__(self, images: Dataset, size: int, unreadable: int = 0) -> None:
+        self.images, self.size, self.unreadable = images, size, unreadable
+        # Shared by the worker processes, so that an image counts once however often it is read.
+        self.broken = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+        try:
+            return self.decode(index)
+        except UserError as error:
+            if not self.broken[index]:
+                self.broken[index] = True
+                count = int(self.broken.sum())
+                if count > self.unreadable:
+                    raise UserError(
+                        f"{error}, and the {count - 1} named before" if count > 1 else str(error)
+                    ) from error
+                print(f"{error}: {count} of at most {self.unreadable}", file=sys.stderr)
+            return None
+
+    def decode(self, index: int) -> tuple[Tensor, int]:
+        """The image, uint8 [3, size, size], and its label. A broken image raises a UserError that names it."""
+        try:
+            image, label = self.images[index]
+            image = F.center_crop(F.resize(image.convert("RGB"), [self.size]), [self.size, self.size])
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            name = self.images.samples[index][0] if hasattr(self.images, "samples") else f"image {index}"
+            raise UserError(f"{name} can't be read as an image ({error}): replace or remove it") from error
+        return F.pil_to_tensor(image), label
+
+
+def skip_unreadable(batch: Sequence[tuple[Tensor, int] | None]) -> list[Tensor]:
+    """Collate the images that could be read: uint8 [batch, 3, size, size] and int64 labels [batch]."""
+    found = [item for item in batch if item is not None]
+    return default_collate(found) if found else [torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0).long()]
+
+
+def replace_unreadable(batch: Sequence[tuple[Tensor, int] | None]) -> list[Tensor]:
+    """Collate a training batch of full size: others of the batch take the place of images that couldn't be read."""
+    found = [item for item in batch if item is not None]
+    if not found:
+        raise UserError(f"none of the {len(batch)} images of a batch can be read: is their disk still there?")
+    return default_collate([found[index % len(found)] for index in range(len(batch))])
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Decode an image, or raise ValueError if its header says that it is larger than ``MAX_PIXELS``."""
+    with Image.open(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        return image.convert("RGB")
 
 
 class Preprocess(nn.Module):
@@ -17,8 +88,7 @@ class Preprocess(nn.Module):
 
     Args:
         size: height and width of the result, in pixels.
-        mean: per channel, in units of 0..1.
-        std: per channel, in units of 0..1.
+        mean: of each channel, in units of 0..1; ``std`` alike.
     """
 
     mean: Tensor
@@ -37,7 +107,7 @@ class Preprocess(nn.Module):
                 f"the images have {images.shape[1]} channels, but the model takes {len(self.mean)}: train one with "
                 f"--model.timm_args.in_chans {images.shape[1]}"
             )
-        if not len(images):  # which can't be resized
+        if not len(images):  # An empty batch can't be resized.
             images = images.new_empty((0, images.shape[1], self.size, self.size))
         if images.shape[-2:] != (self.size, self.size):
             images = F.center_crop(F.resize(images, [self.size], antialias=True), [self.size, self.size])

@@ -1,11 +1,10 @@
-"""Samplers decide which images a process reads, and in which sequence."""
+"""Which images a process reads, and in which sequence."""
 
-import math
 from collections.abc import Iterator, Sized
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.utils.data import DistributedSampler, Sampler
+from torch.utils.data import DistributedSampler
 
 from layershuffle.errors import UserError
 
@@ -15,12 +14,6 @@ class TrainingSampler(DistributedSampler):
 
     Lightning counts the epochs and batches that a run has done and restores both counts from a checkpoint. So this
     sampler keeps no state, and batches that worker processes have read ahead don't count.
-
-    Args:
-        images: the data set.
-        batch_size: images per process and step.
-        seed: decides the sequences.
-        trainer: whose progress counts; without one, this is the first epoch.
     """
 
     def __init__(self, images: Sized, batch_size: int, seed: int, trainer: pl.Trainer | None = None) -> None:
@@ -41,28 +34,13 @@ class TrainingSampler(DistributedSampler):
         yield from list(super().__iter__())[done * self.batch_size :]
 
 
-class EvaluationBatches(Sampler[list[int]]):
-    """Batches of every image once and in order, of which each process takes its part.
+def evaluation_batches(images: int, batch_size: int, ranks: int, rank: int) -> list[list[int]]:
+    """The parts of process ``rank`` of ``ranks`` in batches of every image once and in order.
 
-    So all processes have the same number of batches, and a batch has the same images for any number of processes. A
-    process's part of the last batch can be empty.
-
-    Args:
-        images: the number of images.
-        batch_size: images per batch of all processes together.
-        ranks: the number of processes.
-        rank: the number of this process.
+    All processes have the same number of batches, and a batch has the same images for any number of processes. A
+    process's part of the last batch can be empty. ``batch_size`` counts the images of all processes together.
     """
-
-    def __init__(self, images: int, batch_size: int, ranks: int, rank: int) -> None:
-        if min(images, batch_size) < ranks:
-            raise UserError(f"{ranks} processes can't share batches of {min(images, batch_size)} images: use fewer")
-        self.images, self.batch_size, self.ranks, self.rank = images, batch_size, ranks, rank
-
-    def __len__(self) -> int:
-        return math.ceil(self.images / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, self.images, self.batch_size):
-            batch = range(start, min(start + self.batch_size, self.images))
-            yield list(batch[len(batch) * self.rank // self.ranks : len(batch) * (self.rank + 1) // self.ranks])
+    if min(images, batch_size) < ranks:
+        raise UserError(f"{ranks} processes can't share batches of {min(images, batch_size)} images: use fewer")
+    batches = [range(start, min(start + batch_size, images)) for start in range(0, images, batch_size)]
+    return [list(batch[len(batch) * rank // ranks : len(batch) * (rank + 1) // ranks]) for batch in batches]

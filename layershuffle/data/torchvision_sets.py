@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from layershuffle.data.decoding import DecodedImages
 from layershuffle.data.module import ImageData, TensorImages
+from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.errors import UserError
 
 
@@ -42,12 +42,8 @@ class TorchvisionImages(ImageData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.dataset = dataset
-        self.num_classes = num_classes
-        self.root = root
-        self.download = download
-        self.train_args = train_args
-        self.test_args = test_args
+        self.dataset, self.num_classes, self.root, self.download = dataset, num_classes, root, download
+        self.train_args, self.test_args = train_args, test_args
 
     @property
     def label(self) -> str:

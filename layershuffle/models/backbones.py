@@ -4,7 +4,6 @@ To support another family, subclass ``Backbone`` and enter the class in ``FAMILI
 timm is imported when a model is made: that takes most of a second, for which a command's --help should not wait.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Set
 from pkgutil import resolve_name
@@ -24,7 +23,7 @@ class State(NamedTuple):
     Attributes:
         tokens: [batch, tokens, dim].
         context: what else the layers read and don't change, such as rotary position embeddings, or None. Its first
-            dimension is the batch, or 1 where all images share it.
+            dimension is the batch, or 1 if all images share it.
     """
 
     tokens: Tensor
@@ -46,17 +45,17 @@ class Backbone:
     Args:
         vit: the timm model. Its layers are the modules of ``vit.blocks``.
         head: which of two classifiers a distilled model uses, see ``OrderedViT``.
+
+    Attributes:
+        halves_of: the attention half "a" and the feed-forward half "f" of a layer, by the name of the block's class.
+            They are functions, not methods, so that all layers share one compiled graph. Other blocks don't split.
+        parts: the modules and parameters of a block that belong to each half.
+        ignores_second_head: whether the model has a second classifier, for distillation, that isn't used.
     """
 
     halves_of: ClassVar[dict[str, dict[str, Run]]] = {}
-    """The attention half "a" and the feed-forward half "f" of a layer, by the name of the block's class. They are
-    functions, not methods, so that all layers share one compiled graph. Other blocks don't split."""
-
     parts: ClassVar = {"a": ("norm1", "attn", "ls1", "gamma_1"), "f": ("norm2", "mlp", "ls2", "gamma_2")}
-    """The modules and parameters of a block that belong to each half."""
-
     ignores_second_head = False
-    """Whether the model has a second classifier, for distillation, that isn't used."""
 
     def __init__(self, vit: nn.Module, head: Head = "average") -> None:
         self.vit: Any = vit
@@ -80,13 +79,12 @@ class Backbone:
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Everything after the layers. Returns logits [batch, classes]."""
-        if self.vit.global_pool == "token":  # The head reads no others, so they need not be normalised.
+        if self.vit.global_pool == "token":  # The head reads no other tokens, so they need not be normalised.
             tokens = tokens[:, : self.vit.num_prefix_tokens]
         return self.vit.forward_head(self.vit.norm(tokens))
 
     @property
     def dim(self) -> int:
-        """The size of a token."""
         return self.vit.embed_dim
 
     @property
@@ -193,12 +191,12 @@ FAMILIES: dict[str, type[Backbone]] = {
 """The supported families, by the class of timm's model."""
 
 LAYER_ROWS = {"rope.freqs": 1}
-"""The parameters outside the blocks that hold something for the attention of each layer, by their names in timm: the
+"""The parameters outside the blocks that hold something for the attention of each layer: their names in timm, and the
 dimension along which the layers lie."""
 
 
 def backbone_of(vit: nn.Module, head: Head = "average") -> Backbone:
-    """What is known of a timm model's family; a UserError if it is none of FAMILIES."""
+    """The backbone of a timm model; raises UserError if its class is none of FAMILIES."""
     for path, family in FAMILIES.items():
         if isinstance(vit, resolve_name(path)):
             return family(vit, head)
@@ -208,12 +206,7 @@ def backbone_of(vit: nn.Module, head: Head = "average") -> Backbone:
     )
 
 
-def constructor_arguments() -> set[str]:
-    """The names of everything that describes a model of one of the families."""
-    return {name for path in FAMILIES for name in inspect.signature(resolve_name(path)).parameters}
-
-
 def layer_of(name: str) -> int | None:
-    """The layer that a weight of timm's state dict belongs to, or None if it isn't one layer's."""
+    """The layer that a weight belongs to, by its name in timm's state dict; None if it is outside the layers."""
     found = re.match(r"blocks\.([0-9]{1,4})\.", name)
     return int(found[1]) if found else None

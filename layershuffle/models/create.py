@@ -1,13 +1,15 @@
 """Creates models, with random or given weights."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layershuffle.errors import UserError
-from layershuffle.models.backbones import LAYER_ROWS, Head, constructor_arguments, layer_of
+from layershuffle.models.backbones import FAMILIES, LAYER_ROWS, Head, layer_of
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position
 from layershuffle.models.weights import read_backbone
@@ -32,16 +34,19 @@ def create_model(
     Args:
         name: a timm model, such as ``vit_base_patch16_224.orig_in21k_ft_in1k``.
         num_classes: the classes to tell apart, one or more. A pretrained head of another size is replaced by a new one.
-        position: how the layers use their position in the order: "none", "encode" or "predict".
+        position: how the layers use their position in the order: "none", "encode" (PositionEncoding) or "predict"
+            (PositionPrediction).
         pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to
-            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of train.py. If
-            timm_args has a smaller ``depth``, the first layers are taken.
+            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of
+            ``layershuffle train``. If timm_args has a smaller ``depth``, the first layers are taken.
         positions: how many positions can be told apart, by default one per step of the model's own order. Orders with
             repeats need more.
-        order: the model's own order, which it runs unless told otherwise: an order's text or a name such as
+        order: the model's own order, which runs if ``forward`` is given none: an order's text or a name such as
             ``cycle(6)``, see orders.named.NAMED. By default its layers in sequence.
-        choices: orders in the same form, from which each image takes one unless told otherwise (arXiv 2103.03457).
-        head: "average" or "class", for distilled models; see OrderedViT.
+        choices: orders in the same form. If ``forward`` is given none, each image chooses one of them
+            (arXiv 2103.03457).
+        head: how a distilled DeiT classifies: "average" of its two heads (timm, the DeiT paper), or the "class"
+            token's head alone (the LayerShuffle authors' code). Other models have one head and ignore it.
         norm_eps: the epsilon of the backbone's layer norms, by default timm's.
         timm_args: anything that ``timm.create_model`` takes, such as ``img_size`` or ``drop_path_rate``.
 
@@ -52,8 +57,7 @@ def create_model(
     import timm
 
     config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
-    config |= {"head": head, "norm_eps": norm_eps, **timm_args}
-    config |= {"order": order} if order else {}
+    config |= {"head": head, "norm_eps": norm_eps, **timm_args} | ({"order": order} if order else {})
     config |= {"choices": list(choices)} if choices is not None else {}
     if not timm.is_model(name):  # timm.create_model would also look in folders and on the hub.
         raise _unknown(name)
@@ -77,7 +81,7 @@ def create_model(
     except Exception as error:
         raise _explained(error, name, pretrained) from error
     vit.pretrained_cfg.pop("state_dict", None)  # Otherwise the model would keep a second copy of the weights.
-    for new in new_heads:  # Families that start from small logits scale a new head.
+    for new in new_heads:  # Some families start from small logits: they scale down a new head.
         vit.get_submodule(new).weight.data *= getattr(vit, "head_init_scale", 1)
     if norm_eps is not None:
         for module in vit.modules():
@@ -94,44 +98,36 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
     Args:
         weights: the whole state dict of an OrderedViT.
         source: the file that the weights and the description came from, for error messages.
-        config: arguments of ``create_model``. They come from the file and are not trusted.
-
-    Raises:
-        UserError: as ``create_model``; if the weights don't fit; if an argument would read or fetch other files.
+        config: arguments of ``create_model``. They come from the file, so those that read or fetch others are refused.
     """
+    known = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
+    known |= {name for path in FAMILIES for name in inspect.signature(resolve_name(path)).parameters}
+    if strange := config.keys() - known:
+        raise UserError(f"the model it names has {sorted(map(str, strange))[0][:200]}, which describes no model")
+    depth, positions = config.get("depth"), config.get("positions")
     try:
-        _check_fit(weights, config)
+        layers = {layer_of(key.removeprefix("vit.")) for key in weights} - {None}
+        if depth is not None and depth != len(layers):
+            raise RuntimeError(f"there are weights of {len(layers)} layers, not of {depth}")
+        if positions is not None and not 0 < positions <= MAX_STEPS:
+            raise RuntimeError(f"it can't have {positions} positions")
+        with torch.device("meta"):  # a model of shapes without values, with which the weights are compared
+            shapes = create_model(**config)
+        # torch notes ``assign`` in the metadata of a state dict, which a plain dictionary doesn't have.
+        shapes.load_state_dict(dict(weights), assign=True)
+        # Tables that are computed and not stored, such as rotary embeddings, are bounded by no weight's shape.
+        if sum(buffer.numel() for buffer in shapes.buffers()) > 1 << 26:  # 100 times those of timm's largest models
+            raise RuntimeError("its tables of positions are too large: the image size can't be right")
         model = create_model(**config)
         model.load_state_dict(weights)
     except (TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = str(error).strip().splitlines()[-1].strip()[:300]
         raise UserError(f"{source} is damaged, its weights don't fit the model it names: {reason}") from error
     return model
 
 
-def _check_fit(weights: Mapping[str, Tensor], config: dict[str, Any]) -> None:
-    own = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
-    if strange := config.keys() - own - constructor_arguments():
-        raise UserError(f"the model it names has {sorted(map(str, strange))[0][:200]}, which describes no model")
-    layers = {layer_of(key.removeprefix("vit.")) for key in weights} - {None}
-    depth, positions = config.get("depth"), config.get("positions")
-    if depth is not None and depth != len(layers):
-        raise RuntimeError(f"there are weights of {len(layers)} layers, not of {depth}")
-    if positions is not None and not 0 < positions <= MAX_STEPS:
-        raise RuntimeError(f"{positions} are no positions")
-    with torch.device("meta"):  # shapes without values
-        model = create_model(**config)
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    found = {name: getattr(value, "shape", None) for name, value in weights.items()}
-    if wrong := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
-        raise RuntimeError(f"{len(wrong)} of them differ in name or shape, such as {wrong[0][:200]}")
-    # Tables that are computed and not stored, such as rotary embeddings, are bounded by no weight's shape.
-    if sum(buffer.numel() for buffer in model.buffers()) > 1 << 26:  # 100 times those of timm's largest models
-        raise RuntimeError("its tables of positions are too large: the image size can't be right")
-
-
 def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:
-    """The weights that a model of ``depth`` layers takes from a deeper one; all of them if depth is None."""
+    """The weights that a model of ``depth`` layers takes from a deeper one, or all if ``depth`` is None."""
     if depth is None:
         return weights
     layers = {name: layer_of(name) for name in weights}
@@ -146,7 +142,8 @@ def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) ->
 def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> tuple[dict[str, Any], list[str]]:
     """The configuration that makes timm load exactly these weights, and the names of the heads that are new.
 
-    A head that had other classes is replaced here, because timm stops checking that all weights fit if it does so.
+    A head for another number of classes is replaced here: if timm did it, it would no longer check that the other
+    weights fit.
     """
     import timm
 
@@ -170,7 +167,7 @@ def _unknown(name: str) -> UserError:
 
 
 def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception:
-    """The error of ``timm.create_model`` as a sentence for whoever can do something about it."""
+    """What to raise in place of an error of ``timm.create_model``: one sentence."""
     if isinstance(error, UserError):
         return error
     if "Invalid pretrained tag" in str(error):
@@ -182,6 +179,7 @@ def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in network:
         return UserError(
             f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, "
-            "download them elsewhere and give their path (train.py --model.pretrained, evaluate.py --pretrained)"
+            "download them elsewhere and give their path (--model.pretrained of layershuffle train, --pretrained of "
+            "the other commands)"
         )
     return UserError(f"{name} can't be created with these arguments: {text}")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head, State, backbone_of
-from layershuffle.models.choice import OrderChoice
 from layershuffle.models.position import Position, PositionEncoding, PositionPrediction
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, sequential
@@ -21,8 +20,8 @@ class Output(NamedTuple):
 
     Attributes:
         logits: [batch, classes].
-        position_logits: [steps, batch, positions] with position prediction, else None; entry p is what the
-            layer that ran at position p said (the mean over the members of a parallel step).
+        position_logits: [steps, batch, positions] with position prediction, else None. Entry p is the prediction of the
+            layer that ran at position p, or the mean over the layers of a parallel step.
     """
 
     logits: Tensor
@@ -37,21 +36,33 @@ class ImageFormat(NamedTuple):
     std: tuple[float, ...]
 
 
+class OrderChoice(nn.Module):
+    """Predicts from the mean of an image's embedded tokens which of ``orders`` suits it (IOT, arXiv 2103.03457)."""
+
+    def __init__(self, orders: Sequence[Order], dim: int) -> None:
+        super().__init__()
+        if not orders:
+            raise UserError("there is nothing to choose from: give one order or more as choices")
+        if twice := [order for order in orders if orders.count(order) > 1]:
+            raise UserError(f"the orders to choose from must differ, but '{twice[0]}' is given more than once")
+        self.orders = tuple(orders)
+        self.predictor = nn.Linear(dim, len(orders))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: [batch, tokens, dim], before the first layer. Returns logits [batch, orders]."""
+        return self.predictor(tokens.mean(dim=1))
+
+
 class OrderedViT(nn.Module):
     """A timm vision transformer whose layers run in the order that the call asks for.
 
     The timm model is the submodule ``vit``, unchanged: ``model.vit.state_dict()`` loads into plain timm and the other
     way round. ``forward`` is ``embed``, one ``run_step`` per step, and ``classify``. Code that runs many orders calls
-    those three and shares the steps that the orders have in common.
+    these three and shares the steps with which the orders begin.
 
     Args:
-        vit: a timm model of one of the families in ``backbones.FAMILIES``.
-        position: "none", "encode" (PositionEncoding) or "predict" (PositionPrediction).
-        positions: how many positions can be told apart, by default as many as the own order has steps.
-        head: how a distilled DeiT classifies: "average" of its two heads (timm, the DeiT paper), or the "class"
-            token's head alone (the LayerShuffle authors' code). Other models have one head and ignore it.
-        order: the model's own order, which it runs unless told otherwise: by default its layers in sequence.
-        choices: orders from which each image takes one unless told otherwise (OrderChoice), if any.
+        vit: a timm model of one of the families in ``backbones.FAMILIES``. The other arguments are those of
+            ``create_model``.
 
     Raises:
         UserError: if the family isn't supported, or the model can't run its own order or one of the choices.
@@ -86,17 +97,14 @@ class OrderedViT(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The timm model's blocks, by layer."""
+        """The blocks of the timm model."""
         return self.backbone.layers
 
     def forward(self, images: Tensor, order: OrderLike | None = None) -> Output:
         """Classify normalised ``images`` [batch, channels, height, width], running the layers in ``order``.
 
-        Without ``order`` the model's own runs, or each image in the order it chooses where the model has choices.
-
-        Raises:
-            UserError: if the order names a layer that the model lacks, or is longer than the positions that it can
-                encode or predict.
+        Without ``order`` the model's own runs, or if the model has choices, each image in the order it chooses. Raises
+        UserError if the model can't run ``order``, see ``check``.
         """
         if order is None and self.choice:
             return self._run_chosen(self.choice, self.embed(images))
@@ -120,17 +128,11 @@ class OrderedViT(nn.Module):
         return self.backbone.image_shape
 
     def compile(self, **options: Any) -> None:
-        """Compile each layer in place by itself, so that whatever order runs, it runs the same few graphs.
+        """Compile each layer in place, so that all orders share a few graphs. ``options`` are those of torch.compile.
 
         Layers of one shape share a graph for training and one for evaluation, and another pair for every further batch
         size and precision. Parameters and their names stay as they are. ``torch.compile(model)`` would compile a graph
-        for every order.
-
-        Args:
-            options: of ``torch.compile``, such as ``backend``.
-
-        Raises:
-            UserError: if there is no C++ compiler, which torch.compile needs.
+        for every order. Raises UserError if there is no C++ compiler, which torch.compile needs.
         """
         compiler = os.environ.get("CXX", "g++")
         if "backend" not in options and not (shutil.which(compiler) or shutil.which("clang++")):
@@ -149,7 +151,7 @@ class OrderedViT(nn.Module):
         self.halves = {half: torch.compile(run, **options) for half, run in self.backbone.halves.items()}
 
     def run(self, state: State, order: Order) -> Output:
-        """From embedded images to the output, in an order that was checked."""
+        """Run embedded images to the output, in an order that was checked."""
         position_logits = []
         for position, step in enumerate(order):
             state, step_logits = self.run_step(state, step, position)
@@ -168,7 +170,11 @@ class OrderedViT(nn.Module):
         return parse_order(order, self.order) if isinstance(order, str) else Order(order)
 
     def check(self, order: OrderLike) -> Order:
-        """The order, or the one that a name of orders.named.NAMED means, if this model can run it; else a UserError."""
+        """The order, or the one that a name of orders.named.NAMED means.
+
+        Raises UserError if it names a layer that the model lacks, splits layers that don't split, or is longer than the
+        positions that the model can encode or predict.
+        """
         order = self._parsed(order).check(self.depth)
         if (self.encoding or self.prediction) and len(order) > self.positions:
             raise UserError(
@@ -180,19 +186,19 @@ class OrderedViT(nn.Module):
         return order
 
     def embed(self, images: Tensor) -> State:
-        """Everything before the layers, for images [batch, channels, height, width]."""
+        """Run everything before the layers, for images [batch, channels, height, width]."""
         state = self.backbone.embed(images)
         # Without a class token they are not contiguous, and compiled layers would differ for the first step.
         return state._replace(tokens=state.tokens.contiguous())
 
     def run_step(self, state: State, step: Step, position: int) -> tuple[State, Tensor | None]:
-        """Run one step that holds ``position``: the new state and, with prediction, [batch, positions] logits."""
+        """Run the step at ``position``. Returns the new state and, with prediction, [batch, positions] logits."""
         outputs = [self._run_unit(state, unit, position) for unit in step]
         logits = [self.prediction(out, unit.layer) for out, unit in zip(outputs, step)] if self.prediction else []
         return state._replace(tokens=_mean(outputs)), _mean(logits) if logits else None
 
     def classify(self, state: State, position_logits: list[Tensor | None]) -> Output:
-        """Everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
+        """Run everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
         predicted = [step_logits for step_logits in position_logits if step_logits is not None]
         return Output(self.backbone.classify(state.tokens), torch.stack(predicted) if predicted else None)
 

@@ -14,14 +14,13 @@ from torch import Tensor
 from layershuffle.errors import UserError
 
 BACKBONE_PREFIX = "model.vit."
-"""Stands before the names of the backbone's weights in the checkpoints of train.py."""
+"""Stands before the names of the backbone's weights in the checkpoints of ``layershuffle train``."""
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
     """The content of a .safetensors or torch file, on the CPU; tensors are read from it as they are used.
 
-    Raises:
-        UserError: if it isn't there, isn't such a file, is damaged, or holds anything but tensors and plain values.
+    Raises UserError if it isn't there, isn't such a file, is damaged, or holds anything but tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,8 +28,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        _refuse_bomb(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if zipped := zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > path.stat().st_size:  # torch doesn't compress
+                raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than its size: it was not loaded")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UserError:
         raise
     except PermissionError as error:
@@ -52,7 +55,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def read_backbone(path: str | Path) -> dict[str, Tensor]:
-    """The backbone's weights under timm's names, from a timm state dict or a checkpoint of train.py."""
+    """The backbone's weights under timm's names, from a timm state dict or a checkpoint of ``layershuffle train``."""
     content = read_file(path)
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
@@ -63,15 +66,6 @@ def read_backbone(path: str | Path) -> dict[str, Tensor]:
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} holds no state dict")
     return weights
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Refuse an archive that would unpack to more than its own size; torch doesn't compress."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            packed = sum(entry.file_size for entry in archive.infolist())
-        if packed > path.stat().st_size:
-            raise UserError(f"{path} would unpack to {packed:,} bytes, more than its size: it was not loaded")
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:

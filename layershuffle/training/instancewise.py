@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layershuffle.errors import UserError
-from layershuffle.models.choice import OrderChoice
-from layershuffle.models.model import OrderedViT
+from layershuffle.models.model import OrderChoice, OrderedViT
 from layershuffle.orders.order import seeded
 
 

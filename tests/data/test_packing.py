@@ -19,7 +19,7 @@ from helpers import batches, fake_imagenet
 from PIL import Image
 
 from layershuffle.commands.pack import pack_command
-from layershuffle.data import ImageFolders, PackedFolders, from_config, packed, packing
+from layershuffle.data import ImageFolders, PackedFolders, folders, from_config, packing
 
 rng = np.random.default_rng(0)
 
@@ -353,7 +353,7 @@ def test_a_worker_that_is_killed(source, tmp_path, monkeypatch):
         ):
             pack(source, tmp_path / "packed", "--workers", "1")
     pack(source, tmp_path / "packed")
-    assert packed.read_index(tmp_path / "packed")["size"] == 32
+    assert folders.read_index(tmp_path / "packed")["size"] == 32
 
 
 def test_the_format_of_finished_folders_stays(source, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from two_processes import SCORED, data, trainer, tuner
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import StudyCommand, study_parser
-from layershuffle.data.samplers import EvaluationBatches
+from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
 from layershuffle.training.distributed import orders_per_process, unused_parameters
@@ -142,16 +142,16 @@ def test_two_process_evaluation_is_that_of_one(two, monkeypatch):
 
 @pytest.mark.parametrize(("images", "batch_size", "ranks"), [(359, 128, 2), (10, 4, 3), (9, 4, 4), (8, 8, 1)])
 def test_each_image_is_read_once_by_one_process(images, batch_size, ranks):
-    parts = [list(EvaluationBatches(images, batch_size, ranks, rank)) for rank in range(ranks)]
+    parts = [evaluation_batches(images, batch_size, ranks, rank) for rank in range(ranks)]
     for rank in range(ranks):
-        assert len(parts[rank]) == len(EvaluationBatches(images, batch_size, ranks, rank)) == -(-images // batch_size)
+        assert len(parts[rank]) == len(evaluation_batches(images, batch_size, ranks, rank)) == -(-images // batch_size)
     together = [[index for part in batch for index in part] for batch in zip(*parts)]
     assert together == [list(range(first, min(first + batch_size, images))) for first in range(0, images, batch_size)]
 
 
 def test_more_processes_than_images_are_refused():
     with pytest.raises(ValueError, match="4 processes can't share batches of 3 images"):
-        EvaluationBatches(3, 8, 4, 0)
+        evaluation_batches(3, 8, 4, 0)
 
 
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])

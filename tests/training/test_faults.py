@@ -17,8 +17,7 @@ from helpers import ROOT, SMALL, fake_imagenet
 from PIL import Image
 
 from layershuffle.commands.errors import run
-from layershuffle.data import Digits, ImageFolders
-from layershuffle.data import decoding as decoding_module
+from layershuffle.data import Digits, ImageFolders, preprocessing
 from layershuffle.orders.samplers import Shuffle
 from layershuffle.training.callbacks import WholeCheckpointIO
 from layershuffle.training.finite import FirstNonFiniteStep, all_finite
@@ -139,11 +138,11 @@ def test_a_batch_without_any_image_stops_the_run(tmp_path):
 
 def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     root = fake_imagenet(tmp_path)
-    monkeypatch.setattr(decoding_module, "MAX_PIXELS", 999)
+    monkeypatch.setattr(preprocessing, "MAX_PIXELS", 999)
     Image.new("1", (100, 10)).save(root / "val/n01440764/bomb.png")
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match="100 x 10 pixels are more than 999"):
-        decoding_module.open_image(root / "val/n01440764/bomb.png")
+        preprocessing.open_image(root / "val/n01440764/bomb.png")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
