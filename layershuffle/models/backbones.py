@@ -44,13 +44,13 @@ class Backbone:
 
     Args:
         vit: the timm model. Its layers are the modules of ``vit.blocks``.
-        head: which of two classifiers a distilled model uses, see ``OrderedViT``.
+        head: which of two classifiers a distilled model uses, see ``create_model``.
 
     Attributes:
         halves_of: the attention half "a" and the feed-forward half "f" of a layer, by the name of the block's class.
             They are functions, not methods, so that all layers share one compiled graph. Other blocks don't split.
         parts: the modules and parameters of a block that belong to each half.
-        ignores_second_head: whether the model has a second classifier, for distillation, that isn't used.
+        ignores_second_head: whether the model has a second classifier, of a distilled DeiT, that isn't used.
     """
 
     halves_of: ClassVar[dict[str, dict[str, Run]]] = {}
@@ -160,7 +160,7 @@ class Eva(Backbone):
     """timm's Eva: EVA, EVA-02, DINOv3, Perception Encoder, ViTs with rotary position embeddings (RoPE) and others.
 
     The rotary embeddings are computed once per forward pass. "Mixed" ones (arXiv 2403.13298) are learned for each
-    layer. They belong to the layer, like its weights: a layer takes its own along to whatever position it holds.
+    layer. They belong to the layer, as its weights do, and go with it to any position.
     """
 
     halves_of: ClassVar = {

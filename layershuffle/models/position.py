@@ -1,4 +1,4 @@
-"""How layers use the position they hold in an order: by encoding it or by predicting it, if at all."""
+"""The two ways in which layers use their position in the order: encoding it and predicting it."""
 
 from typing import Literal
 
