@@ -6,6 +6,8 @@ from types import ModuleType
 from typing import Any
 
 MOVED = {
+    "layershuffle.data.decoding": "layershuffle.data.preprocessing",
+    "layershuffle.data.packed": "layershuffle.data.folders",
     "layershuffle.loading": "layershuffle.checkpoints.loading",
     "layershuffle.metrics_file": "layershuffle.training.metrics_file",
 }

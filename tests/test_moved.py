@@ -4,9 +4,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 from helpers import ROOT
 
+from layershuffle import data
 from layershuffle.commands.train import train
 
 SAVED = ROOT / "tests/config_of_version_0.1.yaml"
@@ -31,6 +33,11 @@ def test_the_same_command_goes_on_with_an_old_run(tmp_path, monkeypatch, capsys)
     shutil.copy(SAVED, "runs/version_0/config.yaml")
     train(command)
     assert "going on with runs/version_0\n" in capsys.readouterr().out
+
+
+def test_data_classes_are_found_where_saved_configs_name_them():
+    found = [resolve_name(f"layershuffle.data.{name}") for name in ("packed.PackedFolders", "decoding.DecodedImages")]
+    assert found == [data.PackedFolders, data.DecodedImages]
 
 
 def test_the_import_of_a_model_card_works_without_loading_what_it_does_not_need():
