@@ -6,10 +6,10 @@ All are orders of a model's ``depth`` layers; ``parse_order`` puts the steps of 
 import inspect
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from layershuffle.errors import UserError
-from layershuffle.orders.order import Order, Unit, sequential
+from layershuffle.orders.order import Order, OrderLike, Step, sequential
 
 # --- Any transformer
 
@@ -52,44 +52,40 @@ def middle(n: int, depth: int) -> range:
     """Layers n + 1 to depth - n - 1, which the painters' strategies change; raises UserError if there are none."""
     layers = range(n + 1, depth - n)
     if n < 0 or not layers:
-        most = depth // 2 - 1
-        raise UserError(
-            f"with n = {n}, {depth} layers have no middle: the first n + 1 and the last n stay in place"
-            + (f", so choose n from 0 to {most}" if most >= 0 else "")
-        )
+        advice = f"choose n from 0 to {depth // 2 - 1}" if depth > 1 else "it takes at least 2"
+        raise UserError(f"with n = {n}, {depth} layers have no middle between the first n + 1 and the last n: {advice}")
     return layers
 
 
-def _between(n: int, depth: int, steps: Iterable[int | str] | Order) -> Order:
+def _with_middle(n: int, depth: int, steps: OrderLike) -> Order:
     return Order(range(n + 1)) + steps + range(depth - n, depth)
 
 
 def skip(n: int, depth: int) -> Order:
     """The middle left out."""
-    middle(n, depth)
-    return _between(n, depth, ())
+    return _with_middle(n, depth, middle(n, depth)[:0])
 
 
 def middle_repeat(n: int, depth: int) -> Order:
     """Layer depth / 2 (rounded down) in place of every middle layer."""
-    return _between(n, depth, [depth // 2] * len(middle(n, depth)))
+    return _with_middle(n, depth, [depth // 2] * len(middle(n, depth)))
 
 
 def reverse(n: int, depth: int) -> Order:
     """The middle backwards."""
-    return _between(n, depth, reversed(middle(n, depth)))
+    return _with_middle(n, depth, reversed(middle(n, depth)))
 
 
 def random_middle(n: int, depth: int, rng: random.Random) -> Order:
     """The middle in a uniformly random sequence."""
-    return _between(n, depth, Order(middle(n, depth)).shuffled(rng))
+    return _with_middle(n, depth, Order(middle(n, depth)).shuffled(rng))
 
 
 def looped_parallel(n: int, times: int, depth: int) -> Order:
     """All middle layers on the same input, their outputs averaged; that step ``times`` in a row."""
     if times < 1:
         raise UserError(f"looped-parallel runs its step once or more, not {times} times")
-    return _between(n, depth, [f"({'|'.join(map(str, middle(n, depth)))})*{times}"])
+    return _with_middle(n, depth, [f"({'|'.join(map(str, middle(n, depth)))})*{times}"])
 
 
 def parallel(n: int, depth: int) -> Order:
@@ -123,15 +119,17 @@ def _layer(layer: int, depth: int) -> int:
 
 def sequence(visits: int, depth: int) -> Order:
     """Each layer visits / depth times in a row."""
-    times, rest = divmod(_visits(visits, depth), depth)
-    if rest:
+    cycled = cycle(visits, depth)
+    if visits % depth:
         raise UserError(f"sequence visits every layer equally often: {visits} is no multiple of {depth} layers")
-    return Order(layer for layer in range(depth) for _ in range(times))
+    return Order(sorted(cycled))
 
 
 def cycle(visits: int, depth: int) -> Order:
     """The layers in sequence, again and again, ``visits`` in all."""
-    return Order(visit % depth for visit in range(_visits(visits, depth)))
+    if visits < depth:
+        raise UserError(f"{visits} visits don't reach all of {depth} layers: give {depth} or more")
+    return Order(visit % depth for visit in range(visits))
 
 
 def cycle_rev(visits: int, depth: int) -> Order:
@@ -139,18 +137,12 @@ def cycle_rev(visits: int, depth: int) -> Order:
     return cycle(visits, depth)[: visits - depth] + range(depth - 1, -1, -1)
 
 
-def _visits(visits: int, depth: int) -> int:
-    if visits < depth:
-        raise UserError(f"{visits} visits don't reach all of {depth} layers: give {depth} or more")
-    return visits
-
-
 # --- Sublayers (arXiv 1911.03864) ---------------------------------------------------------------------------
 
 
 def sublayers(depth: int) -> Order:
     """The attention and the feed-forward half of each layer as steps of their own; runs what ``sequential`` runs."""
-    return sandwich(0, depth)
+    return Order(f"{layer}{half}" for layer in range(depth) for half in "af")
 
 
 def sandwich(k: int, depth: int) -> Order:
@@ -160,10 +152,12 @@ def sandwich(k: int, depth: int) -> Order:
     """
     if not 0 <= k <= depth:
         raise UserError(f"{depth} layers make no sandwich with k = {k}: choose from 0 to {depth}")
-    steps = [Unit(layer, "a") for layer in range(k)]
-    for layer in range(depth - k):
-        steps += [Unit(k + layer, "a"), Unit(layer, "f")]
-    return Order((unit,) for unit in [*steps, *(Unit(layer, "f") for layer in range(depth - k, depth))])
+
+    def place(step: Step) -> tuple[int, str]:
+        """Feed-forward half i follows attention half i + k, or the last attention half if there is none."""
+        return step[0].layer + k * (step[0].half == "f"), step[0].half
+
+    return Order(sorted(sublayers(depth).steps, key=place))
 
 
 # --- By name ------------------------------------------------------------------------------------------------
@@ -194,8 +188,12 @@ def parse_order(text: str, own: Order) -> Order:
     name, numbers = match[1], [int(number) for number in re.findall(r"[0-9]+", match[2] or "")]
     if name not in NAMED:
         raise UserError(f"there is no order named {name}: choose from {', '.join(NAMED)}")
-    *wanted, _ = inspect.signature(NAMED[name]).parameters
-    if len(numbers) != len(wanted):
-        form = f"{name}({','.join(wanted)})" if wanted else name
-        raise UserError(f"'{text}' is not an order: write {form}, with a number for each word in brackets")
+    if len(numbers) + 1 != len(inspect.signature(NAMED[name]).parameters):
+        raise UserError(f"'{text}' is not an order: write {form(name)}, with a number for each word in brackets")
     return NAMED[name](*numbers, len(own)).over(own)
+
+
+def form(name: str) -> str:
+    """How a named order is written, such as ``sandwich(k)``; the last parameter, the depth, is the model's."""
+    *words, _ = inspect.signature(NAMED[name]).parameters
+    return f"{name}({','.join(words)})" if words else name

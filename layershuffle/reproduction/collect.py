@@ -1,14 +1,15 @@
 """Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from layershuffle.errors import UserError
 from layershuffle.reproduction import paper
-from layershuffle.results.record import Results, Score
+from layershuffle.results.record import Results, Score, Summary, summarise
 
 SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
 
@@ -29,11 +30,7 @@ class Run:
 
     def scores(self, protocol: str, **variant: Any) -> list[Score]:
         """Its scores of a protocol whose variant has these values; at most from one file."""
-        for results in self.files.values():
-            found = [s for s in results.scores if s.protocol == protocol and variant.items() <= s.variant.items()]
-            if found:
-                return found
-        return []
+        return next(filter(None, (results.of(protocol, **variant) for results in self.files.values())), [])
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,8 @@ class SetupResults:
     @property
     def files(self) -> dict[str, Results]:
         """All its results, method by method and seed by seed, the studies last."""
-        of_runs = {
-            name: results for method in self.methods for run in self.of(method) for name, results in run.files.items()
-        }
-        return of_runs | self.studies
+        runs = [run for method in self.methods for run in self.of(method)]
+        return {name: results for run in runs for name, results in run.files.items()} | self.studies
 
     def measured(self, name: str) -> list[Results]:
         """The studies that hold such a measure, in the sequence of the methods."""
@@ -84,6 +79,20 @@ class SetupResults:
     def of(self, method: str) -> list[Run]:
         """The runs of a method, by seed."""
         return [run for (label, _), run in sorted(self.runs.items()) if label == method]
+
+    def over_seeds(
+        self,
+        method: str,
+        protocol: str,
+        value: Callable[[Score], float | None] = lambda score: score.top1,
+        **variant: Any,
+    ) -> Summary | None:
+        """A value of a method's scores in percent, over its seeds, each of them the mean of its draws, or None."""
+        per_seed = [[value(score) for score in run.scores(protocol, **variant)] for run in self.of(method)]
+        means = [
+            100 * fmean(v for v in values if v is not None) for values in per_seed if values and None not in values
+        ]
+        return summarise(means) if means else None
 
     def missing(self) -> list[str]:
         """The cells to be expected: every seed of every method, also the paper's if any of these has been run."""
@@ -128,9 +137,8 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
         if not _is_evaluation(results):
             setup.studies[name] = results
             continue
-        seed = results.model.get("seed") or 0
-        run = setup.runs.setdefault((results.label, seed), Run(results.label, seed))
-        run.files[name] = results
+        label, seed = results.label, results.model.get("seed") or 0
+        setup.runs.setdefault((label, seed), Run(label, seed)).files[name] = results
     if not setups:
         raise UserError(f"there are no results files below {folder}" + "".join(f"; {text}" for text in complaints))
     return list(setups.values()), complaints

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from layershuffle.files import write_whole
 from layershuffle.orders.protocols import PROTOCOLS
-from layershuffle.results import overview as plots
+from layershuffle.results import figures
 from layershuffle.results import tables
 from layershuffle.results.record import Results, Score, summarise
 
@@ -144,7 +144,9 @@ def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
 def test_plots_are_written(tmp_path, name):
-    plots.save(plots.overview([results(), results("baseline", scores=results().scores[:4])], "title"), tmp_path / name)
+    figures.save(
+        figures.overview([results(), results("baseline", scores=results().scores[:4])], "title"), tmp_path / name
+    )
     if name.endswith("png"):
         picture = imread(tmp_path / name)
         assert picture.shape[1] > picture.shape[0] > 300
