@@ -152,12 +152,9 @@ def sandwich(k: int, depth: int) -> Order:
     """
     if not 0 <= k <= depth:
         raise UserError(f"{depth} layers make no sandwich with k = {k}: choose from 0 to {depth}")
-
-    def place(step: Step) -> tuple[int, str]:
-        """Feed-forward half i follows attention half i + k, or the last attention half if there is none."""
-        return step[0].layer + k * (step[0].half == "f"), step[0].half
-
-    return Order(sorted(sublayers(depth).steps, key=place))
+    # Feed-forward half i follows attention half i + k, or the last attention half if there is none.
+    steps: list[Step] = sorted(sublayers(depth), key=lambda s: (s[0].layer + k * (s[0].half == "f"), s[0].half))
+    return Order(steps)
 
 
 # --- By name ------------------------------------------------------------------------------------------------

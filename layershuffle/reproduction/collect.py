@@ -1,7 +1,7 @@
 """Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +9,7 @@ from typing import Any
 
 from layershuffle.errors import UserError
 from layershuffle.reproduction import paper
+from layershuffle.results import tables
 from layershuffle.results.record import Results, Score, Summary, summarise
 
 SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
@@ -99,6 +100,32 @@ class SetupResults:
         compared = any(method in paper.METHODS for method in self.methods)
         wanted = dict.fromkeys((*paper.METHODS * compared, *self.methods))
         return [f"{m}, seed {s}" for m in wanted for s in self.seeds if (m, s) not in self.runs]
+
+
+def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], list[list[str]]]:
+    """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, mean and standard deviation.
+
+    The deviation is over the seeds of a method, or over the orders where each was run with one seed. The protocols
+    ``without`` are left out.
+    """
+    methods: dict[str, dict[object, dict[tables.Group, list[Score]]]] = {}
+    for results in several:
+        models = methods.setdefault(results.label, {})
+        model = results.model.get("sha256") or results.model.get("seed")
+        models[model] = results.groups() | models.get(model, {})  # a model may have several files
+    one_seed = all(len(models) == 1 for models in methods.values())
+
+    def cell(group: tables.Group, models: dict[object, dict[tables.Group, list[Score]]]) -> str:
+        found = [[score.top1 for score in groups[group]] for groups in models.values() if group in groups]
+        return tables.percent(summarise(found[0] if one_seed else map(fmean, found))) if found else "missing"
+
+    groups = dict.fromkeys(group for models in methods.values() for found in models.values() for group in found)
+    rows = [
+        [tables.name_of(group), *(cell(group, models) for models in methods.values())]
+        for group in groups
+        if group[0] not in without
+    ]
+    return ["top-1 %", *methods], rows
 
 
 def in_papers_sequence(methods: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
+from layershuffle.reproduction.collect import comparison
 from layershuffle.reproduction.experiments import Cell
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Results
@@ -125,7 +126,7 @@ def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> 
     several = [Results.load(path) for paths in evaluations for path in paths[:1] if path.is_file()]
     if not several:
         return
-    header, rows = tables.comparison(several)
+    header, rows = comparison(several)
     pooled: dict[str, Results] = {}
     for results in several:
         pooled.setdefault(results.label, replace(results, scores=[])).scores.extend(results.scores)

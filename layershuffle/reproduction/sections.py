@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from layershuffle.reproduction import curves, paper
-from layershuffle.reproduction.collect import SetupResults, in_papers_sequence
+from layershuffle.reproduction.collect import SetupResults, comparison, in_papers_sequence
 from layershuffle.reproduction.page import Picture, Section, Table, TableCell
-from layershuffle.results import figures, tables
+from layershuffle.results import figures
 from layershuffle.results.record import Results, Summary
 
 Rows = list[list[TableCell | str]]
@@ -178,7 +178,7 @@ def everything(setups: Sequence[SetupResults]) -> Section:
     for setup in setups:
         several = [results for name, results in setup.files.items() if name not in setup.studies]
         pictured = {protocol for results in several for plot in figures.plots(results) for protocol in plot.protocols}
-        header, rows = tables.comparison(several, pictured)
+        header, rows = comparison(several, pictured)
         parts.append(Table(f"{setup.backbone} on {setup.data}", header, [list(row) for row in rows], folded=True))
     return Section("Every score", ["Top-1 in percent, by protocol."], parts)
 

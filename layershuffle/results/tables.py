@@ -1,6 +1,5 @@
 """Results as tables, for the terminal and for Markdown."""
 
-from collections.abc import Container, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -8,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from layershuffle.orders.protocols import PROTOCOLS, Protocol
-from layershuffle.results.record import Results, Score, Summary, summarise
+from layershuffle.results.record import Results, Summary, summarise
 
 Rows = list[list[str]]
 Group = tuple[object, ...]
@@ -55,7 +54,12 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
             losses = [score.loss for score in scores if score.loss is not None]
             right = [score.position_accuracy for score in scores if score.position_accuracy is not None]
             numbers = [top1.min, top1.max, top1.ci95, fmean(score.top5 for score in scores)]
-            row = [_name(group), str(top1.n), percent(top1), *("" if n is None else f"{100 * n:.2f}" for n in numbers)]
+            row = [
+                name_of(group),
+                str(top1.n),
+                percent(top1),
+                *("" if n is None else f"{100 * n:.2f}" for n in numbers),
+            ]
             row.append(f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite")
             row += [f"{100 * fmean(right):.2f}" if right else ""] * predicts
             row += ["" if scores[0].chosen is None else f"{100 * scores[0].chosen:.1f}"] * chooses
@@ -78,32 +82,6 @@ def grid(results: Results, protocol: Protocol) -> tuple[list[str], Rows]:
     ]
 
 
-def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], Rows]:
-    """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, mean and standard deviation.
-
-    The deviation is over the seeds of a method, or over the orders where each was run with one seed. The protocols
-    ``without`` are left out.
-    """
-    methods: dict[str, dict[object, dict[Group, list[Score]]]] = {}
-    for results in several:
-        models = methods.setdefault(results.label, {})
-        model = results.model.get("sha256") or results.model.get("seed")
-        models[model] = results.groups() | models.get(model, {})  # a model may have several files
-    one_seed = all(len(models) == 1 for models in methods.values())
-
-    def cell(group: Group, models: dict[object, dict[Group, list[Score]]]) -> str:
-        found = [[score.top1 for score in groups[group]] for groups in models.values() if group in groups]
-        return percent(summarise(found[0] if one_seed else map(fmean, found))) if found else "missing"
-
-    groups = dict.fromkeys(group for models in methods.values() for found in models.values() for group in found)
-    rows = [
-        [_name(group), *(cell(group, models) for models in methods.values())]
-        for group in groups
-        if group[0] not in without
-    ]
-    return ["top-1 %", *methods], rows
-
-
 def terminal(header: list[str], rows: Rows, title: str = "") -> Table:
     """A table for rich's console that fits 80 columns where it can."""
     table = Table(
@@ -124,7 +102,8 @@ def markdown(header: list[str], rows: Rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _name(group: Group) -> str:
+def name_of(group: Group) -> str:
+    """What tables call a group of scores, see ``Results.groups``: ``keep 3 first, shuffled``."""
     protocol, *variant = group
     if protocol == "pruned":
         kept, *rest = variant
