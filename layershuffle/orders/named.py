@@ -11,8 +11,6 @@ from collections.abc import Callable
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, OrderLike, Step, sequential
 
-# --- Any transformer
-
 
 def permutation(depth: int, rng: random.Random) -> Order:
     """All layers in a uniformly random sequence (LayerShuffle, arXiv 2407.04513, section 3.1)."""
@@ -44,12 +42,12 @@ def _kept(k: int, depth: int) -> int:
     return k
 
 
-# --- Transformer Layers as Painters (arXiv 2407.09298) ------------------------------------------------------
-# The first n + 1 and the last n layers stay in place; the open interval between them is the middle.
-
-
 def middle(n: int, depth: int) -> range:
-    """Layers n + 1 to depth - n - 1, which the painters' strategies change; raises UserError if there are none."""
+    """The layers between the first n + 1 and the last n, which stay in place (Layers as Painters, arXiv 2407.09298).
+
+    Raises:
+        UserError: if there are none.
+    """
     layers = range(n + 1, depth - n)
     if n < 0 or not layers:
         advice = f"choose n from 0 to {depth // 2 - 1}" if depth > 1 else "it takes at least 2"
@@ -62,49 +60,46 @@ def _with_middle(n: int, depth: int, steps: OrderLike) -> Order:
 
 
 def skip(n: int, depth: int) -> Order:
-    """The middle left out."""
+    """The middle left out (arXiv 2407.09298)."""
     return _with_middle(n, depth, middle(n, depth)[:0])
 
 
 def middle_repeat(n: int, depth: int) -> Order:
-    """Layer depth / 2 (rounded down) in place of every middle layer."""
+    """Layer depth / 2 (rounded down) in place of every middle layer (arXiv 2407.09298)."""
     return _with_middle(n, depth, [depth // 2] * len(middle(n, depth)))
 
 
 def reverse(n: int, depth: int) -> Order:
-    """The middle backwards."""
+    """The middle backwards (arXiv 2407.09298)."""
     return _with_middle(n, depth, reversed(middle(n, depth)))
 
 
 def random_middle(n: int, depth: int, rng: random.Random) -> Order:
-    """The middle in a uniformly random sequence."""
+    """The middle in a uniformly random sequence (arXiv 2407.09298)."""
     return _with_middle(n, depth, Order(middle(n, depth)).shuffled(rng))
 
 
 def looped_parallel(n: int, times: int, depth: int) -> Order:
-    """All middle layers on the same input, their outputs averaged; that step ``times`` in a row."""
+    """All middle layers on the same input, their outputs averaged; that step ``times`` in a row (arXiv 2407.09298)."""
     if times < 1:
         raise UserError(f"looped-parallel runs its step once or more, not {times} times")
     return _with_middle(n, depth, [f"({'|'.join(map(str, middle(n, depth)))})*{times}"])
 
 
 def parallel(n: int, depth: int) -> Order:
-    """All middle layers on the same input, their outputs averaged."""
+    """All middle layers on the same input, their outputs averaged (arXiv 2407.09298)."""
     return looped_parallel(n, 1, depth)
 
 
-# --- Swaps and ablations (arXiv 2406.19384) -----------------------------------------------------------------
-
-
 def swap(one: int, other: int, depth: int) -> Order:
-    """Two layers exchanged."""
+    """Two layers exchanged (arXiv 2406.19384)."""
     layers = list(range(depth))
     layers[one], layers[other] = _layer(other, depth), _layer(one, depth)
     return Order(layers)
 
 
 def ablate(layer: int, depth: int) -> Order:
-    """All layers but one."""
+    """All layers but one (arXiv 2406.19384)."""
     return Order(other for other in range(depth) if other != _layer(layer, depth))
 
 
@@ -114,11 +109,8 @@ def _layer(layer: int, depth: int) -> int:
     return layer
 
 
-# --- Parameter sharing (arXiv 2104.06022) -------------------------------------------------------------------
-
-
 def sequence(visits: int, depth: int) -> Order:
-    """Each layer visits / depth times in a row."""
+    """Each layer visits / depth times in a row (parameter sharing, arXiv 2104.06022)."""
     cycled = cycle(visits, depth)
     if visits % depth:
         raise UserError(f"sequence visits every layer equally often: {visits} is no multiple of {depth} layers")
@@ -126,18 +118,15 @@ def sequence(visits: int, depth: int) -> Order:
 
 
 def cycle(visits: int, depth: int) -> Order:
-    """The layers in sequence, again and again, ``visits`` in all."""
+    """The layers in sequence, again and again, ``visits`` in all (parameter sharing, arXiv 2104.06022)."""
     if visits < depth:
         raise UserError(f"{visits} visits don't reach all of {depth} layers: give {depth} or more")
     return Order(visit % depth for visit in range(visits))
 
 
 def cycle_rev(visits: int, depth: int) -> Order:
-    """Like ``cycle``, but the last ``depth`` visits run the layers backwards."""
+    """Like ``cycle``, but the last ``depth`` visits run the layers backwards (arXiv 2104.06022)."""
     return cycle(visits, depth)[: visits - depth] + range(depth - 1, -1, -1)
-
-
-# --- Sublayers (arXiv 1911.03864) ---------------------------------------------------------------------------
 
 
 def sublayers(depth: int) -> Order:
@@ -148,7 +137,7 @@ def sublayers(depth: int) -> Order:
 def sandwich(k: int, depth: int) -> Order:
     """``k`` attention sublayers, then attention and feed-forward in turn, then ``k`` feed-forward ones.
 
-    Either kind comes in the sequence of its layers, so that ``sandwich(0)`` is the ordinary model.
+    Either kind comes in the sequence of its layers, so that ``sandwich(0)`` is the ordinary model (arXiv 1911.03864).
     """
     if not 0 <= k <= depth:
         raise UserError(f"{depth} layers make no sandwich with k = {k}: choose from 0 to {depth}")
@@ -156,8 +145,6 @@ def sandwich(k: int, depth: int) -> Order:
     steps: list[Step] = sorted(sublayers(depth), key=lambda s: (s[0].layer + k * (s[0].half == "f"), s[0].half))
     return Order(steps)
 
-
-# --- By name ------------------------------------------------------------------------------------------------
 
 NAMED: dict[str, Callable[..., Order]] = {
     function.__name__.replace("_", "-"): function

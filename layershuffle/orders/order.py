@@ -157,11 +157,9 @@ def sequential(depth: int) -> Order:
     return Order(range(depth))
 
 
-# --- Randomness ---------------------------------------------------------------------------------------------
-# Python guarantees that Random.random() gives the same numbers for the same seed in every version, which it
-# does not for shuffle() and sample(), nor NumPy for its Generator. Everything random here is built on it.
-
-
 def seeded(*key: int | str) -> random.Random:
-    """A random generator that is a function of ``key`` alone, such as (seed, step, rank)."""
+    """A random generator that is a function of ``key`` alone, such as (seed, step, rank).
+
+    Of its methods use only ``random()``: Python guarantees its numbers in every version, but not those of ``shuffle``.
+    """
     return random.Random(" ".join(map(str, key)))

@@ -34,15 +34,7 @@ SEQUENCES: dict[str, Any] = {"original": "-", "random": "--"}
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of one model's results.
-
-    Attributes:
-        name: of its file.
-        caption: what it shows.
-        draw: makes it of the results, under a title.
-        protocols: the protocols whose scores it shows.
-        measure: the measure that it shows, if it shows one.
-    """
+    """A picture of one model's results, and the protocols and the measure that it shows."""
 
     name: str
     caption: str
@@ -296,8 +288,8 @@ def cosine(results: Results, title: str = "") -> Figure:
 def representations(results: Results, title: str = "", others: Sequence[Results] = ()) -> Figure:
     """UMAP of a layer's output, coloured by the position that it held."""
     # Figures 4a and 4b of arXiv 2407.04513, with a panel for each model.
-    figure, axes, colours = _position_panels([results, *others], "representations", 4.6)
-    for axis, shown in zip(axes, [results, *others]):
+    figure, axes, colours = _position_panels(several := [results, *others], "representations", 4.6)
+    for axis, shown in zip(axes, several):
         found = shown.measures["representations"]
         x, y = np.array(found["plane"]).T
         axis.scatter(x, y, c=colours.to_rgba(np.array(found["positions"])), s=8, linewidths=0, rasterized=True)
@@ -308,11 +300,11 @@ def representations(results: Results, title: str = "", others: Sequence[Results]
 def contributions(results: Results, title: str = "", others: Sequence[Results] = ()) -> Figure:
     """How much each layer changes the class token, coloured by the position that it held."""
     # Figures 4c and 4d of arXiv 2407.04513, with a panel for each model and a ridge for each layer and position.
-    figure, axes, colours = _position_panels([results, *others], "contributions", 5.6)
-    changes = [by_layer_and_position(shown) for shown in (results, *others)]
+    figure, axes, colours = _position_panels(several := [results, *others], "contributions", 5.6)
+    changes = [by_layer_and_position(shown) for shown in several]
     low, high = np.percentile(np.concatenate([v for found in changes for v in found.values()]), (0.1, 99.9))
     grid = np.linspace(np.log10(low) - 0.2, np.log10(high) + 0.2, 250)
-    for axis, shown, found in zip(axes, (results, *others), changes):
+    for axis, shown, found in zip(axes, several, changes):
         layers = sorted({layer for layer, _ in found})
         for (layer, position), values in sorted(found.items()):
             logs = np.log10(values)
