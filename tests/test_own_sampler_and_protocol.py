@@ -13,7 +13,7 @@ from layershuffle.commands.report import report
 from layershuffle.commands.train import train
 from layershuffle.orders import protocols
 from layershuffle.orders.order import Order
-from layershuffle.results import overview, tables
+from layershuffle.results import figures, tables
 from layershuffle.results.record import Results
 
 SMALL = ["--model.depth=4", "--data.train_images=128", "--data.test_images=40", "--trainer.max_epochs=2"]
@@ -84,7 +84,7 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
     monkeypatch.delitem(protocols.PROTOCOLS, "backwards")
     found = Results.load("r.json")
     assert tables.of(found)["backwards"][0] == ["start", "0", "1", "2"]
-    assert list(overview.draw(found, Path("again.json"))) == ["backwards"]
+    assert list(figures.draw(found, Path("again.json"))) == ["backwards"]
 
 
 @pytest.mark.parametrize(

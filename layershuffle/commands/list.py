@@ -6,13 +6,12 @@ import itertools
 import re
 import shutil
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from layershuffle.config_files import OWN, PACKAGED, listed, nearest
 from layershuffle.errors import UserError
-from layershuffle.orders.named import NAMED
+from layershuffle.orders.named import NAMED, form
 from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.orders.samplers import OrderSampler
 
@@ -25,7 +24,7 @@ def list_command(args: list[str] | None = None) -> None:
     sections = {
         **_configs(),
         "protocols": {name: _summary(protocol.orders) for name, protocol in PROTOCOLS.items()},
-        "orders": {_form(name, function): _summary(function) for name, function in NAMED.items()},
+        "orders": {form(name): _summary(function) for name, function in NAMED.items()},
         "samplers": {sampler.__name__: _summary(sampler) for sampler in OrderSampler.__subclasses__()},
     }
     parser = argparse.ArgumentParser(prog="layershuffle list", description="List what there is.")
@@ -58,12 +57,6 @@ def _comment(path: Path) -> str:
 
 def _summary(described: Any) -> str:
     return (inspect.getdoc(described) or "").partition("\n")[0].replace("``", "")
-
-
-def _form(name: str, function: Callable[..., Any]) -> str:
-    """How an order is written: ``sandwich(k)``. The depth, which comes last, is the model's."""
-    *numbers, _ = inspect.signature(function).parameters
-    return f"{name}({','.join(numbers)})" if numbers else name
 
 
 def _text(section: str, rows: Rows) -> str:

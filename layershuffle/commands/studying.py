@@ -16,7 +16,7 @@ from layershuffle.commands.parser import Parser, option_values
 from layershuffle.data import ImageData, from_config
 from layershuffle.errors import UserError
 from layershuffle.evaluation.study import MOST_IMAGES, Study, make_fabric, open_study
-from layershuffle.results import overview, tables
+from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, summarise
 from layershuffle.training import wandb_runs
 
@@ -98,7 +98,7 @@ class StudyCommand:
         console = Console(markup=False)
         title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
         found = tables.of(results)
-        drawn = overview.draw(results, output, title)
+        drawn = figures.draw(results, output, title)
         for name, (header, rows) in found.items():
             console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
         console.print(f"results: {output}", soft_wrap=True, highlight=False)

@@ -6,12 +6,10 @@ All are orders of a model's ``depth`` layers; ``parse_order`` puts the steps of 
 import inspect
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from layershuffle.errors import UserError
-from layershuffle.orders.order import Order, Unit, sequential
-
-# --- Any transformer
+from layershuffle.orders.order import Order, OrderLike, Step, sequential
 
 
 def permutation(depth: int, rng: random.Random) -> Order:
@@ -44,71 +42,64 @@ def _kept(k: int, depth: int) -> int:
     return k
 
 
-# --- Transformer Layers as Painters (arXiv 2407.09298) ------------------------------------------------------
-# The first n + 1 and the last n layers stay in place; the open interval between them is the middle.
-
-
 def middle(n: int, depth: int) -> range:
-    """Layers n + 1 to depth - n - 1, which the painters' strategies change; raises UserError if there are none."""
+    """The layers between the first n + 1 and the last n, which stay in place (Layers as Painters, arXiv 2407.09298).
+
+    Raises:
+        UserError: if there are none.
+    """
     layers = range(n + 1, depth - n)
     if n < 0 or not layers:
-        most = depth // 2 - 1
-        raise UserError(
-            f"with n = {n}, {depth} layers have no middle: the first n + 1 and the last n stay in place"
-            + (f", so choose n from 0 to {most}" if most >= 0 else "")
-        )
+        advice = f"choose n from 0 to {depth // 2 - 1}" if depth > 1 else "it takes at least 2"
+        raise UserError(f"with n = {n}, {depth} layers have no middle between the first n + 1 and the last n: {advice}")
     return layers
 
 
-def _between(n: int, depth: int, steps: Iterable[int | str] | Order) -> Order:
+def _with_middle(n: int, depth: int, steps: OrderLike) -> Order:
     return Order(range(n + 1)) + steps + range(depth - n, depth)
 
 
 def skip(n: int, depth: int) -> Order:
-    """The middle left out."""
-    middle(n, depth)
-    return _between(n, depth, ())
+    """The middle left out (arXiv 2407.09298)."""
+    return _with_middle(n, depth, middle(n, depth)[:0])
 
 
 def middle_repeat(n: int, depth: int) -> Order:
-    """Layer depth / 2 (rounded down) in place of every middle layer."""
-    return _between(n, depth, [depth // 2] * len(middle(n, depth)))
+    """Layer depth / 2 (rounded down) in place of every middle layer (arXiv 2407.09298)."""
+    return _with_middle(n, depth, [depth // 2] * len(middle(n, depth)))
 
 
 def reverse(n: int, depth: int) -> Order:
-    """The middle backwards."""
-    return _between(n, depth, reversed(middle(n, depth)))
+    """The middle backwards (arXiv 2407.09298)."""
+    return _with_middle(n, depth, reversed(middle(n, depth)))
 
 
 def random_middle(n: int, depth: int, rng: random.Random) -> Order:
-    """The middle in a uniformly random sequence."""
-    return _between(n, depth, Order(middle(n, depth)).shuffled(rng))
+    """The middle in a uniformly random sequence (arXiv 2407.09298)."""
+    return _with_middle(n, depth, Order(middle(n, depth)).shuffled(rng))
 
 
 def looped_parallel(n: int, times: int, depth: int) -> Order:
-    """All middle layers on the same input, their outputs averaged; that step ``times`` in a row."""
+    """All middle layers on the same input, their outputs averaged; that step ``times`` in a row (arXiv 2407.09298)."""
     if times < 1:
         raise UserError(f"looped-parallel runs its step once or more, not {times} times")
-    return _between(n, depth, [f"({'|'.join(map(str, middle(n, depth)))})*{times}"])
+    return _with_middle(n, depth, [f"({'|'.join(map(str, middle(n, depth)))})*{times}"])
 
 
 def parallel(n: int, depth: int) -> Order:
-    """All middle layers on the same input, their outputs averaged."""
+    """All middle layers on the same input, their outputs averaged (arXiv 2407.09298)."""
     return looped_parallel(n, 1, depth)
 
 
-# --- Swaps and ablations (arXiv 2406.19384) -----------------------------------------------------------------
-
-
 def swap(one: int, other: int, depth: int) -> Order:
-    """Two layers exchanged."""
+    """Two layers exchanged (arXiv 2406.19384)."""
     layers = list(range(depth))
     layers[one], layers[other] = _layer(other, depth), _layer(one, depth)
     return Order(layers)
 
 
 def ablate(layer: int, depth: int) -> Order:
-    """All layers but one."""
+    """All layers but one (arXiv 2406.19384)."""
     return Order(other for other in range(depth) if other != _layer(layer, depth))
 
 
@@ -118,55 +109,42 @@ def _layer(layer: int, depth: int) -> int:
     return layer
 
 
-# --- Parameter sharing (arXiv 2104.06022) -------------------------------------------------------------------
-
-
 def sequence(visits: int, depth: int) -> Order:
-    """Each layer visits / depth times in a row."""
-    times, rest = divmod(_visits(visits, depth), depth)
-    if rest:
+    """Each layer visits / depth times in a row (parameter sharing, arXiv 2104.06022)."""
+    cycled = cycle(visits, depth)
+    if visits % depth:
         raise UserError(f"sequence visits every layer equally often: {visits} is no multiple of {depth} layers")
-    return Order(layer for layer in range(depth) for _ in range(times))
+    return Order(sorted(cycled))
 
 
 def cycle(visits: int, depth: int) -> Order:
-    """The layers in sequence, again and again, ``visits`` in all."""
-    return Order(visit % depth for visit in range(_visits(visits, depth)))
+    """The layers in sequence, again and again, ``visits`` in all (parameter sharing, arXiv 2104.06022)."""
+    if visits < depth:
+        raise UserError(f"{visits} visits don't reach all of {depth} layers: give {depth} or more")
+    return Order(visit % depth for visit in range(visits))
 
 
 def cycle_rev(visits: int, depth: int) -> Order:
-    """Like ``cycle``, but the last ``depth`` visits run the layers backwards."""
+    """Like ``cycle``, but the last ``depth`` visits run the layers backwards (arXiv 2104.06022)."""
     return cycle(visits, depth)[: visits - depth] + range(depth - 1, -1, -1)
-
-
-def _visits(visits: int, depth: int) -> int:
-    if visits < depth:
-        raise UserError(f"{visits} visits don't reach all of {depth} layers: give {depth} or more")
-    return visits
-
-
-# --- Sublayers (arXiv 1911.03864) ---------------------------------------------------------------------------
 
 
 def sublayers(depth: int) -> Order:
     """The attention and the feed-forward half of each layer as steps of their own; runs what ``sequential`` runs."""
-    return sandwich(0, depth)
+    return Order(f"{layer}{half}" for layer in range(depth) for half in "af")
 
 
 def sandwich(k: int, depth: int) -> Order:
     """``k`` attention sublayers, then attention and feed-forward in turn, then ``k`` feed-forward ones.
 
-    Either kind comes in the sequence of its layers, so that ``sandwich(0)`` is the ordinary model.
+    Either kind comes in the sequence of its layers, so that ``sandwich(0)`` is the ordinary model (arXiv 1911.03864).
     """
     if not 0 <= k <= depth:
         raise UserError(f"{depth} layers make no sandwich with k = {k}: choose from 0 to {depth}")
-    steps = [Unit(layer, "a") for layer in range(k)]
-    for layer in range(depth - k):
-        steps += [Unit(k + layer, "a"), Unit(layer, "f")]
-    return Order((unit,) for unit in [*steps, *(Unit(layer, "f") for layer in range(depth - k, depth))])
+    # Feed-forward half i follows attention half i + k, or the last attention half if there is none.
+    steps: list[Step] = sorted(sublayers(depth), key=lambda s: (s[0].layer + k * (s[0].half == "f"), s[0].half))
+    return Order(steps)
 
-
-# --- By name ------------------------------------------------------------------------------------------------
 
 NAMED: dict[str, Callable[..., Order]] = {
     function.__name__.replace("_", "-"): function
@@ -194,8 +172,12 @@ def parse_order(text: str, own: Order) -> Order:
     name, numbers = match[1], [int(number) for number in re.findall(r"[0-9]+", match[2] or "")]
     if name not in NAMED:
         raise UserError(f"there is no order named {name}: choose from {', '.join(NAMED)}")
-    *wanted, _ = inspect.signature(NAMED[name]).parameters
-    if len(numbers) != len(wanted):
-        form = f"{name}({','.join(wanted)})" if wanted else name
-        raise UserError(f"'{text}' is not an order: write {form}, with a number for each word in brackets")
+    if len(numbers) + 1 != len(inspect.signature(NAMED[name]).parameters):
+        raise UserError(f"'{text}' is not an order: write {form(name)}, with a number for each word in brackets")
     return NAMED[name](*numbers, len(own)).over(own)
+
+
+def form(name: str) -> str:
+    """How a named order is written, such as ``sandwich(k)``; the last parameter, the depth, is the model's."""
+    *words, _ = inspect.signature(NAMED[name]).parameters
+    return f"{name}({','.join(words)})" if words else name

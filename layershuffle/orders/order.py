@@ -15,14 +15,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby, islice
-from operator import index
-from typing import NamedTuple, Self, TypeVar, overload
+from typing import Any, NamedTuple, Self, overload
 
 from layershuffle.errors import UserError
 
 MAX_STEPS = 100_000
-
-T = TypeVar("T")
 
 _UNIT = r"[0-9]{1,4}[af]?"
 _STEP = re.compile(rf"(?:({_UNIT})|\(({_UNIT}(?:\|{_UNIT})*)\))(?:\*([1-9][0-9]{{0,4}}))?")
@@ -86,19 +83,11 @@ class Order:
         self.check(len(own))
         if own == sequential(len(own)):
             return self
-        steps = [[unit._of(part) for part in step for unit in own[part.layer]] for step in self.steps]
-        for step in steps:
-            if twice := [unit for unit in step if step.count(unit) > 1]:
-                raise UserError(
-                    f"a parallel step can't hold {twice[0]} twice, which the model's own order runs repeatedly"
-                )
-        return Order(tuple(step) for step in steps)
+        return Order(tuple(unit._of(part) for part in step for unit in own[part.layer]) for step in self.steps)
 
     def shuffled(self, rng: random.Random) -> "Order":
         """The same steps in a uniformly random sequence."""
-        order = object.__new__(Order)  # the steps are known to be good, and every training step comes by here
-        object.__setattr__(order, "steps", tuple(_shuffle(self.steps, rng)))
-        return order
+        return Order(sorted(self.steps, key=lambda _: rng.random()))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -120,10 +109,7 @@ class Order:
         tokens: list[str] = []
         for step, run in groupby(self.steps):
             times = len(list(run))
-            if len(step) == 1:
-                tokens += [str(step[0])] * times
-            else:
-                tokens.append(f"({'|'.join(map(str, step))})" + (f"*{times}" if times > 1 else ""))
+            tokens += [_token(step)] * times if len(step) == 1 else [_token(step) + (f"*{times}" if times > 1 else "")]
         return " ".join(tokens)
 
     def __repr__(self) -> str:
@@ -136,47 +122,33 @@ OrderLike = Order | str | Iterable[int | str | Step]
 def _steps(order: OrderLike) -> tuple[Step, ...]:
     if isinstance(order, Order):
         return order.steps
-    steps: list[Step] = []
     try:
-        parts = order.split() if isinstance(order, str) else list(islice(order, MAX_STEPS + 1))
+        parts: Iterable[Any] = order.split() if isinstance(order, str) else islice(order, MAX_STEPS + 1)
     except TypeError as error:
         raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
+    steps: list[Step] = []
     for part in parts:
-        if isinstance(part, str):
-            steps += _parse(part)
-        else:
-            try:
-                units = [Unit(*unit) for unit in part] if isinstance(part, tuple) else [Unit(index(part))]
-            except TypeError as error:
-                raise UserError(f"{part!r} is not a step: give a layer, or text such as '(1|2|3)'") from error
-            steps.append(_step(units))
+        token = _token(part) if isinstance(part, tuple) else f"{part}"  # unlike str(part), this also works for tensors
+        match = _STEP.fullmatch(token)
+        if match is None:
+            raise UserError(
+                f"'{token[:40]}' is not a step of an order; write layers separated by spaces (3 1 2), "
+                "halves as 0a and 0f, a parallel step as (1|2|3) and repeats as (1|2|3)*4"
+            )
+        single, parallel, times = match.groups()
+        names = (single or parallel).split("|")
+        step = tuple(sorted(Unit(int(name.rstrip("af")), name.lstrip("0123456789")) for name in names))
+        if twice := [unit for unit in step if step.count(unit) > 1]:
+            raise UserError(f"a parallel step can't hold {twice[0]} twice, as in {token[:40]}")
+        steps += [step] * int(times or 1)
         if len(steps) > MAX_STEPS:
             raise UserError(f"an order has at most {MAX_STEPS} steps")
     return tuple(steps)
 
 
-def _step(units: Iterable[Unit]) -> Step:
-    step = tuple(sorted(units))
-    if (
-        not step
-        or len(set(step)) < len(step)
-        or any(unit.layer < 0 or unit.half not in ("", "a", "f") for unit in step)
-    ):
-        raise UserError(f"'{'|'.join(map(str, step))}' is not a step: it takes layers from 0 up, each at most once")
-    return step
-
-
-def _parse(token: str) -> list[Step]:
-    match = _STEP.fullmatch(token)
-    if match is None:
-        raise UserError(
-            f"'{token[:40]}' is not a step of an order; write layers separated by spaces (3 1 2), "
-            "halves as 0a and 0f, a parallel step as (1|2|3) and repeats as (1|2|3)*4"
-        )
-    single, parallel, times = match.groups()
-    units = (single or parallel).split("|")
-    step = _step(Unit(int(unit.rstrip("af")), unit[-1] if unit[-1] in "af" else "") for unit in units)
-    return [step] * int(times or 1)
+def _token(step: Step) -> str:
+    text = "|".join(map(str, step))
+    return text if len(step) == 1 else f"({text})"
 
 
 @cache  # asked for several times in every training step
@@ -185,15 +157,9 @@ def sequential(depth: int) -> Order:
     return Order(range(depth))
 
 
-# --- Randomness ---------------------------------------------------------------------------------------------
-# Python guarantees that Random.random() gives the same numbers for the same seed in every version, which it
-# does not for shuffle() and sample(), nor NumPy for its Generator. Everything random here is built on it.
-
-
 def seeded(*key: int | str) -> random.Random:
-    """A random generator that is a function of ``key`` alone, such as (seed, step, rank)."""
+    """A random generator that is a function of ``key`` alone, such as (seed, step, rank).
+
+    Of its methods use only ``random()``: Python guarantees its numbers in every version, but not those of ``shuffle``.
+    """
     return random.Random(" ".join(map(str, key)))
-
-
-def _shuffle(items: Iterable[T], rng: random.Random) -> list[T]:
-    return sorted(items, key=lambda _: rng.random())

@@ -44,8 +44,8 @@ class Protocol:
             (how many random orders stand for a random choice), ``seed``, ``orders`` (those that the user gave) and
             ``choices`` (the orders from which the images of an instance-wise model choose). Any other parameter is an
             option of the evaluate command: it needs a type, a default, and a line in the docstring under ``Args``.
-        columns: the table has a column for each value of the variant's first entry, and this is the heading. If empty,
-            the table has a row for each variant.
+        columns: the heading of a table with a column for each value of the variant's first entry; if empty, the table
+            has a row for each variant.
         figure: the name of a drawing in ``layershuffle.results.figures.DRAWINGS``, a function of (results, title) that
             returns a matplotlib figure, or None for no picture. If empty, "lines" for tables with columns, else "bars".
         picture: the name of the picture's file. Protocols with the same one are drawn into the same picture.
@@ -128,12 +128,9 @@ def trials(
     it asks for of the rest, see Protocol. Raises UserError if there is no such protocol or the model can't do it.
     """
     own = named.sequential(own) if isinstance(own, int) else own
-    layers = 1 + max(own.layers, default=-1)
-    asked, found = [find(name) for name in protocols], []
-    if unknown := options.keys() - {option.name for known in PROTOCOLS.values() for option in known.options}:
-        raise TypeError(f"no protocol has the option {', '.join(sorted(unknown))}")
-    for wanted in asked:
-        depth = layers if wanted.names_layers else len(own)
+    found = []
+    for wanted in [find(name) for name in protocols]:
+        depth = 1 + max(own.layers, default=-1) if wanted.names_layers else len(own)
         given = dict(zip(SUPPLIED, (depth, draws, seed, orders, choices)), **options)
         parameters = inspect.signature(wanted.orders).parameters
         for order, variant in wanted.orders(**{name: given[name] for name in parameters if name in given}):
@@ -205,15 +202,11 @@ def painters(depth: int, draws: int, seed: int, ends: tuple[int, ...] = (), loop
     """
     for n in ends or range(max(1, depth // 2)):
         affected = len(named.middle(n, depth))
-        strategies = {
-            "skip": named.skip(n, depth),
-            "middle-repeat": named.middle_repeat(n, depth),
-            "reverse": named.reverse(n, depth),
-            "parallel": named.parallel(n, depth),
-        }
-        strategies |= {f"looped-parallel {times}x": named.looped_parallel(n, times, depth) for times in loops}
-        for strategy, order in strategies.items():
-            yield order, {"affected": affected, "strategy": strategy}
+        for strategy in ("skip", "middle-repeat", "reverse", "parallel"):
+            yield named.NAMED[strategy](n, depth), {"affected": affected, "strategy": strategy}
+        for times in loops:
+            order = named.looped_parallel(n, times, depth)
+            yield order, {"affected": affected, "strategy": f"looped-parallel {times}x"}
         for draw in range(draws):
             order = named.random_middle(n, depth, seeded(seed, "painters", n, draw))
             yield order, {"affected": affected, "strategy": "random"}

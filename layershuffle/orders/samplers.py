@@ -23,7 +23,7 @@ class OrderSampler:
 
         Args:
             depth: the number of layers.
-            rng: the only source of randomness. Use nothing of it but ``rng.random()``, whose numbers Python guarantees.
+            rng: the only source of randomness, see ``seeded``.
             progress: the share of the planned training steps that are done, from 0 to 1; 0 where the plan is unknown.
                 A subclass that doesn't look at it may leave it out.
         """

@@ -1,1 +1,1 @@
-"""Tables and plots from results files; needs no model."""
+"""Experiments: the cells that make one up, how they are run, and the report of what they found."""

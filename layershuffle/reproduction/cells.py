@@ -41,9 +41,14 @@ def run(cell: Cell, folder: Path, commands: Commands) -> None:
             if _is_finished(task, done, own, needs):
                 continue
             write_whole(own / RECORD, json.dumps(done | {"running": _asked(task, needs)}, indent=1))
-            arguments = _in_folders(task, cell, folder)
-            if task.command == "train":
-                arguments += _run_folder(own)
+            arguments = [_placed(argument, cell, folder) for argument in task.arguments]
+            if task.command == "train":  # Keep the metrics in the cell's folder, and go on with what is there.
+                arguments += [f"--trainer.logger.save_dir={own.parent}", f"--trainer.logger.name={own.name}"]
+                arguments += [
+                    "--trainer.logger.version=training",
+                    "--trainer.enable_progress_bar=false",
+                    "--resume=auto",
+                ]
             print(f"$ layershuffle {task.command} {shlex.join(arguments)}", flush=True)
             started = time.monotonic()
             commands[task.command](arguments)
@@ -93,22 +98,13 @@ def _done(own: Path) -> dict[str, Any]:
         raise UserError(f"{own / RECORD} is damaged: remove {own} to run the cell again") from error
 
 
-def _in_folders(task: Task, cell: Cell, folder: Path) -> list[str]:
-    def placed(argument: str) -> str:
-        if argument.startswith("--config=configs/"):
-            return f"--config={find(argument.removeprefix('--config=configs/').removesuffix('.yaml'))}"
-        for name in cell.needs:
-            argument = argument.replace(f"{{{name}}}", str(folder / name))
-        return argument.replace("{}", str(folder / cell.name))
-
-    return [placed(argument) for argument in task.arguments]
-
-
-def _run_folder(own: Path) -> list[str]:
-    """The arguments that make train keep its metrics in the cell's folder, and go on with what is there."""
-    arguments = [f"--trainer.logger.save_dir={own.parent}", f"--trainer.logger.name={own.name}"]
-    arguments += ["--trainer.logger.version=training", "--trainer.enable_progress_bar=false"]
-    return [*arguments, "--resume=auto"]
+def _placed(argument: str, cell: Cell, folder: Path) -> str:
+    """An argument of a cell's task, in which the folders' names stand in place of the marks that Task describes."""
+    if argument.startswith("--config=configs/"):
+        return f"--config={find(argument.removeprefix('--config=configs/').removesuffix('.yaml'))}"
+    for name in cell.needs:
+        argument = argument.replace(f"{{{name}}}", str(folder / name))
+    return argument.replace("{}", str(folder / cell.name))
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from layershuffle.errors import UserError
 from layershuffle.reproduction import paper
-from layershuffle.results.record import Results, Score
+from layershuffle.results import tables
+from layershuffle.results.record import Results, Score, Summary, summarise
 
 SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
 
@@ -29,11 +31,7 @@ class Run:
 
     def scores(self, protocol: str, **variant: Any) -> list[Score]:
         """Its scores of a protocol whose variant has these values; at most from one file."""
-        for results in self.files.values():
-            found = [s for s in results.scores if s.protocol == protocol and variant.items() <= s.variant.items()]
-            if found:
-                return found
-        return []
+        return next(filter(None, (results.of(protocol, **variant) for results in self.files.values())), [])
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,8 @@ class SetupResults:
     @property
     def files(self) -> dict[str, Results]:
         """All its results, method by method and seed by seed, the studies last."""
-        of_runs = {
-            name: results for method in self.methods for run in self.of(method) for name, results in run.files.items()
-        }
-        return of_runs | self.studies
+        runs = [run for method in self.methods for run in self.of(method)]
+        return {name: results for run in runs for name, results in run.files.items()} | self.studies
 
     def measured(self, name: str) -> list[Results]:
         """The studies that hold such a measure, in the sequence of the methods."""
@@ -85,11 +81,51 @@ class SetupResults:
         """The runs of a method, by seed."""
         return [run for (label, _), run in sorted(self.runs.items()) if label == method]
 
+    def over_seeds(
+        self,
+        method: str,
+        protocol: str,
+        value: Callable[[Score], float | None] = lambda score: score.top1,
+        **variant: Any,
+    ) -> Summary | None:
+        """A value of a method's scores in percent, over its seeds, each of them the mean of its draws, or None."""
+        per_seed = [[value(score) for score in run.scores(protocol, **variant)] for run in self.of(method)]
+        means = [
+            100 * fmean(v for v in values if v is not None) for values in per_seed if values and None not in values
+        ]
+        return summarise(means) if means else None
+
     def missing(self) -> list[str]:
         """The cells to be expected: every seed of every method, also the paper's if any of these has been run."""
         compared = any(method in paper.METHODS for method in self.methods)
         wanted = dict.fromkeys((*paper.METHODS * compared, *self.methods))
         return [f"{m}, seed {s}" for m in wanted for s in self.seeds if (m, s) not in self.runs]
+
+
+def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], list[list[str]]]:
+    """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, mean and standard deviation.
+
+    The deviation is over the seeds of a method, or over the orders where each was run with one seed. The protocols
+    ``without`` are left out.
+    """
+    methods: dict[str, dict[object, dict[tables.Group, list[Score]]]] = {}
+    for results in several:
+        models = methods.setdefault(results.label, {})
+        model = results.model.get("sha256") or results.model.get("seed")
+        models[model] = results.groups() | models.get(model, {})  # a model may have several files
+    one_seed = all(len(models) == 1 for models in methods.values())
+
+    def cell(group: tables.Group, models: dict[object, dict[tables.Group, list[Score]]]) -> str:
+        found = [[score.top1 for score in groups[group]] for groups in models.values() if group in groups]
+        return tables.percent(summarise(found[0] if one_seed else map(fmean, found))) if found else "missing"
+
+    groups = dict.fromkeys(group for models in methods.values() for found in models.values() for group in found)
+    rows = [
+        [tables.name_of(group), *(cell(group, models) for models in methods.values())]
+        for group in groups
+        if group[0] not in without
+    ]
+    return ["top-1 %", *methods], rows
 
 
 def in_papers_sequence(methods: Iterable[str]) -> list[str]:
@@ -128,9 +164,8 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
         if not _is_evaluation(results):
             setup.studies[name] = results
             continue
-        seed = results.model.get("seed") or 0
-        run = setup.runs.setdefault((results.label, seed), Run(results.label, seed))
-        run.files[name] = results
+        label, seed = results.label, results.model.get("seed") or 0
+        setup.runs.setdefault((label, seed), Run(label, seed)).files[name] = results
     if not setups:
         raise UserError(f"there are no results files below {folder}" + "".join(f"; {text}" for text in complaints))
     return list(setups.values()), complaints

@@ -1,16 +1,14 @@
-"""The report's figures, each from the numbers in a table that goes with it."""
+"""The report's curves, each of the points in a table that goes with it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import cycle
-from statistics import fmean
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layershuffle.reproduction.collect import Run, SetupResults
-from layershuffle.results.figures import COLOURS
-from layershuffle.results.record import Summary, summarise
+from layershuffle.reproduction.collect import SetupResults
+from layershuffle.results.figures import CHANCE, COLOURS, band, panels
+from layershuffle.results.record import Summary
 
 SEQUENCES = {"original": "in original sequence", "random": "in random sequence"}
 
@@ -34,62 +32,40 @@ def pruned(setup: SetupResults) -> list[Point]:
     points = []
     for sequence, panel in SEQUENCES.items():
         for method in setup.samplers:
-            points += _points(setup, panel, method, method, "random", sequence)
+            points += _points(setup, panel, method, "pruned", strategy="random", sequence=sequence)
         for method in setup.methods:
             if method.startswith("reduced-depth-"):
-                found = _points(setup, panel, method, "reduced-depth", "first", sequence)
-                points += [point for point in found if point.kept == int(method.rpartition("-")[2])]
+                found = _points(setup, panel, method, "pruned", strategy="first", sequence=sequence)
+                its_depth = int(method.rpartition("-")[2])
+                points += [replace(point, method="reduced-depth") for point in found if point.kept == its_depth]
     return points
 
 
 def all_subsets(setup: SetupResults) -> list[Point]:
     """The exact mean over all choices of k layers, for every k, in original sequence."""
-    points = []
-    for method in setup.methods:
-        by_kept: dict[int, list[float]] = {}
-        for run in setup.of(method):
-            for kept, accuracies in _by_kept(run, "landscape"):
-                by_kept.setdefault(kept, []).append(100 * fmean(accuracies))
-        points += [Point("all choices of k layers", method, k, summarise(v)) for k, v in sorted(by_kept.items())]
-    return points
+    panel = "all choices of k layers"
+    return [point for method in setup.methods for point in _points(setup, panel, method, "landscape")]
 
 
-def _points(setup: SetupResults, panel: str, method: str, name: str, strategy: str, sequence: str) -> list[Point]:
-    by_kept: dict[int, list[float]] = {}
-    for run in setup.of(method):
-        for kept, accuracies in _by_kept(run, "pruned", strategy=strategy, sequence=sequence):
-            by_kept.setdefault(kept, []).append(100 * fmean(accuracies))
-    return [Point(panel, name, kept, summarise(values)) for kept, values in sorted(by_kept.items())]
-
-
-def _by_kept(run: Run, protocol: str, **variant: str) -> Iterator[tuple[int, list[float]]]:
-    found: dict[int, list[float]] = {}
-    for score in run.scores(protocol, **variant):
-        found.setdefault(score.variant["kept"], []).append(score.top1)
-    yield from found.items()
+def _points(setup: SetupResults, panel: str, method: str, protocol: str, **variant: Any) -> list[Point]:
+    depths = {score.variant["kept"] for run in setup.of(method) for score in run.scores(protocol, **variant)}
+    found = {kept: setup.over_seeds(method, protocol, kept=kept, **variant) for kept in sorted(depths)}
+    return [Point(panel, method, kept, accuracy) for kept, accuracy in found.items() if accuracy]
 
 
 def curves(points: Sequence[Point], chance: float) -> Figure:
     """A panel for each sequence, a line for each method; bands are one standard deviation over the seeds."""
-    panels = list(dict.fromkeys(point.panel for point in points))
+    names = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points))
-    figure = Figure(figsize=(1.2 + 3.8 * len(panels), 4.2), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
-    for axis, panel in zip(axes, panels):
-        for method, colour in zip(methods, cycle(COLOURS)):
-            line = sorted((p.kept, p.accuracy) for p in points if (p.panel, p.method) == (panel, method))
-            kept, mean = [k for k, _ in line], [a.mean for _, a in line]
-            axis.plot(kept, mean, color=colour, marker="o", markersize=3.5, label=method)
-            low = [a.mean - (a.std or 0) for _, a in line]
-            axis.fill_between(
-                kept, low, [2 * m - bottom for m, bottom in zip(mean, low)], color=colour, alpha=0.18, lw=0
-            )
-        axis.axhline(chance, color="grey", linewidth=0.8, linestyle=":", label="chance")
-        axis.set(title=panel, xlabel="layers kept", ylim=(0, 100))
-        axis.set_xticks(sorted({point.kept for point in points}))
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", alpha=0.3)
+    figure, axes = panels(len(names), 1.2 + 3.8 * len(names), 4.2)
+    for axis, name in zip(axes, names):
+        for index, method in enumerate(methods):
+            line = sorted((p.kept, p.accuracy) for p in points if (p.panel, p.method) == (name, method))
+            spread = {k: replace(a, min=a.mean - (a.std or 0), max=a.mean + (a.std or 0)) for k, a in line}
+            band(axis, spread, COLOURS[index % len(COLOURS)], 0.18, marker="o", markersize=3.5, label=method)
+        axis.axhline(chance, label="chance", **CHANCE)
+        axis.set(title=name, xlabel="layers kept", ylim=(0, 100), xticks=sorted({point.kept for point in points}))
     axes[0].set_ylabel("top-1 accuracy, %")
-    columns = min(len(methods) + 1, 3 * len(panels) - 1)  # a wider legend would be cut off
+    columns = min(len(methods) + 1, 3 * len(names) - 1)  # a wider legend would be cut off
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     return figure

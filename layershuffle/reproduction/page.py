@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from layershuffle.files import write_whole
+from layershuffle.results.figures import rendered, save
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,16 @@ def write(title: str, sections: Sequence[Section], folder: Path) -> None:
     for section in sections:
         for part in section.parts:
             if isinstance(part, Picture):
-                write_whole(folder / "figures" / f"{part.name}.png", _rendered(part.draw, "png"))
+                save(part.draw(), folder / "figures" / f"{part.name}.png")
                 write_whole(folder / "data" / f"{part.name}.csv", _csv(part.data))
 
 
 def _svg(picture: Picture) -> str:
     with mpl.rc_context({"svg.hashsalt": "layershuffle"}):  # so that the same figure always gets the same ids
-        drawn = _rendered(picture.draw, "svg").decode()
+        drawn = rendered(picture.draw(), "svg").decode()
     drawn = drawn[drawn.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{picture.name}" ', 1)
     mark = f"{picture.name}-"  # because two drawings in one page must not share ids
     return drawn.replace('id="', f'id="{mark}').replace('href="#', f'href="#{mark}').replace("url(#", f"url(#{mark}")
-
-
-def _rendered(draw: Callable[[], Figure], form: str) -> bytes:
-    buffer = io.BytesIO()
-    draw().savefig(buffer, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
-    return buffer.getvalue()
 
 
 def _csv(table: Table) -> str:

@@ -1,13 +1,14 @@
 """Runs the cells of an experiment, on this machine or as SLURM jobs, and compares what they found."""
 
-import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -15,9 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
+from layershuffle.reproduction.collect import comparison
 from layershuffle.reproduction.experiments import Cell
-from layershuffle.results import overview, tables
-from layershuffle.results.record import Results, pool
+from layershuffle.results import figures, tables
+from layershuffle.results.record import Results
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -53,7 +55,7 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, perf
                 if devices != [""]:
                     environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
                 process = spawn.Process(target=perform, args=(cell, folder), daemon=True)
-                with _environment(environment):
+                with patch.dict(os.environ, environment):  # set before the process starts, as torch reads it early
                     process.start()
                 running[process.sentinel] = (cell, process, slot, progress.add_task(f"  {cell.name}", total=None))
                 waiting.remove(cell)
@@ -118,19 +120,22 @@ def plan(wanted: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> str:
 
 def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> None:
     """Print what the finished cells of a setup found, if there are any, and save it beside them."""
-    first = [next((task.output for task in cell.tasks if task.command == "evaluate"), None) for cell in its]
-    paths = [folder / cell.name / output for cell, output in zip(its, first) if output]
-    several = [Results.load(path) for path in paths if path.is_file()]
+    evaluations = [
+        [folder / cell.name / task.output for task in cell.tasks if task.command == "evaluate"] for cell in its
+    ]
+    several = [Results.load(path) for paths in evaluations for path in paths[:1] if path.is_file()]
     if not several:
         return
-    header, rows = tables.comparison(several)
-    pooled = pool(several)
+    header, rows = comparison(several)
+    pooled: dict[str, Results] = {}
+    for results in several:
+        pooled.setdefault(results.label, replace(results, scores=[])).scores.extend(results.scores)
     seeds = len(several) // len(pooled)
     data = several[0].data
     spread = "std over seeds" if seeds > 1 else f"{several[0].evaluation['draws']} draws of each random order"
     title = f"{data['name']}: {data['images']} test images, {spread}"
     write_whole(folder / setup / "table.md", tables.markdown(header, rows))
-    overview.save(overview.overview(pooled, title), folder / setup / "overview.png")
+    figures.save(figures.overview(list(pooled.values()), title), folder / setup / "overview.png")
     if len(header) > 6:  # Too wide for a terminal: show a row for each method, and the pruned orders only in the file.
         rows = [list(column) for column in zip(header, *(row for row in rows if not row[0].startswith("keep")))]
         header, *rows = rows
@@ -145,14 +150,3 @@ def _reason(cell: Cell, folder: Path, exitcode: int) -> str:
     if exitcode > 0 and last.startswith("error: "):
         return f"failed, {last.removeprefix('error: ')}"
     return f"failed ({f'signal {-exitcode}' if exitcode < 0 else last}), see {log}"
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Any:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

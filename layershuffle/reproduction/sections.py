@@ -4,14 +4,15 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from layershuffle.reproduction import curves, paper
-from layershuffle.reproduction.collect import Run, SetupResults, in_papers_sequence
+from layershuffle.reproduction.collect import SetupResults, comparison, in_papers_sequence
 from layershuffle.reproduction.page import Picture, Section, Table, TableCell
-from layershuffle.results import positions, tables
-from layershuffle.results.figures import Plot, plots
-from layershuffle.results.record import Results, Score, Summary, summarise
+from layershuffle.results import figures
+from layershuffle.results.record import Results, Summary
 
 Rows = list[list[TableCell | str]]
 MADE = (
@@ -19,7 +20,7 @@ MADE = (
     "has none. Arbitrary order is read in two ways: a new random order for every batch, as in the paper, and the mean "
     "of some random orders that each ran over all test images."
 )
-READINGS: dict[str, tuple[str, dict[str, str]]] = {
+READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequential": ("sequential", {}),
     "arbitrary, per batch": ("arbitrary", {"reading": "per batch"}),
     "arbitrary, fixed": ("arbitrary", {"reading": "fixed"}),
@@ -28,14 +29,9 @@ READINGS: dict[str, tuple[str, dict[str, str]]] = {
 
 def sections(setups: Sequence[SetupResults], complaints: Sequence[str]) -> list[Section]:
     """All sections for which there are results, then what is missing and how every number was made."""
-    made = [
-        table_1(setups),
-        position_accuracy(setups),
-        *map(pruning, setups),
-        *map(every_subset, setups),
-        merged(setups),
-    ]
-    made += [section for setup in setups for section in (representations(setup), contributions(setup))]
+    made = [table_1(setups), position_accuracy(setups), *map(pruning, setups), *map(every_subset, setups)]
+    made.append(merged(setups))
+    made += [figure_4(setup, study) for setup in setups for study in ("representations", "contributions")]
     made += [*map(others, setups), everything(setups), missing(setups, complaints), provenance(setups)]
     return [section for section in made if section is not None]
 
@@ -46,22 +42,15 @@ def table_1(setups: Sequence[SetupResults]) -> Section:
     rows: Rows = []
     for setup in setups:
         for reading, (protocol, variant) in READINGS.items():
-            cells = [_beside(_over_seeds(setup.of(m), protocol, variant), setup, protocol, m) for m in methods]
+            cells = [_beside(setup.over_seeds(m, protocol, **variant), setup, protocol, m) for m in methods]
             if any(cell.text != "missing" for cell in cells):
                 rows.append([_of(setup, reading), *cells])
     marked = "✱ marks a difference from the paper of more than two standard errors of the two means together."
     own = Table(f"Top-1 accuracy in percent. {MADE}", ["", *methods], rows)
-    theirs = Table(
-        "The paper's own, mean (standard deviation) over five seeds.",
-        ["", *paper.METHODS],
-        [
-            [
-                TableCell(row[2], [f"{row[0]}, {row[1]}"]),
-                *(_text(paper.TABLE_1[(*row, method)]) for method in paper.METHODS),
-            ]
-            for row in dict.fromkeys(key[:3] for key in paper.TABLE_1)
-        ],
-    )
+    theirs = Table("The paper's own, mean (standard deviation) over five seeds.", ["", *paper.METHODS], [])
+    for row in dict.fromkeys(key[:3] for key in paper.TABLE_1):
+        numbers = [_text(paper.TABLE_1[(*row, method)]) for method in paper.METHODS]
+        theirs.rows.append([TableCell(row[2], [f"{row[0]}, {row[1]}"]), *numbers])
     compared = any(isinstance(cell, TableCell) and cell.notes for row in rows for cell in row[1:])
     text = [marked] if compared else ["None of these backbones and data sets is in the paper: compare the shapes."]
     return Section("Table 1: sequential and arbitrary order", text, [own, theirs] if rows else [theirs])
@@ -73,7 +62,7 @@ def position_accuracy(setups: Sequence[SetupResults]) -> Section | None:
     for setup in setups:
         for method in setup.methods:
             for reading, (protocol, variant) in READINGS.items():
-                found = _over_seeds(setup.of(method), protocol, variant, lambda score: score.position_accuracy)
+                found = setup.over_seeds(method, protocol, lambda score: score.position_accuracy, **variant)
                 if found:
                     rows.append([_of(setup, f"{method}, {reading}"), _text(found)])
     if not rows:
@@ -88,15 +77,13 @@ def pruning(setup: SetupResults) -> Section | None:
     if len({point.kept for point in points}) < 2:
         return None
     caption = (
-        f"{setup.backbone} on {setup.data}: accuracy by the number of layers kept, random ones unless the model was "
-        "refined at that depth (reduced-depth: its first layers, those it was refined with). Mean and standard "
-        "deviation over seeds."
+        "accuracy by the number of layers kept, random ones unless the model was refined at that depth (reduced-depth: "
+        "its first layers, those it was refined with). Mean and standard deviation over seeds."
     )
-    text = [
-        "The paper, ViT-B/16 on ImageNet-1k with 3 layers in original sequence: layershuffle about 18%, LayerDrop near "
-        "0."
-    ]
-    return Section(f"Figures 1b and 1c: {setup.data}", text, [_picture("pruning", setup, points, caption)])
+    theirs = "ViT-B/16 on ImageNet-1k with 3 layers in original sequence: layershuffle about 18%, LayerDrop near 0."
+    return Section(
+        f"Figures 1b and 1c: {setup.data}", [f"The paper, {theirs}"], [_curves("pruning", setup, points, caption)]
+    )
 
 
 def every_subset(setup: SetupResults) -> Section | None:
@@ -105,10 +92,9 @@ def every_subset(setup: SetupResults) -> Section | None:
     if not points:
         return None
     caption = (
-        f"{setup.backbone} on {setup.data}: the mean accuracy over every choice of k layers, in original sequence. "
-        "Mean and standard deviation over seeds."
+        "the mean accuracy over every choice of k layers, in original sequence. Mean and standard deviation over seeds."
     )
-    return Section(f"Every subset of the layers: {setup.data}", [], [_picture("landscape", setup, points, caption)])
+    return Section(f"Every subset of the layers: {setup.data}", [], [_curves("landscape", setup, points, caption)])
 
 
 def merged(setups: Sequence[SetupResults]) -> Section | None:
@@ -118,10 +104,9 @@ def merged(setups: Sequence[SetupResults]) -> Section | None:
         for method in setup.methods:
             if method.endswith("-merged"):
                 for name, (protocol, variant) in READINGS.items():
-                    found = [
-                        _over_seeds(setup.of(m), protocol, variant) for m in (method.removesuffix("-merged"), method)
-                    ]
-                    rows.append([_of(setup, f"{method}, {name}"), *map(_text, found)])
+                    pair = method.removesuffix("-merged"), method
+                    found = [_text(setup.over_seeds(each, protocol, **variant)) for each in pair]
+                    rows.append([_of(setup, f"{method}, {name}"), *found])
     if not rows:
         return None
     text = [
@@ -131,55 +116,42 @@ def merged(setups: Sequence[SetupResults]) -> Section | None:
     return Section("Merged models", text, [Table("Top-1 in percent", ["", "sources", "merged"], rows)])
 
 
-def representations(setup: SetupResults) -> Section | None:
-    """Figures 4a and 4b."""
-    several = setup.measured("representations")
+def figure_4(setup: SetupResults, study: str) -> Section | None:
+    """Figures 4a and 4b (study "representations"), or 4c and 4d ("contributions")."""
+    several = setup.measured(study)
     if not several:
         return None
-    rows: Rows = [
-        [results.label, str(position), *map(str, point)]
-        for results in several
-        for position, point in zip(
-            results.measures["representations"]["positions"], results.measures["representations"]["plane"]
+    if study == "representations":
+        letters, draw = "4a and 4b", figures.representations
+        caption = (
+            "UMAP of one layer's whole output, all tokens, a point for each image, run by itself in a random order; "
+            "its colour is the position that the layer held."
         )
-    ]
-    data = Table("UMAP's plane has no unit", ["method", "position", "x", "y"], rows)
-    caption = (
-        f"{setup.backbone} on {setup.data}: UMAP of one layer's whole output, all tokens, a point for each image, run "
-        "by itself in a random order; its colour is the position that the layer held."
-    )
-    picture = Picture(
-        _slug("representations", setup.data, setup.backbone), caption, lambda: positions.representations(several), data
-    )
-    return Section(f"Figures 4a and 4b: {setup.data}", [], [picture])
-
-
-def contributions(setup: SetupResults) -> Section | None:
-    """Figures 4c and 4d."""
-    several = setup.measured("contributions")
-    if not several:
-        return None
-    rows: Rows = [
-        [results.label, str(layer), str(position), f"{values.mean():.4f}", f"{values.std():.4f}", str(len(values))]
-        for results in several
-        for (layer, position), values in sorted(positions.by_layer_and_position(results).items())
-    ]
-    data = Table("relative change", ["method", "layer", "position", "mean", "std", "images"], rows)
-    caption = (
-        f"{setup.backbone} on {setup.data}: the L2 norm of what each layer adds to the class token, over the norm of "
-        "the token that it got, when images run in random orders. The colour is the position that the layer held."
-    )
-    picture = Picture(
-        _slug("contributions", setup.data, setup.backbone), caption, lambda: positions.contributions(several), data
-    )
-    return Section(f"Figures 4c and 4d: {setup.data}", [], [picture])
+        data = Table("UMAP's plane has no unit", ["method", "position", "x", "y"], [])
+        for results in several:
+            found = results.measures[study]
+            points = zip(found["positions"], found["plane"])
+            data.rows.extend([results.label, str(position), *map(str, point)] for position, point in points)
+    else:
+        letters, draw = "4c and 4d", figures.contributions
+        caption = (
+            "the L2 norm of what each layer adds to the class token, over the norm of the token that it got, when "
+            "images run in random orders. The colour is the position that the layer held."
+        )
+        data = Table("relative change", ["method", "layer", "position", "mean", "std", "images"], [])
+        for results in several:
+            for (layer, position), values in sorted(figures.by_layer_and_position(results).items()):
+                numbers = [f"{values.mean():.4f}", f"{values.std():.4f}", str(len(values))]
+                data.rows.append([results.label, str(layer), str(position), *numbers])
+    picture = _picture(study, setup, caption, lambda: draw(several[0], others=several[1:]), data)
+    return Section(f"Figures {letters}: {setup.data}", [], [picture])
 
 
 def others(setup: SetupResults) -> Section | None:
     """The other systems of this field: every picture of every model that no other section has."""
     parts: list[Table | Picture] = []
     for name, results in setup.files.items():
-        for plot in plots(results):
+        for plot in figures.plots(results):
             if plot.name not in ("landscape", "representations", "contributions"):
                 caption = f"{results.label}, {results.data['images']} images ({results.data['split']}): {plot.caption}"
                 slug, draw = _slug(plot.name, name.removesuffix(".json")), partial(plot.draw, results, "")
@@ -187,22 +159,16 @@ def others(setup: SetupResults) -> Section | None:
     return Section(f"Other systems: {setup.data}", [], parts) if parts else None
 
 
-def _data(plot: Plot, results: Results) -> Table:
+def _data(plot: figures.Plot, results: Results) -> Table:
     """The numbers in a picture."""
-    rows: Rows
+    rows: Rows = []
     if plot.measure == "cosine":
-        rows = [[str(step), *(f"{value:.4f}" for value in row)] for step, row in enumerate(results.measures["cosine"])]
+        rows += [[str(step), *(f"{value:.4f}" for value in row)] for step, row in enumerate(results.measures["cosine"])]
         return Table("cosine similarity", ["after step", *map(str, range(len(rows)))], rows)
-    rows = [
-        [
-            score.protocol,
-            " ".join(f"{key}={value}" for key, value in score.variant.items()),
-            score.order or "",
-            f"{100 * score.top1:.2f}",
-        ]
-        for score in results.scores
-        if plot.measure or score.protocol in plot.protocols
-    ]
+    for score in results.scores:
+        if plot.measure or score.protocol in plot.protocols:
+            variant = " ".join(f"{key}={value}" for key, value in score.variant.items())
+            rows.append([score.protocol, variant, score.order or "", f"{100 * score.top1:.2f}"])
     return Table("top-1 in percent", ["protocol", "variant", "order", "top-1 %"], rows)
 
 
@@ -211,8 +177,8 @@ def everything(setups: Sequence[SetupResults]) -> Section:
     parts: list[Table | Picture] = []
     for setup in setups:
         several = [results for name, results in setup.files.items() if name not in setup.studies]
-        pictured = {protocol for results in several for plot in plots(results) for protocol in plot.protocols}
-        header, rows = tables.comparison(several, pictured)
+        pictured = {protocol for results in several for plot in figures.plots(results) for protocol in plot.protocols}
+        header, rows = comparison(several, pictured)
         parts.append(Table(f"{setup.backbone} on {setup.data}", header, [list(row) for row in rows], folded=True))
     return Section("Every score", ["Top-1 in percent, by protocol."], parts)
 
@@ -229,32 +195,17 @@ def provenance(setups: Sequence[SetupResults]) -> Section:
     rows: Rows = []
     for setup in setups:
         for name, results in setup.files.items():
-            e, settings = results.environment, results.evaluation
+            e = results.environment
             made = f"{e.get('device')}, {e.get('precision')}, torch {e.get('torch')}, timm {e.get('timm')}"
-            asked = (
-                f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-                for key, value in settings.items()
-                if value is not None
-            )
+            settings = {key: value for key, value in results.evaluation.items() if value is not None}
+            asked = (f"{k} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in settings.items())
             model = f"{results.label}, seed {results.model.get('seed')}"
             weights = str(results.model.get("sha256", ""))[:12]
             images = f"{results.data['images']} ({results.data.get('split')})"
             rows.append([name, model, weights, images, "; ".join(asked), made, str(e.get("created"))])
     header = ["file", "model", "checkpoint sha256", "images", "evaluated", "with", "on"]
-    return Section(
-        "How every number was made", [], [Table("The results files behind this report", header, rows, folded=True)]
-    )
-
-
-def _over_seeds(
-    runs: Sequence[Run],
-    protocol: str,
-    variant: dict[str, str],
-    value: Callable[[Score], float | None] = lambda score: score.top1,
-) -> Summary | None:
-    per_seed = [[value(score) for score in run.scores(protocol, **variant)] for run in runs]
-    means = [100 * fmean(v for v in values if v is not None) for values in per_seed if values and None not in values]
-    return summarise(means) if means else None
+    table = Table("The results files behind this report", header, rows, folded=True)
+    return Section("How every number was made", [], [table])
 
 
 def _of(setup: SetupResults, what: str) -> TableCell:
@@ -279,21 +230,19 @@ def _text(value: "Summary | paper.Figure | None") -> str:
     return f"{value.mean:.2f}" + ("" if value.std is None else f" ({value.std:.2f})")
 
 
-def _picture(kind: str, setup: SetupResults, points: list[curves.Point], caption: str) -> Picture:
-    classes = next(iter(next(iter(setup.runs.values())).files.values())).model["config"]["num_classes"]
-    rows: Rows = [
-        [
-            p.panel,
-            p.method,
-            str(p.kept),
-            f"{p.accuracy.mean:.2f}",
-            "" if p.accuracy.std is None else f"{p.accuracy.std:.2f}",
-            str(p.accuracy.n),
-        ]
-        for p in points
-    ]
-    data = Table("top-1 in percent", ["sequence", "method", "layers kept", "mean", "std", "seeds"], rows)
-    return Picture(_slug(kind, setup.data, setup.backbone), caption, lambda: curves.curves(points, 100 / classes), data)
+def _curves(kind: str, setup: SetupResults, points: list[curves.Point], caption: str) -> Picture:
+    data = Table("top-1 in percent", ["sequence", "method", "layers kept", "mean", "std", "seeds"], [])
+    for point in points:
+        mean, std, seeds = point.accuracy.mean, point.accuracy.std, point.accuracy.n
+        numbers = [str(point.kept), f"{mean:.2f}", "" if std is None else f"{std:.2f}", str(seeds)]
+        data.rows.append([point.panel, point.method, *numbers])
+    chance = figures.chance(next(iter(setup.files.values())))
+    return _picture(kind, setup, caption, lambda: curves.curves(points, chance), data)
+
+
+def _picture(kind: str, setup: SetupResults, caption: str, draw: Callable[[], Figure], data: Table) -> Picture:
+    name = _slug(kind, setup.data, setup.backbone)
+    return Picture(name, f"{setup.backbone} on {setup.data}: {caption}", draw, data)
 
 
 def _slug(*words: str) -> str:

@@ -1,49 +1,52 @@
-"""Results as pictures: the drawings that protocols name, and those of other measures."""
+"""Results as pictures: an overview, the drawings that protocols name, and those of other measures."""
 
+import io
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.stats import gaussian_kde
 
 from layershuffle.errors import UserError
+from layershuffle.files import write_whole
+from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Protocol
-from layershuffle.results import positions, tables
+from layershuffle.results import tables
 from layershuffle.results.record import Results, Score, Summary, summarise
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+CHANCE: dict[str, Any] = {"color": "grey", "linewidth": 0.8, "linestyle": ":"}
 STRATEGIES = {"first": "first layers kept", "even": "evenly spaced layers kept", "random": "random layers kept"}
+SEQUENCES: dict[str, Any] = {"original": "-", "random": "--"}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of one model's results.
-
-    Attributes:
-        name: of its file.
-        caption: what it shows.
-        draw: makes it of the results, under a title.
-        protocols: the protocols whose scores it shows.
-        measure: the measure that it shows, if it shows one.
-    """
+    """A picture of one model's results, and the protocols and the measure that it shows."""
 
     name: str
     caption: str
     draw: Callable[[Results, str], Figure]
     protocols: tuple[str, ...] = ()
-    measure: str | None = None
+    measure: str = ""
 
 
 def plots(results: Results) -> Iterator[Plot]:
     """The pictures that ``results`` fill, but for the overview."""
-    measured = [plot for plot in MEASURES if plot.measure in results.measures]
-    covered = {name for plot in measured for name in plot.protocols}
+    measured = {name: drawn for name, drawn in MEASURES.items() if name in results.measures}
+    covered = {name for _, protocols in measured.values() for name in protocols}
     by_picture: dict[str, list[Protocol]] = {}
     for protocol in tables.shown(results):
         if protocol.figure not in (None, "overview") and protocol.name not in covered:
@@ -52,12 +55,85 @@ def plots(results: Results) -> Iterator[Plot]:
         figure = protocols[0].figure or ("lines" if protocols[0].columns else "bars")
         if isinstance(figure, str) and figure not in DRAWINGS:
             raise UserError(f"the protocol {name} has no figure {figure}: choose from {', '.join(DRAWINGS)}")
-        draw = figure if callable(figure) else partial(DRAWINGS[figure], protocols)
+        drawing = figure if callable(figure) else partial(DRAWINGS[figure], protocols)
         caption = " ".join(["Top-1 accuracy:", *(protocol.description for protocol in protocols)])
         if figure == "lines":
             caption += " Bands reach from the worst draw to the best."
-        yield Plot(name, caption, draw, tuple(protocol.name for protocol in protocols))
-    yield from measured
+        yield Plot(name, caption, drawing, tuple(protocol.name for protocol in protocols))
+    for name, (measure, shown) in measured.items():
+        yield Plot(measure.__name__, measure.__doc__ or "", measure, shown, name)
+
+
+def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
+    """Every picture that ``results`` fill, beside the results file ``output``; returns where each went, by name."""
+    found = {plot.name: plot.draw for plot in plots(results)}
+    covered = {name for plot in plots(results) for name in plot.protocols}
+    if not found or any(p.figure == "overview" and p.name not in covered for p in tables.shown(results)):
+        found = {"overview": lambda results, title: overview([results], title), **found}
+    paths = {name: output.with_suffix(f".{name}.png" if index else ".png") for index, name in enumerate(found)}
+    for name, path in paths.items():
+        save(found[name](results, title), path)
+    return paths
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` to ``path``, whose suffix says in which format."""
+    write_whole(path, rendered(figure, path.suffix[1:]))
+
+
+def rendered(figure: Figure, form: str) -> bytes:
+    """The content of a file of ``figure``: "png", or "svg", which is always the same for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    return buffer.getvalue()
+
+
+# --- Overview -----------------------------------------------------------------------------------------------
+
+
+def overview(several: Sequence[Results], title: str = "") -> Figure:
+    """Top-1 accuracy of one or more models at full depth and, if pruned orders were scored, by layers kept.
+
+    Full depth: a bar for the sequential order and one for arbitrary orders, with a dot for each order; that bar is the
+    mean of the orders that ran over all images. Pruned: one panel a strategy; lines are means over the draws, bands
+    reach from the worst draw to the best.
+    """
+    strategies = list(dict.fromkeys(s.variant["strategy"] for results in several for s in results.of("pruned")))
+    width = max(6.4, 4.2 + 3.2 * len(strategies))
+    figure, (full_depth, *axes) = panels(1 + len(strategies), width, 4.4, title)
+    handles = []
+    for index, results in enumerate(several):
+        colour = COLOURS[index % len(COLOURS)]
+        handles.append(Line2D([], [], color=colour, lw=4, label=results.label))
+        _full_depth(full_depth, results, colour, index / len(several) - 0.4, 0.8 / len(several))
+        for axis, strategy in zip(axes, strategies):
+            for sequence, style in SEQUENCES.items():
+                points = by_kept(results, strategy, sequence)
+                band(axis, points, colour, linestyle=style, marker=".")
+                axis.set_xticks(list(points))
+        for axis in (full_depth, *axes):
+            axis.axhline(chance(results), **CHANCE)
+    full_depth.set(title="all layers", ylabel="top-1 accuracy, %", ylim=(0, 100))
+    full_depth.set_xticks([0, 1], ["sequential\norder", "arbitrary\norders"])
+    for axis, strategy in zip(axes, strategies):
+        axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
+    for sequence, style in SEQUENCES.items() if strategies else ():
+        handles.append(Line2D([], [], color="grey", linestyle=style, label=f"in {sequence} sequence"))
+    handles.append(Line2D([], [], label="chance", **CHANCE))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if strategies else 3, frameon=False)
+    return figure
+
+
+def _full_depth(axis: Axes, results: Results, colour: str, left: float, width: float) -> None:
+    for column, protocol in enumerate(("sequential", "arbitrary")):
+        if scores := results.of(protocol):
+            x = column + left + width / 2
+            mean = fmean(100 * score.top1 for score in [s for s in scores if s.order is not None] or scores)
+            axis.bar(x, mean, 0.92 * width, color=colour, alpha=0.85)
+            _annotate(axis, f"{mean:.1f}", x, 100 * max(score.top1 for score in scores))
+        if len(scores) > 1:
+            spread = [x + 0.6 * width * (draw / (len(scores) - 1) - 0.5) for draw in range(len(scores))]
+            axis.scatter(spread, [100 * score.top1 for score in scores], s=4, color="black", alpha=0.5, zorder=3)
 
 
 # --- Drawings of protocols ----------------------------------------------------------------------------------
@@ -72,7 +148,7 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
     found: dict[str, dict[float | None, list[float]]] = {}
     keys = []
     for protocol in protocols:
-        for score in _scores(results, protocol.name):
+        for score in results.of(protocol.name):
             (key, x), *_ = [*_numbers(score), ("", None)]
             label = ", ".join(str(value) for name, value in score.variant.items() if name != key)
             of_label = found.setdefault(label or protocol.label or protocol.name, {})
@@ -81,9 +157,12 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
     xs = sorted({x for points in found.values() for x in points if x is not None})
     if not xs:
         return bars(protocols, results, title)
-    figure, axis = _figure(results, title, xlabel=protocols[0].xlabel or protocols[0].columns or max(keys))
+    figure, axis = _accuracy(results, title, xlabel=protocols[0].xlabel or protocols[0].columns or max(keys))
     for index, (label, points) in enumerate(found.items()):
-        _line(axis, dict.fromkeys(xs, points[None]) if None in points else points, label, index)
+        level = points.get(None)
+        means = {x: summarise(level or points[x]) for x in xs if level or x in points}
+        marker = "osD^vP*"[index % 7]
+        band(axis, means, COLOURS[index % len(COLOURS)], marker=marker, markersize=4, label=label)
     axis.set_xticks(xs)
     figure.legend(loc="outside right center", frameon=False)
     return figure
@@ -91,38 +170,31 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
 
 def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
     """Mean top-1 accuracy of each variant, with a line from the worst draw to the best, beside the own order's."""
-    shown = {"sequential", *(protocol.name for protocol in protocols)}
-    groups = {group: scores for group, scores in results.groups().items() if group[0] in shown}
-    found = [summarise(100 * score.top1 for score in scores) for scores in groups.values()]
-    figure = Figure(figsize=(7.6, 1.6 + 0.42 * len(groups)), layout="constrained")
-    axis = figure.subplots()
-    colours = [COLOURS[group[0] != "sequential"] for group in groups]
-    axis.barh(range(len(groups)), [summary.mean for summary in found], color=colours, alpha=0.85)
-    for row, summary in enumerate(found):
+    wanted = {"sequential", *(protocol.name for protocol in protocols)}
+    groups = {group: scores for group, scores in results.groups().items() if group[0] in wanted}
+    figure, (axis,) = panels(1, 7.6, 1.6 + 0.42 * len(groups), title, grid=False)
+    for row, (group, scores) in enumerate(groups.items()):
+        summary = summarise(100 * score.top1 for score in scores)
+        axis.barh(row, summary.mean, color=COLOURS[group[0] != "sequential"], alpha=0.85)
         if summary.n > 1:
             axis.plot([summary.min, summary.max], [row, row], color="black", linewidth=0.8)
-        axis.annotate(
-            f"{summary.mean:.1f}", (summary.max, row), (3, 0), textcoords="offset points", va="center", fontsize=7
-        )
+        _annotate(axis, f"{summary.mean:.1f}", summary.max, row, (3, 0), ha="left", va="center")
     names = [", ".join(map(str, variant)) or name for name, *variant in groups]
     names = ["own order" if name == "sequential" else textwrap.shorten(name, 44) for name in names]
     axis.set_yticks(range(len(groups)), names, fontsize=7)
-    axis.axvline(_chance(results), color="grey", linewidth=0.8, linestyle=":", label="chance")
+    axis.axvline(chance(results), label="chance", **CHANCE)
     axis.set(xlabel="top-1 accuracy, %", xlim=(0, 105))
     axis.invert_yaxis()
-    axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
-    figure.suptitle(title)
     return figure
 
 
 def scatter(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
     """Top-1 accuracy of every order against the first number in the variant, with the best, the mean and the worst."""
     by_number: dict[float, list[float]] = {}
-    for protocol in protocols:
-        for score in _scores(results, protocol.name):
-            by_number.setdefault(next(_numbers(score))[1], []).append(100 * score.top1)
-    figure, axis = _figure(results, title, xlabel=protocols[0].xlabel or protocols[0].columns)
+    for score in results.of(*(protocol.name for protocol in protocols)):
+        by_number.setdefault(next(_numbers(score))[1], []).append(100 * score.top1)
+    figure, axis = _accuracy(results, title, xlabel=protocols[0].xlabel or protocols[0].columns)
     for number, values in by_number.items():
         spread = [number + 0.5 * ((index + 0.5) / len(values) - 0.5) for index in range(len(values))]
         axis.scatter(spread, values, s=3, color=COLOURS[0], alpha=0.35, linewidth=0)
@@ -138,7 +210,7 @@ def matrix(protocols: Sequence[Protocol], results: Results, title: str = "") -> 
     """Top-1 accuracy by the first two numbers in the variant. A pair that has no score gets its mirror image's."""
     (protocol,) = protocols
     found: dict[tuple[float, float], list[float]] = {}
-    for score in _scores(results, protocol.name):
+    for score in results.of(protocol.name):
         (_, row), (_, column), *_ = _numbers(score)
         found.setdefault((row, column), []).append(100 * score.top1)
     ticks = sorted({number for pair in found for number in pair})
@@ -150,18 +222,16 @@ def matrix(protocols: Sequence[Protocol], results: Results, title: str = "") -> 
 
 def choices(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
     """Top-1 accuracy when images choose their order, at best, and in each order, with how many chose it."""
-    scores = [score for protocol in protocols for score in _scores(results, protocol.name)]
-    figure, axis = _figure(results, title)
+    scores = results.of(*(protocol.name for protocol in protocols))
+    figure, axis = _accuracy(results, title)
     for index, score in enumerate(scores):
         axis.bar(index, 100 * score.top1, color=COLOURS[0 if score.order is None else 1], alpha=0.85)
         chosen = "" if score.chosen is None else f"\n{100 * score.chosen:.0f}% chose it"
-        label = f"{100 * score.top1:.1f}{chosen}"
-        axis.annotate(label, (index, 100 * score.top1), (0, 4), textcoords="offset points", ha="center", fontsize=7)
+        _annotate(axis, f"{100 * score.top1:.1f}{chosen}", index, 100 * score.top1)
     names = ["each image's\nchoice", "each image's\nbest (oracle)"]
-    names += [textwrap.fill(str(score.order), 16) for score in scores if score.order is not None]
+    names += [textwrap.fill(score.order, 16) for score in scores if score.order is not None]
     axis.set_xticks(range(len(scores)), names, fontsize=7)
-    axis.set_ylim(0, 112)
-    axis.set_yticks(range(0, 101, 20))
+    axis.set(ylim=(0, 112), yticks=range(0, 101, 20))
     figure.legend(loc="outside right center", frameon=False)
     return figure
 
@@ -170,83 +240,162 @@ DRAWINGS = {"lines": lines, "bars": bars, "scatter": scatter, "matrix": matrix, 
 """What the entry of a protocol can name as its figure."""
 
 
-# --- Drawings of measures -----------------------------------------------------------------------------------
+# --- Drawings of measures, whose docstrings are their captions ----------------------------------------------
 
 
-def depth_curve(results: Results, title: str = "") -> Figure:
-    """Top-1 accuracy against layers run, and against the time per image that was measured at each depth."""
+def depth(results: Results, title: str = "") -> Figure:
+    """Accuracy against layers run, and against time."""
     seconds = {int(k): value for k, value in results.measures["seconds_per_image"].items()}
-    strategies = list(dict.fromkeys(s.variant["strategy"] for s in results.scores if s.protocol == "pruned"))
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    by_layers, by_time = figure.subplots(1, 2, sharey=True)
-    for index, strategy in enumerate(strategies):
-        points = dict(by_kept(results, strategy, "original"))
-        for axis, xs in ((by_layers, list(points)), (by_time, [1000 * seconds[k] for k in points])):
-            label = STRATEGIES.get(strategy, strategy).removesuffix(" kept") if axis is by_layers else None
-            axis.plot(xs, [100 * s.mean for s in points.values()], ".-", color=COLOURS[index], label=label)
-            low, high = [100 * s.min for s in points.values()], [100 * s.max for s in points.values()]
-            axis.fill_between(xs, low, high, color=COLOURS[index], alpha=0.12, linewidth=0)
-    for axis in (by_layers, by_time):
-        _decorate(axis, results, label=axis is by_layers)
+    strategies = list(dict.fromkeys(score.variant["strategy"] for score in results.of("pruned")))
+    figure, (by_layers, by_time) = panels(2, 10.5, 4.2, title)
+    for strategy, colour in zip(strategies, COLOURS):
+        points = by_kept(results, strategy, "original")
+        label = STRATEGIES.get(strategy, strategy).removesuffix(" kept")
+        band(by_layers, points, colour, marker=".", label=label)
+        band(by_time, {1000 * seconds[k]: summary for k, summary in points.items()}, colour, marker=".")
+    _levels(by_layers, results)
+    _levels(by_time, results, label=False)
     by_layers.set(xlabel="layers run", ylabel="top-1 accuracy, %", ylim=(0, 100), xticks=sorted(seconds))
     by_time.set(xlabel=f"ms per image, batches of {results.evaluation['batch_size']}", xlim=(0, None))
     figure.legend(loc="outside lower center", ncols=len(strategies) + 2, frameon=False)
-    figure.suptitle(title)
     return figure
 
 
 def search(results: Results, title: str = "") -> Figure:
-    """The loss at each step of a search, on the images it searched on; or what the layers were ranked by."""
+    """The search for an order: the loss at each step, or the layers' ranks."""
     measures = results.measures["search"]
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = panels(1, 6.4, 4.2, f"{title}: {measures['strategy']}" if title else measures["strategy"])
     if "trace" in measures:
         losses = [np.nan if step["loss"] is None else step["loss"] for step in measures["trace"]]
-        steps, label = range(len(losses)), "exchanges"
-        if measures["strategy"] == "greedy":
-            steps, label = range(1, len(losses) + 1), "layers appended"
+        first, label = (1, "layers appended") if measures["strategy"] == "greedy" else (0, "exchanges")
+        steps = range(first, first + len(losses))
         axis.plot(steps, losses, "o-", color=COLOURS[0], markersize=4)
         axis.set(xlabel=label, ylabel=f"cross-entropy on the {measures['images']} images searched on", xticks=steps)
         axis.set_ylim(bottom=0)
     else:
-        axis.bar(range(len(measures["exponents"])), measures["exponents"], color=COLOURS[0])
-        axis.set(xlabel="layer", ylabel="heavy-tail exponent", xticks=range(len(measures["exponents"])))
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", alpha=0.3)
-    figure.suptitle(f"{title}: {measures['strategy']}" if title else measures["strategy"])
+        layers = range(len(measures["exponents"]))
+        axis.bar(layers, measures["exponents"], color=COLOURS[0])
+        axis.set(xlabel="layer", ylabel="heavy-tail exponent", xticks=layers)
     return figure
 
 
 def cosine(results: Results, title: str = "") -> Figure:
     """Cosine similarity of the activations after every two steps (arXiv 2407.09298)."""
-    label = "cosine similarity of the activations"
     values = np.array(results.measures["cosine"])
-    return _heat_map(values, range(len(values)), title, label, "after step", ".2f")
+    return _heat_map(values, range(len(values)), title, "cosine similarity of the activations", "after step", ".2f")
+
+
+def representations(results: Results, title: str = "", others: Sequence[Results] = ()) -> Figure:
+    """UMAP of a layer's output, coloured by the position that it held."""
+    # Figures 4a and 4b of arXiv 2407.04513, with a panel for each model.
+    figure, axes, colours = _position_panels(several := [results, *others], "representations", 4.6)
+    for axis, shown in zip(axes, several):
+        found = shown.measures["representations"]
+        x, y = np.array(found["plane"]).T
+        axis.scatter(x, y, c=colours.to_rgba(np.array(found["positions"])), s=8, linewidths=0, rasterized=True)
+        axis.set(title=f"{shown.label}, layer {found['layer']}", xticks=[], yticks=[])
+    return figure
+
+
+def contributions(results: Results, title: str = "", others: Sequence[Results] = ()) -> Figure:
+    """How much each layer changes the class token, coloured by the position that it held."""
+    # Figures 4c and 4d of arXiv 2407.04513, with a panel for each model and a ridge for each layer and position.
+    figure, axes, colours = _position_panels(several := [results, *others], "contributions", 5.6)
+    changes = [by_layer_and_position(shown) for shown in several]
+    low, high = np.percentile(np.concatenate([v for found in changes for v in found.values()]), (0.1, 99.9))
+    grid = np.linspace(np.log10(low) - 0.2, np.log10(high) + 0.2, 250)
+    for axis, shown, found in zip(axes, several, changes):
+        layers = sorted({layer for layer, _ in found})
+        for (layer, position), values in sorted(found.items()):
+            logs = np.log10(values)
+            if len(logs) > 2 and np.ptp(logs) > 0:
+                ridge = layer - 1.6 * (density := gaussian_kde(logs)(grid)) / density.max()
+                colour = colours.to_rgba(np.array(position))
+                axis.fill_between(10**grid, layer, ridge, color=colour, alpha=0.35, lw=0, rasterized=True)
+        axis.set(title=shown.label, xscale="log", ylim=(len(layers) - 0.5, -1.8), yticks=layers)
+        axis.set(xlabel="change of the class token, relative to its norm")
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_ylabel("layer")
+    return figure
+
+
+MEASURES: dict[str, tuple[Callable[[Results, str], Figure], tuple[str, ...]]] = {
+    "cosine": (cosine, ()),
+    "search": (search, ("search",)),
+    "seconds_per_image": (depth, ("pruned",)),
+    "representations": (representations, ()),
+    "contributions": (contributions, ()),
+}
+"""The drawing of each measure, and the protocols whose scores it shows."""
 
 
 # --- What they share ----------------------------------------------------------------------------------------
 
 
-def by_kept(results: Results, strategy: str, sequence: str) -> Iterator[tuple[int, Summary]]:
-    """Top-1 accuracy by the number of layers kept, over the draws of a strategy of protocol "pruned"."""
-    grouped: dict[int, list[Score]] = {}
-    for score in results.scores:
-        if (score.variant.get("strategy"), score.variant.get("sequence")) == (strategy, sequence):
-            grouped.setdefault(score.variant["kept"], []).append(score)
-    for kept, scores in sorted(grouped.items()):
-        yield kept, summarise(score.top1 for score in scores)
+def panels(count: int, width: float, height: float, title: str | None = None, grid: bool = True) -> tuple[Figure, Any]:
+    """A figure of that size in inches, and the axes of its panels, which stand side by side and share the y axis."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(grid, axis="y", **({"alpha": 0.3} if grid else {}))
+    if title is not None:
+        figure.suptitle(title)
+    return figure, axes
 
 
-def _scores(results: Results, protocol: str) -> list[Score]:
-    return [score for score in results.scores if score.protocol == protocol]
+def band(axis: Axes, points: Mapping[Any, Summary], colour: str, alpha: float = 0.12, **style: Any) -> None:
+    """Draw a line through the means by x, and a band from the smallest value to the largest."""
+    found = points.values()
+    axis.plot(list(points), [summary.mean for summary in found], color=colour, **style)
+    low, high = [summary.min for summary in found], [summary.max for summary in found]
+    if low != high:
+        axis.fill_between(list(points), low, high, color=colour, alpha=alpha, linewidth=0)
+
+
+def by_kept(results: Results, strategy: str, sequence: str) -> dict[int, Summary]:
+    """Top-1 accuracy in percent by the number of layers kept, over the draws of a strategy of protocol "pruned"."""
+    grouped: dict[int, list[float]] = {}
+    for score in results.of("pruned", strategy=strategy, sequence=sequence):
+        grouped.setdefault(score.variant["kept"], []).append(100 * score.top1)
+    return {kept: summarise(values) for kept, values in sorted(grouped.items())}
+
+
+def by_layer_and_position(results: Results) -> dict[tuple[int, int], np.ndarray]:
+    """The relative changes of the class token of all images, by the layer and the position that it held."""
+    found: dict[tuple[int, int], list[float]] = {}
+    measured = results.measures["contributions"]
+    for order, changes in zip(measured["orders"], measured["changes"]):
+        for position, (step, change) in enumerate(zip(Order(order), changes)):
+            found.setdefault((step[0].layer, position), []).append(change)
+    return {key: np.array(values) for key, values in found.items()}
+
+
+def chance(results: Results) -> float:
+    """The accuracy of guessing, in percent."""
+    return 100 / int(results.model["config"]["num_classes"])
 
 
 def _numbers(score: Score) -> Iterator[tuple[str, Any]]:
     return ((key, value) for key, value in score.variant.items() if isinstance(value, (int, float)))
 
 
-def _chance(results: Results) -> float:
-    return 100 / int(results.model["config"]["num_classes"])
+def _annotate(axis: Axes, text: str, x: float, y: float, offset: tuple[int, int] = (0, 4), **style: Any) -> None:
+    axis.annotate(text, (x, y), offset, textcoords="offset points", fontsize=7, **({"ha": "center"} | style))
+
+
+def _accuracy(results: Results, title: str, **labels: str) -> tuple[Figure, Axes]:
+    figure, (axis,) = panels(1, 7.6, 4.2, title)
+    _levels(axis, results)
+    axis.set(ylabel="top-1 accuracy, %", ylim=(0, 100), **labels)
+    return figure, axis
+
+
+def _levels(axis: Axes, results: Results, label: bool = True) -> None:
+    """Draw the levels to compare with: the model's own order, and chance."""
+    for score in results.of("sequential"):
+        axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="own order" if label else None)
+    axis.axhline(chance(results), label="chance" if label else None, **CHANCE)
 
 
 def _heat_map(values: np.ndarray, ticks: Sequence[float], title: str, label: str, axis_label: str, form: str) -> Figure:
@@ -267,55 +416,14 @@ def _heat_map(values: np.ndarray, ticks: Sequence[float], title: str, label: str
     return figure
 
 
-def _figure(results: Results, title: str, **labels: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-    axis = figure.subplots()
-    _decorate(axis, results)
-    axis.set(ylabel="top-1 accuracy, %", ylim=(0, 100), **labels)
-    figure.suptitle(title)
-    return figure, axis
-
-
-def _decorate(axis: Axes, results: Results, label: bool = True) -> None:
-    """Draw the levels to compare with: the model's own order, and chance."""
-    for score in results.scores:
-        if score.protocol == "sequential":
-            axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="own order" if label else None)
-    axis.axhline(_chance(results), color="grey", linewidth=0.8, linestyle=":", label="chance" if label else None)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", alpha=0.3)
-
-
-def _line(axis: Axes, points: Mapping[Any, list[float]], label: str, index: int) -> None:
-    xs, found = zip(*((x, summarise(values)) for x, values in sorted(points.items())))
-    style = {"color": COLOURS[index % len(COLOURS)], "marker": "osD^vP*"[index % 7], "markersize": 4}
-    axis.plot(xs, [s.mean for s in found], label=label, **style)  # type: ignore[arg-type]
-    if any(s.n > 1 for s in found):
-        low, high = [s.min for s in found], [s.max for s in found]
-        axis.fill_between(xs, low, high, color=COLOURS[index % len(COLOURS)], alpha=0.12, linewidth=0)
-
-
-MEASURES = (
-    Plot(
-        "cosine",
-        "Cosine similarity of the activations after every two steps (arXiv 2407.09298).",
-        cosine,
-        measure="cosine",
-    ),
-    Plot(
-        "search", "The search for an order: the loss at each step, or the layers' ranks.", search, ("search",), "search"
-    ),
-    Plot("depth", "Accuracy against layers run, and against time.", depth_curve, ("pruned",), "seconds_per_image"),
-    Plot(
-        "representations",
-        "UMAP of a layer's output, coloured by the position that it held.",
-        lambda results, _: positions.representations([results]),
-        measure="representations",
-    ),
-    Plot(
-        "contributions",
-        "How much each layer changes the class token, coloured by the position that it held.",
-        lambda results, _: positions.contributions([results]),
-        measure="contributions",
-    ),
-)
+def _position_panels(
+    several: Sequence[Results], study: str, height: float
+) -> tuple[Figure, list[Axes], ScalarMappable]:
+    """A panel for each of the results, which share a bar of the positions' colours."""
+    positions = max(len(Order(results.measures[study]["orders"][0])) for results in several)
+    viridis = colormaps["viridis"]
+    colours = ScalarMappable(BoundaryNorm(np.arange(-0.5, positions), viridis.N), viridis)
+    figure = Figure(figsize=(1.4 + 4.2 * len(several), height), layout="constrained")
+    axes = list(figure.subplots(1, len(several), squeeze=False)[0])
+    figure.colorbar(colours, ax=axes, label="position", ticks=range(positions), shrink=0.8).minorticks_off()
+    return figure, axes, colours

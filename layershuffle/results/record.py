@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,12 @@ class Results:
         """What tables and plots call it."""
         return self.model.get("method") or self.model["name"]
 
+    def of(self, *protocols: str, **variant: Any) -> list[Score]:
+        """The scores of these protocols, one protocol after the other, whose variant has these values."""
+        return [
+            s for name in protocols for s in self.scores if s.protocol == name and variant.items() <= s.variant.items()
+        ]
+
     def groups(self) -> dict[tuple[Any, ...], list[Score]]:
         """The scores that are draws of the same thing, by (protocol, then the values of the variant)."""
         grouped: dict[tuple[Any, ...], list[Score]] = {}
@@ -98,9 +104,8 @@ class Results:
             | {name: [getattr(score, name) for score in scores] for name in columns}
             for scores in self.groups().values()
         ]
-        head = {"layershuffle_results": FORMAT, **asdict(replace(self, scores=[], measures={}))}
-        del head["scores"], head["measures"]
-        text = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+        head = {name: part for name, part in vars(self).items() if name not in ("scores", "measures")}
+        text = json.dumps({"layershuffle_results": FORMAT, **head}, indent=1, allow_nan=False).removesuffix("\n}")
         rows = ",".join("\n  " + json.dumps(group, allow_nan=False) for group in groups)
         measures = json.dumps(self.measures, allow_nan=False)
         write_whole(path, f'{text},\n "measures": {measures},\n "scores": [{rows}\n ]\n}}\n')
@@ -128,18 +133,9 @@ class Results:
             raise UserError(f"{path} is not a whole results file: {error}") from error
 
 
-def pool(several: Iterable[Results]) -> list[Results]:
-    """Join the scores of results with the same label, such as the runs of a method with several seeds."""
-    pooled: dict[str, Results] = {}
-    for results in several:
-        before = pooled.get(results.label)
-        pooled[results.label] = replace(results, scores=before.scores + results.scores) if before else results
-    return list(pooled.values())
-
-
 @dataclass(frozen=True)
 class Summary:
-    """Mean, sample standard deviation, extremes and the half-width of the mean's 95% confidence interval.
+    """Mean, sample standard deviation, extremes, half-width of the mean's 95% confidence interval (by Student's t).
 
     ``std`` and ``ci95`` are None for a single value.
     """
@@ -153,7 +149,7 @@ class Summary:
 
 
 def summarise(values: Iterable[float]) -> Summary:
-    """Summarise at least one value; the confidence interval is by Student's t."""
+    """Summarise at least one value."""
     values = list(values)
     n, mean = len(values), statistics.fmean(values)
     std = statistics.stdev(values) if n > 1 else None

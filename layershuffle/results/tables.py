@@ -1,13 +1,13 @@
 """Results as tables, for the terminal and for Markdown."""
 
-from collections.abc import Container, Sequence
 from statistics import fmean
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from layershuffle.orders.protocols import PROTOCOLS, Protocol
-from layershuffle.results.record import Results, Score, Summary, summarise
+from layershuffle.results.record import Results, Summary, summarise
 
 Rows = list[list[str]]
 Group = tuple[object, ...]
@@ -45,66 +45,40 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
     elsewhere = {protocol.name for protocol in shown(results) if protocol.columns or protocol.figure == "matrix"}
     predicts = any(score.position_accuracy is not None for score in results.scores)
     chooses = any(score.chosen is not None for score in results.scores)
+    header = ["order", "n", "top-1 %", "min", "max", "±95%", "top-5", "loss"]
+    header += ["pos. %"] * predicts + ["chosen %"] * chooses
     rows = []
     for group, scores in results.groups().items():
-        if group[0] in elsewhere:
-            continue
-        top1 = summarise(score.top1 for score in scores)
-        losses = [score.loss for score in scores if score.loss is not None]
-        row = [_name(group), str(top1.n), percent(top1), f"{100 * top1.min:.2f}", f"{100 * top1.max:.2f}"]
-        row.append("" if top1.ci95 is None else f"{100 * top1.ci95:.2f}")
-        row.append(f"{100 * summarise(score.top5 for score in scores).mean:.2f}")
-        row.append(f"{summarise(losses).mean:.4f}" if len(losses) == len(scores) else "infinite")
-        if predicts:
+        if group[0] not in elsewhere:
+            top1 = summarise(score.top1 for score in scores)
+            losses = [score.loss for score in scores if score.loss is not None]
             right = [score.position_accuracy for score in scores if score.position_accuracy is not None]
-            row.append(f"{100 * summarise(right).mean:.2f}" if right else "")
-        if chooses:
-            row.append("" if scores[0].chosen is None else f"{100 * scores[0].chosen:.1f}")
-        rows.append(row)
-    header = ["order", "n", "top-1 %", "min", "max", "±95%", "top-5", "loss"]
-    return header + ["pos. %"] * predicts + ["chosen %"] * chooses, rows
+            numbers = [top1.min, top1.max, top1.ci95, fmean(score.top5 for score in scores)]
+            row = [
+                name_of(group),
+                str(top1.n),
+                percent(top1),
+                *("" if n is None else f"{100 * n:.2f}" for n in numbers),
+            ]
+            row.append(f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite")
+            row += [f"{100 * fmean(right):.2f}" if right else ""] * predicts
+            row += ["" if scores[0].chosen is None else f"{100 * scores[0].chosen:.1f}"] * chooses
+            rows.append(row)
+    return header, rows
 
 
 def grid(results: Results, protocol: Protocol) -> tuple[list[str], Rows]:
     """One model: top-1 accuracy, a column for each value of the variant's first entry, a row for each of the rest."""
-    cells = {group[1:]: scores for group, scores in results.groups().items() if group[0] == protocol.name}
-    columns = sorted({column for column, *_ in cells})
-    rows = []
-
-    def cell(scores: list[Score] | None) -> str:
-        top1 = summarise(score.top1 for score in scores) if scores else None
-        # With more columns a terminal has no room for the deviations; they are in the results file.
-        return "" if top1 is None else percent(top1) if len(columns) <= 8 else f"{100 * top1.mean:.1f}"
-
-    for rest in dict.fromkeys(group[1:] for group in cells):
-        rows.append([_strategy(*rest) or "top-1 %"] + [cell(cells.get((column, *rest))) for column in columns])
-    return [protocol.columns, *map(str, columns)], rows
-
-
-def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], Rows]:
-    """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, mean and standard deviation.
-
-    The deviation is over the seeds of a method, or over the orders where each was run with one seed. The protocols
-    ``without`` are left out.
-    """
-    by_model: dict[str, dict[object, dict[Group, list[Score]]]] = {}
-    for results in several:
-        models = by_model.setdefault(results.label, {})
-        model = results.model.get("sha256") or results.model.get("seed")
-        models[model] = results.groups() | models.get(model, {})  # a model may have several files
-    columns = {label: list(models.values()) for label, models in by_model.items()}
-    one_seed = all(len(runs) == 1 for runs in columns.values())
-
-    def cell(group: Group, runs: list[dict[Group, list[Score]]]) -> str:
-        found = [[score.top1 for score in groups[group]] for groups in runs if group in groups]
-        if not found:
-            return "missing"
-        return percent(summarise(found[0] if one_seed else map(fmean, found)))
-
-    found = (group for runs in columns.values() for groups in runs for group in groups)
-    groups = dict.fromkeys(group for group in found if group[0] not in without)
-    return ["top-1 %", *columns], [
-        [_name(group), *(cell(group, runs) for runs in columns.values())] for group in groups
+    by_rest: dict[Group, dict[Any, Summary]] = {}
+    for (name, *variant), scores in results.groups().items():
+        if name == protocol.name:
+            by_rest.setdefault(tuple(variant[1:]), {})[variant[0]] = summarise(score.top1 for score in scores)
+    columns = sorted({column for found in by_rest.values() for column in found})
+    # With more columns a terminal has no room for the deviations; they are in the results file.
+    text = percent if len(columns) <= 8 else lambda top1: f"{100 * top1.mean:.1f}"
+    return [protocol.columns, *map(str, columns)], [
+        [_strategy(*rest) or "top-1 %", *(text(found[column]) if column in found else "" for column in columns)]
+        for rest, found in by_rest.items()
     ]
 
 
@@ -115,7 +89,8 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> Table:
     )
     for column, name in enumerate(header):
         name = name.replace("-", "-\n") if len(name) > 12 else name
-        table.add_column(name, justify="right" if column else "left", no_wrap=column > 0)  # a long order wraps
+        # Only the first column wraps, which may hold a long order.
+        table.add_column(name, justify="right" if column else "left", no_wrap=column > 0)
     for row in rows:
         table.add_row(*row)
     return table
@@ -127,7 +102,8 @@ def markdown(header: list[str], rows: Rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _name(group: Group) -> str:
+def name_of(group: Group) -> str:
+    """What tables call a group of scores, see ``Results.groups``: ``keep 3 first, shuffled``."""
     protocol, *variant = group
     if protocol == "pruned":
         kept, *rest = variant

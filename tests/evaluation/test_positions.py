@@ -8,7 +8,7 @@ from layershuffle.commands.analyse import analyse_command
 from layershuffle.data import Preprocess
 from layershuffle.evaluation.positions import contribution, project, visits
 from layershuffle.orders.order import Order
-from layershuffle.results import positions
+from layershuffle.results import figures
 from layershuffle.results.record import Results
 
 
@@ -77,7 +77,7 @@ def checkpoint(tmp_path, monkeypatch):
 def test_contributions_as_typed(checkpoint, tmp_path):
     results = analyse_command([checkpoint, "--study=contributions", "--images=40", "--output=c.json"])
     assert Results.load("c.json") == results
-    found = positions.by_layer_and_position(results)
+    found = figures.by_layer_and_position(results)
     assert sum(map(len, found.values())) == 40 * 4
     measured = results.measures["contributions"]
     order = Order(measured["orders"][7])
@@ -85,7 +85,7 @@ def test_contributions_as_typed(checkpoint, tmp_path):
     assert measured["changes"][7][2] in found[layer, 2]
     assert all(np.all(values > 0) for values in found.values())
     assert (tmp_path / "c.png").stat().st_size > 10_000
-    assert len(positions.contributions([results, results]).axes) == 3
+    assert len(figures.contributions(results, others=[results]).axes) == 3
 
 
 def test_representations_as_typed(checkpoint, tmp_path):

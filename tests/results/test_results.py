@@ -9,8 +9,8 @@ from rich.console import Console
 
 from layershuffle.files import write_whole
 from layershuffle.orders.protocols import PROTOCOLS
-from layershuffle.results import overview as plots
-from layershuffle.results import tables
+from layershuffle.reproduction.collect import comparison
+from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, Score, summarise
 
 
@@ -119,7 +119,7 @@ def test_tables():
 
 def test_the_comparison_names_what_is_missing():
     partly = results("baseline", scores=[score("sequential", 0.95, "0 1 2")])
-    header, rows = tables.comparison([partly, results()])
+    header, rows = comparison([partly, results()])
     assert header == ["top-1 %", "baseline", "layershuffle"]
     assert rows[0] == ["sequential", "95.00", "90.00"]
     assert rows[1] == ["arbitrary, per batch", "missing", "75.00"]
@@ -133,7 +133,7 @@ def test_the_comparison_names_what_is_missing():
 
 def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
     methods = ["baseline", "layershuffle", "layershuffle-position", "layershuffle-predict"]
-    header, rows = tables.comparison([results(method) for method in methods])
+    header, rows = comparison([results(method) for method in methods])
     console = Console(width=80, record=True, file=None)
     with console.capture() as capture:
         console.print(tables.terminal(header, rows, "title"))
@@ -144,7 +144,9 @@ def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
 def test_plots_are_written(tmp_path, name):
-    plots.save(plots.overview([results(), results("baseline", scores=results().scores[:4])], "title"), tmp_path / name)
+    figures.save(
+        figures.overview([results(), results("baseline", scores=results().scores[:4])], "title"), tmp_path / name
+    )
     if name.endswith("png"):
         picture = imread(tmp_path / name)
         assert picture.shape[1] > picture.shape[0] > 300
