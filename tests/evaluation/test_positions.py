@@ -6,7 +6,7 @@ import torch
 
 from layershuffle.commands.analyse import analyse_command
 from layershuffle.data import Preprocess
-from layershuffle.evaluation.positions import contribution, project, visits
+from layershuffle.evaluation.activations import contribution, project, visits
 from layershuffle.orders.order import Order
 from layershuffle.results import positions
 from layershuffle.results.record import Results
