@@ -21,28 +21,33 @@ def find(name: str, experiment: bool = False) -> Path:
         experiment: whether to look for an experiment; otherwise for a piece of a run.
 
     Raises:
-        UserError: if there is no config of that name, or there are several. That a path leads nowhere is left to who
-            reads the file.
+        UserError: if there is no config of that name, or there are several. A path is returned as it is.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     for folder in (OWN, PACKAGED):
-        known = listed(folder, experiment)
-        matching = [full for full in known if full == name] or [full for full in known if full.endswith(f"/{name}")]
+        files = listed(folder, experiment)
+        matching = [full for full in files if full == name] or [full for full in files if full.endswith(f"/{name}")]
         if len(matching) > 1:
             raise UserError(f"there are several configs named {name}: choose from {', '.join(matching)}")
         if matching:
-            return known[matching[0]]
+            return files[matching[0]]
     raise unknown(name, experiment)
 
 
 def unknown(name: str, experiment: bool = False) -> UserError:
     """The error that there is no config, or experiment, called ``name``; it suggests the nearest."""
-    known = listed(OWN, experiment) | listed(PACKAGED, experiment)
-    names = sorted({full.rpartition("/")[2] for full in known})
+    choices = known(experiment)
+    names = sorted({path.stem for path in choices.values()})
     if experiment:
         return UserError(f"there is no experiment {name}: give a YAML file, or one of {', '.join(names)}")
-    return UserError(f"there is no config named {name}{nearest(name, [*names, *known])}: see layershuffle list")
+    return UserError(f"there is no config named {name}{nearest(name, [*names, *choices])}: see layershuffle list")
+
+
+def known(experiment: bool = False) -> dict[str, Path]:
+    """All configs, or all experiments, by full name. The user's own come first, and replace those of the package."""
+    own = listed(OWN, experiment)
+    return own | listed(PACKAGED, experiment) | own
 
 
 def listed(folder: Path, experiment: bool = False) -> dict[str, Path]:
