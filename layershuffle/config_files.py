@@ -16,12 +16,12 @@ def find(name: str, experiment: bool = False) -> Path:
     """The config file that a user calls ``name``.
 
     Args:
-        name: a path that ends in .yaml or .yml, or a name such as ``vit_b16`` or ``model/vit_b16``. Names are looked
-            for in the user's own folder first.
+        name: a path that ends in .yaml or .yml, which is returned as it is, or a name such as ``vit_b16`` or
+            ``model/vit_b16``, which is looked for in the user's own folder first.
         experiment: whether to look for an experiment; otherwise for a piece of a run.
 
     Raises:
-        UserError: if there is no config of that name, or there are several. A path is returned as it is.
+        UserError: if there is no config of that name, or there are several.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
@@ -52,12 +52,9 @@ def known(experiment: bool = False) -> dict[str, Path]:
 
 def listed(folder: Path, experiment: bool = False) -> dict[str, Path]:
     """The configs below ``folder`` by full name, such as ``model/vit_b16``; sweeps are left out."""
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-    return {
-        name: path
-        for name, path in found.items()
-        if name.startswith("experiment/") == experiment and not path.stem.startswith("sweep")
-    }
+    paths = [path for path in sorted(folder.rglob("*.yaml")) if not path.stem.startswith("sweep")]
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    return {name: path for name, path in found.items() if name.startswith("experiment/") == experiment}
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

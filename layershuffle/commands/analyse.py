@@ -1,14 +1,14 @@
 """What a layer does at each position."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Subset
 
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
-from layershuffle.evaluation.activations import contribution, project, visits
+from layershuffle.evaluation.activations import contribution, project, shuffled_runs
 from layershuffle.results.record import Results
 
 
@@ -26,7 +26,7 @@ def analyse_command(args: list[str] | None = None) -> Results:
     parser.add_argument("--study", choices=studies, default=studies[0], help="what to look at")
     parser.add_argument("--layer", type=int | None, help="of the representations (default: the middle)")
     parser.add_argument("--images", type=int, default=1000, help="how many of the images, the first ones")
-    study = StudyCommand(parser, args, "analysis")
+    study = Study(parser, args, "analysis")
     config, model = study.config, study.model
     layer = model.depth // 2 if config.layer is None else config.layer
     if not 0 <= layer < model.depth:
@@ -37,25 +37,21 @@ def analyse_command(args: list[str] | None = None) -> Results:
         raise UserError("only models whose steps are whole layers can be analysed")
     data: Any = study.batches.dataset
     images = Subset(data, range(min(config.images, len(data))))
-    outputs: list[Tensor] = []
-    positions: list[int] = []
-    changes = [[0.0] * len(model.order) for _ in range(len(images))]
+    found: dict[str, Any] = {"orders": []}
+    changes, positions, outputs = [], [], []
     with study.progress(f"analysing {study.record['name']}", len(images), "images") as (bar, task):
-
-        def visit(index: int, visited: int, position: int, before: Tensor, after: Tensor) -> None:
+        for order, states in shuffled_runs(model, study.preprocess, images, study.fabric, config.seed):
+            found["orders"].append(str(order))
             if config.study == "contributions":
-                changes[index][position] = float(f"{contribution(before, after):.5g}")
-            elif visited == layer:
-                outputs.append(after.flatten().cpu())
-                positions.append(position)
-            bar.update(task, completed=index + (position + 1) / len(model.order))
-
-        orders = visits(model, study.preprocess, images, study.fabric, study.seed, visit)
-    found: dict[str, Any] = {"orders": orders}
+                changes.append([float(f"{contribution(*pair):.5g}") for pair in pairwise(states)])
+            else:
+                positions.append(max(index for index, step in enumerate(order) if step[0].layer == layer))
+                outputs.append(states[positions[-1] + 1].flatten().cpu())
+            bar.advance(task)
     if config.study == "contributions":
         found["changes"] = changes
     else:
-        plane = project(torch.stack(outputs), study.seed).tolist()
+        plane = project(torch.stack(outputs), config.seed).tolist()
         found |= {"layer": layer, "positions": positions}
         found["plane"] = [[round(value, 3) for value in point] for point in plane]
     return study.report([], {"study": config.study, "images": len(images)}, {config.study: found})

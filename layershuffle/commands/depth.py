@@ -1,6 +1,6 @@
 """Accuracy and time against the number of layers run."""
 
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.orders.named import first
@@ -19,12 +19,12 @@ def depth_command(args: list[str] | None = None) -> Results:
     )
     parser.add_argument("--draws", type=int, default=10, help="random subsets for each number of layers")
     parser.add_argument("--repeats", type=int, default=20, help="how often each depth is timed; the shortest counts")
-    study = StudyCommand(parser, args, "depth")
+    study = Study(parser, args, "depth")
     draws, repeats, own, device = study.config.draws, study.config.repeats, study.model.order, study.fabric.device
     if draws < 1 or repeats < 1:
         raise UserError("--draws and --repeats are 1 or more")
     depths = range(1, len(own) + 1)
-    found = trials(["sequential", "pruned"], own, draws, study.seed, keep=tuple(depths))
+    found = trials(["sequential", "pruned"], own, draws, study.config.seed, keep=tuple(depths))
     scores = study.score([trial for trial in found if trial.variant.get("sequence") != "random"])
     images = study.preprocess.to(device)(next(iter(study.batches))[0].to(device))
     with study.fabric.autocast():

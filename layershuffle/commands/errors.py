@@ -74,19 +74,17 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def quieten() -> None:
-    """Leave out the libraries' remarks that are not about the user's run."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    """Silence what the libraries say that is not about the user's run."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*You have overridden `(on_(before|after)_batch_transfer|transfer_batch_to_device)`.*",
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*The dirpath has changed from.*",
-        ".*is deprecated.*",
-        ".*Corrupt EXIF data.*",
-        ".*your dataloader is not resumable.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
-        ".*LightningCLI's args parameter is intended to run from within Python.*",
+        "You have overridden `(on_(before|after)_batch_transfer|transfer_batch_to_device)`",
+        "does not have many workers",
+        "directory .* exists and is not empty",
+        "The dirpath has changed from",
+        "is deprecated",
+        "Corrupt EXIF data",
+        "your dataloader is not resumable",
+        "LightningCLI's args parameter is intended to run from within Python",
     ):
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f".*{message}")

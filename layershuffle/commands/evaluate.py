@@ -9,7 +9,7 @@ from docstring_parser import parse as parse_docstring
 from lightning.pytorch.loggers import Logger
 
 from layershuffle.commands.parser import Parser
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order
@@ -63,7 +63,7 @@ def _parser(args: Sequence[str]) -> Parser:
 def evaluate_command(args: list[str] | None = None) -> Results:
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
     args = sys.argv[1:] if args is None else args
-    study = StudyCommand(_parser(args), args, shared=True)
+    study = Study(_parser(args), args, shared=True)
     config, model = study.config, study.model
     draws, orders = _draws_and_orders(config.orders, model.order)
     protocols = config.protocols or (["sequential"] if orders else ["sequential", "arbitrary", "pruned"])
@@ -75,7 +75,7 @@ def evaluate_command(args: list[str] | None = None) -> Results:
         if value is not None
     }
     choices = model.choice.orders if model.choice else ()
-    scores = study.score(trials(protocols, model.order, draws, study.seed, orders, choices, **given))
+    scores = study.score(trials(protocols, model.order, draws, study.config.seed, orders, choices, **given))
     return study.report(scores, {"protocols": protocols, "draws": draws, **options})
 
 

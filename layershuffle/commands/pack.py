@@ -23,41 +23,35 @@ def pack_command(args: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="the folder with train/CLASS/* and val/CLASS/*")
     parser.add_argument("folder", type=Path, help="where to pack it: a new folder, or one that this command has begun")
     parser.add_argument("--size", type=int, default=224, help="height and width that the model takes, in pixels")
-    parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that pack (default: one per core)"
-    )
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help="processes that pack (default: one per core)")
     config = parser.parse_args(args)
-    source, folder, size, workers = config.source, config.folder, config.size, config.workers
-    if size < 1 or workers < 0:
+    folder, size = config.folder, config.size
+    if size < 1 or config.workers < 0:
         raise UserError("--size is in pixels, at least 1, and --workers is at least 0")
-    console = Console(highlight=False, soft_wrap=True)
-    work = packing.Packing(source, folder, size)
+    work = packing.Packing(config.source, folder, size)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder to pack into")
     folder.mkdir(parents=True, exist_ok=True)
-    images = {split: len(work.images[split]) for split in packing.SPLITS}
-    total = sum(work.total(split) for split in packing.SPLITS)
+    train, val = (len(work.images[split]) for split in packing.SPLITS)
+    total, missing = sum(map(work.total, packing.SPLITS)), work.missing()
     free = shutil.disk_usage(folder).free
+    console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"{images['train']:,} training and {images['val']:,} validation images of {size} x {size} pixels take "
-        f"{total / 1e9:,.3g} GB; {work.missing() / 1e9:,.3g} GB are still to be written, {free / 1e9:,.3g} GB are free"
+        f"{train:,} training and {val:,} validation images of {size} x {size} pixels take {total / 1e9:,.3g} GB; "
+        f"{missing / 1e9:,.3g} GB are still to be written, {free / 1e9:,.3g} GB are free"
     )
-    if work.missing() > free and not work.finished:
+    if missing > free and not work.finished:
         raise UserError(
-            f"{folder} has {free / 1e9:,.3g} GB free and {work.missing() / 1e9:,.3g} GB are needed: free the rest or "
-            "pack into a folder on another disk"
+            f"{folder} has {free / 1e9:,.3g} GB free and {missing / 1e9:,.3g} GB are needed: free the rest or pack "
+            "into a folder on another disk"
         )
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]
     # auto_refresh would start a thread, which must not run while the workers are forked.
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), auto_refresh=False) as bar:
-        steps = ["checking"] if work.finished else ["packing", "checking"]
-        tasks = {step: bar.add_task(step, total=sum(images.values())) for step in steps}
-
-        def advance(step: str, count: int) -> None:
-            bar.update(tasks[step], advance=count, refresh=True)
-
-        (packing.check if work.finished else packing.pack)(work, workers, advance)
-    console.print(
-        f"{'checked' if work.finished else 'packed'}: {folder}; train on it with the config imagenet_packed and "
-        f"--data.root {folder}"
-    )
+        steps, go, done = ["packing", "checking"], packing.pack, "packed"
+        if work.finished:
+            steps, go, done = ["checking"], packing.check, "checked"
+        tasks = {step: bar.add_task(step, total=train + val) for step in steps}
+        go(work, config.workers, lambda step, count: bar.update(tasks[step], advance=count, refresh=True))
+    console.print(f"{done}: {folder}; train on it with the config imagenet_packed and --data.root {folder}")

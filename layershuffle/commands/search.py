@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, well_trained_first
 from layershuffle.orders.named import parse_order
@@ -26,12 +26,12 @@ def search_command(args: list[str] | None = None) -> Results:
     parser.add_argument("--start", type=str | None, help="climb: the order to begin with (default: own)")
     parser.add_argument("--rounds", type=int, default=20, help="climb: at most so many exchanges")
     parser.add_argument("--fraction", type=float, default=0.5, help="the part of the images to search on")
-    study = StudyCommand(parser, args, "search")
+    study = Study(parser, args, "search")
     config, own = study.config, study.model.order
     if config.start and config.strategy != "climb":
         raise UserError(f"--start is where climb begins; {config.strategy} has no use for it")
     start = study.model.check(parse_order(config.start, own)) if config.start else own
-    searched, reported = study.data.parts(config.split, config.fraction, study.seed)
+    searched, reported = study.data.parts(config.split, config.fraction, study.config.seed)
 
     def losses(orders: Sequence[Order]) -> list[float]:
         scores = study.score([Trial("search", order) for order in orders], searched, f"{config.strategy}, searching")

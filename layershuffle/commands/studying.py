@@ -1,24 +1,36 @@
 """What the commands that study a model share: their options, and how they print and save their results."""
 
+import platform
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
 
 from layershuffle.checkpoints.loading import load, trained_on
 from layershuffle.commands.parser import Parser, option_values
-from layershuffle.data import ImageData, from_config
+from layershuffle.data import ImageData, Preprocess, from_config
 from layershuffle.errors import UserError
-from layershuffle.evaluation.study import MOST_IMAGES, Study, make_fabric
+from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch, make_fabric
+from layershuffle.evaluation.scoring import evaluate
+from layershuffle.hardware import device_name
+from layershuffle.orders.protocols import Trial
 from layershuffle.results import overview, tables
 from layershuffle.results.record import Results, Score, summarise
 from layershuffle.training import wandb_runs
+from layershuffle.version import __version__
 
 
 def study_parser(prog: str, description: str, split: str = "test") -> Parser:
@@ -51,8 +63,8 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
     return parser
 
 
-class StudyCommand(Study):
-    """The study that a command line asks for. It reports its results to the terminal, to files and to W&B.
+class Study:
+    """What a command line asks to study: a model, images and a device. Its results go to the terminal, files and W&B.
 
     Args:
         parser: made by ``study_parser``.
@@ -70,21 +82,77 @@ class StudyCommand(Study):
         self.config = config = _parse(parser, sys.argv[1:] if args is None else args)
         self.kind = kind
         loaded = load(config.checkpoint, config.pretrained)
+        self.record = loaded.record
+        self.model = model = loaded.model
         wandb_runs.continue_wandb(config.get("logger"), loaded.wandb)
         self._check_output()
         made = parser.instantiate_classes(config)
         self.logger = made.get("logger")
-        fabric = make_fabric(config.accelerator, config.precision, loaded.model, shared)
-        super().__init__(loaded, made.data, fabric, config.split, config.batch_size, config.compile, config.seed)
+        self.fabric = fabric = make_fabric(config.accelerator, config.precision, model, shared)
+        self.preprocess = Preprocess(*model.image_format)
+        self.data: ImageData = made.data
+        self.data.prepare_for(self.preprocess.size, fabric.device, fabric.world_size, fabric.global_rank)
+        with fabric.rank_zero_first():
+            self.data.prepare_data()
+        self.data.setup("test" if config.split == "test" else "fit")
+        if (classes := model.config["num_classes"]) != self.data.num_classes:
+            raise UserError(
+                f"the model tells {classes} classes apart, but the data has {self.data.num_classes}: give other --data"
+            )
+        self.batch_size = config.batch_size or self.data.evaluation_batch
+        if config.batch_size == "auto":
+            self.batch_size = largest_evaluation_batch(model, self.data, config.split, fabric)
+        if config.compile:
+            model.compile()
+        self.batches = self.data.loader(config.split, self.batch_size)
+
+    def score(self, to_score: list[Trial], batches: DataLoader | None = None, what: str = "evaluating") -> list[Score]:
+        """The scores of ``to_score`` on ``batches``, by default all of them, with a progress bar."""
+        batches = batches or self.batches
+        orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
+        with self.progress(f"{what} {self.record['name']}", len(batches) * len(orders)) as (bar, task):
+            return evaluate(
+                self.model, self.preprocess, batches, to_score, self.fabric, self.config.seed, lambda: bar.advance(task)
+            )
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str = "batch runs") -> Iterator[tuple[Progress, TaskID]]:
+        """A progress bar that goes away when it is done."""
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
+        console, disable = Console(stderr=True), not self.fabric.is_global_zero
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=disable) as bar:
+            yield bar, bar.add_task(what, total=total)
 
     def report(
         self, scores: list[Score], evaluation: dict[str, Any], measures: dict[str, Any] | None = None
     ) -> Results:
-        """Make the results of what was found. The first process prints and saves them, and sends them to W&B.
+        """Make the results of what was found, print them, save them, and send them to W&B; the first process only.
 
-        Takes the arguments of ``results``.
+        ``evaluation`` says by which settings they were found. Returns the results in every process.
         """
-        results = self.results(scores, evaluation, measures or {})
+        config, device = self.config, device_name(self.fabric.device)
+        if self.fabric.device.type != "cuda":
+            device = f"CPU: {device}, {torch.get_num_threads()} threads"
+        images = scores[0].images if scores else len(self.batches.dataset)
+        results = Results(
+            model=self.record,
+            data={"name": self.data.label, **self.data.config(), "split": config.split, "images": images},
+            evaluation=evaluation | {"seed": config.seed, "batch_size": self.batch_size},
+            environment={
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "device": device,
+                "processes": self.fabric.world_size,
+                "precision": self.fabric._precision.precision,  # the one asked for, or what the device has instead
+                "compiled": config.compile,
+                "layershuffle": __version__,
+                "torch": torch.__version__,
+                "timm": version("timm"),
+                "lightning": version("lightning"),
+                "python": platform.python_version(),
+            },
+            scores=scores,
+            measures=measures or {},
+        )
         if not self.fabric.is_global_zero:
             return results
         output = self._output()

@@ -1,6 +1,6 @@
 """What layers do: how alike their activations are, what they change at each position, and how long they take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from lightning.fabric import Fabric
@@ -63,37 +63,26 @@ def seconds_per_image(model: OrderedViT, images: Tensor, orders: Sequence[Order]
 
 
 @torch.inference_mode()
-def visits(
-    model: OrderedViT,
-    preprocess: nn.Module,
-    images: Dataset,
-    fabric: Fabric,
-    seed: int,
-    visit: Callable[[int, int, int, Tensor, Tensor], None],
-) -> list[str]:
-    """Run each image by itself in a random order of its own, and visit every step.
+def shuffled_runs(
+    model: OrderedViT, preprocess: nn.Module, images: Dataset, fabric: Fabric, seed: int
+) -> Iterator[tuple[Order, list[Tensor]]]:
+    """Run each image of (uint8 [channels, height, width], label) by itself, in a random order of its own.
 
-    Args:
-        model: a model whose steps are whole layers. It is moved to the device of ``fabric`` and put in evaluation mode.
-        preprocess: makes the model's input from a uint8 image, on the device.
-        images: of (uint8 image [channels, height, width], label).
-        fabric: the device and the precision.
-        seed: decides the orders, together with the image's index.
-        visit: called with the image's index, the layer, its position, and the tokens [tokens, dim] before and after it.
+    The order depends on ``seed`` and the image's index. The other arguments are those of ``scoring.evaluate``.
 
-    Returns:
-        The order of each image, in text form.
+    Yields:
+        The order, and the tokens, float32 [tokens, dim], before its first step and after each step.
     """
     model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
-    orders = [model.order.shuffled(seeded(seed, "analysis", index)) for index in range(len(images))]  # type: ignore[arg-type]
-    for index, order in enumerate(orders):
+    for index in range(len(images)):  # type: ignore[arg-type]
+        order = model.order.shuffled(seeded(seed, "analysis", index))
         with fabric.autocast():
             state = model.embed(preprocess(images[index][0][None].to(fabric.device)))
+            states = [state]
             for position, step in enumerate(order):
-                before = state.tokens[0]
                 state, _ = model.run_step(state, step, position)
-                visit(index, step[0].layer, position, before.float(), state.tokens[0].float())
-    return [str(order) for order in orders]
+                states.append(state)
+        yield order, [state.tokens[0].float() for state in states]
 
 
 def contribution(before: Tensor, after: Tensor) -> float:
