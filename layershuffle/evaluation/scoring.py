@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, cast, get_args
 
 import torch
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import Pick, Trial
@@ -21,30 +21,22 @@ from layershuffle.results.record import Score
 def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Iterator[tuple[Order, Output]]:
     """Run a batch in each of ``orders``; a beginning that orders share is computed once.
 
-    The orders are walked depth first as a trie over their steps, so that besides ``images`` only one activation
-    per depth is held. Each output equals ``model(images, order)``. They come in the trie's sequence.
+    The sorted orders are a trie over their steps, walked depth first. Besides ``images`` only one activation per depth
+    is held. Each output equals ``model(images, order)``. They come sorted by the steps of the orders.
     """
-    yield from _descend(model, model.embed(images), [], sorted(set(orders), key=lambda order: order.steps))
-
-
-def _descend(
-    model: OrderedViT, state: State, position_logits: list[Tensor | None], orders: list[Order]
-) -> Iterator[tuple[Order, Output]]:
-    """Run the rest of ``orders``, sorted, whose first len(position_logits) steps are the same and led to ``state``."""
-    while orders:
-        position = len(position_logits)
-        if len(orders[0]) == position:
-            yield orders[0], model.classify(state, position_logits)
-            orders = orders[1:]
-            continue
-        step = orders[0][position]
-        same = sum(order[position] == step for order in orders)
-        after, step_logits = model.run_step(state, step, position)
-        if same == len(orders):  # No other order goes on from this state, so it needn't be kept.
-            state, position_logits = after, [*position_logits, step_logits]
-        else:
-            yield from _descend(model, after, [*position_logits, step_logits], orders[:same])
-            orders = orders[same:]
+    ordered = sorted(set(orders), key=lambda order: order.steps)
+    states, position_logits = [model.embed(images)], []  # after 0, 1, 2 ... steps
+    for order, following in zip(ordered, [*ordered[1:], Order()]):
+        same = (one == other for one, other in zip_longest(order, following))
+        shared = next((index for index, equal in enumerate(same) if not equal), 0)
+        state = states[-1]
+        for position in range(len(states) - 1, len(order)):
+            state, logits = model.run_step(state, order[position], position)
+            position_logits.append(logits)
+            if position < shared:  # otherwise no other order goes on from this state
+                states.append(state)
+        yield order, model.classify(state, position_logits)
+        del states[shared + 1 :], position_logits[shared:]
 
 
 class OrderMetrics(Metric):
