@@ -13,15 +13,12 @@ OWN = Path("configs")
 
 
 def find(name: str, experiment: bool = False) -> Path:
-    """The config file that a user calls ``name``.
+    """The config file that a user calls ``name``; raises UserError if there is none, or there are several.
 
     Args:
         name: a path that ends in .yaml or .yml, which is returned as it is, or a name such as ``vit_b16`` or
             ``model/vit_b16``, which is looked for in the user's own folder first.
         experiment: whether to look for an experiment; otherwise for a piece of a run.
-
-    Raises:
-        UserError: if there is no config of that name, or there are several.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)

@@ -24,12 +24,7 @@ COMMANDS = {"train": train, "evaluate": evaluate_command, "analyse": analyse_com
 
 
 def experiment_command(args: list[str] | None = None) -> None:
-    """Run an experiment as ``args`` say, by default those of the process.
-
-    Raises:
-        UserError: before anything runs, if the arguments or the experiment's file are wrong; after everything has run,
-            if cells are still missing.
-    """
+    """Run an experiment as ``args`` say, by default those of the process; raises UserError if cells stay missing."""
     parser = Parser(
         prog="layershuffle experiment",
         description="Train and evaluate what an experiment lacks. Finished cells are skipped: it can be stopped at any "

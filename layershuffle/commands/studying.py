@@ -71,9 +71,6 @@ class Study:
         args: the command line, by default that of the process.
         kind: what the results file is named after.
         shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
-
-    Raises:
-        UserError: in one sentence for everything a user can get wrong.
     """
 
     def __init__(
@@ -123,12 +120,10 @@ class Study:
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=disable) as bar:
             yield bar, bar.add_task(what, total=total)
 
-    def report(
-        self, scores: list[Score], evaluation: dict[str, Any], measures: dict[str, Any] | None = None
-    ) -> Results:
-        """Make the results of what was found, print them, save them, and send them to W&B; the first process only.
+    def report(self, scores: list[Score], used: dict[str, Any], measures: dict[str, Any] | None = None) -> Results:
+        """Make the results of what was found with the settings ``used``.
 
-        ``evaluation`` says by which settings they were found. Returns the results in every process.
+        The first process also prints them, saves them, and sends them to W&B.
         """
         config, device = self.config, device_name(self.fabric.device)
         if self.fabric.device.type != "cuda":
@@ -137,7 +132,7 @@ class Study:
         results = Results(
             model=self.record,
             data={"name": self.data.label, **self.data.config(), "split": config.split, "images": images},
-            evaluation=evaluation | {"seed": config.seed, "batch_size": self.batch_size},
+            evaluation=used | {"seed": config.seed, "batch_size": self.batch_size},
             environment={
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "device": device,

@@ -21,10 +21,8 @@ def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: boo
     """The device and the precision to run with, and all the processes if torchrun started several.
 
     ``accelerator`` and ``precision`` are Lightning's. The precision can also be "auto", to measure whether "32-true" or
-    "bf16-mixed" is faster for ``model``. ``shared`` says whether several processes may share the work.
-
-    Raises:
-        UserError: if there is no such accelerator, or several processes can't do what is asked.
+    "bf16-mixed" is faster for ``model``. ``shared`` says whether several processes may share the work. Raises a
+    UserError if there is no such accelerator, or several processes can't do what is asked.
     """
     processes = int(os.environ["WORLD_SIZE"]) if is_torchelastic_launched() else 1
     here = int(os.environ["LOCAL_WORLD_SIZE"]) if processes > 1 else 1
