@@ -25,7 +25,7 @@ def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Itera
     is held. Each output equals ``model(images, order)``. They come sorted by the steps of the orders.
     """
     ordered = sorted(set(orders), key=lambda order: order.steps)
-    states, position_logits = [model.embed(images)], []  # after 0, 1, 2 ... steps
+    states, position_logits = [model.embed(images)], []  # states[n] is what n steps lead to
     for order, following in zip(ordered, [*ordered[1:], Order()]):
         same = (one == other for one, other in zip_longest(order, following))
         shared = next((index for index, equal in enumerate(same) if not equal), 0)
