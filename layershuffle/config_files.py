@@ -13,46 +13,45 @@ OWN = Path("configs")
 
 
 def find(name: str, experiment: bool = False) -> Path:
-    """The config file that a user calls ``name``.
+    """The config file that a user calls ``name``; raises UserError if there is none, or there are several.
 
     Args:
-        name: a path that ends in .yaml or .yml, or a name such as ``vit_b16`` or ``model/vit_b16``. Names are looked
-            for in the user's own folder first.
+        name: a path that ends in .yaml or .yml, which is returned as it is, or a name such as ``vit_b16`` or
+            ``model/vit_b16``, which is looked for in the user's own folder first.
         experiment: whether to look for an experiment; otherwise for a piece of a run.
-
-    Raises:
-        UserError: if there is no config of that name, or there are several. That a path leads nowhere is left to who
-            reads the file.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     for folder in (OWN, PACKAGED):
-        known = listed(folder, experiment)
-        matching = [full for full in known if full == name] or [full for full in known if full.endswith(f"/{name}")]
+        files = listed(folder, experiment)
+        matching = [full for full in files if full == name] or [full for full in files if full.endswith(f"/{name}")]
         if len(matching) > 1:
             raise UserError(f"there are several configs named {name}: choose from {', '.join(matching)}")
         if matching:
-            return known[matching[0]]
+            return files[matching[0]]
     raise unknown(name, experiment)
 
 
 def unknown(name: str, experiment: bool = False) -> UserError:
     """The error that there is no config, or experiment, called ``name``; it suggests the nearest."""
-    known = listed(OWN, experiment) | listed(PACKAGED, experiment)
-    names = sorted({full.rpartition("/")[2] for full in known})
+    choices = known(experiment)
+    names = sorted({path.stem for path in choices.values()})
     if experiment:
         return UserError(f"there is no experiment {name}: give a YAML file, or one of {', '.join(names)}")
-    return UserError(f"there is no config named {name}{nearest(name, [*names, *known])}: see layershuffle list")
+    return UserError(f"there is no config named {name}{nearest(name, [*names, *choices])}: see layershuffle list")
+
+
+def known(experiment: bool = False) -> dict[str, Path]:
+    """All configs, or all experiments, by full name. The user's own come first, and replace those of the package."""
+    own = listed(OWN, experiment)
+    return own | listed(PACKAGED, experiment) | own
 
 
 def listed(folder: Path, experiment: bool = False) -> dict[str, Path]:
     """The configs below ``folder`` by full name, such as ``model/vit_b16``; sweeps are left out."""
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-    return {
-        name: path
-        for name, path in found.items()
-        if name.startswith("experiment/") == experiment and not path.stem.startswith("sweep")
-    }
+    paths = [path for path in sorted(folder.rglob("*.yaml")) if not path.stem.startswith("sweep")]
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    return {name: path for name, path in found.items() if name.startswith("experiment/") == experiment}
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

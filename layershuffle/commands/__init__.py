@@ -10,6 +10,7 @@ from importlib import import_module
 
 from layershuffle import config_files
 from layershuffle.commands.errors import run
+from layershuffle.errors import UserError
 from layershuffle.version import __version__
 
 COMMANDS = {
@@ -26,10 +27,10 @@ COMMANDS = {
     "report": "make a page of tables and figures from results files",
     "list": "show the models, data sets, methods, protocols and orders",
 }
-"""Each command's name, which is also its module's, and what it does."""
+"""What each command does. Its name is also that of its module."""
 
-# `python -m layershuffle.commands.NAME` of version 0.1: while Python looks for that module, the program
-# is called "-m". Start again as `python -m layershuffle NAME`.
+# In version 0.1 commands were run as `python -m layershuffle.commands.NAME`. While Python looks for that module, the
+# program is called "-m". Start again as `python -m layershuffle NAME`.
 if sys.argv[:1] == ["-m"]:
     _index = next(i for i, word in enumerate(sys.orig_argv) if "layershuffle.commands." in word)
     _words = sys.orig_argv[_index].split(".commands.")
@@ -38,11 +39,13 @@ if sys.argv[:1] == ["-m"]:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command that ``args`` name, by default the arguments of the process."""
+    words = sys.argv[1:] if args is None else args
     if "_ARGCOMPLETE" in os.environ:
-        from layershuffle.commands.completion import complete
+        words = _complete()
+    run(lambda: _run(*(words or ["--help"])))
 
-        args = complete(COMMANDS)
-    name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+
+def _run(name: str, *args: str) -> None:
     if name in ("-h", "--help"):
         print("usage: layershuffle COMMAND ...\n\nVision transformers whose layers run in any order.\n")
         print("\n".join(f"  {command:12}{does}" for command, does in COMMANDS.items()))
@@ -52,8 +55,32 @@ def main(args: list[str] | None = None) -> None:
         print(f"layershuffle {__version__}")
     elif name not in COMMANDS:
         known = ", ".join(COMMANDS)
-        sys.exit(f"error: there is no command {name}{config_files.nearest(name, COMMANDS)}: choose from {known}")
+        raise UserError(f"there is no command {name}{config_files.nearest(name, COMMANDS)}: choose from {known}")
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports, which take seconds, without a traceback
         module = import_module(f"layershuffle.commands.{name}")
-        run(lambda: getattr(module, f"{name}_command")(rest))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        getattr(module, f"{name}_command")([*args])  # not list(args): the module list is in the way
+
+
+def _complete() -> list[str]:
+    """Complete a word for the shell, and exit: eval "$(register-python-argcomplete layershuffle)".
+
+    Commands and the names of configs are completed without importing a command. If an option is to be completed, this
+    returns the words of the command that does so.
+    """
+    import argparse
+
+    import argcomplete
+
+    start = int(os.environ["_ARGCOMPLETE"])  # how many words come before the arguments
+    words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")[start:]
+    if words[0] in COMMANDS and any(word.startswith("-") for word in words):
+        os.environ["_ARGCOMPLETE"] = str(start + 1)
+        return words
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("command", choices=COMMANDS)
+    names = parser.add_argument("names", nargs="*")
+    names.completer = lambda **_: {path.stem for path in config_files.known().values()}  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser)
+    raise SystemExit

@@ -1,12 +1,14 @@
 """What a layer does at each position."""
 
+from itertools import pairwise
+from typing import Any
+
 import torch
-from torch import Tensor
 from torch.utils.data import Subset
 
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
-from layershuffle.evaluation.positions import contribution, project, visits
+from layershuffle.evaluation.activations import contribution, project, shuffled_runs
 from layershuffle.results.record import Results
 
 
@@ -22,38 +24,34 @@ def analyse_command(args: list[str] | None = None) -> Results:
     )
     studies = ["representations", "contributions"]
     parser.add_argument("--study", choices=studies, default=studies[0], help="what to look at")
-    parser.add_argument("--layer", type=int | None, default=None, help="of the representations (default: the middle)")
+    parser.add_argument("--layer", type=int | None, help="of the representations (default: the middle)")
     parser.add_argument("--images", type=int, default=1000, help="how many of the images, the first ones")
-    command = StudyCommand(parser, args, "analysis")
-    config, study, model = command.config, command.study, command.study.model
+    study = Study(parser, args, "analysis")
+    config, model = study.config, study.model
     layer = model.depth // 2 if config.layer is None else config.layer
     if not 0 <= layer < model.depth:
         raise UserError(f"there is no layer {layer}: the model has layers 0 to {model.depth - 1}")
     if config.images < 3:
         raise UserError("--images is 3 or more")
     if any(len(step) > 1 or step[0].half for step in model.order):
-        raise UserError("the analyses are of models whose steps are whole layers")
-    images = study.batches.dataset
-    images = Subset(images, range(min(config.images, len(images))))  # type: ignore[arg-type]
-    outputs: dict[int, tuple[int, Tensor]] = {}
-    changes: list[list[float]] = [[0.0] * len(model.order) for _ in range(len(images))]
-    with study.progress(f"analysing {study.loaded.record['name']}", len(images), "images") as (bar, task):
-
-        def visit(at: int, index: int, position: int, before: Tensor, after: Tensor) -> None:
+        raise UserError("only models whose steps are whole layers can be analysed")
+    data: Any = study.batches.dataset
+    images = Subset(data, range(min(config.images, len(data))))
+    found: dict[str, Any] = {"orders": []}
+    changes, positions, outputs = [], [], []
+    with study.progress(f"analysing {study.record['name']}", len(images), "images") as (bar, task):
+        for order, states in shuffled_runs(model, study.preprocess, images, study.fabric, config.seed):
+            found["orders"].append(str(order))
             if config.study == "contributions":
-                changes[at][position] = float(f"{contribution(before, after):.5g}")
-            elif index == layer:
-                outputs[at] = (position, after.flatten().cpu())
-            bar.update(task, completed=at + (position + 1) / len(model.order))
-
-        orders = visits(model, study.preprocess, images, study.fabric, config.seed, visit)
-    found: dict[str, object] = {"orders": orders}
+                changes.append([float(f"{contribution(*pair):.5g}") for pair in pairwise(states)])
+            else:
+                positions.append(max(index for index, step in enumerate(order) if step[0].layer == layer))
+                outputs.append(states[positions[-1] + 1].flatten().cpu())
+            bar.advance(task)
     if config.study == "contributions":
         found["changes"] = changes
     else:
-        plane = project(torch.stack([output for _, output in outputs.values()]), config.seed)
-        found |= {"layer": layer, "positions": [position for position, _ in outputs.values()]}
-        found["plane"] = [[round(value, 3) for value in point] for point in plane.tolist()]
-    results = study.results([], {"study": config.study, "images": len(images)}, {config.study: found})
-    command.report(results)
-    return results
+        plane = project(torch.stack(outputs), config.seed).tolist()
+        found |= {"layer": layer, "positions": positions}
+        found["plane"] = [[round(value, 3) for value in point] for point in plane]
+    return study.report([], {"study": config.study, "images": len(images)}, {config.study: found})

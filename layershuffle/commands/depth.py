@@ -1,6 +1,6 @@
 """Accuracy and time against the number of layers run."""
 
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.orders.named import first
@@ -19,20 +19,15 @@ def depth_command(args: list[str] | None = None) -> Results:
     )
     parser.add_argument("--draws", type=int, default=10, help="random subsets for each number of layers")
     parser.add_argument("--repeats", type=int, default=20, help="how often each depth is timed; the shortest counts")
-    command = StudyCommand(parser, args, "depth")
-    config, study, model = command.config, command.study, command.study.model
-    if config.draws < 1 or config.repeats < 1:
+    study = Study(parser, args, "depth")
+    draws, repeats, own, device = study.config.draws, study.config.repeats, study.model.order, study.fabric.device
+    if draws < 1 or repeats < 1:
         raise UserError("--draws and --repeats are 1 or more")
-    depths = range(1, len(model.order) + 1)
-    found = trials(["sequential", "pruned"], model.order, config.draws, config.seed, keep=tuple(depths))
+    depths = range(1, len(own) + 1)
+    found = trials(["sequential", "pruned"], own, draws, study.config.seed, keep=tuple(depths))
     scores = study.score([trial for trial in found if trial.variant.get("sequence") != "random"])
-    images, _ = next(iter(study.batches))
-    images = study.preprocess.to(study.fabric.device)(images.to(study.fabric.device))
+    images = study.preprocess.to(device)(next(iter(study.batches))[0].to(device))
     with study.fabric.autocast():
-        times = seconds_per_image(
-            model, images, [first(k, len(depths)).over(model.order) for k in depths], config.repeats
-        )
-    measured = {"seconds_per_image": {str(k): float(f"{seconds:.4g}") for k, seconds in zip(depths, times)}}
-    results = study.results(scores, {"draws": config.draws, "repeats": config.repeats}, measured)
-    command.report(results)
-    return results
+        times = seconds_per_image(study.model, images, [first(k, len(own)).over(own) for k in depths], repeats)
+    measured = {str(k): float(f"{seconds:.4g}") for k, seconds in zip(depths, times)}
+    return study.report(scores, {"draws": draws, "repeats": repeats}, {"seconds_per_image": measured})

@@ -2,8 +2,8 @@
 
 import errno
 import logging
+import os
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,38 +12,55 @@ from typing import Any
 from layershuffle.errors import UserError
 
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-"""What can be wrong with a user's files and folders; any other OSError is a fault of ours, and keeps its traceback."""
+"""What can be wrong with a user's files and folders. Any other OSError is a bug, and keeps its traceback."""
 
 
 def run(command: Callable[[], Any]) -> None:
     """Run a command and turn what a user can cause into one sentence on stderr, without a traceback."""
     quieten()
     sys.path.append("")  # so that --data my_module.MyData finds a module in the working folder
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # main had none while the command was imported
     try:
         command()
+        print(end="", flush=True)  # so that an error in writing what is left is caught here too
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if _is_read("\n"):
+            raise  # some other pipe is broken
+        sys.exit(1)
     except Exception as error:
         if sentence := _sentence(error):
             sys.exit(f"error: {sentence}")
         raise
+    finally:
+        _is_read()
+
+
+def _is_read(text: str = "") -> bool:
+    """Print ``text`` and what is left; return False if nobody reads it, such as after `layershuffle list | head -3`."""
+    try:
+        print(end=text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again when it exits.
+        return False
+    return True
 
 
 def _sentence(error: Exception) -> str | None:
     """What went wrong, on one line; None for an error that no user can cause."""
-    import torch  # not at the top: `layershuffle list` does without, which makes it quick
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory is full: lower --data.batch_size, or --batch_size of evaluate"
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         return f"{error.filename or 'a file'} could not be read or written: {error.strerror}"
-    cause = error if isinstance(error, MisconfigurationException) else user_error(error)
-    if cause is None:
-        return None
-    text = str(cause)
+    cause: Exception | None = user_error(error)
+    if not cause:
+        import torch  # here, because `layershuffle list` is quick only without it
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        if isinstance(error, torch.OutOfMemoryError):
+            return "the GPU's memory is full: lower --data.batch_size, or --batch_size of layershuffle evaluate"
+        if not isinstance(error, MisconfigurationException):
+            return None
+    text = str(cause or error)
     if "Original Traceback" in text:  # a DataLoader's worker wraps the message in its traceback
         text = text.rstrip().rpartition("UserError: ")[2]
     return re.sub(r"\s*\n\s*", " ", text.strip())
@@ -57,19 +74,17 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def quieten() -> None:
-    """Leave out the libraries' remarks that are not about the user's run."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    """Silence what the libraries say that is not about the user's run."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*You have overridden `(on_(before|after)_batch_transfer|transfer_batch_to_device)`.*",
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*The dirpath has changed from.*",
-        ".*is deprecated.*",
-        ".*Corrupt EXIF data.*",
-        ".*your dataloader is not resumable.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
-        ".*LightningCLI's args parameter is intended to run from within Python.*",
+        "You have overridden `(on_(before|after)_batch_transfer|transfer_batch_to_device)`",
+        "does not have many workers",
+        "directory .* exists and is not empty",
+        "The dirpath has changed from",
+        "is deprecated",
+        "Corrupt EXIF data",
+        "your dataloader is not resumable",
+        "LightningCLI's args parameter is intended to run from within Python",
     ):
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f".*{message}")

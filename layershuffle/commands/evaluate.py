@@ -9,22 +9,20 @@ from docstring_parser import parse as parse_docstring
 from lightning.pytorch.loggers import Logger
 
 from layershuffle.commands.parser import Parser
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
-from layershuffle.models.model import OrderedViT
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import PROTOCOLS, find, trials
 from layershuffle.results.record import Results
 
 
-def parser(args: Sequence[str] = ()) -> Parser:
+def _parser(args: Sequence[str]) -> Parser:
     """The options, also those of the protocols that ``args`` name by their import path."""
     parser = study_parser("layershuffle evaluate", "Score a model in sequential, arbitrary, pruned and other orders.")
     parser.add_argument(
         "--protocols",
         nargs="+",
-        default=None,
         help=f"families of orders, from {', '.join(PROTOCOLS)}, or the import path of one of your own such as "
         "my_module.backwards (default: sequential arbitrary pruned; with orders of your own: sequential given)",
     )
@@ -42,20 +40,11 @@ def parser(args: Sequence[str] = ()) -> Parser:
     for name in early.parse_known_args(args)[0].protocols:
         if "." in name:
             find(name)
-    _add_options(parser)
-    parser.add_argument(
-        "--logger", type=Logger | None, default=None, help="WandbLogger sends tables and the plot to W&B"
-    )
-    return parser
-
-
-def _add_options(parser: Parser) -> None:
-    """Add the options of all protocols; several numbers are given as several words."""
     for protocol in PROTOCOLS.values():
         helps = {param.arg_name: param.description for param in parse_docstring(protocol.orders.__doc__ or "").params}
         for option in protocol.options:
             kind, default = option.annotation, option.default
-            several = get_origin(kind) in (tuple, list)
+            several = get_origin(kind) in (tuple, list)  # which are given as several words
             try:
                 parser.add_argument(
                     f"--{option.name}",
@@ -67,34 +56,33 @@ def _add_options(parser: Parser) -> None:
                 )
             except ArgumentError as error:
                 raise UserError(f"the protocol {protocol.name} can't have an option of that name: {error}") from error
+    parser.add_argument("--logger", type=Logger | None, help="WandbLogger sends tables and the plot to W&B")
+    return parser
 
 
 def evaluate_command(args: list[str] | None = None) -> Results:
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
     args = sys.argv[1:] if args is None else args
-    command = StudyCommand(parser(args), args, shared=True)
-    config, study, model = command.config, command.study, command.study.model
-    draws, orders = _draws_and_orders(config.orders, model)
+    study = Study(_parser(args), args, shared=True)
+    config, model = study.config, study.model
+    draws, orders = _draws_and_orders(config.orders, model.order)
     protocols = config.protocols or (["sequential"] if orders else ["sequential", "arbitrary", "pruned"])
     protocols = list(dict.fromkeys(protocols + (["given"] if orders else [])))
-    options = {option.name: config[option.name] for name in PROTOCOLS.values() for option in name.options}
+    options = {option.name: config[option.name] for protocol in PROTOCOLS.values() for option in protocol.options}
     given = {
         name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value
         for name, value in options.items()
         if value is not None
     }
     choices = model.choice.orders if model.choice else ()
-    to_score = trials(protocols, model.order, draws, config.seed, orders, choices, **given)
-    results = study.results(study.score(to_score), {"protocols": protocols, "draws": draws, **options})
-    if study.fabric.is_global_zero:
-        command.report(results)
-    return results
+    scores = study.score(trials(protocols, model.order, draws, study.config.seed, orders, choices, **given))
+    return study.report(scores, {"protocols": protocols, "draws": draws, **options})
 
 
-def _draws_and_orders(texts: list[str], model: OrderedViT) -> tuple[int, list[Order]]:
+def _draws_and_orders(texts: list[str], own: Order) -> tuple[int, list[Order]]:
     """What --orders asks for: how many random orders, and which orders besides."""
     counts = [text for text in texts if text.strip().isdecimal()]
-    orders = [parse_order(text, model.order) for text in texts if text not in counts]
+    orders = [parse_order(text, own) for text in texts if text not in counts]
     if len(counts) > 1 or any(int(text) < 1 for text in counts) or any(len(order) == 0 for order in orders):
         raise UserError("--orders takes one number from 1 up, orders in quotes such as '3 1 2', or both")
     if twice := [order for order in orders if orders.count(order) > 1]:

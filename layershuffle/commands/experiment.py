@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from layershuffle.commands.analyse import analyse_command
@@ -22,20 +23,17 @@ from layershuffle.reproduction.experiments import Cell, list_cells, read
 COMMANDS = {"train": train, "evaluate": evaluate_command, "analyse": analyse_command, "merge": merge_command}
 
 
-def parser() -> Parser:
-    """The options."""
+def experiment_command(args: list[str] | None = None) -> None:
+    """Run an experiment as ``args`` say, by default those of the process; raises UserError if cells stay missing."""
     parser = Parser(
         prog="layershuffle experiment",
         description="Train and evaluate what an experiment lacks. Finished cells are skipped: it can be stopped at any "
         "point and started again.",
     )
-    parser.add_argument(
-        "--scale", default="mini", help="an experiment that `layershuffle list` shows, or a YAML file of your own"
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=None, help="one run of every method for each (default: the scale's)"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("--scale", default="mini", help="an experiment that `layershuffle list` shows, or a YAML file of your own")
+    option("--seeds", nargs="+", type=int, help="one run of every method for each (default: the scale's)")
+    option(
         "--only",
         nargs="+",
         default=[],
@@ -43,38 +41,18 @@ def parser() -> Parser:
         help="just the cells with such names ('vit_b16_cifar100/*/seed0', or a part such as layershuffle or "
         "layershuffle/seed0), and those that they start from",
     )
-    parser.add_argument(
-        "--output", type=Path | None, default=None, help="checkpoints, results and logs (default: experiments/SCALE)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int | None,
-        default=None,
-        help="cells to run at a time (default: one per GPU, or per core up to 4)",
-    )
-    parser.add_argument("--dry_run", action="store_true", help="list the cells and which are missing")
-    parser.add_argument(
+    option("--output", type=Path | None, help="checkpoints, results and logs (default: experiments/SCALE)")
+    option("--jobs", type=PositiveInt | None, help="cells to run at a time (default: one per GPU, or per core up to 4)")
+    option("--dry_run", action="store_true", help="list the cells and which are missing")
+    option(
         "--slurm",
         type=dict[str, Any] | None,
-        default=None,
         help="submit a SLURM job per missing cell, with these parameters of submitit's AutoExecutor, such as "
         "'{slurm_partition: gpu, gpus_per_node: 1, cpus_per_task: 16, timeout_min: 720}'",
     )
-    return parser
-
-
-def experiment_command(args: list[str] | None = None) -> None:
-    """Run an experiment as ``args`` say, by default those of the process.
-
-    Raises:
-        UserError: before anything runs, if the arguments or the experiment's file are wrong; after everything has run,
-            if cells are still missing.
-    """
-    config = parser().parse_args(args)
+    config = parser.parse_args(args)
     path = find(config.scale, experiment=True)
     folder = config.output or Path("experiments") / path.stem
-    if config.jobs is not None and config.jobs < 1:
-        raise UserError(f"--jobs is how many cells to run at a time, from 1 up, not {config.jobs}")
     wanted = list_cells(read(path), config.seeds, config.only)
     missing = [cell for cell in wanted if not cells.finished(cell, folder)]
     console = Console(markup=False, highlight=False)

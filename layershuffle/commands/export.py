@@ -23,9 +23,9 @@ def export_command(args: list[str] | None = None) -> None:
     config = parser.parse_args(args)
     subject = load(config.checkpoint)
     if "method" not in subject.record:
-        raise UserError(f"{config.checkpoint} is not a checkpoint of train.py")
+        raise UserError(f"{config.checkpoint} is not a checkpoint of layershuffle train")
     results = [Results.load(path) for path in config.results]
     export(subject.model, subject.record, subject.data, config.folder, results, config.license)
     print(f"exported to {config.folder}: timm.create_model('local-dir:{config.folder}', pretrained=True)")
     if subject.model.encoding:
-        print("note: timm's model lacks the position encoding, layershuffle.loading.load has it")
+        print("note: timm's model lacks the position encoding; layershuffle.checkpoints.loading.load returns it too")

@@ -6,17 +6,13 @@ import itertools
 import re
 import shutil
 import textwrap
-from pathlib import Path
 from typing import Any
 
-from layershuffle.config_files import OWN, PACKAGED, listed, nearest
+from layershuffle.config_files import known, nearest
 from layershuffle.errors import UserError
 from layershuffle.orders.named import NAMED, form
 from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.orders.samplers import OrderSampler
-
-Rows = dict[str, str]
-"""What each name of a section means."""
 
 
 def list_command(args: list[str] | None = None) -> None:
@@ -33,37 +29,28 @@ def list_command(args: list[str] | None = None) -> None:
     if unknown := [name for name in wanted if name not in sections]:
         suggestion = nearest(unknown[0], sections)
         raise UserError(f"there is nothing called {unknown[0]} to list{suggestion}: choose from {', '.join(sections)}")
-    print("\n\n".join(_text(name, sections[name]) for name in wanted))
+    width = min(shutil.get_terminal_size().columns, 120)
+    blocks = []
+    for section in wanted:
+        margin = 4 + max(map(len, sections[section]))
+        rows = [f"  {name:{margin - 2}}{line}" for name, line in sections[section].items()]
+        blocks.append(
+            "\n".join([section, *(textwrap.fill(row, width, subsequent_indent=" " * margin) for row in rows)])
+        )
+    print("\n\n".join(blocks))
 
 
-def _configs() -> dict[str, Rows]:
-    """The configs by folder: ``model/vit_b16`` is in section ``models``. The user's own come before the package's."""
-    files = [listed(folder, experiment) for experiment in (False, True) for folder in (OWN, PACKAGED)]
-    sections: dict[str, Rows] = {}
-    for full, path in (item for several in files for item in several.items()):
+def _configs() -> dict[str, dict[str, str]]:
+    """The first sentence of each config's comment, by section and name: ``model/vit_b16`` is in section ``models``."""
+    sections: dict[str, dict[str, str]] = {"models": {}, "data": {}, "methods": {}, "trainers": {}, "optimizers": {}}
+    for full, path in (known() | known(experiment=True)).items():
         kind, _, name = full.rpartition("/")
         section = {"": "configs", "data": "data"}.get(kind, f"{kind}s")
-        sections.setdefault(section, {}).setdefault(name, _comment(path))
-    first = [section for section in ("models", "data", "methods", "trainers", "optimizers") if section in sections]
-    return {section: sections[section] for section in [*first, *sections]}
-
-
-def _comment(path: Path) -> str:
-    """The first sentence of the comment that a config begins with."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-    comment = " ".join(line.lstrip("# ") for line in lines)
-    return re.split(r"(?<=\.)\s", comment)[0]
+        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+        comment = " ".join(line.lstrip("# ") for line in lines)
+        sections.setdefault(section, {})[name] = re.split(r"(?<=\.)\s", comment)[0]
+    return sections
 
 
 def _summary(described: Any) -> str:
     return (inspect.getdoc(described) or "").partition("\n")[0].replace("``", "")
-
-
-def _text(section: str, rows: Rows) -> str:
-    margin = 2 + max(map(len, rows)) + 2
-    width = min(shutil.get_terminal_size().columns, 120)
-    lines = [
-        textwrap.fill(f"  {name:{margin - 2}}{line}", width, subsequent_indent=" " * margin)
-        for name, line in rows.items()
-    ]
-    return "\n".join([section, *lines])

@@ -23,9 +23,8 @@ def pack_command(args: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="the folder with train/CLASS/* and val/CLASS/*")
     parser.add_argument("folder", type=Path, help="where to pack it: a new folder, or one that this command has begun")
     parser.add_argument("--size", type=int, default=224, help="height and width that the model takes, in pixels")
-    parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that pack (default: one per core)"
-    )
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help="processes that pack (default: one per core)")
     config = parser.parse_args(args)
     folder, size = config.folder, config.size
     if size < 1 or config.workers < 0:

@@ -40,7 +40,7 @@ class Parser(LightningArgumentParser):
 
     def expanded(self, args: Sequence[str]) -> list[str]:
         """The command line in its long form: names of configs as ``--config=PATH``, options with underscores."""
-        args = [_underscored(arg) for arg in args]
+        args = [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), arg) for arg in args]
         if "--config" not in self._option_string_actions:
             return args
         positional = sum(not action.option_strings for action in self._actions)
@@ -83,9 +83,3 @@ def refuse_secrets(config: Any, path: str = "") -> None:
         raise UserError(
             f"{path} would be saved with the run: set the environment variable WANDB_API_KEY, or use wandb login"
         )
-
-
-def _underscored(arg: str) -> str:
-    """The option with underscores; values stay as they are."""
-    name, equals, value = arg.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else arg

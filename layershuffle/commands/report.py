@@ -6,11 +6,9 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from layershuffle.commands.parser import Parser
-from layershuffle.reproduction import page as html
+from layershuffle.reproduction import page
 from layershuffle.reproduction.collect import collect
 from layershuffle.reproduction.sections import sections
-
-DESCRIPTION = "Make a page of every table and figure of the paper, beside the paper's own, from results files alone."
 
 
 def report(folder: Path, output: Path | None = None, title: str = "LayerShuffle, reproduced") -> None:
@@ -21,15 +19,15 @@ def report(folder: Path, output: Path | None = None, title: str = "LayerShuffle,
         output: the folder for index.html, report.md, figures and data; by default FOLDER/report.
         title: of the page.
     """
-    console = Console(stderr=True)
+    output = output or folder / "report"
     setups, complaints = collect(folder)
     for complaint in complaints:
-        console.print(f"warning: {complaint}", highlight=False, soft_wrap=True)
-    found = sections(setups, complaints)
-    html.write(title, found, output or folder / "report")
-    print(f"report: {output or folder / 'report'}/index.html and report.md")
+        Console(stderr=True).print(f"warning: {complaint}", highlight=False, soft_wrap=True)
+    page.write(title, sections(setups, complaints), output)
+    print(f"report: {output}/index.html and report.md")
 
 
 def report_command(args: list[str] | None = None) -> None:
     """Make the report that ``args`` ask for, by default those of the process."""
-    auto_cli(report, args=args, parser_class=Parser, prog="layershuffle report", description=DESCRIPTION)
+    does = "Make a page of every table and figure of the paper, beside the paper's own, from results files alone."
+    auto_cli(report, args=args, parser_class=Parser, prog="layershuffle report", description=does)

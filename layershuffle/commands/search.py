@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, well_trained_first
 from layershuffle.orders.named import parse_order
@@ -15,40 +15,35 @@ from layershuffle.results.record import Results
 
 def search_command(args: list[str] | None = None) -> Results:
     """Search as ``args`` say, by default those of the process; prints and saves what was found and how it does."""
-    parser = study_parser(
-        "layershuffle search",
-        "Find an order on one part of the validation images and score it on the other.",
-        split="val",
-    )
+    description = "Find an order on one part of the validation images and score it on the other."
+    parser = study_parser("layershuffle search", description, split="val")
     parser.add_argument(
         "--strategy",
         choices=["greedy", "climb", "well-trained"],
         default="greedy",
         help="append the best next layer, exchange two layers while that helps, or rank the layers by their spectra",
     )
-    parser.add_argument("--start", type=str | None, default=None, help="climb: the order to begin with (default: own)")
+    parser.add_argument("--start", type=str | None, help="climb: the order to begin with (default: own)")
     parser.add_argument("--rounds", type=int, default=20, help="climb: at most so many exchanges")
     parser.add_argument("--fraction", type=float, default=0.5, help="the part of the images to search on")
-    command = StudyCommand(parser, args, "search")
-    config, study, model = command.config, command.study, command.study.model
+    study = Study(parser, args, "search")
+    config, own = study.config, study.model.order
     if config.start and config.strategy != "climb":
         raise UserError(f"--start is where climb begins; {config.strategy} has no use for it")
-    start = model.check(parse_order(config.start, model.order)) if config.start else model.order
-    searched, reported = study.data.parts(config.split, config.fraction, config.seed)
+    start = study.model.check(parse_order(config.start, own)) if config.start else own
+    searched, reported = study.data.parts(config.split, config.fraction, study.config.seed)
 
     def losses(orders: Sequence[Order]) -> list[float]:
         scores = study.score([Trial("search", order) for order in orders], searched, f"{config.strategy}, searching")
         return [math.inf if score.loss is None else score.loss for score in scores]
 
-    found: dict[str, Order]
     measures: dict[str, Any] = {"strategy": config.strategy, "images": len(searched.dataset)}  # type: ignore[arg-type]
     if config.strategy == "well-trained":
-        exponents = heavy_tail_exponents(model)
+        exponents = heavy_tail_exponents(study.model)
         found = {"well-trained": well_trained_first(exponents)}
         measures["exponents"] = [round(exponent, 4) for exponent in exponents]
     else:
-        steps = greedy(model.order, losses) if config.strategy == "greedy" else climb(start, losses, config.rounds)
-        trace = list(steps)
+        trace = list(greedy(own, losses) if config.strategy == "greedy" else climb(start, losses, config.rounds))
         measures["trace"] = [
             {"order": str(order), "loss": loss if math.isfinite(loss) else None} for order, loss in trace
         ]
@@ -57,12 +52,10 @@ def search_command(args: list[str] | None = None) -> Results:
             found["greedy, best length"] = min(trace, key=lambda step: step[1])[0]
         elif config.start:
             found["start"] = start
-    to_score = [Trial("sequential", model.order)]
-    to_score += [Trial("search", order, {"strategy": strategy}) for strategy, order in found.items()]
-    scores = study.score(to_score, reported)
+    to_score = [Trial("search", order, {"strategy": strategy}) for strategy, order in found.items()]
+    scores = study.score([Trial("sequential", own), *to_score], reported)
     used = {name: config[name] for name in ("strategy", "start", "rounds", "fraction")}
-    results = study.results(scores, used, {"search": measures})
-    command.report(results)
+    results = study.report(scores, used, {"search": measures})
     for strategy, order in found.items():
         print(f"{strategy}: {order}")
     return results

@@ -1,6 +1,6 @@
 """How alike the activations after every two layers are."""
 
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.evaluation.activations import cosine_similarities
 from layershuffle.results.record import Results
 
@@ -8,13 +8,9 @@ from layershuffle.results.record import Results
 def similarity_command(args: list[str] | None = None) -> Results:
     """Measure as ``args`` say, by default those of the process; saves the matrix and its heat map."""
     description = "Cosine similarity between the activations after every two layers, averaged over tokens and images."
-    command = StudyCommand(study_parser("layershuffle similarity", description), args, "similarity")
-    study = command.study
-    with study.progress("comparing activations", len(study.batches), "batches") as (bar, task):
-        matrix = cosine_similarities(
-            study.model, study.preprocess, study.batches, study.fabric, lambda: bar.advance(task)
-        )
+    study = Study(study_parser("layershuffle similarity", description), args, "similarity")
+    model, preprocess, batches = study.model, study.preprocess, study.batches
+    with study.progress("comparing activations", len(batches), "batches") as (bar, task):
+        matrix = cosine_similarities(model, preprocess, batches, study.fabric, lambda: bar.advance(task))
     cosine = [[round(value, 6) for value in row] for row in matrix.tolist()]
-    results = study.results([], {"order": str(study.model.order)}, {"cosine": cosine})
-    command.report(results)
-    return results
+    return study.report([], {"order": str(model.order)}, {"cosine": cosine})

@@ -1,24 +1,36 @@
 """What the commands that study a model share: their options, and how they print and save their results."""
 
+import platform
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
 
 from layershuffle.checkpoints.loading import load, trained_on
 from layershuffle.commands.parser import Parser, option_values
-from layershuffle.data import ImageData, from_config
+from layershuffle.data import ImageData, Preprocess, from_config
 from layershuffle.errors import UserError
-from layershuffle.evaluation.study import MOST_IMAGES, Study, make_fabric, open_study
+from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch, make_fabric
+from layershuffle.evaluation.scoring import evaluate
+from layershuffle.hardware import device_name
+from layershuffle.orders.protocols import Trial
 from layershuffle.results import figures, tables
-from layershuffle.results.record import Results, summarise
+from layershuffle.results.record import Results, Score, summarise
 from layershuffle.training import wandb_runs
+from layershuffle.version import __version__
 
 
 def study_parser(prog: str, description: str, split: str = "test") -> Parser:
@@ -32,14 +44,11 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="decides everything random")
     parser.add_subclass_arguments(ImageData, "data", required=False, help="the data set (default: the checkpoint's)")
     parser.add_argument("--split", choices=["test", "val"], default=split, help="which of its images to use")
-    parser.add_argument(
-        "--pretrained", type=str | None, default=None, help="weights for a timm model, if not to be fetched"
-    )
+    parser.add_argument("--pretrained", type=str | None, help="weights for a timm model, if not to be fetched")
     parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="where to run")
-    precisions = ["32-true", "bf16-mixed", "16-mixed", "auto"]
     parser.add_argument(
         "--precision",
-        choices=precisions,
+        choices=["32-true", "bf16-mixed", "16-mixed", "auto"],
         default="32-true",
         help="of the forward pass; auto: 32-true or bf16-mixed, whichever is measured to be faster for this model here",
     )
@@ -47,53 +56,101 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
     parser.add_argument(
         "--batch_size",
         type=PositiveInt | Literal["auto"] | None,
-        default=None,
         help=f"images per batch; auto: the most that fit the GPU's memory, up to {MOST_IMAGES} (default: the data's "
         "eval_batch_size)",
     )
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="the results file (default: beside the checkpoint)"
-    )
+    parser.add_argument("--output", type=str | None, help="the results file (default: beside the checkpoint)")
     return parser
 
 
-class StudyCommand:
-    """Opens the study that a command line asks for, and reports its results.
+class Study:
+    """What a command line asks to study: a model, images and a device. Its results go to the terminal, files and W&B.
 
     Args:
         parser: made by ``study_parser``.
         args: the command line, by default that of the process.
         kind: what the results file is named after.
         shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
-
-    Attributes:
-        config: the parsed options.
-        study: the model, its data and where to run.
-
-    Raises:
-        UserError: in one sentence for everything a user can get wrong.
     """
 
     def __init__(
         self, parser: Parser, args: list[str] | None = None, kind: str = "evaluation", shared: bool = False
     ) -> None:
-        self.kind = kind
         self.config = config = _parse(parser, sys.argv[1:] if args is None else args)
+        self.kind = kind
         loaded = load(config.checkpoint, config.pretrained)
+        self.record = loaded.record
+        self.model = model = loaded.model
         wandb_runs.continue_wandb(config.get("logger"), loaded.wandb)
-        self.output = _output(config, kind)
+        self._check_output()
         made = parser.instantiate_classes(config)
         self.logger = made.get("logger")
-        fabric = make_fabric(config.accelerator, config.precision, loaded.model, shared)
-        self.study: Study = open_study(
-            loaded, made.data, fabric, config.split, config.batch_size, config.compile, config.seed
-        )
+        self.fabric = fabric = make_fabric(config.accelerator, config.precision, model, shared)
+        self.preprocess = Preprocess(*model.image_format)
+        self.data: ImageData = made.data
+        self.data.prepare_for(self.preprocess.size, fabric.device, fabric.world_size, fabric.global_rank)
+        with fabric.rank_zero_first():
+            self.data.prepare_data()
+        self.data.setup("test" if config.split == "test" else "fit")
+        if (classes := model.config["num_classes"]) != self.data.num_classes:
+            raise UserError(
+                f"the model tells {classes} classes apart, but the data has {self.data.num_classes}: give other --data"
+            )
+        self.batch_size = config.batch_size or self.data.evaluation_batch
+        if config.batch_size == "auto":
+            self.batch_size = largest_evaluation_batch(model, self.data, config.split, fabric)
+        if config.compile:
+            model.compile()
+        self.batches = self.data.loader(config.split, self.batch_size)
 
-    def report(self, results: Results) -> None:
-        """Print the tables, save the results and the plots, and send them to W&B where the run is logged there."""
-        output = (
-            self.output if self.config.output else _unused(self.config, self.kind)
-        )  # the default may be taken by now
+    def score(self, to_score: list[Trial], batches: DataLoader | None = None, what: str = "evaluating") -> list[Score]:
+        """The scores of ``to_score`` on ``batches``, by default all of them, with a progress bar."""
+        batches = batches or self.batches
+        orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
+        with self.progress(f"{what} {self.record['name']}", len(batches) * len(orders)) as (bar, task):
+            return evaluate(
+                self.model, self.preprocess, batches, to_score, self.fabric, self.config.seed, lambda: bar.advance(task)
+            )
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str = "batch runs") -> Iterator[tuple[Progress, TaskID]]:
+        """A progress bar that goes away when it is done."""
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
+        console, disable = Console(stderr=True), not self.fabric.is_global_zero
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=disable) as bar:
+            yield bar, bar.add_task(what, total=total)
+
+    def report(self, scores: list[Score], used: dict[str, Any], measures: dict[str, Any] | None = None) -> Results:
+        """Make the results of what was found with the settings ``used``.
+
+        The first process also prints them, saves them, and sends them to W&B.
+        """
+        config, device = self.config, device_name(self.fabric.device)
+        if self.fabric.device.type != "cuda":
+            device = f"CPU: {device}, {torch.get_num_threads()} threads"
+        images = scores[0].images if scores else len(self.batches.dataset)
+        results = Results(
+            model=self.record,
+            data={"name": self.data.label, **self.data.config(), "split": config.split, "images": images},
+            evaluation=used | {"seed": config.seed, "batch_size": self.batch_size},
+            environment={
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "device": device,
+                "processes": self.fabric.world_size,
+                "precision": self.fabric._precision.precision,  # the one asked for, or what the device has instead
+                "compiled": config.compile,
+                "layershuffle": __version__,
+                "torch": torch.__version__,
+                "timm": version("timm"),
+                "lightning": version("lightning"),
+                "python": platform.python_version(),
+            },
+            scores=scores,
+            measures=measures or {},
+        )
+        if not self.fabric.is_global_zero:
+            return results
+        output = self._output()
         results.save(output)
         console = Console(markup=False)
         title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
@@ -101,18 +158,41 @@ class StudyCommand:
         drawn = figures.draw(results, output, title)
         for name, (header, rows) in found.items():
             console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
-        console.print(f"results: {output}", soft_wrap=True, highlight=False)
-        for path in drawn.values():
-            console.print(f"plot: {path}", soft_wrap=True, highlight=False)
+        for line in (f"results: {output}", *(f"plot: {path}" for path in drawn.values())):
+            console.print(line, soft_wrap=True, highlight=False)
         if isinstance(self.logger, WandbLogger):
             wandb_runs.begin(self.logger)
             wandb_runs.forgiving(_send)(self.logger, results, found, drawn)
+        return results
+
+    def _output(self) -> Path:
+        """The results file: what --output names, or else a new file beside the checkpoint."""
+        if self.config.output:
+            return Path(self.config.output)
+        source = Path(self.config.checkpoint)
+        stem = source.with_suffix("") if source.is_file() else source.name.replace(":", "_")
+        paths = (Path(f"{stem}.{self.kind}{f'-{n}' if n > 1 else ''}.json") for n in count(1))
+        return next(path for path in paths if not path.exists())
+
+    def _check_output(self) -> None:
+        """Raise a UserError before the work begins if the results can't be written."""
+        path = self._output()
+        if path.suffix != ".json" or path.is_dir():
+            raise UserError(f"--output {path} is not the name of a file that ends in .json")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
 
 
 def _parse(parser: Parser, args: list[str]) -> Namespace:
+    """Parse the command line, with the data set that the checkpoint records as the default of --data.
+
+    That default decides which options --data has, so it is looked up before the options are parsed. A class outside the
+    package has to be named with --data, and the recorded arguments are its defaults then too.
+    """
     args = parser.expanded(args)
-    # The recorded data set decides which options --data has, so it is looked up before the options are parsed. A class
-    # outside the package has to be named with --data, and the recorded arguments are its defaults then too.
     named = next(reversed(option_values(args, "--data")), None)
     wanted = args and not args[0].startswith("-") and (named is None or "." in named)
     recorded = trained_on(args[0]) if wanted else None
@@ -128,19 +208,14 @@ def _parse(parser: Parser, args: list[str]) -> Namespace:
             missing = error
     config = parser.parse_args(args)
     if not config.data:
-        load(config.checkpoint, config.pretrained)  # If there is no such model, that is what to say.
+        load(config.checkpoint, config.pretrained)  # If there is no such model, the error should say that instead.
         raise missing or UserError(
             f"{config.checkpoint} doesn't say which data to evaluate on: name a data config, such as imagenet, after it"
         )
     return config
 
 
-def _send(
-    logger: WandbLogger,
-    results: Results,
-    found: Mapping[str, tuple[list[str], list[list[str]]]],
-    drawn: Mapping[str, Path],
-) -> None:
+def _send(logger: WandbLogger, results: Results, found: dict[str, Any], drawn: dict[str, Path]) -> None:
     for name, (header, rows) in found.items():
         logger.log_table(f"evaluation/{name}", columns=header, data=rows)
     for name, path in drawn.items():
@@ -149,27 +224,3 @@ def _send(
         mean = summarise(score.top1 for score in scores).mean
         logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = mean
     logger.experiment.finish()
-
-
-def _output(config: Namespace, kind: str) -> Path:
-    """The results file. Checked before the work begins; earlier results are replaced only if --output names them.
-
-    Raises:
-        UserError: if nothing can be written there.
-    """
-    path = Path(config.output) if config.output else _unused(config, kind)
-    if path.suffix != ".json" or path.is_dir():
-        raise UserError(f"--output {path} is not the name of a file that ends in .json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            return path
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
-
-
-def _unused(config: Namespace, kind: str) -> Path:
-    source = Path(config.checkpoint)
-    folder, name = (source.parent, source.stem) if source.is_file() else (Path(), source.name.replace(":", "_"))
-    candidates = (folder / f"{name}.{kind}{f'-{n}' if n > 1 else ''}.json" for n in range(1, 10_000))
-    return next(path for path in candidates if not path.exists())

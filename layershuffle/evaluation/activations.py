@@ -1,16 +1,17 @@
-"""How alike the activations after each step are, and how long orders take."""
+"""What layers do: how alike their activations are, what they change at each position, and how long they take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from layershuffle.errors import UserError
 from layershuffle.hardware import seconds
 from layershuffle.models.model import OrderedViT
-from layershuffle.orders.order import Order
+from layershuffle.orders.order import Order, seeded
 
 
 @torch.inference_mode()
@@ -24,13 +25,7 @@ def cosine_similarities(
     """How alike the activations after each two steps of the model's own order are (arXiv 2407.09298).
 
     The cosine of a token after one step with the same token after the other, averaged over tokens and images.
-
-    Args:
-        model: any model; it is moved to the device of ``fabric`` and put in evaluation mode.
-        preprocess: makes the model's input from the batch's uint8 images, on the device.
-        batches: of (uint8 images [batch, channels, height, width], labels [batch]).
-        fabric: the device and the precision.
-        on_batch: called after each batch, for a progress bar.
+    ``on_batch`` is called after each batch, for a progress bar; the other arguments are those of ``scoring.evaluate``.
 
     Returns:
         float64 [steps, steps] on the CPU, symmetric, with ones on the diagonal.
@@ -45,7 +40,7 @@ def cosine_similarities(
                 after.append(F.normalize(state.tokens.float(), dim=-1).flatten())
         states = torch.stack(after)
         total += (states @ states.T).cpu()
-        tokens_seen += state.tokens.shape[0] * state.tokens.shape[1]
+        tokens_seen += state.tokens.shape[:2].numel()
         on_batch()
     return total / tokens_seen
 
@@ -65,3 +60,45 @@ def seconds_per_image(model: OrderedViT, images: Tensor, orders: Sequence[Order]
             if repeat:  # the first one warms up
                 times.append(once / len(images))
     return [min(times) for times in took]
+
+
+@torch.inference_mode()
+def shuffled_runs(
+    model: OrderedViT, preprocess: nn.Module, images: Dataset, fabric: Fabric, seed: int
+) -> Iterator[tuple[Order, list[Tensor]]]:
+    """Run each image of (uint8 [channels, height, width], label) by itself, in a random order of its own.
+
+    The order depends on ``seed`` and the image's index. The other arguments are those of ``scoring.evaluate``.
+
+    Yields:
+        The order, and the tokens, float32 [tokens, dim], before its first step and after each step.
+    """
+    model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
+    for index in range(len(images)):  # type: ignore[arg-type]
+        order = model.order.shuffled(seeded(seed, "analysis", index))
+        with fabric.autocast():
+            state = model.embed(preprocess(images[index][0][None].to(fabric.device)))
+            states = [state]
+            for position, step in enumerate(order):
+                state, _ = model.run_step(state, step, position)
+                states.append(state)
+        yield order, [state.tokens[0].float() for state in states]
+
+
+def contribution(before: Tensor, after: Tensor) -> float:
+    """How much a layer changes the class token: the L2 norm of the change over the norm of the token before.
+
+    before, after: [tokens, dim], the class token first.
+    """
+    return float((after[0] - before[0]).norm() / before[0].norm())
+
+
+def project(outputs: Tensor, seed: int) -> Tensor:
+    """UMAP of ``outputs`` [images, features] to the plane, float32 [images, 2]; needs umap-learn."""
+    try:
+        import umap
+    except ImportError as error:
+        raise UserError("UMAP needs umap-learn: pip install 'layershuffle[umap]'") from error
+    neighbours = min(15, len(outputs) - 1)  # 15 is UMAP's own choice
+    reducer = umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
+    return torch.from_numpy(reducer.fit_transform(outputs.numpy()))

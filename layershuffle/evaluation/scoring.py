@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, cast, get_args
 
 import torch
@@ -11,94 +12,77 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import Pick, Trial
 from layershuffle.results.record import Score
 
-# --- Running ------------------------------------------------------------------------------------------------
-
 
 def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Iterator[tuple[Order, Output]]:
     """Run a batch in each of ``orders``; a beginning that orders share is computed once.
 
-    The orders are walked depth first as a trie over their steps, so that besides ``images`` only one activation
-    per depth is held. Each output equals ``model(images, order)``. They come in the trie's sequence.
+    The sorted orders are a trie over their steps, walked depth first. Besides ``images`` only one activation per depth
+    is held. Each output equals ``model(images, order)``. They come sorted by the steps of the orders.
     """
-    yield from _descend(model, model.embed(images), [], sorted(set(orders), key=lambda order: order.steps))
-
-
-def _descend(
-    model: OrderedViT, state: State, position_logits: list[Tensor | None], orders: list[Order]
-) -> Iterator[tuple[Order, Output]]:
-    """Run the rest of ``orders``, sorted, whose first len(position_logits) steps are the same and led to ``state``."""
-    while orders:
-        position = len(position_logits)
-        if len(orders[0]) == position:
-            yield orders[0], model.classify(state, position_logits)
-            orders = orders[1:]
-            continue
-        step = orders[0][position]
-        same = sum(order[position] == step for order in orders)
-        after, step_logits = model.run_step(state, step, position)
-        if same == len(orders):  # No other order goes on from this state, so it needn't be kept.
-            state, position_logits = after, [*position_logits, step_logits]
-        else:
-            yield from _descend(model, after, [*position_logits, step_logits], orders[:same])
-            orders = orders[same:]
+    ordered = sorted(set(orders), key=lambda order: order.steps)
+    states, position_logits = [model.embed(images)], []  # states[n] is what n steps lead to
+    for order, following in zip(ordered, [*ordered[1:], Order()]):
+        same = (one == other for one, other in zip_longest(order, following))
+        shared = next((index for index, equal in enumerate(same) if not equal), 0)
+        state = states[-1]
+        for position in range(len(states) - 1, len(order)):
+            state, logits = model.run_step(state, order[position], position)
+            position_logits.append(logits)
+            if position < shared:  # otherwise no other order goes on from this state
+                states.append(state)
+        yield order, model.classify(state, position_logits)
+        del states[shared + 1 :], position_logits[shared:]
 
 
 class OrderMetrics(Metric):
     """Top-1 and top-5 accuracy, cross-entropy and position accuracy of ``count`` orders, summed on the device."""
 
     full_state_update = False
-    images: Tensor
-    top1: Tensor
-    top5: Tensor
     loss: Tensor
-    positions: Tensor
-    positions_right: Tensor
+    counts: Tensor
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.add_state("loss", torch.zeros(count), dist_reduce_fx="sum")
-        for name in ("images", "top1", "top5", "positions", "positions_right"):
-            self.add_state(name, torch.zeros(count, dtype=torch.long), dist_reduce_fx="sum")
+        # The number of images, top-1 and top-5 hits, predicted positions, and those predicted rightly.
+        self.add_state("counts", torch.zeros(5, count, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, first: int, outputs: Sequence[Output], labels: Tensor) -> None:
         """Add a batch's outputs to the orders from number ``first`` on, one output each; labels: int64 [batch]."""
         rows = slice(first, first + len(outputs))
+        images, top1, top5, positions, positions_right = self.counts
         logits = torch.stack([output.logits for output in outputs]).float()
         best = logits.topk(min(5, logits.shape[-1])).indices == labels.unsqueeze(1)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
-        self.images[rows] += len(labels)
-        self.top1[rows] += (logits.argmax(dim=-1) == labels).sum(
-            dim=1
-        )  # not best[..., 0]: topk may sort equal logits otherwise
-        self.top5[rows] += best.sum(dim=(1, 2))
+        images[rows] += len(labels)
+        # Not best[..., 0], because topk may return equal logits in another sequence than argmax.
+        top1[rows] += (logits.argmax(dim=-1) == labels).sum(dim=1)
+        top5[rows] += best.sum(dim=(1, 2))
         self.loss[rows] += losses.view(len(outputs), -1).sum(dim=1)
         for row, (_, position_logits) in enumerate(outputs, first):
             if position_logits is not None:
                 predicted = position_logits.argmax(dim=-1)
                 held = torch.arange(len(predicted), device=predicted.device)
-                self.positions[row] += predicted.numel()
-                self.positions_right[row] += (predicted == held[:, None]).sum()
+                positions[row] += predicted.numel()
+                positions_right[row] += (predicted == held[:, None]).sum()
 
     def compute(self) -> list[dict[str, Any]]:
         """The scores of each order as plain numbers."""
-        counts = (self.images, self.top1, self.top5, self.loss, self.positions, self.positions_right)
         return [
             {
                 "images": images,
                 "top1": top1 / images,
                 "top5": top5 / images,
-                "loss": float(f"{loss / images:.7g}")
-                if math.isfinite(loss)
-                else None,  # the precision of a float32 sum
+                # A float32 sum has no more than 7 digits.
+                "loss": float(f"{loss / images:.7g}") if math.isfinite(loss) else None,
                 "position_accuracy": right / positions if positions else None,
             }
-            for images, top1, top5, loss, positions, right in zip(*(count.tolist() for count in counts))
+            for loss, images, top1, top5, positions, right in zip(self.loss.tolist(), *self.counts.tolist())
         ]
 
 
@@ -131,14 +115,15 @@ def evaluate(
     Raises:
         UserError: before the first batch, if the model can't run one of the orders.
     """
-    fixed = sorted({trial.order for trial in to_score if isinstance(trial.order, Order)}, key=lambda order: order.steps)
+    asked = {trial.order for trial in to_score}
+    fixed = sorted((order for order in asked if isinstance(order, Order)), key=lambda order: order.steps)
     for order in fixed:
         model.check(order)
     model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
-    others = [kind for kind in (None, *get_args(Pick)) if any(trial.order == kind for trial in to_score)]
-    rows: dict[Order | Pick | None, int] = {order: row for row, order in enumerate([*fixed, *others])}
+    picks = [pick for pick in get_args(Pick) if pick in asked]
+    kinds = [*fixed, *([None] if None in asked else []), *picks]
+    rows: dict[Order | Pick | None, int] = {kind: row for row, kind in enumerate(kinds)}
     metrics = OrderMetrics(len(rows)).to(fabric.device)
-    picks = [pick for pick in others if pick]
     choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
     chosen = torch.zeros(len(choices), device=fabric.device)
     for index, (images, labels) in enumerate(batches):
@@ -146,18 +131,19 @@ def evaluate(
             continue  # The last batch can have fewer images than there are processes.
         images, labels = (part.to(fabric.device, non_blocking=True) for part in (images, labels))
         images = preprocess(images)
-        fresh = model.order.shuffled(seeded(seed, "per batch", index)) if None in rows else None
+        fresh = [model.order.shuffled(seeded(seed, "per batch", index))] if None in rows else []
         waiting: list[Output] = []
         counted = 0
         by_choice: dict[Order, Tensor] = {}
         with fabric.autocast():
-            for order, output in outputs(model, images, [*fixed, *choices, *([fresh] if fresh else [])]):
+            for order, output in outputs(model, images, [*fixed, *choices, *fresh]):
                 if order in rows:  # outputs come in the sequence of the rows
                     waiting.append(output)
-                    if order == fixed[-1] or len(waiting) * _size(output) >= COUNTED_AT_ONCE:
+                    size = sum(logits.numel() for logits in output if logits is not None)
+                    if order == fixed[-1] or len(waiting) * size >= COUNTED_AT_ONCE:
                         metrics.update(counted, waiting, labels)
                         counted, waiting = counted + len(waiting), []
-                if order == fresh:
+                if order in fresh:
                     metrics.update(rows[None], [output], labels)
                 if order in choices:
                     by_choice[order] = output.logits.float()
@@ -166,26 +152,22 @@ def evaluate(
                 logits = torch.stack([by_choice[order] for order in choices])
                 picked = _picked(model.choice(model.embed(images).tokens), logits, labels)
                 chosen += picked["chosen"].bincount(minlength=len(choices))
+                each = torch.arange(len(labels), device=labels.device)
                 for pick in picks:
-                    each = torch.arange(len(labels), device=labels.device)
                     metrics.update(rows[pick], [Output(logits[picked[pick], each])], labels)
     chosen = cast(Tensor, fabric.all_reduce(chosen, reduce_op="sum"))
+    shares: dict[Any, float] = dict(zip(choices, (chosen / chosen.sum()).tolist()))
     scores = metrics.compute()
-    shares = dict(zip(choices, (chosen / chosen.sum()).tolist()))
     return [
         Score(
             trial.protocol,
             trial.variant,
             str(trial.order) if isinstance(trial.order, Order) else None,
             **scores[rows[trial.order]],
-            chosen=shares.get(trial.order) if isinstance(trial.order, Order) else None,
+            chosen=shares.get(trial.order),
         )
         for trial in to_score
     ]
-
-
-def _size(output: Output) -> int:
-    return sum(logits.numel() for logits in output if logits is not None)
 
 
 def _picked(choice_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[Pick, Tensor]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
+from layershuffle.orders.named import swap
 from layershuffle.orders.order import Order
 
 Losses = Callable[[Sequence[Order]], list[float]]
@@ -39,7 +40,7 @@ def climb(start: Order, losses: Losses, rounds: int) -> Iterator[tuple[Order, fl
     order, (loss,) = start, losses([start])
     yield order, loss
     for _ in range(rounds):
-        candidates = [_exchanged(order, *pair) for pair in combinations(range(len(order)), 2)]
+        candidates = [swap(*pair, len(order)).over(order) for pair in combinations(range(len(order)), 2)]
         found = losses(candidates) if candidates else [math.inf]
         if min(found) >= loss:
             return
@@ -48,25 +49,19 @@ def climb(start: Order, losses: Losses, rounds: int) -> Iterator[tuple[Order, fl
         yield order, loss
 
 
-def _exchanged(order: Order, one: int, other: int) -> Order:
-    steps = list(order)
-    steps[one], steps[other] = steps[other], steps[one]
-    return Order(steps)
-
-
 def heavy_tail_exponents(model: OrderedViT) -> list[float]:
     """How well each layer is trained, one exponent per layer, the smaller the better (arXiv 2302.02123).
 
-    The mean over the layer's weight matrices W of alpha, the exponent of the power law p(x) ~ x^-alpha fitted to the
-    tail of the eigenvalues of W^T W. The tail begins where the fit is closest by the Kolmogorov-Smirnov distance. Needs
-    powerlaw.
+    A layer's exponent is the mean over its weight matrices W of the alpha of a power law p(x) ~ x^-alpha, fitted to the
+    tail of the eigenvalues of W^T W. The tail begins where the fit has the smallest Kolmogorov-Smirnov distance. This
+    needs powerlaw.
     """
     try:
         import powerlaw
     except ImportError as error:
         raise UserError("heavy-tail exponents need powerlaw: pip install 'layershuffle[spectra]'") from error
 
-    def exponent(weight: torch.Tensor) -> float:
+    def exponent(weight: Tensor) -> float:
         eigenvalues = torch.linalg.svdvals(weight.detach().double().cpu()).square().numpy()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -13,6 +13,7 @@ from helpers import DIGITS, QUIET, ROOT, fails
 
 from layershuffle import config_files
 from layershuffle.commands import COMMANDS, main
+from layershuffle.commands.errors import run
 from layershuffle.commands.experiment import experiment_command
 from layershuffle.commands.list import list_command
 from layershuffle.commands.parser import Parser
@@ -86,6 +87,26 @@ def test_an_unknown_command_suggests_the_nearest():
         main(["evalute"])
     with pytest.raises(SystemExit, match="^error: there is no command x: choose from train, "):
         main(["x"])
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_a_closed_pipe_ends_a_command_quietly(options):
+    """As `layershuffle list | head -3` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, *options, "-m", "layershuffle", "list"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_another_broken_pipe_is_no_quiet_end():
+    def write():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(write)
 
 
 def test_commands_of_version_0_1_still_run():
@@ -325,7 +346,7 @@ def test_the_wheel_is_enough(tmp_path):
         path.relative_to(target / "layershuffle").as_posix() for path in target.rglob("configs/**/*.yaml")
     } == packaged
 
-    def run(*args):
+    def installed(*args):
         done = subprocess.run(
             [sys.executable, str(target / "bin" / "layershuffle"), *args],
             cwd=empty,
@@ -336,10 +357,12 @@ def test_the_wheel_is_enough(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("train", *TINY)
-    assert "layershuffle/configs/model/mini_digits.yaml" not in run("list")
-    run("evaluate", "runs/version_0/checkpoints/last.ckpt", "digits", "--orders=1", "--keep=1", "--data.test-images=20")
-    assert "30 cells in experiments/mini" in run("experiment", "--scale", "mini", "--dry-run")
-    run("report", "runs")
+    installed("train", *TINY)
+    assert "layershuffle/configs/model/mini_digits.yaml" not in installed("list")
+    installed(
+        "evaluate", "runs/version_0/checkpoints/last.ckpt", "digits", "--orders=1", "--keep=1", "--data.test-images=20"
+    )
+    assert "30 cells in experiments/mini" in installed("experiment", "--scale", "mini", "--dry-run")
+    installed("report", "runs")
     assert (empty / "runs/report/index.html").stat().st_size > 1000
     assert (empty / "runs/report/report.md").exists()

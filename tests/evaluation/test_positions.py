@@ -6,7 +6,7 @@ import torch
 
 from layershuffle.commands.analyse import analyse_command
 from layershuffle.data import Preprocess
-from layershuffle.evaluation.positions import contribution, project, visits
+from layershuffle.evaluation.activations import contribution, project, shuffled_runs
 from layershuffle.orders.order import Order
 from layershuffle.results import figures
 from layershuffle.results.record import Results
@@ -29,25 +29,22 @@ def fabric():
 
 def test_every_image_runs_in_an_order_of_its_own(small, fabric):
     model = small(position="encode")
-    preprocess, images, seen = Preprocess(*model.image_format), Images(), {}
-
-    def visit(at, layer, position, before, after):
-        seen[at, position] = (layer, before, after)
-
-    orders = visits(model, preprocess, images, fabric, 3, visit)
+    preprocess, images = Preprocess(*model.image_format), Images()
+    runs = list(shuffled_runs(model, preprocess, images, fabric, 3))
+    orders = [order for order, _ in runs]
+    assert len(runs) == 12
     assert len(set(orders)) > 6
     with torch.inference_mode():
-        for at, order in enumerate(orders):
+        for at, (order, states) in enumerate(runs):
             tokens = model.embed(preprocess(images[at][0][None])).tokens
-            for position, layer in enumerate(map(int, order.split())):
+            for position, layer in enumerate(map(int, str(order).split())):
                 before = tokens
                 tokens = model.vit.blocks[layer](model.encoding(tokens, layer, position))
-                found, had, got = seen[at, position]
-                assert found == layer
-                assert torch.equal(had, before[0])
-                assert torch.equal(got, tokens[0])
-    assert visits(model, preprocess, images, fabric, 3, visit) == orders
-    assert visits(model, preprocess, images, fabric, 4, visit) != orders
+                assert torch.equal(states[position], before[0])
+                assert torch.equal(states[position + 1], tokens[0])
+            assert len(states) == position + 2
+    assert [order for order, _ in shuffled_runs(model, preprocess, images, fabric, 3)] == orders
+    assert [order for order, _ in shuffled_runs(model, preprocess, images, fabric, 4)] != orders
 
 
 def test_contribution_is_relative_to_the_class_token():

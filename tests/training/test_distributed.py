@@ -12,7 +12,7 @@ from two_processes import SCORED, data, trainer, tuner
 
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.parser import Parser
-from layershuffle.commands.studying import StudyCommand, study_parser
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
@@ -182,5 +182,5 @@ def test_only_evaluation_runs_under_torchrun(monkeypatch, two):
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     command: Parser = study_parser("similarity", "")
-    with pytest.raises(ValueError, match=r"only evaluate\.py shares its work between processes"):
-        StudyCommand(command, [str(two[1] / "runs/version_0/checkpoints/last.ckpt"), f"--output={os.devnull}.json"])
+    with pytest.raises(ValueError, match="only layershuffle evaluate shares its work between processes"):
+        Study(command, [str(two[1] / "runs/version_0/checkpoints/last.ckpt"), f"--output={os.devnull}.json"])

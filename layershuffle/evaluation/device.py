@@ -1,0 +1,77 @@
+"""Where to evaluate: the device, the precision, the processes and the size of the batches."""
+
+import os
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.distributed import is_torchelastic_launched
+
+from layershuffle.data import ImageData, Preprocess
+from layershuffle.errors import UserError
+from layershuffle.hardware import fastest_precision, largest_batch
+from layershuffle.models import OrderedViT
+
+MOST_IMAGES = 2048
+"""A GPU gains nothing from larger batches than this, and the first one takes longer to read."""
+
+
+def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: bool = False) -> Fabric:
+    """The device and the precision to run with, and all the processes if torchrun started several.
+
+    ``accelerator`` and ``precision`` are Lightning's. The precision can also be "auto", to measure whether "32-true" or
+    "bf16-mixed" is faster for ``model``. ``shared`` says whether several processes may share the work. Raises a
+    UserError if there is no such accelerator, or several processes can't do what is asked.
+    """
+    processes = int(os.environ["WORLD_SIZE"]) if is_torchelastic_launched() else 1
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if processes > 1 else 1
+    if processes > 1 and not shared:
+        raise UserError("only layershuffle evaluate shares its work between processes: run this without torchrun")
+    if processes > 1 and precision == "auto":
+        raise UserError("several processes could measure different precisions: name a --precision in place of auto")
+    try:
+        if precision == "auto":
+            device = Fabric(accelerator=accelerator, devices=1).device
+            batch = torch.zeros(256 if device.type == "cuda" else 32, *model.image_shape, device=device)
+            model.to(device).eval()
+            with torch.inference_mode():
+                precision = fastest_precision(lambda: model(batch, model.order), device)
+        fabric = Fabric(
+            accelerator=accelerator,
+            strategy="ddp" if processes > 1 else "auto",
+            devices=here,
+            num_nodes=processes // here,
+            precision=precision,
+        )
+    except (RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"there is no {accelerator} to run on here: {error}") from error
+    if processes > 1:
+        fabric.launch()
+    return fabric
+
+
+@torch.inference_mode()
+def largest_evaluation_batch(model: OrderedViT, data: ImageData, split: Literal["val", "test"], fabric: Fabric) -> int:
+    """The most images that fit into the memory of all GPUs together, up to MOST_IMAGES for each.
+
+    A CPU gains nothing from larger batches than the data's own.
+    """
+    data.loader(split)  # This moves a set that is kept on the device, which takes memory too.
+    start = max(1, data.evaluation_batch // fabric.world_size)
+    if fabric.device.type != "cuda":
+        return fabric.world_size * start
+    model.to(fabric.device).eval()
+    preprocess = Preprocess(*model.image_format).to(fabric.device)
+    image = torch.as_tensor(data.sets[split][0][0]).to(fabric.device)
+
+    def attempt(count: int) -> None:
+        with fabric.autocast():
+            state = model.embed(preprocess(image.expand(count, *image.shape).contiguous()))
+            # The trie of orders holds one activation per step of an order, which may be longer than the model's own.
+            held = [state.tokens.clone() for _ in range(2 * len(model.order))]
+            model.run(state, model.order)
+            del held
+
+    images = len(data.sets[split]) // fabric.world_size  # type: ignore[arg-type]
+    return fabric.world_size * fabric.broadcast(largest_batch(attempt, start, min(MOST_IMAGES, images)))
