@@ -20,7 +20,7 @@ from layershuffle.checkpoints.record import RECORD
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.models.create import create_model
-from layershuffle.models.model import Head, Output
+from layershuffle.models.model import Output
 from layershuffle.models.position import Position
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle, call
@@ -61,9 +61,6 @@ class FineTuner(pl.LightningModule):
     Args:
         name: the backbone, a timm vision transformer.
         num_classes: number of classes; ``layershuffle train`` takes it from the data.
-        pretrained: false for random weights, true for timm's own, or a path to weights of the same backbone: a timm
-            state dict or a checkpoint of ``layershuffle train``.
-        position: whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
         sampler: draws the order of each training step.
         position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
             steps' position cross-entropies is added to the classification loss.
@@ -71,14 +68,7 @@ class FineTuner(pl.LightningModule):
         schedule: the learning rate stays "constant" (the paper), or falls to zero as "linear" (the authors' code) or
             "cosine".
         warmup_steps: number of steps over which the learning rate first rises linearly.
-        head: how a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.
-        positions: number of positions that the model can tell apart, by default the number of steps in its own order.
         depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
-        order: the model's own order, which it runs by default and whose steps the sampler draws from: an order's text,
-            or a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv 2104.06022),
-            ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers run in sequence.
-        choices: orders in the same form; each image learns to choose one of them (IOT, arXiv 2103.03457), and the
-            sampler is not used.
         instancewise: how the images learn to choose.
         compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
         timm_args: further arguments of ``timm.create_model``, such as img_size or drop_path_rate.
@@ -86,34 +76,31 @@ class FineTuner(pl.LightningModule):
             orders. By default they do with DDP; with sharded strategies they can't.
         seed: decides the orders, together with the step and the process; ``layershuffle train`` sets it to
             seed_everything.
+        kwargs: further arguments of ``create_model``.
     """
 
     def __init__(
         self,
         name: str,
         num_classes: int,
-        pretrained: bool | str = False,
-        position: Position = "none",
         sampler: OrderSampler = Shuffle(),  # noqa: B008 (it has no state)
         position_loss: Literal["sum", "mean"] = "sum",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, **PAPER_ADAM),
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
-        head: Head = "average",
-        positions: int | None = None,
         depth: int | None = None,
-        order: str | None = None,
-        choices: list[str] | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
         compile: bool = False,
         timm_args: dict[str, Any] | None = None,
         orders_per_process: bool | None = None,
         seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         timm_args = (timm_args or {}) | ({} if depth is None else {"depth": depth})
-        orders: dict[str, Any] = {"positions": positions, "order": order, "choices": choices}
-        self.model = create_model(name, num_classes, position, pretrained, head=head, **orders, **timm_args)
+        # jsonargparse makes the arguments of create_model that are not named here options of this class.
+        norm_eps = timm_args.pop("norm_eps", None)
+        self.model = create_model(name, num_classes, norm_eps=norm_eps, **kwargs, **timm_args)
         self.preprocess = Preprocess(*self.model.image_format)
         self.sampler = sampler
         self.instancewise = instancewise
@@ -132,7 +119,7 @@ class FineTuner(pl.LightningModule):
         if warmup_steps < 0:
             raise UserError(f"warmup_steps is a number of steps from 0 up, not {warmup_steps}")
         # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
-        method_name(sampler, position)
+        method_name(sampler, self.model.config["position"])
         self.draw(0)
         if compile:
             self.model.compile()
