@@ -6,11 +6,14 @@ from typing import Any
 
 from layershuffle.checkpoints import export
 from layershuffle.checkpoints.authors import load_reference
-from layershuffle.checkpoints.record import RECORD, read_checkpoint
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.create import create_fitting, create_model
 from layershuffle.models.model import OrderedViT
+from layershuffle.models.weights import read_file
+
+RECORD = "layershuffle"
+"""The key of the record in a checkpoint, which tells how to make its model and its data again."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,22 @@ def _is_checkpoint(source: str) -> bool:
     path = Path(source)
     weights = path.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
     return not path.is_dir() and (path.exists() or weights or "/" in source.partition(":")[0])
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint: ``RECORD`` is its record and ``"state_dict"`` holds the weights.
+
+    Raises:
+        UserError: if the file can't be read or is not a checkpoint of ``layershuffle train`` or ``layershuffle merge``.
+    """
+    content = read_file(path)
+    record = content.get(RECORD)
+    if not isinstance(record, dict) or not isinstance(record.get("model"), dict) or "state_dict" not in content:
+        raise UserError(
+            f"{path} is not a checkpoint of layershuffle train; to use plain weights of a timm model, name the model "
+            f"and give --pretrained {path}"
+        )
+    return content
 
 
 def _ours(path: Path) -> LoadedModel:
