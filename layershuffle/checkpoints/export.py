@@ -10,6 +10,7 @@ import safetensors.torch
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
+from layershuffle.models.backbones import constructor_arguments
 from layershuffle.models.create import create_fitting
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.weights import read_file
@@ -18,7 +19,7 @@ from layershuffle.results.record import Results
 
 RECORD_FILE = "layershuffle.json"
 POSITION_FILE = "layershuffle.safetensors"
-"""Holds the weights that timm's models lack, of position encoding or prediction."""
+"""Holds the weights that timm's models lack: of position encoding or prediction, and of choices of orders."""
 
 
 def export(
@@ -53,8 +54,8 @@ def export(
         "num_classes": model.config["num_classes"],
         "tag": record.get("method"),
     }
-    ours = ("name", "num_classes", "position", "positions", "head", "norm_eps")
-    timm_args = {name: value for name, value in model.config.items() if name not in ours}
+    known = constructor_arguments() - {"num_classes"}
+    timm_args = {name: value for name, value in model.config.items() if name in known}
     if model.config["norm_eps"] is not None:
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
     from timm.models import save_for_hf
@@ -74,7 +75,7 @@ def read(folder: Path) -> tuple[OrderedViT, dict[str, Any], dict[str, Any] | Non
     """Read the model, the record and the data that ``export`` wrote to ``folder``; raises UserError if damaged."""
     record, data = read_record(folder)
     weights = {f"vit.{name}": value for name, value in read_file(folder / "model.safetensors").items()}
-    if record["config"]["position"] != "none":
+    if record["config"]["position"] != "none" or "choices" in record["config"]:
         weights |= read_file(folder / POSITION_FILE)
     return create_fitting(weights, str(folder), **record["config"]), record, data
 
@@ -98,6 +99,8 @@ def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence
         note = "timm's model lacks the position encoding, so its logits are not this model's. Use this package:"
     elif model.backbone.ignores_second_head:
         note = "timm averages this model's two heads; it was trained with the class token's alone. Use this package:"
+    elif model.choice or model.config.get("order"):
+        note = "timm runs the layers in sequence, which this model doesn't. Use this package:"
     merged = ""
     if record.get("merged"):
         sources = ", ".join(source["sha256"][:12] for source in record["merged"]["sources"])

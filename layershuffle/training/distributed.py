@@ -18,13 +18,9 @@ def is_sharded(strategy: Strategy) -> bool:
 
 
 def orders_per_process(strategy: Strategy, wanted: bool | None, model: OrderedViT, orders: Iterable[Order]) -> bool:
-    """Whether each process draws its own orders: by default it does where the strategy allows it.
+    """Whether each process draws its own orders: as ``wanted``, by default wherever the strategy allows it.
 
-    Args:
-        strategy: the trainer's strategy.
-        wanted: what the user asked for, or None for the default.
-        model: the model that is trained.
-        orders: examples of the orders that it is trained in. If the strategy can't run them, a UserError is raised.
+    Raises a UserError if the strategy can't train the model in ``orders``, which are examples of those it will run.
     """
     if not is_sharded(strategy):
         return wanted is not False

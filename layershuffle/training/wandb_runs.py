@@ -15,9 +15,7 @@ from layershuffle.training.metrics_file import MetricsFile
 def prepare(trainer: pl.Trainer, from_step: int | None) -> None:
     """Begin the W&B runs of a trainer, offline if need be, and write their metrics to a metrics.csv as well.
 
-    Args:
-        trainer: the trainer, before it begins to train.
-        from_step: the step from which a resumed run goes on, or None.
+    ``from_step`` is the step from which a resumed run goes on, or None.
     """
     for logger in list(trainer.loggers):
         if isinstance(logger, WandbLogger):
