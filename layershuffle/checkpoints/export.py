@@ -7,7 +7,6 @@ from typing import Any
 
 import safetensors.torch
 
-from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 from layershuffle.models.backbones import constructor_arguments
@@ -37,18 +36,14 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: export to a new or empty folder")
-    for found in results:
-        if found.model.get("sha256") != record["sha256"]:
-            raise UserError(
-                f"the results of {found.model.get('source')} are of another checkpoint than {record['source']}"
-            )
-    preprocess = Preprocess(*model.image_format)
-    size, channels = model.image_format.size, len(preprocess.mean)
+    for other in (found.model for found in results if found.model.get("sha256") != record["sha256"]):
+        raise UserError(f"the results of {other.get('source')} are of another checkpoint than {record['source']}")
+    size, mean, std = model.image_format
     pretrained_cfg: Any = model.vit.pretrained_cfg
     pretrained_cfg |= {
-        "input_size": (channels, size, size),
-        "mean": tuple(preprocess.mean.flatten().tolist()),
-        "std": tuple(preprocess.std.flatten().tolist()),
+        "input_size": (len(mean), size, size),
+        "mean": mean,
+        "std": std,
         "interpolation": "bilinear",
         "crop_pct": 1.0,
         "num_classes": model.config["num_classes"],
@@ -92,8 +87,8 @@ def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence[Results], license: str) -> str:
     """The model card, in Markdown."""
-    preprocess = Preprocess(*model.image_format)
-    mean, std = (", ".join(f"{v:.4g}" for v in part.flatten().tolist()) for part in (preprocess.mean, preprocess.std))
+    size = model.image_format.size
+    mean, std = (", ".join(f"{value:.4g}" for value in part) for part in model.image_format[1:])
     note = "gives its logits in sequential order. Any other order runs in layershuffle:"
     if model.encoding:
         note = "timm's model lacks the position encoding, so its logits are not this model's. Use this package:"
@@ -140,7 +135,7 @@ model = load("FOLDER").model
 model(images, {list(range(model.depth))[::-1]})
 ```
 
-Images: RGB or grey in 0..1, {preprocess.size} x {preprocess.size} pixels (shorter side resized, centre
+Images: RGB or grey in 0..1, {size} x {size} pixels (shorter side resized, centre
 cropped), minus mean ({mean}), divided by standard deviation ({std}).
 
 ## Accuracy

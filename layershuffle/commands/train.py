@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
@@ -192,6 +192,6 @@ def train_command(args: list[str] | None = None) -> None:
 
 def checkpoint_paths(trainer: pl.Trainer) -> dict[str, str]:
     """The paths of a run's "last" and, once it was validated, "best" checkpoint, relative to the working folder."""
-    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    paths = [os.path.relpath(callback.best_model_path) for callback in kept if callback.best_model_path]
+    kept = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
+    paths = [os.path.relpath(path) for path in kept if path]
     return {Path(path).stem: path for path in sorted(paths, reverse=True)}

@@ -312,8 +312,8 @@ class FineTuner(pl.LightningModule):
         step, rank = min((step, rank) for rank, step in enumerate(steps) if step >= 0)
         choice = self.model.choice
         order = "|".join(map(str, choice.orders)) if choice else self.draw(step, rank if self._own_orders else 0)
-        callbacks = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
-        paths = [*(callback.best_model_path for callback in callbacks), self.trainer.ckpt_path]
+        last = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+        paths = [*(callback.best_model_path for callback in last), self.trainer.ckpt_path]
         good = next((path for path in paths if path and Path(path).exists()), None)
         raise UserError(
             f"the loss or the weights were not finite in step {step} (process {rank}), whose order was {order}; "
