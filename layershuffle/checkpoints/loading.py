@@ -18,7 +18,7 @@ RECORD = "layershuffle"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and what is known of it.
+    """A model and what is known about it.
 
     Attributes:
         model: the model.

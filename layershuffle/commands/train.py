@@ -1,4 +1,4 @@
-"""``layershuffle train``: composes a run from configs and flags, with LightningCLI."""
+"""Trains a model: composes a run from configs and flags, with LightningCLI."""
 
 import os
 import signal
@@ -77,13 +77,13 @@ class TrainCLI(LightningCLI):
         self.save_config_kwargs["asked"] = asked = self.parser.dump(self.config, skip_none=False)
         if self.config.resume and self.config.ckpt_path:
             raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
-        run = resume.find_earlier_run(self.config, asked) if self.config.resume else None
-        path = run.last if run else self.config.ckpt_path
+        found = resume.find_earlier_run(self.config, asked) if self.config.resume else None
+        folder, path = found or (None, self.config.ckpt_path)
         saved = read_checkpoint(path) if path else {}
         self.from_step, self.record = int(saved.get("global_step", 0)), saved.get(RECORD, {})
-        if run:
-            resume.continue_run(self.config, run, self.from_step)
-            rank_zero_only(print)(f"going on with {run.folder}" + ("" if run.last else " (from the beginning)"))
+        if folder:
+            resume.continue_run(self.config, folder, path, self.from_step)
+            rank_zero_only(print)(f"going on with {folder}" + ("" if path else " (from the beginning)"))
         if self.config.ckpt_path:
             # In another folder Lightning would forget which checkpoint is the best.
             self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)

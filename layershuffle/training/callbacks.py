@@ -67,8 +67,8 @@ class Preempted(Exception):
 class LastCheckpoint(ModelCheckpoint):
     """Writes ``last.ckpt`` after every epoch, every ``every_n_steps`` steps, and at a signal, which ends the run.
 
-    Within an epoch it is written between two steps, when the last one has been logged, so that a resumed run repeats
-    and loses nothing; Lightning writes it before. All processes stop after the same step.
+    Within an epoch it is written between two steps, once the last one has been logged, so that a resumed run logs no
+    step twice and misses none; Lightning would write it earlier. All processes stop after the same step.
 
     Args:
         dirpath: the folder, by default that of the best checkpoint.
@@ -80,7 +80,8 @@ class LastCheckpoint(ModelCheckpoint):
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"save_every_n_steps is a number of steps from 1 up, not {every_n_steps}")
         self.every_n_steps = every_n_steps
-        self.received = self.settled = self.saved = 0
+        self.received = self.saved = 0  # the signal, and the step after which a checkpoint was written
+        self.settled = 0  # the step after which nothing is left to be written
         self._group: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -143,8 +144,8 @@ class LastCheckpoint(ModelCheckpoint):
 class ThroughputLogger(pl.Callback):
     """Logs ``train/images_per_second``, summed over the processes, whenever the loggers write.
 
-    Lightning's ThroughputMonitor waits for the device after every batch; this never does. So a single value can be
-    too high by the work that the device has not done yet, but the mean of the values is right.
+    Unlike Lightning's ThroughputMonitor, this never waits for the device. A single value can therefore be too high,
+    because the device may still have work to do, but the mean of the values is right.
     """
 
     def __init__(self) -> None:
@@ -171,9 +172,9 @@ class ThroughputLogger(pl.Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Shows new metrics only when the loggers write them, and not the logger's version.
+    """Updates the metrics only when the loggers write, and leaves out the logger's version.
 
-    Lightning's own bar shows new ones after every step, for which it waits until the device is done.
+    Lightning's own bar updates them after every step, and waits for the device each time.
     """
 
     def __init__(self) -> None:

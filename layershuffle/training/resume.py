@@ -2,36 +2,30 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace
 
 from layershuffle.errors import UserError
+from layershuffle.moved import MOVED
 
 IGNORED = ("config", "ckpt_path", "resume")
 """Options that may differ between two commands that train the same run."""
-RENAMED = {
-    "layershuffle.metrics_file.MetricsFile": "layershuffle.training.metrics_file.MetricsFile",
-    "layershuffle.orders.Depth": "layershuffle.orders.FirstLayers",
-}
-"""Classes that have another path in the configs that version 0.1 saved."""
+RENAMED = MOVED | {"layershuffle.orders.Depth": "layershuffle.orders.FirstLayers"}
+"""Paths that are others in the configs that version 0.1 saved."""
 
 
-class EarlierRun(NamedTuple):
-    """A run that the same command began: its folder, and its last checkpoint if it has written one."""
-
-    folder: Path
-    last: Path | None
-
-
-def find_earlier_run(config: Namespace, asked: str) -> EarlierRun | None:
+def find_earlier_run(config: Namespace, asked: str) -> tuple[Path, Path | None] | None:
     """Find the run whose saved config has the same options: the newest that has a checkpoint, or else the newest.
 
     Args:
         config: the parsed options.
         asked: the same options as YAML, as they are saved in a run's folder.
+
+    Returns:
+        The run's folder and its last checkpoint, if it has written one; None if there is no such run.
     """
     options = _options(asked)
     loggers = configured_loggers(config)
@@ -43,13 +37,13 @@ def find_earlier_run(config: Namespace, asked: str) -> EarlierRun | None:
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if _options(path.read_text(errors="replace")) == options:
             last = last_checkpoint(path.parent, config.trainer.logger is not False, config.checkpoint.dirpath)
-            found.append(EarlierRun(path.parent, last if last.is_file() else None))
-    return max(found, key=lambda run: run.last is not None, default=None)
+            found.append((path.parent, last if last.is_file() else None))
+    return max(found, key=lambda run: run[1] is not None, default=None)
 
 
-def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:
-    """Change ``config`` so that it goes on with ``run``, which has come to ``step``: in its folder and metrics file."""
-    config.ckpt_path = str(run.last) if run.last else None
+def continue_run(config: Namespace, folder: Path, last: Path | None, step: int) -> None:
+    """Change ``config`` so that it goes on after ``step``, in the folder and the metrics file of an earlier run."""
+    config.ckpt_path = str(last) if last else None
     loggers = configured_loggers(config)
     for logger in loggers:
         if "CSVLogger" in str(logger.class_path):  # It would delete the rows that are there.
@@ -57,7 +51,7 @@ def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:
         if "MetricsFile" in str(logger.class_path):
             logger.init_args["from_step"] = step
         if "version" in logger.init_args and "Wandb" not in str(loggers[0].class_path):
-            logger.init_args["version"] = run.folder.name
+            logger.init_args["version"] = folder.name
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
