@@ -9,7 +9,6 @@ import safetensors.torch
 
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
-from layershuffle.models.backbones import constructor_arguments
 from layershuffle.models.create import create_fitting
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.weights import read_file
@@ -49,8 +48,8 @@ def export(
         "num_classes": model.config["num_classes"],
         "tag": record.get("method"),
     }
-    known = constructor_arguments() - {"num_classes"}
-    timm_args = {name: value for name, value in model.config.items() if name in known}
+    ours = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
+    timm_args = {name: value for name, value in model.config.items() if name not in ours}
     if model.config["norm_eps"] is not None:
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
     from timm.models import save_for_hf

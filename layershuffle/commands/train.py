@@ -26,32 +26,30 @@ from layershuffle.training.module import PAPER_ADAM, FineTuner
 
 
 class LogConfig(SaveConfigCallback):
-    """Saves the config in the run's folder and sends it to W&B if the run is logged there.
+    """Saves the config in the run's folder as ``asked`` for, before it was changed to go on with a run.
 
-    ``asked`` is the config as YAML, as the user asked for it, before it was changed to go on with a run.
+    If the run is logged at W&B, all options are sent there.
     """
 
-    def __init__(self, *args: Any, asked: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, asked: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.asked = asked
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called in the first process only."""
         write_whole(resume.run_folder(trainer) / "config.yaml", self.asked)
-        config = self.config.clone()
-        config.pop("config", None)
+        options = {name: value for name, value in self.config.as_dict().items() if name != "config"}
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                wandb_runs.forgiving(logger.experiment.config.update)(config.as_dict(), allow_val_change=True)
+                wandb_runs.forgiving(logger.experiment.config.update)(options, allow_val_change=True)
 
 
 class TrainCLI(LightningCLI):
     """Makes ``model``, ``data`` and ``trainer`` from configs and flags, of which later ones win."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options about resuming, checkpoints and precision, and the defaults."""
         options: dict[str, tuple[Any, str]] = {
-            "ckpt_path": (str | None, "A checkpoint of the same model to go on training from."),
+            "ckpt_path": (str | None, "A checkpoint of the same model from which to go on training."),
             "resume": (Literal["auto"] | None, "auto: go on with the run that the same command began, or begin it."),
             "save_every_n_steps": (int | None, "Also write last.ckpt within an epoch, after every so many steps."),
             "fastest_precision": (bool, "Use 32-true or bf16-mixed, whichever is measured to be faster."),
@@ -59,14 +57,9 @@ class TrainCLI(LightningCLI):
         for name, (kind, help) in options.items():
             parser.add_argument(f"--{name}", type=kind, default=False if kind is bool else None, help=help)
         parser.add_lightning_class_args(callbacks.BestCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM},
-                "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        best = {"filename": "best", "monitor": "val/loss", "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
+        parser.set_defaults({"model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM}})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -91,7 +84,6 @@ class TrainCLI(LightningCLI):
                 wandb_runs.continue_wandb(logger, self.record.get("wandb"))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Add the callbacks that depend on other options, and the measured precision."""
         added = self.trainer_defaults["callbacks"]
         # ModelCheckpoint's own save_last writes last.ckpt only when the best checkpoint changes.
         added.append(callbacks.LastCheckpoint(self.config.checkpoint.dirpath, self.config.save_every_n_steps))
@@ -100,15 +92,12 @@ class TrainCLI(LightningCLI):
         if self.config.trainer.logger is not False:  # Without a logger, Lightning refuses LearningRateMonitor.
             added.append(LearningRateMonitor())
         if self.config.fastest_precision:
-            before = self.record.get("precision")
-            kwargs["precision"] = self.config.trainer.precision = before or self._fastest_precision()
-            print(f"precision: {kwargs['precision']}, measured to be the faster one")
+            precision = self.record.get("precision") or self._fastest_precision()  # a resumed run keeps its own
+            kwargs["precision"] = self.config.trainer.precision = precision
+            print(f"precision: {precision}, measured to be the faster one")
         trainer = super().instantiate_trainer(**kwargs)
         if self.config.fastest_precision and trainer.world_size > 1:
-            raise UserError(
-                "several processes could measure different precisions: give --trainer.precision instead of "
-                "--fastest_precision"
-            )
+            raise UserError("several processes could measure different precisions: name a --trainer.precision instead")
         strategy: Any = trainer.strategy
         in_one_file = isinstance(strategy, ModelParallelStrategy) and not strategy._save_distributed_checkpoint
         if in_one_file or isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):  # the others write several files
@@ -136,6 +125,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         ImageData,
         subclass_mode_data=True,
         save_config_callback=LogConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={
@@ -144,7 +134,6 @@ def train(args: list[str] | None = None) -> pl.Trainer:
             "callbacks": [callbacks.ThroughputLogger()],
             "logger": {"class_path": "layershuffle.training.metrics_file.MetricsFile"},
         },
-        save_config_kwargs={"save_to_log_dir": False},
         parser_class=Parser,
         parser_kwargs={
             "prog": "layershuffle train",
@@ -156,12 +145,12 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         run=False,
     )
     cli.datamodule.image_size = cli.model.model.image_format.size
-    trainer = cli.trainer
-    if not cli.config.ckpt_path:
+    trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
+    if not ckpt_path:
         resume.refuse_to_overwrite(trainer, cli.config.checkpoint.dirpath)
-    wandb_runs.prepare(trainer, cli.from_step if cli.config.ckpt_path else None)
+    wandb_runs.prepare(trainer, cli.from_step if ckpt_path else None)
     try:
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
     except (callbacks.Preempted, SIGTERMException) as stop:
         number, path = (stop.number, stop.path) if isinstance(stop, callbacks.Preempted) else (signal.SIGTERM, None)
         if not trainer.is_global_zero:
@@ -182,16 +171,14 @@ def train(args: list[str] | None = None) -> pl.Trainer:
 def train_command(args: list[str] | None = None) -> None:
     """Fine-tune as ``args`` say, by default those of the process, then print where the checkpoints are."""
     trainer = train(args)
-    if trainer.is_global_zero:
-        paths = checkpoint_paths(trainer)
-        for name, path in paths.items():
-            print(f"{name} checkpoint: {path}")
-        if paths:
-            print(f"evaluate it with: layershuffle evaluate {path}")
+    paths = checkpoint_paths(trainer) if trainer.is_global_zero else {}
+    for name, path in paths.items():
+        print(f"{name} checkpoint: {path}")
+    if paths:
+        print(f"evaluate it with: layershuffle evaluate {path}")
 
 
 def checkpoint_paths(trainer: pl.Trainer) -> dict[str, str]:
     """The paths of a run's "last" and, once it was validated, "best" checkpoint, relative to the working folder."""
     kept = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
-    paths = [os.path.relpath(path) for path in kept if path]
-    return {Path(path).stem: path for path in sorted(paths, reverse=True)}
+    return {Path(path).stem: os.path.relpath(path) for path in sorted(filter(None, kept), reverse=True)}
