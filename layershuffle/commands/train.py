@@ -49,7 +49,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         options: dict[str, tuple[Any, str]] = {
-            "ckpt_path": (str | None, "A checkpoint of the same model from which to go on training."),
+            "ckpt_path": (str | None, "A checkpoint of the same model to go on training from."),
             "resume": (Literal["auto"] | None, "auto: go on with the run that the same command began, or begin it."),
             "save_every_n_steps": (int | None, "Also write last.ckpt within an epoch, after every so many steps."),
             "fastest_precision": (bool, "Use 32-true or bf16-mixed, whichever is measured to be faster."),
