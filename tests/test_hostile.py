@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layershuffle import files as reading
-from layershuffle.checkpoints.loading import load
-from layershuffle.checkpoints.record import RECORD
+from layershuffle.checkpoints.loading import RECORD, load
 from layershuffle.commands.parser import Parser
 from layershuffle.data import TorchvisionImages, from_config
 from layershuffle.errors import UserError

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,23 +13,24 @@ from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position
 from layershuffle.models.weights import read_file
 
-# From Hugging Face's names to ours, except for query, key and value, which are one matrix in timm.
-_NAMES = [
-    (r"embeddings\.cls_token", "vit.cls_token"),
-    (r"embeddings\.distillation_token", "vit.dist_token"),
-    (r"embeddings\.position_embeddings", "vit.pos_embed"),
-    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"vit.patch_embed.proj.\1"),
-    (r"layernorm\.(\w+)", r"vit.norm.\1"),
-    (r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)", r"vit.blocks.\1.norm1.\2"),
-    (r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)", r"vit.blocks.\1.norm2.\2"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"vit.blocks.\1.attn.proj.\2"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"vit.blocks.\1.mlp.fc1.\2"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"vit.blocks.\1.mlp.fc2.\2"),
-    (r"encoder\.layer\.(\d+)\.position_mlp\.net\.(\d)\.(\w+)", r"prediction.heads.\1.\2.\3"),
-    (r"encoder\.layer\.(\d+)\.projection\.net\.(\d)\.(\w+)", r"encoding.projections.\1.\2.\3"),
-    (r"encoder\.embedding\.weight", "encoding.table.weight"),
-]
-_QUERY = re.compile(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(\w+)")
+# From Hugging Face's names to timm's. The weights of keys and values join those of the queries, as timm has one matrix.
+_NAMES = {
+    r"embeddings\.cls_token": "vit.cls_token",
+    r"embeddings\.distillation_token": "vit.dist_token",
+    r"embeddings\.position_embeddings": "vit.pos_embed",
+    r"embeddings\.patch_embeddings\.projection\.(\w+)": r"vit.patch_embed.proj.\1",
+    r"layernorm\.(\w+)": r"vit.norm.\1",
+    r"classifier\.(\w+)": r"vit.head.\1",
+    r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)": r"vit.blocks.\1.norm1.\2",
+    r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)": r"vit.blocks.\1.norm2.\2",
+    r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(\w+)": r"vit.blocks.\1.attn.qkv.\2",
+    r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)": r"vit.blocks.\1.attn.proj.\2",
+    r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)": r"vit.blocks.\1.mlp.fc1.\2",
+    r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)": r"vit.blocks.\1.mlp.fc2.\2",
+    r"encoder\.layer\.(\d+)\.position_mlp\.net\.(\d)\.(\w+)": r"prediction.heads.\1.\2.\3",
+    r"encoder\.layer\.(\d+)\.projection\.net\.(\d)\.(\w+)": r"encoding.projections.\1.\2.\3",
+    r"encoder\.embedding\.weight": "encoding.table.weight",
+}
 
 
 def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
@@ -50,18 +50,18 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
     Raises:
         UserError: if a file is damaged or of another model, or the two don't belong together.
     """
-    settings = _read_config(config)
+    settings = read_json(config, most=16 << 20)
+    if not isinstance(settings, dict) or settings.get("model_type") not in ("vit", "deit"):
+        raise UserError(f"{config} is not the config of a ViT or DeiT: its model_type should be vit or deit")
+    if settings.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{config} asks for the activation {settings['hidden_act']}; only gelu is supported")
     weights = _renamed(read_file(checkpoint), checkpoint)
     distilled = "vit.dist_token" in weights
-    position: Position = "none"
-    if "encoding.table.weight" in weights:
-        position = "encode"
-    elif any(name.startswith("prediction.") for name in weights):
-        position = "predict"
+    kinds: dict[str, Position] = {"encoding": "encode", "prediction": "predict"}
+    position = next((kind for part, kind in kinds.items() if any(name.startswith(part) for name in weights)), "none")
     try:
-        if distilled:
-            weights["vit.head_dist.weight"] = torch.zeros_like(weights["vit.head.weight"])
-            weights["vit.head_dist.bias"] = torch.zeros_like(weights["vit.head.bias"])
+        for kind in ("weight", "bias") if distilled else ():
+            weights[f"vit.head_dist.{kind}"] = torch.zeros_like(weights[f"vit.head.{kind}"])
         model = create_fitting(
             weights,
             f"{checkpoint}, described by {config},",
@@ -86,31 +86,16 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
     return model.eval()
 
 
-def _read_config(path: str | Path) -> dict[str, Any]:
-    settings = read_json(path, most=16 << 20)
-    if not isinstance(settings, dict) or settings.get("model_type") not in ("vit", "deit"):
-        raise UserError(f"{path} is not the config of a ViT or DeiT: its model_type should be vit or deit")
-    if settings.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{path} asks for the activation {settings['hidden_act']}; only gelu is supported")
-    return settings
-
-
 def _renamed(content: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     content = {re.sub(r"^(vit|deit)\.", "", name): value for name, value in content.items()}
     weights: dict[str, Tensor] = {}
-    for name, value in content.items():
-        if name.startswith("classifier."):
-            weights["vit.head." + name.removeprefix("classifier.")] = value
-        elif query := _QUERY.fullmatch(name):
-            layer, kind = query.groups()
+    for pattern, ours in _NAMES.items():
+        for name in filter(re.compile(pattern).fullmatch, content):
             parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
             if not all(part in content for part in parts):
-                raise UserError(f"{path} lacks the keys or values of layer {layer}")
-            weights[f"vit.blocks.{layer}.attn.qkv.{kind}"] = torch.cat([content[part] for part in parts])
-        else:
-            for pattern, ours in _NAMES:
-                if re.fullmatch(pattern, name):
-                    weights[re.sub(pattern, ours, name)] = value
+                raise UserError(f"{path} lacks the keys or values of layer {name.split('.')[2]}")
+            joined = torch.cat([content[part] for part in parts]) if ".query." in name else content[name]
+            weights[re.sub(pattern, ours, name)] = joined
     if not weights:
         raise UserError(f"{path} holds none of the names that the LayerShuffle authors' checkpoints have")
     return weights

@@ -7,7 +7,6 @@ from typing import Any
 
 import safetensors.torch
 
-from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 from layershuffle.models.create import create_fitting
@@ -18,7 +17,7 @@ from layershuffle.results.record import Results
 
 RECORD_FILE = "layershuffle.json"
 POSITION_FILE = "layershuffle.safetensors"
-"""Holds the weights that timm's models lack, of position encoding or prediction."""
+"""Holds the weights that timm's models lack: of position encoding or prediction, and of choices of orders."""
 
 
 def export(
@@ -36,24 +35,20 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: export to a new or empty folder")
-    for found in results:
-        if found.model.get("sha256") != record["sha256"]:
-            raise UserError(
-                f"the results of {found.model.get('source')} are of another checkpoint than {record['source']}"
-            )
-    preprocess = Preprocess(*model.image_format)
-    size, channels = model.image_format.size, len(preprocess.mean)
+    for other in (found.model for found in results if found.model.get("sha256") != record["sha256"]):
+        raise UserError(f"the results of {other.get('source')} are of another checkpoint than {record['source']}")
+    size, mean, std = model.image_format
     pretrained_cfg: Any = model.vit.pretrained_cfg
     pretrained_cfg |= {
-        "input_size": (channels, size, size),
-        "mean": tuple(preprocess.mean.flatten().tolist()),
-        "std": tuple(preprocess.std.flatten().tolist()),
+        "input_size": (len(mean), size, size),
+        "mean": mean,
+        "std": std,
         "interpolation": "bilinear",
         "crop_pct": 1.0,
         "num_classes": model.config["num_classes"],
         "tag": record.get("method"),
     }
-    ours = ("name", "num_classes", "position", "positions", "head", "norm_eps")
+    ours = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
     timm_args = {name: value for name, value in model.config.items() if name not in ours}
     if model.config["norm_eps"] is not None:
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
@@ -74,7 +69,7 @@ def read(folder: Path) -> tuple[OrderedViT, dict[str, Any], dict[str, Any] | Non
     """Read the model, the record and the data that ``export`` wrote to ``folder``; raises UserError if damaged."""
     record, data = read_record(folder)
     weights = {f"vit.{name}": value for name, value in read_file(folder / "model.safetensors").items()}
-    if record["config"]["position"] != "none":
+    if record["config"]["position"] != "none" or "choices" in record["config"]:
         weights |= read_file(folder / POSITION_FILE)
     return create_fitting(weights, str(folder), **record["config"]), record, data
 
@@ -91,13 +86,15 @@ def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence[Results], license: str) -> str:
     """The model card, in Markdown."""
-    preprocess = Preprocess(*model.image_format)
-    mean, std = (", ".join(f"{v:.4g}" for v in part.flatten().tolist()) for part in (preprocess.mean, preprocess.std))
+    size = model.image_format.size
+    mean, std = (", ".join(f"{value:.4g}" for value in part) for part in model.image_format[1:])
     note = "gives its logits in sequential order. Any other order runs in layershuffle:"
     if model.encoding:
         note = "timm's model lacks the position encoding, so its logits are not this model's. Use this package:"
     elif model.backbone.ignores_second_head:
         note = "timm averages this model's two heads; it was trained with the class token's alone. Use this package:"
+    elif model.choice or model.config.get("order"):
+        note = "timm runs the layers in sequence, which this model doesn't. Use this package:"
     merged = ""
     if record.get("merged"):
         sources = ", ".join(source["sha256"][:12] for source in record["merged"]["sources"])
@@ -137,7 +134,7 @@ model = load("FOLDER").model
 model(images, {list(range(model.depth))[::-1]})
 ```
 
-Images: RGB or grey in 0..1, {preprocess.size} x {preprocess.size} pixels (shorter side resized, centre
+Images: RGB or grey in 0..1, {size} x {size} pixels (shorter side resized, centre
 cropped), minus mean ({mean}), divided by standard deviation ({std}).
 
 ## Accuracy

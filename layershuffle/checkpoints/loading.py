@@ -6,16 +6,19 @@ from typing import Any
 
 from layershuffle.checkpoints import export
 from layershuffle.checkpoints.authors import load_reference
-from layershuffle.checkpoints.record import RECORD, read_checkpoint
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.create import create_fitting, create_model
 from layershuffle.models.model import OrderedViT
+from layershuffle.models.weights import read_file
+
+RECORD = "layershuffle"
+"""The key of the record in a checkpoint, which tells how to make its model and its data again."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and what is known of it.
+    """A model and what is known about it.
 
     Attributes:
         model: the model.
@@ -30,7 +33,7 @@ class LoadedModel:
     wandb: dict[str, str] | None = None
 
 
-def load(source: str, pretrained: str | None = None, num_classes: int | None = None) -> LoadedModel:
+def load(source: str, pretrained: str | None = None) -> LoadedModel:
     """Load a model.
 
     Args:
@@ -38,7 +41,6 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
             LayerShuffle authors' checkpoints (config.json and model.safetensors or pytorch_model.bin), or the name of a
             timm model.
         pretrained: for a timm model, a path to its weights; by default they are fetched from the Hugging Face hub.
-        num_classes: for a timm model, the number of classes; by default that of its pretrained weights.
 
     Raises:
         UserError: if it is none of these or can't be read.
@@ -47,16 +49,26 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
     if (path / export.RECORD_FILE).is_file():
         return LoadedModel(*export.read(path))
     if path.is_dir():
-        return _authors(path)
+        files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        if not files or not (path / "config.json").is_file():
+            raise UserError(f"{path} has no config.json with a model.safetensors or pytorch_model.bin beside it")
+        model = load_reference(files[0], path / "config.json")
+        about = {"name": path.name, "source": str(files[0]), "sha256": sha256(files[0]), "config": model.config}
+        return LoadedModel(model, about)
     if _is_checkpoint(source):
-        return _ours(path)
+        content = read_checkpoint(path)
+        record = content[RECORD]
+        weights = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+        model = create_fitting(weights, str(path), **record["model"])
+        kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version", "merged")}
+        about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
+        return LoadedModel(model, about, record.get("data"), record.get("wandb"))
     import timm  # Slow to import, and not needed above.
 
-    known = timm.get_pretrained_cfg(source) if timm.is_model(source) else None
-    classes = num_classes or (known.num_classes if known else 1000)
+    classes = getattr(timm.get_pretrained_cfg(source) if timm.is_model(source) else None, "num_classes", 1000)
     model = create_model(source, classes, pretrained=pretrained or True)
-    record = {"name": source, "source": pretrained or source, "config": model.config}
-    return LoadedModel(model, record | ({"sha256": sha256(pretrained)} if pretrained else {}))
+    about = {"name": source, "source": pretrained or source, "config": model.config}
+    return LoadedModel(model, about | ({"sha256": sha256(pretrained)} if pretrained else {}))
 
 
 def trained_on(source: str) -> dict[str, Any] | None:
@@ -73,20 +85,17 @@ def _is_checkpoint(source: str) -> bool:
     return not path.is_dir() and (path.exists() or weights or "/" in source.partition(":")[0])
 
 
-def _ours(path: Path) -> LoadedModel:
-    content = read_checkpoint(path)
-    record = content[RECORD]
-    weights = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
-    model = create_fitting(weights, str(path), **record["model"])
-    kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version", "merged")}
-    about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
-    return LoadedModel(model, about, record.get("data"), record.get("wandb"))
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint: ``RECORD`` is its record and ``"state_dict"`` holds the weights.
 
-
-def _authors(folder: Path) -> LoadedModel:
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    if not files or not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json with a model.safetensors or pytorch_model.bin beside it")
-    model = load_reference(files[0], folder / "config.json")
-    about = {"name": folder.name, "source": str(files[0]), "sha256": sha256(files[0]), "config": model.config}
-    return LoadedModel(model, about)
+    Raises:
+        UserError: if the file can't be read or is not a checkpoint of ``layershuffle train`` or ``layershuffle merge``.
+    """
+    content = read_file(path)
+    record = content.get(RECORD)
+    if not isinstance(record, dict) or not isinstance(record.get("model"), dict) or "state_dict" not in content:
+        raise UserError(
+            f"{path} is not a checkpoint of layershuffle train; to use plain weights of a timm model, name the model "
+            f"and give --pretrained {path}"
+        )
+    return content

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layershuffle.checkpoints.record import RECORD, read_checkpoint
+from layershuffle.checkpoints.loading import RECORD, read_checkpoint
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.backbones import LAYER_ROWS, layer_of
@@ -27,9 +27,7 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
     """Merge checkpoints: each layer, with its position projection and head, comes from one of them at random.
 
     The other weights, such as the embedding, the classifier and the table of positions, are those of the first one.
-
-    Returns:
-        The content of the merged checkpoint.
+    Returns the content of the merged checkpoint.
 
     Raises:
         UserError: if there are fewer than two checkpoints, or they are of different models or methods.
@@ -41,9 +39,7 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
     for path, content in zip(paths, contents):
         for key in ("model", "method"):
             if content[RECORD].get(key) != first[RECORD].get(key):
-                raise UserError(
-                    f"{path} is of another {key} than {paths[0]}: only checkpoints of the same one can be merged"
-                )
+                raise UserError(f"{path} is of another {key} than {paths[0]}, so the two can't be merged")
     layers = {layer for layer in map(_layer_of, first["state_dict"]) if layer is not None}
     rng = seeded(seed, "merge")
     source = {layer: int(rng.random() * len(paths)) for layer in sorted(layers)}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from layershuffle.checkpoints.loading import RECORD
 from layershuffle.checkpoints.merging import merge
-from layershuffle.checkpoints.record import RECORD
 from layershuffle.commands.parser import Parser
 from layershuffle.files import write_whole
 

@@ -1,4 +1,4 @@
-"""``layershuffle train``: composes a run from configs and flags, with LightningCLI."""
+"""Trains a model: composes a run from configs and flags, with LightningCLI."""
 
 import os
 import signal
@@ -15,17 +15,14 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from layershuffle.checkpoints.record import RECORD, read_checkpoint
+from layershuffle.checkpoints.loading import RECORD, read_checkpoint
 from layershuffle.commands.parser import Parser
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.hardware import fastest_precision
-from layershuffle.training import wandb_runs
-from layershuffle.training.callbacks import BestCheckpoint, ProgressBar, ThroughputLogger, WholeCheckpointIO
-from layershuffle.training.last_checkpoint import LastCheckpoint, Preempted
+from layershuffle.training import callbacks, resume, wandb_runs
 from layershuffle.training.module import PAPER_ADAM, FineTuner
-from layershuffle.training.resume import continue_run, find_earlier_run, refuse_to_overwrite, run_folder
 
 
 class LogConfig(SaveConfigCallback):
@@ -40,7 +37,7 @@ class LogConfig(SaveConfigCallback):
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Called in the first process only."""
-        write_whole(run_folder(trainer) / "config.yaml", self.asked)
+        write_whole(resume.run_folder(trainer) / "config.yaml", self.asked)
         options = {name: value for name, value in self.config.as_dict().items() if name != "config"}
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -59,7 +56,7 @@ class TrainCLI(LightningCLI):
         }
         for name, (kind, help) in options.items():
             parser.add_argument(f"--{name}", type=kind, default=False if kind is bool else None, help=help)
-        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(callbacks.BestCheckpoint, "checkpoint")
         best = {"filename": "best", "monitor": "val/loss", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
         parser.set_defaults({"model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM}})
@@ -73,28 +70,27 @@ class TrainCLI(LightningCLI):
         self.save_config_kwargs["asked"] = asked = self.parser.dump(self.config, skip_none=False)
         if self.config.resume and self.config.ckpt_path:
             raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
-        run = find_earlier_run(self.config, asked) if self.config.resume else None
-        path = run.last if run else self.config.ckpt_path
+        found = resume.find_earlier_run(self.config, asked) if self.config.resume else None
+        folder, path = found or (None, self.config.ckpt_path)
         saved = read_checkpoint(path) if path else {}
         self.from_step, self.record = int(saved.get("global_step", 0)), saved.get(RECORD, {})
-        if run:
-            continue_run(self.config, run, self.from_step)
-            rank_zero_only(print)(f"going on with {run.folder}" + ("" if run.last else " (from the beginning)"))
+        if folder:
+            resume.continue_run(self.config, folder, path, self.from_step)
+            rank_zero_only(print)(f"going on with {folder}" + ("" if path else " (from the beginning)"))
         if self.config.ckpt_path:
             # In another folder Lightning would forget which checkpoint is the best.
             self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)
-            loggers = self.config.trainer.logger
-            for logger in loggers if isinstance(loggers, list) else [loggers]:
+            for logger in resume.configured_loggers(self.config):
                 wandb_runs.continue_wandb(logger, self.record.get("wandb"))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        callbacks = self.trainer_defaults["callbacks"]
+        added = self.trainer_defaults["callbacks"]
         # ModelCheckpoint's own save_last writes last.ckpt only when the best checkpoint changes.
-        callbacks.append(LastCheckpoint(self.config.checkpoint.dirpath, self.config.save_every_n_steps))
+        added.append(callbacks.LastCheckpoint(self.config.checkpoint.dirpath, self.config.save_every_n_steps))
         if self.config.trainer.enable_progress_bar is not False:
-            callbacks.append(ProgressBar())
-        if self.config.trainer.logger is not False:  # without a logger Lightning refuses LearningRateMonitor
-            callbacks.append(LearningRateMonitor())
+            added.append(callbacks.ProgressBar())
+        if self.config.trainer.logger is not False:  # Without a logger, Lightning refuses LearningRateMonitor.
+            added.append(LearningRateMonitor())
         if self.config.fastest_precision:
             precision = self.record.get("precision") or self._fastest_precision()  # a resumed run keeps its own
             kwargs["precision"] = self.config.trainer.precision = precision
@@ -105,7 +101,7 @@ class TrainCLI(LightningCLI):
         strategy: Any = trainer.strategy
         in_one_file = isinstance(strategy, ModelParallelStrategy) and not strategy._save_distributed_checkpoint
         if in_one_file or isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):  # the others write several files
-            strategy.checkpoint_io = WholeCheckpointIO()
+            strategy.checkpoint_io = callbacks.WholeCheckpointIO()
         return trainer
 
     def _fastest_precision(self) -> str:
@@ -135,7 +131,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         trainer_defaults={
             "max_epochs": 20,
             "use_distributed_sampler": False,  # ImageData divides the images between the processes itself
-            "callbacks": [ThroughputLogger()],
+            "callbacks": [callbacks.ThroughputLogger()],
             "logger": {"class_path": "layershuffle.training.metrics_file.MetricsFile"},
         },
         parser_class=Parser,
@@ -151,22 +147,22 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     cli.datamodule.image_size = cli.model.model.image_format.size
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
     if not ckpt_path:
-        refuse_to_overwrite(trainer, cli.config.checkpoint.dirpath)
+        resume.refuse_to_overwrite(trainer, cli.config.checkpoint.dirpath)
     wandb_runs.prepare(trainer, cli.from_step if ckpt_path else None)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
-    except (Preempted, SIGTERMException) as stop:
-        number, saved = (stop.signal, stop.path) if isinstance(stop, Preempted) else (signal.SIGTERM, None)
+    except (callbacks.Preempted, SIGTERMException) as stop:
+        number, path = (stop.number, stop.path) if isinstance(stop, callbacks.Preempted) else (signal.SIGTERM, None)
         if not trainer.is_global_zero:
             sys.exit(0)  # If it failed, the launcher could kill the first process before that has ended its W&B run.
-        where = f"saved {os.path.relpath(saved)}" if saved else "nothing to save yet"
-        done = f"stopped after step {trainer.global_step}, {where}"
-        print(f"{number.name}: {done}; the same command with --resume auto goes on", file=sys.stderr)
+        saved = f"saved {os.path.relpath(path)}" if path else "nothing to save yet"
+        done = f"{number.name}: stopped after step {trainer.global_step}, {saved}"
+        print(f"{done}; the same command with --resume auto goes on", file=sys.stderr)
         sys.exit(128 + number)
     except SystemExit:  # Lightning ends an interrupted fit like this.
-        saved = checkpoint_paths(trainer).get("last")
-        how = "the same command goes on" if cli.config.resume else f"go on with --ckpt_path {saved}"
-        print(f"interrupted{f'; {how} from the last checkpoint' if saved else ''}", file=sys.stderr)
+        last = checkpoint_paths(trainer).get("last")
+        how = "the same command goes on" if cli.config.resume else f"go on with --ckpt_path {last}"
+        print(f"interrupted{f'; {how} from the last checkpoint' if last else ''}", file=sys.stderr)
         sys.exit(130)
     wandb_runs.finish(trainer)
     return trainer
@@ -184,7 +180,5 @@ def train_command(args: list[str] | None = None) -> None:
 
 def checkpoint_paths(trainer: pl.Trainer) -> dict[str, str]:
     """The paths of a run's "last" and, once it was validated, "best" checkpoint, relative to the working folder."""
-    kept = [
-        callback.best_model_path for callback in trainer.checkpoint_callbacks if hasattr(callback, "best_model_path")
-    ]
+    kept = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
     return {Path(path).stem: os.path.relpath(path) for path in sorted(filter(None, kept), reverse=True)}

@@ -34,19 +34,18 @@ def create_model(
     Args:
         name: a timm model, such as ``vit_base_patch16_224.orig_in21k_ft_in1k``.
         num_classes: the classes to tell apart, one or more. A pretrained head of another size is replaced by a new one.
-        position: how the layers use their position in the order: "none", "encode" (PositionEncoding) or "predict"
-            (PositionPrediction).
-        pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to
-            weights of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of
-            ``layershuffle train``. If timm_args has a smaller ``depth``, the first layers are taken.
-        positions: how many positions can be told apart, by default one per step of the model's own order. Orders with
-            repeats need more.
-        order: the model's own order, which runs if ``forward`` is given none: an order's text or a name such as
-            ``cycle(6)``, see orders.named.NAMED. By default its layers in sequence.
-        choices: orders in the same form. If ``forward`` is given none, each image chooses one of them
-            (arXiv 2103.03457).
-        head: how a distilled DeiT classifies: "average" of its two heads (timm, the DeiT paper), or the "class"
-            token's head alone (the LayerShuffle authors' code). Other models have one head and ignore it.
+        position: whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
+        pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to weights
+            of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of ``layershuffle train``. If
+            the model has fewer layers, it takes the first ones.
+        positions: number of positions that the model can tell apart, by default the number of steps in its own order.
+            Orders with repeats need more.
+        head: how a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.
+        order: the model's own order, which it runs by default and whose steps samplers draw from: an order's text, or
+            a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv 2104.06022),
+            ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers run in sequence.
+        choices: orders in the same form; each image learns to choose one of them (IOT, arXiv 2103.03457), and no
+            sampler is used.
         norm_eps: the epsilon of the backbone's layer norms, by default timm's.
         timm_args: anything that ``timm.create_model`` takes, such as ``img_size`` or ``drop_path_rate``.
 
@@ -77,7 +76,8 @@ def create_model(
                 weights = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole).state_dict()
             weights = _first_layers(weights, depth, source)
             timm_args["pretrained_cfg_overlay"], new_heads = _as_pretrained(weights, name, num_classes)
-        vit: Any = timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **timm_args)
+        # As a dict, so that jsonargparse doesn't make timm's further arguments options of layershuffle train.
+        vit: Any = timm.create_model(name, **{"pretrained": bool(pretrained), "num_classes": num_classes} | timm_args)
     except Exception as error:
         raise _explained(error, name, pretrained) from error
     vit.pretrained_cfg.pop("state_dict", None)  # Otherwise the model would keep a second copy of the weights.

@@ -1,16 +1,22 @@
-"""Callbacks and plugins of the trainer: checkpoints that are written whole, throughput, and the progress bar."""
+"""Callbacks and plugins of the trainer: checkpoints, preemption, throughput and the progress bar."""
 
 import glob
 import io
+import signal
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import distributed
 
+from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 
 
@@ -46,18 +52,107 @@ class BestCheckpoint(ModelCheckpoint):
         return not same and super()._should_remove_checkpoint(trainer, previous, current)
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before they kill: mostly SIGTERM, and SLURM sends SIGUSR1 where sbatch asks for it."""
+
+
+@dataclass(eq=False)
+class Preempted(Exception):
+    """A signal told the run to stop; ``path`` is the checkpoint to resume from, or None if nothing was saved."""
+
+    number: signal.Signals
+    path: str | None
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes ``last.ckpt`` after every epoch, every ``every_n_steps`` steps, and at a signal, which ends the run.
+
+    Within an epoch it is written between two steps, once the last one has been logged, so that a resumed run logs no
+    step twice and misses none; Lightning would write it earlier. All processes stop after the same step.
+
+    Args:
+        dirpath: the folder, by default that of the best checkpoint.
+        every_n_steps: how often to write within an epoch; by default only at its end.
+    """
+
+    def __init__(self, dirpath: str | Path | None = None, every_n_steps: int | None = None) -> None:
+        super().__init__(dirpath=dirpath, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"save_every_n_steps is a number of steps from 1 up, not {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.received = self.saved = 0  # the signal, and the step after which a checkpoint was written
+        self.settled = 0  # the step after which nothing is left to be written
+        self._group: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over from Lightning, which would save in the middle of a step and stop one process alone."""
+        super().on_train_start(trainer, pl_module)
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:  # With max_steps, Lightning would run a finished epoch once more.
+            loop.epoch_progress.increment_completed()
+            for part in (loop, loop.epoch_loop):
+                part._restarting = False
+                part.reset_restart_stage()
+        self.settled = self.saved = trainer.global_step
+        self.received = signal.SIGTERM if trainer.received_sigterm else 0
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:  # Lightning restores the earlier handlers after the run.
+                signal.signal(number, self._receive)
+        if trainer.world_size > 1:
+            self._group = distributed.new_group(backend="gloo")
+            # Lightning waits for the device in every step to agree on a signal; _agreed_signal needs no device.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoint."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self.settled = self.saved = trainer.global_step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write nothing between a validation within an epoch and the next step: Lightning would validate again."""
+        self.settled = trainer.global_step
+
+    def between_steps(self, trainer: pl.Trainer) -> None:
+        """Write the checkpoint if it is due, and raise Preempted if a process was told to stop.
+
+        The LightningModule calls this when a batch has been fetched, before it is trained on.
+        """
+        number = self._agreed_signal()
+        step = trainer.global_step
+        if step != self.settled:  # A whole step has been done since.
+            self.settled = step
+            due = self.every_n_steps and step // self.every_n_steps > self.saved // self.every_n_steps
+            if due or number:
+                path = self.format_checkpoint_name({})
+                trainer.save_checkpoint(path, self.save_weights_only)
+                self.best_model_path, self.saved = path, step
+        if number and self.saved == step:
+            raise Preempted(signal.Signals(number), self.best_model_path or None)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def _agreed_signal(self) -> int:
+        """The signal that any process has received, or 0; the processes wait for each other, not for their devices."""
+        if self._group is None:
+            return self.received
+        received = torch.tensor(self.received)
+        distributed.all_reduce(received, distributed.ReduceOp.MAX, group=self._group)
+        return int(received)
+
+
 class ThroughputLogger(pl.Callback):
     """Logs ``train/images_per_second``, summed over the processes, whenever the loggers write.
 
-    Lightning's ThroughputMonitor waits for the device after every batch; this never does. So a single value can be
-    too high by the work that the device has not done yet, but the mean of the values is right.
+    Unlike Lightning's ThroughputMonitor, this never waits for the device. A single value can therefore be too high,
+    because the device may still have work to do, but the mean of the values is right.
     """
 
     def __init__(self) -> None:
         self.images, self.seconds, self.since, self.step = 0, 0.0, 0.0, 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock again, to leave out validation and what else came before."""
+        """Start the clock again, so that validation and other work before doesn't count."""
         self.since = time.perf_counter()
 
     on_train_start = on_validation_end = on_train_epoch_start
@@ -77,9 +172,9 @@ class ThroughputLogger(pl.Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Shows new metrics only when the loggers write them, and not the logger's version.
+    """Updates the metrics only when the loggers write, and leaves out the logger's version.
 
-    Lightning's own bar shows new ones after every step, for which it waits until the device is done.
+    Lightning's own bar updates them after every step, and waits for the device each time.
     """
 
     def __init__(self) -> None:
@@ -96,7 +191,7 @@ class ProgressBar(RichProgressBar):
         return self.shown
 
 
-def is_logged(trainer: pl.Trainer) -> bool:
-    """Whether the loggers write the step that was just done; they wait for the device then anyway."""
+def is_logged(trainer: pl.Trainer, steps: int | None = None) -> bool:
+    """Whether the loggers, which wait for the device, write when ``steps`` steps are done; by default now."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return bool(every) and trainer.global_step % every == 0
+    return bool(every) and (trainer.global_step if steps is None else steps) % every == 0

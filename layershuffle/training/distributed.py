@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
@@ -18,16 +18,9 @@ def is_sharded(strategy: Strategy) -> bool:
 
 
 def orders_per_process(strategy: Strategy, wanted: bool | None, model: OrderedViT, orders: Iterable[Order]) -> bool:
-    """Whether each process draws its own orders: by default it does where the strategy allows it.
+    """Whether each process draws its own orders: as ``wanted``, by default wherever the strategy allows it.
 
-    Args:
-        strategy: the trainer's strategy.
-        wanted: what the user asked for, or None for the default.
-        model: the model that is trained.
-        orders: examples of the orders that it is trained in.
-
-    Raises:
-        UserError: if the strategy can't train the model in such orders.
+    Raises a UserError if the strategy can't train the model in ``orders``, which are examples of those it will run.
     """
     if not is_sharded(strategy):
         return wanted is not False
@@ -63,11 +56,3 @@ def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Par
     if model.encoding and not run:
         unused += model.encoding.table.parameters()
     return [parameter for parameter in unused if parameter.requires_grad]
-
-
-def add_zero_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The same loss, whose backward pass also gives ``parameters`` gradients: zeros.
-
-    DDP waits for the gradients of all parameters, and would otherwise search the graph for those that are missing.
-    """
-    return sum((0 * parameter.sum() for parameter in parameters), start=loss)

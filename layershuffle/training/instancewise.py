@@ -49,7 +49,7 @@ def expected_loss(
 
     Args:
         model: the model.
-        choice: the model's module that chooses orders.
+        choice: the part of the model that chooses orders.
         images: normalised images [batch, channels, height, width].
         labels: int64 [batch].
         how: the temperature and the weights of the losses.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +41,25 @@ class _Writer(ExperimentWriter):
 
     def __init__(self, log_dir: str, from_step: int) -> None:
         super().__init__(log_dir)
-        path = Path(self.metrics_file_path)
-        # A kill may have cut the last row short, but then its step is run again.
-        complete = path.read_bytes().rpartition(b"\n")[0] if path.is_file() else b""
-        reader = csv.DictReader(io.StringIO(complete.decode(errors="replace"), newline=""))
-        rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < from_step]
-        if rows:
-            self.metrics_keys = list(reader.fieldnames or ())
-            self._write(rows)
-        else:
-            path.unlink(missing_ok=True)
+        if Path(self.metrics_file_path).is_file():
+            self._rewrite_with_new_header([], from_step)
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing: Lightning would delete the file here."""
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with Path(self.metrics_file_path).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        self._write(rows)
-
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _rewrite_with_new_header(self, fieldnames: list[str], end: float = math.inf) -> None:
+        """Keep the rows of the steps before ``end``, under new columns or, by default, those that they have."""
+        path = Path(self.metrics_file_path)
+        # A kill may have cut the last row short, but then its step is run again.
+        complete = path.read_bytes().rpartition(b"\n")[0]
+        reader = csv.DictReader(io.StringIO(complete.decode(errors="replace"), newline=""))
+        rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < end]
+        if not rows:
+            path.unlink()
+            return
+        self.metrics_keys = fieldnames or list(reader.fieldnames or ())
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=self.metrics_keys, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.metrics_file_path, text.getvalue())
+        write_whole(path, text.getvalue())

@@ -1,7 +1,7 @@
 """The LightningModule that fine-tunes a vision transformer, drawing an order for every step."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,29 +12,23 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from layershuffle.checkpoints.record import RECORD
+from layershuffle.checkpoints.loading import RECORD
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.models.create import create_model
-from layershuffle.models.model import Head, Output
+from layershuffle.models.model import Output
 from layershuffle.models.position import Position
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle, call
-from layershuffle.training.callbacks import is_logged
-from layershuffle.training.distributed import (
-    add_zero_gradients,
-    is_sharded,
-    orders_per_process,
-    shard,
-    unused_parameters,
-)
-from layershuffle.training.finite import FirstNonFiniteStep, all_finite
+from layershuffle.training.callbacks import LastCheckpoint, is_logged
+from layershuffle.training.distributed import is_sharded, orders_per_process, shard, unused_parameters
 from layershuffle.training.instancewise import InstanceWise, expected_loss
-from layershuffle.training.last_checkpoint import LastCheckpoint
 from layershuffle.version import __version__
 
 PAPER_ADAM: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6}
@@ -61,9 +55,6 @@ class FineTuner(pl.LightningModule):
     Args:
         name: the backbone, a timm vision transformer.
         num_classes: number of classes; ``layershuffle train`` takes it from the data.
-        pretrained: false for random weights, true for timm's own, or a path to weights of the same backbone: a timm
-            state dict or a checkpoint of ``layershuffle train``.
-        position: whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
         sampler: draws the order of each training step.
         position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
             steps' position cross-entropies is added to the classification loss.
@@ -71,14 +62,7 @@ class FineTuner(pl.LightningModule):
         schedule: the learning rate stays "constant" (the paper), or falls to zero as "linear" (the authors' code) or
             "cosine".
         warmup_steps: number of steps over which the learning rate first rises linearly.
-        head: how a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.
-        positions: number of positions that the model can tell apart, by default the number of steps in its own order.
         depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
-        order: the model's own order, which it runs by default and whose steps the sampler draws from: an order's text,
-            or a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv 2104.06022),
-            ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers run in sequence.
-        choices: orders in the same form; each image learns to choose one of them (IOT, arXiv 2103.03457), and the
-            sampler is not used.
         instancewise: how the images learn to choose.
         compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
         timm_args: further arguments of ``timm.create_model``, such as img_size or drop_path_rate.
@@ -86,34 +70,31 @@ class FineTuner(pl.LightningModule):
             orders. By default they do with DDP; with sharded strategies they can't.
         seed: decides the orders, together with the step and the process; ``layershuffle train`` sets it to
             seed_everything.
+        kwargs: further arguments of ``create_model``.
     """
 
     def __init__(
         self,
         name: str,
         num_classes: int,
-        pretrained: bool | str = False,
-        position: Position = "none",
         sampler: OrderSampler = Shuffle(),  # noqa: B008 (it has no state)
         position_loss: Literal["sum", "mean"] = "sum",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, **PAPER_ADAM),
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
-        head: Head = "average",
-        positions: int | None = None,
         depth: int | None = None,
-        order: str | None = None,
-        choices: list[str] | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
         compile: bool = False,
         timm_args: dict[str, Any] | None = None,
         orders_per_process: bool | None = None,
         seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         timm_args = (timm_args or {}) | ({} if depth is None else {"depth": depth})
-        orders: dict[str, Any] = {"positions": positions, "order": order, "choices": choices}
-        self.model = create_model(name, num_classes, position, pretrained, head=head, **orders, **timm_args)
+        # jsonargparse makes the arguments of create_model that are not named here options of this class.
+        norm_eps = timm_args.pop("norm_eps", None)
+        self.model = create_model(name, num_classes, norm_eps=norm_eps, **kwargs, **timm_args)
         self.preprocess = Preprocess(*self.model.image_format)
         self.sampler = sampler
         self.instancewise = instancewise
@@ -127,12 +108,12 @@ class FineTuner(pl.LightningModule):
         self.seed = seed
         self._not_finite = FirstNonFiniteStep()
         self._own_orders = True
-        self._is_spread = False
+        self._planned_steps: float = 0
         self._copying: torch.cuda.Stream | None = None
         if warmup_steps < 0:
             raise UserError(f"warmup_steps is a number of steps from 0 up, not {warmup_steps}")
         # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
-        method_name(sampler, position)
+        method_name(sampler, self.model.config["position"])
         self.draw(0)
         if compile:
             self.model.compile()
@@ -148,14 +129,12 @@ class FineTuner(pl.LightningModule):
         order = self.sampler.draw(len(self.model.order), self.seed, step, rank, self._progress(step))
         return order.over(self.model.order)
 
-    _planned_steps: float = 0
-
     def on_train_start(self) -> None:
-        """Note how many steps the whole training takes. Asked for any earlier, workers would read ahead too soon."""
+        """Note how many steps are planned. Asked any earlier, the workers would read ahead before a run is resumed."""
         self._planned_steps = self.trainer.estimated_stepping_batches
 
     def _progress(self, step: int) -> float:
-        """The share of the planned steps that are done at ``step``, from 0 to 1, or 0 where there is no plan."""
+        """The share of the planned steps that are done at ``step``, from 0 to 1, or 0 if none are planned."""
         return min(1.0, step / self._planned_steps) if self._planned_steps > 0 else 0.0
 
     def setup(self, stage: str) -> None:
@@ -165,9 +144,8 @@ class FineTuner(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Shard the model for ModelParallelStrategy, which leaves that to the module."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self._is_spread:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.model, FSDPModule):
             shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
-            self._is_spread = True
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Save or stop between two steps; no other Lightning hook runs there."""
@@ -203,21 +181,31 @@ class FineTuner(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch in one order. Batches that are accumulated into one update share the order, as one batch would."""
         images, labels = batch
+        done = self.global_step + 1
+        logged = self.trainer.is_last_batch or done == self.trainer.max_steps or is_logged(self.trainer, done)
         if self.model.choice:
+            orders: Sequence[Order] = self.model.choice.orders
             key = (self.seed, self.global_step, self.global_rank)
             loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
-            self._log(len(labels), lambda: {"loss": loss} | measured)
-            return self._checked(loss, self.model.choice.orders)
-        order = self.draw(self.global_step, self.global_rank if self._own_orders else 0)
-        output = self.model(images, order)
-        loss = classification = F.cross_entropy(output.logits, labels)
-        measured = {"classification_loss": classification}
-        if output.position_logits is not None:
-            per_step = position_cross_entropy(output.position_logits)
-            measured["position_loss"] = per_step.sum() if self.position_loss == "sum" else per_step.mean()
-            loss = classification + measured["position_loss"]
-        self._log(len(labels), lambda: {"loss": loss, "accuracy": self._accuracy(output, labels)} | measured)
-        return self._checked(loss, [order])
+        else:
+            orders = [self.draw(self.global_step, self.global_rank if self._own_orders else 0)]
+            output = self.model(images, orders[0])
+            loss = F.cross_entropy(output.logits, labels)
+            measured = {"classification_loss": loss}
+            if output.position_logits is not None:
+                per_step = position_cross_entropy(output.position_logits)
+                measured["position_loss"] = per_step.sum() if self.position_loss == "sum" else per_step.mean()
+                loss = loss + measured["position_loss"]
+            if logged:
+                measured["accuracy"] = self._accuracy(output, labels)
+        if logged:  # Not with prog_bar, for which Lightning waits for the device in every step.
+            values = {f"train/{name}": value.detach() for name, value in ({"loss": loss} | measured).items()}
+            self.log_dict(values, batch_size=len(labels))
+        self._not_finite.note(loss, self.global_step)
+        if self._is_replicated:
+            # DDP waits for the gradients of all parameters, so those that no order uses get zeros.
+            loss = sum((0 * parameter.sum() for parameter in unused_parameters(self.model, orders)), start=loss)
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clear the gradients of layers that no process ran, so that the optimizer skips them."""
@@ -225,16 +213,6 @@ class FineTuner(pl.LightningModule):
             processes = range(self.trainer.world_size if self._own_orders else 1)
             for parameter in unused_parameters(self.model, [self.draw(self.global_step, rank) for rank in processes]):
                 parameter.grad = None
-
-    def _log(self, images: int, measured: Callable[[], dict[str, Tensor]]) -> None:
-        """Log ``measured`` as train/..., and compute it only in the steps that the loggers write.
-
-        Not with prog_bar, for which Lightning waits for the device in every step; ProgressBar shows the loss anyway.
-        """
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        done = self.global_step + 1
-        if self.trainer.is_last_batch or done == self.trainer.max_steps or (every and done % every == 0):
-            self.log_dict({f"train/{name}": value.detach() for name, value in measured().items()}, batch_size=images)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the accuracy in sequential and in arbitrary order, and ``val/loss``, which selects the best model.
@@ -279,11 +257,10 @@ class FineTuner(pl.LightningModule):
         def factor(step: int) -> float:
             if step < self.warmup_steps:
                 return (step + 1) / (self.warmup_steps + 1)
-            if step == 0 or self.schedule == "constant":
+            if self.schedule == "constant":
                 return 1.0
-            # Not before: it starts the workers, which would read ahead before a resumed run knows where it stands.
-            total = self.trainer.estimated_stepping_batches
-            done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            # When the optimizer is made, no steps are planned yet, but then the factor is 1 anyway.
+            done = min(1.0, (step - self.warmup_steps) / max(1, self._planned_steps - self.warmup_steps))
             return 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -333,10 +310,10 @@ class FineTuner(pl.LightningModule):
         if max(steps) < 0:
             return
         step, rank = min((step, rank) for rank, step in enumerate(steps) if step >= 0)
-        several = "|".join(map(str, self.model.choice.orders)) if self.model.choice else None
-        order = several or self.draw(step, rank if self._own_orders else 0)
-        callbacks = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
-        paths = [*(callback.best_model_path for callback in callbacks), self.trainer.ckpt_path]
+        choice = self.model.choice
+        order = "|".join(map(str, choice.orders)) if choice else self.draw(step, rank if self._own_orders else 0)
+        last = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+        paths = [*(callback.best_model_path for callback in last), self.trainer.ckpt_path]
         good = next((path for path in paths if path and Path(path).exists()), None)
         raise UserError(
             f"the loss or the weights were not finite in step {step} (process {rank}), whose order was {order}; "
@@ -344,13 +321,8 @@ class FineTuner(pl.LightningModule):
             + ": lower model.optimizer.lr, or clip with --trainer.gradient_clip_val 1"
         )
 
-    def _checked(self, loss: Tensor, orders: Sequence[Order]) -> Tensor:
-        """Note whether the loss is finite, and give what no order uses the zero gradients that DDP waits for."""
-        self._not_finite.note(loss, self.global_step)
-        return add_zero_gradients(loss, unused_parameters(self.model, orders)) if self._is_replicated else loss
-
     def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
-        classes = output.logits.shape[-1]
+        classes = self.model.config["num_classes"]
         return multiclass_accuracy(output.logits, labels, classes, average="micro", validate_args=False)
 
 
@@ -362,3 +334,26 @@ def position_cross_entropy(position_logits: Tensor) -> Tensor:
     steps, batch, _ = position_logits.shape
     targets = torch.arange(steps, device=position_logits.device).repeat_interleave(batch)
     return F.cross_entropy(position_logits.flatten(0, 1), targets, reduction="none").view(steps, batch).mean(dim=1)
+
+
+class FirstNonFiniteStep:
+    """The first step whose loss was NaN or infinite, kept on the device until it is asked for."""
+
+    def __init__(self) -> None:
+        self._step = torch.tensor(-1)
+
+    def note(self, loss: Tensor, step: int) -> None:
+        """Check the loss of a step, a scalar."""
+        before = self._step.to(loss.device)
+        self._step = torch.where((before < 0) & ~loss.detach().isfinite(), step, before)
+
+    def step(self) -> int:
+        """The step, or -1 if all losses were finite; waits for the device."""
+        return int(self._step)
+
+
+def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether the parameters, or this process's shards of them, are finite; waits for the device."""
+    local = [value.to_local() if isinstance(value, DTensor) else value.detach() for value in parameters]
+    held = [value.detach() for value in local if value.numel()]  # Some processes hold nothing of a small parameter.
+    return bool(torch.nn.utils.get_total_norm(held, norm_type=math.inf).isfinite())

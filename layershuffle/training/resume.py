@@ -1,66 +1,57 @@
-"""``layershuffle train --resume auto``: finds the run that the same command began."""
+"""The folders of runs: ``--resume auto`` finds the run that the same command began, and no run overwrites another."""
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace
 
 from layershuffle.errors import UserError
+from layershuffle.moved import MOVED
 
 IGNORED = ("config", "ckpt_path", "resume")
 """Options that may differ between two commands that train the same run."""
-RENAMED = {
-    "layershuffle.metrics_file.MetricsFile": "layershuffle.training.metrics_file.MetricsFile",
-    "layershuffle.orders.Depth": "layershuffle.orders.FirstLayers",
-}
-"""Classes that have another path in the configs that version 0.1 saved."""
+RENAMED = MOVED | {"layershuffle.orders.Depth": "layershuffle.orders.FirstLayers"}
+"""Paths that are others in the configs that version 0.1 saved."""
 
 
-class EarlierRun(NamedTuple):
-    """A run that the same command began: its folder, and its last checkpoint if it has written one."""
-
-    folder: Path
-    last: Path | None
-
-
-def find_earlier_run(config: Namespace, asked: str) -> EarlierRun | None:
-    """Find the run whose saved config has the same options.
+def find_earlier_run(config: Namespace, asked: str) -> tuple[Path, Path | None] | None:
+    """Find the run whose saved config has the same options: the newest that has a checkpoint, or else the newest.
 
     Args:
         config: the parsed options.
         asked: the same options as YAML, as they are saved in a run's folder.
 
     Returns:
-        The newest such run that has a checkpoint, or else the newest one; None if there is none.
+        The run's folder and its last checkpoint, if it has written one; None if there is no such run.
     """
     options = _options(asked)
-    loggers = _loggers(config)
+    loggers = configured_loggers(config)
     root = vars(loggers[0].init_args).get("save_dir") if loggers else None
     root = Path(root or config.trainer.default_root_dir or os.getcwd())
     # A run's folder is root/version or root/name/version, or root/checkpoints if nothing is logged.
     paths = [*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")]
     found = []
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if _options(path.read_text(errors="replace")) == options:
             last = last_checkpoint(path.parent, config.trainer.logger is not False, config.checkpoint.dirpath)
-            found.append(EarlierRun(path.parent, last if last.is_file() else None))
-    return max(reversed(found), key=lambda run: run.last is not None, default=None)
+            found.append((path.parent, last if last.is_file() else None))
+    return max(found, key=lambda run: run[1] is not None, default=None)
 
 
-def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:
-    """Change ``config`` so that it goes on with ``run``, which has come to ``step``: in its folder and metrics file."""
-    config.ckpt_path = str(run.last) if run.last else None
-    loggers = _loggers(config)
+def continue_run(config: Namespace, folder: Path, last: Path | None, step: int) -> None:
+    """Change ``config`` so that it goes on after ``step``, in the folder and the metrics file of an earlier run."""
+    config.ckpt_path = str(last) if last else None
+    loggers = configured_loggers(config)
     for logger in loggers:
         if "CSVLogger" in str(logger.class_path):  # It would delete the rows that are there.
             logger.class_path = "layershuffle.training.metrics_file.MetricsFile"
         if "MetricsFile" in str(logger.class_path):
             logger.init_args["from_step"] = step
         if "version" in logger.init_args and "Wandb" not in str(loggers[0].class_path):
-            logger.init_args["version"] = run.folder.name
+            logger.init_args["version"] = folder.name
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -79,17 +70,17 @@ def last_checkpoint(folder: Path, logged: bool, dirpath: str | None) -> Path:
 
 def refuse_to_overwrite(trainer: pl.Trainer, dirpath: str | None) -> None:
     """Raise a UserError if a new run would write its checkpoints over those of another one."""
-    if not trainer.is_global_zero:  # the other processes' loggers don't know the folder yet
-        return
-    last = last_checkpoint(run_folder(trainer), bool(trainer.loggers), dirpath)
-    if last.is_file():
+    # The loggers of the other processes don't know the folder yet.
+    last = last_checkpoint(run_folder(trainer), bool(trainer.loggers), dirpath) if trainer.is_global_zero else None
+    if last and last.is_file():
         raise UserError(
             f"{last} is of another run, which would be lost: give this one another folder, or --ckpt_path {last} to "
             "go on from it"
         )
 
 
-def _loggers(config: Namespace) -> list[Namespace]:
+def configured_loggers(config: Namespace) -> list[Namespace]:
+    """The configs of the trainer's loggers."""
     loggers = config.trainer.logger
     return [logger for logger in (loggers if isinstance(loggers, list) else [loggers]) if hasattr(logger, "class_path")]
 
@@ -100,8 +91,6 @@ def _options(text: str) -> Any:
         text = text.replace(old, new)
     try:
         content = yaml.safe_load(text)
+        return {name: value for name, value in content.items() if name not in IGNORED}
     except Exception:  # The file is not one of ours, and yaml raises all kinds of errors.
         return None
-    return (
-        {name: value for name, value in content.items() if name not in IGNORED} if isinstance(content, dict) else None
-    )

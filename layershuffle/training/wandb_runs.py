@@ -15,9 +15,7 @@ from layershuffle.training.metrics_file import MetricsFile
 def prepare(trainer: pl.Trainer, from_step: int | None) -> None:
     """Begin the W&B runs of a trainer, offline if need be, and write their metrics to a metrics.csv as well.
 
-    Args:
-        trainer: the trainer, before it begins to train.
-        from_step: the step from which a resumed run goes on, or None.
+    ``from_step`` is the step from which a resumed run goes on, or None.
     """
     for logger in list(trainer.loggers):
         if isinstance(logger, WandbLogger):
@@ -49,7 +47,7 @@ def begin(logger: WandbLogger) -> None:
 
 
 def forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, which does nothing any more once it has failed."""
+    """Wrap a function so that its first failure prints a warning, after which it does nothing."""
     working = True
 
     def attempt(*args: Any, **kwargs: Any) -> None:
@@ -65,7 +63,7 @@ def forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def continue_wandb(logger: Any, run: dict[str, str] | None) -> None:
-    """Let a W&B logger's parsed config (anything else is left alone) go on with ``run``, its "id" and "project"."""
+    """Make the parsed config of a W&B logger, but of no other, go on with the run of this "id" and "project"."""
     if run and "WandbLogger" in str(getattr(logger, "class_path", "")) and not logger.init_args.get("id"):
         logger.init_args["id"] = run["id"]
         if logger.init_args.get("project") in (None, "lightning_logs"):  # Lightning's defaults

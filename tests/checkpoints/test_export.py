@@ -77,6 +77,17 @@ def test_a_distilled_model_keeps_its_head(trained, images):
         assert torch.equal(plain, load(checkpoint).model.eval()(images).logits)
 
 
+@pytest.mark.parametrize("option", ["order=cycle(10)", "choices=[sequential, 4 3 2 1 0]"])
+def test_a_model_that_runs_orders_of_its_own_keeps_them(trained, tmp_path, images, option):
+    checkpoint = trained(0, f"--model.{option}")
+    export_command([checkpoint, "out"])
+    with torch.inference_mode():
+        expected = load(checkpoint).model.eval()(images).logits
+        assert torch.equal(load("out").model.eval()(images).logits, expected)
+        timm.create_model("local-dir:out", pretrained=True)
+    assert "timm runs the layers in sequence, which this model doesn't" in (tmp_path / "out/README.md").read_text()
+
+
 def test_exports_that_would_mislead(trained, tmp_path):
     first, second = trained(0), trained(1)
     evaluate_command([second, "--protocols=sequential", "--output=results.json"])

@@ -19,10 +19,8 @@ from PIL import Image
 from layershuffle.commands.errors import run
 from layershuffle.data import Digits, ImageFolders, preprocessing
 from layershuffle.orders.samplers import Shuffle
-from layershuffle.training.callbacks import WholeCheckpointIO
-from layershuffle.training.finite import FirstNonFiniteStep, all_finite
-from layershuffle.training.last_checkpoint import LastCheckpoint
-from layershuffle.training.module import FineTuner
+from layershuffle.training.callbacks import LastCheckpoint, WholeCheckpointIO
+from layershuffle.training.module import FineTuner, FirstNonFiniteStep, all_finite
 
 # --- Losses -------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layershuffle.checkpoints.record import RECORD
+from layershuffle.checkpoints.loading import RECORD
 from layershuffle.data import Digits
 from layershuffle.models.weights import read_file
 from layershuffle.orders.named import permutation, sequential

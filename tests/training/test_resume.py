@@ -20,8 +20,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from layershuffle.commands.train import train
 from layershuffle.data import Digits
 from layershuffle.orders.samplers import LayerDrop
-from layershuffle.training.callbacks import WholeCheckpointIO
-from layershuffle.training.last_checkpoint import LastCheckpoint
+from layershuffle.training.callbacks import LastCheckpoint, WholeCheckpointIO
 from layershuffle.training.metrics_file import MetricsFile
 from layershuffle.training.module import FineTuner
 from layershuffle.training.resume import find_earlier_run
