@@ -16,14 +16,12 @@ format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-IN_CONTAINER = docker run --rm layershuffle bash -euc
 container:  ## lint and build the image, then train a step and evaluate in it (downloads gigabytes)
 	docker run --rm --interactive hadolint/hadolint < docker/Dockerfile
 	docker build --tag layershuffle --file docker/Dockerfile .
-	$(IN_CONTAINER) 'at=/opt/layershuffle; cd "$$(mktemp -d)"; \
-		python $$at/train.py --config $$at/configs/model/mini_digits.yaml --config $$at/configs/data/digits.yaml \
-			--config $$at/configs/method/layershuffle.yaml --config $$at/configs/trainer/cpu.yaml --trainer.max_steps 1; \
-		python $$at/evaluate.py runs/version_0/checkpoints/last.ckpt --orders 1 --keep 6'
+	docker run --rm layershuffle bash -euc 'cd "$$(mktemp -d)"; \
+		layershuffle train mini_digits digits layershuffle cpu --trainer.max_steps 1; \
+		layershuffle evaluate runs/version_0/checkpoints/last.ckpt --orders 1 --keep 6'
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
