@@ -1,7 +1,9 @@
 """The code that CONTRIBUTING.md tells a stranger to write, as it is printed there."""
 
 import csv
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,6 +62,16 @@ def test_an_order_sampler_is_in_every_table_and_figure():
     assert table_1.endswith("| annealed |")
     (data,) = Path("r/report/data").glob("pruning-*.csv")
     assert {row["method"] for row in csv.DictReader(data.open())} == {"annealed"}
+
+
+def test_the_command_finds_a_config_and_a_module_in_the_working_folder():
+    write_files("Add an order sampler")
+    # Like the installed command, and unlike `python -m`, `python -P` doesn't look for modules in the working folder.
+    command = [sys.executable, "-P", "-m", "layershuffle", "train", "mini_digits", "digits", "annealed", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--print_config"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "class_path: my_samplers.Annealed" in done.stdout
 
 
 def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):

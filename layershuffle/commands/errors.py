@@ -18,7 +18,7 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 def run(command: Callable[[], Any]) -> None:
     """Run a command and turn what a user can cause into one sentence on stderr, without a traceback."""
     quieten()
-    sys.path.append("")  # so that --data my_module.MyData finds a module in the working folder
+    sys.path.append(os.getcwd())  # so that my_module.MyClass in a config or flag is found in the working folder
     try:
         command()
         print(end="", flush=True)  # so that an error in writing what is left is caught here too
