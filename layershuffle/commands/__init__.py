@@ -60,7 +60,7 @@ def _run(name: str, *args: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports, which take seconds, without a traceback
         module = import_module(f"layershuffle.commands.{name}")
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        getattr(module, f"{name}_command")([*args])  # not list(args): the module list is in the way
+        getattr(module, f"{name}_command")([*args])  # In this module, `list` is the command of that name.
 
 
 def _complete() -> list[str]:
