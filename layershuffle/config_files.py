@@ -49,7 +49,7 @@ def known(experiment: bool = False) -> dict[str, Path]:
 
 def listed(folder: Path, experiment: bool = False) -> dict[str, Path]:
     """The configs below ``folder`` by full name, such as ``model/vit_b16``; sweeps are left out."""
-    paths = [path for path in sorted(folder.rglob("*.yaml")) if not path.stem.startswith("sweep")]
+    paths = [path for path in sorted(folder.rglob("*.yaml")) if path.is_file() and not path.stem.startswith("sweep")]
     found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     return {name: path for name, path in found.items() if name.startswith("experiment/") == experiment}
 

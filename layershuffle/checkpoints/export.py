@@ -59,8 +59,8 @@ def export(
         own = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("vit.")}
         if own:
             safetensors.torch.save_file(own, folder / POSITION_FILE)
-    except OSError as error:
-        raise UserError(f"{folder} could not be written: {error.strerror}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder} could not be written: {getattr(error, 'strerror', None) or error}") from error
     write_whole(folder / RECORD_FILE, json.dumps({"record": record, "data": data}, indent=1) + "\n")
     write_whole(folder / "README.md", card(model, record, folder.name, results, license))
 

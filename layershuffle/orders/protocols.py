@@ -104,7 +104,7 @@ def find(name: str) -> Protocol:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, TypeError) as error:  # a TypeError if the name begins with a dot, as paths do
             raise UserError(f"the protocol {name} can't be imported: {error}") from error
     found = PROTOCOLS.get(function.replace("_", "-"))
     if not found or (module and found.orders.__module__ != module):

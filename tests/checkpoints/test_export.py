@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from packaging.version import Version
@@ -133,3 +134,13 @@ def test_models_that_cannot_be_merged(trained):
         merge_command([first, trained(1, "--model.position=encode")])
     with pytest.raises(ValueError, match="is of another method"):
         merge_command([first, trained(2, "--model.sampler=Sequential")])
+
+
+def test_a_full_disk_is_one_sentence(trained, monkeypatch):
+    def full(*arguments, **options):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    checkpoint = trained()
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(ValueError, match=r"exported could not be written: I/O error: No space left on device"):
+        export_command([checkpoint, "exported"])

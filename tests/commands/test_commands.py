@@ -363,6 +363,7 @@ def test_a_config_that_is_not_yaml(capsys):
         (["--keep", "13"], "13 layers can't be kept of 12"),
         (["--keep", "0"], "0 layers can't be kept of 12"),
         (["--protocols", "sideways"], "no protocol named sideways"),
+        (["--protocols", "./sideways.py"], "the protocol ./sideways.py can't be imported"),
         (["--nonsense", "1"], "nonsense"),
         (
             ["--data=TorchvisionImages", "--data.dataset=CIFAR100", "--data.num_classes=100"],
