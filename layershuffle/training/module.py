@@ -340,16 +340,17 @@ class FirstNonFiniteStep:
     """The first step whose loss was NaN or infinite, kept on the device until it is asked for."""
 
     def __init__(self) -> None:
-        self._step = torch.tensor(-1)
+        self._step: Tensor | None = None
 
     def note(self, loss: Tensor, step: int) -> None:
         """Check the loss of a step, a scalar."""
-        before = self._step.to(loss.device)
+        # Made on the device: a copy from the host would wait for it.
+        before = torch.full((), -1, device=loss.device) if self._step is None else self._step
         self._step = torch.where((before < 0) & ~loss.detach().isfinite(), step, before)
 
     def step(self) -> int:
         """The step, or -1 if all losses were finite; waits for the device."""
-        return int(self._step)
+        return -1 if self._step is None else int(self._step)
 
 
 def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
