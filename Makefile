@@ -6,11 +6,12 @@ BIN = .venv/bin
 quickstart: .venv/ready  ## the paper's comparison in miniature, on scikit-learn's digits
 	$(BIN)/layershuffle experiment --scale quickstart
 
+# The tests run in two processes of one thread each; the tests of a file share one.
 test: .venv/ready  ## the whole test suite, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -51,7 +51,8 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, perf
             ready = [cell for cell in waiting if not unfinished & set(cell.needs)]
             threads = max(1, CORES // max(1, min(jobs, len(running) + len(ready))))
             for cell, slot in zip(ready[: len(slots)], list(slots)):
-                environment = {"OMP_NUM_THREADS": str(threads)}
+                # If nothing is said, cells that run side by side would stall each other with too many threads.
+                environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
                 if devices != [""]:
                     environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
                 process = spawn.Process(target=perform, args=(cell, folder), daemon=True)
