@@ -52,7 +52,11 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
         default="32-true",
         help="of the forward pass; auto: 32-true or bf16-mixed, whichever is measured to be faster for this model here",
     )
-    parser.add_argument("--compile", action="store_true", help="compile the layers: worth its minute on large runs")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the layers, which takes about a minute and pays off in long runs",
+    )
     parser.add_argument(
         "--batch_size",
         type=PositiveInt | Literal["auto"] | None,

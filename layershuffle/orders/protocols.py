@@ -150,7 +150,7 @@ def sequential(depth: int) -> Orders:
 
 @protocol(figure="overview")
 def arbitrary(depth: int, draws: int, seed: int) -> Orders:
-    """Uniformly random permutations: a new one for every batch (the paper's), and some over the whole set each."""
+    """Random permutations: a new one for every batch, as in the paper, and some that each run on all images."""
     yield None, {"reading": "per batch"}
     for draw in range(draws):
         yield named.permutation(depth, seeded(seed, "arbitrary", draw)), {"reading": "fixed"}
@@ -228,7 +228,7 @@ def swaps(depth: int) -> Orders:
 
 @protocol(figure="matrix", label="two layers exchanged", xlabel="layer")
 def swap_matrix(depth: int) -> Orders:
-    """Every two layers exchanged; on the diagonal nothing is."""
+    """Every two layers exchanged, and the original order for comparison."""
     for one, other in itertools.combinations_with_replacement(range(depth), 2):
         yield named.swap(one, other, depth), {"one": one, "other": other}
 

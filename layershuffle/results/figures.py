@@ -105,7 +105,7 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     for index, results in enumerate(several):
         colour = COLOURS[index % len(COLOURS)]
         handles.append(Line2D([], [], color=colour, lw=4, label=results.label))
-        _full_depth(full_depth, results, colour, index / len(several) - 0.4, 0.8 / len(several))
+        _full_depth(full_depth, results, colour, 0.8 * index / len(several) - 0.4, 0.8 / len(several))
         for axis, strategy in zip(axes, strategies):
             for sequence, style in SEQUENCES.items():
                 points = by_kept(results, strategy, sequence)

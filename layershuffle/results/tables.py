@@ -74,8 +74,8 @@ def grid(results: Results, protocol: Protocol) -> tuple[list[str], Rows]:
         if name == protocol.name:
             by_rest.setdefault(tuple(variant[1:]), {})[variant[0]] = summarise(score.top1 for score in scores)
     columns = sorted({column for found in by_rest.values() for column in found})
-    # With more columns a terminal has no room for the deviations; they are in the results file.
-    text = percent if len(columns) <= 8 else lambda top1: f"{100 * top1.mean:.1f}"
+    # 80 characters have no room for the deviations of more columns; they are in the results file.
+    text = percent if len(columns) <= 4 else lambda top1: f"{100 * top1.mean:.1f}"
     return [protocol.columns, *map(str, columns)], [
         [_strategy(*rest) or "top-1 %", *(text(found[column]) if column in found else "" for column in columns)]
         for rest, found in by_rest.items()
