@@ -55,6 +55,8 @@ class Parser(LightningArgumentParser):
         message = _ALTERNATIVES.sub(lambda found: f"{found['errors'].strip()} (given: {found['value'][:100]})", message)
         message = re.sub(r"\n\s*- Expected a <class 'NoneType'>", "", message)
         message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
+        if "required: model.name" in message or "required: data" in message:
+            message += ": name a model and a data set, as in layershuffle train vit_b16 cifar100 layershuffle gpu"
         raise UserError(f"{message} (--help lists all options)" if "unrecognized" in message else message) from ex
 
 

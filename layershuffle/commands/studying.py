@@ -55,7 +55,7 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the layers, which takes about a minute and pays off in long runs",
+        help="compile the layers; it takes about a minute",
     )
     parser.add_argument(
         "--batch_size",

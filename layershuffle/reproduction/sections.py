@@ -52,7 +52,11 @@ def table_1(setups: Sequence[SetupResults]) -> Section:
         numbers = [_text(paper.TABLE_1[(*row, method)]) for method in paper.METHODS]
         theirs.rows.append([TableCell(row[2], [f"{row[0]}, {row[1]}"]), *numbers])
     compared = any(isinstance(cell, TableCell) and cell.notes for row in rows for cell in row[1:])
-    text = [marked] if compared else ["None of these backbones and data sets is in the paper: compare the shapes."]
+    text = (
+        [marked]
+        if compared
+        else ["None of these backbones and data sets is in the paper: only the pattern of the numbers can be compared."]
+    )
     return Section("Table 1: sequential and arbitrary order", text, [own, theirs] if rows else [theirs])
 
 
