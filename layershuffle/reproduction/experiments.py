@@ -144,9 +144,9 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
     def task(command: str, arguments: Sequence[str], output: str) -> Task:
         return Task(command, (*arguments, f"--output={{}}/{output}"), output)
 
-    def evaluations(method: str) -> list[Task]:
+    def evaluations(method: str, seed: int) -> list[Task]:  # The random orders differ from seed to seed, too.
         return [
-            task("evaluate", ["{}/best.ckpt", *_expanded(wanted.arguments)], f"{name}.json")
+            task("evaluate", ["{}/best.ckpt", f"--seed={seed}", *_expanded(wanted.arguments)], f"{name}.json")
             for name, wanted in setup.evaluations.items()
             if method in (setup.methods if wanted.methods is None else wanted.methods)
         ]
@@ -157,7 +157,7 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
     def trained(kind: str, seed: int, added: Arguments, needs: tuple[str, ...] = ()) -> Cell:
         arguments = [*_expanded([*setup.train, *added]), f"--seed_everything={seed}", "--checkpoint.dirpath={}"]
         arguments += [f"--model.pretrained={{{base}}}/best.ckpt" for base in needs]
-        return Cell(name(kind, seed), (Task("train", tuple(arguments), "best.ckpt"), *evaluations(kind)), needs)
+        return Cell(name(kind, seed), (Task("train", tuple(arguments), "best.ckpt"), *evaluations(kind, seed)), needs)
 
     bases: tuple[str, ...] = ()
     if setup.base is not None:
@@ -171,7 +171,7 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
         needs = tuple(name(method, seed) for seed in seeds)
         for seed in seeds if len(needs) > 1 else ():
             merge = task("merge", [*(f"{{{cell}}}/best.ckpt" for cell in needs), f"--seed={seed}"], "best.ckpt")
-            yield Cell(name(f"{method}_merged", seed), (merge, *evaluations(method)), needs)
+            yield Cell(name(f"{method}_merged", seed), (merge, *evaluations(method, seed)), needs)
     for study, methods in setup.analyse.items():
         needs = tuple(name(method, seeds[0]) for method in methods)
         analyses = [
