@@ -2,6 +2,7 @@
 
 from layershuffle.data.digits import Digits
 from layershuffle.data.folders import ImageFolders, PackedFolders
+from layershuffle.data.glyphs import Glyphs
 from layershuffle.data.module import ImageData, TensorImages, from_config
 from layershuffle.data.preprocessing import DecodedImages, Preprocess
 from layershuffle.data.torchvision_sets import TorchvisionImages
@@ -9,6 +10,7 @@ from layershuffle.data.torchvision_sets import TorchvisionImages
 __all__ = [
     "DecodedImages",
     "Digits",
+    "Glyphs",
     "ImageData",
     "ImageFolders",
     "PackedFolders",

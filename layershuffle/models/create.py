@@ -36,8 +36,8 @@ def create_model(
         num_classes: the classes to tell apart, one or more. A pretrained head of another size is replaced by a new one.
         position: whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
         pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to weights
-            of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of ``layershuffle train``. If
-            the model has fewer layers, it takes the first ones.
+            of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of ``layershuffle train``, or
+            ``mini_glyphs``, which travels with the package. If the model has fewer layers, it takes the first ones.
         positions: number of positions that the model can tell apart, by default the number of steps in its own order.
             Orders with repeats need more.
         head: how a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.

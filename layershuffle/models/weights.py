@@ -13,6 +13,8 @@ from torch import Tensor
 
 from layershuffle.errors import UserError
 
+PACKAGED = Path(__file__).parent / "pretrained"
+"""The folder of the weights that travel with the package, which are known by their names: ``mini_glyphs``."""
 BACKBONE_PREFIX = "model.vit."
 """Stands before the names of the backbone's weights in the checkpoints of ``layershuffle train``."""
 
@@ -55,8 +57,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def read_backbone(path: str | Path) -> dict[str, Tensor]:
-    """The backbone's weights under timm's names, from a timm state dict or a checkpoint of ``layershuffle train``."""
-    content = read_file(path)
+    """The backbone's weights under timm's names, from a timm state dict or a checkpoint of ``layershuffle train``.
+
+    A ``path`` without a file can be the name of weights that travel with the package.
+    """
+    packaged = PACKAGED / f"{path}.safetensors"
+    content = read_file(packaged if packaged.is_file() and not Path(path).is_file() else path)
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]

@@ -1,0 +1,142 @@
+"""Characters of many scripts in twelve typefaces: a hard task with real shapes that needs no download."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from layershuffle.data.module import ImageData, TensorImages
+from layershuffle.errors import UserError
+
+FACES = [
+    "Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique",
+    "SansMono", "SansMono-Bold", "SansMono-Oblique", "SansMono-BoldOblique",
+    "Serif", "Serif-Bold", "Serif-Italic", "Serif-BoldItalic",
+]  # fmt: skip
+"""The typefaces of the DejaVu family that come with matplotlib and have all these characters."""
+CANVAS, IMAGE = 40, 28
+"""Side lengths in pixels: of the drawn characters, and of the images that are cut out of them."""
+
+
+class Glyphs(ImageData):
+    """Letters and digits of the Latin, Greek, Cyrillic, Armenian and Georgian scripts, in grey images of 28 x 28 pixels.
+
+    The model has to tell the characters apart in typefaces that training doesn't show. Each image is one character in
+    a random typeface, turned, slanted, stretched, shifted, thickened or thinned, with random contrast and noise. The
+    images depend on the arguments alone: they are drawn once, and kept in memory.
+
+    Characters that look like another, such as a Latin and a Cyrillic A, are left out: the squared difference between
+    any two of those that are left is over a tenth of their own squared norm, in each of the typefaces.
+
+    Args:
+        classes: how many of the 578 characters to use.
+        test_faces: the typefaces of the test images, from ``FACES``. The training images show the other ones.
+        images_per_class: training images of each character.
+        test_images_per_class: test images of each character.
+        distortion: how strong the distortions are: 0 leaves only the typefaces, 1.5 is hard for people.
+        batch_size: images per training step and process.
+        kwargs: further arguments of ``ImageData``.
+    """
+
+    def __init__(
+        self,
+        classes: int = 500,
+        test_faces: Sequence[str] = ("Sans-BoldOblique", "SansMono-Bold", "Serif-Italic"),
+        images_per_class: int = 100,
+        test_images_per_class: int = 10,
+        distortion: float = 1.0,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **kwargs)
+        if not 2 <= classes <= len(characters()):
+            raise UserError(f"there are from 2 to {len(characters())} classes of glyphs, not {classes}")
+        if not set(test_faces) < set(FACES) or not test_faces:
+            raise UserError(f"test_faces are some, but not all, of {', '.join(FACES)}")
+        if images_per_class < 1 or test_images_per_class < 1 or distortion < 0:
+            raise UserError("a glyph has one image or more, and its distortion is from 0 up")
+        self.classes, self.test_faces, self.distortion = classes, list(test_faces), distortion
+        self.images_per_class, self.test_images_per_class = images_per_class, test_images_per_class
+        self.num_classes = classes
+
+    def load(self, train: bool) -> TensorImages:
+        """The training or test images, which are the same for every seed of a run."""
+        shown = [index for index, face in enumerate(FACES) if (face not in self.test_faces) == train]
+        count = self.images_per_class if train else self.test_images_per_class
+        labels = torch.arange(self.classes).repeat_interleave(count)
+        rng = torch.Generator().manual_seed(int(train))
+        faces = torch.tensor(shown)[torch.randint(len(shown), (len(labels),), generator=rng)]
+        clean = drawn()[: self.classes]
+        parts = zip(labels.split(4096), faces.split(4096))  # in parts, because they are distorted as floats
+        images = [distorted(clean[label, face], self.distortion, rng) for label, face in parts]
+        return TensorImages(torch.cat(images), labels)
+
+
+@cache
+def characters() -> str:
+    """All characters, mixed, so that the first ones are of all scripts."""
+    return (files("layershuffle.data") / "glyphs.txt").read_text(encoding="utf-8").strip()
+
+
+@cache
+def drawn() -> Tensor:
+    """Every character in every typeface in three strokes: uint8 [characters, typefaces, 3, CANVAS, CANVAS].
+
+    The strokes are a pixel thinner than the typeface's own, its own, and a pixel thicker.
+    """
+    regular = torch.stack([draw(characters(), face) for face in FACES], dim=1)
+    thin, thick = 255 - F.max_pool2d(255 - regular, 3, 1, 1), F.max_pool2d(regular, 3, 1, 1)
+    return torch.stack([thin, regular, thick], dim=2)
+
+
+def draw(text: str, face: str) -> Tensor:
+    """The characters of a text in one of ``FACES``, white on black: uint8 [characters, CANVAS, CANVAS]."""
+    path = Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVu{face}.ttf")
+    font = ImageFont.truetype(path, size=26)
+    images = []
+    for character in text:
+        image = Image.new("L", (CANVAS, CANVAS))
+        # The baseline is at the same height in all images, and the character is centred on it.
+        ImageDraw.Draw(image).text((CANVAS / 2, 0.68 * CANVAS), character, fill=255, font=font, anchor="ms")
+        images.append(pil_to_tensor(image)[0])
+    return torch.stack(images)
+
+
+def distorted(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
+    """Distort each image in its own way, and cut it to IMAGE x IMAGE pixels around its centre.
+
+    Args:
+        images: what ``drawn`` returns for each image, uint8 [images, 3, CANVAS, CANVAS].
+        strength: see ``Glyphs``.
+        rng: the only source of randomness.
+
+    Returns:
+        uint8 [images, 1, IMAGE, IMAGE].
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return strength * torch.empty(len(images)).uniform_(low, high, generator=rng)
+
+    thickness = uniform(-0.6, 0.6).clamp(-1, 1).view(-1, 1, 1)
+    thin, regular, thick = (images.float() / 255).unbind(dim=1)
+    ink = torch.where(thickness > 0, regular.lerp(thick, thickness.abs()), regular.lerp(thin, thickness.abs() / 2))
+    angle, slant, width, height = uniform(-0.15, 0.15), uniform(-0.15, 0.15), uniform(-0.12, 0.12), uniform(-0.12, 0.12)
+    rows = [
+        torch.stack([angle.cos(), slant - angle.sin()], dim=1) * width.exp()[:, None],
+        torch.stack([angle.sin(), angle.cos()], dim=1) * height.exp()[:, None],
+    ]
+    shift = torch.stack([uniform(-0.09, 0.09), uniform(-0.09, 0.09)], dim=1)
+    affine = torch.cat([torch.stack(rows, dim=1) * (IMAGE / CANVAS), shift[:, :, None]], dim=2)
+    grid = F.affine_grid(affine, [len(images), 1, IMAGE, IMAGE], align_corners=False)
+    ink = F.grid_sample(ink[:, None], grid, align_corners=False)
+    dark, bright = uniform(0, 0.18).view(-1, 1, 1, 1), 1 - uniform(0, 0.3).view(-1, 1, 1, 1)
+    noise = uniform(0, 0.05).view(-1, 1, 1, 1) * torch.randn(ink.shape, generator=rng)
+    return (255 * (dark + ink * (bright - dark) + noise).clamp(0, 1)).round().to(torch.uint8)
