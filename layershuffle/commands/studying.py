@@ -157,6 +157,9 @@ class Study:
         output = self._output()
         results.save(output)
         console = Console(markup=False)
+        if len(trained := self.model.order.layers) < self.model.depth:
+            own = f"{len(trained)} of the model's {self.model.depth} layers count as all: {self.model.order}"
+            console.print(f"{own} (its own order, in which it was trained)", soft_wrap=True, highlight=False)
         title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
         found = tables.of(results)
         drawn = figures.draw(results, output, title)
