@@ -11,8 +11,10 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from layershuffle.commands.analyse import analyse_command
 from layershuffle.commands.depth import depth_command
 from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.export import export_command
 from layershuffle.commands.search import search_command
 from layershuffle.commands.similarity import similarity_command
 from layershuffle.commands.train import train
@@ -170,6 +172,29 @@ def test_shared_layers_from_training_to_results(tmp_path):
     assert results.scores[0].position_accuracy is not None
     shuffled = fit(tmp_path / "again", *options[1:], "--model.sampler=Shuffle", f"--model.pretrained={checkpoint}")
     assert evaluate_command([shuffled, FEW, "--protocols=sequential"]).label == "layershuffle on cycle-rev(4)"
+
+
+def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
+    """Layers that were never trained run only in orders that name them."""
+    options = [f"--config={ROOT}/configs/method/reduced_depth.yaml", "--model.sampler.init_args.k=2"]
+    checkpoint = fit(tmp_path, *options, "--model.position=predict")
+    every_layer = "0 1 2 3 4 5"
+    protocols = ["--protocols", "sequential", "arbitrary", "pruned"]
+    results = evaluate_command([checkpoint, FEW, "--orders", "2", every_layer, *protocols])
+    line = "note: the model was trained with 2 of its 6 layers, so all layers means those of its own order: 0 1"
+    assert line in capsys.readouterr().out.replace("\n", " ")
+    assert results.label == "reduced-depth-2-predict"
+    assert results.model["config"]["order"] == "0 1"
+    orders = {score.order for score in results.scores if score.protocol != "given"}
+    assert orders == {None, "0 1", "1 0", "0", "1"}
+    sequential, *_, given = results.scores
+    assert (sequential.order, given.order) == ("0 1", every_layer)
+    export_command([checkpoint, "exported"])
+    assert "which this model doesn't" in Path("exported/README.md").read_text()
+    (exported,) = evaluate_command(["exported", FEW, "--protocols=sequential", "--output=e.json"]).scores
+    assert exported == sequential
+    changes = analyse_command([checkpoint, FEW, "--study=contributions", "--images=5"]).measures["contributions"]
+    assert {*changes["orders"]} <= {"0 1", "1 0"}
 
 
 def test_instancewise_from_training_to_results(tmp_path):
