@@ -171,8 +171,8 @@ class Study:
         console = Console(markup=False)
         if len(trained := self.model.order.layers) < self.model.depth:
             console.print(
-                f"note: the model was trained with {len(trained)} of its {self.model.depth} layers, so all layers means "
-                f"those of its own order: {self.model.order}",
+                f"note: the model was trained with {len(trained)} of its {self.model.depth} layers, so all layers "
+                f"means those of its own order: {self.model.order}",
                 highlight=False,
             )
         title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"

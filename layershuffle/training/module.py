@@ -237,9 +237,7 @@ class FineTuner(pl.LightningModule):
         if not len(labels) and not is_sharded(self.trainer.strategy):
             return  # the last batch may have fewer images than there are processes
         own, key = self.own_order, (self.seed, "validation", batch_idx)
-        drawn = call(
-            self.sampler.at_validation, len(self.model.order), seeded(*key), self._progress(self.global_step)
-        )
+        drawn = call(self.sampler.at_validation, len(self.model.order), seeded(*key), self._progress(self.global_step))
         orders = {
             "sequential": own,
             "arbitrary": own.shuffled(seeded(*key)),

@@ -20,6 +20,8 @@ from layershuffle.commands.similarity import similarity_command
 from layershuffle.commands.train import train
 from layershuffle.evaluation.activations import cosine_similarities, seconds_per_image
 from layershuffle.orders.order import Order
+from layershuffle.reproduction.collect import collect
+from layershuffle.reproduction.sections import sections
 from layershuffle.results.record import Results
 
 
@@ -115,7 +117,7 @@ def test_similarities_token_by_token(small, images):
             assert float(found[i, j]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
 
 
-def test_depth_command_scores_and_times_every_depth(plain):
+def test_depth_command_scores_and_times_every_depth(plain, capsys):
     results = depth_command([plain, FEW, "--draws=2", "--repeats=1", "--output=d.json"])
     assert list(results.measures["seconds_per_image"]) == list("123456")
     assert all(seconds > 0 for seconds in results.measures["seconds_per_image"].values())
@@ -124,6 +126,16 @@ def test_depth_command_scores_and_times_every_depth(plain):
     assert {s.variant["strategy"] for s in pruned} == {"first", "even", "random"}
     assert all([int(layer) for layer in s.order.split()] == sorted(map(int, s.order.split())) for s in pruned)
     assert [path.name for path in Path().glob("*.png")] == ["d.png"]
+    exits, said = results.measures["early_exit"], capsys.readouterr().out
+    assert Results.load("d.json") == results
+    assert "choose a threshold for early exit on other images than those whose accuracy you report" in said
+    for f in exits:
+        assert f"{f['threshold']} {f['layers']:.2f} {100 * f['top1']:.2f}" in " ".join(said.split())
+    # If no image is ever sure enough, all run the own order.
+    assert {f["top1"] for f in exits if f["layers"] == 6} == {results.of("sequential")[0].top1}
+    (setup,), _ = collect(Path())
+    picture = next(s for s in sections([setup], []) if s.title.startswith("Other systems")).parts[0]
+    assert f"probability above 0.5, {exits[5]['layers']:.2f} layers" in [row[1] for row in picture.data.rows]
 
 
 def test_times_are_of_the_orders_asked_for(small, images):
