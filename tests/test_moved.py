@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from pkgutil import resolve_name
 
+import torch
 from helpers import ROOT
 
 from layershuffle import data
+from layershuffle.checkpoints.loading import RECORD
 from layershuffle.commands.train import train
 
 SAVED = ROOT / "tests/config_of_version_0.1.yaml"
@@ -31,6 +33,11 @@ def test_the_same_command_goes_on_with_an_old_run(tmp_path, monkeypatch, capsys)
     command += ["--resume=auto", "--save_every_n_steps=2", "--model.sampler.init_args.k=2", "--trainer.max_steps=2"]
     train(command)
     shutil.copy(SAVED, "runs/version_0/config.yaml")
+    last = Path("runs/version_0/checkpoints/last.ckpt")
+    content = torch.load(last, weights_only=True)
+    assert content[RECORD]["model"].pop("order") == "0 1"  # version 0.1 didn't record it
+    content[RECORD]["model"]["positions"] = None
+    torch.save(content, last)
     train(command)
     assert "going on with runs/version_0\n" in capsys.readouterr().out
 

@@ -28,9 +28,10 @@ def analyse_command(args: list[str] | None = None) -> Results:
     parser.add_argument("--images", type=int, default=1000, help="how many of the images, the first ones")
     study = Study(parser, args, "analysis")
     config, model = study.config, study.model
-    layer = model.depth // 2 if config.layer is None else config.layer
-    if not 0 <= layer < model.depth:
-        raise UserError(f"there is no layer {layer}: the model has layers 0 to {model.depth - 1}")
+    layers = sorted(model.order.layers)
+    layer = layers[len(layers) // 2] if config.layer is None else config.layer
+    if layer not in layers:
+        raise UserError(f"the model runs no layer {layer}: choose from {' '.join(map(str, layers))}")
     if config.images < 3:
         raise UserError("--images is 3 or more")
     if any(len(step) > 1 or step[0].half for step in model.order):

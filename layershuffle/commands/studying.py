@@ -3,7 +3,7 @@
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from layershuffle.checkpoints.loading import load, trained_on
@@ -26,6 +27,8 @@ from layershuffle.errors import UserError
 from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch, make_fabric
 from layershuffle.evaluation.scoring import evaluate
 from layershuffle.hardware import device_name
+from layershuffle.models.model import Output
+from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, Score, summarise
@@ -107,14 +110,23 @@ class Study:
             model.compile()
         self.batches = self.data.loader(config.split, self.batch_size)
 
-    def score(self, to_score: list[Trial], batches: DataLoader | None = None, what: str = "evaluating") -> list[Score]:
-        """The scores of ``to_score`` on ``batches``, by default all of them, with a progress bar."""
+    def score(
+        self,
+        to_score: list[Trial],
+        batches: DataLoader | None = None,
+        what: str = "evaluating",
+        on_output: Callable[[Order, Output, Tensor], None] = lambda *_: None,
+    ) -> list[Score]:
+        """The scores of ``to_score`` on ``batches``, by default all of them, with a progress bar; see ``evaluate``."""
         batches = batches or self.batches
         orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
+
+        def advance(*output: Any) -> None:
+            on_output(*output)
+            bar.advance(task)
+
         with self.progress(f"{what} {self.record['name']}", len(batches) * len(orders)) as (bar, task):
-            return evaluate(
-                self.model, self.preprocess, batches, to_score, self.fabric, self.config.seed, lambda: bar.advance(task)
-            )
+            return evaluate(self.model, self.preprocess, batches, to_score, self.fabric, self.config.seed, advance)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str = "batch runs") -> Iterator[tuple[Progress, TaskID]]:
@@ -157,6 +169,12 @@ class Study:
         output = self._output()
         results.save(output)
         console = Console(markup=False)
+        if len(trained := self.model.order.layers) < self.model.depth:
+            console.print(
+                f"note: the model was trained with {len(trained)} of its {self.model.depth} layers, so all layers "
+                f"means those of its own order: {self.model.order}",
+                highlight=False,
+            )
         title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
         found = tables.of(results)
         drawn = figures.draw(results, output, title)

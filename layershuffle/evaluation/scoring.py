@@ -98,7 +98,7 @@ def evaluate(
     to_score: Sequence[Trial],
     fabric: Fabric,
     seed: int = 0,
-    on_output: Callable[[], None] = lambda: None,
+    on_output: Callable[[Order, Output, Tensor], None] = lambda *_: None,
 ) -> list[Score]:
     """Score every trial on all ``batches``, reading and moving each batch once.
 
@@ -110,7 +110,8 @@ def evaluate(
         to_score: see ``trials``.
         fabric: the device and the precision.
         seed: decides the orders that are new in every batch.
-        on_output: called after each order of each batch, for a progress bar.
+        on_output: called after each order of each batch, with the order, its output and the batch's labels. The orders
+            come sorted by their steps, so that one comes after those that it begins with.
 
     Raises:
         UserError: before the first batch, if the model can't run one of the orders.
@@ -147,7 +148,7 @@ def evaluate(
                     metrics.update(rows[None], [output], labels)
                 if order in choices:
                     by_choice[order] = output.logits.float()
-                on_output()
+                on_output(order, output, labels)
             if choices and model.choice:
                 logits = torch.stack([by_choice[order] for order in choices])
                 picked = _picked(model.choice(model.embed(images).tokens), logits, labels)

@@ -37,6 +37,13 @@ class OrderSampler:
         """The order whose validation loss selects the model to keep; by default one drawn as in training."""
         return call(self.sample, depth, rng, progress)
 
+    def own_order(self, depth: int) -> Order:
+        """What counts as the sequential order of a model of ``depth`` layers that was trained with this sampler.
+
+        It leaves out the layers that ``sample`` never draws; by default there are none.
+        """
+        return sequential(depth)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
 
@@ -99,4 +106,7 @@ class FirstLayers(OrderSampler):
         return f"reduced-depth-{self.k}"
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        return self.own_order(depth)
+
+    def own_order(self, depth: int) -> Order:
         return first(self.k, depth)

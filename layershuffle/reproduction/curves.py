@@ -1,5 +1,6 @@
 """The report's curves, each of the points in a table that goes with it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,10 +35,10 @@ def pruned(setup: SetupResults) -> list[Point]:
         for method in setup.samplers:
             points += _points(setup, panel, method, "pruned", strategy="random", sequence=sequence)
         for method in setup.methods:
-            if method.startswith("reduced-depth-"):
+            if match := re.fullmatch(r"reduced-depth-(\d+)(.*)", method):  # such as reduced-depth-6-predict
                 found = _points(setup, panel, method, "pruned", strategy="first", sequence=sequence)
-                its_depth = int(method.rpartition("-")[2])
-                points += [replace(point, method="reduced-depth") for point in found if point.kept == its_depth]
+                its_depth, rest = int(match[1]), match[2]
+                points += [replace(point, method=f"reduced-depth{rest}") for point in found if point.kept == its_depth]
     return points
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from layershuffle.reproduction import curves, paper
 from layershuffle.reproduction.collect import SetupResults, comparison, in_papers_sequence
 from layershuffle.reproduction.page import Picture, Section, Table, TableCell
-from layershuffle.results import figures
+from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, Summary
 
 Rows = list[list[TableCell | str]]
@@ -173,6 +173,9 @@ def _data(plot: figures.Plot, results: Results) -> Table:
         if plot.measure or score.protocol in plot.protocols:
             variant = " ".join(f"{key}={value}" for key, value in score.variant.items())
             rows.append([score.protocol, variant, score.order or "", f"{100 * score.top1:.2f}"])
+    if plot.measure == "seconds_per_image":
+        exits = tables.early_exit(results)[1]
+        rows += [["early exit", f"{stop}, {layers} layers", "", top1] for stop, layers, top1 in exits]
     return Table("top-1 in percent", ["protocol", "variant", "order", "top-1 %"], rows)
 
 

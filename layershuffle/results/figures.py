@@ -244,20 +244,27 @@ DRAWINGS = {"lines": lines, "bars": bars, "scatter": scatter, "matrix": matrix, 
 
 
 def depth(results: Results, title: str = "") -> Figure:
-    """Accuracy against layers run, and against time."""
+    """Accuracy against layers run, and against time. Choose early exit's threshold on other images than these."""
     seconds = {int(k): value for k, value in results.measures["seconds_per_image"].items()}
     strategies = list(dict.fromkeys(score.variant["strategy"] for score in results.of("pruned")))
-    figure, (by_layers, by_time) = panels(2, 10.5, 4.2, title)
+    figure, (by_layers, by_time) = panels(2, 10.5, 4.4, title)
     for strategy, colour in zip(strategies, COLOURS):
         points = by_kept(results, strategy, "original")
         label = STRATEGIES.get(strategy, strategy).removesuffix(" kept")
         band(by_layers, points, colour, marker=".", label=label)
         band(by_time, {1000 * seconds[k]: summary for k, summary in points.items()}, colour, marker=".")
+    by_rule: dict[str, list[tuple[float, float]]] = {}
+    for stopped in results.measures.get("early_exit", ()):
+        by_rule.setdefault(stopped["rule"], []).append((stopped["layers"], 100 * stopped["top1"]))
+    for (rule, exits), colour in zip(by_rule.items(), COLOURS[len(strategies) :]):
+        label = f"early exit by {rule}"
+        by_layers.plot(*zip(*exits), "x--", color=colour, markersize=4, linewidth=1, label=label)
     _levels(by_layers, results)
     _levels(by_time, results, label=False)
-    by_layers.set(xlabel="layers run", ylabel="top-1 accuracy, %", ylim=(0, 100), xticks=sorted(seconds))
+    by_layers.set(xlabel="layers run (with early exit: mean)", xticks=sorted(seconds))
+    by_layers.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
     by_time.set(xlabel=f"ms per image, batches of {results.evaluation['batch_size']}", xlim=(0, None))
-    figure.legend(loc="outside lower center", ncols=len(strategies) + 2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

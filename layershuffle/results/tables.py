@@ -34,9 +34,10 @@ def shown(results: Results) -> list[Protocol]:
 
 
 def of(results: Results) -> dict[str, tuple[list[str], Rows]]:
-    """One model: every table that its results fill, by name: "orders", and each protocol that has columns."""
+    """One model: every table that its results fill, by name: "orders", each protocol with columns, "early exit"."""
     found = {"orders": full_depth(results)}
     found |= {protocol.name: grid(results, protocol) for protocol in shown(results) if protocol.columns}
+    found["early exit"] = early_exit(results)
     return {name: table for name, table in found.items() if table[1]}
 
 
@@ -80,6 +81,21 @@ def grid(results: Results, protocol: Protocol) -> tuple[list[str], Rows]:
         [_strategy(*rest) or "top-1 %", *(text(found[column]) if column in found else "" for column in columns)]
         for rest, found in by_rest.items()
     ]
+
+
+def early_exit(results: Results) -> tuple[list[str], Rows]:
+    """One model: accuracy against the mean number of layers run, if all images stop together and if each has its own.
+
+    There are no rows if early exit wasn't measured.
+    """
+    exits = results.measures.get("early_exit", [])
+    together = results.of("pruned", strategy="first", sequence="original") if exits else []
+    found = [(f"all after {score.variant['kept']}", score.variant["kept"], score.top1) for score in together]
+    for measured in exits:
+        words = "probability above" if measured["rule"] == "confidence" else "steps without change:"
+        found.append((f"{words} {measured['threshold']}", measured["layers"], measured["top1"]))
+    rows = [[stop, f"{layers:.2f}", f"{100 * top1:.2f}"] for stop, layers, top1 in found]
+    return ["stop", "layers run", "top-1 %"], rows
 
 
 def terminal(header: list[str], rows: Rows, title: str = "") -> Table:

@@ -129,6 +129,19 @@ class FineTuner(pl.LightningModule):
         order = self.sampler.draw(len(self.model.order), self.seed, step, rank, self._progress(step))
         return order.over(self.model.order)
 
+    @property
+    def own_order(self) -> Order:
+        """What counts as the sequential order of the trained model, see ``OrderSampler.own_order``."""
+        own = self.model.order
+        return own if self.model.choice else self.sampler.own_order(len(own)).over(own)
+
+    @property
+    def _trained_config(self) -> dict[str, Any]:
+        """How to make the trained model again, for which layers that were never trained don't count."""
+        if self.own_order == self.model.order:
+            return self.model.config
+        return self.model.config | {"order": str(self.own_order), "positions": self.model.positions}
+
     def on_train_start(self) -> None:
         """Note how many steps are planned. Asked any earlier, the workers would read ahead before a run is resumed."""
         self._planned_steps = self.trainer.estimated_stepping_batches
@@ -223,12 +236,12 @@ class FineTuner(pl.LightningModule):
         images, labels = batch
         if not len(labels) and not is_sharded(self.trainer.strategy):
             return  # the last batch may have fewer images than there are processes
-        own, key = self.model.order, (self.seed, "validation", batch_idx)
-        progress = self._progress(self.global_step)
+        own, key = self.own_order, (self.seed, "validation", batch_idx)
+        drawn = call(self.sampler.at_validation, len(self.model.order), seeded(*key), self._progress(self.global_step))
         orders = {
             "sequential": own,
             "arbitrary": own.shuffled(seeded(*key)),
-            "val": call(self.sampler.at_validation, len(own), seeded(*key), progress).over(own),
+            "val": drawn.over(self.model.order),
         }
         outputs: dict[Order, Output] = {order: self.model(images, order) for order in set(orders.values())}
         found = {kind: self._accuracy(outputs[orders[kind]], labels) for kind in ("sequential", "arbitrary")}
@@ -276,7 +289,7 @@ class FineTuner(pl.LightningModule):
         wandb = [logger for logger in self.loggers if isinstance(logger, WandbLogger)]
         checkpoint[RECORD] = {
             "version": __version__,
-            "model": self.model.config,
+            "model": self._trained_config,
             "method": self.method,
             "sampler": repr(self.sampler),
             "position_loss": self.position_loss,
@@ -288,8 +301,8 @@ class FineTuner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume from a checkpoint of another model."""
-        saved, config = checkpoint.get(RECORD, {}).get("model", {}), self.model.config
-        if saved != config:
+        saved, config = checkpoint.get(RECORD, {}).get("model", {}), self._trained_config
+        if saved not in (config, self.model.config):  # earlier versions saved the latter
             changed = sorted(key for key in saved | config if saved.get(key) != config.get(key))
             raise UserError(f"the checkpoint to resume from is of another model: {', '.join(changed)} differ")
 

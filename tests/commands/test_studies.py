@@ -11,13 +11,17 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from layershuffle.commands.analyse import analyse_command
 from layershuffle.commands.depth import depth_command
 from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.export import export_command
 from layershuffle.commands.search import search_command
 from layershuffle.commands.similarity import similarity_command
 from layershuffle.commands.train import train
 from layershuffle.evaluation.activations import cosine_similarities, seconds_per_image
 from layershuffle.orders.order import Order
+from layershuffle.reproduction.collect import collect
+from layershuffle.reproduction.sections import sections
 from layershuffle.results.record import Results
 
 
@@ -113,7 +117,7 @@ def test_similarities_token_by_token(small, images):
             assert float(found[i, j]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
 
 
-def test_depth_command_scores_and_times_every_depth(plain):
+def test_depth_command_scores_and_times_every_depth(plain, capsys):
     results = depth_command([plain, FEW, "--draws=2", "--repeats=1", "--output=d.json"])
     assert list(results.measures["seconds_per_image"]) == list("123456")
     assert all(seconds > 0 for seconds in results.measures["seconds_per_image"].values())
@@ -122,6 +126,16 @@ def test_depth_command_scores_and_times_every_depth(plain):
     assert {s.variant["strategy"] for s in pruned} == {"first", "even", "random"}
     assert all([int(layer) for layer in s.order.split()] == sorted(map(int, s.order.split())) for s in pruned)
     assert [path.name for path in Path().glob("*.png")] == ["d.png"]
+    exits, said = results.measures["early_exit"], capsys.readouterr().out
+    assert Results.load("d.json") == results
+    assert "choose a threshold for early exit on other images than those whose accuracy you report" in said
+    for f in exits:
+        assert f"{f['threshold']} {f['layers']:.2f} {100 * f['top1']:.2f}" in " ".join(said.split())
+    # If no image is ever sure enough, all run the own order.
+    assert {f["top1"] for f in exits if f["layers"] == 6} == {results.of("sequential")[0].top1}
+    (setup,), _ = collect(Path())
+    picture = next(s for s in sections([setup], []) if s.title.startswith("Other systems")).parts[0]
+    assert f"probability above 0.5, {exits[5]['layers']:.2f} layers" in [row[1] for row in picture.data.rows]
 
 
 def test_times_are_of_the_orders_asked_for(small, images):
@@ -170,6 +184,29 @@ def test_shared_layers_from_training_to_results(tmp_path):
     assert results.scores[0].position_accuracy is not None
     shuffled = fit(tmp_path / "again", *options[1:], "--model.sampler=Shuffle", f"--model.pretrained={checkpoint}")
     assert evaluate_command([shuffled, FEW, "--protocols=sequential"]).label == "layershuffle on cycle-rev(4)"
+
+
+def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
+    """Layers that were never trained run only in orders that name them."""
+    options = [f"--config={ROOT}/configs/method/reduced_depth.yaml", "--model.sampler.init_args.k=2"]
+    checkpoint = fit(tmp_path, *options, "--model.position=predict")
+    every_layer = "0 1 2 3 4 5"
+    protocols = ["--protocols", "sequential", "arbitrary", "pruned"]
+    results = evaluate_command([checkpoint, FEW, "--orders", "2", every_layer, *protocols])
+    line = "note: the model was trained with 2 of its 6 layers, so all layers means those of its own order: 0 1"
+    assert line in capsys.readouterr().out.replace("\n", " ")
+    assert results.label == "reduced-depth-2-predict"
+    assert results.model["config"]["order"] == "0 1"
+    orders = {score.order for score in results.scores if score.protocol != "given"}
+    assert orders == {None, "0 1", "1 0", "0", "1"}
+    sequential, *_, given = results.scores
+    assert (sequential.order, given.order) == ("0 1", every_layer)
+    export_command([checkpoint, "exported"])
+    assert "which this model doesn't" in Path("exported/README.md").read_text()
+    (exported,) = evaluate_command(["exported", FEW, "--protocols=sequential", "--output=e.json"]).scores
+    assert exported == sequential
+    changes = analyse_command([checkpoint, FEW, "--study=contributions", "--images=5"]).measures["contributions"]
+    assert {*changes["orders"]} <= {"0 1", "1 0"}
 
 
 def test_instancewise_from_training_to_results(tmp_path):

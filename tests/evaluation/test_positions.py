@@ -96,7 +96,7 @@ def test_representations_as_typed(checkpoint, tmp_path):
 
 
 def test_analyses_that_cannot_be(checkpoint, monkeypatch):
-    with pytest.raises(ValueError, match="there is no layer 9: the model has layers 0 to 3"):
+    with pytest.raises(ValueError, match="the model runs no layer 9: choose from 0 1 2 3"):
         analyse_command([checkpoint, "--layer=9"])
     with pytest.raises(ValueError, match="--images is 3 or more"):
         analyse_command([checkpoint, "--images=1"])

@@ -82,16 +82,17 @@ def test_curves_are_means_of_draws_then_over_seeds(tmp_path):
     assert f"](figures/{data.stem}.png)" in (tmp_path / "report/report.md").read_text()
 
 
-def test_a_reduced_depth_counts_at_its_own_depth(tmp_path):
-    found = results("reduced-depth-2")
+@pytest.mark.parametrize("kind", ["", "-predict", "-merged"])
+def test_a_reduced_depth_counts_at_its_own_depth(tmp_path, kind):
+    found = results(f"reduced-depth-2{kind}")
     first = [replace(s, variant=s.variant | {"strategy": "first"}) for s in found.scores if s.protocol == "pruned"]
     replace(found, scores=found.scores + first).save(tmp_path / "a.json")
     results().save(tmp_path / "b.json")
     section = next(s for s in sections(collect(tmp_path)[0], []) if s.title.startswith("Figures 1b"))
-    reduced = [[c.text for c in row] for row in section.parts[0].data.cells() if row[1].text == "reduced-depth"]
+    reduced = [[c.text for c in row] for row in section.parts[0].data.cells() if "reduced" in row[1].text]
     assert reduced == [
-        ["in original sequence", "reduced-depth", "2", "30.00", "", "1"],
-        ["in random sequence", "reduced-depth", "2", "30.00", "", "1"],
+        ["in original sequence", f"reduced-depth{kind}", "2", "30.00", "", "1"],
+        ["in random sequence", f"reduced-depth{kind}", "2", "30.00", "", "1"],
     ]
 
 

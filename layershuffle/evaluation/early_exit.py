@@ -1,0 +1,74 @@
+"""Early exit: each image stops as soon as the classifier is sure of it, so that easy images run fewer layers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layershuffle.evaluation.scoring import OrderMetrics
+from layershuffle.models.model import Output
+from layershuffle.orders.order import Order
+
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+"""The probabilities that have to be exceeded: 0 always is, and 1 never."""
+
+
+class EarlyExit:
+    """Scores an order whose images may stop after any step, from the logits after each step.
+
+    Two rules are swept. By confidence, an image stops when the probability of the likeliest class exceeds a threshold
+    (BranchyNet, arXiv 1709.01686, which compares the entropy instead). By patience, it stops when the predicted class
+    has stayed the same for ``patience`` steps in a row (PABEE, arXiv 2006.04152). An image that meets no rule runs
+    all steps.
+
+    Args:
+        order: with one step or more.
+        device: where the logits are.
+    """
+
+    def __init__(self, order: Order, device: torch.device) -> None:
+        self.order = order
+        self.beginnings = {order[:steps] for steps in range(1, len(order) + 1)}
+        self.thresholds = torch.tensor(THRESHOLDS, device=device)
+        self.patiences = torch.arange(len(order), device=device)
+        rules = len(self.thresholds) + len(self.patiences)
+        self.metrics = OrderMetrics(rules).to(device)
+        self.steps_run = torch.zeros(rules, dtype=torch.long, device=device)
+        self._logits: list[Tensor] = []
+
+    def add(self, order: Order, output: Output, labels: Tensor) -> None:
+        """Take one order's output for a batch; it counts if it is a beginning of ``self.order``.
+
+        Of each batch every beginning has to come once, the shorter ones first. labels: int64 [batch].
+        """
+        if order in self.beginnings:
+            self._logits.append(output.logits.float())
+        if order == self.order:
+            logits, self._logits = torch.stack(self._logits), []
+            stops = self._stops(logits)
+            images = torch.arange(len(labels), device=labels.device)
+            self.metrics.update(0, [Output(logits[stop, images]) for stop in stops], labels)
+            self.steps_run += (stops + 1).sum(dim=1)
+
+    def _stops(self, logits: Tensor) -> Tensor:
+        """The index of the step after which each image stops by each rule, [rules, batch].
+
+        logits: [steps, batch, classes].
+        """
+        confidence = logits.softmax(dim=-1).amax(dim=-1)
+        predicted = logits.argmax(dim=-1)
+        unchanged = torch.zeros_like(predicted)  # for how many steps in a row
+        for step in range(1, len(predicted)):
+            unchanged[step] = (unchanged[step - 1] + 1) * (predicted[step] == predicted[step - 1])
+        met = torch.cat([confidence > self.thresholds.view(-1, 1, 1), unchanged >= self.patiences.view(-1, 1, 1)])
+        met[:, -1] = True
+        return met.int().argmax(dim=1)  # the first of them
+
+    def found(self) -> list[dict[str, Any]]:
+        """For each rule its threshold (or patience), the mean number of steps that an image ran, and its scores."""
+        rules: list[dict[str, Any]] = [{"rule": "confidence", "threshold": value} for value in THRESHOLDS]
+        rules += [{"rule": "patience", "threshold": value} for value in self.patiences.tolist()]
+        return [
+            rule | {"layers": steps / score["images"]} | {name: score[name] for name in ("top1", "top5", "loss")}
+            for rule, steps, score in zip(rules, self.steps_run.tolist(), self.metrics.compute())
+        ]

@@ -1,0 +1,78 @@
+"""Early exit, against running every image by itself."""
+
+import statistics
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from layershuffle.evaluation.early_exit import THRESHOLDS, EarlyExit
+from layershuffle.evaluation.scoring import evaluate
+from layershuffle.orders.order import Order
+from layershuffle.orders.protocols import trials
+
+IMAGES, LABELS = torch.randn(23, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(23) % 5
+
+
+def swept(model, order):
+    """What early exit finds, and the scores of stopping all images after each step."""
+    early_exit = EarlyExit(order, torch.device("cpu"))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    batches = DataLoader(list(zip(IMAGES, LABELS)), 5)
+    asked = trials(["pruned"], order, draws=1, keep=tuple(range(1, len(order) + 1)))
+    scores = evaluate(model, nn.Identity(), batches, asked, fabric, on_output=early_exit.add)
+    return early_exit.found(), [s for s in scores if s.variant["strategy"] == "first"][::2]
+
+
+def run_alone(model, order, image, rule, threshold):
+    """Run one image step by step until it stops: its logits and how many steps that took."""
+    unchanged, before = 0, None
+    for steps in range(1, len(order) + 1):
+        (logits,) = model(image[None], order[:steps]).logits
+        predicted = int(logits.argmax())
+        unchanged = unchanged + 1 if predicted == before else 0
+        before = predicted
+        if float(logits.softmax(0)[predicted]) > threshold if rule == "confidence" else unchanged >= threshold:
+            break
+    return logits, steps
+
+
+@pytest.mark.parametrize("own", ["0 1 2 3", "2 (0|1) 1 3a 2 2 3f"])
+@torch.no_grad()
+def test_every_image_stops_where_it_does_by_itself(small, own):
+    model, order = small(order=own), Order(own)
+    found, _ = swept(model, order)
+    assert [(f["rule"], f["threshold"]) for f in found] == [
+        *(("confidence", threshold) for threshold in THRESHOLDS),
+        *(("patience", patience) for patience in range(len(order))),
+    ]
+    for f in found:
+        alone = [run_alone(model, order, image, f["rule"], f["threshold"]) for image in IMAGES]
+        logits = torch.stack([logits for logits, _ in alone])
+        assert f["layers"] == statistics.fmean(steps for _, steps in alone)
+        assert f["top1"] == statistics.fmean((logits.argmax(1) == LABELS).tolist())
+        assert f["loss"] == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-4)
+    # The images differ in where they stop, or there would be nothing to compare.
+    differing = {f["rule"] for f in found if f["layers"] % 1}
+    assert differing >= ({"confidence"} if own == "0 1 2 3" else {"confidence", "patience"})
+
+
+def test_at_the_ends_of_either_sweep_all_images_stop_together(small):
+    found, together = swept(small(), Order("0 1 2 3"))
+    for rule in ("confidence", "patience"):
+        ends = [f for f in found if f["rule"] == rule]
+        for end, score, layers in ((ends[0], together[0], 1), (ends[-1], together[-1], 4)):
+            assert (end["layers"], end["top1"], end["top5"]) == (layers, score.top1, score.top5)
+            assert end["loss"] == pytest.approx(score.loss, rel=1e-6)
+
+
+def test_nothing_is_sure_of_logits_that_are_not_finite(small):
+    model = small()
+    with torch.no_grad():
+        model.vit.blocks[2].norm1.weight.fill_(torch.nan)
+    found, together = swept(model, Order("0 1 2 3"))
+    assert found[len(THRESHOLDS) - 1]["layers"] == 4
+    assert together[-1].loss is None
