@@ -16,6 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
@@ -304,6 +305,8 @@ def contributions(results: Results, title: str = "", others: Sequence[Results] =
     changes = [(shown, changes_by_step(shown)) for shown in (results, *others)]
     steps = sorted({step for _, found in changes for step, _ in found})
     figure, axes, colours = _coloured_panels([results, *others], 4.6, "layer", [str(Order([step])) for step in steps])
+    for axis in axes[1:]:
+        axis.sharey(axes[0])
     for axis, (shown, found) in zip(axes, changes):
         lines: dict[Step, dict[int, list[float]]] = {}
         for (step, position), values in found.items():
@@ -313,9 +316,11 @@ def contributions(results: Results, title: str = "", others: Sequence[Results] =
             away = sorted(by_distance)
             axis.plot(away, [fmean(by_distance[d]) for d in away], ".-", color=colour, linewidth=1, markersize=4)
         axis.axvline(0, **CHANCE)
-        axis.set(
-            title=shown.label, yscale="log", xlabel="position, less the layer's original one", ylabel=change(shown)
-        )
+        axis.set(title=shown.label, yscale="log", ylabel=change(shown))
+        axis.set_xlabel("position, less the layer's original one")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 
