@@ -177,7 +177,7 @@ def test_older_files_are_drawn_with_the_quotient_that_they_hold():
     measured = {"orders": ["0 1", "1 0"], "changes": [[1, 2], [3, 4]]}
     results = Results({"name": "m"}, {}, {}, {}, [], {"contributions": measured})
     axis, _ = figures.contributions(results).axes
-    assert [line.get_data()[1] for line in axis.lines[:2]] == [[1, 4], [3, 2]]
+    assert [list(line.get_data()[1]) for line in axis.lines[:2]] == [[1, 4], [3, 2]]
     assert axis.get_ylabel() == "norm of the change of the class token, over its norm"
 
 
