@@ -1,14 +1,13 @@
 """What a layer does at each position."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.utils.data import Subset
 
 from layershuffle.commands.studying import Study, study_parser
+from layershuffle.data.module import split_images
 from layershuffle.errors import UserError
-from layershuffle.evaluation.activations import contribution, project, shuffled_runs
+from layershuffle.evaluation.activations import contributions, project, shuffled_runs
 from layershuffle.results.record import Results
 
 
@@ -19,40 +18,43 @@ def analyse_command(args: list[str] | None = None) -> Results:
     """
     parser = study_parser(
         "layershuffle analyse",
-        "Run each image in a random order of its own and look at the layers: their outputs (representations: UMAP of "
-        "one layer's, by the position it held) or how much each changes the class token (contributions).",
+        "Run random images, each in a random order of its own, and look at the layers: their outputs (representations: "
+        "UMAP of one layer's, by the position it held) or how much each changes what the model classifies by, the "
+        "class token or else the mean of the patch tokens (contributions).",
     )
     studies = ["representations", "contributions"]
     parser.add_argument("--study", choices=studies, default=studies[0], help="what to look at")
-    parser.add_argument("--layer", type=int | None, help="of the representations (default: the middle)")
-    parser.add_argument("--images", type=int, default=1000, help="how many of the images, the first ones")
+    parser.add_argument("--layer", type=int | None, help="of the representations (default: the middle one)")
+    parser.add_argument("--images", type=int, default=1000, help="how many of the images; the seed decides which ones")
     study = Study(parser, args, "analysis")
     config, model = study.config, study.model
     layers = sorted(model.order.layers)
     layer = layers[len(layers) // 2] if config.layer is None else config.layer
     if layer not in layers:
-        raise UserError(f"the model runs no layer {layer}: choose from {' '.join(map(str, layers))}")
+        raise UserError(f"the model doesn't run a layer {layer}: choose from {' '.join(map(str, layers))}")
     if config.images < 3:
         raise UserError("--images is 3 or more")
-    if any(len(step) > 1 or step[0].half for step in model.order):
-        raise UserError("only models whose steps are whole layers can be analysed")
-    data: Any = study.batches.dataset
-    images = Subset(data, range(min(config.images, len(data))))
+    images, _ = split_images(study.batches.dataset, config.images, config.seed)
     found: dict[str, Any] = {"orders": []}
-    changes, positions, outputs = [], [], []
+    if config.study == "contributions":
+        found |= {"token": model.backbone.summary, "added": [], "before": []}
+    else:
+        found |= {"layer": layer, "positions": []}
+    outputs = []
     with study.progress(f"analysing {study.record['name']}", len(images), "images") as (bar, task):
         for order, states in shuffled_runs(model, study.preprocess, images, study.fabric, config.seed):
             found["orders"].append(str(order))
             if config.study == "contributions":
-                changes.append([float(f"{contribution(*pair):.5g}") for pair in pairwise(states)])
+                norms = contributions([model.backbone.summarise(tokens) for tokens in states])
+                for name, values in zip(("added", "before"), norms):
+                    found[name].append([float(f"{value:.5g}") for value in values])
             else:
-                positions.append(max(index for index, step in enumerate(order) if step[0].layer == layer))
-                outputs.append(states[positions[-1] + 1].flatten().cpu())
+                visits = [position for position, step in enumerate(order) if layer in {unit.layer for unit in step}]
+                found["positions"] += visits
+                outputs += [states[position + 1].flatten().cpu() for position in visits]
             bar.advance(task)
-    if config.study == "contributions":
-        found["changes"] = changes
-    else:
+    if outputs:
         plane = project(torch.stack(outputs), config.seed).tolist()
-        found |= {"layer": layer, "positions": positions}
         found["plane"] = [[round(value, 3) for value in point] for point in plane]
-    return study.report([], {"study": config.study, "images": len(images)}, {config.study: found})
+    used = {"study": config.study, "images": len(images), "order": str(model.order)}
+    return study.report([], used, {config.study: found})

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from layershuffle.data.module import ImageData, TensorImages, _split
+from layershuffle.data.module import ImageData, TensorImages, split_images
 from layershuffle.errors import UserError
 
 
@@ -25,5 +25,5 @@ class Digits(ImageData):
         digits = load_digits()
         images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
         everything = TensorImages(images, torch.from_numpy(digits.target))
-        test, rest = _split(everything, len(everything) // 5, seed=0)
+        test, rest = split_images(everything, len(everything) // 5, seed=0)
         return TensorImages(*everything.__getitems__(list((rest if train else test).indices)))

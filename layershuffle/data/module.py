@@ -118,7 +118,7 @@ class ImageData(pl.LightningDataModule):
             train = self._chosen(self.load(train=True), self.train_images, "train")
             held_out = round(len(train) * self.val_fraction)  # type: ignore[arg-type]
             if held_out:
-                val, train = _split(train, held_out, self.split_seed)
+                val, train = split_images(train, held_out, self.split_seed)
             if len(train) == 0:  # type: ignore[arg-type]
                 raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
             self.sets |= {"train": train, "val": val if held_out else self.sets["test"]}
@@ -180,7 +180,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(
                 f"a search needs images to search on and others to report on: {fraction} of {total} leaves none for one"
             )
-        one, other = (self._loader(part, self.evaluation_batch) for part in _split(images, count, seed))
+        one, other = (self._loader(part, self.evaluation_batch) for part in split_images(images, count, seed))
         return one, other
 
     def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:
@@ -235,7 +235,7 @@ class ImageData(pl.LightningDataModule):
             return images
         if not 1 <= count <= total:
             raise UserError(f"{name}_images is {count}, but the {name} set has {total} images")
-        return _split(images, count, self.split_seed)[0]
+        return split_images(images, count, self.split_seed)[0]
 
 
 def from_config(config: dict[str, Any], trusted: str | None = None) -> ImageData:
@@ -293,7 +293,7 @@ def _arguments(cls: type) -> list[str]:
     return found
 
 
-def _split(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
+def split_images(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
     """``count`` random images and the rest, both in their original sequence."""
     rng = seeded(seed, "split")
     shuffled = sorted(range(len(images)), key=lambda _: rng.random())  # type: ignore[arg-type]

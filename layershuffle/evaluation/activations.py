@@ -1,6 +1,7 @@
 """What layers do: how alike their activations are, what they change at each position, and how long they take."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from lightning.fabric import Fabric
@@ -85,12 +86,20 @@ def shuffled_runs(
         yield order, [state.tokens[0].float() for state in states]
 
 
-def contribution(before: Tensor, after: Tensor) -> float:
-    """How much a layer changes the class token: the L2 norm of the change over the norm of the token before.
+def contributions(tokens: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """How much each step of a run changes a token (arXiv 2407.04513, figures 4c and 4d).
 
-    before, after: [tokens, dim], the class token first.
+    The change is not divided by the norm of the token that the step got. That norm grows with every step, so the
+    quotient falls with the position in any model, even an untrained one. The change itself doesn't: a layer normalises
+    its input, so that what an untrained layer adds has nearly the same norm at every position.
+
+    tokens: [dim], before the first step and after each step.
+
+    Returns:
+        For each step the L2 norm of what it adds to the token, and that of the token it got.
     """
-    return float((after[0] - before[0]).norm() / before[0].norm())
+    added = [float((after - before).norm()) for before, after in pairwise(tokens)]
+    return added, [float(before.norm()) for before in tokens[:-1]]
 
 
 def project(outputs: Tensor, seed: int) -> Tensor:

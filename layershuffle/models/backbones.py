@@ -84,6 +84,21 @@ class Backbone:
         return self.vit.forward_head(self.vit.norm(tokens))
 
     @property
+    def summary(self) -> str:
+        """What ``summarise`` returns: the "class token", or the "mean of the patch tokens"."""
+        return "class token" if self.vit.global_pool == "token" else "mean of the patch tokens"
+
+    def summarise(self, tokens: Tensor) -> Tensor:
+        """What stands for the whole image among ``tokens`` [..., tokens, dim]: returns [..., dim].
+
+        It is the class token where the head reads that, and otherwise the mean of the patch tokens, which average
+        pooling reads.
+        """
+        if self.vit.global_pool == "token":
+            return tokens[..., 0, :]
+        return tokens[..., self.vit.num_prefix_tokens :, :].mean(dim=-2)
+
+    @property
     def dim(self) -> int:
         return self.vit.embed_dim
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from layershuffle.orders.order import Order
 from layershuffle.reproduction import curves, paper
 from layershuffle.reproduction.collect import SetupResults, comparison, in_papers_sequence
 from layershuffle.reproduction.page import Picture, Section, Table, TableCell
@@ -139,14 +140,16 @@ def figure_4(setup: SetupResults, study: str) -> Section | None:
     else:
         letters, draw = "4c and 4d", figures.contributions
         caption = (
-            "the L2 norm of what each layer adds to the class token, over the norm of the token that it got, when "
-            "images run in random orders. The colour is the position that the layer held."
+            "how much each layer changes what the model classifies by, when images run in random orders, by how much "
+            "later (or, below 0, earlier) than originally the layer ran. Means over the images."
         )
-        data = Table("relative change", ["method", "layer", "position", "mean", "std", "images"], [])
+        header = ["method", "measured", "step", "position", "distance", "mean", "std", "images"]
+        data = Table("the change that a layer makes at a position", header, [])
         for results in several:
-            for (layer, position), values in sorted(figures.by_layer_and_position(results).items()):
-                numbers = [f"{values.mean():.4f}", f"{values.std():.4f}", str(len(values))]
-                data.rows.append([results.label, str(layer), str(position), *numbers])
+            for (step, position), values in figures.changes_by_step(results).items():
+                place = [str(Order([step])), str(position), str(figures.distance(results, step, position))]
+                numbers = [f"{values.mean():.4g}", f"{values.std():.4g}", str(len(values))]
+                data.rows.append([results.label, figures.change(results), *place, *numbers])
     picture = _picture(study, setup, caption, lambda: draw(several[0], others=several[1:]), data)
     return Section(f"Figures {letters}: {setup.data}", [], [picture])
 

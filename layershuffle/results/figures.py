@@ -16,11 +16,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy.stats import gaussian_kde
+from matplotlib.ticker import LogLocator
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
-from layershuffle.orders.order import Order
+from layershuffle.orders.order import Order, Step
 from layershuffle.orders.protocols import Protocol
 from layershuffle.results import tables
 from layershuffle.results.record import Results, Score, Summary, summarise
@@ -295,7 +295,9 @@ def cosine(results: Results, title: str = "") -> Figure:
 def representations(results: Results, title: str = "", others: Sequence[Results] = ()) -> Figure:
     """UMAP of a layer's output, coloured by the position that it held."""
     # Figures 4a and 4b of arXiv 2407.04513, with a panel for each model.
-    figure, axes, colours = _position_panels(several := [results, *others], "representations", 4.6)
+    several = [results, *others]
+    positions = range(max(len(Order(shown.measures["representations"]["orders"][0])) for shown in several))
+    figure, axes, colours = _coloured_panels(several, 4.6, "position", positions)
     for axis, shown in zip(axes, several):
         found = shown.measures["representations"]
         x, y = np.array(found["plane"]).T
@@ -305,24 +307,28 @@ def representations(results: Results, title: str = "", others: Sequence[Results]
 
 
 def contributions(results: Results, title: str = "", others: Sequence[Results] = ()) -> Figure:
-    """How much each layer changes the class token, coloured by the position that it held."""
-    # Figures 4c and 4d of arXiv 2407.04513, with a panel for each model and a ridge for each layer and position.
-    figure, axes, colours = _position_panels(several := [results, *others], "contributions", 5.6)
-    changes = [by_layer_and_position(shown) for shown in several]
-    low, high = np.percentile(np.concatenate([v for found in changes for v in found.values()]), (0.1, 99.9))
-    grid = np.linspace(np.log10(low) - 0.2, np.log10(high) + 0.2, 250)
-    for axis, shown, found in zip(axes, several, changes):
-        layers = sorted({layer for layer, _ in found})
-        for (layer, position), values in sorted(found.items()):
-            logs = np.log10(values)
-            if len(logs) > 2 and np.ptp(logs) > 0:
-                ridge = layer - 1.6 * (density := gaussian_kde(logs)(grid)) / density.max()
-                colour = colours.to_rgba(np.array(position))
-                axis.fill_between(10**grid, layer, ridge, color=colour, alpha=0.35, lw=0, rasterized=True)
-        axis.set(title=shown.label, xscale="log", ylim=(len(layers) - 0.5, -1.8), yticks=layers)
-        axis.set(xlabel="change of the class token, relative to its norm")
-        axis.spines[["top", "right", "left"]].set_visible(False)
-    axes[0].set_ylabel("layer")
+    """How much each layer changes what the model classifies by, by how far the layer is from its original place."""
+    # Figures 4c and 4d of arXiv 2407.04513, with a panel for each model and a line for each layer.
+    changes = [(shown, changes_by_step(shown)) for shown in (results, *others)]
+    steps = sorted({step for _, found in changes for step, _ in found})
+    figure, axes, colours = _coloured_panels([results, *others], 4.6, "layer", [str(Order([step])) for step in steps])
+    for axis in axes[1:]:
+        axis.sharey(axes[0])
+    for axis, (shown, found) in zip(axes, changes):
+        lines: dict[Step, dict[int, list[float]]] = {}
+        for (step, position), values in found.items():
+            lines.setdefault(step, {}).setdefault(distance(shown, step, position), []).extend(values)
+        for step, by_distance in lines.items():
+            colour = colours.to_rgba(np.array(steps.index(step)))
+            away = sorted(by_distance)
+            axis.plot(away, [fmean(by_distance[d]) for d in away], ".-", color=colour, linewidth=1, markersize=4)
+        axis.axvline(0, **CHANCE)
+        axis.set(title=shown.label, yscale="log", ylabel=change(shown))
+        axis.set_xlabel("position, less the layer's original one")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
+        axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -368,14 +374,30 @@ def by_kept(results: Results, strategy: str, sequence: str) -> dict[int, Summary
     return {kept: summarise(values) for kept, values in sorted(grouped.items())}
 
 
-def by_layer_and_position(results: Results) -> dict[tuple[int, int], np.ndarray]:
-    """The relative changes of the class token of all images, by the layer and the position that it held."""
-    found: dict[tuple[int, int], list[float]] = {}
+def changes_by_step(results: Results) -> dict[tuple[Step, int], np.ndarray]:
+    """The changes of ``change`` in all images, by the step and the position that it held."""
+    found: dict[tuple[Step, int], list[float]] = {}
     measured = results.measures["contributions"]
-    for order, changes in zip(measured["orders"], measured["changes"]):
-        for position, (step, change) in enumerate(zip(Order(order), changes)):
-            found.setdefault((step[0].layer, position), []).append(change)
-    return {key: np.array(values) for key, values in found.items()}
+    for order, changes in zip(measured["orders"], measured.get("added") or measured["changes"]):
+        for position, (step, value) in enumerate(zip(Order(order), changes)):
+            found.setdefault((step, position), []).append(value)
+    return {key: np.array(values) for key, values in sorted(found.items())}
+
+
+def change(results: Results) -> str:
+    """What the study of contributions measured. Files of version 0.2 and before have nothing but the quotient."""
+    measured = results.measures["contributions"]
+    text = f"norm of the change of the {measured.get('token', 'class token')}"
+    return text if "added" in measured else f"{text}, over its norm"
+
+
+def distance(results: Results, step: Step, position: int) -> int:
+    """How much later than originally ``step`` runs at ``position``; if the model repeats it, than at the nearest place.
+
+    Files of version 0.2 and before lack the model's own order, which is taken to have been ascending.
+    """
+    own = results.evaluation.get("order") or sorted(Order(results.measures["contributions"]["orders"][0]))
+    return min((position - place for place, other in enumerate(Order(own)) if other == step), key=abs)
 
 
 def chance(results: Results) -> float:
@@ -423,14 +445,15 @@ def _heat_map(values: np.ndarray, ticks: Sequence[float], title: str, label: str
     return figure
 
 
-def _position_panels(
-    several: Sequence[Results], study: str, height: float
+def _coloured_panels(
+    several: Sequence[Results], height: float, label: str, names: Sequence[Any]
 ) -> tuple[Figure, list[Axes], ScalarMappable]:
-    """A panel for each of the results, which share a bar of the positions' colours."""
-    positions = max(len(Order(results.measures[study]["orders"][0])) for results in several)
+    """A panel for each of the results, which share a bar of colours: one for each of ``names``."""
     viridis = colormaps["viridis"]
-    colours = ScalarMappable(BoundaryNorm(np.arange(-0.5, positions), viridis.N), viridis)
+    colours = ScalarMappable(BoundaryNorm(np.arange(-0.5, len(names)), viridis.N), viridis)
     figure = Figure(figsize=(1.4 + 4.2 * len(several), height), layout="constrained")
     axes = list(figure.subplots(1, len(several), squeeze=False)[0])
-    figure.colorbar(colours, ax=axes, label="position", ticks=range(positions), shrink=0.8).minorticks_off()
+    bar = figure.colorbar(colours, ax=axes, label=label, ticks=range(len(names)), shrink=0.8)
+    bar.minorticks_off()
+    bar.set_ticklabels(list(map(str, names)))
     return figure, axes, colours

@@ -1,20 +1,28 @@
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
+from helpers import SMALL, fails
 
+from layershuffle.commands import analyse
 from layershuffle.commands.analyse import analyse_command
+from layershuffle.commands.train import train
 from layershuffle.data import Preprocess
-from layershuffle.evaluation.activations import contribution, project, shuffled_runs
+from layershuffle.evaluation.activations import contributions, project, shuffled_runs
+from layershuffle.models import create_model
 from layershuffle.orders.order import Order
 from layershuffle.results import figures
 from layershuffle.results.record import Results
 
 
 class Images(torch.utils.data.Dataset):
+    def __init__(self, count=12):
+        self.count = count
+
     def __len__(self):
-        return 12
+        return self.count
 
     def __getitem__(self, at):
         return torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(at)), 0
@@ -47,42 +55,145 @@ def test_every_image_runs_in_an_order_of_its_own(small, fabric):
     assert [order for order, _ in shuffled_runs(model, preprocess, images, fabric, 4)] != orders
 
 
-def test_contribution_is_relative_to_the_class_token():
-    before, after = torch.tensor([[3.0, 4.0], [9.0, 9.0]]), torch.tensor([[3.0, 14.0], [0.0, 0.0]])
-    assert contribution(before, after) == 10 / 5
+def test_contributions_are_norms():
+    tokens = [torch.tensor(values) for values in ([3.0, 4.0], [3.0, 16.0], [0.0, 12.0])]
+    assert contributions(tokens) == ([12, 5], [5, pytest.approx((9 + 256) ** 0.5)])
+
+
+def test_what_an_untrained_layer_adds_does_not_depend_on_its_position(fabric):
+    torch.manual_seed(0)
+    model = create_model("vit_tiny_patch16_224", 5, **{**SMALL, "embed_dim": 64, "depth": 8})
+    added, before = [], []
+    for _, states in shuffled_runs(model, Preprocess(*model.image_format), Images(40), fabric, 0):
+        norms = contributions([model.backbone.summarise(tokens) for tokens in states])
+        added.append(norms[0])
+        before.append(norms[1])
+    change = np.mean(added, axis=0)
+    quotient = np.mean(np.divide(added, before), axis=0)
+    assert change.max() / change.min() < 1.15
+    assert quotient.max() / quotient.min() > 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "summary", "expected"),
+    [
+        ({}, "class token", lambda tokens: tokens[0]),
+        ({"class_token": False, "global_pool": "avg"}, "mean of the patch tokens", lambda tokens: tokens.mean(dim=0)),
+        ({"global_pool": "avg"}, "mean of the patch tokens", lambda tokens: tokens[1:].mean(dim=0)),
+    ],
+)
+def test_the_summary_is_what_the_head_reads(small, images, arguments, summary, expected):
+    model = small(**arguments)
+    with torch.inference_mode():
+        tokens = model.run_step(model.embed(images), model.order[0], 0)[0].tokens
+    assert model.backbone.summary == summary
+    assert torch.allclose(model.backbone.summarise(tokens)[0], expected(tokens[0]))
 
 
 @pytest.fixture
-def checkpoint(tmp_path, monkeypatch):
-    from layershuffle.commands.train import train
-
+def trained(tmp_path, monkeypatch):
+    """Trains a small model with these options besides."""
     monkeypatch.chdir(tmp_path)
-    arguments = [
-        "--model.name=vit_tiny_patch16_224",
-        "--model.timm_args={img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 16, depth: 4, num_heads: 2}",
-        "--data=layershuffle.data.Digits",
-        "--data.train_images=128",
-        "--trainer.max_epochs=1",
-        "--trainer.accelerator=cpu",
-        "--trainer.enable_progress_bar=false",
-        "--checkpoint.dirpath=.",
-    ]
-    train(arguments)
-    return "best.ckpt"
+
+    def make(*options, **timm_args):
+        size = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 4, "num_heads": 2}
+        arguments = [
+            "--model.name=vit_tiny_patch16_224",
+            f"--model.timm_args={json.dumps(size | timm_args)}",
+            "--data=layershuffle.data.Digits",
+            "--data.train_images=128",
+            "--trainer.max_epochs=1",
+            "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false",
+            "--checkpoint.dirpath=.",
+        ]
+        train([*arguments, *options])
+        return "best.ckpt"
+
+    return make
+
+
+@pytest.fixture
+def checkpoint(trained):
+    return trained()
 
 
 def test_contributions_as_typed(checkpoint, tmp_path):
     results = analyse_command([checkpoint, "--study=contributions", "--images=40", "--output=c.json"])
     assert Results.load("c.json") == results
-    found = figures.by_layer_and_position(results)
+    found = figures.changes_by_step(results)
     assert sum(map(len, found.values())) == 40 * 4
     measured = results.measures["contributions"]
-    order = Order(measured["orders"][7])
-    layer = order[2][0].layer
-    assert measured["changes"][7][2] in found[layer, 2]
+    step = Order(measured["orders"][7])[2]
+    assert measured["added"][7][2] in found[step, 2]
     assert all(np.all(values > 0) for values in found.values())
+    assert measured["token"] == "class token"
+    # All images begin with the same class token. No step can change its norm by more than the norm of what it adds.
+    added, before = np.array(measured["added"]), np.array(measured["before"])
+    assert np.all(before[:, 0] == before[0, 0])
+    assert np.all(np.abs(np.diff(before)) <= added[:, :-1] + 1e-3)
     assert (tmp_path / "c.png").stat().st_size > 10_000
     assert len(figures.contributions(results, others=[results]).axes) == 3
+
+
+def test_contributions_without_a_class_token(trained):
+    results = analyse_command(
+        [trained(class_token=False, global_pool="avg"), "--study=contributions", "--images=5", "--output=c.json"]
+    )
+    assert results.measures["contributions"]["token"] == "mean of the patch tokens"
+    (axis, _) = figures.contributions(results).axes
+    assert axis.get_ylabel() == "norm of the change of the mean of the patch tokens"
+
+
+def test_the_images_are_a_random_sample(checkpoint, monkeypatch):
+    chosen = []
+
+    def watched(model, preprocess, images, fabric, seed):
+        chosen.append(list(images.indices))
+        return shuffled_runs(model, preprocess, images, fabric, seed)
+
+    monkeypatch.setattr(analyse, "shuffled_runs", watched)
+    for seed in (0, 0, 1):
+        analyse_command([checkpoint, "--study=contributions", "--images=30", f"--seed={seed}", "--output=c.json"])
+    first, again, other = chosen
+    assert first == again != other
+    assert len(set(first)) == len(set(other)) == 30
+    # The largest of 30 out of 359 is below 180 with a probability of 1 in a thousand million.
+    assert min(max(first), max(other)) > 180
+
+
+def test_lines_are_drawn_by_the_distance_from_the_original_place():
+    measured = {"orders": ["0 1 0 1", "1 0 0 1"], "token": "class token", "added": [[1, 2, 3, 4], [5, 6, 7, 8]]}
+    results = Results({"name": "m"}, {}, {"order": "0 1 0 1"}, {}, [], {"contributions": measured})
+    axis, _ = figures.contributions(results).axes
+    one, other = ({int(x): y for x, y in zip(*line.get_data())} for line in axis.lines[:2])
+    # Layer 0 belongs at 0 and 2. It ran there with changes 1, 3 and 7, and at 1 (a tie: later than 0) with 6.
+    assert one == {0: pytest.approx((1 + 3 + 7) / 3), 1: 6}
+    assert other == {0: pytest.approx((2 + 4 + 8) / 3), -1: 5}
+    assert axis.get_ylabel() == "norm of the change of the class token"
+
+
+def test_older_files_are_drawn_with_the_quotient_that_they_hold():
+    measured = {"orders": ["0 1", "1 0"], "changes": [[1, 2], [3, 4]]}
+    results = Results({"name": "m"}, {}, {}, {}, [], {"contributions": measured})
+    axis, _ = figures.contributions(results).axes
+    assert [list(line.get_data()[1]) for line in axis.lines[:2]] == [[1, 4], [3, 2]]
+    assert axis.get_ylabel() == "norm of the change of the class token, over its norm"
+
+
+@pytest.mark.parametrize(
+    ("order", "default", "layer", "steps"),
+    [("cycle(6)", 2, 1, ["1"]), ("0 2", 2, 0, ["0"]), ("0 (1|2) 3a 1a 3f", 2, 1, ["(1|2)", "1a"])],
+)
+def test_representations_of_every_visit(trained, monkeypatch, order, default, layer, steps):
+    monkeypatch.setattr(analyse, "project", lambda outputs, seed: torch.rand(len(outputs), 2))
+    checkpoint = trained(f"--model.order={order}")
+    results = analyse_command([checkpoint, "--images=20", f"--layer={layer}", "--output=r.json"])
+    measured = results.measures["representations"]
+    visits = [at for text in measured["orders"] for at, step in enumerate(text.split()) if step in steps]
+    assert measured["positions"] == visits
+    assert len(measured["plane"]) == len(visits) >= 20
+    assert analyse_command([checkpoint, "--images=3"]).measures["representations"]["layer"] == default
 
 
 def test_representations_as_typed(checkpoint, tmp_path):
@@ -95,8 +206,13 @@ def test_representations_as_typed(checkpoint, tmp_path):
     assert (tmp_path / "r.png").stat().st_size > 10_000
 
 
+def test_a_layer_that_the_order_leaves_out(trained, capsys):
+    line = fails(capsys, analyse_command, trained("--model.order=0 2"), "--layer=1")
+    assert line == "error: the model doesn't run a layer 1: choose from 0 2"
+
+
 def test_analyses_that_cannot_be(checkpoint, monkeypatch):
-    with pytest.raises(ValueError, match="the model runs no layer 9: choose from 0 1 2 3"):
+    with pytest.raises(ValueError, match="the model doesn't run a layer 9: choose from 0 1 2 3"):
         analyse_command([checkpoint, "--layer=9"])
     with pytest.raises(ValueError, match="--images is 3 or more"):
         analyse_command([checkpoint, "--images=1"])
