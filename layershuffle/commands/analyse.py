@@ -33,7 +33,7 @@ def analyse_command(args: list[str] | None = None) -> Results:
         raise UserError(f"there is no layer {layer}: the model has layers 0 to {model.depth - 1}")
     if config.images < 3:
         raise UserError("--images is 3 or more")
-    if any(len(step) > 1 or step[0].half for step in model.order):
+    if model.order.whole_layers is None:
         raise UserError("only models whose steps are whole layers can be analysed")
     data: Any = study.batches.dataset
     images = Subset(data, range(min(config.images, len(data))))
