@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+import layershuffle
 from layershuffle import hardware
+from layershuffle.evaluation.device import make_fabric
 from layershuffle.hardware import fastest_precision, largest_batch
 
 CPU = torch.device("cpu")
@@ -35,6 +37,15 @@ def test_the_work_decides_not_the_matrix_product(monkeypatch, bf16, expected):
     done = clock(monkeypatch, {torch.float32: 1.0, torch.bfloat16: 0.5}, {False: 1.0, True: bf16})
     assert fastest_precision(lambda: None, CPU, repeats=2) == expected
     assert done == [False, True] * 3
+
+
+def test_precision_is_measured_on_images_as_the_model_takes_them(monkeypatch):
+    # This model begins with a convolutional network: its projection has 64 channels, its images have 3.
+    model = layershuffle.create_model("vit_tiny_r_s16_p8_224", 5, img_size=64, depth=1)
+    assert model.image_shape == (3, 64, 64)
+    done = clock(monkeypatch, {torch.float32: 1.0, torch.bfloat16: 0.5}, {False: 1.0, True: 0.5})
+    assert make_fabric("cpu", "auto", model)._precision.precision == "bf16-mixed"
+    assert len(done) == 8
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layershuffle.errors import UserError
 from layershuffle.files import read_json
@@ -84,6 +85,16 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
     except (TypeError, ZeroDivisionError) as error:
         raise UserError(f"{config} is damaged: {error}") from error
     return model.eval()
+
+
+def keep_classes(model: OrderedViT, count: int) -> None:
+    """Leave out all but the first ``count`` classes of a model that ``load_reference`` made.
+
+    The authors fine-tuned on CIFAR-100 with the head of 1,000 classes that ImageNet needs.
+    """
+    head: Any = model.vit.head
+    head.weight, head.bias = nn.Parameter(head.weight[:count]), nn.Parameter(head.bias[:count])
+    head.out_features = model.config["num_classes"] = count
 
 
 def _renamed(content: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ import safetensors.torch
 
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
-from layershuffle.models.create import create_fitting
+from layershuffle.models.create import create_fitting, cut
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.weights import read_file
 from layershuffle.results import tables
 from layershuffle.results.record import Results
 
+LOAD = "layershuffle.checkpoints.loading.load"
 RECORD_FILE = "layershuffle.json"
 POSITION_FILE = "layershuffle.safetensors"
 """Holds the weights that timm's models lack: of position encoding or prediction, and of choices of orders."""
@@ -30,6 +31,9 @@ def export(
 ) -> None:
     """Write a model, its record and its data (see ``loading.LoadedModel``), and a model card to ``folder``.
 
+    A model whose own order is a sequence of whole layers is written as a plain model with these layers, which timm can
+    run. If timm can't run a model, ``create_model`` of timm refuses the folder and says why.
+
     Raises:
         UserError: if the folder is not empty, results are of another model, or the files can't be written.
     """
@@ -37,6 +41,11 @@ def export(
         raise UserError(f"{folder} is there already: export to a new or empty folder")
     for other in (found.model for found in results if found.model.get("sha256") != record["sha256"]):
         raise UserError(f"the results of {other.get('source')} are of another checkpoint than {record['source']}")
+    only_here = why_only_here(model)
+    if model.config.get("order") and not only_here:
+        record = record | {"cut": str(model.order)}
+        model = cut(model)
+        record["config"] = model.config
     size, mean, std = model.image_format
     pretrained_cfg: Any = model.vit.pretrained_cfg
     pretrained_cfg |= {
@@ -52,10 +61,12 @@ def export(
     timm_args = {name: value for name, value in model.config.items() if name not in ours}
     if model.config["norm_eps"] is not None:
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
+    # timm answers that it doesn't know a model of this name.
+    renamed = {"architecture": f"timm can't run it, because {only_here}; use {LOAD}"} if only_here else {}
     from timm.models import save_for_hf
 
     try:
-        save_for_hf(model.vit, str(folder), model_args=timm_args, safe_serialization=True)
+        save_for_hf(model.vit, str(folder), model_config=renamed, model_args=timm_args, safe_serialization=True)
         own = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("vit.")}
         if own:
             safetensors.torch.save_file(own, folder / POSITION_FILE)
@@ -63,6 +74,15 @@ def export(
         raise UserError(f"{folder} could not be written: {getattr(error, 'strerror', None) or error}") from error
     write_whole(folder / RECORD_FILE, json.dumps({"record": record, "data": data}, indent=1) + "\n")
     write_whole(folder / "README.md", card(model, record, folder.name, results, license))
+
+
+def why_only_here(model: OrderedViT) -> str | None:
+    """Why timm can't run the model, or None if it can."""
+    if model.choice:
+        return "each image chooses its order"
+    if model.order.whole_layers is None:
+        return f"its order, {model.order}, is no sequence of whole layers"
+    return None
 
 
 def read(folder: Path) -> tuple[OrderedViT, dict[str, Any], dict[str, Any] | None]:
@@ -88,17 +108,28 @@ def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence
     """The model card, in Markdown."""
     size = model.image_format.size
     mean, std = (", ".join(f"{value:.4g}" for value in part) for part in model.image_format[1:])
+    only_here = why_only_here(model)
+    library = "layershuffle" if only_here else "timm"
+    plain = """```python
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:USER/NAME"
+```
+
+"""
     note = "gives its logits in sequential order. Any other order runs in layershuffle:"
-    if model.encoding:
+    if only_here:
+        plain, note = "", f"timm can't run this model, because {only_here}. Use this package:"
+    elif model.encoding:
         note = "timm's model lacks the position encoding, so its logits are not this model's. Use this package:"
     elif model.backbone.ignores_second_head:
         note = "timm averages this model's two heads; it was trained with the class token's alone. Use this package:"
-    elif model.choice or model.config.get("order"):
-        note = "timm runs the layers in sequence, which this model doesn't. Use this package:"
     merged = ""
     if record.get("merged"):
         sources = ", ".join(source["sha256"][:12] for source in record["merged"]["sources"])
         merged = f"Merged: its layers come from the checkpoints {record['merged']['layers']} of {sources}.\n"
+    if record.get("cut"):
+        merged += f"Its layers are copies of those of the trained model, in the order {record['cut']}.\n"
     scores = "".join(
         f"{found.data['name']}, {found.data['images']} images ({found.data.get('split')}):\n\n"
         f"{tables.markdown(header, rows)}\n"
@@ -106,7 +137,7 @@ def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence
         for header, rows in tables.of(found).values()
     )
     return f"""---
-library_name: timm
+library_name: {library}
 license: {license}
 pipeline_tag: image-classification
 tags: [image-classification, timm, layershuffle]
@@ -119,13 +150,7 @@ order sampler `{record.get("sampler")}`, position `{model.config["position"]}`, 
 {merged}
 ## Use
 
-```python
-import timm
-
-model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:USER/NAME"
-```
-
-{note}
+{plain}{note}
 
 ```python
 from layershuffle.checkpoints.loading import load

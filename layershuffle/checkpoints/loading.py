@@ -25,12 +25,14 @@ class LoadedModel:
         record: its name, its source and how to make it again, as the results have it.
         data: the data it was trained on, as ``ImageData.config`` describes it; None if unknown.
         wandb: the id and the project of the W&B run that trained it, if any.
+        authors: whether it is one of the LayerShuffle authors' checkpoints.
     """
 
     model: OrderedViT
     record: dict[str, Any]
     data: dict[str, Any] | None = None
     wandb: dict[str, str] | None = None
+    authors: bool = False
 
 
 def load(source: str, pretrained: str | None = None) -> LoadedModel:
@@ -54,7 +56,7 @@ def load(source: str, pretrained: str | None = None) -> LoadedModel:
             raise UserError(f"{path} has no config.json with a model.safetensors or pytorch_model.bin beside it")
         model = load_reference(files[0], path / "config.json")
         about = {"name": path.name, "source": str(files[0]), "sha256": sha256(files[0]), "config": model.config}
-        return LoadedModel(model, about)
+        return LoadedModel(model, about, authors=True)
     if _is_checkpoint(source):
         content = read_checkpoint(path)
         record = content[RECORD]

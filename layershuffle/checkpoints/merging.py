@@ -1,6 +1,5 @@
 """Merges models of the same backbone: each layer comes from one of them (arXiv 2407.04513v1)."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,6 @@ from layershuffle.files import sha256
 from layershuffle.models.backbones import LAYER_ROWS, layer_of
 from layershuffle.models.weights import BACKBONE_PREFIX
 from layershuffle.orders.order import seeded
-
-_POSITION = re.compile(r"model\.(?:encoding\.projections|prediction\.heads)\.(\d+)\.")
-
-
-def _layer_of(name: str) -> int | None:
-    """The layer that a weight of a checkpoint belongs to, or None if it isn't one layer's."""
-    match = _POSITION.match(name)
-    return int(match[1]) if match else layer_of(name.removeprefix(BACKBONE_PREFIX))
 
 
 def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
@@ -40,7 +31,7 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
         for key in ("model", "method"):
             if content[RECORD].get(key) != first[RECORD].get(key):
                 raise UserError(f"{path} is of another {key} than {paths[0]}, so the two can't be merged")
-    layers = {layer for layer in map(_layer_of, first["state_dict"]) if layer is not None}
+    layers = {layer for layer in map(layer_of, first["state_dict"]) if layer is not None}
     rng = seeded(seed, "merge")
     source = {layer: int(rng.random() * len(paths)) for layer in sorted(layers)}
 
@@ -49,7 +40,7 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
         if rows is not None:
             each = [contents[source[layer]]["state_dict"][name].select(rows, layer) for layer in source]
             return torch.stack(each, rows)
-        layer = _layer_of(name)
+        layer = layer_of(name)
         return contents[0 if layer is None else source[layer]]["state_dict"][name]
 
     merged = {"sources": [{"source": str(p), "sha256": sha256(p)} for p in paths], "layers": list(source.values())}

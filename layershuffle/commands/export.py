@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from layershuffle.checkpoints.export import export
+from layershuffle.checkpoints.export import LOAD, export, why_only_here
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
@@ -26,6 +26,10 @@ def export_command(args: list[str] | None = None) -> None:
         raise UserError(f"{config.checkpoint} is not a checkpoint of layershuffle train")
     results = [Results.load(path) for path in config.results]
     export(subject.model, subject.record, subject.data, config.folder, results, config.license)
-    print(f"exported to {config.folder}: timm.create_model('local-dir:{config.folder}', pretrained=True)")
-    if subject.model.encoding:
-        print("note: timm's model lacks the position encoding; layershuffle.checkpoints.loading.load returns it too")
+    if why := why_only_here(subject.model):
+        print(f"exported to {config.folder}: {LOAD}('{config.folder}')")
+        print(f"note: timm can't run this model, because {why}")
+    else:
+        print(f"exported to {config.folder}: timm.create_model('local-dir:{config.folder}', pretrained=True)")
+        if subject.model.encoding:
+            print(f"note: timm's model lacks the position encoding; {LOAD} returns it too")

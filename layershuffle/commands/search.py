@@ -40,7 +40,7 @@ def search_command(args: list[str] | None = None) -> Results:
     measures: dict[str, Any] = {"strategy": config.strategy, "images": len(searched.dataset)}  # type: ignore[arg-type]
     if config.strategy == "well-trained":
         exponents = heavy_tail_exponents(study.model)
-        found = {"well-trained": well_trained_first(exponents)}
+        found = {"well-trained": well_trained_first(exponents, own)}
         measures["exponents"] = [round(exponent, 4) for exponent in exponents]
     else:
         trace = list(greedy(own, losses) if config.strategy == "greedy" else climb(start, losses, config.rounds))

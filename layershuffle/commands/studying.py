@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loading import load, trained_on
 from layershuffle.commands.parser import Parser, option_values
 from layershuffle.data import ImageData, Preprocess, from_config
@@ -99,10 +100,14 @@ class Study:
         with fabric.rank_zero_first():
             self.data.prepare_data()
         self.data.setup("test" if config.split == "test" else "fit")
-        if (classes := model.config["num_classes"]) != self.data.num_classes:
-            raise UserError(
-                f"the model tells {classes} classes apart, but the data has {self.data.num_classes}: give other --data"
-            )
+        classes, needed = model.config["num_classes"], self.data.num_classes
+        if loaded.authors and classes > needed:
+            keep_classes(model, needed)
+            self.record["classes"] = f"the first {needed} of {classes}"
+            if fabric.is_global_zero:
+                print(f"of the {classes} classes of the authors' checkpoint, the first {needed} are evaluated")
+        elif classes != needed:
+            raise UserError(f"the model tells {classes} classes apart, but the data has {needed}: give other --data")
         self.batch_size = config.batch_size or self.data.evaluation_batch
         if config.batch_size == "auto":
             self.batch_size = largest_evaluation_batch(model, self.data, config.split, fabric)
@@ -180,6 +185,11 @@ class Study:
         drawn = figures.draw(results, output, title)
         for name, (header, rows) in found.items():
             console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
+        if nan := [score for score in scores if score.nan]:
+            each = [f"{s.nan} in order {s.order or tables.name_of((s.protocol, *s.variant.values()))}" for s in nan]
+            more = f", and some in {len(nan) - 3} more, which the results file names" if len(nan) > 3 else ""
+            what = f"of {images} images these count as wrong, because their logits are not numbers (NaN)"
+            print(f"warning: {what}: {', '.join(each[:3])}{more}", file=sys.stderr)
         for line in (f"results: {output}", *(f"plot: {path}" for path in drawn.values())):
             console.print(line, soft_wrap=True, highlight=False)
         if isinstance(self.logger, WandbLogger):

@@ -39,6 +39,12 @@ def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Itera
         del states[shared + 1 :], position_logits[shared:]
 
 
+def _best(logits: Tensor) -> Tensor:
+    """The index of the largest logit, int64 [...], from [..., classes]; -1, which is no class, where a logit is NaN."""
+    best = logits.max(dim=-1)  # torch takes NaN for the largest number
+    return best.indices.where(~best.values.isnan(), -1)
+
+
 class OrderMetrics(Metric):
     """Top-1 and top-5 accuracy, cross-entropy and position accuracy of ``count`` orders, summed on the device."""
 
@@ -49,24 +55,25 @@ class OrderMetrics(Metric):
     def __init__(self, count: int) -> None:
         super().__init__()
         self.add_state("loss", torch.zeros(count), dist_reduce_fx="sum")
-        # The number of images, top-1 and top-5 hits, predicted positions, and those predicted rightly.
-        self.add_state("counts", torch.zeros(5, count, dtype=torch.long), dist_reduce_fx="sum")
+        # The number of images, top-1 and top-5 hits, predicted positions, those predicted rightly, images with NaN.
+        self.add_state("counts", torch.zeros(6, count, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, first: int, outputs: Sequence[Output], labels: Tensor) -> None:
         """Add a batch's outputs to the orders from number ``first`` on, one output each; labels: int64 [batch]."""
         rows = slice(first, first + len(outputs))
-        images, top1, top5, positions, positions_right = self.counts
+        images, top1, top5, positions, positions_right, nan = self.counts
         logits = torch.stack([output.logits for output in outputs]).float()
-        best = logits.topk(min(5, logits.shape[-1])).indices == labels.unsqueeze(1)
+        best, five = _best(logits), logits.topk(min(5, logits.shape[-1])).indices
         losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
         images[rows] += len(labels)
-        # Not best[..., 0], because topk may return equal logits in another sequence than argmax.
-        top1[rows] += (logits.argmax(dim=-1) == labels).sum(dim=1)
-        top5[rows] += best.sum(dim=(1, 2))
+        # Not five[..., 0], because topk may return equal logits in another sequence than argmax.
+        top1[rows] += (best == labels).sum(dim=1)
+        top5[rows] += ((five == labels.unsqueeze(1)).any(dim=-1) & (best >= 0)).sum(dim=1)
+        nan[rows] += (best < 0).sum(dim=1)
         self.loss[rows] += losses.view(len(outputs), -1).sum(dim=1)
         for row, (_, position_logits) in enumerate(outputs, first):
             if position_logits is not None:
-                predicted = position_logits.argmax(dim=-1)
+                predicted = _best(position_logits)
                 held = torch.arange(len(predicted), device=predicted.device)
                 positions[row] += predicted.numel()
                 positions_right[row] += (predicted == held[:, None]).sum()
@@ -81,8 +88,9 @@ class OrderMetrics(Metric):
                 # A float32 sum has no more than 7 digits.
                 "loss": float(f"{loss / images:.7g}") if math.isfinite(loss) else None,
                 "position_accuracy": right / positions if positions else None,
+                "nan": nan,
             }
-            for loss, images, top1, top5, positions, right in zip(self.loss.tolist(), *self.counts.tolist())
+            for loss, images, top1, top5, positions, right, nan in zip(self.loss.tolist(), *self.counts.tolist())
         ]
 
 
@@ -174,6 +182,7 @@ def evaluate(
 def _picked(choice_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[Pick, Tensor]:
     """For each Pick, the index of the choice for each image, int64 [batch]; logits: [choices, batch, classes]."""
     losses = torch.stack([F.cross_entropy(of_one, labels, reduction="none") for of_one in logits])
-    wrong = logits.argmax(dim=2) != labels
+    losses = losses.nan_to_num(nan=torch.inf)  # argmin takes NaN for the smallest number
+    wrong = _best(logits) != labels
     # An order in which the image is classified rightly comes first even if its loss is larger.
     return {"chosen": choice_logits.argmax(dim=1), "oracle": (losses + 1e6 * wrong).argmin(dim=0)}

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.named import swap
-from layershuffle.orders.order import Order
+from layershuffle.orders.order import Order, Step
 
 Losses = Callable[[Sequence[Order]], list[float]]
 """Scores orders: the validation loss of each."""
@@ -71,11 +72,14 @@ def heavy_tail_exponents(model: OrderedViT) -> list[float]:
     return [sum(exponents) / len(exponents) for exponents in by_layer]
 
 
-def well_trained_first(exponents: Sequence[float]) -> Order:
-    """The layers by their ``heavy_tail_exponents``, the best trained first (arXiv 2302.02123).
+def well_trained_first(exponents: Sequence[float], own: Order) -> Order:
+    """The steps of ``own`` by the mean ``heavy_tail_exponents`` of their layers, the best trained first.
 
-    The paper permutes the weight matrices of translation models before training, and its author has noted an error in
-    its implementation. This applies its idea to the layers of a trained model, as a strategy to compare with.
+    Steps of the same layers stay in the sequence that they have in ``own``.
+
+    The paper (arXiv 2302.02123) permutes the weight matrices of translation models before training, and its author has
+    noted an error in its implementation. This applies its idea to the layers of a trained model, as a strategy to
+    compare with.
     """
-    layers: list[int] = sorted(range(len(exponents)), key=lambda layer: exponents[layer])
-    return Order(layers)
+    steps: list[Step] = sorted(own, key=lambda step: fmean(exponents[unit.layer] for unit in step))
+    return Order(steps)

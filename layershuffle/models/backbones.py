@@ -5,10 +5,11 @@ timm is imported when a model is made: that takes most of a second, for which a 
 """
 
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from layershuffle.errors import UserError
@@ -105,7 +106,9 @@ class Backbone:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images, in pixels."""
-        return self.vit.patch_embed.proj.in_channels, *self.vit.patch_embed.img_size
+        # In hybrid models a convolutional network comes before the projection.
+        first = next(module for module in self.vit.patch_embed.modules() if isinstance(module, nn.Conv2d))
+        return first.in_channels, *self.vit.patch_embed.img_size
 
     def unused_parameters(self, units: Set[Unit]) -> list[nn.Parameter]:
         """The parameters of the layers that none of ``units`` runs."""
@@ -221,7 +224,31 @@ def backbone_of(vit: nn.Module, head: Head = "average") -> Backbone:
     )
 
 
+_LAYER = re.compile(r"((?:model\.)?(?:(?:vit\.)?blocks|encoding\.projections|prediction\.heads)\.)([0-9]{1,4})(\..*)")
+
+
 def layer_of(name: str) -> int | None:
-    """The layer that a weight belongs to, by its name in timm's state dict; None if it is outside the layers."""
-    found = re.match(r"blocks\.([0-9]{1,4})\.", name)
-    return int(found[1]) if found else None
+    """The layer that a weight belongs to, or None if it is outside the layers.
+
+    ``name`` is its name in the state dict of timm's model, of an OrderedViT or of a checkpoint.
+    """
+    found = _LAYER.fullmatch(name)
+    return int(found[2]) if found else None
+
+
+def take_layers(weights: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
+    """The weights of a model whose layers are some of another model's; they may be left out, moved or repeated.
+
+    Args:
+        weights: the other model's, under the names that ``layer_of`` knows.
+        layers: for each layer of the new model, which one of the other model it is.
+    """
+    taken: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if found := _LAYER.fullmatch(name):
+            taken |= {f"{found[1]}{new}{found[3]}": value for new, old in enumerate(layers) if old == int(found[2])}
+        elif (rows := LAYER_ROWS.get(name.removeprefix("vit."))) is not None:
+            taken[name] = value.index_select(rows, torch.tensor(layers, device=value.device))
+        else:
+            taken[name] = value
+    return taken

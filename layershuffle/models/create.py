@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from layershuffle.errors import UserError
-from layershuffle.models.backbones import FAMILIES, LAYER_ROWS, Head, layer_of
+from layershuffle.models.backbones import FAMILIES, Head, layer_of, take_layers
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position
 from layershuffle.models.weights import read_backbone
-from layershuffle.orders.order import MAX_STEPS
+from layershuffle.orders.order import MAX_STEPS, Order, OrderLike
 
 
 def create_model(
@@ -56,8 +56,8 @@ def create_model(
     import timm
 
     config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
-    config |= {"head": head, "norm_eps": norm_eps, **timm_args} | ({"order": order} if order else {})
-    config |= {"choices": list(choices)} if choices is not None else {}
+    config |= {"head": head, "norm_eps": norm_eps, **timm_args} | ({"order": _text(order)} if order else {})
+    config |= {"choices": [_text(choice) for choice in choices]} if choices is not None else {}
     if not timm.is_model(name):  # timm.create_model would also look in folders and on the hub.
         raise _unknown(name)
     if num_classes < 1:
@@ -106,7 +106,7 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
         raise UserError(f"the model it names has {sorted(map(str, strange))[0][:200]}, which describes no model")
     depth, positions = config.get("depth"), config.get("positions")
     try:
-        layers = {layer_of(key.removeprefix("vit.")) for key in weights} - {None}
+        layers = {layer_of(key) for key in weights} - {None}
         if depth is not None and depth != len(layers):
             raise RuntimeError(f"there are weights of {len(layers)} layers, not of {depth}")
         if positions is not None and not 0 < positions <= MAX_STEPS:
@@ -126,17 +126,32 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
     return model
 
 
+def cut(model: OrderedViT, order: OrderLike | None = None) -> OrderedViT:
+    """A model whose layers are copies of those that ``model`` runs in ``order``, by default its own, in that sequence.
+
+    In sequence it gives the same logits and position logits. Its images choose no orders.
+
+    Raises:
+        UserError: if ``model`` can't run the order, or some of its steps are halves of layers or several in parallel.
+    """
+    order = model.order if order is None else model.check(order)
+    layers = order.whole_layers
+    if layers is None:
+        raise UserError(f"only whole layers, one after the other, make a plain model, and '{order}' runs others")
+    config = {name: value for name, value in model.config.items() if name not in ("order", "choices")}
+    config |= {"depth": len(layers), "positions": model.positions}
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("choice.")}
+    return create_fitting(take_layers(weights, layers), "the model", **config).train(model.training)
+
+
 def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:
     """The weights that a model of ``depth`` layers takes from a deeper one, or all if ``depth`` is None."""
     if depth is None:
         return weights
-    layers = {name: layer_of(name) for name in weights}
-    count = 1 + max((layer for layer in layers.values() if layer is not None), default=-1)
+    count = 1 + max((layer for layer in map(layer_of, weights) if layer is not None), default=-1)
     if count < depth:
         raise UserError(f"{source} has only {count} layers: a model of depth {depth} can't start from it")
-    kept = {name: value for name, value in weights.items() if (layers[name] or 0) < depth}
-    rows = {name: kept[name].narrow(dim, 0, depth) for name, dim in LAYER_ROWS.items() if name in kept}
-    return kept | rows
+    return take_layers(weights, range(depth))
 
 
 def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> tuple[dict[str, Any], list[str]]:
@@ -160,6 +175,11 @@ def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> t
         weights[f"{head}.bias"] = torch.zeros(num_classes)
     overlay = {"state_dict": weights, "custom_load": False, "num_classes": num_classes}
     return overlay | ({"input_size": (channels, *known.input_size[1:])} if known else {}), new
+
+
+def _text(order: OrderLike) -> str:
+    """The order as a file can record it. A name, such as ``cycle(6)``, is kept."""
+    return order if isinstance(order, str) else str(Order(order))
 
 
 def _unknown(name: str) -> UserError:

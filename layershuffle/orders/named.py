@@ -17,6 +17,11 @@ def permutation(depth: int, rng: random.Random) -> Order:
     return sequential(depth).shuffled(rng)
 
 
+def backwards(depth: int) -> Order:
+    """All layers in reverse sequence, from the last to layer 0."""
+    return Order(range(depth - 1, -1, -1))
+
+
 def first(k: int, depth: int) -> Order:
     """The first ``k`` of ``depth`` layers."""
     return sequential(_kept(k, depth))
@@ -125,8 +130,13 @@ def cycle(visits: int, depth: int) -> Order:
 
 
 def cycle_rev(visits: int, depth: int) -> Order:
-    """Like ``cycle``, but the last ``depth`` visits run the layers backwards (arXiv 2104.06022)."""
-    return cycle(visits, depth)[: visits - depth] + range(depth - 1, -1, -1)
+    """Like ``cycle``, but the last visits run the layers backwards (arXiv 2104.06022).
+
+    At most ``depth`` visits run backwards, and the first ``depth`` visits always run forwards: 4 visits of 3 layers are
+    0 1 2 2. This is what the authors' code does (github.com/takase/share_layer_params).
+    """
+    forwards = max(depth, visits - depth)
+    return cycle(visits, depth)[:forwards] + backwards(depth)[: visits - forwards]
 
 
 def sublayers(depth: int) -> Order:
@@ -149,8 +159,8 @@ def sandwich(k: int, depth: int) -> Order:
 NAMED: dict[str, Callable[..., Order]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        sequential, first, evenly_spaced, skip, middle_repeat, reverse, parallel, looped_parallel, swap, ablate,
-        sequence, cycle, cycle_rev, sublayers, sandwich,
+        sequential, backwards, first, evenly_spaced, skip, middle_repeat, reverse, parallel, looped_parallel, swap,
+        ablate, sequence, cycle, cycle_rev, sublayers, sandwich,
     )
 }  # fmt: skip
 

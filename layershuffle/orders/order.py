@@ -65,6 +65,12 @@ class Order:
         """The indices of the layers that the order runs, wholly or in part."""
         return frozenset(unit.layer for step in self.steps for unit in step)
 
+    @property
+    def whole_layers(self) -> list[int] | None:
+        """The indices of the layers in sequence, or None if a step is half a layer or several in parallel."""
+        units = [step[0] for step in self.steps if len(step) == 1 and not step[0].half]
+        return [unit.layer for unit in units] if len(units) == len(self) else None
+
     def check(self, depth: int) -> Self:
         """Return the order itself if a model of ``depth`` layers can run it, else raise a UserError."""
         if missing := sorted(layer for layer in self.layers if layer >= depth):
@@ -78,11 +84,19 @@ class Order:
 
         Raises:
             UserError: if ``own`` has no such step, if half of a step is asked for that is itself half a layer, or if a
-                parallel step would hold a layer twice.
+                parallel step would hold a layer twice or be a mean of means.
         """
         self.check(len(own))
         if own == sequential(len(own)):
             return self
+        for step in self.steps:
+            # A mean over groups of one size is the mean over all their members.
+            if len({len(own[part.layer]) for part in step}) > 1:
+                groups = " and ".join(_token(own[part.layer]) for part in step)
+                raise UserError(
+                    f"the step {_token(step)} would be a mean of means of different numbers of layers ({groups}), "
+                    "which an order can't express: run these steps one after the other"
+                )
         return Order(tuple(unit._of(part) for part in step for unit in own[part.layer]) for step in self.steps)
 
     def shuffled(self, rng: random.Random) -> "Order":

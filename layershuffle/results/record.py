@@ -30,6 +30,7 @@ class Score:
         loss: mean cross-entropy, in nats, or None where it isn't finite.
         position_accuracy: the share of positions that the layers predicted rightly, 0 to 1, or None without prediction.
         chosen: the share of images that chose this order, 0 to 1, or None where they had no choice.
+        nan: how many images had logits that are not numbers (NaN). They count as classified wrongly.
     """
 
     protocol: str
@@ -41,6 +42,7 @@ class Score:
     loss: float | None
     position_accuracy: float | None
     chosen: float | None = None
+    nan: int = 0
 
     def is_plausible(self) -> bool:
         """Whether all values have the right types and ranges."""
@@ -50,8 +52,8 @@ class Score:
             and isinstance(self.variant, dict)
             and all(isinstance(value, (str, int, float, bool)) for value in self.variant.values())
             and isinstance(self.order, str | None)
-            and type(self.images) is int
-            and self.images >= 0
+            and type(self.images) is type(self.nan) is int
+            and 0 <= self.nan <= self.images
             and all(part is None or (isinstance(part, (int, float)) and 0 <= part <= 1) for part in parts)
             and None not in (self.top1, self.top5)
             and (self.loss is None or (isinstance(self.loss, (int, float)) and math.isfinite(self.loss)))

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -7,12 +8,14 @@ import torch
 from packaging.version import Version
 
 from layershuffle import Order
+from layershuffle.checkpoints.export import export
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.commands.train import train
 from layershuffle.files import sha256
+from layershuffle.models.create import cut
 
 pytestmark = pytest.mark.skipif(
     Version(timm.__version__) < Version("1.0.31"), reason="older ones read no safetensors from a local-dir"
@@ -78,15 +81,69 @@ def test_a_distilled_model_keeps_its_head(trained, images):
         assert torch.equal(plain, load(checkpoint).model.eval()(images).logits)
 
 
-@pytest.mark.parametrize("option", ["order=cycle(10)", "choices=[sequential, 4 3 2 1 0]"])
-def test_a_model_that_runs_orders_of_its_own_keeps_them(trained, tmp_path, images, option):
+@pytest.mark.parametrize("position", ["encode", "predict"])
+def test_layers_in_an_order_of_their_own_become_a_plain_model(trained, tmp_path, images, position):
+    checkpoint = trained(0, "--model.order=3 1 1 0 4 3", f"--model.position={position}")
+    export_command([checkpoint, "out"])
+    before, after = load(checkpoint).model.eval(), load("out").model.eval()
+    assert (before.depth, after.depth, after.order) == (5, 6, Order(range(6)))
+    with torch.inference_mode():
+        expected, found = before(images), after(images)
+        assert torch.equal(found.logits, expected.logits)
+        if position == "predict":
+            assert torch.equal(found.position_logits, expected.position_logits)
+            assert torch.equal(timm.create_model("local-dir:out", pretrained=True).eval()(images), expected.logits)
+    assert "copies of those of the trained model, in the order 3 1 1 0 4 3" in (tmp_path / "out/README.md").read_text()
+    args = ["--protocols=sequential", "--data.test_images=60"]
+    original = evaluate_command([checkpoint, *args, "--output=a.json"]).scores[0]
+    assert evaluate_command(["out", *args, "--output=b.json"]).scores[0] == replace(original, order="0 1 2 3 4 5")
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("order=sandwich(2)", "its order, 0a 1a 2a 0f 3a 1f 4a 2f 3f 4f, is no sequence of whole layers"),
+        ("order=0 (1|2)*2 4", r"its order, 0 (1|2)*2 4, is no sequence of whole layers"),
+        ("choices=[sequential, 4 3 2 1 0]", "each image chooses its order"),
+    ],
+)
+def test_what_timm_cannot_run_it_refuses(trained, tmp_path, images, capsys, option, why):
     checkpoint = trained(0, f"--model.{option}")
     export_command([checkpoint, "out"])
+    assert f"note: timm can't run this model, because {why}" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=re.escape(f"timm can't run it, because {why}; use layershuffle.")):
+        timm.create_model("local-dir:out", pretrained=True)
     with torch.inference_mode():
         expected = load(checkpoint).model.eval()(images).logits
         assert torch.equal(load("out").model.eval()(images).logits, expected)
-        timm.create_model("local-dir:out", pretrained=True)
-    assert "timm runs the layers in sequence, which this model doesn't" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"timm can't run this model, because {why}." in card
+    assert "timm.create_model" not in card
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_rope_mixed_224"])
+@pytest.mark.parametrize("order", ["2 0", "backwards", "1 1 3 0 2 1"])
+def test_a_model_is_cut_to_any_order_of_whole_layers(small, images, name, order):
+    model = small(name, order="cycle(8)", position="predict")
+    chooser = small(name, choices=["sequential", "2 1"])
+    order = model.check(order)  # "backwards" are the eight steps of its own
+    plain = cut(model, order)
+    with torch.inference_mode():
+        expected = model(images, order)
+        assert torch.equal(plain.vit(images), expected.logits)
+        assert torch.equal(plain(images).position_logits, expected.position_logits)
+        assert torch.equal(cut(model).vit(images), model(images).logits)
+        assert torch.equal(cut(chooser, order)(images).logits, chooser(images, order).logits)
+    for wrong, complaint in (("0a 1", "'0a 1' runs others"), ("(0|1)", "runs others"), ("9", "names layer 9")):
+        with pytest.raises(ValueError, match=complaint):
+            cut(model, wrong)
+
+
+def test_orders_that_are_no_text_are_recorded_as_text(small, images, tmp_path):
+    model = small(choices=[Order("0 1"), [3, 2]], order=Order("0 1 2 3 0"))
+    export(model, {"sha256": "", "config": model.config}, None, tmp_path / "out")
+    with torch.inference_mode():
+        assert torch.equal(load(tmp_path / "out").model.eval()(images).logits, model(images).logits)
 
 
 def test_exports_that_would_mislead(trained, tmp_path):

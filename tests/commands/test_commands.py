@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import DIGITS, QUIET, ROOT, configs, fails, fake_cifar100, fake_imagenet, reference_folder
+from helpers import DIGITS, QUIET, ROOT, batches, configs, fails, fake_cifar100, fake_imagenet, reference_folder
+from safetensors.torch import load_file, save_file
 
+from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.experiment import experiment_command
+from layershuffle.commands.studying import Study, study_parser
 from layershuffle.commands.train import train
 from layershuffle.results.record import Results
 
@@ -286,6 +289,40 @@ def test_the_authors_checkpoints_are_evaluated(tmp_path, monkeypatch):
     assert results.data["images"] == 100
     assert results.model["config"]["norm_eps"] == 1e-12
     assert {score.protocol for score in results.scores} == {"sequential", "arbitrary", "pruned"}
+
+
+def test_of_the_authors_classes_those_of_the_data_are_evaluated(tmp_path, monkeypatch, capsys):
+    fake_cifar100(tmp_path / "data", monkeypatch, classes=4)
+    folder = reference_folder(tmp_path)
+    data = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=4"]
+    results = evaluate_command([str(folder), *data, "--protocols=sequential", "--output=r.json"])
+    assert "of the 7 classes of the authors' checkpoint, the first 4 are evaluated" in capsys.readouterr().out
+    assert Results.load("r.json").model["classes"] == "the first 4 of 7"
+    whole = load(str(folder)).model
+    study = Study(study_parser("prog", ""), [str(folder), *data])
+    images, labels = batches(study.batches)
+    with torch.inference_mode():
+        logits = whole(study.preprocess(images)).logits[:, :4]
+    assert results.scores[0].top1 == (logits.argmax(dim=1) == labels).double().mean()
+    assert results.scores[0].loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    more = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=9"]
+    assert "the model tells 7 classes apart, but the data has 9" in fails(capsys, evaluate_command, str(folder), *more)
+
+
+def test_logits_that_are_not_numbers_are_reported(tmp_path, monkeypatch, capsys):
+    fake_cifar100(tmp_path / "data", monkeypatch, classes=7)
+    folder = reference_folder(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["vit.encoder.layer.5.output.dense.bias"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+    args = [str(folder), f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=7", "--output=r.json"]
+    evaluate_command([*args, "--orders", "0 1 2"])
+    assert [score.nan for score in Results.load("r.json").scores] == [100, 0]
+    assert "numbers (NaN): 100 in order 0 1 2 3 4 5\n" in capsys.readouterr().err
+    evaluate_command([*args, "--orders=5", "--protocols=arbitrary"])
+    warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
+    assert "100 in order arbitrary, per batch, 100 in order " in warning
+    assert warning.endswith(", and some in 3 more, which the results file names")
 
 
 def test_a_frozen_timm_model_is_evaluated(tmp_path):

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
-from layershuffle.evaluation.scoring import evaluate, outputs
+from layershuffle.evaluation.scoring import _picked, evaluate, outputs
 from layershuffle.orders.named import permutation, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import PROTOCOLS, Trial, trials
@@ -117,6 +117,29 @@ def test_scores_against_counting_by_hand():
     expected = -sum(math.log(torch.softmax(logits, 0)[label]) for label in [2, 2, 0, 1, 2]) / 5
     assert first.loss == pytest.approx(expected, rel=1e-6)
     assert (second.top1, second.order, second.position_accuracy) == (1 / 5, "0", None)
+
+
+def test_logits_that_are_not_numbers_are_wrong(small):
+    class Broken(Answer):
+        order = Order("0 1")
+
+        def classify(self, tokens, position_logits):
+            # The prediction of position 0 and of class 0 is right, if NaN passes for the largest number.
+            nan = torch.full_like(tokens, math.nan)
+            return Answer.classify(self, nan, None)._replace(position_logits=nan[None])
+
+    to_score = [Trial("given", Order("0"))]
+    (broken,) = evaluate(Broken(), ToFloat(), loader([0, 0, 0]), to_score, cpu())
+    assert (broken.images, broken.nan, broken.top1, broken.top5, broken.position_accuracy) == (3, 3, 0, 0, 0)
+    assert broken.loss is None
+    (whole,) = evaluate(Answer(), ToFloat(), loader([0, 0, 0]), to_score, cpu())
+    assert (whole.nan, whole.top1, whole.top5) == (0, 1, 1)
+
+
+def test_the_oracle_does_not_choose_what_is_not_a_number():
+    logits = torch.tensor([[[math.nan, 1.0]], [[1.0, 0.0]]])  # of two orders, for one image
+    for label in (0, 1):
+        assert _picked(torch.zeros(1, 2), logits, torch.tensor([label]))["oracle"] == 1
 
 
 def test_a_fresh_order_for_every_batch():

@@ -81,7 +81,15 @@ def test_exponents_are_the_fits_of_the_layers_matrices(small):
 
 
 def test_the_best_trained_come_first():
-    assert well_trained_first([2.5, 4.0, 1.9, 3.0]) == Order("2 0 3 1")
+    assert well_trained_first([2.5, 4.0, 1.9, 3.0], sequential(4)) == Order("2 0 3 1")
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [("0 1 2 0 1 2", "2 2 0 0 1 1"), ("1a 0a 1f 0f", "0a 0f 1a 1f"), ("1 0 (1|2)", "0 (1|2) 1")],
+)
+def test_the_best_trained_steps_of_an_order_come_first(own, expected):
+    assert well_trained_first([2.5, 4.0, 1.9], Order(own)) == Order(expected)
 
 
 def test_a_missing_extra_is_named(small, monkeypatch):

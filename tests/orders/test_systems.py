@@ -44,7 +44,9 @@ SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "num_he
         (3, "cycle-rev(9)", "0 1 2 0 1 2 2 1 0"),
         (3, "cycle-rev(7)", "0 1 2 0 2 1 0"),
         (3, "cycle(4)", "0 1 2 0"),
-        (3, "cycle-rev(3)", "2 1 0"),
+        (3, "cycle-rev(3)", "0 1 2"),
+        (3, "cycle-rev(4)", "0 1 2 2"),
+        (3, "cycle-rev(5)", "0 1 2 2 1"),
         # Sandwiches: attention, the two in turn, feed-forward.
         (3, "sublayers", "0a 0f 1a 1f 2a 2f"),
         (3, "sandwich(0)", "0a 0f 1a 1f 2a 2f"),
@@ -52,6 +54,7 @@ SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "num_he
         (3, "sandwich(2)", "0a 1a 2a 0f 1f 2f"),
         (3, "sandwich(3)", "0a 1a 2a 0f 1f 2f"),
         (4, "sequential", "0 1 2 3"),
+        (4, "backwards", "3 2 1 0"),
         (4, "first(2)", "0 1"),
         (4, "evenly-spaced( 2 )", "0 2"),
         (4, "3 1 (0|2)", "3 1 (0|2)"),
@@ -59,6 +62,22 @@ SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "num_he
 )  # fmt: skip
 def test_orders_by_name(depth, name, expected):
     assert parse_order(name, sequential(depth)) == Order(expected)
+
+
+@pytest.mark.parametrize("depth", range(1, 6))
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_cycle_rev_is_what_its_authors_code_builds(depth, times):
+    # Transcribed from github.com/takase/share_layer_params; its number of layers follows from that of the visits.
+    for visits in range(depth * (times - 1) + 1, depth * times + 1):
+        if visits < depth:
+            continue
+        built = list(range(depth))
+        for i in range(visits - depth * 2):
+            built.append(built[i % depth])
+        base = built[:depth]
+        for i in range(visits - len(built)):
+            built.append(base[-((i % depth) + 1)])
+        assert parse_order(f"cycle-rev({visits})", sequential(depth)) == Order(built)
 
 
 @pytest.mark.parametrize("depth", range(2, 14))
@@ -112,6 +131,10 @@ def test_orders_over_the_steps_of_another():
     assert parse_order("reverse(1)", own) == Order("0 1 1 2 2 0")
     assert Order("2 0").over(Order("(0|1) 1 2a")) == Order("2a (0|1)")
     assert Order("0a").over(Order("(0|1)")) == Order("(0a|1a)")
+    # A mean of two means over two layers each is the mean over the four, but that of unequal groups is not.
+    assert Order("(0|1)").over(Order("(0|1) (2|3)")) == Order("(0|1|2|3)")
+    with pytest.raises(ValueError, match=r"\(0\|1\) would be a mean of means .* \(\(0\|1\) and 2\)"):
+        Order("(0|1)").over(Order("(0|1) 2"))
     for order, complaint in (("6", "names layer 6"), ("(0|5)", "a parallel step can't hold 0 twice")):
         with pytest.raises(ValueError, match=complaint):
             Order(order).over(own)
