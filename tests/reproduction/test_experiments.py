@@ -1,15 +1,18 @@
 import csv
+import fcntl
 import multiprocessing
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import ROOT, fake_cifar100
+from helpers import ROOT, fails, fake_cifar100, fake_imagenet
 
 from layershuffle.commands.experiment import experiment_command, perform
 from layershuffle.commands.report import report
@@ -200,6 +203,53 @@ def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):
     said = (tmp_path / "out/report/report.md").read_text()
     assert "| layershuffle-merged, sequential<br>" in said
     assert "CIFAR-100" in said
+
+
+def test_images_in_class_folders_are_read_by_processes_of_the_cell(tiny, tmp_path):
+    fake_imagenet(tmp_path / "pets")
+    data = "--data=ImageFolders --data.root=pets --data.workers=2 --data.batch_size=4"
+    colours = TINY.replace("in_chans: 1", "in_chans: 3").partition(" --data")[0]
+    path = tiny(
+        train=["model/mini_digits", "trainer/cpu", data, colours, "--trainer.max_epochs=1"],
+        base=None,
+        methods={"layershuffle": ["method/layershuffle"]},
+        evaluations={"results": {"arguments": ["--data.workers=2 --orders 1 --protocols sequential"]}},
+    )
+    experiment_command([f"--scale={path}", "--seeds=0"])
+    assert Path("experiments/tiny/digits/layershuffle/seed0/results.json").is_file()
+
+
+def test_sigterm_stops_the_cells_too(tiny):
+    path = tiny(base=None, methods={"baseline": ["method/baseline", "--trainer.max_epochs=1000"]})
+    command = [sys.executable, "-m", "layershuffle", "experiment", f"--scale={path}", "--seeds=0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    last = Path("experiments/tiny/digits/baseline/seed0/last.ckpt")
+    while not last.is_file():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.terminate()
+    assert parent.communicate()[1].splitlines()[-1] == "interrupted"
+    log = (last.parent / "log.txt").read_text()
+    assert "SIGTERM: stopped after step" in log
+    with (last.parent / ".lock").open("w") as file:  # which a process that still runs the cell would hold
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_one_cell_alone(tiny, capsys):
+    arguments = [f"--scale={tiny(base=None)}", "--seeds=0", "--cell"]
+    experiment_command([*arguments, "digits/baseline/seed0"])
+    folder = Path("experiments/tiny/digits")
+    assert (folder / "baseline/seed0/results.json").is_file()
+    assert not (folder / "layershuffle").exists()
+    said = fails(capsys, experiment_command, *arguments, "layershuffle")
+    assert said == "error: no cell is named layershuffle: --dry_run lists them all"
+
+
+def test_a_folder_that_cant_be_written_is_one_sentence(tiny, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    said = fails(capfd, experiment_command, f"--scale={tiny()}", "--output=file/out")
+    assert said == "error: file/out/digits/base/seed0 could not be read or written: Not a directory"
 
 
 def test_a_damaged_record_is_named(tiny):
