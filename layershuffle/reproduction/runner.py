@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
+from layershuffle.reproduction import cells
 from layershuffle.reproduction.collect import comparison
 from layershuffle.reproduction.experiments import Cell
 from layershuffle.results import figures, tables
@@ -154,6 +155,7 @@ def plan(wanted: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> str:
 
 def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> None:
     """Print what the finished cells of a setup found, if there are any, and save it beside them."""
+    _show_grid(setup, its, folder, console)
     evaluations = [
         [folder / cell.name / task.output for task in cell.tasks if task.command == "evaluate"] for cell in its
     ]
@@ -175,6 +177,29 @@ def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> 
         header, *rows = rows
     console.print(tables.terminal(header, rows, title))
     console.print(f"table: {folder / setup}/table.md\nplot: {folder / setup}/overview.png")
+
+
+def _show_grid(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> None:
+    losses: dict[str, dict[str, float]] = {}  # by method and point of the grid
+    points: dict[str, None] = {}
+    for cell in its:
+        match cell.name.split("/"):
+            case [_, method, "grid", point, _]:
+                points[point] = None
+                if cells.finished(cell, folder):
+                    losses.setdefault(method, {})[point] = cells.validation_loss(folder / cell.name)
+    if not losses:
+        return
+    rows = [
+        [method, *(f"{found[point]:.4f}" if point in found else "missing" for point in points)]
+        + [min(found, key=lambda point: found[point]) if len(found) == len(points) else ""]
+        for method, found in losses.items()
+    ]
+    header = ["cross-entropy", *points, "best"]
+    write_whole(folder / setup / "grid.md", tables.markdown(header, rows))
+    title = f"{setup}: lowest loss on held-out training images, in the orders of each method"
+    console.print(tables.terminal(header, rows, title))
+    console.print(f"grid: {folder / setup}/grid.md")
 
 
 def _reason(log: Path, exitcode: int) -> str:

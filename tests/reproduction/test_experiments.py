@@ -108,6 +108,8 @@ def test_the_scales_are_whole():
         ({"merge": ["nothing"]}, "merges, analyses or evaluates nothing, which is not one of its methods"),
         ({"evaluations": 3}, "is not an experiment"),
         ({"nothing": 1}, "is not an experiment"),
+        ({"grid": {"lr": [1e-3]}}, "has lr: .* in a grid, which takes an option and a list of its values"),
+        ({"grid": {"--lr": []}}, "has --lr: .* in a grid"),
     ],
 )
 def test_an_experiment_that_is_none(tiny, changes, complaint):
@@ -234,6 +236,72 @@ def test_sigterm_stops_the_cells_too(tiny):
     assert "SIGTERM: stopped after step" in log
     with (last.parent / ".lock").open("w") as file:  # which a process that still runs the cell would hold
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+LR = "--model.optimizer.init_args.lr"
+
+
+def test_a_grid_is_decided_by_validation_images(tiny, capsys):
+    path = tiny(base=None, grid={LR: ["1e-3", 1e-9]}, merge=["layershuffle"])
+    found = list_cells(read(path))
+    assert names(found)[:6] == [
+        "digits/baseline/grid/lr=1e-3/seed0",
+        "digits/layershuffle/grid/lr=1e-3/seed0",
+        "digits/baseline/grid/lr=1e-09/seed0",
+        "digits/layershuffle/grid/lr=1e-09/seed0",
+        "digits/baseline/seed0",
+        "digits/layershuffle/seed0",
+    ]
+    assert found[5].needs == (names(found)[1], names(found)[3])
+    assert [at.tasks[0].output for at in found[:4] if len(at.tasks) == 1] == 4 * ["best.ckpt"]
+    arguments = [f"--scale={path}", "--seeds=1", "--only=layershuffle"]
+    wanted = list_cells(read(path), [1], ["layershuffle"])
+    assert len(wanted) == 3
+    for at in wanted:
+        perform(at, Path("experiments/tiny"))
+    folder = Path("experiments/tiny/digits/layershuffle")
+    losses = {}
+    for point in ("lr=1e-3", "lr=1e-09"):
+        with (folder / "grid" / point / "seed0/training/metrics.csv").open() as file:
+            losses[point] = min(float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"])
+    best = min(losses, key=losses.get)
+    config = yaml.safe_load((folder / "seed1/training/config.yaml").read_text())
+    assert config["model"]["optimizer"]["init_args"]["lr"] == float(best.removeprefix("lr="))
+    assert list(Path().rglob("results.json")) == [folder / "seed1/results.json"]
+    capsys.readouterr()
+    experiment_command(arguments)
+    assert "3 finished, 0 to run" in capsys.readouterr().out
+    row = f"| layershuffle | {losses['lr=1e-3']:.4f} | {losses['lr=1e-09']:.4f} | {best} |"
+    assert row in (folder.parent / "grid.md").read_text()
+
+    # The other point becomes the better one.
+    metrics = folder / "grid" / best / "seed0/training/metrics.csv"
+    metrics.write_text("step,epoch,val/loss\n1,0,1000\n")
+    assert cells.best(wanted[2].grid, Path("experiments/tiny")) != f"digits/layershuffle/grid/{best}/seed0"
+
+
+def test_a_grid_without_validation_images_is_refused(tiny):
+    path = tiny(base=None, grid={LR: [1e-3]}, train=["mini_digits", "digits", "cpu", TINY, "--data.val_fraction=0"])
+    with pytest.raises(ValueError, match="a choice of hyper-parameters must not see the test images"):
+        perform(list_cells(read(path))[0], Path("out"))
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_configs_by_their_paths(tiny, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/short.yml").write_text("trainer: {max_epochs: 1}\n")
+    (tmp_path / "mine.yaml").write_text("data: {init_args: {batch_size: 32}}\n")
+    train = ["model/mini_digits", "data/digits", "trainer/cpu", TINY, "mine.yaml"]
+    methods = {"baseline": ["method/baseline", "configs/short.yml", str(tmp_path / "absolute.yaml")]}
+    (tmp_path / "absolute.yaml").write_text("trainer: {log_every_n_steps: 1}\n")
+    path = tiny(base=None, train=train, methods=methods)
+    perform(list_cells(read(path))[0], Path("out"))
+    config = yaml.safe_load(Path("out/digits/baseline/seed0/training/config.yaml").read_text())
+    assert config["data"]["init_args"]["batch_size"] == 32
+    assert (config["trainer"]["max_epochs"], config["trainer"]["log_every_n_steps"]) == (1, 1)
+    (tmp_path / "mine.yaml").unlink()
+    with pytest.raises(ValueError, match=r"there is no file mine\.yaml; the paths in an experiment start from"):
+        list_cells(read(path))
 
 
 def test_one_cell_alone(tiny, capsys):
