@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
@@ -47,9 +47,9 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, comm
     lost: set[str] = set()
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     slots = list(range(jobs))
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[state]}"), TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        overall = progress.add_task("cells", total=len(missing))
+        overall = progress.add_task("cells", total=len(missing), state="")
         sigterm = signal.signal(
             signal.SIGTERM, signal.default_int_handler
         )  # A scheduler's SIGTERM acts as Ctrl-C does.
@@ -59,7 +59,6 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, comm
                     console.print(f"{cell.name}: left out, it needs a cell that failed")
                     lost.add(cell.name)
                     waiting.remove(cell)
-                    progress.advance(overall)
                 unfinished = {cell.name for cell in waiting} | running.keys()
                 ready = [cell for cell in waiting if not unfinished & set(cell.needs)]
                 threads = max(1, CORES // max(1, min(jobs, len(running) + len(ready))))
@@ -78,17 +77,24 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, comm
                             stdout=output,
                             stderr=subprocess.STDOUT,
                         )
-                    running[cell.name] = (cell, process, slot, progress.add_task(f"  {cell.name}", total=None))
+                    running[cell.name] = (
+                        cell,
+                        process,
+                        slot,
+                        progress.add_task(f"  {cell.name}", total=None, state=""),
+                    )
                     waiting.remove(cell)
                     slots.remove(slot)
+                done = len(missing) - len(waiting) - len(running)
+                progress.update(overall, completed=done, state=f"{done}/{len(missing)}")
                 time.sleep(0.1)
                 for cell, process, slot, task in list(running.values()):
                     if process.poll() is None:
+                        progress.update(task, state=_state(cells.metrics(folder / cell.name)))
                         continue
                     del running[cell.name]
                     slots.append(slot)
                     progress.remove_task(task)
-                    progress.advance(overall)
                     if process.returncode:
                         lost.add(cell.name)
                         console.print(
@@ -200,6 +206,15 @@ def _show_grid(setup: str, its: Sequence[Cell], folder: Path, console: Console) 
     title = f"{setup}: lowest loss on held-out training images, in the orders of each method"
     console.print(tables.terminal(header, rows, title))
     console.print(f"grid: {folder / setup}/grid.md")
+
+
+def _state(rows: Sequence[dict[str, str]]) -> str:
+    """How far a training is, by what it has logged."""
+    for row in reversed(rows):
+        for name in ("val/loss", "train/loss"):
+            if row.get(name):
+                return f"epoch {row['epoch']}, {name} {row[name][:6]}"
+    return ""
 
 
 def _reason(log: Path, exitcode: int) -> str:
