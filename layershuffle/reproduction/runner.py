@@ -222,4 +222,4 @@ def _reason(log: Path, exitcode: int) -> str:
     last = next((line for line in reversed(lines) if line.strip()), "")
     if exitcode > 0 and last.startswith("error: "):
         return f"failed, {last.removeprefix('error: ')}"
-    return f"failed ({f'signal {-exitcode}' if exitcode < 0 else last}), see {log}"
+    return f"failed ({f'signal {-exitcode}' if exitcode < 0 else last or 'is the disk full?'}), see {log}"

@@ -245,8 +245,8 @@ def test_a_grid_is_decided_by_validation_images(tiny, capsys):
     path = tiny(base=None, grid={LR: ["1e-3", 1e-9]}, merge=["layershuffle"])
     found = list_cells(read(path))
     assert names(found)[:6] == [
-        "digits/baseline/grid/lr=1e-3/seed0",
-        "digits/layershuffle/grid/lr=1e-3/seed0",
+        "digits/baseline/grid/lr=0.001/seed0",
+        "digits/layershuffle/grid/lr=0.001/seed0",
         "digits/baseline/grid/lr=1e-09/seed0",
         "digits/layershuffle/grid/lr=1e-09/seed0",
         "digits/baseline/seed0",
@@ -261,7 +261,7 @@ def test_a_grid_is_decided_by_validation_images(tiny, capsys):
         perform(at, Path("experiments/tiny"))
     folder = Path("experiments/tiny/digits/layershuffle")
     losses = {}
-    for point in ("lr=1e-3", "lr=1e-09"):
+    for point in ("lr=0.001", "lr=1e-09"):
         with (folder / "grid" / point / "seed0/training/metrics.csv").open() as file:
             losses[point] = min(float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"])
     best = min(losses, key=losses.get)
@@ -271,7 +271,7 @@ def test_a_grid_is_decided_by_validation_images(tiny, capsys):
     capsys.readouterr()
     experiment_command(arguments)
     assert "3 finished, 0 to run" in capsys.readouterr().out
-    row = f"| layershuffle | {losses['lr=1e-3']:.4f} | {losses['lr=1e-09']:.4f} | {best} |"
+    row = f"| layershuffle | {losses['lr=0.001']:.4f} | {losses['lr=1e-09']:.4f} | {best} |"
     assert row in (folder.parent / "grid.md").read_text()
 
     # The other point becomes the better one.
