@@ -172,27 +172,27 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
     def name(kind: str, seed: int) -> str:
         return f"{setup_name}/{kind}/seed{seed}"
 
-    def training(seed: int, added: Arguments, bases: tuple[str, ...] = ()) -> Task:
-        arguments = [*_expanded([*setup.train, *added]), f"--seed_everything={seed}", "--checkpoint.dirpath={}"]
-        arguments += [f"--model.pretrained={{{base}}}/best.ckpt" for base in bases]
+    def training(seed: int, added: Arguments, *more: str) -> Task:
+        arguments = [*_expanded([*setup.train, *added]), f"--seed_everything={seed}", "--checkpoint.dirpath={}", *more]
         return Task("train", tuple(arguments), "best.ckpt")
 
     bases: tuple[str, ...] = ()
+    pretrained: tuple[str, ...] = ()
     if setup.base is not None:
         base = Cell(name("base", base_seed), (training(base_seed, setup.base),))
         yield base
-        bases = (base.name,)
+        bases, pretrained = (base.name,), (f"--model.pretrained={{{base.name}}}/best.ckpt",)
     grids: dict[str, dict[str, tuple[str, ...]]] = {method: {} for method in setup.methods}
     for values in itertools.product(*setup.grid.values()) if setup.grid else ():
         point = tuple(f"{option}={value}" for option, value in zip(setup.grid, values))
         title = ",".join(f"{option.split('.')[-1]}={value}" for option, value in zip(setup.grid, values))
         for method, added in setup.methods.items():
             tried = name(f"{method}/grid/{title.replace('/', '_')}", base_seed)
-            yield Cell(tried, (training(base_seed, [*added, *point, VALIDATES_APART], bases),), bases)
+            yield Cell(tried, (training(base_seed, added, *pretrained, *point, VALIDATES_APART),), bases)
             grids[method][tried] = point
     for seed in seeds:
         for method, added in setup.methods.items():
-            tasks = (training(seed, added, bases), *evaluations(method, seed))
+            tasks = (training(seed, added, *pretrained), *evaluations(method, seed))
             yield Cell(name(method, seed), tasks, (*bases, *grids[method]), grids[method])
     for method in setup.merge:
         needs = tuple(name(method, seed) for seed in seeds)
