@@ -1,6 +1,5 @@
 """Runs an experiment: trains and evaluates every cell that is missing and skips those that are finished."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from layershuffle.commands.analyse import analyse_command
-from layershuffle.commands.errors import run
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.commands.parser import Parser
@@ -50,10 +48,22 @@ def experiment_command(args: list[str] | None = None) -> None:
         help="submit a SLURM job per missing cell, with these parameters of submitit's AutoExecutor, such as "
         "'{slurm_partition: gpu, gpus_per_node: 1, cpus_per_task: 16, timeout_min: 720}'",
     )
+    option(
+        "--cell",
+        help="run this one cell and no other, in this process; those that it starts from must be finished. For "
+        "schedulers other than SLURM",
+    )
+    args = sys.argv[1:] if args is None else args
     config = parser.parse_args(args)
     path = find(config.scale, experiment=True)
     folder = config.output or Path("experiments") / path.stem
     wanted = list_cells(read(path), config.seeds, config.only)
+    if config.cell:
+        chosen = next((cell for cell in wanted if cell.name == config.cell), None)
+        if not chosen:
+            raise UserError(f"no cell is named {config.cell}: --dry_run lists them all")
+        perform(chosen, folder)
+        return
     missing = [cell for cell in wanted if not cells.finished(cell, folder)]
     console = Console(markup=False, highlight=False)
     if config.dry_run:
@@ -64,7 +74,8 @@ def experiment_command(args: list[str] | None = None) -> None:
         runner.submit(missing, folder, config.slurm, console, perform)
         return
     jobs = config.jobs or torch.cuda.device_count() or min(4, runner.CORES)
-    lost = runner.run(missing, folder, jobs, console, perform_logged)
+    again = [sys.executable, "-m", "layershuffle", "experiment", *args, "--cell"]
+    lost = runner.run(missing, folder, jobs, console, again)
     for setup in dict.fromkeys(cell.name.partition("/")[0] for cell in wanted):
         runner.compare(setup, [cell for cell in wanted if cell.name.startswith(f"{setup}/")], folder, console)
     if lost:
@@ -74,12 +85,3 @@ def experiment_command(args: list[str] | None = None) -> None:
 def perform(cell: Cell, folder: Path) -> None:
     """Run a cell of the experiment in ``folder``."""
     cells.run(cell, folder, COMMANDS)
-
-
-def perform_logged(cell: Cell, folder: Path) -> None:
-    """Run a cell in a process of its own, whose output goes to the cell's log."""
-    (folder / cell.name).mkdir(parents=True, exist_ok=True)
-    with (folder / cell.name / "log.txt").open("a") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
-    run(lambda: perform(cell, folder))

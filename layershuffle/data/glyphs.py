@@ -33,7 +33,7 @@ class Glyphs(ImageData):
     a random typeface, turned, slanted, stretched, shifted, thickened or thinned, with random contrast and noise. The
     images depend on the arguments alone: they are drawn once, and kept in memory.
 
-    Characters that look like another, such as a Latin and a Cyrillic A, are left out: the squared difference between
+    Characters that look like another, such as the Latin and the Greek capital A, are left out: the squared difference between
     any two of those that are left is over a tenth of their own squared norm, in each of the typefaces.
 
     Args:

@@ -1,16 +1,17 @@
 """Runs one cell of an experiment, and tells whether it has been run."""
 
+import csv
 import fcntl
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from layershuffle.config_files import find
+from layershuffle.config_files import PACKAGED
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 from layershuffle.reproduction.experiments import Cell, Task
@@ -20,6 +21,7 @@ Commands = Mapping[str, Callable[[list[str]], Any]]
 """The commands that a cell can run, by name; each takes its arguments."""
 RECORD = "cell.json"
 """This file in a cell's folder says which of its tasks were finished, with which arguments and in what time."""
+METRICS = "training/metrics.csv"
 
 
 def run(cell: Cell, folder: Path, commands: Commands) -> None:
@@ -43,6 +45,7 @@ def run(cell: Cell, folder: Path, commands: Commands) -> None:
             write_whole(own / RECORD, json.dumps(done | {"running": _asked(task, needs)}, indent=1))
             arguments = [_placed(argument, cell, folder) for argument in task.arguments]
             if task.command == "train":  # Keep the metrics in the cell's folder, and go on with what is there.
+                arguments += cell.grid[best(cell.grid, folder)] if cell.grid else ()
                 arguments += [f"--trainer.logger.save_dir={own.parent}", f"--trainer.logger.name={own.name}"]
                 arguments += [
                     "--trainer.logger.version=training",
@@ -66,6 +69,31 @@ def finished(cell: Cell, folder: Path) -> bool:
     own = folder / cell.name
     done, needs = _done(own), _needs(cell, folder)
     return all(_is_finished(task, done, own, needs) for task in cell.tasks)
+
+
+def best(grid: Iterable[str], folder: Path) -> str:
+    """The name of the cell whose model has the lowest validation loss; raises UserError if one has no such loss."""
+    return min(grid, key=lambda name: validation_loss(folder / name))
+
+
+def validation_loss(own: Path) -> float:
+    """The lowest validation loss of a cell's training, which is that of its best.ckpt, in nats.
+
+    Raises UserError if it wasn't logged.
+    """
+    losses = [float(row["val/loss"]) for row in metrics(own) if row.get("val/loss")]
+    if not losses:
+        raise UserError(f"{own / METRICS} has no validation loss: a grid needs the trainer's default logger")
+    return min(losses)
+
+
+def metrics(own: Path) -> list[dict[str, str]]:
+    """The rows that the training of the cell in the folder ``own`` has logged so far."""
+    path = own / METRICS
+    if not path.is_file():
+        return []
+    with path.open(newline="", errors="replace") as file:
+        return list(csv.DictReader(file))
 
 
 def _is_finished(task: Task, done: dict[str, Any], own: Path, needs: dict[str, Any]) -> bool:
@@ -100,8 +128,9 @@ def _done(own: Path) -> dict[str, Any]:
 
 def _placed(argument: str, cell: Cell, folder: Path) -> str:
     """An argument of a cell's task, in which the folders' names stand in place of the marks that Task describes."""
-    if argument.startswith("--config=configs/"):
-        return f"--config={find(argument.removeprefix('--config=configs/').removesuffix('.yaml'))}"
+    path = argument.removeprefix("--config=")
+    if path != argument and path.startswith("configs/") and not Path(path).is_file():
+        return f"--config={PACKAGED.parent / path}"
     for name in cell.needs:
         argument = argument.replace(f"{{{name}}}", str(folder / name))
     return argument.replace("{}", str(folder / cell.name))

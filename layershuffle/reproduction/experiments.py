@@ -1,10 +1,12 @@
 """Experiments: their YAML files, and the cells that make up an experiment."""
 
 import fnmatch
+import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -12,8 +14,12 @@ from layershuffle.config_files import PACKAGED, find, unknown
 from layershuffle.errors import UserError
 from layershuffle.files import read_yaml
 
+VALIDATES_APART = "--trainer.callbacks+=layershuffle.training.callbacks.ValidatesApart"
 Arguments = list[str]
-"""Arguments of train or evaluate, such as "--keep 3 6"; "model/vit_b16" is short for its file in configs/."""
+"""Arguments of train or evaluate, such as "--keep 3 6"; "model/vit_b16" is short for its file in configs/.
+
+Paths of YAML files are also possible. They and all other paths start from the working folder, as in every command.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class Setup:
             from one pretrained backbone in the paper; null where the backbone is pretrained.
         merge: methods whose models, one per seed, are merged layer by layer, once per seed.
         analyse: studies (representations, contributions), each with the methods to compare.
+        grid: options of train and the values to try, such as {--model.optimizer.init_args.lr: [0.001, 0.002]}. Each
+            method is trained once with every combination, with the experiment's first seed. The one with the lowest
+            validation loss is then used for its models. No test image is used for the choice.
         epoch_minutes: no longer used, but still in the files of version 0.1.
         evaluation_minutes: no longer used either.
     """
@@ -46,6 +55,7 @@ class Setup:
     base: Arguments | None = None
     merge: list[str] = field(default_factory=list)
     analyse: dict[str, list[str]] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
     epoch_minutes: float = 0.0
     evaluation_minutes: float = 0.0
 
@@ -68,14 +78,17 @@ class Cell:
     """The smallest piece that is run, skipped or reported as a whole.
 
     Attributes:
-        name: ``setup/method/seedN``, which is also its folder.
+        name: ``setup/method/seedN``, which is also its folder; in a grid ``setup/method/grid/lr=0.001/seedN``.
         tasks: what it runs, one after the other.
         needs: the cells that it starts from.
+        grid: cells, of which the one with the lowest validation loss decides how this one is trained, and the arguments
+            that each of them stands for.
     """
 
     name: str
     tasks: tuple[Task, ...]
     needs: tuple[str, ...] = ()
+    grid: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,11 @@ def read(path: Path) -> Experiment:
         for method in (method for methods in named for method in methods):
             if method not in setup.methods:
                 raise UserError(f"{path} merges, analyses or evaluates {method}, which is not one of its methods")
+        for option, values in setup.grid.items():
+            if not option.startswith("--") or not values:
+                raise UserError(
+                    f"{path} has {option}: {values} in a grid, which takes an option and a list of its values"
+                )
     return experiment
 
 
@@ -154,19 +172,28 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
     def name(kind: str, seed: int) -> str:
         return f"{setup_name}/{kind}/seed{seed}"
 
-    def trained(kind: str, seed: int, added: Arguments, needs: tuple[str, ...] = ()) -> Cell:
-        arguments = [*_expanded([*setup.train, *added]), f"--seed_everything={seed}", "--checkpoint.dirpath={}"]
-        arguments += [f"--model.pretrained={{{base}}}/best.ckpt" for base in needs]
-        return Cell(name(kind, seed), (Task("train", tuple(arguments), "best.ckpt"), *evaluations(kind, seed)), needs)
+    def training(seed: int, added: Arguments, *more: str) -> Task:
+        arguments = [*_expanded([*setup.train, *added]), f"--seed_everything={seed}", "--checkpoint.dirpath={}", *more]
+        return Task("train", tuple(arguments), "best.ckpt")
 
     bases: tuple[str, ...] = ()
+    pretrained: tuple[str, ...] = ()
     if setup.base is not None:
-        base = trained("base", base_seed, setup.base)
+        base = Cell(name("base", base_seed), (training(base_seed, setup.base),))
         yield base
-        bases = (base.name,)
+        bases, pretrained = (base.name,), (f"--model.pretrained={{{base.name}}}/best.ckpt",)
+    grids: dict[str, dict[str, tuple[str, ...]]] = {method: {} for method in setup.methods}
+    for values in itertools.product(*setup.grid.values()) if setup.grid else ():
+        point = tuple(f"{option}={value}" for option, value in zip(setup.grid, values))
+        title = ",".join(f"{option.split('.')[-1]}={value}" for option, value in zip(setup.grid, values))
+        for method, added in setup.methods.items():
+            tried = name(f"{method}/grid/{title.replace('/', '_')}", base_seed)
+            yield Cell(tried, (training(base_seed, added, *pretrained, *point, VALIDATES_APART),), bases)
+            grids[method][tried] = point
     for seed in seeds:
         for method, added in setup.methods.items():
-            yield trained(method, seed, added, bases)
+            tasks = (training(seed, added, *pretrained), *evaluations(method, seed))
+            yield Cell(name(method, seed), tasks, (*bases, *grids[method]), grids[method])
     for method in setup.merge:
         needs = tuple(name(method, seed) for seed in seeds)
         for seed in seeds if len(needs) > 1 else ():
@@ -192,4 +219,6 @@ def _expanded(arguments: Arguments) -> list[str]:
 def _config(name: str) -> str:
     """The config's path as a cell records it: ``configs/model/vit_b16.yaml``, wherever the package is installed."""
     path = find(name)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; the paths in an experiment start from the folder that you work in")
     return str(path.relative_to(PACKAGED.parent) if path.is_relative_to(PACKAGED) else path)

@@ -141,6 +141,19 @@ class LastCheckpoint(ModelCheckpoint):
         return int(received)
 
 
+class ValidatesApart(pl.Callback):
+    """Refuses a run whose validation images are the test images, such as one of a grid of hyper-parameters."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise a UserError before the first step."""
+        sets = trainer.datamodule.sets  # type: ignore[attr-defined]
+        if sets["val"] is sets["test"]:
+            raise UserError(
+                "a choice of hyper-parameters must not see the test images, which are also the validation images here: "
+                "hold out a part of the training images, such as --data.val_fraction=0.05"
+            )
+
+
 class ThroughputLogger(pl.Callback):
     """Logs ``train/images_per_second``, summed over the processes, whenever the loggers write.
 

@@ -1,15 +1,18 @@
 import csv
+import fcntl
 import multiprocessing
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import ROOT, fake_cifar100
+from helpers import ROOT, fails, fake_cifar100, fake_imagenet
 
 from layershuffle.commands.experiment import experiment_command, perform
 from layershuffle.commands.report import report
@@ -105,6 +108,8 @@ def test_the_scales_are_whole():
         ({"merge": ["nothing"]}, "merges, analyses or evaluates nothing, which is not one of its methods"),
         ({"evaluations": 3}, "is not an experiment"),
         ({"nothing": 1}, "is not an experiment"),
+        ({"grid": {"lr": [1e-3]}}, "has lr: .* in a grid, which takes an option and a list of its values"),
+        ({"grid": {"--lr": []}}, "has --lr: .* in a grid"),
     ],
 )
 def test_an_experiment_that_is_none(tiny, changes, complaint):
@@ -200,6 +205,119 @@ def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):
     said = (tmp_path / "out/report/report.md").read_text()
     assert "| layershuffle-merged, sequential<br>" in said
     assert "CIFAR-100" in said
+
+
+def test_images_in_class_folders_are_read_by_processes_of_the_cell(tiny, tmp_path):
+    fake_imagenet(tmp_path / "pets")
+    data = "--data=ImageFolders --data.root=pets --data.workers=2 --data.batch_size=4"
+    colours = TINY.replace("in_chans: 1", "in_chans: 3").partition(" --data")[0]
+    path = tiny(
+        train=["model/mini_digits", "trainer/cpu", data, colours, "--trainer.max_epochs=1"],
+        base=None,
+        methods={"layershuffle": ["method/layershuffle"]},
+        evaluations={"results": {"arguments": ["--data.workers=2 --orders 1 --protocols sequential"]}},
+    )
+    experiment_command([f"--scale={path}", "--seeds=0"])
+    assert Path("experiments/tiny/digits/layershuffle/seed0/results.json").is_file()
+
+
+def test_sigterm_stops_the_cells_too(tiny):
+    path = tiny(base=None, methods={"baseline": ["method/baseline", "--trainer.max_epochs=1000"]})
+    command = [sys.executable, "-m", "layershuffle", "experiment", f"--scale={path}", "--seeds=0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    last = Path("experiments/tiny/digits/baseline/seed0/last.ckpt")
+    while not last.is_file():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.terminate()
+    assert parent.communicate()[1].splitlines()[-1] == "interrupted"
+    log = (last.parent / "log.txt").read_text()
+    assert "SIGTERM: stopped after step" in log
+    with (last.parent / ".lock").open("w") as file:  # which a process that still runs the cell would hold
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+LR = "--model.optimizer.init_args.lr"
+
+
+def test_a_grid_is_decided_by_validation_images(tiny, capsys):
+    path = tiny(base=None, grid={LR: ["1e-3", 1e-9]}, merge=["layershuffle"])
+    found = list_cells(read(path))
+    assert names(found)[:6] == [
+        "digits/baseline/grid/lr=0.001/seed0",
+        "digits/layershuffle/grid/lr=0.001/seed0",
+        "digits/baseline/grid/lr=1e-09/seed0",
+        "digits/layershuffle/grid/lr=1e-09/seed0",
+        "digits/baseline/seed0",
+        "digits/layershuffle/seed0",
+    ]
+    assert found[5].needs == (names(found)[1], names(found)[3])
+    assert [at.tasks[0].output for at in found[:4] if len(at.tasks) == 1] == 4 * ["best.ckpt"]
+    arguments = [f"--scale={path}", "--seeds=1", "--only=layershuffle"]
+    wanted = list_cells(read(path), [1], ["layershuffle"])
+    assert len(wanted) == 3
+    for at in wanted:
+        perform(at, Path("experiments/tiny"))
+    folder = Path("experiments/tiny/digits/layershuffle")
+    losses = {}
+    for point in ("lr=0.001", "lr=1e-09"):
+        with (folder / "grid" / point / "seed0/training/metrics.csv").open() as file:
+            losses[point] = min(float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"])
+    best = min(losses, key=losses.get)
+    config = yaml.safe_load((folder / "seed1/training/config.yaml").read_text())
+    assert config["model"]["optimizer"]["init_args"]["lr"] == float(best.removeprefix("lr="))
+    assert list(Path().rglob("results.json")) == [folder / "seed1/results.json"]
+    capsys.readouterr()
+    experiment_command(arguments)
+    assert "3 finished, 0 to run" in capsys.readouterr().out
+    row = f"| layershuffle | {losses['lr=0.001']:.4f} | {losses['lr=1e-09']:.4f} | {best} |"
+    assert row in (folder.parent / "grid.md").read_text()
+
+    # The other point becomes the better one.
+    metrics = folder / "grid" / best / "seed0/training/metrics.csv"
+    metrics.write_text("step,epoch,val/loss\n1,0,1000\n")
+    assert cells.best(wanted[2].grid, Path("experiments/tiny")) != f"digits/layershuffle/grid/{best}/seed0"
+
+
+def test_a_grid_without_validation_images_is_refused(tiny):
+    path = tiny(base=None, grid={LR: [1e-3]}, train=["mini_digits", "digits", "cpu", TINY, "--data.val_fraction=0"])
+    with pytest.raises(ValueError, match="a choice of hyper-parameters must not see the test images"):
+        perform(list_cells(read(path))[0], Path("out"))
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_configs_by_their_paths(tiny, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/short.yml").write_text("trainer: {max_epochs: 1}\n")
+    (tmp_path / "mine.yaml").write_text("data: {init_args: {batch_size: 32}}\n")
+    train = ["model/mini_digits", "data/digits", "trainer/cpu", TINY, "mine.yaml"]
+    methods = {"baseline": ["method/baseline", "configs/short.yml", str(tmp_path / "absolute.yaml")]}
+    (tmp_path / "absolute.yaml").write_text("trainer: {log_every_n_steps: 1}\n")
+    path = tiny(base=None, train=train, methods=methods)
+    perform(list_cells(read(path))[0], Path("out"))
+    config = yaml.safe_load(Path("out/digits/baseline/seed0/training/config.yaml").read_text())
+    assert config["data"]["init_args"]["batch_size"] == 32
+    assert (config["trainer"]["max_epochs"], config["trainer"]["log_every_n_steps"]) == (1, 1)
+    (tmp_path / "mine.yaml").unlink()
+    with pytest.raises(ValueError, match=r"there is no file mine\.yaml; the paths in an experiment start from"):
+        list_cells(read(path))
+
+
+def test_one_cell_alone(tiny, capsys):
+    arguments = [f"--scale={tiny(base=None)}", "--seeds=0", "--cell"]
+    experiment_command([*arguments, "digits/baseline/seed0"])
+    folder = Path("experiments/tiny/digits")
+    assert (folder / "baseline/seed0/results.json").is_file()
+    assert not (folder / "layershuffle").exists()
+    said = fails(capsys, experiment_command, *arguments, "layershuffle")
+    assert said == "error: no cell is named layershuffle: --dry_run lists them all"
+
+
+def test_a_folder_that_cant_be_written_is_one_sentence(tiny, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    said = fails(capfd, experiment_command, f"--scale={tiny()}", "--output=file/out")
+    assert said == "error: file/out/digits/base/seed0 could not be read or written: Not a directory"
 
 
 def test_a_damaged_record_is_named(tiny):
