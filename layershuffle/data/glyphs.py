@@ -27,14 +27,14 @@ CANVAS, IMAGE = 40, 28
 
 
 class Glyphs(ImageData):
-    """Letters and digits of the Latin, Greek, Cyrillic, Armenian and Georgian scripts, in grey images of 28 x 28 pixels.
+    """Latin, Greek, Cyrillic, Armenian and Georgian letters, and digits, in grey images of 28 x 28 pixels.
 
     The model has to tell the characters apart in typefaces that training doesn't show. Each image is one character in
     a random typeface, turned, slanted, stretched, shifted, thickened or thinned, with random contrast and noise. The
     images depend on the arguments alone: they are drawn once, and kept in memory.
 
-    Characters that look like another, such as the Latin and the Greek capital A, are left out: the squared difference between
-    any two of those that are left is over a tenth of their own squared norm, in each of the typefaces.
+    Characters that look like another, such as the Latin and the Greek capital A, are left out: the squared difference
+    between any two of those that are left is over a tenth of their mean squared norm, in each of the typefaces.
 
     Args:
         classes: how many of the 578 characters to use.
