@@ -98,7 +98,7 @@ def test_the_scales_are_whole():
     assert "--trainer.max_epochs=100" in cifar.tasks[0].arguments
     assert not cifar.needs
     mini = list_cells(read(ROOT / "configs/experiment/mini.yaml"))
-    assert {at.name.split("/")[2] for at in mini} == {"seed0", "seed1", "seed2"}
+    assert {at.name.split("/")[-1] for at in mini} == {"seed0", "seed1", "seed2"}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_an_experiment_that_is_none(tiny, changes, complaint):
 
 def test_files_that_are_no_experiment(tmp_path):
     with pytest.raises(
-        ValueError, match="there is no experiment .*: give a YAML file, or one of mini, paper, quickstart"
+        ValueError, match="there is no experiment .*: give a YAML file, or one of .*mini, paper, quickstart"
     ):
         read(tmp_path / "nowhere.yaml")
     for text in ("[1", "3", "setups: {}\nseeds: x", "\udc00"):
