@@ -9,7 +9,7 @@ import safetensors.torch
 
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
-from layershuffle.models.create import create_fitting, cut
+from layershuffle.models.create import OWN, create_fitting, cut
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.weights import read_file
 from layershuffle.results import tables
@@ -57,8 +57,7 @@ def export(
         "num_classes": model.config["num_classes"],
         "tag": record.get("method"),
     }
-    ours = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
-    timm_args = {name: value for name, value in model.config.items() if name not in ours}
+    timm_args = {name: value for name, value in model.config.items() if name not in OWN}
     if model.config["norm_eps"] is not None:
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
     # timm answers that it doesn't know a model of this name.

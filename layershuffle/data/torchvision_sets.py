@@ -103,8 +103,8 @@ class TorchvisionImages(ImageData):
             ) from error
         if not train:
             rank_zero_only(print)(
-                f"{self.dataset} has no official split: {len(parts[0])} of its images, the same for every seed, are for "
-                f"training and {len(parts[1])} for testing (--data.test_fraction {self.test_fraction})",
+                f"{self.dataset} has no official split: {len(parts[0])} of its images, the same for every seed, are "
+                f"for training and {len(parts[1])} for testing (--data.test_fraction {self.test_fraction})",
                 file=sys.stderr,
             )
         return parts[0 if train else 1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head, State, backbone_of
-from layershuffle.models.position import Position, PositionEncoding, PositionPrediction
+from layershuffle.models.position import Position, PositionEncoding, PositionPrediction, PositionTable
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, sequential
 
@@ -76,6 +76,10 @@ class OrderedViT(nn.Module):
         head: Head = "average",
         order: OrderLike | None = None,
         choices: Sequence[OrderLike] | None = None,
+        *,
+        position_dim: int = 32,
+        position_dropout: float = 0.0,
+        position_table: PositionTable = "shared",
     ) -> None:
         super().__init__()
         self.vit = vit
@@ -84,7 +88,8 @@ class OrderedViT(nn.Module):
         self.order = sequential(self.depth)  # An order's name is read for a model whose own order this is.
         self.order = self._parsed("sequential" if order is None else order)
         self.positions = positions or len(self.order)
-        self.encoding = PositionEncoding(self.depth, dim, self.positions) if position == "encode" else None
+        encoding = (self.depth, dim, self.positions, position_dim, position_dropout, position_table)
+        self.encoding = PositionEncoding(*encoding) if position == "encode" else None
         self.prediction = PositionPrediction(self.depth, dim, self.positions) if position == "predict" else None
         own = [] if choices is None else [self._parsed(choice) for choice in choices]
         self.choice = None if choices is None else OrderChoice(own, dim)

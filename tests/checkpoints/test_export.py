@@ -161,6 +161,19 @@ def test_exports_that_would_mislead(trained, tmp_path):
         load("new")
 
 
+def test_merged_layers_bring_their_own_position_tables(trained):
+    options = ["--model.position=encode", "--model.position_table=per_layer", "--model.position_dim=3"]
+    paths = [trained(seed, *options) for seed in (0, 1, 2)]
+    merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
+    merged = load("merged.ckpt")
+    sources = [load(path).model.encoding.tables for path in paths]
+    assert len({tables[0].weight.sum().item() for tables in sources}) == 3
+    for layer, source in enumerate(merged.record["merged"]["layers"]):
+        assert torch.equal(merged.model.encoding.tables[layer].weight, sources[source][layer].weight)
+    export_command(["merged.ckpt", "out"])
+    assert torch.equal(load("out").model.encoding.tables[1].weight, merged.model.encoding.tables[1].weight)
+
+
 def test_merged_layers_come_from_the_models_that_the_record_names(trained):
     paths = [trained(seed, "--model.position=predict") for seed in (0, 1, 2)]
     merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
