@@ -74,7 +74,7 @@ class TorchvisionImages(ImageData):
         classes = getattr(images, "classes", getattr(images, "categories", ()))
         if in_memory is None and len(classes) > self.num_classes:
             raise UserError(f"num_classes is {self.num_classes}, but {self.dataset} has {len(classes)} classes")
-        whole = in_memory or DecodedImages(images, self.image_size, self.unreadable)
+        whole = in_memory or DecodedImages(images, self.image_size, self.unreadable, *self.resizing)
         if not self._is_unsplit():
             return whole
         indices = self._part(images, train)

@@ -29,11 +29,18 @@ class Output(NamedTuple):
 
 
 class ImageFormat(NamedTuple):
-    """The images that a model takes: ``size`` x ``size`` pixels from 0 to 1, less ``mean``, divided by ``std``."""
+    """The images that a model takes: ``size`` x ``size`` pixels from 0 to 1, less ``mean``, divided by ``std``.
+
+    The other fields say how they are resized, see ``data.preprocessing.resize``; by default as in the LayerShuffle
+    paper (arXiv 2407.04513, section 4).
+    """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+    crop_mode: str = "center"
 
 
 class OrderChoice(nn.Module):
@@ -117,7 +124,10 @@ class OrderedViT(nn.Module):
 
     @property
     def image_format(self) -> ImageFormat:
-        """Size and normalisation of the images, from timm's configuration; a UserError if they are not square."""
+        """Size and normalisation from timm's configuration, resized as in the paper.
+
+        Raises UserError if the images are not square.
+        """
         channels, height, width = self.backbone.image_shape
         if height != width:
             raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
@@ -126,6 +136,14 @@ class OrderedViT(nn.Module):
         if channels == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         return ImageFormat(height, mean, std)
+
+    @property
+    def timm_format(self) -> ImageFormat:
+        """``image_format``, but resized as timm's configuration says, with which timm's accuracies were measured."""
+        from timm.data import resolve_data_config
+
+        found = resolve_data_config(pretrained_cfg=self.vit.pretrained_cfg)  # type: ignore[arg-type]
+        return self.image_format._replace(**{name: found[name] for name in ("crop_pct", "interpolation", "crop_mode")})
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 
@@ -214,3 +215,9 @@ def test_a_full_disk_is_one_sentence(trained, monkeypatch):
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(ValueError, match=r"exported could not be written: I/O error: No space left on device"):
         export_command([checkpoint, "exported"])
+
+
+def test_an_exported_model_says_how_its_images_were_resized(trained, tmp_path):
+    export_command([trained(0, "--data.crop_pct=0.9", "--data.interpolation=bicubic"), "out"])
+    found = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]
+    assert (found["crop_pct"], found["interpolation"], found["crop_mode"]) == (0.9, "bicubic", "center")

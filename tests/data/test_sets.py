@@ -9,9 +9,10 @@ from helpers import batches, fake_cifar100, fake_fashion_mnist, fake_imagenet
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 from sklearn.model_selection import StratifiedShuffleSplit
+from timm.data import create_transform
 from torchvision import transforms
 
-from layershuffle.data import Digits, ImageFolders, Preprocess, TorchvisionImages, from_config
+from layershuffle.data import DecodedImages, Digits, ImageFolders, Preprocess, TorchvisionImages, from_config
 from layershuffle.data.module import TensorImages
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,6 +30,31 @@ def test_preprocessing_is_the_papers_to_within_rounding(height, width):
     assert ours.dtype == torch.float32
     # One grey level of 255, in units of the normalised image.
     assert ((ours - by_pil) * torch.tensor(STD).view(3, 1, 1)).abs().max() <= 1.01 / 255
+
+
+@pytest.mark.parametrize("shape", [(300, 260), (90, 120)])
+@pytest.mark.parametrize(
+    "resizing", [(0.9, "bicubic", "center"), (0.95, "bicubic", "squash"), (1.0, "bilinear", "center")]
+)
+def test_resizing_is_timms(shape, resizing):
+    pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    names = ("crop_pct", "interpolation", "crop_mode")
+    by_timm = create_transform((3, 112, 112), mean=MEAN, std=STD, **dict(zip(names, resizing)))(Image.fromarray(pixels))
+    decoded, _ = DecodedImages([(Image.fromarray(pixels), 0)], 112, 0, *resizing)[0]
+    torch.testing.assert_close(Preprocess(112, MEAN, STD, *resizing)(decoded[None])[0], by_timm)
+    # Images in memory are resized as tensors, which rounds otherwise: by one grey level of 255, or two with bicubic.
+    in_memory = Preprocess(112, MEAN, STD, *resizing)(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    assert ((in_memory - by_timm) * torch.tensor(STD).view(3, 1, 1)).abs().max() <= 2.01 / 255
+
+
+def test_a_sets_own_resizing_comes_before_the_models():
+    data = Digits(interpolation="bicubic")
+    preprocess = data.prepare_for(16, [0.5], [0.5], 0.8, "bilinear", "center")
+    assert data.resizing == preprocess.resizing == (0.8, "bicubic", "center")
+    assert from_config(data.config()).resizing == data.resizing
+    assert data.image_size == 16
+    with pytest.raises(ValueError, match="crop_pct is a fraction above 0 and at most 1, not 90"):
+        Digits(crop_pct=90)
 
 
 def test_grey_images_fill_the_channels():
