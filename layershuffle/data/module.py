@@ -68,9 +68,9 @@ class ImageData(pl.LightningDataModule):
             others of the same batch in training. One more than this ends the run.
         image_size: height and width that images of varying size are resized and cropped to when read, in pixels. The
             commands set it to what the model takes.
-        crop_pct: images are resized to image_size / crop_pct, and the centre is cropped. By default, this and the next
-            two are as in the paper (1, bilinear, center), or for a pretrained timm model that is studied as it is, as
-            timm has them.
+        crop_pct: images of another size than image_size are resized to image_size / crop_pct, and the centre is
+            cropped. By default, this and the next two are as in the paper (1, bilinear, center), or for a pretrained
+            timm model that is studied as it is, as timm has them.
         interpolation: how they are resized.
         crop_mode: whether the shorter side is resized (center), or the image is squashed to a square.
     """
@@ -141,9 +141,8 @@ class ImageData(pl.LightningDataModule):
         The arguments are those of ``Preprocess``, but the set's own crop_pct, interpolation and crop_mode come first.
         """
         self.image_size = size
-        self.crop_pct, self.interpolation, self.crop_mode = (
-            wanted if own is None else own for own, wanted in zip(self.resizing, resizing)
-        )
+        for name, own, wanted in zip(("crop_pct", "interpolation", "crop_mode"), self.resizing, resizing):
+            setattr(self, name, wanted if own is None else own)
         return Preprocess(size, mean, std, *self.resizing)
 
     @property

@@ -142,7 +142,7 @@ class OrderedViT(nn.Module):
         """``image_format``, but resized as timm's configuration says, with which timm's accuracies were measured."""
         from timm.data import resolve_data_config
 
-        found = resolve_data_config(pretrained_cfg=self.vit.pretrained_cfg)  # type: ignore[arg-type]
+        found = resolve_data_config(pretrained_cfg=self.vit.pretrained_cfg)
         return self.image_format._replace(**{name: found[name] for name in ("crop_pct", "interpolation", "crop_mode")})
 
     @property

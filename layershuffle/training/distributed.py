@@ -56,5 +56,5 @@ def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Par
     if model.encoding:
         tables = dict.fromkeys(map(model.encoding.table_of, range(model.depth)))
         used = {model.encoding.table_of(unit.layer) for unit in run}
-        unused += [table.weight for table in tables if table not in used]
+        unused += [weight for table in tables if table not in used for weight in table.parameters()]
     return [parameter for parameter in unused if parameter.requires_grad]

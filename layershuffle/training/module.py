@@ -59,7 +59,7 @@ class FineTuner(pl.LightningModule):
         position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
             steps' position cross-entropies is added to the classification loss.
         optimizer: makes the optimizer; by default the paper's (section 4).
-        schedule: the learning rate stays "constant" (the paper), or falls to zero as "linear" (the authors' code) or
+        schedule: the learning rate stays "constant" (how the paper is read here), or falls to zero as "linear" (the authors' code) or
             "cosine".
         warmup_steps: number of steps over which the learning rate first rises linearly.
         depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
