@@ -117,6 +117,8 @@ def read(path: Path) -> Experiment:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not an experiment: {error}") from error
     for setup in experiment.setups.values():
+        if not all(setup.frozen.values()):
+            raise UserError(f"{path} has a frozen model without arguments: the first names the model")
         studied = [[method for method in methods if method not in setup.frozen] for methods in setup.analyse.values()]
         named = [setup.merge, *studied, *(each.methods or [] for each in setup.evaluations.values())]
         for method in (method for methods in named for method in methods):

@@ -135,6 +135,7 @@ def test_the_scales_are_whole():
     [
         ({"train": ["model/nothing"]}, "there is no config named model/nothing"),
         ({"merge": ["nothing"]}, "merges, analyses or evaluates nothing, which is not one of its methods"),
+        ({"frozen": {"original": []}}, "has a frozen model without arguments: the first names the model"),
         ({"evaluations": 3}, "is not an experiment"),
         ({"nothing": 1}, "is not an experiment"),
         ({"grid": {"lr": [1e-3]}}, "has lr: .* in a grid, which takes an option and a list of its values"),
