@@ -102,7 +102,7 @@ def test_a_frozen_model_is_studied_beside_the_methods(tiny):
     perform(cell, Path("out"))
     found = Results.load(Path("out") / cell.name / "original.json")
     assert found.label == "test_vit"
-    assert len(found.measures["contributions"]["changes"]) == 3
+    assert found.evaluation["images"] == len(found.measures["contributions"]["orders"]) == 3
 
 
 def test_the_scales_are_whole():
