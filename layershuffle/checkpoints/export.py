@@ -9,8 +9,8 @@ import safetensors.torch
 
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
-from layershuffle.models.create import create_fitting, cut
-from layershuffle.models.model import OrderedViT
+from layershuffle.models.create import OWN, create_fitting, cut
+from layershuffle.models.model import ImageFormat, OrderedViT
 from layershuffle.models.weights import read_file
 from layershuffle.results import tables
 from layershuffle.results.record import Results
@@ -46,19 +46,18 @@ def export(
         record = record | {"cut": str(model.order)}
         model = cut(model)
         record["config"] = model.config
-    size, mean, std = model.image_format
+    args = data.get("args") if isinstance(data, dict) else None
+    names = ImageFormat._fields[3:] if isinstance(args, dict) else ()
+    given = {name: args[name] for name in names if args.get(name) is not None}  # type: ignore[index, union-attr]
+    image_format = model.image_format._replace(**given)._asdict()
+    size = image_format.pop("size")
     pretrained_cfg: Any = model.vit.pretrained_cfg
-    pretrained_cfg |= {
-        "input_size": (len(mean), size, size),
-        "mean": mean,
-        "std": std,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
+    pretrained_cfg |= image_format | {
+        "input_size": (len(image_format["mean"]), size, size),
         "num_classes": model.config["num_classes"],
         "tag": record.get("method"),
     }
-    ours = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
-    timm_args = {name: value for name, value in model.config.items() if name not in ours}
+    timm_args = {name: value for name, value in model.config.items() if name not in OWN}
     if model.config["norm_eps"] is not None:
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
     # timm answers that it doesn't know a model of this name.
@@ -107,7 +106,7 @@ def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 def card(model: OrderedViT, record: dict[str, Any], name: str, results: Sequence[Results], license: str) -> str:
     """The model card, in Markdown."""
     size = model.image_format.size
-    mean, std = (", ".join(f"{value:.4g}" for value in part) for part in model.image_format[1:])
+    mean, std = (", ".join(f"{value:.4g}" for value in part) for part in model.image_format[1:3])
     only_here = why_only_here(model)
     library = "layershuffle" if only_here else "timm"
     plain = """```python
@@ -159,8 +158,8 @@ model = load("FOLDER").model
 model(images, {list(range(model.depth))[::-1]})
 ```
 
-Images: RGB or grey in 0..1, {size} x {size} pixels (shorter side resized, centre
-cropped), minus mean ({mean}), divided by standard deviation ({std}).
+Images: RGB or grey in 0..1, {size} x {size} pixels (resized and cropped as
+config.json says), minus mean ({mean}), divided by standard deviation ({std}).
 
 ## Accuracy
 

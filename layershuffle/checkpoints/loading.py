@@ -9,7 +9,7 @@ from layershuffle.checkpoints.authors import load_reference
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.create import create_fitting, create_model
-from layershuffle.models.model import OrderedViT
+from layershuffle.models.model import ImageFormat, OrderedViT
 from layershuffle.models.weights import read_file
 
 RECORD = "layershuffle"
@@ -26,6 +26,7 @@ class LoadedModel:
         data: the data it was trained on, as ``ImageData.config`` describes it; None if unknown.
         wandb: the id and the project of the W&B run that trained it, if any.
         authors: whether it is one of the LayerShuffle authors' checkpoints.
+        image_format: how timm preprocesses images for it, if it is a timm model as timm has it.
     """
 
     model: OrderedViT
@@ -33,6 +34,7 @@ class LoadedModel:
     data: dict[str, Any] | None = None
     wandb: dict[str, str] | None = None
     authors: bool = False
+    image_format: ImageFormat | None = None
 
 
 def load(source: str, pretrained: str | None = None) -> LoadedModel:
@@ -70,7 +72,8 @@ def load(source: str, pretrained: str | None = None) -> LoadedModel:
     classes = getattr(timm.get_pretrained_cfg(source) if timm.is_model(source) else None, "num_classes", 1000)
     model = create_model(source, classes, pretrained=pretrained or True)
     about = {"name": source, "source": pretrained or source, "config": model.config}
-    return LoadedModel(model, about | ({"sha256": sha256(pretrained)} if pretrained else {}))
+    about |= {"sha256": sha256(pretrained)} if pretrained else {}
+    return LoadedModel(model, about, image_format=model.timm_format)
 
 
 def trained_on(source: str) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loading import load, trained_on
 from layershuffle.commands.parser import Parser, option_values
-from layershuffle.data import ImageData, Preprocess, from_config
+from layershuffle.data import ImageData, from_config
 from layershuffle.errors import UserError
 from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch, make_fabric
 from layershuffle.evaluation.scoring import evaluate
@@ -94,9 +94,9 @@ class Study:
         made = parser.instantiate_classes(config)
         self.logger = made.get("logger")
         self.fabric = fabric = make_fabric(config.accelerator, config.precision, model, shared)
-        self.preprocess = Preprocess(*model.image_format)
         self.data: ImageData = made.data
-        self.data.prepare_for(self.preprocess.size, fabric.device, fabric.world_size, fabric.global_rank)
+        self.data.device, self.data.ranks, self.data.rank = fabric.device, fabric.world_size, fabric.global_rank
+        self.preprocess = self.data.prepare_for(*(loaded.image_format or model.image_format))
         with fabric.rank_zero_first():
             self.data.prepare_data()
         self.data.setup("test" if config.split == "test" else "fit")

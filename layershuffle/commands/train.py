@@ -144,7 +144,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         args=args,
         run=False,
     )
-    cli.datamodule.image_size = cli.model.model.image_format.size
+    cli.datamodule.prepare_for(*cli.model.model.image_format)
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
     if not ckpt_path:
         resume.refuse_to_overwrite(trainer, cli.config.checkpoint.dirpath)

@@ -62,7 +62,7 @@ class ImageFolders(ImageData):
             images = ImageFolder(Path(self.root) / ("train" if train else "val"), loader=open_image)
         except FileNotFoundError as error:
             raise UserError(f"{self.root}: {error}".splitlines()[0]) from error
-        return DecodedImages(images, self.image_size, self.unreadable)
+        return DecodedImages(images, self.image_size, self.unreadable, *self.resizing)
 
     def _classes(self, split: str) -> list[str]:
         folder = Path(self.root) / split
@@ -136,12 +136,18 @@ class PackedFolders(ImageFolders):
         return len(self._index["splits"]["train"]["classes"])
 
     def load(self, train: bool) -> PackedImages:  # type: ignore[override]
-        """Raises UserError if the images are not there, not whole, or of another size than the model takes."""
+        """Raises UserError if the images are not there, not whole, or not of the format that is wanted."""
         split, size = "train" if train else "val", self._index["size"]
         if size != self.image_size:
             raise UserError(
                 f"{self.root} holds images of {size} pixels, but the model takes {self.image_size}: pack the class "
                 f"folders with --size {self.image_size} into another folder, or read them with --data ImageFolders"
+            )
+        if any(own not in (None, packed) for own, packed in zip(self.resizing, (1.0, "bilinear", "center"))):
+            raise UserError(
+                f"{self.root} holds images resized as in the paper, not with crop_pct {self.crop_pct}, "
+                f"{self.interpolation} and {self.crop_mode}: read the class folders with --data ImageFolders, or add "
+                "--data.crop_pct 1 --data.interpolation bilinear --data.crop_mode center"
             )
         counts = torch.tensor(list(self._index["splits"][split]["classes"].values()))
         path = records_file(Path(self.root), split)

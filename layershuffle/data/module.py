@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from layershuffle.data.preprocessing import replace_unreadable, skip_unreadable
+from layershuffle.data.preprocessing import Preprocess, replace_unreadable, skip_unreadable
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
 from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
@@ -67,6 +68,11 @@ class ImageData(pl.LightningDataModule):
             others of the same batch in training. One more than this ends the run.
         image_size: height and width that images of varying size are resized and cropped to when read, in pixels. The
             commands set it to what the model takes.
+        crop_pct: images of another size than image_size are resized to image_size / crop_pct, and the centre is
+            cropped. By default, this and the next two are as in the paper (1, bilinear, center), or for a pretrained
+            timm model that is studied as it is, as timm has them.
+        interpolation: how they are resized.
+        crop_mode: whether the shorter side is resized (center), or the image is squashed to a square.
     """
 
     num_classes: int
@@ -83,17 +89,23 @@ class ImageData(pl.LightningDataModule):
         unreadable: int = 0,
         image_size: int = 224,
         on_device: bool | Literal["auto"] = "auto",
+        crop_pct: float | None = None,
+        interpolation: Literal["bilinear", "bicubic"] | None = None,
+        crop_mode: Literal["center", "squash"] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size or 1) < 1:
             raise UserError("a batch has at least one image")
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction is a fraction from 0 to below 1, not {val_fraction}")
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise UserError(f"crop_pct is a fraction above 0 and at most 1, not {crop_pct}")
         self.batch_size, self.eval_batch_size, self.val_fraction = batch_size, eval_batch_size, val_fraction
         self.train_images, self.test_images, self.split_seed = train_images, test_images, split_seed
         self.workers, self.unreadable, self.image_size, self.on_device = workers, unreadable, image_size, on_device
+        self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
         self.sets: dict[str, Dataset] = {}
-        self.prepare_for(image_size, torch.device("cpu"))
+        self.device, self.ranks, self.rank = torch.device("cpu"), 1, 0
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -123,9 +135,20 @@ class ImageData(pl.LightningDataModule):
                 raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
             self.sets |= {"train": train, "val": val if held_out else self.sets["test"]}
 
-    def prepare_for(self, image_size: int, device: torch.device, ranks: int = 1, rank: int = 0) -> None:
-        """Set the model's image size in pixels and, for use without a trainer, the device and this process's rank."""
-        self.image_size, self.device, self.ranks, self.rank = image_size, device, ranks, rank
+    def prepare_for(self, size: int, mean: Sequence[float], std: Sequence[float], *resizing: Any) -> Preprocess:
+        """Read images for a model that takes them like this, and return what makes its input of them.
+
+        The arguments are those of ``Preprocess``, but the set's own crop_pct, interpolation and crop_mode come first.
+        """
+        self.image_size = size
+        for name, own, wanted in zip(("crop_pct", "interpolation", "crop_mode"), self.resizing, resizing):
+            setattr(self, name, wanted if own is None else own)
+        return Preprocess(size, mean, std, *self.resizing)
+
+    @property
+    def resizing(self) -> tuple[float | None, str | None, str | None]:
+        """The further arguments of ``preprocessing.resize``."""
+        return self.crop_pct, self.interpolation, self.crop_mode
 
     def loader(self, split: Literal["val", "test"], batch_size: int | None = None) -> DataLoader:
         """Every validation or test image once and in order, however many processes share them.

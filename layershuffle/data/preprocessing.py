@@ -1,13 +1,16 @@
 """Decodes images when they are read, and makes the model's input of batches of them on the device."""
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from layershuffle.errors import UserError
@@ -23,10 +26,11 @@ class DecodedImages(Dataset):
         images: a data set of (PIL image, label). If it has ``samples``, (path, label), broken images are named by path.
         size: height and width of the result, in pixels.
         unreadable: how many images may be broken. They are named on stderr and read as None; one more is a UserError.
+        resizing: the further arguments of ``resize``.
     """
 
-    def __init__(self, images: Dataset, size: int, unreadable: int = 0) -> None:
-        self.images, self.size, self.unreadable = images, size, unreadable
+    def __init__(self, images: Dataset, size: int, unreadable: int = 0, *resizing: Any) -> None:
+        self.images, self.size, self.unreadable, self.resizing = images, size, unreadable, resizing
         # Shared by the worker processes, so that an image counts once however often it is read.
         self.broken = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # type: ignore[arg-type]
 
@@ -51,7 +55,7 @@ class DecodedImages(Dataset):
         """The image, uint8 [3, size, size], and its label. A broken image raises a UserError that names it."""
         try:
             image, label = self.images[index]
-            image = F.center_crop(F.resize(image.convert("RGB"), [self.size]), [self.size, self.size])
+            image = resize(image.convert("RGB"), self.size, *self.resizing)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             name = self.images.samples[index][0] if hasattr(self.images, "samples") else f"image {index}"
             raise UserError(f"{name} can't be read as an image ({error}): replace or remove it") from error
@@ -80,23 +84,46 @@ def open_image(path: str | Path) -> Image.Image:
         return image.convert("RGB")
 
 
-class Preprocess(nn.Module):
-    """The paper's preprocessing (arXiv 2407.04513, section 4) of a batch, on the device of the batch.
+def resize(
+    images: Any,
+    size: int,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
+    crop_mode: str | None = None,
+) -> Any:
+    """Resize and centre crop a PIL image, or uint8 images [batch, channels, height, width].
 
-    Resize the shorter side to ``size`` (bilinear, antialiased), crop the centre, scale to 0..1, normalise by the
-    backbone's own mean and standard deviation. Grey images are repeated over the backbone's channels.
+    Args:
+        images: what to resize.
+        size: height and width of the result, in pixels.
+        crop_pct: the part of the resized image's side that the crop keeps; by default 1, as in the paper.
+        interpolation: "bilinear" (the paper, and the default) or "bicubic", both antialiased.
+        crop_mode: whether the shorter side is resized ("center", the default), or the image is squashed to a square.
+    """
+    side = math.floor(size / (crop_pct or 1.0))  # as timm rounds
+    sides = {"center": [side], "squash": [side, side]}[crop_mode or "center"]
+    resized = F.resize(images, sides, InterpolationMode(interpolation or "bilinear"), antialias=True)
+    return F.center_crop(resized, [size, size])
+
+
+class Preprocess(nn.Module):
+    """The preprocessing of a batch, on the device of the batch; by default the paper's (arXiv 2407.04513, section 4).
+
+    Resize and crop images of another size with ``resize``, scale to 0..1, normalise by the backbone's own mean and
+    standard deviation. Grey images are repeated over the backbone's channels.
 
     Args:
         size: height and width of the result, in pixels.
         mean: of each channel, in units of 0..1; ``std`` alike.
+        resizing: the further arguments of ``resize``.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], *resizing: Any) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.resizing = size, resizing
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -110,5 +137,5 @@ class Preprocess(nn.Module):
         if not len(images):  # An empty batch can't be resized.
             images = images.new_empty((0, images.shape[1], self.size, self.size))
         if images.shape[-2:] != (self.size, self.size):
-            images = F.center_crop(F.resize(images, [self.size], antialias=True), [self.size, self.size])
+            images = resize(images, self.size, *self.resizing)
         return (images.float() / 255 - self.mean) / self.std

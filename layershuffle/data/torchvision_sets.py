@@ -1,13 +1,15 @@
 """Any of torchvision's image classification sets, by name."""
 
 import inspect
+import sys
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from layershuffle.data.module import ImageData, TensorImages
@@ -20,6 +22,10 @@ class TorchvisionImages(ImageData):
 
     Sets that torchvision holds in memory stay uint8 arrays. Others are decoded when they are read.
 
+    Some sets have no official split in torchvision: EuroSAT, Caltech101, Caltech256, SUN397. A random part of each of
+    their classes is the test set, the same for every seed. By default the parts are those of the LayerShuffle authors'
+    code (their ``utils/parse_config.py`` has EuroSAT and Caltech256), image by image.
+
     Args:
         dataset: the name of a class in ``torchvision.datasets``.
         num_classes: its number of classes.
@@ -27,6 +33,7 @@ class TorchvisionImages(ImageData):
         download: download the files that are missing.
         train_args: arguments with which it loads its training images; by default ``train: true`` or ``split: train``.
         test_args: the same for its test images.
+        test_fraction: the part of each class that is the test set, if torchvision has no split.
     """
 
     num_classes: int
@@ -39,11 +46,12 @@ class TorchvisionImages(ImageData):
         download: bool = False,
         train_args: dict[str, Any] | None = None,
         test_args: dict[str, Any] | None = None,
+        test_fraction: float = 0.4,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.dataset, self.num_classes, self.root, self.download = dataset, num_classes, root, download
-        self.train_args, self.test_args = train_args, test_args
+        self.train_args, self.test_args, self.test_fraction = train_args, test_args, test_fraction
 
     @property
     def label(self) -> str:
@@ -56,22 +64,80 @@ class TorchvisionImages(ImageData):
             self._open(train=False, download=True)
 
     def load(self, train: bool) -> Dataset:
-        """Raises UserError if the files are not there, or torchvision has no such set."""
+        """The training or test images.
+
+        Raises UserError if the files are not there, torchvision has no such set, it can't be split, or the arguments
+        give the same images for training and test.
+        """
         images = self._open(train, download=False)
         in_memory = _in_memory(images)
-        if in_memory is None and len(getattr(images, "classes", ())) > self.num_classes:
-            raise UserError(f"num_classes is {self.num_classes}, but {self.dataset} has {len(images.classes)} classes")
-        return in_memory or DecodedImages(images, self.image_size, self.unreadable)
+        classes = getattr(images, "classes", getattr(images, "categories", ()))
+        if in_memory is None and len(classes) > self.num_classes:
+            raise UserError(f"num_classes is {self.num_classes}, but {self.dataset} has {len(classes)} classes")
+        whole = in_memory or DecodedImages(images, self.image_size, self.unreadable, *self.resizing)
+        if not self._is_unsplit():
+            return whole
+        indices = self._part(images, train)
+        return TensorImages(*in_memory.__getitems__(indices)) if in_memory else Subset(whole, indices)
 
-    def _open(self, train: bool, download: bool) -> Any:
+    def _part(self, images: Any, train: bool) -> list[int]:
+        """Which images of a set without an official split are for training, or for testing."""
+        labels = next((getattr(images, name) for name in _LABELS if hasattr(images, name)), None)
+        if labels is None or self.train_args is not None or self.test_args is not None:
+            raise UserError(
+                f"the training and the test images of {self.dataset} would be the same: give --data.train_args and "
+                "--data.test_args that tell them apart" + (", or leave both out" if labels is not None else "")
+            )
+        try:
+            from sklearn.model_selection import train_test_split
+        except ImportError as error:
+            raise UserError(
+                f"splitting {self.dataset} needs scikit-learn: pip install 'layershuffle[digits]'"
+            ) from error
+        try:
+            fraction = float(self.test_fraction)  # 2 would mean two images
+            parts = train_test_split(range(len(labels)), test_size=fraction, stratify=labels, random_state=0)
+        except ValueError as error:
+            raise UserError(
+                f"{self.dataset} can't be split with test_fraction {self.test_fraction}: {error}"
+            ) from error
+        if not train:
+            rank_zero_only(print)(
+                f"{self.dataset} has no official split: {len(parts[0])} of its images, the same for every seed, are "
+                f"for training and {len(parts[1])} for testing (--data.test_fraction {self.test_fraction})",
+                file=sys.stderr,
+            )
+        return parts[0 if train else 1]
+
+    def _class(self) -> Any:
         cls: Any = getattr(torchvision.datasets, self.dataset, None)
         if not isinstance(cls, type) or self.dataset.startswith("LSUN"):  # LSUN unpickles files
             raise UserError(f"torchvision has no data set named {self.dataset}")
-        accepted = inspect.signature(cls).parameters
+        return cls
+
+    def _options(self, train: bool) -> dict[str, Any]:
         options = self.train_args if train else self.test_args
-        if options is None:
-            options = {"train": train} if "train" in accepted else {"split": "train" if train else "test"}
-        if "download" in accepted:  # a checkpoint's train_args or test_args may not ask for downloads
+        if options is not None:
+            return options
+        accepted = inspect.signature(self._class()).parameters
+        if "train" in accepted:
+            return {"train": train}
+        return {"split": "train" if train else "test"} if "split" in accepted else {}
+
+    def _is_unsplit(self) -> bool:
+        """Whether torchvision loads the same images for training and test, with the defaults of its arguments."""
+        parents = reversed(self._class().__mro__)  # EMNIST passes ``train`` on to its parent
+        known = [parameter for parent in parents for parameter in inspect.signature(parent).parameters.values()]
+        defaults = {parameter.name: parameter.default for parameter in known}
+        one, other = (
+            {name: value for name, value in (defaults | self._options(train)).items() if not name.startswith("target")}
+            for train in (True, False)
+        )
+        return one == other
+
+    def _open(self, train: bool, download: bool) -> Any:
+        cls, options = self._class(), self._options(train)
+        if "download" in inspect.signature(cls).parameters:  # train_args or test_args may not ask for downloads
             options = options | {"download": download}
         try:
             return cls(self.root, **options)
@@ -84,6 +150,10 @@ class TorchvisionImages(ImageData):
             ) from error
         except (TypeError, ValueError) as error:
             raise UserError(f"torchvision's {self.dataset} can't be opened with {options}: {error}") from error
+
+
+_LABELS = ("targets", "labels", "y", "_labels")
+"""What torchvision's sets call the labels of all their images."""
 
 
 def _in_memory(images: Any) -> TensorImages | None:

@@ -224,7 +224,9 @@ def backbone_of(vit: nn.Module, head: Head = "average") -> Backbone:
     )
 
 
-_LAYER = re.compile(r"((?:model\.)?(?:(?:vit\.)?blocks|encoding\.projections|prediction\.heads)\.)([0-9]{1,4})(\..*)")
+_LAYER = re.compile(
+    r"((?:model\.)?(?:(?:vit\.)?blocks|encoding\.(?:projections|tables)|prediction\.heads)\.)([0-9]{1,4})(\..*)"
+)
 
 
 def layer_of(name: str) -> int | None:

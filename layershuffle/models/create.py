@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import FAMILIES, Head, layer_of, take_layers
 from layershuffle.models.model import OrderedViT
-from layershuffle.models.position import Position
+from layershuffle.models.position import Position, PositionTable
 from layershuffle.models.weights import read_backbone
 from layershuffle.orders.order import MAX_STEPS, Order, OrderLike
 
@@ -27,6 +27,9 @@ def create_model(
     order: str | None = None,
     choices: Sequence[str] | None = None,
     norm_eps: float | None = None,
+    position_dim: int = 32,
+    position_dropout: float = 0.0,
+    position_table: PositionTable = "shared",
     **timm_args: Any,
 ) -> OrderedViT:
     """Create a timm vision transformer that runs any execution order.
@@ -47,6 +50,10 @@ def create_model(
         choices: orders in the same form; each image learns to choose one of them (IOT, arXiv 2103.03457), and no
             sampler is used.
         norm_eps: the epsilon of the backbone's layer norms, by default timm's.
+        position_dim: width of the vectors that encode the positions, by default that of the authors' code.
+        position_dropout: dropout of the projections that mix these vectors into the tokens.
+        position_table: whether there is one table of these vectors for the model, "shared" by the layers as in the
+            authors' code, or one "per_layer", as the paper can be read too.
         timm_args: anything that ``timm.create_model`` takes, such as ``img_size`` or ``drop_path_rate``.
 
     Raises:
@@ -58,6 +65,10 @@ def create_model(
     config = {"name": name, "num_classes": num_classes, "position": position, "positions": positions}
     config |= {"head": head, "norm_eps": norm_eps, **timm_args} | ({"order": _text(order)} if order else {})
     config |= {"choices": [_text(choice) for choice in choices]} if choices is not None else {}
+    encoding = {"position_dim": position_dim, "position_dropout": position_dropout, "position_table": position_table}
+    defaults = inspect.signature(create_model).parameters
+    # Only what isn't the default, as the checkpoints of earlier versions have it.
+    config |= {name: value for name, value in encoding.items() if value != defaults[name].default}
     if not timm.is_model(name):  # timm.create_model would also look in folders and on the hub.
         raise _unknown(name)
     if num_classes < 1:
@@ -87,9 +98,13 @@ def create_model(
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
-    model = OrderedViT(vit, position, positions, head, order or None, choices)
+    model = OrderedViT(vit, position, positions, head, order or None, choices, **encoding)  # type: ignore[arg-type]
     model.config = config
     return model
+
+
+OWN = inspect.signature(create_model).parameters.keys() - {"pretrained", "timm_args"}
+"""The arguments of ``create_model`` that describe a model and are not timm's."""
 
 
 def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) -> OrderedViT:
@@ -100,8 +115,7 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
         source: the file that the weights and the description came from, for error messages.
         config: arguments of ``create_model``. They come from the file, so those that read or fetch others are refused.
     """
-    known = {"name", "num_classes", "position", "positions", "head", "norm_eps", "order", "choices"}
-    known |= {name for path in FAMILIES for name in inspect.signature(resolve_name(path)).parameters}
+    known = OWN | {name for path in FAMILIES for name in inspect.signature(resolve_name(path)).parameters}
     if strange := config.keys() - known:
         raise UserError(f"the model it names has {sorted(map(str, strange))[0][:200]}, which describes no model")
     depth, positions = config.get("depth"), config.get("positions")

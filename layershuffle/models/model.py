@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head, State, backbone_of
-from layershuffle.models.position import Position, PositionEncoding, PositionPrediction
+from layershuffle.models.position import Position, PositionEncoding, PositionPrediction, PositionTable
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, sequential
 
@@ -29,11 +29,18 @@ class Output(NamedTuple):
 
 
 class ImageFormat(NamedTuple):
-    """The images that a model takes: ``size`` x ``size`` pixels from 0 to 1, less ``mean``, divided by ``std``."""
+    """The images that a model takes: ``size`` x ``size`` pixels from 0 to 1, less ``mean``, divided by ``std``.
+
+    The other fields say how they are resized, see ``data.preprocessing.resize``; by default as in the LayerShuffle
+    paper (arXiv 2407.04513, section 4).
+    """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+    crop_mode: str = "center"
 
 
 class OrderChoice(nn.Module):
@@ -76,6 +83,10 @@ class OrderedViT(nn.Module):
         head: Head = "average",
         order: OrderLike | None = None,
         choices: Sequence[OrderLike] | None = None,
+        *,
+        position_dim: int = 32,
+        position_dropout: float = 0.0,
+        position_table: PositionTable = "shared",
     ) -> None:
         super().__init__()
         self.vit = vit
@@ -84,7 +95,8 @@ class OrderedViT(nn.Module):
         self.order = sequential(self.depth)  # An order's name is read for a model whose own order this is.
         self.order = self._parsed("sequential" if order is None else order)
         self.positions = positions or len(self.order)
-        self.encoding = PositionEncoding(self.depth, dim, self.positions) if position == "encode" else None
+        encoding = (self.depth, dim, self.positions, position_dim, position_dropout, position_table)
+        self.encoding = PositionEncoding(*encoding) if position == "encode" else None
         self.prediction = PositionPrediction(self.depth, dim, self.positions) if position == "predict" else None
         own = [] if choices is None else [self._parsed(choice) for choice in choices]
         self.choice = None if choices is None else OrderChoice(own, dim)
@@ -112,7 +124,10 @@ class OrderedViT(nn.Module):
 
     @property
     def image_format(self) -> ImageFormat:
-        """Size and normalisation of the images, from timm's configuration; a UserError if they are not square."""
+        """Size and normalisation from timm's configuration, resized as in the paper.
+
+        Raises UserError if the images are not square.
+        """
         channels, height, width = self.backbone.image_shape
         if height != width:
             raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
@@ -121,6 +136,14 @@ class OrderedViT(nn.Module):
         if channels == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         return ImageFormat(height, mean, std)
+
+    @property
+    def timm_format(self) -> ImageFormat:
+        """``image_format``, but resized as timm's configuration says, with which timm's accuracies were measured."""
+        from timm.data import resolve_data_config
+
+        found = resolve_data_config(pretrained_cfg=self.vit.pretrained_cfg)
+        return self.image_format._replace(**{name: found[name] for name in ("crop_pct", "interpolation", "crop_mode")})
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,25 +1,55 @@
 """The two ways in which layers use their position in the order: encoding it and predicting it."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from layershuffle.errors import UserError
+
 Position = Literal["none", "encode", "predict"]
+PositionTable = Literal["shared", "per_layer"]
 
 
 class PositionEncoding(nn.Module):
     """Tells a layer the position it holds (LayerShuffle-position, arXiv 2407.04513, section 3.2).
 
-    One table of position vectors for the model, zero at first as in the authors' code, and one projection
-    per layer: ``z + Dropout(GELU(Linear(LayerNorm(concat(z, e_p)))))`` for every token z. A layer's two halves, run
-    apart, share its projection.
+    A table of position vectors, zero at first as in the authors' code, and one projection per layer:
+    ``z + Dropout(GELU(Linear(LayerNorm(concat(z, e_p)))))`` for every token z. A layer's two halves, run apart, share
+    its projection. The paper leaves open how the projections start: here as torch's linear layers do, with uniform
+    weights and biases, and in the authors' code as those of Hugging Face's ViT, with normal weights and zero biases.
+
+    Args:
+        depth: the number of layers.
+        dim: of the tokens.
+        positions: the number of positions.
+        size: of the position vectors; 32 in the authors' code.
+        dropout: its probability; 0 in the authors' code, and the paper names none.
+        table: whether there is one table for the model, as in the authors' code, or one "per_layer".
+
+    Raises:
+        UserError: if one of the last three is out of range.
     """
 
-    def __init__(self, depth: int, dim: int, positions: int, size: int = 32, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        depth: int,
+        dim: int,
+        positions: int,
+        size: int = 32,
+        dropout: float = 0.0,
+        table: PositionTable = "shared",
+    ) -> None:
         super().__init__()
-        self.table = nn.Embedding(positions, size)
-        nn.init.zeros_(self.table.weight)
+        if size < 1 or not 0 <= dropout < 1 or table not in get_args(PositionTable):
+            raise UserError(
+                "position encoding takes a position_dim of 1 or more, a position_dropout from 0 to below 1, and a "
+                f"position_table that is shared or per_layer, not {size}, {dropout} and {table}"
+            )
+        if table == "shared":
+            self.table = _zeros(positions, size)
+        else:
+            self.tables = nn.ModuleList(_zeros(positions, size) for _ in range(depth))
         self.projections = nn.ModuleList(
             _Projection(nn.LayerNorm(dim + size), nn.Linear(dim + size, dim), nn.GELU(), nn.Dropout(dropout))
             for _ in range(depth)
@@ -27,7 +57,17 @@ class PositionEncoding(nn.Module):
 
     def forward(self, tokens: Tensor, layer: int, position: int) -> Tensor:
         """tokens: [batch, tokens, dim], returned in the same shape with the position mixed in."""
-        return self.projections[layer](tokens, self.table.weight[position])
+        return self.projections[layer](tokens, self.table_of(layer).weight[position])
+
+    def table_of(self, layer: int) -> nn.Embedding:
+        """The table of the vectors that a layer is told its position by."""
+        return self.tables[layer] if hasattr(self, "tables") else self.table  # type: ignore[return-value]
+
+
+def _zeros(positions: int, size: int) -> nn.Embedding:
+    table = nn.Embedding(positions, size)
+    nn.init.zeros_(table.weight)
+    return table
 
 
 class _Projection(nn.Sequential):
@@ -42,7 +82,7 @@ class PositionPrediction(nn.Module):
     """Asks a layer which position it holds (LayerShuffle-predict, arXiv 2407.04513, section 3.3).
 
     One head per layer, on the layer's output. The paper doesn't say how tokens are combined; as in the authors' code,
-    they are averaged before the LayerNorm.
+    they are averaged before the LayerNorm. The heads start like the projections of ``PositionEncoding``.
     """
 
     def __init__(self, depth: int, dim: int, positions: int) -> None:

@@ -40,8 +40,10 @@ class Setup:
         evaluations: by the name of the results file without its ``.json``.
         base: the arguments that are added for an ordinary training whose model all methods start from, as they start
             from one pretrained backbone in the paper; null where the backbone is pretrained.
+        frozen: pretrained models that are studied as they are: their name in ``analyse``, and the arguments of analyse,
+            of which the first is the model.
         merge: methods whose models, one per seed, are merged layer by layer, once per seed.
-        analyse: studies (representations, contributions), each with the methods to compare.
+        analyse: studies (representations, contributions), each with the methods or frozen models to compare.
         grid: options of train and the values to try, such as {--model.optimizer.init_args.lr: [0.001, 0.002]}. Each
             method is trained once with every combination, with the experiment's first seed. The one with the lowest
             validation loss is then used for its models. No test image is used for the choice.
@@ -53,6 +55,7 @@ class Setup:
     methods: dict[str, Arguments]
     evaluations: dict[str, Evaluation]
     base: Arguments | None = None
+    frozen: dict[str, Arguments] = field(default_factory=dict)
     merge: list[str] = field(default_factory=list)
     analyse: dict[str, list[str]] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
@@ -114,7 +117,10 @@ def read(path: Path) -> Experiment:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not an experiment: {error}") from error
     for setup in experiment.setups.values():
-        named = [setup.merge, *setup.analyse.values(), *(each.methods or [] for each in setup.evaluations.values())]
+        if not all(setup.frozen.values()):
+            raise UserError(f"{path} has a frozen model without arguments: the first names the model")
+        studied = [[method for method in methods if method not in setup.frozen] for methods in setup.analyse.values()]
+        named = [setup.merge, *studied, *(each.methods or [] for each in setup.evaluations.values())]
         for method in (method for methods in named for method in methods):
             if method not in setup.methods:
                 raise UserError(f"{path} merges, analyses or evaluates {method}, which is not one of its methods")
@@ -200,12 +206,12 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
             merge = task("merge", [*(f"{{{cell}}}/best.ckpt" for cell in needs), f"--seed={seed}"], "best.ckpt")
             yield Cell(name(f"{method}_merged", seed), (merge, *evaluations(method, seed)), needs)
     for study, methods in setup.analyse.items():
-        needs = tuple(name(method, seeds[0]) for method in methods)
-        analyses = [
-            task("analyse", [f"{{{cell}}}/best.ckpt", f"--study={study}"], f"{method}.json")
-            for method, cell in zip(methods, needs)
-        ]
-        yield Cell(name(study, seeds[0]), tuple(analyses), needs)
+        trained_ones = {method: name(method, seeds[0]) for method in methods if method not in setup.frozen}
+        analyses = []
+        for method in methods:
+            model, *more = setup.frozen.get(method) or [f"{{{trained_ones[method]}}}/best.ckpt"]
+            analyses.append(task("analyse", [model, *_expanded(more), f"--study={study}"], f"{method}.json"))
+        yield Cell(name(study, seeds[0]), tuple(analyses), tuple(trained_ones.values()))
 
 
 def _expanded(arguments: Arguments) -> list[str]:

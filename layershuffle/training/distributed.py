@@ -53,6 +53,8 @@ def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Par
             unused += model.encoding.projections[layer].parameters()
         if model.prediction:
             unused += model.prediction.heads[layer].parameters()
-    if model.encoding and not run:
-        unused += model.encoding.table.parameters()
+    if model.encoding:
+        tables = dict.fromkeys(map(model.encoding.table_of, range(model.depth)))
+        used = {model.encoding.table_of(unit.layer) for unit in run}
+        unused += [weight for table in tables if table not in used for weight in table.parameters()]
     return [parameter for parameter in unused if parameter.requires_grad]

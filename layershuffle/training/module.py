@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from layershuffle.checkpoints.loading import RECORD
-from layershuffle.data.preprocessing import Preprocess
+from layershuffle.data import ImageData, Preprocess
 from layershuffle.errors import UserError
 from layershuffle.models.create import create_model
 from layershuffle.models.model import Output
@@ -59,8 +59,8 @@ class FineTuner(pl.LightningModule):
         position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
             steps' position cross-entropies is added to the classification loss.
         optimizer: makes the optimizer; by default the paper's (section 4).
-        schedule: the learning rate stays "constant" (the paper), or falls to zero as "linear" (the authors' code) or
-            "cosine".
+        schedule: the learning rate stays "constant" (how the paper is read here), or falls to zero as "linear" (the
+            authors' code) or "cosine".
         warmup_steps: number of steps over which the learning rate first rises linearly.
         depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
         instancewise: how the images learn to choose.
@@ -151,7 +151,13 @@ class FineTuner(pl.LightningModule):
         return min(1.0, step / self._planned_steps) if self._planned_steps > 0 else 0.0
 
     def setup(self, stage: str) -> None:
-        """Decide which processes draw their own orders, and raise a UserError if the strategy can't run them."""
+        """Preprocess as the data says, and decide which processes draw their own orders.
+
+        Raises a UserError if the strategy can't run them.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData):
+            self.preprocess = data.prepare_for(*self.model.image_format)
         orders = [self.draw(0), *(self.model.choice.orders if self.model.choice else ())]
         self._own_orders = orders_per_process(self.trainer.strategy, self.orders_per_process, self.model, orders)
 

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 
@@ -161,6 +162,19 @@ def test_exports_that_would_mislead(trained, tmp_path):
         load("new")
 
 
+def test_merged_layers_bring_their_own_position_tables(trained):
+    options = ["--model.position=encode", "--model.position_table=per_layer", "--model.position_dim=3"]
+    paths = [trained(seed, *options) for seed in (0, 1, 2)]
+    merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
+    merged = load("merged.ckpt")
+    sources = [load(path).model.encoding.tables for path in paths]
+    assert len({tables[0].weight.sum().item() for tables in sources}) == 3
+    for layer, source in enumerate(merged.record["merged"]["layers"]):
+        assert torch.equal(merged.model.encoding.tables[layer].weight, sources[source][layer].weight)
+    export_command(["merged.ckpt", "out"])
+    assert torch.equal(load("out").model.encoding.tables[1].weight, merged.model.encoding.tables[1].weight)
+
+
 def test_merged_layers_come_from_the_models_that_the_record_names(trained):
     paths = [trained(seed, "--model.position=predict") for seed in (0, 1, 2)]
     merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
@@ -201,3 +215,9 @@ def test_a_full_disk_is_one_sentence(trained, monkeypatch):
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(ValueError, match=r"exported could not be written: I/O error: No space left on device"):
         export_command([checkpoint, "exported"])
+
+
+def test_an_exported_model_says_how_its_images_were_resized(trained, tmp_path):
+    export_command([trained(0, "--data.crop_pct=0.9", "--data.interpolation=bicubic"), "out"])
+    found = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]
+    assert (found["crop_pct"], found["interpolation"], found["crop_mode"]) == (0.9, "bicubic", "center")

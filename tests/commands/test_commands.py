@@ -17,12 +17,15 @@ import torch
 import yaml
 from helpers import DIGITS, QUIET, ROOT, batches, configs, fails, fake_cifar100, fake_imagenet, reference_folder
 from safetensors.torch import load_file, save_file
+from torch.utils.data import Subset
+from torchvision.datasets import ImageFolder
 
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.experiment import experiment_command
 from layershuffle.commands.studying import Study, study_parser
 from layershuffle.commands.train import train
+from layershuffle.data import ImageFolders
 from layershuffle.results.record import Results
 
 
@@ -347,6 +350,47 @@ def test_a_frozen_timm_model_is_evaluated(tmp_path):
     assert results.data["images"] == 30
     assert results.data["args"]["image_size"] == 160
     assert Path("test_vit.evaluation.json").exists()
+
+    # As timm itself preprocesses and evaluates, and as in the paper if that is asked for.
+    vit = timm.create_model(name, num_classes=1000).eval()
+    vit.load_state_dict(torch.load("weights.pth"))
+    chosen = ImageFolders(str(root), test_images=30)
+    chosen.setup("test")
+    pictures = Subset(ImageFolder(root / "val"), chosen.sets["test"].indices)
+    timms = timm.data.resolve_data_config(model=vit)
+    papers = timms | {"crop_pct": 1.0, "interpolation": "bilinear"}
+    assert timms != papers
+    asked = [f"--data.{key}={papers[key]}" for key in ("crop_pct", "interpolation")]
+    for config, options in ((timms, []), (papers, asked)):
+        transform = timm.data.create_transform(**config)
+        images = [(transform(image), label) for image, label in pictures]
+        results = evaluate_command([name, "--pretrained=weights.pth", *data, *options, "--protocols=sequential"])
+        with torch.inference_mode():
+            logits = vit(torch.stack([image for image, _ in images]))
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor([label for _, label in images]))
+        assert results.scores[0].loss == pytest.approx(expected.item(), rel=1e-6)
+        names = ("crop_pct", "interpolation", "crop_mode")
+        assert {key: results.data["args"][key] for key in names} == {key: config[key] for key in names}
+
+
+def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
+    options = ["--trainer.max_epochs=1", "--data.train_images=64", "--model.timm_args.img_size=16"]
+    train([*DIGITS, *QUIET, *options, "--data.crop_pct=0.5"])
+    path = "runs/version_0/checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    args = content["layershuffle"]["data"]["args"]
+    names = ("crop_pct", "interpolation", "crop_mode")
+    assert [args[name] for name in names] == [0.5, "bilinear", "center"]
+
+    def losses(checkpoint, *options):
+        return [score.loss for score in evaluate_command([checkpoint, "--protocols=sequential", *options]).scores]
+
+    cropped = losses(path)
+    for name in names:  # earlier versions recorded none of these, and knew the paper's preprocessing only
+        del args[name]
+    torch.save(content, "old.ckpt")
+    assert losses("old.ckpt") == losses(path, "--data.crop_pct=1") != cropped
+    assert losses("old.ckpt", "--data.crop_pct=0.5") == cropped
 
 
 # --- Failing ------------------------------------------------------------------------------------------------

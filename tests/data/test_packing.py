@@ -288,6 +288,12 @@ def test_damage_that_reading_finds(source, tmp_path):
     pack(source, folder)
     with pytest.raises(ValueError, match=r"holds images of 32 pixels, but the model takes 64: .* --size 64 .*Folders"):
         PackedFolders(str(folder), image_size=64).setup()
+    cropped = PackedFolders(str(folder))
+    cropped.prepare_for(32, [0.5], [0.5], 0.9, "bicubic", "center")
+    with pytest.raises(
+        ValueError, match=r"as in the paper, not with crop_pct 0\.9, bicubic and center: read the class"
+    ):
+        cropped.setup()
     data = both(source, folder)[1]
     os.truncate(folder / "val.uint8", 22 * 3 * 32 * 32)
     with pytest.raises(ValueError, match=r"val\.uint8 ends before its image 22: pack it again"):

@@ -8,9 +8,11 @@ import torch
 from helpers import batches, fake_cifar100, fake_fashion_mnist, fake_imagenet
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
+from sklearn.model_selection import StratifiedShuffleSplit
+from timm.data import create_transform
 from torchvision import transforms
 
-from layershuffle.data import Digits, ImageFolders, Preprocess, TorchvisionImages, from_config
+from layershuffle.data import DecodedImages, Digits, ImageFolders, Preprocess, TorchvisionImages, from_config
 from layershuffle.data.module import TensorImages
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,6 +30,31 @@ def test_preprocessing_is_the_papers_to_within_rounding(height, width):
     assert ours.dtype == torch.float32
     # One grey level of 255, in units of the normalised image.
     assert ((ours - by_pil) * torch.tensor(STD).view(3, 1, 1)).abs().max() <= 1.01 / 255
+
+
+@pytest.mark.parametrize("shape", [(300, 260), (90, 120)])
+@pytest.mark.parametrize(
+    "resizing", [(0.9, "bicubic", "center"), (0.95, "bicubic", "squash"), (1.0, "bilinear", "center")]
+)
+def test_resizing_is_timms(shape, resizing):
+    pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    names = ("crop_pct", "interpolation", "crop_mode")
+    by_timm = create_transform((3, 112, 112), mean=MEAN, std=STD, **dict(zip(names, resizing)))(Image.fromarray(pixels))
+    decoded, _ = DecodedImages([(Image.fromarray(pixels), 0)], 112, 0, *resizing)[0]
+    torch.testing.assert_close(Preprocess(112, MEAN, STD, *resizing)(decoded[None])[0], by_timm)
+    # Images in memory are resized as tensors, which rounds otherwise: by one grey level of 255, or two with bicubic.
+    in_memory = Preprocess(112, MEAN, STD, *resizing)(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    assert ((in_memory - by_timm) * torch.tensor(STD).view(3, 1, 1)).abs().max() <= 2.01 / 255
+
+
+def test_a_sets_own_resizing_comes_before_the_models():
+    data = Digits(interpolation="bicubic")
+    preprocess = data.prepare_for(16, [0.5], [0.5], 0.8, "bilinear", "center")
+    assert data.resizing == preprocess.resizing == (0.8, "bicubic", "center")
+    assert from_config(data.config()).resizing == data.resizing
+    assert data.image_size == 16
+    with pytest.raises(ValueError, match="crop_pct is a fraction above 0 and at most 1, not 90"):
+        Digits(crop_pct=90)
 
 
 def test_grey_images_fill_the_channels():
@@ -201,20 +228,75 @@ def test_fashion_mnist(tmp_path):
     assert torch.equal(batches(data.test_dataloader())[0][:, 0], torch.from_numpy(last))
 
 
-def test_a_set_without_an_array_in_memory(tmp_path):
-    # EuroSAT knows no test set; its images are decoded as they are read, and all arguments can be given.
-    for name in ("Forest", "River"):
-        folder = tmp_path / "eurosat" / "2750" / name
-        folder.mkdir(parents=True)
-        for at in range(3):
-            Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{at}.png")
-    data = TorchvisionImages("EuroSAT", 2, root=str(tmp_path), train_args={}, test_args={}, image_size=16, workers=0)
-    data.setup("test")
-    with pytest.raises(ValueError, match="num_classes is 1, but EuroSAT has 2 classes"):
-        TorchvisionImages("EuroSAT", 1, root=str(tmp_path), train_args={}, test_args={}).setup("test")
-    images, labels = batches(data.test_dataloader())
+UNSPLIT = {  # where the images of class number {0} are, and what image number {1} of it is called
+    "EuroSAT": "eurosat/2750/class{0}/{1}.jpg",
+    "Caltech101": "caltech101/101_ObjectCategories/class{0}/image_{1:04d}.jpg",
+    "Caltech256": "caltech256/256_ObjectCategories/00{0}.class/00{0}_{1:04d}.jpg",
+    "SUN397": "SUN397/c/class{0}/sun_{1}.jpg",
+}
+
+
+def fake_unsplit(root, name):
+    """Ten and five images of two classes, in the layout of a set that torchvision doesn't split."""
+    for label, count in ((1, 10), (2, 5)):
+        for at in range(1, count + 1):
+            path = root / UNSPLIT[name].format(label, at)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    if name == "Caltech101":
+        (root / "caltech101/101_ObjectCategories/BACKGROUND_Google").mkdir()
+    if name == "SUN397":
+        (root / "SUN397/ClassName.txt").write_text("/c/class1\n/c/class2\n")
+
+
+@pytest.mark.parametrize("name", UNSPLIT)
+def test_a_set_that_torchvision_does_not_split_is_split_as_by_the_authors(tmp_path, name, capsys):
+    fake_unsplit(tmp_path, name)
+    data = TorchvisionImages(name, 2, root=str(tmp_path), image_size=16, workers=0, val_fraction=0)
+    data.setup()
+    said = f"{name} has no official split: 9 of its images, the same for every seed, are for training and 6 for testing"
+    assert capsys.readouterr().err.count(said) == 1
+    labels = [0] * 10 + [1] * 5
+    # As in utils/parse_config.py of the authors' code.
+    by_authors = StratifiedShuffleSplit(n_splits=1, test_size=0.4, random_state=0)
+    train, test = next(by_authors.split(np.zeros(len(labels)), labels))
+    assert data.sets["train"].indices == train.tolist()
+    assert data.sets["test"].indices == test.tolist()
+    assert sorted([*train, *test]) == list(range(15))
+    images, found = batches(data.test_dataloader())
     assert images.shape == (6, 3, 16, 16)
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert sorted(found.tolist()) == [0, 0, 0, 0, 1, 1]
+    assert data.config()["args"]["test_fraction"] == 0.4
+    with pytest.raises(ValueError, match=f"num_classes is 1, but {name} has 2 classes"):
+        TorchvisionImages(name, 1, root=str(tmp_path)).setup("test")
+    with pytest.raises(ValueError, match=f"{name} can't be split with test_fraction 2"):
+        TorchvisionImages(name, 2, root=str(tmp_path), test_fraction=2).setup("test")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("EuroSAT", {"train_args": {}, "test_args": {}}),
+        ("EuroSAT", {"test_args": {}}),
+        ("Caltech101", {"train_args": {"target_type": ["category"]}, "test_args": {"target_type": "category"}}),
+        ("CIFAR100", {"test_args": {}}),
+        ("CIFAR100", {"train_args": {"train": False}, "test_args": {"train": False}}),
+        ("EMNIST", {"train_args": {"split": "mnist", "train": True}, "test_args": {"split": "mnist"}}),
+    ],
+)
+def test_images_for_both_training_and_test_are_refused(tmp_path, monkeypatch, name, arguments):
+    if name in UNSPLIT:
+        fake_unsplit(tmp_path, name)
+    elif name == "CIFAR100":
+        fake_cifar100(tmp_path, monkeypatch)
+    else:
+        fake_fashion_mnist(tmp_path)
+        (tmp_path / "FashionMNIST").rename(tmp_path / "EMNIST")
+        for path in [*(tmp_path / "EMNIST/raw").iterdir()]:
+            path.rename(path.parent / f"emnist-mnist-{path.name.replace('t10k', 'test')}")
+    for stage in ("fit", "test"):
+        with pytest.raises(ValueError, match=f"the training and the test images of {name} would be the same: give"):
+            TorchvisionImages(name, 100, root=str(tmp_path), **arguments).setup(stage)
 
 
 @pytest.mark.parametrize(

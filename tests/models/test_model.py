@@ -81,13 +81,14 @@ def test_a_parallel_step_averages_its_members(images, small):
     torch.testing.assert_close(model(images, "(0|2|3)*2").logits, model.vit.forward_head(model.vit.norm(again)))
 
 
-def test_position_encoding_is_the_papers_formula(images, small):
-    model = small(position="encode")
+@pytest.mark.parametrize("options", [{}, {"position_table": "per_layer", "position_dim": 5}])
+def test_position_encoding_is_the_papers_formula(images, small, options):
+    model = small(position="encode", **options)
     weights = model.state_dict()
     order = [2, 0, 3]
     tokens = model.embed(images).tokens
     for position, layer in enumerate(order):
-        vector = weights["encoding.table.weight"][position]
+        vector = weights[f"encoding.tables.{layer}.weight" if options else "encoding.table.weight"][position]
         h = torch.cat([tokens, vector.repeat(*tokens.shape[:2], 1)], dim=2)
         p = f"encoding.projections.{layer}"
         h = F.layer_norm(h, h.shape[-1:], weights[f"{p}.0.weight"], weights[f"{p}.0.bias"])
@@ -101,6 +102,31 @@ def test_a_new_position_table_is_zero_and_has_a_row_a_position():
     model = layershuffle.create_model("vit_tiny_patch16_224", 5, position="encode", positions=9, **SMALL)
     assert model.encoding.table.weight.shape == (9, 32)
     assert not model.encoding.table.weight.any()
+    each = layershuffle.create_model("vit_tiny_patch16_224", 5, "encode", position_table="per_layer", **SMALL)
+    assert [table.weight.shape for table in each.encoding.tables] == [(4, 32)] * 4
+    assert not any(table.weight.any() for table in each.encoding.tables)
+
+
+def test_dropout_acts_on_what_the_position_adds(images, small):
+    model = small(position="encode", position_dropout=0.5)
+    tokens = model.embed(images).tokens
+    added = model.eval().encoding(tokens, 1, 2) - tokens
+    dropped = model.train().encoding(tokens, 1, 2) - tokens
+    kept = dropped != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * added[kept])
+
+
+def test_old_checkpoints_know_nothing_of_these_options(small):
+    options = {"position_dim": 5, "position_dropout": 0.1, "position_table": "per_layer"}
+    assert not options.keys() & small(position="encode").config.keys()
+    assert options.items() <= small(position="encode", **options).config.items()
+
+
+@pytest.mark.parametrize("option", [{"position_dim": 0}, {"position_dropout": 1.0}, {"position_table": "each"}])
+def test_position_options_out_of_range(small, option):
+    with pytest.raises(ValueError, match="position encoding takes a position_dim of 1 or more, a position_dropout"):
+        small(position="encode", **option)
 
 
 def test_position_prediction_is_the_papers_formula(images, small):

@@ -2,6 +2,7 @@ import csv
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from helpers import ROOT, fails, fake_cifar100, fake_imagenet
@@ -18,6 +20,7 @@ from layershuffle.commands.experiment import experiment_command, perform
 from layershuffle.commands.report import report
 from layershuffle.reproduction import cells
 from layershuffle.reproduction.experiments import list_cells, read
+from layershuffle.results.record import Results
 
 TINY = (
     "--model.timm_args='{img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 16, depth: 3, num_heads: 2}' "
@@ -86,6 +89,22 @@ def test_only_takes_what_the_chosen_need(tiny):
         list_cells(found, seeds=[1, 1])
 
 
+def test_a_frozen_model_is_studied_beside_the_methods(tiny):
+    torch.save(timm.create_model("test_vit").state_dict(), "weights.pth")
+    root = fake_imagenet(Path("imagenet"))
+    for split in ("train", "val"):
+        for at in range(998):
+            (root / split / f"m{at}").mkdir()
+            shutil.copy(root / "val/n01440764/RGB.JPEG", root / split / f"m{at}/a.JPEG")
+    more = "--pretrained=weights.pth --data.root=imagenet --data.test_images=4 --data.workers=0 --images=3"
+    path = tiny(frozen={"original": ["test_vit", "data/imagenet", more]}, analyse={"contributions": ["original"]})
+    (cell,) = list_cells(read(path), [0], ["contributions"])
+    perform(cell, Path("out"))
+    found = Results.load(Path("out") / cell.name / "original.json")
+    assert found.label == "test_vit"
+    assert found.evaluation["images"] == len(found.measures["contributions"]["orders"]) == 3
+
+
 def test_the_scales_are_whole():
     paper = list_cells(read(ROOT / "configs/experiment/paper.yaml"))
     table_1 = [
@@ -97,6 +116,16 @@ def test_the_scales_are_whole():
     cifar = next(at for at in paper if at.name == "deit_b_cifar100/layershuffle/seed4")
     assert "--trainer.max_epochs=100" in cifar.tasks[0].arguments
     assert not cifar.needs
+    on_cifar = [at.tasks[0] for at in paper if "cifar100" in at.name and at.tasks[0].command == "train"]
+    assert len(on_cifar) == 2 * 4 * 5
+    assert all("--data.val_fraction=0" in task.arguments for task in on_cifar)
+    figure_4 = next(at for at in paper if at.name == "vit_b16_imagenet/contributions/seed0")
+    original, shuffled = figure_4.tasks
+    with (ROOT / "configs/model/vit_b16.yaml").open() as file:
+        assert original.arguments[0] == yaml.safe_load(file)["model"]["name"]
+    assert original.output == "original.json"
+    assert figure_4.needs == ("vit_b16_imagenet/layershuffle/seed0",)
+    assert shuffled.arguments[0] == "{vit_b16_imagenet/layershuffle/seed0}/best.ckpt"
     mini = list_cells(read(ROOT / "configs/experiment/mini.yaml"))
     assert {at.name.split("/")[-1] for at in mini} == {"seed0", "seed1", "seed2"}
 
@@ -106,6 +135,7 @@ def test_the_scales_are_whole():
     [
         ({"train": ["model/nothing"]}, "there is no config named model/nothing"),
         ({"merge": ["nothing"]}, "merges, analyses or evaluates nothing, which is not one of its methods"),
+        ({"frozen": {"original": []}}, "has a frozen model without arguments: the first names the model"),
         ({"evaluations": 3}, "is not an experiment"),
         ({"nothing": 1}, "is not an experiment"),
         ({"grid": {"lr": [1e-3]}}, "has lr: .* in a grid, which takes an option and a list of its values"),
@@ -201,6 +231,8 @@ def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):
         "layershuffle_predict/seed1",
         "layershuffle_merged/seed0",
     ]
+    record = torch.load(tmp_path / "out" / found[0].name / "best.ckpt", weights_only=True)["layershuffle"]
+    assert record["data"]["args"]["val_fraction"] == 0
     report(tmp_path / "out")
     said = (tmp_path / "out/report/report.md").read_text()
     assert "| layershuffle-merged, sequential<br>" in said

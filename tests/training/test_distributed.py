@@ -154,10 +154,11 @@ def test_more_processes_than_images_are_refused():
         evaluation_batches(3, 8, 4, 0)
 
 
-@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+@pytest.mark.parametrize("position", ["none", "encode", "encode per_layer", "predict"])
 @pytest.mark.parametrize("orders", [["0 2"], ["0a 2f", "1 2a"], [""], ["3 1 2 0"], ["(0|1)", "2f"]])
 def test_unused_parameters_are_those_without_gradients(small, images, position, orders):
-    model = small(position=position, positions=4).train()
+    position, *table = position.split()
+    model = small(position=position, positions=4, position_table=(table or ["shared"])[0]).train()
     total = 0
     for order in orders:
         output = model(images, order)

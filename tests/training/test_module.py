@@ -272,7 +272,7 @@ def test_the_default_optimizer_is_the_papers(tmp_path):
 
 def test_a_checkpoint_is_plain_values_and_says_how_to_make_the_model(tmp_path):
     run = trainer(tmp_path)
-    run.fit(tuner(position="encode", sampler=LayerDrop(0.3)), datamodule=Digits(batch_size=32))
+    run.fit(tuner(position="encode", sampler=LayerDrop(0.3)), datamodule=Digits(batch_size=32, crop_pct=0.5))
     run.save_checkpoint(tmp_path / "run.ckpt")
     record = read_file(tmp_path / "run.ckpt")[RECORD]
     assert record["model"] == {
@@ -284,6 +284,7 @@ def test_a_checkpoint_is_plain_values_and_says_how_to_make_the_model(tmp_path):
     assert record["sampler"] == "LayerDrop(p=0.3)"
     assert record["data"]["class"] == "Digits"
     assert record["data"]["args"]["batch_size"] == 32
+    assert record["data"]["args"]["crop_pct"] == run.lightning_module.preprocess.resizing[0] == 0.5
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):
