@@ -164,5 +164,5 @@ cropped), minus mean ({mean}), divided by standard deviation ({std}).
 
 ## Accuracy
 
-{scores.rstrip() or "Not measured."}
+{f"{scores}{tables.ONE_SEED}" if scores else "Not measured."}
 """
