@@ -12,11 +12,7 @@ from layershuffle.reproduction import curves, paper
 from layershuffle.reproduction.collect import SetupResults, comparison, in_papers_sequence
 from layershuffle.reproduction.page import Picture, Section, Table, TableCell
 from layershuffle.results import figures, tables
-<<<<<<< HEAD
-from layershuffle.results.record import Results, Summary
-=======
 from layershuffle.results.record import Estimate, Results, estimate, half_width, summarise, total
->>>>>>> 60ea14d (Intervals over seeds, orders and test images in every table; only the paper's own weights beside the paper)
 
 Rows = list[list[TableCell | str]]
 MADE = (
