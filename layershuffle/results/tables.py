@@ -32,11 +32,14 @@ def percent(found: Estimate | None) -> str:
 
 def meaning(seeds: Mapping[str, int]) -> str:
     """What ± stands for in a table of methods, each with this number of seeds."""
-    if max(seeds.values()) == 1:
-        return ONE_SEED
-    single = [method for method, count in seeds.items() if count == 1]
-    exception = f" Of {', '.join(single)} there is only one seed, and the interval leaves seeds out." if single else ""
-    return SEVERAL_SEEDS + exception
+    text = ONE_SEED
+    if max(seeds.values()) > 1:
+        single = ", ".join(method for method, count in seeds.items() if count == 1)
+        text = SEVERAL_SEEDS
+        text += f" Of {single} there is only one seed, and the interval leaves seeds out." if single else ""
+    if len(seeds) > 1:
+        text += " All methods have the same test images: differences between them are more certain than ± says."
+    return text
 
 
 def shown(results: Results) -> list[Protocol]:

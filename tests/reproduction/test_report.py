@@ -115,8 +115,8 @@ def test_all_standard_deviations_are_of_samples(tmp_path):
     replace(found, scores=[], measures=measures, evaluation={}).save(tmp_path / "a.json")
     section = next(s for s in sections(*collect(tmp_path)) if s.title.startswith("Figures 4c"))
     rows = [[cell.text for cell in row] for row in section.parts[0].data.cells()]
-    assert rows[0] == ["layershuffle", "0", "0", "0.3000", f"{statistics.stdev([0.1, 0.2, 0.6]):.4f}", "3"]
-    assert rows[1] == ["layershuffle", "0", "1", "0.8000", "", "1"]
+    assert rows[0][-3:] == ["0.3", f"{statistics.stdev([0.1, 0.2, 0.6]):.4g}", "3"]
+    assert ["0.8", "", "1"] in [row[-3:] for row in rows]
 
 
 def test_the_papers_figures():

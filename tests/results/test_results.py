@@ -197,6 +197,7 @@ def test_the_comparison_names_what_is_missing():
 def test_the_caption_says_which_methods_have_one_seed():
     seeds = [results(model=results().model | {"seed": seed}) for seed in (0, 1)]
     assert comparison(seeds)[2] == tables.SEVERAL_SEEDS
+    assert comparison(seeds[:1])[2] == tables.ONE_SEED
     assert "Of baseline there is only one seed" in comparison([*seeds, results("baseline")])[2]
 
 
