@@ -183,7 +183,8 @@ def estimate(
     """Estimate an accuracy from the scores of models of different seeds, which are draws of the same thing.
 
     The variance of the mean is the sum of up to three parts. Seeds: the variance between the models' means, over their
-    number. Since models that are evaluated with seeds of their own run orders of their own, this includes the orders.
+    number. Since models that are evaluated with seeds of their own run orders of their own, this includes the orders;
+    orders that were new in every batch, which files don't list, are taken to be such.
     Orders: where all models ran the same orders, or there is just one model, the variance between the orders' means,
     over their number (a two-way layout with random effects). Images: that of a binomial share, because results files
     don't say which images were classified rightly. All models and orders share the images, so more of them don't make
