@@ -66,7 +66,8 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
         model = create_fitting(
             weights,
             f"{checkpoint}, described by {config},",
-            name="deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224",
+            # The weights that the authors start from, as timm names them.
+            name="deit_base_distilled_patch16_224.fb_in1k" if distilled else "vit_base_patch16_224.orig_in21k_ft_in1k",
             num_classes=len(settings["id2label"]),
             position=position,
             head="class",

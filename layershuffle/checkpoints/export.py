@@ -163,5 +163,5 @@ config.json says), minus mean ({mean}), divided by standard deviation ({std}).
 
 ## Accuracy
 
-{scores.rstrip() or "Not measured."}
+{f"{scores}{tables.ONE_SEED}" if scores else "Not measured."}
 """

@@ -29,7 +29,7 @@ def depth_command(args: list[str] | None = None) -> Results:
     depths = range(1, len(own) + 1)
     found = trials(["sequential", "pruned"], own, draws, study.config.seed, keep=tuple(depths))
     early_exit = EarlyExit(own, device)
-    kept = [trial for trial in found if trial.variant.get("sequence") != "random"]
+    kept = [trial for trial in found if trial.variant.get("sequence", "original") == "original"]
     scores = study.score(kept, on_output=early_exit.add)
     images = study.preprocess.to(device)(next(iter(study.batches))[0].to(device))
     with study.fabric.autocast():

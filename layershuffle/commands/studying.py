@@ -185,6 +185,8 @@ class Study:
         drawn = figures.draw(results, output, title)
         for name, (header, rows) in found.items():
             console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
+        if any("±" in cell for _, rows in found.values() for row in rows for cell in row):
+            console.print(tables.ONE_SEED)
         if nan := [score for score in scores if score.nan]:
             each = [f"{s.nan} in order {s.order or tables.name_of((s.protocol, *s.variant.values()))}" for s in nan]
             more = f", and some in {len(nan) - 3} more, which the results file names" if len(nan) > 3 else ""

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.protocols import Pick, Trial
+from layershuffle.orders.protocols import Draw, Pick, Trial
 from layershuffle.results.record import Score
 
 
@@ -124,14 +124,15 @@ def evaluate(
     Raises:
         UserError: before the first batch, if the model can't run one of the orders.
     """
-    asked = {trial.order for trial in to_score}
+    asked = dict.fromkeys(trial.order for trial in to_score)
     fixed = sorted((order for order in asked if isinstance(order, Order)), key=lambda order: order.steps)
     for order in fixed:
         model.check(order)
     model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
     picks = [pick for pick in get_args(Pick) if pick in asked]
-    kinds = [*fixed, *([None] if None in asked else []), *picks]
-    rows: dict[Order | Pick | None, int] = {kind: row for row, kind in enumerate(kinds)}
+    drawn = [draw for draw in asked if draw is None or callable(draw)]
+    kinds = [*fixed, *drawn, *picks]
+    rows: dict[Order | Pick | Draw | None, int] = {kind: row for row, kind in enumerate(kinds)}
     metrics = OrderMetrics(len(rows)).to(fabric.device)
     choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
     chosen = torch.zeros(len(choices), device=fabric.device)
@@ -140,20 +141,20 @@ def evaluate(
             continue  # The last batch can have fewer images than there are processes.
         images, labels = (part.to(fabric.device, non_blocking=True) for part in (images, labels))
         images = preprocess(images)
-        fresh = [model.order.shuffled(seeded(seed, "per batch", index))] if None in rows else []
+        fresh = {draw: (draw or model.order.shuffled)(seeded(seed, "per batch", index)) for draw in drawn}
         waiting: list[Output] = []
         counted = 0
         by_choice: dict[Order, Tensor] = {}
         with fabric.autocast():
-            for order, output in outputs(model, images, [*fixed, *choices, *fresh]):
+            for order, output in outputs(model, images, [*fixed, *choices, *fresh.values()]):
                 if order in rows:  # outputs come in the sequence of the rows
                     waiting.append(output)
                     size = sum(logits.numel() for logits in output if logits is not None)
                     if order == fixed[-1] or len(waiting) * size >= COUNTED_AT_ONCE:
                         metrics.update(counted, waiting, labels)
                         counted, waiting = counted + len(waiting), []
-                if order in fresh:
-                    metrics.update(rows[None], [output], labels)
+                for draw in (draw for draw, its_order in fresh.items() if its_order == order):
+                    metrics.update(rows[draw], [output], labels)
                 if order in choices:
                     by_choice[order] = output.logits.float()
                 on_output(order, output, labels)

@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from layershuffle.errors import UserError
@@ -17,7 +19,10 @@ Pick = Literal["chosen", "oracle"]
 The best has the lowest loss among the orders in which the image is classified rightly, or among all if there are none.
 """
 
-Orders = Iterator[tuple[Order | Pick | None, dict[str, Any]]]
+Draw = Callable[[random.Random], Order]
+"""Draws an order for each batch. Only its argument may be a source of randomness."""
+
+Orders = Iterator[tuple[Order | Pick | Draw | None, dict[str, Any]]]
 """Orders to score, each with its variant, such as {"kept": 6, "strategy": "first"}.
 
 None stands for a new random permutation in every batch. Orders of the same variant are draws of the same thing: tables
@@ -30,7 +35,7 @@ class Trial:
     """One thing to score: a protocol, an order (see Pick and Orders for what else it can be) and its variant."""
 
     protocol: str
-    order: Order | Pick | None
+    order: Order | Pick | Draw | None
     variant: dict[str, Any] = field(default_factory=dict)
 
 
@@ -136,10 +141,16 @@ def trials(
         for order, variant in wanted.orders(**{name: given[name] for name in parameters if name in given}):
             if isinstance(order, Order) and not wanted.names_layers:
                 order = order.over(own)
+            elif callable(order) and not wanted.names_layers:
+                order = partial(_draw_over, order, own)
             found.append(Trial(wanted.name, order, variant))
     if not found:
         raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
     return found
+
+
+def _draw_over(draw: Draw, own: Order, rng: random.Random) -> Order:
+    return draw(rng).over(own)
 
 
 @protocol(figure=None)
@@ -160,6 +171,8 @@ def arbitrary(depth: int, draws: int, seed: int) -> Orders:
 def pruned(depth: int, draws: int, seed: int, keep: tuple[int, ...] = ()) -> Orders:
     """Some layers left out, by each strategy, the others in original and in random sequence.
 
+    Random layers in random sequence are also drawn anew for every batch, as in figure 1c of arXiv 2407.04513.
+
     Args:
         keep: numbers of layers to keep (default: quarters of the depth)
     """
@@ -173,6 +186,11 @@ def pruned(depth: int, draws: int, seed: int, keep: tuple[int, ...] = ()) -> Ord
                 else:
                     order = (named.first if strategy == "first" else named.evenly_spaced)(kept, depth)
                 yield order if sequence == "original" else order.shuffled(rng), variant
+        yield partial(_shuffled_subset, kept, depth), {"kept": kept, "strategy": "random", "sequence": "per batch"}
+
+
+def _shuffled_subset(kept: int, depth: int, rng: random.Random) -> Order:
+    return named.random_subset(kept, depth, rng).shuffled(rng)
 
 
 @protocol(columns="layers kept", figure="scatter")

@@ -1,18 +1,18 @@
 """Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
 
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from layershuffle.errors import UserError
 from layershuffle.reproduction import paper
 from layershuffle.results import tables
-from layershuffle.results.record import Results, Score, Summary, summarise
+from layershuffle.results.record import Results, Score, estimate
 
 SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
+"""What a title says of a backbone whose shape isn't timm's, or isn't the paper's."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,9 @@ class SetupResults:
         """The runs of a method, by seed."""
         return [run for (label, _), run in sorted(self.runs.items()) if label == method]
 
-    def over_seeds(
-        self,
-        method: str,
-        protocol: str,
-        value: Callable[[Score], float | None] = lambda score: score.top1,
-        **variant: Any,
-    ) -> Summary | None:
-        """A value of a method's scores in percent, over its seeds, each of them the mean of its draws, or None."""
-        per_seed = [[value(score) for score in run.scores(protocol, **variant)] for run in self.of(method)]
-        means = [
-            100 * fmean(v for v in values if v is not None) for values in per_seed if values and None not in values
-        ]
-        return summarise(means) if means else None
+    def over_seeds(self, method: str, protocol: str, **variant: Any) -> list[list[Score]]:
+        """A method's scores of a protocol whose variant has these values, of each seed that has any."""
+        return [scores for run in self.of(method) if (scores := run.scores(protocol, **variant))]
 
     def missing(self) -> list[str]:
         """The cells to be expected: every seed of every method, also the paper's if any of these has been run."""
@@ -102,30 +92,30 @@ class SetupResults:
         return [f"{m}, seed {s}" for m in wanted for s in self.seeds if (m, s) not in self.runs]
 
 
-def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], list[list[str]]]:
-    """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, mean and standard deviation.
+def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], list[list[str]], str]:
+    """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, with its 95% interval.
 
-    The deviation is over the seeds of a method, or over the orders where each was run with one seed. The protocols
-    ``without`` are left out.
+    The protocols ``without`` are left out. Returns the header, the rows, and a caption that says what ± stands for.
     """
     methods: dict[str, dict[object, dict[tables.Group, list[Score]]]] = {}
     for results in several:
         models = methods.setdefault(results.label, {})
         model = results.model.get("sha256") or results.model.get("seed")
         models[model] = results.groups() | models.get(model, {})  # a model may have several files
-    one_seed = all(len(models) == 1 for models in methods.values())
-
-    def cell(group: tables.Group, models: dict[object, dict[tables.Group, list[Score]]]) -> str:
-        found = [[score.top1 for score in groups[group]] for groups in models.values() if group in groups]
-        return tables.percent(summarise(found[0] if one_seed else map(fmean, found))) if found else "missing"
-
     groups = dict.fromkeys(group for models in methods.values() for found in models.values() for group in found)
     rows = [
-        [tables.name_of(group), *(cell(group, models) for models in methods.values())]
+        [
+            tables.name_of(group),
+            *(
+                tables.percent(estimate(found.get(group, []) for found in models.values()))
+                for models in methods.values()
+            ),
+        ]
         for group in groups
         if group[0] not in without
     ]
-    return ["top-1 %", *methods], rows
+    caption = tables.meaning({method: len(models) for method, models in methods.items()})
+    return ["top-1 %", *methods], rows, caption
 
 
 def in_papers_sequence(methods: Iterable[str]) -> list[str]:
@@ -213,7 +203,10 @@ def _found(results: Results) -> dict[str, Any]:
 
 def _titles(results: Results) -> tuple[str, str]:
     config = results.model["config"]
-    changed = [text.format(config[key]) for key, text in SHAPE.items() if key in config]
-    known = paper.backbone(config["name"])
+    known = paper.BACKBONES.get(config["name"])
+    usual = paper.SHAPE if known else {}
+    changed = [
+        text.format(config[key]) for key, text in SHAPE.items() if config.get(key) != usual.get(key) and key in config
+    ]
     backbone = (known or config["name"]) + (f" ({', '.join(changed)})" if changed else "")
     return backbone, paper.DATA.get(results.data["name"], results.data["name"])

@@ -3,15 +3,20 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from layershuffle.reproduction.collect import SetupResults
 from layershuffle.results.figures import CHANCE, COLOURS, band, panels
-from layershuffle.results.record import Summary
+from layershuffle.results.record import Summary, summarise
 
-SEQUENCES = {"original": "in original sequence", "random": "in random sequence"}
+SEQUENCES = {
+    "original": "in original sequence",
+    "random": "in random sequence",
+    "per batch": "in random sequence, new in each batch",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Point:
 
 
 def pruned(setup: SetupResults) -> list[Point]:
-    """Figures 1b and 1c of arXiv 2407.04513: accuracy by the number of layers kept, in both sequences.
+    """Figures 1b and 1c of arXiv 2407.04513: accuracy by the number of layers kept, in every sequence.
 
     Of models that were trained with all layers, random ones are kept, and a model's draws are averaged. Models that
     were refined at a reduced depth are shown at that depth, in the sequence of their training and in random ones.
@@ -51,11 +56,12 @@ def all_subsets(setup: SetupResults) -> list[Point]:
 def _points(setup: SetupResults, panel: str, method: str, protocol: str, **variant: Any) -> list[Point]:
     depths = {score.variant["kept"] for run in setup.of(method) for score in run.scores(protocol, **variant)}
     found = {kept: setup.over_seeds(method, protocol, kept=kept, **variant) for kept in sorted(depths)}
-    return [Point(panel, method, kept, accuracy) for kept, accuracy in found.items() if accuracy]
+    means = {kept: [100 * fmean(score.top1 for score in scores) for scores in seeds] for kept, seeds in found.items()}
+    return [Point(panel, method, kept, summarise(values)) for kept, values in means.items()]
 
 
 def curves(points: Sequence[Point], chance: float) -> Figure:
-    """A panel for each sequence, a line for each method; bands are one standard deviation over the seeds."""
+    """A panel for each sequence, a line for each method; bands are one sample standard deviation over the seeds."""
     names = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points))
     figure, axes = panels(len(names), 1.2 + 3.8 * len(names), 4.2)

@@ -1,19 +1,29 @@
 """The LayerShuffle paper's own figures (arXiv 2407.04513, section 4), to set beside those measured here."""
 
-from fnmatch import fnmatch
 from typing import NamedTuple
 
 METHODS = ("baseline", "layershuffle", "layershuffle-position", "layershuffle-predict")
 
 
+SEEDS = 5
+"""Of every number in table 1."""
+
+
 class Figure(NamedTuple):
-    """Mean and standard deviation over five seeds, in percent."""
+    """Mean and standard deviation over the seeds, in percent."""
 
     mean: float
     std: float
 
 
-BACKBONES = {"vit_base_patch16_224*": "ViT-B/16", "deit_base_distilled_patch16_224*": "DeiT-B"}
+BACKBONES = {
+    "vit_base_patch16_224.orig_in21k_ft_in1k": "ViT-B/16",
+    "deit_base_distilled_patch16_224.fb_in1k": "DeiT-B",
+    "deit_base_distilled_patch16_224": "DeiT-B",  # timm has no other weights of it
+}
+"""The paper's names of the weights that it starts from; other weights of the same shape are other backbones."""
+SHAPE = {"depth": 12, "embed_dim": 768, "patch_size": 16, "img_size": 224}
+"""Of both backbones."""
 DATA = {"imagenet": "ImageNet-1k", "CIFAR100": "CIFAR-100"}
 
 _ROWS = {
@@ -37,7 +47,5 @@ TABLE_1 = {
 POSITION_ACCURACY = 99.99
 """In percent, of layershuffle-predict (section 4.1)."""
 
-
-def backbone(name: str) -> str | None:
-    """The paper's name of a timm model, None for a model that it doesn't have."""
-    return next((title for pattern, title in BACKBONES.items() if fnmatch(name, pattern)), None)
+PRUNED = "ViT-B/16 on ImageNet-1k with 3 layers in original sequence: layershuffle about 18%, LayerDrop near 0."
+"""What figure 1b shows."""

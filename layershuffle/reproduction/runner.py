@@ -168,20 +168,19 @@ def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> 
     several = [Results.load(path) for paths in evaluations for path in paths[:1] if path.is_file()]
     if not several:
         return
-    header, rows = comparison(several)
+    header, rows, caption = comparison(several)
     pooled: dict[str, Results] = {}
     for results in several:
         pooled.setdefault(results.label, replace(results, scores=[])).scores.extend(results.scores)
-    seeds = len(several) // len(pooled)
-    data = several[0].data
-    spread = "std over seeds" if seeds > 1 else f"{several[0].evaluation['draws']} draws of each random order"
-    title = f"{data['name']}: {data['images']} test images, {spread}"
-    write_whole(folder / setup / "table.md", tables.markdown(header, rows))
+    data, draws = several[0].data, several[0].evaluation["draws"]
+    title = f"{data['name']}: {data['images']} test images, {draws} draws of each random order"
+    write_whole(folder / setup / "table.md", f"{tables.markdown(header, rows)}\n{caption}\n")
     figures.save(figures.overview(list(pooled.values()), title), folder / setup / "overview.png")
     if len(header) > 6:  # Too wide for a terminal: show a row for each method, and the pruned orders only in the file.
         rows = [list(column) for column in zip(header, *(row for row in rows if not row[0].startswith("keep")))]
         header, *rows = rows
     console.print(tables.terminal(header, rows, title))
+    console.print(caption)
     console.print(f"table: {folder / setup}/table.md\nplot: {folder / setup}/overview.png")
 
 

@@ -1,6 +1,5 @@
 """What the report says: the paper's section 4, table by table and figure by figure, from results files alone."""
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,13 +12,12 @@ from layershuffle.reproduction import curves, paper
 from layershuffle.reproduction.collect import SetupResults, comparison, in_papers_sequence
 from layershuffle.reproduction.page import Picture, Section, Table, TableCell
 from layershuffle.results import figures, tables
-from layershuffle.results.record import Results, Summary
+from layershuffle.results.record import Estimate, Results, estimate, half_width, summarise, total
 
 Rows = list[list[TableCell | str]]
 MADE = (
-    "Each number is the mean over seeds, in brackets the sample standard deviation over seeds; a number of one seed "
-    "has none. Arbitrary order is read in two ways: a new random order for every batch, as in the paper, and the mean "
-    "of some random orders that each ran over all test images."
+    "Each number is the mean over seeds. Arbitrary order is read in two ways: a new random order for every batch, as "
+    "in the paper, and the mean of some random orders that each ran over all test images."
 )
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequential": ("sequential", {}),
@@ -43,11 +41,15 @@ def table_1(setups: Sequence[SetupResults]) -> Section:
     rows: Rows = []
     for setup in setups:
         for reading, (protocol, variant) in READINGS.items():
-            cells = [_beside(setup.over_seeds(m, protocol, **variant), setup, protocol, m) for m in methods]
+            cells = [_beside(estimate(setup.over_seeds(m, protocol, **variant)), setup, protocol, m) for m in methods]
             if any(cell.text != "missing" for cell in cells):
                 rows.append([_of(setup, reading), *cells])
-    marked = "✱ marks a difference from the paper of more than two standard errors of the two means together."
-    own = Table(f"Top-1 accuracy in percent. {MADE}", ["", *methods], rows)
+    marked = (
+        "✱ marks a difference from the paper's mean that Welch's t test finds at the 5% level. The paper's variance is "
+        "that over its five seeds, whose standard deviation is in brackets. Ours includes the test images, as if the "
+        "paper had used others, so that fewer differences are marked. A number of one seed is not tested."
+    )
+    own = Table(f"Top-1 accuracy in percent. {MADE} {_meaning(setups, methods)}", ["", *methods], rows)
     theirs = Table("The paper's own, mean (standard deviation) over five seeds.", ["", *paper.METHODS], [])
     for row in dict.fromkeys(key[:3] for key in paper.TABLE_1):
         numbers = [_text(paper.TABLE_1[(*row, method)]) for method in paper.METHODS]
@@ -67,13 +69,13 @@ def position_accuracy(setups: Sequence[SetupResults]) -> Section | None:
     for setup in setups:
         for method in setup.methods:
             for reading, (protocol, variant) in READINGS.items():
-                found = setup.over_seeds(method, protocol, lambda score: score.position_accuracy, **variant)
-                if found:
-                    rows.append([_of(setup, f"{method}, {reading}"), _text(found)])
+                scores = setup.over_seeds(method, protocol, **variant)
+                if found := estimate(scores, lambda score: score.position_accuracy):
+                    rows.append([_of(setup, f"{method}, {reading}"), tables.percent(found)])
     if not rows:
         return None
     text = [f"Percent of the positions that the layers predict rightly. The paper reports {paper.POSITION_ACCURACY}."]
-    return Section("Section 4.1: position prediction", text, [Table("Mean (std) over seeds", ["", "right, %"], rows)])
+    return Section("Section 4.1: position prediction", text, [Table(_meaning(setups), ["", "right, %"], rows)])
 
 
 def pruning(setup: SetupResults) -> Section | None:
@@ -83,11 +85,10 @@ def pruning(setup: SetupResults) -> Section | None:
         return None
     caption = (
         "accuracy by the number of layers kept, random ones unless the model was refined at that depth (reduced-depth: "
-        "its first layers, those it was refined with). Mean and standard deviation over seeds."
+        "its first layers, those it was refined with). Means over seeds; bands are one sample standard deviation."
     )
-    theirs = "ViT-B/16 on ImageNet-1k with 3 layers in original sequence: layershuffle about 18%, LayerDrop near 0."
     return Section(
-        f"Figures 1b and 1c: {setup.data}", [f"The paper, {theirs}"], [_curves("pruning", setup, points, caption)]
+        f"Figures 1b and 1c: {setup.data}", [f"The paper, {paper.PRUNED}"], [_curves("pruning", setup, points, caption)]
     )
 
 
@@ -97,7 +98,8 @@ def every_subset(setup: SetupResults) -> Section | None:
     if not points:
         return None
     caption = (
-        "the mean accuracy over every choice of k layers, in original sequence. Mean and standard deviation over seeds."
+        "the mean accuracy over every choice of k layers, in original sequence. Means over seeds; bands are one sample "
+        "standard deviation."
     )
     return Section(f"Every subset of the layers: {setup.data}", [], [_curves("landscape", setup, points, caption)])
 
@@ -110,7 +112,7 @@ def merged(setups: Sequence[SetupResults]) -> Section | None:
             if method.endswith("-merged"):
                 for name, (protocol, variant) in READINGS.items():
                     pair = method.removesuffix("-merged"), method
-                    found = [_text(setup.over_seeds(each, protocol, **variant)) for each in pair]
+                    found = [tables.percent(estimate(setup.over_seeds(each, protocol, **variant))) for each in pair]
                     rows.append([_of(setup, f"{method}, {name}"), *found])
     if not rows:
         return None
@@ -118,7 +120,9 @@ def merged(setups: Sequence[SetupResults]) -> Section | None:
         "Each layer comes at random from one of the models that the same method trained with different seeds (arXiv "
         "2407.04513v1, which found no loss of accuracy)."
     ]
-    return Section("Merged models", text, [Table("Top-1 in percent", ["", "sources", "merged"], rows)])
+    return Section(
+        "Merged models", text, [Table(f"Top-1 in percent. {_meaning(setups)}", ["", "sources", "merged"], rows)]
+    )
 
 
 def figure_4(setup: SetupResults, study: str) -> Section | None:
@@ -148,7 +152,9 @@ def figure_4(setup: SetupResults, study: str) -> Section | None:
         for results in several:
             for (step, position), values in figures.changes_by_step(results).items():
                 place = [str(Order([step])), str(position), str(figures.distance(results, step, position))]
-                numbers = [f"{values.mean():.4g}", f"{values.std():.4g}", str(len(values))]
+                of_all = summarise(values.tolist())
+                std = "" if of_all.std is None else f"{of_all.std:.4g}"
+                numbers = [f"{of_all.mean:.4g}", std, str(of_all.n)]
                 data.rows.append([results.label, figures.change(results), *place, *numbers])
     picture = _picture(study, setup, caption, lambda: draw(several[0], others=several[1:]), data)
     return Section(f"Figures {letters}: {setup.data}", [], [picture])
@@ -188,8 +194,10 @@ def everything(setups: Sequence[SetupResults]) -> Section:
     for setup in setups:
         several = [results for name, results in setup.files.items() if name not in setup.studies]
         pictured = {protocol for results in several for plot in figures.plots(results) for protocol in plot.protocols}
-        header, rows = comparison(several, pictured)
-        parts.append(Table(f"{setup.backbone} on {setup.data}", header, [list(row) for row in rows], folded=True))
+        if several:
+            header, rows, caption = comparison(several, pictured)
+            title = f"{setup.backbone} on {setup.data}. {caption}"
+            parts.append(Table(title, header, [list(row) for row in rows], folded=True))
     return Section("Every score", ["Top-1 in percent, by protocol."], parts)
 
 
@@ -222,22 +230,33 @@ def _of(setup: SetupResults, what: str) -> TableCell:
     return TableCell(what, [f"{setup.backbone}, {setup.data}"])
 
 
-def _beside(found: Summary | None, setup: SetupResults, protocol: str, method: str) -> TableCell:
+def _beside(found: Estimate | None, setup: SetupResults, protocol: str, method: str) -> TableCell:
     theirs = paper.TABLE_1.get((setup.backbone, setup.data, protocol, method))
     if found is None or theirs is None:
-        return TableCell(_text(found), [f"paper {_text(theirs)}"] if theirs else [])
-    difference = found.mean - theirs.mean
+        return TableCell(tables.percent(found), [f"paper {_text(theirs)}"] if theirs else [])
+    difference = found.mean - theirs.mean / 100
     # One seed says nothing of its own spread.
-    marked = found.std is not None and abs(difference) > 2 * math.hypot(
-        found.std / math.sqrt(found.n), theirs.std / math.sqrt(5)
-    )
-    return TableCell(_text(found), [f"paper {_text(theirs)}", f"{difference:+.2f}{' ✱' if marked else ''}"], marked)
+    marked = False
+    if found.variance and found.models > 1:
+        their_variance = (theirs.std / 100) ** 2 / paper.SEEDS, paper.SEEDS - 1
+        marked = abs(difference) > half_width(total([found.variance, their_variance]))
+    notes = [f"paper {_text(theirs)}", f"{100 * difference:+.2f}{' ✱' if marked else ''}"]
+    return TableCell(tables.percent(found), notes, marked)
 
 
-def _text(value: "Summary | paper.Figure | None") -> str:
-    if value is None:
-        return "missing"
-    return f"{value.mean:.2f}" + ("" if value.std is None else f" ({value.std:.2f})")
+def _text(value: paper.Figure) -> str:
+    return f"{value.mean:.2f} ({value.std:.2f})"
+
+
+def _meaning(setups: Sequence[SetupResults], methods: Sequence[str] | None = None) -> str:
+    """What ± stands for in a table of these methods, by default all."""
+    seeds: dict[str, int] = {}
+    for setup in setups:
+        for method in setup.methods if methods is None else methods:
+            if runs := setup.of(method):
+                name = method if len(setups) == 1 else f"{method} ({setup.backbone}, {setup.data})"
+                seeds[name] = len(runs)
+    return tables.meaning(seeds) if seeds else ""
 
 
 def _curves(kind: str, setup: SetupResults, points: list[curves.Point], caption: str) -> Picture:

@@ -1,5 +1,5 @@
 """What was found: the record of an evaluation, and the tables and pictures made from it."""
 
-from layershuffle.results.record import Results, Score, Summary, summarise
+from layershuffle.results.record import Estimate, Results, Score, Summary, estimate, summarise
 
-__all__ = ["Results", "Score", "Summary", "summarise"]
+__all__ = ["Estimate", "Results", "Score", "Summary", "estimate", "summarise"]

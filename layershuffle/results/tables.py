@@ -1,5 +1,6 @@
 """Results as tables, for the terminal and for Markdown."""
 
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -7,16 +8,38 @@ from rich import box
 from rich.table import Table
 
 from layershuffle.orders.protocols import PROTOCOLS, Protocol
-from layershuffle.results.record import Results, Summary, summarise
+from layershuffle.results.record import Estimate, Results, estimate, summarise
 
 Rows = list[list[str]]
 Group = tuple[object, ...]
+SEQUENCES = {"random": "shuffled", "per batch": "shuffled per batch"}
+"""What tables call the sequences in which "pruned" runs the layers that are kept, but for the original one."""
 
 
-def percent(summary: Summary) -> str:
-    """``95.13 (0.42)``: mean and standard deviation in percent, as the LayerShuffle paper prints them."""
-    spread = "" if summary.std is None else f" ({100 * summary.std:.2f})"
-    return f"{100 * summary.mean:.2f}{spread}"
+ONE_SEED = (
+    "± is half the width of a 95% interval over test images and, where several random orders ran, over these. It says "
+    "nothing of other training seeds. Where each batch ran in a new order, one model doesn't tell the interval."
+)
+SEVERAL_SEEDS = "± is half the width of a 95% interval over training seeds, random orders and test images."
+
+
+def percent(found: Estimate | None) -> str:
+    """``95.13 ± 0.42``: a mean in percent with half the width of its 95% interval, or "missing"."""
+    if found is None:
+        return "missing"
+    return f"{100 * found.mean:.2f}" + ("" if found.ci95 is None else f" ± {100 * found.ci95:.2f}")
+
+
+def meaning(seeds: Mapping[str, int]) -> str:
+    """What ± stands for in a table of methods, each with this number of seeds."""
+    text = ONE_SEED
+    if max(seeds.values()) > 1:
+        single = ", ".join(method for method, count in seeds.items() if count == 1)
+        text = SEVERAL_SEEDS
+        text += f" Of {single} there is only one seed, and the interval leaves seeds out." if single else ""
+    if len(seeds) > 1:
+        text += " All methods have the same test images: differences between them are more certain than ± says."
+    return text
 
 
 def shown(results: Results) -> list[Protocol]:
@@ -46,7 +69,7 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
     elsewhere = {protocol.name for protocol in shown(results) if protocol.columns or protocol.figure == "matrix"}
     predicts = any(score.position_accuracy is not None for score in results.scores)
     chooses = any(score.chosen is not None for score in results.scores)
-    header = ["order", "n", "top-1 %", "min", "max", "±95%", "top-5", "loss"]
+    header = ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss"]
     header += ["pos. %"] * predicts + ["chosen %"] * chooses
     rows = []
     for group, scores in results.groups().items():
@@ -54,11 +77,11 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
             top1 = summarise(score.top1 for score in scores)
             losses = [score.loss for score in scores if score.loss is not None]
             right = [score.position_accuracy for score in scores if score.position_accuracy is not None]
-            numbers = [top1.min, top1.max, top1.ci95, fmean(score.top5 for score in scores)]
+            numbers = [top1.std, top1.min, top1.max, fmean(score.top5 for score in scores)]
             row = [
                 name_of(group),
                 str(top1.n),
-                percent(top1),
+                percent(estimate([scores])),
                 *("" if n is None else f"{100 * n:.2f}" for n in numbers),
             ]
             row.append(f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite")
@@ -70,13 +93,13 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
 
 def grid(results: Results, protocol: Protocol) -> tuple[list[str], Rows]:
     """One model: top-1 accuracy, a column for each value of the variant's first entry, a row for each of the rest."""
-    by_rest: dict[Group, dict[Any, Summary]] = {}
+    by_rest: dict[Group, dict[Any, Estimate | None]] = {}
     for (name, *variant), scores in results.groups().items():
         if name == protocol.name:
-            by_rest.setdefault(tuple(variant[1:]), {})[variant[0]] = summarise(score.top1 for score in scores)
+            by_rest.setdefault(tuple(variant[1:]), {})[variant[0]] = estimate([scores])
     columns = sorted({column for found in by_rest.values() for column in found})
-    # 80 characters have no room for the deviations of more columns; they are in the results file.
-    text = percent if len(columns) <= 4 else lambda top1: f"{100 * top1.mean:.1f}"
+    # 80 characters have no room for the intervals of more columns.
+    text = percent if len(columns) <= 4 else lambda found: f"{100 * found.mean:.1f}"
     return [protocol.columns, *map(str, columns)], [
         [_strategy(*rest) or "top-1 %", *(text(found[column]) if column in found else "" for column in columns)]
         for rest, found in by_rest.items()
@@ -130,5 +153,5 @@ def name_of(group: Group) -> str:
 def _strategy(*rest: object) -> str:
     """The rest of a variant in words; "pruned" has a sequence, original or random, in the second place."""
     words = [str(value) for value in rest]
-    words[1:2] = [{"random": "shuffled"}.get(word, word) for word in words[1:2] if word != "original"]
+    words[1:2] = [SEQUENCES.get(word, word) for word in words[1:2] if word != "original"]
     return ", ".join(words)

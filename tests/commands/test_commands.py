@@ -76,7 +76,7 @@ def test_the_quickstart_leaves_what_it_says(compared):
         assert result.data["images"] == 359
     table = (folder / "table.md").read_text()
     assert table.startswith("| top-1 % | baseline | layershuffle | layershuffle-predict |")
-    assert f"| sequential | {100 * accuracy(results['baseline'], 'sequential'):.2f} |" in table
+    assert f"| sequential | {100 * accuracy(results['baseline'], 'sequential'):.2f} ± " in table
     assert all(score.position_accuracy is not None for score in results["layershuffle-predict"].scores)
 
 

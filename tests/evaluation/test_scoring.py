@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from layershuffle.evaluation.scoring import _picked, evaluate, outputs
-from layershuffle.orders.named import permutation, sequential
+from layershuffle.orders.named import permutation, random_subset, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import PROTOCOLS, Trial, trials
 
@@ -160,6 +160,27 @@ def test_a_fresh_order_for_every_batch():
     assert score.order is None
 
 
+def test_pruned_layers_in_a_fresh_order_for_every_batch():
+    """Also beside other fresh orders, and in a model whose own order isn't the layers' sequence."""
+    per_batch = [
+        [trial for trial in trials(["arbitrary", "pruned"], Order(own), draws=1, keep=(1, 2)) if callable(trial.order)]
+        for own in ("0 1 2", "2 0 1")
+    ]
+    labels = [0, 0, 1, 1, 2, 2] * 4
+    for to_score, own in zip(per_batch, ("0 1 2", "2 0 1")):
+        assert [trial.variant["kept"] for trial in to_score] == [1, 2]
+        scores = evaluate(Answer(), ToFloat(), loader(labels), [Trial("arbitrary", None), *to_score], cpu(), seed=3)
+        for kept, score in enumerate(scores[1:], 1):
+            orders = []
+            for batch in range(12):
+                rng = seeded(3, "per batch", batch)
+                orders.append(random_subset(kept, 3, rng).shuffled(rng).over(Order(own)))
+            assert len(set(orders)) > 2
+            # The first layer to run decides the answer, see Answer.
+            assert score.top1 == sum(order[0][0].layer == labels[2 * n] for n, order in enumerate(orders)) / 12
+            assert score.order is None
+
+
 def test_position_accuracy_counts_steps_and_images(small, images):
     model = small(position="predict")
     order = Order("2 0 1")
@@ -201,9 +222,15 @@ def test_pruned_orders_by_every_strategy_in_both_sequences():
         for k in (3, 6)
         for strategy in ("first", "even", "random")
         for sequence in ("original", "random")
-    }
+    } | {(3, "random", "per batch"), (6, "random", "per batch")}
     assert by_variant[3, "first", "original"] == [Order("0 1 2")]
     assert by_variant[6, "even", "original"] == [Order("0 2 4 6 8 10")]
+    for k in (3, 6):
+        (draw,) = by_variant.pop((k, "random", "per batch"))
+        drawn = [draw(seeded(0, n)) for n in range(5)]
+        assert draw(seeded(0, 0)) == drawn[0]
+        assert all(len(order.layers) == len(order) == k for order in drawn)
+        assert not all(list(order) == sorted(order) for order in drawn)
     for (k, strategy, sequence), orders in by_variant.items():
         assert len(orders) == (1 if strategy != "random" and sequence == "original" else 5)
         assert all(len(order.layers) == len(order) == k for order in orders)
@@ -211,7 +238,7 @@ def test_pruned_orders_by_every_strategy_in_both_sequences():
         assert all(in_sequence) if sequence == "original" else not all(in_sequence)
     for order in by_variant[3, "first", "random"]:
         assert order.layers == {0, 1, 2}
-    assert [t.variant["kept"] for t in trials(["pruned"], 4, draws=1)][::6] == [1, 2, 3, 4]
+    assert [t.variant["kept"] for t in trials(["pruned"], 4, draws=1)][::7] == [1, 2, 3, 4]
 
 
 def test_protocols_that_ask_too_much():

@@ -6,20 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import paths
 
+from layershuffle.checkpoints.authors import load_reference
 from layershuffle.commands.report import report
 from layershuffle.errors import UserError
 from layershuffle.reproduction import paper
 from layershuffle.reproduction.collect import collect
 from layershuffle.reproduction.sections import sections
-from layershuffle.results.record import Results, Score
+from layershuffle.results import tables
+from layershuffle.results.record import Results, Score, estimate
 
 VIT = "vit_base_patch16_224.orig_in21k_ft_in1k"
 
 
 def score(protocol, top1, **variant):
     order = None if variant.get("reading") == "per batch" else "0 1"
-    return Score(protocol, variant, order, 100, top1, 1.0, 0.5, None)
+    return Score(protocol, variant, order, 50_000, top1, 1.0, 0.5, None)
 
 
 def results(method="layershuffle", seed=0, sequential=0.75, arbitrary=(0.6, 0.7), name=VIT, data="imagenet", **changes):
@@ -51,14 +54,69 @@ def test_table_1_is_the_mean_over_seeds_beside_the_papers(tmp_path):
     setups, complaints = collect(tmp_path)
     assert not complaints
     rows = table(sections(setups, []), "Table 1")
-    mean, std = 100 * statistics.mean(accuracies), 100 * statistics.stdev(accuracies)
+    mean = 100 * statistics.mean(accuracies)
+    estimates = {m: estimate(setups[0].over_seeds(m, "sequential")) for m in ("baseline", "layershuffle")}
     assert rows[0][0] == ("sequential", "ViT-B/16, ImageNet-1k")
-    assert rows[0][1] == ("82.61", "paper 82.61 (0.08)", "+0.00")
-    assert rows[0][2] == (f"{mean:.2f} ({std:.2f})", "paper 75.22 (0.28)", f"{mean - 75.22:+.2f}")
-    assert rows[2][2][0] == "65.00 (0.00)"
-    assert rows[2][1] == ("65.00", "paper 0.13 (0.03)", "+64.87")  # one seed says nothing of its spread
-    assert rows[2][2][-1].endswith("✱")
+    assert rows[0][1] == (tables.percent(estimates["baseline"]), "paper 82.61 (0.08)", "+0.00")
+    assert rows[0][2] == (tables.percent(estimates["layershuffle"]), "paper 75.22 (0.28)", f"{mean - 75.22:+.2f}")
+    assert estimates["layershuffle"].models == 3
+    assert rows[1][1] == ("60.00", "paper 0.13 (0.03)", "+59.87")
+    assert rows[2][1][1:] == ("paper 0.13 (0.03)", "+64.87")  # one seed says nothing of its spread
+    assert rows[1][2][-1].endswith("✱")
+    caption = next(s for s in sections(setups, []) if s.title.startswith("Table 1")).parts[0].caption
+    assert "Of baseline there is only one seed" in caption
     assert table(sections(setups, []), "Table 1", at=1)[5][1] == ("0.64 (0.13)",)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "images", "marked"),
+    [
+        # The paper's mean is 75.22.
+        ([0.78, 0.79], 50_000, False),  # two seeds say little of their own spread
+        ([0.78, 0.79, 0.785, 0.782, 0.788], 50_000, True),
+        ([0.78, 0.79, 0.785, 0.782, 0.788], 200, False),  # so few images could be easy by chance
+    ],
+)
+def test_a_difference_from_the_paper_is_marked_if_few_seeds_or_images_don_t_explain_it(
+    tmp_path, accuracies, images, marked
+):
+    for seed, value in enumerate(accuracies):
+        found = results(seed=seed, sequential=value)
+        replace(found, scores=[replace(s, images=images) for s in found.scores]).save(tmp_path / f"{seed}.json")
+    cell = table(sections(*collect(tmp_path)), "Table 1")[0][1]
+    assert cell[-1].endswith("✱") == marked
+
+
+def test_only_the_papers_own_weights_are_set_beside_the_paper(tmp_path):
+    names = [VIT, "deit_base_distilled_patch16_224.fb_in1k", "deit_base_distilled_patch16_224"]
+    others = ["vit_base_patch16_224.mae", "vit_base_patch16_224.dino", "vit_base_patch16_224"]
+    for name in names + others:
+        results(name=name).save(tmp_path / f"{name}.json")
+    setups, _ = collect(tmp_path)
+    assert {setup.backbone for setup in setups} == {"ViT-B/16", "DeiT-B", *others}
+
+
+def test_the_authors_checkpoints_are_set_beside_the_paper_unless_they_have_another_shape(tmp_path):
+    """Their config has the shape in numbers, also where it is the usual one."""
+    config = load_reference(*paths("ShufflingViTForImageClassification")).config
+    whole = config | {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12}
+    for name, each in {"whole": whole, "small": config}.items():
+        found = results()
+        replace(found, model=found.model | {"config": each}).save(tmp_path / f"{name}.json")
+    small, whole = sorted((setup.backbone for setup in collect(tmp_path)[0]), key=len, reverse=True)
+    assert whole == "ViT-B/16"
+    assert small.startswith(f"ViT-B/16 ({config['depth']} layers, width {config['embed_dim']}")
+
+
+def test_all_standard_deviations_are_of_samples(tmp_path):
+    changes = [[0.1, 0.3], [0.2, 0.4], [0.6, 0.5]]
+    measures = {"contributions": {"orders": ["0 1"] * 3 + ["1 0"], "changes": [*changes, [0.7, 0.8]]}}
+    found = results()
+    replace(found, scores=[], measures=measures, evaluation={}).save(tmp_path / "a.json")
+    section = next(s for s in sections(*collect(tmp_path)) if s.title.startswith("Figures 4c"))
+    rows = [[cell.text for cell in row] for row in section.parts[0].data.cells()]
+    assert rows[0][-3:] == ["0.3", f"{statistics.stdev([0.1, 0.2, 0.6]):.4g}", "3"]
+    assert ["0.8", "", "1"] in [row[-3:] for row in rows]
 
 
 def test_the_papers_figures():
@@ -122,7 +180,8 @@ def test_what_is_missing_or_wrong_is_said_and_the_rest_is_made(tmp_path, capsys)
         "layershuffle-predict, seed 0",
         "layershuffle-predict, seed 1",
     ]
-    assert table(sections(*collect(tmp_path)), "Table 1")[0][2][0] == "75.00"  # one seed has no deviation
+    one_seed = estimate([results().of("sequential")])
+    assert table(sections(*collect(tmp_path)), "Table 1")[0][2][0] == tables.percent(one_seed)
 
 
 def test_files_of_one_model_agree_unless_they_score_the_same_order_otherwise(tmp_path):
@@ -215,7 +274,9 @@ def test_studies_have_a_picture_each_and_no_part_in_the_tables(tmp_path):
     assert "(val)" in others.parts[1].caption
     every = table(made, "Every score")
     assert not any("swap-matrix" in row[0][0] or "search" in row[0][0] for row in every)
-    assert table(made, "Table 1")[0][1][0] == "75.00"  # of a.json; what a search says of its images doesn't count
+    of_a = estimate([found.of("sequential")])
+    # What a search says of its images doesn't count.
+    assert table(made, "Table 1")[0][1][0] == tables.percent(of_a)
 
 
 def test_a_models_files_count_once(tmp_path):
@@ -226,4 +287,4 @@ def test_a_models_files_count_once(tmp_path):
         )
         named.save(tmp_path / f"{name}.json")
     rows = table(sections(*collect(tmp_path)), "Every score")
-    assert rows[0][1][0] == "80.00 (7.07)"  # of 0.75 and 0.85, whose sample deviation is 0.1 / sqrt(2)
+    assert rows[0][1][0] == tables.percent(estimate([one.of("sequential"), other.of("sequential")]))

@@ -1,8 +1,11 @@
 """The results record, its file, and what tables and plots make of it."""
 
+import itertools
 import json
-from statistics import fmean, stdev
+import math
+from statistics import NormalDist, fmean, stdev
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
@@ -11,7 +14,7 @@ from layershuffle.files import write_whole
 from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.reproduction.collect import comparison
 from layershuffle.results import figures, tables
-from layershuffle.results.record import Results, Score, summarise
+from layershuffle.results.record import Results, Score, estimate, summarise
 
 
 def score(protocol, top1, order=None, **variant):
@@ -99,47 +102,115 @@ def test_summaries():
     assert (summary.n, summary.min, summary.max) == (4, 0.5, 0.9)
     assert summary.mean == pytest.approx(fmean(values))
     assert summary.std == pytest.approx(stdev(values))
-    # Student's t for three degrees of freedom, from a printed table.
-    assert summary.ci95 == pytest.approx(3.182 * stdev(values) / 2, rel=1e-3)
     assert summarise([0.5]).std is None
-    assert summarise([0.5]).ci95 is None
+
+
+def draws(accuracies, seed=0, images=10**9):
+    """A model's scores in random orders, on so many images that these add nothing to the variance unless given."""
+    return [Score("arbitrary", {}, f"{seed} {n}", images, top1, 1, 0, None) for n, top1 in enumerate(accuracies)]
+
+
+def test_an_interval_is_over_seeds_and_over_the_orders_that_they_share():
+    first, second, third = [0.50, 0.54, 0.55], [0.60, 0.62, 0.67], [0.58, 0.65, 0.66]
+    means = [fmean(accuracies) for accuracies in (first, second, third)]
+    # Student's t for two degrees of freedom, from a printed table.
+    alone = estimate([draws(first)])
+    assert (alone.mean, alone.models) == (pytest.approx(means[0]), 1)
+    assert alone.ci95 == pytest.approx(4.303 * stdev(first) / 3**0.5, rel=1e-3)
+    own_orders = estimate([draws(first, 0), draws(second, 1), draws(third, 2)])
+    assert (own_orders.mean, own_orders.models) == (pytest.approx(fmean(means)), 3)
+    assert own_orders.ci95 == pytest.approx(4.303 * stdev(means) / 3**0.5, rel=1e-3)
+    variance, freedom = estimate([draws(first), draws(second), draws(third)]).variance
+    of_orders = stdev([fmean(column) for column in zip(first, second, third)]) ** 2 / 3
+    of_seeds = stdev(means) ** 2 / 3
+    assert variance == pytest.approx(of_orders + of_seeds, rel=1e-4)
+    assert freedom == pytest.approx(variance**2 / (of_orders**2 / 2 + of_seeds**2 / 2), rel=1e-4)
+
+
+def test_an_interval_is_over_images_and_never_empty():
+    half_right = estimate([draws([0.5], images=1000)])
+    assert half_right.ci95 == pytest.approx(1.96 * (0.25 / 1004) ** 0.5, rel=1e-3)
+    assert 0.002 < estimate([draws([1.0], images=1000)]).ci95 < 0.004  # the rule of three says 3 in 1,000
+    assert estimate([]) is None
+    assert estimate([draws([0.5])], lambda score: score.position_accuracy) is None
+
+
+def test_one_model_in_a_new_order_for_every_batch_has_no_interval():
+    found = results().of("arbitrary", reading="per batch")
+    assert estimate([found]).ci95 is None
+    assert estimate([found, [score("arbitrary", 0.8, reading="per batch")]]).ci95 > 0.1
+
+
+@pytest.mark.parametrize(("seeds", "shared"), [(1, False), (3, False), (3, True)])
+def test_the_interval_covers_the_truth_in_about_95_of_100_experiments(seeds, shared):
+    """An image is classified rightly if the sum of its ease and the effects of seed, order and chance is positive."""
+    base, of_images, of_chance, images = 1.5, 2, 0.5, 1000
+    random = np.random.default_rng(0)
+    settings = list(itertools.product([5, 10, 20], [(0.3, 0.3), (0.1, 0.5)], range(100)))
+    covered = 0
+    for count, (of_seeds, of_orders), _ in settings:
+        of_seed = of_seeds * random.standard_normal((seeds, 1))
+        of_order = of_orders * random.standard_normal((1 if shared else seeds, count))
+        effects = base + of_images * random.standard_normal(images) + (of_seed + of_order)[..., None]
+        right = effects + of_chance * random.standard_normal((seeds, count, images), dtype=np.float32) > 0
+        found = estimate(draws(row, 0 if shared else seed, images) for seed, row in enumerate(right.mean(axis=2)))
+        # One model's interval is for the accuracy of that model.
+        centre, of_seeds = (base + of_seed.item(), 0) if seeds == 1 else (base, of_seeds)
+        truth = NormalDist(-centre, math.hypot(of_seeds, of_orders, of_images, of_chance)).cdf(0)
+        covered += abs(found.mean - truth) <= found.ci95
+    assert 0.93 <= covered / len(settings) <= 0.985
 
 
 def test_tables():
     header, rows = tables.full_depth(results())
-    assert header == ["order", "n", "top-1 %", "min", "max", "±95%", "top-5", "loss"]
-    assert rows[0][:5] == ["sequential", "1", "90.00", "90.00", "90.00"]
-    assert rows[2][:5] == ["arbitrary, fixed", "2", "75.00 (7.07)", "70.00", "80.00"]
+    assert header == ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss"]
+    of_fixed = estimate([results().of("arbitrary", reading="fixed")])
+    assert rows[0][:2] + rows[0][3:6] == ["sequential", "1", "", "90.00", "90.00"]
+    assert rows[1][:3] == ["arbitrary, per batch", "1", "75.00"]
+    shown = f"75.00 ± {100 * of_fixed.ci95:.2f}"
+    assert rows[2][:6] == ["arbitrary, fixed", "2", shown, "7.07", "70.00", "80.00"]
     assert len(rows) == 3
     header, rows = tables.grid(results(), PROTOCOLS["pruned"])
     assert header == ["layers kept", "1", "2"]
-    assert rows[0] == ["first", "11.00 (1.00)", "21.00 (1.00)"]
+    assert rows[0][1] == tables.percent(
+        estimate([results().of("pruned", kept=1, strategy="first", sequence="original")])
+    )
     assert [row[0] for row in rows] == ["first", "first, shuffled", "random", "random, shuffled"]
 
 
 def test_the_comparison_names_what_is_missing():
     partly = results("baseline", scores=[score("sequential", 0.95, "0 1 2")])
-    header, rows = comparison([partly, results()])
+    header, rows, caption = comparison([partly, results()])
     assert header == ["top-1 %", "baseline", "layershuffle"]
-    assert rows[0] == ["sequential", "95.00", "90.00"]
+    sequential = [tables.percent(estimate([found.of("sequential")])) for found in (partly, results())]
+    assert rows[0] == ["sequential", *sequential]
     assert rows[1] == ["arbitrary, per batch", "missing", "75.00"]
+    assert "nothing of other training seeds" in caption
     text = tables.markdown(header, rows)
     assert text.splitlines()[:3] == [
         "| top-1 % | baseline | layershuffle |",
         "| --- | ---: | ---: |",
-        "| sequential | 95.00 | 90.00 |",
+        f"| sequential | {sequential[0]} | {sequential[1]} |",
     ]
+
+
+def test_the_caption_says_which_methods_have_one_seed():
+    seeds = [results(model=results().model | {"seed": seed}) for seed in (0, 1)]
+    assert comparison(seeds)[2] == tables.SEVERAL_SEEDS
+    assert comparison(seeds[:1])[2] == tables.ONE_SEED
+    assert "Of baseline there is only one seed" in comparison([*seeds, results("baseline")])[2]
 
 
 def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
     methods = ["baseline", "layershuffle", "layershuffle-position", "layershuffle-predict"]
-    header, rows = comparison([results(method) for method in methods])
+    header, rows, _ = comparison([results(method) for method in methods])
     console = Console(width=80, record=True, file=None)
     with console.capture() as capture:
         console.print(tables.terminal(header, rows, "title"))
     lines = capture.get().splitlines()
     assert sum("shuffled" in line and "keep" in line for line in lines) == 4
-    assert all("(" not in line or line.count(")") == 4 for line in lines)
+    assert all(line.count("±") in (0, 4) for line in lines)
+    assert sum("±" in line for line in lines) == 10
 
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
