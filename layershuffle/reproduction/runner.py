@@ -87,7 +87,7 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, comm
                     slots.remove(slot)
                 done = len(missing) - len(waiting) - len(running)
                 progress.update(overall, completed=done, state=f"{done}/{len(missing)}")
-                time.sleep(0.1)
+                time.sleep(0.5)
                 for cell, process, slot, task in list(running.values()):
                     if process.poll() is None:
                         progress.update(task, state=_state(cells.metrics(folder / cell.name)))
