@@ -3,7 +3,7 @@ BIN = .venv/bin
 
 .PHONY: quickstart test format container clean
 
-quickstart: .venv/ready  ## the paper's comparison in miniature, on scikit-learn's digits
+quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
 	$(BIN)/layershuffle experiment --scale quickstart
 
 # The tests run in two processes of one thread each; the tests of a file share one.

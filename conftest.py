@@ -44,7 +44,7 @@ def run_in_shell(example: Example) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[CodeBlockParser("sh", run_in_shell), PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md", "docs/reproduction/README.md"],
+    patterns=["README.md", "docs/*.md", "docs/reproduction/*.md"],
     setup=make_folder,
     teardown=remove_folder,
 ).pytest()

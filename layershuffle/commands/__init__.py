@@ -50,7 +50,7 @@ def _run(name: str, *args: str) -> None:
         print("usage: layershuffle COMMAND ...\n\nVision transformers whose layers run in any order.\n")
         print("\n".join(f"  {command:12}{does}" for command, does in COMMANDS.items()))
         print("\nlayershuffle COMMAND --help explains the options of a command.")
-        print("An example: layershuffle train mini_digits digits layershuffle cpu mini")
+        print("An example: layershuffle train mini_glyphs glyphs layershuffle cpu mini")
     elif name == "--version":
         print(f"layershuffle {__version__}")
     elif name not in COMMANDS:
