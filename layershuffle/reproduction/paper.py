@@ -48,7 +48,7 @@ POSITION_ACCURACY = 99.99
 """In percent, of layershuffle-predict (section 4.1)."""
 
 PRUNED = (
-    "ViT-B/16 on ImageNet-1k, in original sequence: with 3 layers, layershuffle has about 18% and LayerDrop is near 0; with "
-    "6 layers the two are on par; with 9 layers they have from 70 to 80%."
+    "ViT-B/16 on ImageNet-1k, in original sequence: with 3 layers, layershuffle has about 18% and LayerDrop is near 0; "
+    "with 6 layers the two are on par; with 9 layers they have from 70 to 80%."
 )
 """What figure 1b shows."""
