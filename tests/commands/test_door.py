@@ -223,8 +223,8 @@ def test_configs_of_older_runs_are_read(tmp_path):
 
 def test_experiments_are_found_by_name_too(tmp_path, capsys):
     experiment_command(["--scale", "mini", "--dry-run"])
-    assert "61 cells in experiments/mini" in capsys.readouterr().out
-    assert "there is no experiment minni: give a YAML file, or one of fashion_mnist, mini, paper, quickstart" in fails(
+    assert "29 cells in experiments/mini" in capsys.readouterr().out
+    assert "there is no experiment minni: give a YAML file, or one of fashion_mnist, mini, mini_learning_rates, paper, quickstart" in fails(
         capsys, experiment_command, "--scale=minni"
     )
     (tmp_path / "configs/experiment").mkdir(parents=True)
@@ -362,7 +362,7 @@ def test_the_wheel_is_enough(tmp_path):
     installed(
         "evaluate", "runs/version_0/checkpoints/last.ckpt", "digits", "--orders=1", "--keep=1", "--data.test-images=20"
     )
-    assert "61 cells in experiments/mini" in installed("experiment", "--scale", "mini", "--dry-run")
+    assert "29 cells in experiments/mini" in installed("experiment", "--scale", "mini", "--dry-run")
     installed("report", "runs")
     assert (empty / "runs/report/index.html").stat().st_size > 1000
     assert (empty / "runs/report/report.md").exists()
