@@ -457,6 +457,20 @@ def chance(results: Results) -> float:
     return 100 / int(results.model["config"]["num_classes"])
 
 
+def levels(results: Results) -> dict[str, float]:
+    """Accuracy in percent of guessing and, if clearly higher, of always naming the most frequent class."""
+    images = results.measures.get("by_class", {}).get("images", [0])
+    most = 100 * max(images) / max(1, sum(images))
+    found = {"chance": chance(results)}
+    return found | ({"most frequent class": most} if most > found["chance"] + 0.5 else {})
+
+
+def draw_levels(axis: Axes, found: Mapping[str, float]) -> None:
+    """Draw such accuracies as level lines."""
+    for (name, value), style in zip(found.items(), (":", "-.")):
+        axis.axhline(value, label=name, **CHANCE | {"linestyle": style})
+
+
 def _numbers(score: Score) -> Iterator[tuple[str, Any]]:
     return ((key, value) for key, value in score.variant.items() if isinstance(value, (int, float)))
 
