@@ -74,7 +74,7 @@ def bars(found: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
     """Bars for each method, one for each kind of order, with 95% intervals, and ``levels`` in percent as lines."""
     methods = list(dict.fromkeys(bar.method for bar in found))
     orders = list(dict.fromkeys(bar.order for bar in found))
-    figure, (axis,) = panels(1, max(6.4, 2 + 1.25 * len(methods)), 4.2)
+    figure, (axis,) = panels(1, max(7.2, 2 + 1.25 * len(methods)), 4.2)
     width = 0.8 / len(orders)
     for index, order in enumerate(orders):
         of_order = [bar for bar in found if bar.order == order]
