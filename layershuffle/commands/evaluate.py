@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
+from layershuffle.evaluation.by_class import ByClass
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import PROTOCOLS, find, trials
@@ -75,8 +76,11 @@ def evaluate_command(args: list[str] | None = None) -> Results:
         if value is not None
     }
     choices = model.choice.orders if model.choice else ()
-    scores = study.score(trials(protocols, model.order, draws, study.config.seed, orders, choices, **given))
-    return study.report(scores, {"protocols": protocols, "draws": draws, **options})
+    to_score = trials(protocols, model.order, draws, study.config.seed, orders, choices, **given)
+    by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
+    scores = study.score(to_score, on_output=by_class.add)
+    measures = {"by_class": by_class.compute()} if by_class.groups else {}
+    return study.report(scores, {"protocols": protocols, "draws": draws, **options}, measures)
 
 
 def _draws_and_orders(texts: list[str], own: Order) -> tuple[int, list[Order]]:

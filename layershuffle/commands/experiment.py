@@ -15,7 +15,7 @@ from layershuffle.commands.parser import Parser
 from layershuffle.commands.train import train
 from layershuffle.config_files import find
 from layershuffle.errors import UserError
-from layershuffle.reproduction import cells, runner
+from layershuffle.reproduction import cells, plan, runner
 from layershuffle.reproduction.experiments import Cell, list_cells, read
 
 COMMANDS = {"train": train, "evaluate": evaluate_command, "analyse": analyse_command, "merge": merge_command}
@@ -57,7 +57,8 @@ def experiment_command(args: list[str] | None = None) -> None:
     config = parser.parse_args(args)
     path = find(config.scale, experiment=True)
     folder = config.output or Path("experiments") / path.stem
-    wanted = list_cells(read(path), config.seeds, config.only)
+    experiment = read(path)
+    wanted = list_cells(experiment, config.seeds, config.only)
     if config.cell:
         chosen = next((cell for cell in wanted if cell.name == config.cell), None)
         if not chosen:
@@ -69,6 +70,7 @@ def experiment_command(args: list[str] | None = None) -> None:
     if config.dry_run:
         console.print(runner.plan(wanted, missing, folder))
         return
+    plan.write(folder, experiment.title, list_cells(experiment, config.seeds))
     console.print(f"{len(wanted)} cells in {folder}: {len(wanted) - len(missing)} finished, {len(missing)} to run")
     if config.slurm is not None:
         runner.submit(missing, folder, config.slurm, console, perform)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from layershuffle.data import ImageData, from_config
 from layershuffle.errors import UserError
 from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch, make_fabric
 from layershuffle.evaluation.scoring import evaluate
+from layershuffle.files import write_whole
 from layershuffle.hardware import device_name
 from layershuffle.models.model import Output
 from layershuffle.orders.order import Order
@@ -35,6 +37,9 @@ from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, Score, summarise
 from layershuffle.training import wandb_runs
 from layershuffle.version import __version__
+
+LOWEST = 12
+"""So many classes, those of the lowest accuracy, are printed; the CSV file has all."""
 
 
 def study_parser(prog: str, description: str, split: str = "test") -> Parser:
@@ -152,7 +157,13 @@ class Study:
         images = scores[0].images if scores else len(self.batches.dataset)
         results = Results(
             model=self.record,
-            data={"name": self.data.label, **self.data.config(), "split": config.split, "images": images},
+            data={
+                "name": self.data.label,
+                **self.data.config(),
+                "split": config.split,
+                "images": images,
+                **({"classes": names} if isinstance(names := getattr(self.data, "classes", None), list) else {}),
+            },
             evaluation=used | {"seed": config.seed, "batch_size": self.batch_size},
             environment={
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -184,7 +195,10 @@ class Study:
         found = tables.of(results)
         drawn = figures.draw(results, output, title)
         for name, (header, rows) in found.items():
-            console.print(tables.terminal(header, rows, title if name == "orders" else f"{name}: top-1 %"))
+            shown = rows[:LOWEST] if name == "classes" else rows
+            heading = title if name == "orders" else f"{name}: top-1 %"
+            heading += f", the lowest {LOWEST} of {len(rows)}" if len(shown) < len(rows) else ""
+            console.print(tables.terminal(header, shown, heading))
         if any("±" in cell for _, rows in found.values() for row in rows for cell in row):
             console.print(tables.ONE_SEED)
         if nan := [score for score in scores if score.nan]:
@@ -192,7 +206,12 @@ class Study:
             more = f", and some in {len(nan) - 3} more, which the results file names" if len(nan) > 3 else ""
             what = f"of {images} images these count as wrong, because their logits are not numbers (NaN)"
             print(f"warning: {what}: {', '.join(each[:3])}{more}", file=sys.stderr)
-        for line in (f"results: {output}", *(f"plot: {path}" for path in drawn.values())):
+        by_class = {"classes": tables.classes, "confusion": tables.confusion} if "by_class" in results.measures else {}
+        saved = {output.with_suffix(f".{name}.csv"): table(results) for name, table in by_class.items()}
+        for path, table in saved.items():
+            write_whole(path, tables.as_csv(*table))
+        lines = [f"plot: {path}" for path in drawn.values()] + [f"table: {path}" for path in saved]
+        for line in (f"results: {output}", *lines):
             console.print(line, soft_wrap=True, highlight=False)
         if isinstance(self.logger, WandbLogger):
             wandb_runs.begin(self.logger)
@@ -255,6 +274,8 @@ def _send(logger: WandbLogger, results: Results, found: dict[str, Any], drawn: d
     for name, path in drawn.items():
         logger.log_image(f"evaluation/{name}", [str(path)])
     for group, scores in results.groups().items():
-        mean = summarise(score.top1 for score in scores).mean
-        logger.experiment.summary["/".join(map(str, ("evaluation", *group)))] = mean
+        name = "/".join(map(str, group))
+        logger.experiment.summary[f"evaluation/{name}"] = summarise(score.top1 for score in scores).mean
+        calibration = fmean(score.ece for score in scores if score.ece is not None)
+        logger.experiment.summary[f"evaluation ECE/{name}"] = calibration
     logger.experiment.finish()

@@ -39,41 +39,59 @@ def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Itera
         del states[shared + 1 :], position_logits[shared:]
 
 
-def _best(logits: Tensor) -> Tensor:
+def best_class(logits: Tensor) -> Tensor:
     """The index of the largest logit, int64 [...], from [..., classes]; -1, which is no class, where a logit is NaN."""
     best = logits.max(dim=-1)  # torch takes NaN for the largest number
     return best.indices.where(~best.values.isnan(), -1)
 
 
+BINS = 15
+"""Bins of equal width, by the probability of the predicted class, whose calibration error is averaged."""
+PARTS = 1_000_000
+"""Calibration is summed in these parts of an image, because sums of integers don't depend on the order of adding."""
+
+
 class OrderMetrics(Metric):
-    """Top-1 and top-5 accuracy, cross-entropy and position accuracy of ``count`` orders, summed on the device."""
+    """Accuracy, cross-entropy, calibration and position accuracy of ``count`` orders, summed on the device.
+
+    The expected calibration error (arXiv 1706.04599, section 2) is the difference between accuracy and the mean
+    probability of the predicted class in each bin, averaged over the images. torchmetrics has it too, but keeps the
+    probability of every image, which is too much for thousands of orders.
+    """
 
     full_state_update = False
     loss: Tensor
     counts: Tensor
+    gaps: Tensor
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.add_state("loss", torch.zeros(count), dist_reduce_fx="sum")
         # The number of images, top-1 and top-5 hits, predicted positions, those predicted rightly, images with NaN.
         self.add_state("counts", torch.zeros(6, count, dtype=torch.long), dist_reduce_fx="sum")
+        # By bin, the sum of 1 for each image that is classified rightly, less the probability of its predicted class.
+        self.add_state("gaps", torch.zeros(count, BINS, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, first: int, outputs: Sequence[Output], labels: Tensor) -> None:
         """Add a batch's outputs to the orders from number ``first`` on, one output each; labels: int64 [batch]."""
         rows = slice(first, first + len(outputs))
         images, top1, top5, positions, positions_right, nan = self.counts
         logits = torch.stack([output.logits for output in outputs]).float()
-        best, five = _best(logits), logits.topk(min(5, logits.shape[-1])).indices
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
+        best, five = best_class(logits), logits.topk(min(5, logits.shape[-1])).indices
+        log_probabilities = logits.log_softmax(dim=-1)
+        losses = F.nll_loss(log_probabilities.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
+        right, confidence = best == labels, log_probabilities.amax(dim=-1).exp().nan_to_num()
+        bins = ((BINS * confidence).ceil().long() - 1).clamp(0, BINS - 1)
+        self.gaps[rows].scatter_add_(1, bins, (PARTS * (right.float() - confidence)).round().long())
         images[rows] += len(labels)
         # Not five[..., 0], because topk may return equal logits in another sequence than argmax.
-        top1[rows] += (best == labels).sum(dim=1)
+        top1[rows] += right.sum(dim=1)
         top5[rows] += ((five == labels.unsqueeze(1)).any(dim=-1) & (best >= 0)).sum(dim=1)
         nan[rows] += (best < 0).sum(dim=1)
         self.loss[rows] += losses.view(len(outputs), -1).sum(dim=1)
         for row, (_, position_logits) in enumerate(outputs, first):
             if position_logits is not None:
-                predicted = _best(position_logits)
+                predicted = best_class(position_logits)
                 held = torch.arange(len(predicted), device=predicted.device)
                 positions[row] += predicted.numel()
                 positions_right[row] += (predicted == held[:, None]).sum()
@@ -89,8 +107,11 @@ class OrderMetrics(Metric):
                 "loss": float(f"{loss / images:.7g}") if math.isfinite(loss) else None,
                 "position_accuracy": right / positions if positions else None,
                 "nan": nan,
+                "ece": round(gap / PARTS / images, 6),
             }
-            for loss, images, top1, top5, positions, right, nan in zip(self.loss.tolist(), *self.counts.tolist())
+            for loss, gap, images, top1, top5, positions, right, nan in zip(
+                self.loss.tolist(), self.gaps.abs().sum(dim=1).tolist(), *self.counts.tolist()
+            )
         ]
 
 
@@ -184,6 +205,6 @@ def _picked(choice_logits: Tensor, logits: Tensor, labels: Tensor) -> dict[Pick,
     """For each Pick, the index of the choice for each image, int64 [batch]; logits: [choices, batch, classes]."""
     losses = torch.stack([F.cross_entropy(of_one, labels, reduction="none") for of_one in logits])
     losses = losses.nan_to_num(nan=torch.inf)  # argmin takes NaN for the smallest number
-    wrong = _best(logits) != labels
+    wrong = best_class(logits) != labels
     # An order in which the image is classified rightly comes first even if its loss is larger.
     return {"chosen": choice_logits.argmax(dim=1), "oracle": (losses + 1e6 * wrong).argmin(dim=0)}

@@ -1,14 +1,15 @@
 """Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
 
+import itertools
 import json
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from layershuffle.errors import UserError
 from layershuffle.reproduction import paper
-from layershuffle.results import tables
+from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, Score, estimate
 
 SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
@@ -41,12 +42,14 @@ class SetupResults:
     Attributes:
         backbone: the paper's name, or timm's name and what was changed.
         data: the paper's name, or the data set's.
+        name: what tells it from the other setups, or nothing if it is the only one.
         runs: by method and seed.
         studies: the results of the studying commands, each about one model, with their paths from the report's folder.
     """
 
     backbone: str
     data: str
+    name: str = ""
     runs: dict[tuple[str, int], Run] = field(default_factory=dict)
     studies: dict[str, Results] = field(default_factory=dict)
 
@@ -85,11 +88,20 @@ class SetupResults:
         """A method's scores of a protocol whose variant has these values, of each seed that has any."""
         return [scores for run in self.of(method) if (scores := run.scores(protocol, **variant))]
 
+    @property
+    def levels(self) -> dict[str, float]:
+        """Accuracies to compare with, in percent, see ``figures.levels``."""
+        several = list(self.files.values())
+        return figures.levels(next((results for results in several if "by_class" in results.measures), several[0]))
+
+    @property
+    def in_paper(self) -> bool:
+        """Whether the paper has this backbone and data set."""
+        return any(key[:2] == (self.backbone, self.data) for key in paper.TABLE_1)
+
     def missing(self) -> list[str]:
-        """The cells to be expected: every seed of every method, also the paper's if any of these has been run."""
-        compared = any(method in paper.METHODS for method in self.methods)
-        wanted = dict.fromkeys((*paper.METHODS * compared, *self.methods))
-        return [f"{m}, seed {s}" for m in wanted for s in self.seeds if (m, s) not in self.runs]
+        """The cells to be expected of results files alone: every seed of every method."""
+        return [f"{m}, seed {s}" for m in self.methods for s in self.seeds if (m, s) not in self.runs]
 
 
 def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[list[str], list[list[str]], str]:
@@ -158,7 +170,11 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
         setup.runs.setdefault((label, seed), Run(label, seed)).files[name] = results
     if not setups:
         raise UserError(f"there are no results files below {folder}" + "".join(f"; {text}" for text in complaints))
-    return list(setups.values()), complaints
+    several = [len({getattr(setup, part) for setup in setups.values()}) > 1 for part in ("backbone", "data")]
+    return [
+        replace(setup, name=", ".join(itertools.compress((setup.backbone, setup.data), several)))
+        for setup in setups.values()
+    ], complaints
 
 
 def _is_evaluation(results: Results) -> bool:

@@ -1,7 +1,8 @@
 """The report's curves, each of the points in a table that goes with it."""
 
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from layershuffle.reproduction.collect import SetupResults
-from layershuffle.results.figures import CHANCE, COLOURS, band, panels
-from layershuffle.results.record import Summary, summarise
+from layershuffle.results.figures import COLOURS, band, draw_levels, panels
+from layershuffle.results.record import Estimate, Summary, summarise
 
 SEQUENCES = {
     "original": "in original sequence",
@@ -60,7 +61,41 @@ def _points(setup: SetupResults, panel: str, method: str, protocol: str, **varia
     return [Point(panel, method, kept, summarise(values)) for kept, values in means.items()]
 
 
-def curves(points: Sequence[Point], chance: float) -> Figure:
+@dataclass(frozen=True)
+class Bar:
+    """A method's accuracy in sequential or arbitrary order."""
+
+    order: str
+    method: str
+    accuracy: Estimate
+
+
+def bars(found: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
+    """Bars for each method, one for each kind of order, with 95% intervals, and ``levels`` in percent as lines."""
+    methods = list(dict.fromkeys(bar.method for bar in found))
+    orders = list(dict.fromkeys(bar.order for bar in found))
+    figure, (axis,) = panels(1, max(7.2, 2 + 1.25 * len(methods)), 4.2)
+    width = 0.8 / len(orders)
+    for index, order in enumerate(orders):
+        of_order = [bar for bar in found if bar.order == order]
+        xs = [methods.index(bar.method) + (index - (len(orders) - 1) / 2) * width for bar in of_order]
+        means = [100 * bar.accuracy.mean for bar in of_order]
+        errors = [100 * (bar.accuracy.ci95 or 0) for bar in of_order]
+        # The intervals are below 0 and above 100 at times, where no accuracy is.
+        low = [min(mean, error) for mean, error in zip(means, errors)]
+        high = [min(100 - mean, error) for mean, error in zip(means, errors)]
+        axis.bar(xs, means, 0.92 * width, color=COLOURS[index], alpha=0.85, label=order)
+        axis.errorbar(xs, means, (low, high), fmt="none", ecolor="black", elinewidth=1, capsize=3)
+        for x, mean, above in zip(xs, means, high):
+            axis.annotate(f"{mean:.1f}", (x, mean + above), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+    draw_levels(axis, levels)
+    axis.set(ylabel="top-1 accuracy, %", ylim=(0, 105), yticks=range(0, 101, 20))
+    axis.set_xticks(range(len(methods)), [textwrap.fill(method, 14) for method in methods])
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def curves(points: Sequence[Point], levels: Mapping[str, float]) -> Figure:
     """A panel for each sequence, a line for each method; bands are one sample standard deviation over the seeds."""
     names = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points))
@@ -70,9 +105,9 @@ def curves(points: Sequence[Point], chance: float) -> Figure:
             line = sorted((p.kept, p.accuracy) for p in points if (p.panel, p.method) == (name, method))
             spread = {k: replace(a, min=a.mean - (a.std or 0), max=a.mean + (a.std or 0)) for k, a in line}
             band(axis, spread, COLOURS[index % len(COLOURS)], 0.18, marker="o", markersize=3.5, label=method)
-        axis.axhline(chance, label="chance", **CHANCE)
+        draw_levels(axis, levels)
         axis.set(title=name, xlabel="layers kept", ylim=(0, 100), xticks=sorted({point.kept for point in points}))
     axes[0].set_ylabel("top-1 accuracy, %")
-    columns = min(len(methods) + 1, 3 * len(names) - 1)  # a wider legend would be cut off
+    columns = min(len(methods) + len(levels), 3 * len(names) - 1)  # a wider legend would be cut off
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     return figure

@@ -98,11 +98,13 @@ class Cell:
 class Experiment:
     """The content of an experiment's file: setups by name, and the seeds that each of their methods is run with.
 
-    The first seed is also that of the setups' base trainings.
+    The first seed is also that of the setups' base trainings. ``title`` is what the report is called, by default the
+    name of its folder.
     """
 
     setups: dict[str, Setup]
     seeds: list[int]
+    title: str | None = None
 
 
 def read(path: Path) -> Experiment:

@@ -1,7 +1,5 @@
 """The report as a page that needs nothing else, and as Markdown with its pictures and data beside it."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from matplotlib.figure import Figure
 
 from layershuffle.files import write_whole
 from layershuffle.results.figures import rendered, save
+from layershuffle.results.tables import as_csv
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ def write(title: str, sections: Sequence[Section], folder: Path) -> None:
         for part in section.parts:
             if isinstance(part, Picture):
                 save(part.draw(), folder / "figures" / f"{part.name}.png")
-                write_whole(folder / "data" / f"{part.name}.csv", _csv(part.data))
+                rows = [[cell.text for cell in row] for row in part.data.cells()]
+                write_whole(folder / "data" / f"{part.name}.csv", as_csv(part.data.header, rows))
 
 
 def _svg(picture: Picture) -> str:
@@ -79,11 +79,3 @@ def _svg(picture: Picture) -> str:
     drawn = drawn[drawn.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{picture.name}" ', 1)
     mark = f"{picture.name}-"  # because two drawings in one page must not share ids
     return drawn.replace('id="', f'id="{mark}').replace('href="#', f'href="#{mark}').replace("url(#", f"url(#{mark}")
-
-
-def _csv(table: Table) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.header)
-    writer.writerows([cell.text for cell in row] for row in table.cells())
-    return buffer.getvalue()

@@ -1,14 +1,15 @@
-"""What the report says: the paper's section 4, table by table and figure by figure, from results files alone."""
+"""What the report says, from results files alone: the conclusion, and section 4 of the paper table by table."""
 
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from layershuffle.orders.order import Order
-from layershuffle.reproduction import curves, paper
+from layershuffle.reproduction import conclusion, curves, paper
 from layershuffle.reproduction.collect import SetupResults, comparison, in_papers_sequence
 from layershuffle.reproduction.page import Picture, Section, Table, TableCell
 from layershuffle.results import figures, tables
@@ -16,8 +17,8 @@ from layershuffle.results.record import Estimate, Results, estimate, half_width,
 
 Rows = list[list[TableCell | str]]
 MADE = (
-    "Each number is the mean over seeds. Arbitrary order is read in two ways: a new random order for every batch, as "
-    "in the paper, and the mean of some random orders that each ran over all test images."
+    "Each number is the mean over seeds. Arbitrary order is read in two ways: a new random order for every batch, and "
+    "the mean of some random orders that each ran over all test images."
 )
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequential": ("sequential", {}),
@@ -26,56 +27,90 @@ READINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def sections(setups: Sequence[SetupResults], complaints: Sequence[str]) -> list[Section]:
-    """All sections for which there are results, then what is missing and how every number was made."""
-    made = [table_1(setups), position_accuracy(setups), *map(pruning, setups), *map(every_subset, setups)]
-    made.append(merged(setups))
+def sections(
+    setups: Sequence[SetupResults], complaints: Sequence[str], missing_files: Sequence[str] | None = None
+) -> list[Section]:
+    """All sections for which there are results, then what is missing and how every number was made.
+
+    ``missing_files`` are the results files that the experiment lacks. If it is None, nobody knows what was asked for,
+    and every seed of every method is expected.
+    """
+    made = [summary(setups), table_1(setups), position_accuracy(setups)]
+    made += [*map(pruning, setups), *map(every_subset, setups), merged(setups), *map(classes, setups)]
     made += [figure_4(setup, study) for setup in setups for study in ("representations", "contributions")]
-    made += [*map(others, setups), everything(setups), missing(setups, complaints), provenance(setups)]
+    made += [*map(others, setups), everything(setups), missing(setups, complaints, missing_files), provenance(setups)]
     return [section for section in made if section is not None]
 
 
-def table_1(setups: Sequence[SetupResults]) -> Section:
-    """Sequential and arbitrary order, method by method, beside the paper's."""
-    methods = in_papers_sequence(method for setup in setups for method in setup.samplers)
-    rows: Rows = []
+def summary(setups: Sequence[SetupResults]) -> Section:
+    """What was found in a sentence and a picture for each setup."""
+    text: list[str] = []
+    parts: list[Table | Picture] = []
     for setup in setups:
+        text += filter(None, (conclusion.about(setup), conclusion.found(setup)))
+        if bars := conclusion.bars(setup):
+            data = Table("top-1 in percent", ["order", "method", "mean", "95% interval, half", "seeds"], [])
+            for bar in bars:
+                mean, half = f"{100 * bar.accuracy.mean:.2f}", bar.accuracy.ci95
+                interval = "" if half is None else f"{100 * half:.2f}"
+                data.rows.append([bar.order, bar.method, mean, interval, str(bar.accuracy.models)])
+            caption = "top-1 accuracy; lines are 95% intervals."
+            draw = partial(curves.bars, bars, setup.levels)
+            parts.append(_picture("orders", setup, caption, draw, data))
+    return Section("Summary", text, parts)
+
+
+def table_1(setups: Sequence[SetupResults]) -> Section | None:
+    """Sequential and arbitrary order, method by method, beside the paper's where it has such models and data."""
+    methods = in_papers_sequence(method for setup in setups for method in setup.samplers)
+
+    def of_setup(setup: SetupResults) -> Rows:
+        rows: Rows = []
         for reading, (protocol, variant) in READINGS.items():
             cells = [_beside(estimate(setup.over_seeds(m, protocol, **variant)), setup, protocol, m) for m in methods]
             if any(cell.text != "missing" for cell in cells):
-                rows.append([_of(setup, reading), *cells])
+                rows.append([reading, *cells])
+        return rows
+
+    rows = _by_setup(setups, of_setup)
+    if not rows:
+        return None
+    own = Table(f"Top-1 accuracy in percent. {MADE} {_meaning(setups, methods)}", ["", *methods], rows)
+    in_paper = [(setup.backbone, setup.data) for setup in setups if setup.in_paper]
+    if not in_paper:
+        return Section("Sequential and arbitrary order", [], [own])
     marked = (
         "✱ marks a difference from the paper's mean that Welch's t test finds at the 5% level. The paper's variance is "
         "that over its five seeds, whose standard deviation is in brackets. Ours includes the test images, as if the "
-        "paper had used others, so that fewer differences are marked. A number of one seed is not tested."
+        "paper had used others, so that fewer differences are marked. A number of one seed is not tested. The paper "
+        "draws a new order for every batch."
     )
-    own = Table(f"Top-1 accuracy in percent. {MADE} {_meaning(setups, methods)}", ["", *methods], rows)
     theirs = Table("The paper's own, mean (standard deviation) over five seeds.", ["", *paper.METHODS], [])
-    for row in dict.fromkeys(key[:3] for key in paper.TABLE_1):
+    for row in dict.fromkeys(key[:3] for key in paper.TABLE_1 if key[:2] in in_paper):
         numbers = [_text(paper.TABLE_1[(*row, method)]) for method in paper.METHODS]
         theirs.rows.append([TableCell(row[2], [f"{row[0]}, {row[1]}"]), *numbers])
-    compared = any(isinstance(cell, TableCell) and cell.notes for row in rows for cell in row[1:])
-    text = (
-        [marked]
-        if compared
-        else ["None of these backbones and data sets is in the paper: only the pattern of the numbers can be compared."]
-    )
-    return Section("Table 1: sequential and arbitrary order", text, [own, theirs] if rows else [theirs])
+    return Section("Table 1: sequential and arbitrary order", [marked], [own, theirs])
 
 
 def position_accuracy(setups: Sequence[SetupResults]) -> Section | None:
     """How often the layers predict their position."""
-    rows: Rows = []
-    for setup in setups:
+
+    def of_setup(setup: SetupResults) -> Rows:
+        rows: Rows = []
         for method in setup.methods:
             for reading, (protocol, variant) in READINGS.items():
                 scores = setup.over_seeds(method, protocol, **variant)
                 if found := estimate(scores, lambda score: score.position_accuracy):
-                    rows.append([_of(setup, f"{method}, {reading}"), tables.percent(found)])
+                    rows.append([f"{method}, {reading}", tables.percent(found)])
+        return rows
+
+    rows = _by_setup(setups, of_setup)
     if not rows:
         return None
-    text = [f"Percent of the positions that the layers predict rightly. The paper reports {paper.POSITION_ACCURACY}."]
-    return Section("Section 4.1: position prediction", text, [Table(_meaning(setups), ["", "right, %"], rows)])
+    text = "Percent of the positions that the layers predict rightly."
+    if any(setup.in_paper for setup in setups):
+        text += f" The paper reports {paper.POSITION_ACCURACY} (section 4.1)."
+    return Section("Position prediction", [text], [Table(_meaning(setups), ["", "right, %"], rows)])
 
 
 def pruning(setup: SetupResults) -> Section | None:
@@ -87,9 +122,9 @@ def pruning(setup: SetupResults) -> Section | None:
         "accuracy by the number of layers kept, random ones unless the model was refined at that depth (reduced-depth: "
         "its first layers, those it was refined with). Means over seeds; bands are one sample standard deviation."
     )
-    return Section(
-        f"Figures 1b and 1c: {setup.data}", [f"The paper, {paper.PRUNED}"], [_curves("pruning", setup, points, caption)]
-    )
+    title = "Fewer layers (figures 1b and 1c)" if setup.in_paper else "Fewer layers"
+    quote = [f"The paper: {paper.PRUNED}"] if (setup.backbone, setup.data) == ("ViT-B/16", "ImageNet-1k") else []
+    return Section(_heading(title, setup), quote, [_curves("pruning", setup, points, caption)])
 
 
 def every_subset(setup: SetupResults) -> Section | None:
@@ -101,28 +136,88 @@ def every_subset(setup: SetupResults) -> Section | None:
         "the mean accuracy over every choice of k layers, in original sequence. Means over seeds; bands are one sample "
         "standard deviation."
     )
-    return Section(f"Every subset of the layers: {setup.data}", [], [_curves("landscape", setup, points, caption)])
+    return Section(_heading("Every subset of the layers", setup), [], [_curves("landscape", setup, points, caption)])
 
 
 def merged(setups: Sequence[SetupResults]) -> Section | None:
     """Models whose layers come from several others, beside those."""
-    rows: Rows = []
-    for setup in setups:
+
+    def of_setup(setup: SetupResults) -> Rows:
+        rows: Rows = []
         for method in setup.methods:
             if method.endswith("-merged"):
                 for name, (protocol, variant) in READINGS.items():
                     pair = method.removesuffix("-merged"), method
                     found = [tables.percent(estimate(setup.over_seeds(each, protocol, **variant))) for each in pair]
-                    rows.append([_of(setup, f"{method}, {name}"), *found])
+                    rows.append([f"{method}, {name}", *found])
+        return rows
+
+    rows = _by_setup(setups, of_setup)
     if not rows:
         return None
-    text = [
-        "Each layer comes at random from one of the models that the same method trained with different seeds (arXiv "
-        "2407.04513v1, which found no loss of accuracy)."
+    text = "Each layer comes at random from one of the models that the same method trained with different seeds."
+    if any(setup.in_paper for setup in setups):
+        text += " The paper's first version (arXiv 2407.04513v1) found no loss of accuracy."
+    table = Table(f"Top-1 in percent. {_meaning(setups)}", ["", "sources", "merged"], rows)
+    return Section("Merged models", [text], [table])
+
+
+def classes(setup: SetupResults) -> Section | None:
+    """The accuracy of each class, and what each method's first model takes it for."""
+    files = {
+        method: {name: results for run in setup.of(method) for name, results in run.files.items() if _counted(results)}
+        for method in setup.samplers
+    }
+    files = {method: found for method, found in files.items() if found}
+    if not files:
+        return None
+    first = next(iter(next(iter(files.values())).values()))
+    names, images = tables.class_names(first), _counted(first)
+    columns = {
+        method: [
+            _class_accuracies([results for results in found.values() if _counted(results) == images], order)
+            for order in ("sequential", "arbitrary, fixed")
+        ]
+        for method, found in files.items()
+    }
+    rows: Rows = []
+    present = [index for index, count in enumerate(images) if count]
+
+    def lowest(index: int) -> float:
+        return min((each[index] for both in columns.values() for each in both if each), default=0)
+
+    for index in sorted(present, key=lowest):
+        row: list[TableCell | str] = [names[index], str(images[index])]
+        for sequential, arbitrary in columns.values():
+            notes = [f"arbitrary {arbitrary[index]:.2f}"] if arbitrary else []
+            row.append(TableCell(f"{sequential[index]:.2f}" if sequential else "", notes))
+        rows.append(row)
+    caption = "Top-1 accuracy in percent in sequential order, and below it in arbitrary orders. Means over seeds."
+    parts: list[Table | Picture] = [Table(caption, ["class", "images", *columns], rows, folded=len(rows) > 20)]
+    for method, found in files.items():
+        name, results = next(iter(found.items()))
+        caption = f"{method}, seed {results.model.get('seed')}. {figures.confusion.__doc__}"
+        header, counts = tables.confusion(results)
+        data = Table("images", header, [list(row) for row in counts])
+        slug = _slug("confusion", name.removesuffix(".json"))
+        parts.append(Picture(slug, caption, partial(figures.confusion, results), data))
+    return Section(_heading("Accuracy of each class", setup), [], parts)
+
+
+def _counted(results: Results) -> list[int]:
+    """How many images of each class there are; empty if nothing was counted by class."""
+    return list(results.measures.get("by_class", {}).get("images", []))
+
+
+def _class_accuracies(several: Sequence[Results], order: str) -> list[float]:
+    """The accuracy of each class in percent, means over models; empty if they didn't run in such an order."""
+    counted = [(tables.by_class(results).get(order), _counted(results)) for results in several]
+    shares = [
+        [100 * right / max(1, orders["draws"] * count) for right, count in zip(orders["right"], images)]
+        for orders, images in counted
+        if orders
     ]
-    return Section(
-        "Merged models", text, [Table(f"Top-1 in percent. {_meaning(setups)}", ["", "sources", "merged"], rows)]
-    )
+    return list(map(fmean, zip(*shares)))
 
 
 def figure_4(setup: SetupResults, study: str) -> Section | None:
@@ -131,7 +226,7 @@ def figure_4(setup: SetupResults, study: str) -> Section | None:
     if not several:
         return None
     if study == "representations":
-        letters, draw = "4a and 4b", figures.representations
+        title, letters, draw = "What layers put out", "4a and 4b", figures.representations
         caption = (
             "UMAP of one layer's whole output, all tokens, a point for each image, run by itself in a random order; "
             "its colour is the position that the layer held."
@@ -142,7 +237,7 @@ def figure_4(setup: SetupResults, study: str) -> Section | None:
             points = zip(found["positions"], found["plane"])
             data.rows.extend([results.label, str(position), *map(str, point)] for position, point in points)
     else:
-        letters, draw = "4c and 4d", figures.contributions
+        title, letters, draw = "What layers change", "4c and 4d", figures.contributions
         caption = (
             "how much each layer changes what the model classifies by, when images run in random orders, by how much "
             "later (or, below 0, earlier) than originally the layer ran. Means over the images."
@@ -157,7 +252,7 @@ def figure_4(setup: SetupResults, study: str) -> Section | None:
                 numbers = [f"{of_all.mean:.4g}", std, str(of_all.n)]
                 data.rows.append([results.label, figures.change(results), *place, *numbers])
     picture = _picture(study, setup, caption, lambda: draw(several[0], others=several[1:]), data)
-    return Section(f"Figures {letters}: {setup.data}", [], [picture])
+    return Section(_heading(f"{title} (figures {letters})" if setup.in_paper else title, setup), [], [picture])
 
 
 def others(setup: SetupResults) -> Section | None:
@@ -165,11 +260,11 @@ def others(setup: SetupResults) -> Section | None:
     parts: list[Table | Picture] = []
     for name, results in setup.files.items():
         for plot in figures.plots(results):
-            if plot.name not in ("landscape", "representations", "contributions"):
+            if plot.name not in ("landscape", "representations", "contributions", "confusion"):
                 caption = f"{results.label}, {results.data['images']} images ({results.data['split']}): {plot.caption}"
                 slug, draw = _slug(plot.name, name.removesuffix(".json")), partial(plot.draw, results, "")
                 parts.append(Picture(slug, caption, draw, _data(plot, results)))
-    return Section(f"Other systems: {setup.data}", [], parts) if parts else None
+    return Section(_heading("Other orders", setup), [], parts) if parts else None
 
 
 def _data(plot: figures.Plot, results: Results) -> Table:
@@ -196,15 +291,18 @@ def everything(setups: Sequence[SetupResults]) -> Section:
         pictured = {protocol for results in several for plot in figures.plots(results) for protocol in plot.protocols}
         if several:
             header, rows, caption = comparison(several, pictured)
-            title = f"{setup.backbone} on {setup.data}. {caption}"
+            title = f"{setup.name}. {caption}" if setup.name else caption
             parts.append(Table(title, header, [list(row) for row in rows], folded=True))
     return Section("Every score", ["Top-1 in percent, by protocol."], parts)
 
 
-def missing(setups: Sequence[SetupResults], complaints: Sequence[str]) -> Section | None:
-    """Cells that are to be expected, and files that were left out."""
-    rows: Rows = [[f"{setup.backbone}, {setup.data}", cell] for setup in setups for cell in setup.missing()]
-    parts: list[Table | Picture] = [Table("Missing cells", ["", "cell"], rows)] if rows else []
+def missing(setups: Sequence[SetupResults], complaints: Sequence[str], files: Sequence[str] | None) -> Section | None:
+    """The results that are to be expected, see ``sections``, and files that were left out."""
+    if files is None:
+        rows = _by_setup(setups, lambda setup: [[cell] for cell in setup.missing()])
+    else:
+        rows = [[file] for file in files]
+    parts: list[Table | Picture] = [Table("These results are missing.", ["results"], rows)] if rows else []
     return Section("Missing", list(complaints), parts) if rows or complaints else None
 
 
@@ -226,8 +324,19 @@ def provenance(setups: Sequence[SetupResults]) -> Section:
     return Section("How every number was made", [], [table])
 
 
-def _of(setup: SetupResults, what: str) -> TableCell:
-    return TableCell(what, [f"{setup.backbone}, {setup.data}"])
+def _by_setup(setups: Sequence[SetupResults], rows_of: Callable[[SetupResults], Rows]) -> Rows:
+    """The rows of all setups; if there are several, the first row of each says which one it is."""
+    found: Rows = []
+    for setup in setups:
+        rows = rows_of(setup)
+        if rows and setup.name:
+            rows[0][0] = TableCell(str(rows[0][0]), [setup.name])
+        found += rows
+    return found
+
+
+def _heading(title: str, setup: SetupResults) -> str:
+    return f"{title}: {setup.name}" if setup.name else title
 
 
 def _beside(found: Estimate | None, setup: SetupResults, protocol: str, method: str) -> TableCell:
@@ -254,7 +363,7 @@ def _meaning(setups: Sequence[SetupResults], methods: Sequence[str] | None = Non
     for setup in setups:
         for method in setup.methods if methods is None else methods:
             if runs := setup.of(method):
-                name = method if len(setups) == 1 else f"{method} ({setup.backbone}, {setup.data})"
+                name = f"{method} ({setup.name})" if setup.name else method
                 seeds[name] = len(runs)
     return tables.meaning(seeds) if seeds else ""
 
@@ -265,13 +374,13 @@ def _curves(kind: str, setup: SetupResults, points: list[curves.Point], caption:
         mean, std, seeds = point.accuracy.mean, point.accuracy.std, point.accuracy.n
         numbers = [str(point.kept), f"{mean:.2f}", "" if std is None else f"{std:.2f}", str(seeds)]
         data.rows.append([point.panel, point.method, *numbers])
-    chance = figures.chance(next(iter(setup.files.values())))
-    return _picture(kind, setup, caption, lambda: curves.curves(points, chance), data)
+    return _picture(kind, setup, caption, partial(curves.curves, points, setup.levels), data)
 
 
 def _picture(kind: str, setup: SetupResults, caption: str, draw: Callable[[], Figure], data: Table) -> Picture:
     name = _slug(kind, setup.data, setup.backbone)
-    return Picture(name, f"{setup.backbone} on {setup.data}: {caption}", draw, data)
+    caption = f"{setup.name}: {caption}" if setup.name else caption[0].upper() + caption[1:]
+    return Picture(name, caption, draw, data)
 
 
 def _slug(*words: str) -> str:

@@ -29,6 +29,8 @@ from layershuffle.results.record import Results, Score, Summary, summarise
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 CHANCE: dict[str, Any] = {"color": "grey", "linewidth": 0.8, "linestyle": ":"}
 STRATEGIES = {"first": "first layers kept", "even": "evenly spaced layers kept", "random": "random layers kept"}
+MATRIX, MISTAKES = 30, 25
+"""Up to so many classes are drawn as a matrix; of more classes this number of the most frequent mistakes is shown."""
 SEQUENCES: dict[str, Any] = {"original": "-", "random": "--"}
 
 
@@ -68,7 +70,9 @@ def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
     """Every picture that ``results`` fill, beside the results file ``output``; returns where each went, by name."""
     found = {plot.name: plot.draw for plot in plots(results)}
     covered = {name for plot in plots(results) for name in plot.protocols}
-    if not found or any(p.figure == "overview" and p.name not in covered for p in tables.shown(results)):
+    if (results.scores and not covered) or any(
+        p.figure == "overview" and p.name not in covered for p in tables.shown(results)
+    ):
         found = {"overview": lambda results, title: overview([results], title), **found}
     paths = {name: output.with_suffix(f".{name}.png" if index else ".png") for index, name in enumerate(found)}
     for name, path in paths.items():
@@ -332,12 +336,60 @@ def contributions(results: Results, title: str = "", others: Sequence[Results] =
     return figure
 
 
+def confusion(results: Results, title: str = "") -> Figure:
+    """Which classes are taken for which: of the images of each class (row) the percentage taken for each (column)."""
+    names, counted = tables.class_names(results), tables.by_class(results)
+    if len(names) > MATRIX:
+        return _mistakes(results, title)
+    columns, side = min(2, len(counted)), max(4.2, 1.6 + 0.26 * len(names))
+    figure = Figure(figsize=(columns * side + 0.8, -(-len(counted) // columns) * side + 0.4), layout="constrained")
+    axes = figure.subplots(-(-len(counted) // columns), columns, squeeze=False).flatten()
+    images = np.array(results.measures["by_class"]["images"])
+    for axis, (group, orders) in zip(axes, counted.items()):
+        shares = 100 * np.array(tables.confusion_matrix(orders)) / np.maximum(1, orders["draws"] * images)[:, None]
+        drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        for row, column in np.argwhere(shares >= 0.5):
+            colour = "white" if shares[row, column] > 60 else "black"
+            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=7)
+        axis.set(title=textwrap.shorten(group, 40), xlabel="taken for")
+        shown = [textwrap.shorten(name, 20) for name in names]
+        axis.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 3 else 0, fontsize=7)
+        axis.set_yticks(range(len(names)), shown, fontsize=7)
+    axes[0].set_ylabel("class")
+    for axis in axes[len(counted) :]:
+        axis.remove()
+    figure.colorbar(drawn, ax=figure.axes, label="images of the class, %", shrink=0.7)
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _mistakes(results: Results, title: str) -> Figure:
+    """The most frequent mistakes in the first kind of order, beside how frequent they are in the others."""
+    names, counted = tables.class_names(results), tables.by_class(results)
+    images = results.measures["by_class"]["images"]
+    pairs = [(true, predicted) for true, predicted, _ in next(iter(counted.values()))["confused"][:MISTAKES]]
+    figure, (axis,) = panels(1, 7.6, 1.6 + 0.3 * len(pairs), title, grid=False)
+    for index, (group, orders) in enumerate(counted.items()):
+        found = {(true, predicted): count for true, predicted, count in orders["confused"]}
+        shares = [100 * found.get(pair, 0) / orders["draws"] / images[pair[0]] for pair in pairs]
+        thickness = 0.8 / len(counted)
+        rows = [row - 0.4 + (index + 0.5) * thickness for row in range(len(pairs))]
+        axis.barh(rows, shares, thickness, color=COLOURS[index % len(COLOURS)], label=textwrap.shorten(group, 30))
+    labels = [f"{textwrap.shorten(names[a], 30)} as {textwrap.shorten(names[b], 30)}" for a, b in pairs]
+    axis.set_yticks(range(len(pairs)), labels, fontsize=7)
+    axis.set(xlabel="images of the class taken for the other, %", xlim=(0, None))
+    axis.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 MEASURES: dict[str, tuple[Callable[[Results, str], Figure], tuple[str, ...]]] = {
     "cosine": (cosine, ()),
     "search": (search, ("search",)),
     "seconds_per_image": (depth, ("pruned",)),
     "representations": (representations, ()),
     "contributions": (contributions, ()),
+    "by_class": (confusion, ()),
 }
 """The drawing of each measure, and the protocols whose scores it shows."""
 
@@ -403,6 +455,20 @@ def distance(results: Results, step: Step, position: int) -> int:
 def chance(results: Results) -> float:
     """The accuracy of guessing, in percent."""
     return 100 / int(results.model["config"]["num_classes"])
+
+
+def levels(results: Results) -> dict[str, float]:
+    """Accuracy in percent of guessing and, if clearly higher, of always naming the most frequent class."""
+    images = results.measures.get("by_class", {}).get("images", [0])
+    most = 100 * max(images) / max(1, sum(images))
+    found = {"chance": chance(results)}
+    return found | ({"most frequent class": most} if most > found["chance"] + 0.5 else {})
+
+
+def draw_levels(axis: Axes, found: Mapping[str, float]) -> None:
+    """Draw such accuracies as level lines."""
+    for (name, value), style in zip(found.items(), (":", "-.")):
+        axis.axhline(value, label=name, **CHANCE | {"linestyle": style})
 
 
 def _numbers(score: Score) -> Iterator[tuple[str, Any]]:

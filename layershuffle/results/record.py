@@ -31,6 +31,8 @@ class Score:
         position_accuracy: the share of positions that the layers predicted rightly, 0 to 1, or None without prediction.
         chosen: the share of images that chose this order, 0 to 1, or None where they had no choice.
         nan: how many images had logits that are not numbers (NaN). They count as classified wrongly.
+        ece: expected calibration error, 0 to 1: by how much the probability of the predicted class is off, on average
+            over 15 bins of it (arXiv 1706.04599). None in files of version 0.2 and before.
     """
 
     protocol: str
@@ -43,10 +45,11 @@ class Score:
     position_accuracy: float | None
     chosen: float | None = None
     nan: int = 0
+    ece: float | None = None
 
     def is_plausible(self) -> bool:
         """Whether all values have the right types and ranges."""
-        parts = (self.top1, self.top5, self.position_accuracy, self.chosen)
+        parts = (self.top1, self.top5, self.position_accuracy, self.chosen, self.ece)
         return (
             isinstance(self.protocol, str)
             and isinstance(self.variant, dict)

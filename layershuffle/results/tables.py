@@ -1,5 +1,8 @@
-"""Results as tables, for the terminal and for Markdown."""
+"""Results as tables, for the terminal, for Markdown and as CSV."""
 
+import csv
+import io
+import textwrap
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
@@ -15,6 +18,8 @@ Group = tuple[object, ...]
 SEQUENCES = {"random": "shuffled", "per batch": "shuffled per batch"}
 """What tables call the sequences in which "pruned" runs the layers that are kept, but for the original one."""
 
+MATRIX = 100
+"""Up to so many classes have a confusion matrix; of more classes the most frequent pairs are listed."""
 
 ONE_SEED = (
     "± is half the width of a 95% interval over test images and, where several random orders ran, over these. It says "
@@ -57,10 +62,11 @@ def shown(results: Results) -> list[Protocol]:
 
 
 def of(results: Results) -> dict[str, tuple[list[str], Rows]]:
-    """One model: every table that its results fill, by name: "orders", each protocol with columns, "early exit"."""
+    """One model: every table that its results fill, by name: "orders", each protocol with columns, and so on."""
     found = {"orders": full_depth(results)}
     found |= {protocol.name: grid(results, protocol) for protocol in shown(results) if protocol.columns}
     found["early exit"] = early_exit(results)
+    found["classes"] = classes(results)
     return {name: table for name, table in found.items() if table[1]}
 
 
@@ -69,13 +75,14 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
     elsewhere = {protocol.name for protocol in shown(results) if protocol.columns or protocol.figure == "matrix"}
     predicts = any(score.position_accuracy is not None for score in results.scores)
     chooses = any(score.chosen is not None for score in results.scores)
-    header = ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss"]
+    header = ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss", "ECE %"]
     header += ["pos. %"] * predicts + ["chosen %"] * chooses
     rows = []
     for group, scores in results.groups().items():
         if group[0] not in elsewhere:
             top1 = summarise(score.top1 for score in scores)
             losses = [score.loss for score in scores if score.loss is not None]
+            calibration = [score.ece for score in scores if score.ece is not None]
             right = [score.position_accuracy for score in scores if score.position_accuracy is not None]
             numbers = [top1.std, top1.min, top1.max, fmean(score.top5 for score in scores)]
             row = [
@@ -85,6 +92,7 @@ def full_depth(results: Results) -> tuple[list[str], Rows]:
                 *("" if n is None else f"{100 * n:.2f}" for n in numbers),
             ]
             row.append(f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite")
+            row.append(f"{100 * fmean(calibration):.2f}" if calibration else "")
             row += [f"{100 * fmean(right):.2f}" if right else ""] * predicts
             row += ["" if scores[0].chosen is None else f"{100 * scores[0].chosen:.1f}"] * chooses
             rows.append(row)
@@ -121,15 +129,79 @@ def early_exit(results: Results) -> tuple[list[str], Rows]:
     return ["stop", "layers run", "top-1 %"], rows
 
 
+def class_names(results: Results) -> list[str]:
+    """What each class is called: its name where the data has names, else its number."""
+    return results.data.get("classes") or list(map(str, range(len(results.measures["by_class"]["images"]))))
+
+
+def by_class(results: Results) -> dict[str, dict[str, Any]]:
+    """What was counted by class, see ``layershuffle.evaluation.by_class``, by the name of the kind of order."""
+    counted = results.measures.get("by_class", {"orders": []})["orders"]
+    return {name_of((orders["protocol"], *orders["variant"].values())): orders for orders in counted}
+
+
+def classes(results: Results) -> tuple[list[str], Rows]:
+    """One model: the accuracy of each class, and what it is mistaken for most often. The lowest accuracies come first.
+
+    There are no rows if the images weren't counted by class.
+    """
+    counted = by_class(results)
+    if not counted:
+        return [], []
+    names, header = class_names(results), ["class", "images"]
+    found: dict[int, tuple[list[float], list[str]]] = {
+        index: ([], [names[index], str(images)])
+        for index, images in enumerate(results.measures["by_class"]["images"])
+        if images
+    }
+    for group, orders in counted.items():
+        header += [group, "taken for"]
+        mistaken = {true: (predicted, count) for true, predicted, count in reversed(orders["confused"])}
+        for index, (accuracies, row) in found.items():
+            images = orders["draws"] * int(row[1])
+            accuracies.append(orders["right"][index] / images)
+            row.append(f"{100 * accuracies[-1]:.2f}")
+            predicted, count = mistaken.get(index, (0, 0))
+            row.append(f"{names[predicted]} {100 * count / images:.0f}%" if count else "")
+    return header, [row for _, row in sorted(found.values(), key=lambda pair: pair[0])]
+
+
+def confusion(results: Results) -> tuple[list[str], Rows]:
+    """One model: for each kind of order how many images of each class (row) were taken for each class (column).
+
+    Of more classes than MATRIX there is a row for each of the most frequent mistakes instead.
+    """
+    names, counted = class_names(results), by_class(results).items()
+    if len(names) > MATRIX:
+        return ["order", "class", "taken for", "images"], [
+            [group, names[true], names[predicted], str(images)]
+            for group, orders in counted
+            for true, predicted, images in orders["confused"]
+        ]
+    return ["order", "class", *names], [
+        [group, name, *map(str, row)] for group, orders in counted for name, row in zip(names, confusion_matrix(orders))
+    ]
+
+
+def confusion_matrix(orders: Mapping[str, Any]) -> list[list[int]]:
+    """Images by class and by predicted class, from one of the values of ``by_class``."""
+    right = orders["right"]
+    matrix = [[0] * len(right) for _ in right]
+    for index, images in enumerate(right):
+        matrix[index][index] = images
+    for true, predicted, images in orders["confused"]:
+        matrix[true][predicted] = images
+    return matrix
+
+
 def terminal(header: list[str], rows: Rows, title: str = "") -> Table:
     """A table for rich's console that fits 80 columns where it can."""
     table = Table(
         title=title, title_justify="left", title_style="bold underline", box=box.SIMPLE_HEAD, padding=0, show_edge=False
     )
     for column, name in enumerate(header):
-        name = name.replace("-", "-\n") if len(name) > 12 else name
-        # Only the first column wraps, which may hold a long order.
-        table.add_column(name, justify="right" if column else "left", no_wrap=column > 0)
+        # Of the cells only those of the first column wrap, which may hold a long order.
+        table.add_column(textwrap.fill(name, 13), justify="right" if column else "left", no_wrap=column > 0)
     for row in rows:
         table.add_row(*row)
     return table
@@ -139,6 +211,13 @@ def markdown(header: list[str], rows: Rows) -> str:
     """A Markdown table."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def as_csv(header: list[str], rows: Rows) -> str:
+    """The content of a CSV file."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+    return buffer.getvalue()
 
 
 def name_of(group: Group) -> str:

@@ -101,6 +101,12 @@ def test_train_and_evaluate_as_typed(tmp_path):
     results = Results.load(run / "checkpoints" / "best.evaluation.json")
     assert {s.variant["kept"] for s in results.scores if s.protocol == "pruned"} == {3, 12}
     assert (run / "checkpoints" / "best.evaluation.png").stat().st_size > 10_000
+    assert (run / "checkpoints" / "best.evaluation.confusion.png").stat().st_size > 10_000
+    (sequential,) = results.of("sequential")
+    _, *matrix = csv.reader((run / "checkpoints" / "best.evaluation.confusion.csv").open())
+    assert sum(int(row[2 + index]) for index, row in enumerate(matrix[:10])) == sequential.images * sequential.top1
+    _, *classes = csv.reader((run / "checkpoints" / "best.evaluation.classes.csv").open())
+    assert sorted(row[0] for row in classes) == [row[1] for row in matrix[:10]]
 
 
 def test_what_makes_it_faster_changes_no_result(monkeypatch):

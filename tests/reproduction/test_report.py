@@ -1,6 +1,7 @@
 import csv
 import html.parser
 import json
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from helpers import paths
 from layershuffle.checkpoints.authors import load_reference
 from layershuffle.commands.report import report
 from layershuffle.errors import UserError
-from layershuffle.reproduction import paper
+from layershuffle.reproduction import paper, plan
 from layershuffle.reproduction.collect import collect
+from layershuffle.reproduction.experiments import Evaluation, Experiment, Setup, list_cells
 from layershuffle.reproduction.sections import sections
 from layershuffle.results import tables
 from layershuffle.results.record import Results, Score, estimate
@@ -56,7 +58,7 @@ def test_table_1_is_the_mean_over_seeds_beside_the_papers(tmp_path):
     rows = table(sections(setups, []), "Table 1")
     mean = 100 * statistics.mean(accuracies)
     estimates = {m: estimate(setups[0].over_seeds(m, "sequential")) for m in ("baseline", "layershuffle")}
-    assert rows[0][0] == ("sequential", "ViT-B/16, ImageNet-1k")
+    assert rows[0][0] == ("sequential",)  # the only backbone is named once, at the top
     assert rows[0][1] == (tables.percent(estimates["baseline"]), "paper 82.61 (0.08)", "+0.00")
     assert rows[0][2] == (tables.percent(estimates["layershuffle"]), "paper 75.22 (0.28)", f"{mean - 75.22:+.2f}")
     assert estimates["layershuffle"].models == 3
@@ -65,7 +67,11 @@ def test_table_1_is_the_mean_over_seeds_beside_the_papers(tmp_path):
     assert rows[1][2][-1].endswith("✱")
     caption = next(s for s in sections(setups, []) if s.title.startswith("Table 1")).parts[0].caption
     assert "Of baseline there is only one seed" in caption
-    assert table(sections(setups, []), "Table 1", at=1)[5][1] == ("0.64 (0.13)",)
+    theirs = table(sections(setups, []), "Table 1", at=1)
+    assert [row[:2] for row in theirs] == [
+        [("sequential", "ViT-B/16, ImageNet-1k"), ("82.61 (0.08)",)],
+        [("arbitrary", "ViT-B/16, ImageNet-1k"), ("0.13 (0.03)",)],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,7 @@ def test_all_standard_deviations_are_of_samples(tmp_path):
     measures = {"contributions": {"orders": ["0 1"] * 3 + ["1 0"], "changes": [*changes, [0.7, 0.8]]}}
     found = results()
     replace(found, scores=[], measures=measures, evaluation={}).save(tmp_path / "a.json")
-    section = next(s for s in sections(*collect(tmp_path)) if s.title.startswith("Figures 4c"))
+    section = next(s for s in sections(*collect(tmp_path)) if s.title.startswith("What layers change"))
     rows = [[cell.text for cell in row] for row in section.parts[0].data.cells()]
     assert rows[0][-3:] == ["0.3", f"{statistics.stdev([0.1, 0.2, 0.6]):.4g}", "3"]
     assert ["0.8", "", "1"] in [row[-3:] for row in rows]
@@ -131,7 +137,7 @@ def test_curves_are_means_of_draws_then_over_seeds(tmp_path):
         scores = [replace(s, top1=s.top1 + 0.02 * seed) if s.protocol == "pruned" else s for s in found.scores]
         replace(found, scores=scores).save(tmp_path / f"{seed}.json")
     report(tmp_path)
-    (data,) = (tmp_path / "report/data").iterdir()
+    (data,) = (tmp_path / "report/data").glob("pruning-*")
     rows = list(csv.reader(data.open()))
     assert rows[0] == ["sequence", "method", "layers kept", "mean", "std", "seeds"]
     assert rows[1] == ["in original sequence", "layershuffle", "1", "16.00", "1.41", "2"]
@@ -146,7 +152,7 @@ def test_a_reduced_depth_counts_at_its_own_depth(tmp_path, kind):
     first = [replace(s, variant=s.variant | {"strategy": "first"}) for s in found.scores if s.protocol == "pruned"]
     replace(found, scores=found.scores + first).save(tmp_path / "a.json")
     results().save(tmp_path / "b.json")
-    section = next(s for s in sections(collect(tmp_path)[0], []) if s.title.startswith("Figures 1b"))
+    section = next(s for s in sections(collect(tmp_path)[0], []) if s.title.startswith("Fewer layers"))
     reduced = [[c.text for c in row] for row in section.parts[0].data.cells() if "reduced" in row[1].text]
     assert reduced == [
         ["in original sequence", f"reduced-depth{kind}", "2", "30.00", "", "1"],
@@ -172,14 +178,7 @@ def test_what_is_missing_or_wrong_is_said_and_the_rest_is_made(tmp_path, capsys)
     assert "one.json and other.json disagree about layershuffle-predict, seed 0, on imagenet" in said
     assert said.count("warning:") == 3
     rows = table(sections(*collect(tmp_path)), "Missing")
-    assert [row[1][0] for row in rows] == [
-        "baseline, seed 0",
-        "layershuffle, seed 1",
-        "layershuffle-position, seed 0",
-        "layershuffle-position, seed 1",
-        "layershuffle-predict, seed 0",
-        "layershuffle-predict, seed 1",
-    ]
+    assert rows == [[("baseline, seed 0",)], [("layershuffle, seed 1",)]]
     one_seed = estimate([results().of("sequential")])
     assert table(sections(*collect(tmp_path)), "Table 1")[0][2][0] == tables.percent(one_seed)
 
@@ -235,7 +234,7 @@ def test_the_page_needs_nothing_else_and_trusts_no_file(tmp_path):
     assert "<script>" not in text
     page = Page()
     page.feed(text)
-    assert page.tags.count("svg") == 1
+    assert page.tags.count("svg") == 2
     assert len(set(page.ids)) == len(page.ids)
     assert all(link.startswith("#") for link in page.links)
     assert {link[1:] for link in page.links} <= set(page.ids)
@@ -263,7 +262,7 @@ def test_studies_have_a_picture_each_and_no_part_in_the_tables(tmp_path):
     searched = replace(found, measures=measures, evaluation={"strategy": "greedy"}, data=found.data | {"split": "val"})
     replace(searched, scores=[score("sequential", 0.01), score("search", 0.25)]).save(tmp_path / "b.json")
     made = sections(*collect(tmp_path))
-    others = next(s for s in made if s.title.startswith("Other systems"))
+    others = next(s for s in made if s.title.startswith("Other orders"))
     assert [part.name for part in others.parts] == ["swap-matrix-a", "search-b"]
     assert [[c.text for c in row] for row in others.parts[0].data.cells()][1] == [
         "swap-matrix",
@@ -288,3 +287,116 @@ def test_a_models_files_count_once(tmp_path):
         named.save(tmp_path / f"{name}.json")
     rows = table(sections(*collect(tmp_path)), "Every score")
     assert rows[0][1][0] == tables.percent(estimate([one.of("sequential"), other.of("sequential")]))
+
+
+def own(method, seed=0, sequential=0.75, arbitrary=(0.6, 0.7), images=(50, 30, 20)):
+    """Results on data and with a model of the user's own."""
+    found = results(method, seed, sequential, arbitrary, name="vit_small_patch16_224", data="birds")
+    right = [count // 2 for count in images]
+    counted = {"protocol": "sequential", "variant": {}, "draws": 1, "right": right, "confused": [[0, 1, 25]]}
+    return replace(
+        found,
+        model=found.model | {"config": {"name": "vit_small_patch16_224", "num_classes": 3}},
+        data=found.data | {"classes": ["wren", "tit", "jay"]},
+        measures={"by_class": {"images": list(images), "orders": [counted]}},
+    )
+
+
+def test_a_report_on_own_data_is_about_that_and_not_about_the_paper(tmp_path):
+    for seed in (0, 1):
+        own("baseline", seed, 0.8, (0.3, 0.32)).save(tmp_path / f"birds/baseline/{seed}.json")
+        own("layershuffle", seed, 0.7, (0.6, 0.62)).save(tmp_path / f"birds/layershuffle/{seed}.json")
+    report(tmp_path)
+    page = (tmp_path / "report/index.html").read_text()
+    text = (tmp_path / "report/report.md").read_text()
+    for word in ("paper", "Table 1", "igure 1", "igures 4", "layershuffle-predict", "missing", "Missing"):
+        assert word not in text.replace("figures/", "")
+        assert word not in re.sub("<style>.*?</style>|<svg.*?</svg>", "", page, flags=re.DOTALL)
+    assert text.startswith(f"# {tmp_path.name}\n")
+    assert text.count("vit_small_patch16_224") == 1
+    assert page.count("vit_small_patch16_224") == 1
+
+
+def test_the_conclusion_has_the_numbers_of_the_tables(tmp_path):
+    for seed in (0, 1):
+        own("baseline", seed, 0.8, (0.3, 0.32)).save(tmp_path / f"baseline/{seed}.json")
+        own("layershuffle", seed, 0.7, (0.6, 0.62)).save(tmp_path / f"layershuffle/{seed}.json")
+    (setup,), _ = collect(tmp_path)
+    about, text = sections([setup], [])[0].text
+    a, b, c, d = (
+        tables.percent(estimate(setup.over_seeds(method, protocol, **variant)))
+        for protocol, variant in (("sequential", {}), ("arbitrary", {"reading": "fixed"}))
+        for method in ("baseline", "layershuffle")
+    )
+    assert f"In sequential order baseline is the most accurate, with {a}% (layershuffle: {b}%); " in text
+    assert f"in arbitrary order layershuffle is the most accurate, with {d}% (baseline: {c}%)." in text
+    assert "Guessing is right for 33.33% and always naming the most frequent class is right for 50.00%" in text
+    assert about.endswith("100 test images in 3 classes, 2 methods each with 2 seeds.")
+    bars = [[cell.text for cell in row] for row in sections([setup], [])[0].parts[0].data.cells()]
+    assert [f"{mean} ± {half}" for *_, mean, half, _ in bars] == [a, b, c, d]
+
+
+def test_the_conclusion_says_what_cannot_be_told_apart(tmp_path):
+    for method, value in (("baseline", 0.8), ("layershuffle", 0.79), ("layerdrop", 0.1)):
+        found = own(method, sequential=value)
+        small = [replace(s, images=100) for s in found.of("sequential")]
+        replace(found, scores=small).save(tmp_path / f"{method}.json")
+    _, text = sections(*collect(tmp_path))[0].text
+    assert "% but layershuffle can't be told apart from it." in text.replace(",", "")
+    alone = collect(tmp_path)[0][0]
+    alone = replace(alone, runs={key: run for key, run in alone.runs.items() if key[0] == "baseline"})
+    assert "In sequential order baseline is right for 80.00" in sections([alone], [])[0].text[1]
+
+
+def test_several_setups_are_told_apart_by_what_differs(tmp_path):
+    own("baseline").save(tmp_path / "a.json")
+    other = own("baseline")
+    replace(other, data=other.data | {"name": "fish"}).save(tmp_path / "b.json")
+    setups, _ = collect(tmp_path)
+    assert {setup.name for setup in setups} == {"birds", "fish"}
+    rows = table(sections(setups, []), "Sequential")
+    assert [row[0][1:] for row in rows] == [("birds",), (), (), ("fish",), (), ()]
+
+
+def test_an_experiment_gives_its_report_a_title_and_what_is_missing(tmp_path, capsys):
+    own("baseline").save(tmp_path / "birds/baseline/seed0/results.json")
+    own("layershuffle").save(tmp_path / "birds/layershuffle/seed0/results.json")
+    experiment = Experiment(
+        {
+            "birds": Setup(
+                train=[],
+                methods={"baseline": [], "layershuffle": []},
+                evaluations={"results": Evaluation([]), "landscape": Evaluation([], ["baseline"])},
+            )
+        },
+        seeds=[0, 1],
+    )
+    plan.write(tmp_path, "Birds of the garden", list_cells(experiment))
+    report(tmp_path)
+    text = (tmp_path / "report/report.md").read_text()
+    assert text.startswith("# Birds of the garden\n")
+    missing = text[text.index("## Missing") : text.index("## How")]
+    assert re.findall(r"birds\S+", missing) == [
+        "birds/baseline/seed0/landscape.json",
+        "birds/baseline/seed1/results.json",
+        "birds/baseline/seed1/landscape.json",
+        "birds/layershuffle/seed1/results.json",
+    ]
+    plan.write(tmp_path, None, list_cells(experiment, seeds=[0]))
+    assert plan.read(tmp_path) == (tmp_path.name, ["birds/baseline/seed0/landscape.json"])
+    (tmp_path / plan.NAME).write_text("[]")
+    with pytest.raises(UserError, match="is not the plan of an experiment"):
+        plan.read(tmp_path)
+
+
+def test_the_accuracy_of_each_class_is_the_mean_over_seeds(tmp_path):
+    for seed in (0, 1):
+        found = own("baseline", seed)
+        found.measures["by_class"]["orders"][0]["right"][2] = 10 * seed
+        found.save(tmp_path / f"{seed}.json")
+    rows = table(sections(*collect(tmp_path)), "Accuracy of each class")
+    assert rows == [
+        [("jay",), ("20",), ("25.00",)],
+        [("wren",), ("50",), ("50.00",)],
+        [("tit",), ("30",), ("50.00",)],
+    ]

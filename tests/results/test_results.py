@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_a_file_reads_back(tmp_path):
     results().save(path)
     assert Results.load(path) == results()
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_file_without_what_was_added_later_is_read(tmp_path):
+    results().save(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    for group in content["scores"]:
+        del group["ece"], group["nan"], group["chosen"]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    assert Results.load(tmp_path / "b.json") == results()
+    header, rows = tables.of(results())["orders"]
+    assert [row[header.index("ECE %")] for row in rows] == ["", "", ""]
 
 
 def test_files_that_are_no_results_say_why(tmp_path):
@@ -163,7 +175,7 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_experiments(seeds, sha
 
 def test_tables():
     header, rows = tables.full_depth(results())
-    assert header == ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss"]
+    assert header == ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss", "ECE %"]
     of_fixed = estimate([results().of("arbitrary", reading="fixed")])
     assert rows[0][:2] + rows[0][3:6] == ["sequential", "1", "", "90.00", "90.00"]
     assert rows[1][:3] == ["arbitrary, per batch", "1", "75.00"]
@@ -224,3 +236,45 @@ def test_plots_are_written(tmp_path, name):
         assert picture[..., :3].std() > 0.05
     else:
         assert "layers kept" in (tmp_path / name).read_text() or "<svg" in (tmp_path / name).read_text()
+
+
+def by_class(classes=3):
+    """10 images of each class but of the second, which has none. The first class is mistaken most often."""
+    images = [10, 0, *[10] * (classes - 2)]
+    sequential = {"protocol": "sequential", "variant": {}, "draws": 1}
+    sequential |= {"right": [3, 0, *[9] * (classes - 2)], "confused": [[0, 2, 4], [0, 1, 2], [2, 0, 1]]}
+    fixed = {"protocol": "arbitrary", "variant": {"reading": "fixed"}, "draws": 2}
+    fixed |= {"right": [10, 0, *[20] * (classes - 2)], "confused": [[0, 1, 10]]}
+    return results(measures={"by_class": {"images": images, "orders": [sequential, fixed]}})
+
+
+def test_accuracy_by_class_and_what_is_confused():
+    found = by_class()
+    header, rows = tables.of(found)["classes"]
+    assert header == ["class", "images", "sequential", "taken for", "arbitrary, fixed", "taken for"]
+    # One of the first class was a NaN.
+    assert rows == [["0", "10", "30.00", "2 40%", "50.00", "1 50%"], ["2", "10", "90.00", "0 10%", "100.00", ""]]
+    named = replace(found, data=found.data | {"classes": ["cat", "dog", "hen"]})
+    assert tables.of(named)["classes"][1][0] == ["cat", "10", "30.00", "hen 40%", "50.00", "dog 50%"]
+    header, rows = tables.confusion(named)
+    assert header == ["order", "class", "cat", "dog", "hen"]
+    assert rows[0] == ["sequential", "cat", "3", "2", "4"]
+    assert rows[5] == ["arbitrary, fixed", "hen", "0", "0", "20"]
+    header, rows = tables.confusion(by_class(101))
+    assert header == ["order", "class", "taken for", "images"]
+    assert rows[0] == ["sequential", "0", "2", "4"]
+    assert len(rows) == 4
+
+
+def test_pictures_of_confusion():
+    matrix, *_ = figures.confusion(by_class()).axes
+    assert matrix.get_images()[0].get_array().tolist() == [[30, 20, 40], [0, 0, 0], [10, 0, 90]]
+    (pairs,) = figures.confusion(by_class(figures.MATRIX + 1)).axes
+    assert [text.get_text() for text in pairs.get_yticklabels()] == ["0 as 2", "0 as 1", "2 as 0"]
+    assert [bar.get_width() for bar in pairs.patches] == [40, 20, 10, 0, 50, 0]
+
+
+def test_the_sequential_order_alone_has_an_overview_beside_its_confusion(tmp_path):
+    found = by_class()
+    alone = replace(found, scores=found.of("sequential"))
+    assert list(figures.draw(alone, tmp_path / "a.json")) == ["overview", "confusion"]

@@ -110,6 +110,18 @@ def test_evaluation_tables(runs):
     assert table["data"][0][2] == f"{100 * summary['evaluation/sequential']:.2f}"
 
 
+def test_evaluation_by_class(runs):
+    summary = runs[1][2]["summary"]
+    logged = {name: json.loads(value) for row in runs[1][2]["history"] for name, value in row.items()}
+    assert logged["evaluation/confusion/_type"] == "images/separated"
+    (path,) = runs[0].glob(f"wandb/offline-run-*/files/{logged['evaluation/classes/path']}")
+    rows = json.loads(path.read_text())["data"]
+    assert sum(int(row[1]) for row in rows) == 20
+    right = sum(int(row[1]) * float(row[2]) for row in rows) / 20
+    assert right == pytest.approx(100 * summary["evaluation/sequential"], abs=0.01)
+    assert 0 < summary["evaluation ECE/sequential"] < 1
+
+
 def test_the_key_is_in_no_file(runs):
     files = [path for path in runs[0].rglob("*") if path.is_file()]
     assert len(files) > 10

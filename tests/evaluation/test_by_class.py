@@ -1,0 +1,88 @@
+"""Counts by class, against torchmetrics."""
+
+import math
+
+import pytest
+import torch
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from layershuffle.evaluation import by_class
+from layershuffle.evaluation.by_class import ByClass
+from layershuffle.models import Output
+from layershuffle.orders.order import Order
+from layershuffle.orders.protocols import Trial
+
+CLASSES = 7
+OWN, ONE, OTHER = Order("0 1 2"), Order("1 0 2"), Order("2 1 0")
+FIXED = {"reading": "fixed"}
+TRIALS = [
+    Trial("sequential", OWN),
+    Trial("arbitrary", None, {"reading": "per batch"}),
+    Trial("arbitrary", ONE, FIXED),
+    Trial("arbitrary", OTHER, FIXED),
+    Trial("landscape", Order("0"), {"kept": 1}),
+    Trial("given", ONE, {"order": "1 0 2"}),
+]
+
+
+def counted(logits, labels):
+    """What is counted of the logits [images, classes] of each order, in batches of 30."""
+    counts = ByClass(TRIALS, CLASSES)
+    for first in range(0, len(labels), 30):
+        for order, its_logits in logits.items():
+            counts.add(order, Output(its_logits[first : first + 30]), labels[first : first + 30])
+    return counts.compute()
+
+
+@pytest.fixture
+def labels():
+    # More images of some classes than of others.
+    return torch.arange(100) ** 2 % 11 % CLASSES
+
+
+@pytest.fixture
+def logits(labels):
+    rng = torch.Generator().manual_seed(0)
+    orders = [OWN, ONE, OTHER, Order("0"), Order("2 0 1")]
+    return {order: torch.randn(100, CLASSES, generator=rng) + torch.eye(CLASSES)[labels] for order in orders}
+
+
+def test_the_counts_are_those_of_torchmetrics(labels, logits):
+    found = counted(logits, labels)
+    assert found["images"] == labels.bincount(minlength=CLASSES).tolist()
+    assert len(set(found["images"])) > 2
+    named = [(each["protocol"], each["variant"], each["draws"]) for each in found["orders"]]
+    assert named == [("sequential", {}, 1), ("arbitrary", FIXED, 2), ("given", {"order": "1 0 2"}, 1)]
+    for each, orders in zip(found["orders"], ([OWN], [ONE, OTHER], [ONE])):
+        joined = torch.cat([logits[order] for order in orders]), labels.repeat(len(orders))
+        expected = multiclass_confusion_matrix(*joined, CLASSES)
+        accuracies = multiclass_accuracy(*joined, CLASSES, average=None).tolist()
+        assert each["right"] == expected.diagonal().tolist()
+        images = each["draws"] * torch.tensor(found["images"])
+        assert [right / int(count) if count else 0 for right, count in zip(each["right"], images)] == pytest.approx(
+            accuracies
+        )
+        for true, predicted, count in each["confused"]:
+            assert count == expected[true, predicted]
+            expected[true, predicted] = 0
+        assert int(expected.sum()) == sum(each["right"])
+        counts = [count for *_, count in each["confused"]]
+        assert counts == sorted(counts, reverse=True)
+
+
+def test_an_image_whose_logits_are_not_numbers_is_of_no_class(labels, logits):
+    before = counted(logits, labels)["orders"][0]
+    image = int((logits[OWN].argmax(dim=1) == labels).nonzero()[0])
+    logits[OWN][image, 0] = math.nan
+    after = counted(logits, labels)["orders"][0]
+    before["right"][labels[image]] -= 1
+    assert after == before
+
+
+def test_of_many_classes_the_most_frequent_pairs_are_kept(labels, logits, monkeypatch):
+    whole = counted(logits, labels)["orders"][0]
+    monkeypatch.setattr(by_class, "MOST_PAIRS", 5)
+    cut = counted(logits, labels)["orders"][0]
+    assert len(whole["confused"]) > 5
+    assert cut["confused"] == whole["confused"][:5]
+    assert cut["right"] == whole["right"]
