@@ -151,8 +151,8 @@ def _predict(
         if not readable:
             continue
         images = torch.stack([*readable.values()]).to(fabric.device)
-        logits = [output.logits for _, output in outputs(model, images, orders)] or [model(images).logits]
-        each = torch.stack(logits).softmax(dim=-1)
+        logits = {order: output.logits for order, output in outputs(model, images, orders)}
+        each = torch.stack([logits[order] for order in orders] or [model(images).logits]).softmax(dim=-1)
         likeliest = torch.zeros_like(each).scatter_(-1, each.argmax(dim=-1, keepdim=True), 1).mean(dim=0)
         for path, probabilities, first in zip(readable, each.mean(dim=0), likeliest):
             best = probabilities.argsort(descending=True)[: config.top].tolist()

@@ -58,7 +58,7 @@ class ImageFolders(ImageData):
         return len(self.class_names)
 
     @property
-    def class_names(self) -> list[str]:  # type: ignore[override]
+    def class_names(self) -> list[str]:
         """The names of the class folders in ``ROOT/train``."""
         return self._classes("train")
 
@@ -209,7 +209,7 @@ class PackedFolders(ImageFolders):
         return self._index["name"]
 
     @property
-    def class_names(self) -> list[str]:  # type: ignore[override]
+    def class_names(self) -> list[str]:
         """The names of the class folders that were packed."""
         return list(self._index["splits"]["train"]["classes"])
 

@@ -68,7 +68,7 @@ class Glyphs(ImageData):
         self.num_classes = classes
 
     @property
-    def class_names(self) -> list[str]:  # type: ignore[override]
+    def class_names(self) -> list[str]:
         """The characters."""
         return [*characters()[: self.classes]]
 

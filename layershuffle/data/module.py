@@ -43,7 +43,7 @@ class TensorImages(Dataset):
         return self.images[index], self.labels[index]
 
 
-_LABELS = ("labels", "targets", "y", "_labels")
+_LABELS = ("targets", "labels", "y", "_labels")
 """What data sets, also torchvision's, call the labels of all their images."""
 MOST_CLASSES = 50
 """The counts of more classes than this are summed up when training begins."""
@@ -178,7 +178,7 @@ class ImageData(pl.LightningDataModule):
         if val is self.sets["test"]:
             lines[0] += "; the test images also select the checkpoint"
         elif isinstance(train, Subset) and isinstance(val, Subset) and train.dataset is val.dataset:
-            lines[0] += f"; the validation images are {self.val_fraction:.3g} of those in the training set, held out"
+            lines[0] += "; the validation images are held out from training"
         labels = [labels_of(self.sets[split]) for split in kinds.values()]
         counts = [found.bincount(minlength=self.num_classes).tolist() for found in labels if found is not None]
         names = self.class_names or [str(label) for label in range(self.num_classes)]

@@ -211,12 +211,12 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
     root = fake_imagenet(tmp_path / "fish")
     small = [f"--model.timm_args.{name}={value}" for name, value in (SMALL | {"in_chans": 3}).items()]
     data = ["--data=ImageFolders", f"--data.root={root}", "--data.workers=0", "--data.batch_size=4"]
-    trainer = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false", "--checkpoint.dirpath=."]
+    trainer = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     train_command(["--model.name=vit_tiny_patch16_224", *small, *data, *trainer, *QUIET])
     said = capsys.readouterr().out
-    assert "fish: 2 classes; 9 training, 1 validation, 10 test images; the validation images are 0.1 of" in said
+    assert "fish: 2 classes; 9 training, 1 validation, 10 test images; the validation images are held out" in said
     assert said.index("fish: 2 classes") < said.index("last checkpoint")
-    loaded = layershuffle.load("last.ckpt")
+    loaded = layershuffle.load("runs/version_0/checkpoints/last.ckpt")
     assert loaded.classes == ["n01440764", "n01443537"]
     export(loaded.model, loaded.record, loaded.data, Path("exported"))
     picture = [Image.open(root / "val/n01440764/RGB.JPEG")]
