@@ -26,10 +26,12 @@ def make_folder(namespace: dict) -> None:
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m layershuffle "$@"\n')
     command.chmod(0o755)
+    os.chdir(folder)
 
 
 def remove_folder(namespace: dict) -> None:
     """Afterwards nothing is left."""
+    os.chdir(ROOT)
     shutil.rmtree(namespace["folder"])
 
 

@@ -10,11 +10,29 @@ from layershuffle.version import __version__
 
 if TYPE_CHECKING:
     from layershuffle.checkpoints.authors import load_reference
+    from layershuffle.checkpoints.loading import LoadedModel, load
     from layershuffle.models import OrderedViT, Output, create_model
 
-_HOMES = {"load_reference": "checkpoints.authors", "OrderedViT": "models", "Output": "models", "create_model": "models"}
+_HOMES = {
+    "load": "checkpoints.loading",
+    "LoadedModel": "checkpoints.loading",
+    "load_reference": "checkpoints.authors",
+    "OrderedViT": "models",
+    "Output": "models",
+    "create_model": "models",
+}
 
-__all__ = ["Order", "OrderedViT", "Output", "UserError", "create_model", "load_reference", "__version__"]
+__all__ = [
+    "LoadedModel",
+    "Order",
+    "OrderedViT",
+    "Output",
+    "UserError",
+    "create_model",
+    "load",
+    "load_reference",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

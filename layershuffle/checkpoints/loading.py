@@ -1,16 +1,24 @@
 """Loads any model: a checkpoint of ours, an exported folder, one of the authors' checkpoints, or a timm model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
 from layershuffle.checkpoints import export
 from layershuffle.checkpoints.authors import load_reference
+from layershuffle.data.preprocessing import Preprocess, as_rgb, resize
 from layershuffle.errors import UserError
-from layershuffle.files import sha256
+from layershuffle.files import read_json, sha256
 from layershuffle.models.create import create_fitting, create_model
 from layershuffle.models.model import ImageFormat, OrderedViT
 from layershuffle.models.weights import read_file
+from layershuffle.orders.order import Order, OrderLike
 
 RECORD = "layershuffle"
 """The key of the record in a checkpoint, which tells how to make its model and its data again."""
@@ -21,12 +29,13 @@ class LoadedModel:
     """A model and what is known about it.
 
     Attributes:
-        model: the model.
+        model: the model, in evaluation mode. ``model(images, order)`` takes what ``preprocess`` returns.
         record: its name, its source and how to make it again, as the results have it.
         data: the data it was trained on, as ``ImageData.config`` describes it; None if unknown.
         wandb: the id and the project of the W&B run that trained it, if any.
         authors: whether it is one of the LayerShuffle authors' checkpoints.
         image_format: how timm preprocesses images for it, if it is a timm model as timm has it.
+        names: the names of its classes, if they are known.
     """
 
     model: OrderedViT
@@ -35,10 +44,80 @@ class LoadedModel:
     wandb: dict[str, str] | None = None
     authors: bool = False
     image_format: ImageFormat | None = None
+    names: list[str] | None = None
+
+    @property
+    def order(self) -> Order:
+        """The model's own order."""
+        return self.model.order
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, or where they are unknown, their numbers from 0."""
+        return self.names or [str(label) for label in range(self.model.config["num_classes"])]
+
+    @property
+    def trained_format(self) -> ImageFormat:
+        """How images were preprocessed in its training.
+
+        Raises UserError if the checkpoint says what can't be.
+        """
+        found = self.image_format or self.model.image_format
+        args = self.data.get("args") if isinstance(self.data, dict) else None
+        given = {name: args.get(name) for name in ImageFormat._fields[3:]} if isinstance(args, dict) else {}
+        given = {name: value for name, value in given.items() if value is not None}
+        found = found._replace(**given)
+        if (
+            not isinstance(found.crop_pct, (int, float))
+            or not 0 < found.crop_pct <= 1
+            or found.interpolation not in ("bilinear", "bicubic")
+            or found.crop_mode not in ("center", "squash")
+        ):
+            raise UserError(f"{self.record['source']} is damaged: images can't be preprocessed as it says, {given}")
+        return found
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Make the model's input of PIL images of any size and mode: float32 [images, channels, size, size]."""
+        size, mean, std, *resizing = self.trained_format
+        grey = len(mean) == 1
+        pixels = []
+        for image in images:
+            rgb = resize(as_rgb(image), size, *resizing)
+            pixels.append(pil_to_tensor(rgb.convert("L") if grey else rgb))
+        return Preprocess(size, mean, std)(torch.stack(pixels))
+
+    @torch.inference_mode()
+    def predict(
+        self, images: Sequence[Image.Image], top: int = 5, order: OrderLike | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Classify PIL images, on the device that the model is on.
+
+        Args:
+            images: the images, of any size and mode; see ``data.preprocessing.as_rgb`` for how they are read.
+            top: how many of the likeliest classes to return.
+            order: the order that the layers run in; by default the model's own.
+
+        Returns:
+            For each image the likeliest classes, each with its probability, from 0 to 1.
+
+        Raises:
+            UserError: if the model can't run the order.
+        """
+        device = next(self.model.parameters()).device
+        names = self.classes
+        found = []
+        for start in range(0, len(images), 64):
+            batch = self.preprocess(images[start : start + 64]).to(device)
+            best = self.model(batch, order).logits.softmax(dim=-1).topk(min(top, len(names)))
+            found += [
+                [(names[label], value) for label, value in zip(*row)]
+                for row in zip(best.indices.tolist(), best.values.tolist())
+            ]
+        return found
 
 
 def load(source: str, pretrained: str | None = None) -> LoadedModel:
-    """Load a model.
+    """Load a model to use it; ``layershuffle.load`` is this function.
 
     Args:
         source: a checkpoint of ``layershuffle train``, a folder of ``layershuffle export``, a folder with one of the
@@ -51,14 +130,17 @@ def load(source: str, pretrained: str | None = None) -> LoadedModel:
     """
     path = Path(source)
     if (path / export.RECORD_FILE).is_file():
-        return LoadedModel(*export.read(path))
+        model, record, data = export.read(path)
+        return LoadedModel(model.eval(), record, data, names=_names(data, model))
     if path.is_dir():
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
         if not files or not (path / "config.json").is_file():
             raise UserError(f"{path} has no config.json with a model.safetensors or pytorch_model.bin beside it")
         model = load_reference(files[0], path / "config.json")
         about = {"name": path.name, "source": str(files[0]), "sha256": sha256(files[0]), "config": model.config}
-        return LoadedModel(model, about, authors=True)
+        by_label = read_json(path / "config.json")["id2label"]
+        named = [by_label.get(str(label)) for label in range(len(by_label))] if isinstance(by_label, dict) else None
+        return LoadedModel(model, about, authors=True, names=_names({"classes": named}, model))
     if _is_checkpoint(source):
         content = read_checkpoint(path)
         record = content[RECORD]
@@ -66,14 +148,26 @@ def load(source: str, pretrained: str | None = None) -> LoadedModel:
         model = create_fitting(weights, str(path), **record["model"])
         kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version", "merged")}
         about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
-        return LoadedModel(model, about, record.get("data"), record.get("wandb"))
+        data = record.get("data")
+        return LoadedModel(model.eval(), about, data, record.get("wandb"), names=_names(data, model))
     import timm  # Slow to import, and not needed above.
+    from timm.data import ImageNetInfo, infer_imagenet_subset
 
     classes = getattr(timm.get_pretrained_cfg(source) if timm.is_model(source) else None, "num_classes", 1000)
     model = create_model(source, classes, pretrained=pretrained or True)
     about = {"name": source, "source": pretrained or source, "config": model.config}
     about |= {"sha256": sha256(pretrained)} if pretrained else {}
-    return LoadedModel(model, about, image_format=model.timm_format)
+    # timm's models with as many classes as a version of ImageNet were trained on it.
+    subset = None if pretrained else infer_imagenet_subset(model.vit)
+    names = ImageNetInfo(subset).label_descriptions() if subset else None
+    return LoadedModel(model.eval(), about, image_format=model.timm_format, names=names)
+
+
+def _names(data: Any, model: OrderedViT) -> list[str] | None:
+    """The class names that the record of a checkpoint's data holds, if there is one for each of the model's classes."""
+    names = data.get("classes") if isinstance(data, dict) else None
+    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if fits and len(names) == model.config["num_classes"] else None
 
 
 def trained_on(source: str) -> dict[str, Any] | None:

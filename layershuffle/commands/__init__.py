@@ -16,6 +16,7 @@ from layershuffle.version import __version__
 COMMANDS = {
     "train": "fine-tune a model in random, sequential or any other layer order",
     "evaluate": "score a model in sequential, arbitrary, pruned and other orders",
+    "predict": "name what pictures show, in one order or in many",
     "analyse": "show what each layer does at each position",
     "similarity": "compare the activations after every two layers",
     "depth": "measure accuracy and time against the number of layers run",

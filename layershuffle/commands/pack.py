@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from layershuffle.commands.parser import Parser
+from layershuffle.data.folders import describe_left_out
 from layershuffle.data.packing import Packing, pack
 from layershuffle.errors import UserError
 
@@ -20,7 +21,9 @@ def pack_command(args: list[str] | None = None) -> None:
         "If it is stopped or killed, the same command continues and ends with the same bytes. A finished folder is "
         "checked.",
     )
-    parser.add_argument("source", type=Path, help="the folder with train/CLASS/* and val/CLASS/*")
+    parser.add_argument(
+        "source", type=Path, help="the folder with train/CLASS/*, and val/CLASS/* or test/CLASS/* or both"
+    )
     parser.add_argument("folder", type=Path, help="where to pack it: a new folder, or one that this command has begun")
     parser.add_argument("--size", type=int, default=224, help="height and width that the model takes, in pixels")
     cores = len(os.sched_getaffinity(0))
@@ -34,10 +37,13 @@ def pack_command(args: list[str] | None = None) -> None:
         raise UserError(f"{folder} is a file: give a folder to pack into")
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, soft_wrap=True)
-    train, val = (len(images) for images in work.images.values())
+    counts = {split: len(images) for split, images in work.images.items()}
     total, missing, free = sum(work.bytes.values()), work.missing(), shutil.disk_usage(folder).free
+    for line in describe_left_out(work.left_out):
+        console.print(line, markup=False)
     console.print(
-        f"{train:,} training and {val:,} validation images of {size} x {size} pixels take {total / 1e9:,.3g} GB; "
+        f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} images of {size} x {size} pixels take "
+        f"{total / 1e9:,.3g} GB; "
         f"{missing / 1e9:,.3g} GB are still to be written, {free / 1e9:,.3g} GB are free"
     )
     if missing > free and not work.finished:
@@ -48,10 +54,10 @@ def pack_command(args: list[str] | None = None) -> None:
     # auto_refresh would start a thread, which must not run while the workers are forked.
     with Progress(console=Console(stderr=True), auto_refresh=False) as bar:
         steps = ["checking"] if work.finished else ["packing", "checking"]
-        tasks = {step: bar.add_task(step, total=train + val) for step in steps}
+        tasks = {step: bar.add_task(step, total=sum(counts.values())) for step in steps}
         for step, images in pack(work, config.workers):
             bar.update(tasks[step], advance=images, refresh=True)
     console.print(
-        f"{'checked' if work.finished else 'packed'}: {folder}; train on it with the config imagenet_packed and "
-        f"--data.root {folder}"
+        f"{'checked' if work.finished else 'packed'}: {folder}; train on it with --data PackedFolders --data.root "
+        f"{folder}, or, if it is ImageNet, with the config imagenet_packed in place of --data"
     )

@@ -131,7 +131,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         trainer_defaults={
             "max_epochs": 20,
             "use_distributed_sampler": False,  # ImageData divides the images between the processes itself
-            "callbacks": [callbacks.ThroughputLogger()],
+            "callbacks": [callbacks.DescribeData(), callbacks.ThroughputLogger()],
             "logger": {"class_path": "layershuffle.training.metrics_file.MetricsFile"},
         },
         parser_class=Parser,

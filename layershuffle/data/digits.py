@@ -13,6 +13,10 @@ class Digits(ImageData):
 
     num_classes = 10
 
+    @property
+    def class_names(self) -> list[str]:
+        return list("0123456789")
+
     def __init__(self, batch_size: int = 64, **kwargs: Any) -> None:
         super().__init__(batch_size=batch_size, **kwargs)
 

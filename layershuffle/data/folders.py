@@ -1,12 +1,14 @@
 """Images in class folders, such as ImageNet-1k: decoded when they are read, or packed before.
 
-What ``layershuffle pack`` makes holds ``train.uint8`` and ``val.uint8``, which are the images [3, size, size] one after
-the other in the sequence of their class folders, and ``index.json``, which has the number of images of each class.
+What ``layershuffle pack`` makes holds ``train.uint8`` and, of ``val.uint8`` and ``test.uint8``, those that there are.
+They are the images [3, size, size] one after the other in the sequence of their class folders. ``index.json`` has the
+number of images of each class.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import find_classes
 
 from layershuffle.data.module import ImageData
-from layershuffle.data.preprocessing import DecodedImages, open_image
+from layershuffle.data.preprocessing import DecodedImages, open_image, why_left_out
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 
@@ -27,19 +28,25 @@ INDEX = "index.json"
 FORMAT = 1
 
 
-class ImageFolders(ImageData):
-    """``ROOT/train/CLASS/*`` and ``ROOT/val/CLASS/*``, as ImageNet-1k is commonly unpacked.
+SPLITS = ("train", "val", "test")
+"""The folders that a data set can have."""
 
-    The labels of ImageNet's own test set are not public, so ``val`` is the test set, as in the paper.
+
+class ImageFolders(ImageData):
+    """``ROOT/train/CLASS/*``, and test images in ``ROOT/test/CLASS/*`` or, without that, in ``ROOT/val/CLASS/*``.
+
+    The checkpoint is selected on ``val`` if there is a ``test`` too. Otherwise a part of the training images is held
+    out for that. Folders and files whose names begin with a dot are left out, and so are files that are no images.
 
     Args:
-        root: the folder that holds ``train`` and ``val``.
-        val_fraction: the part of the training images held out to validate on; by default ``val`` is used.
+        root: the folder that holds ``train`` and the others.
+        kwargs: the arguments of ``ImageData``. With val_fraction 0, the test images select the checkpoint in any case.
     """
 
-    def __init__(self, root: str = "data/imagenet", val_fraction: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(val_fraction=val_fraction, **kwargs)
+    def __init__(self, root: str = "data/imagenet", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.root = root
+        self.left_out: dict[str, list[tuple[str, str]]] = {}  # path and reason of files that are no images, by split
 
     @property
     def label(self) -> str:
@@ -48,31 +55,102 @@ class ImageFolders(ImageData):
     @property
     def num_classes(self) -> int:  # type: ignore[override]
         """The number of class folders in ``ROOT/train``."""
-        return len(self._classes("train"))
+        return len(self.class_names)
 
-    def load(self, train: bool) -> DecodedImages:
-        """Raises UserError if a class folder is empty or ``val`` has other classes than ``train``."""
-        classes, others = self._classes("train"), self._classes("val")
-        if classes != others:
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the class folders in ``ROOT/train``."""
+        return self._classes("train")
+
+    @property
+    def splits(self) -> list[str]:
+        """Those of ``SPLITS`` that there are. ImageNet's ``test`` is not among them, as it has no class folders."""
+        return [split for split in SPLITS if class_folders(Path(self.root) / split)]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Which of ``splits`` the images come from: for training, for testing, and if not held out, for validation."""
+        found = {"training": "train", "testing": "test" if "test" in self.splits else "val"}
+        separate = self.val_fraction and {"val", "test"} <= {*self.splits}
+        return found | ({"validation": "val"} if separate else {})
+
+    def load(self, train: bool) -> Dataset:
+        """Raises UserError if a class folder is empty or the splits have different classes."""
+        return self.read(self.sources["training" if train else "testing"])
+
+    def load_validation(self) -> Dataset | None:
+        split = self.sources.get("validation")
+        return self.read(split) if split else None
+
+    def read(self, split: str) -> DecodedImages:
+        """The images of one of ``splits``. Raises UserError if there are none, or other classes than in ``train``."""
+        train, here = self._classes("train"), self._classes(split)
+        if train != here:
+            lacks = [f"lacks {_listed(sorted({*train} - {*here}))}"] if {*train} - {*here} else []
+            lacks += [f"has {_listed(sorted({*here} - {*train}))} besides"] if {*here} - {*train} else []
             raise UserError(
-                f"{self.root}/train has {len(classes)} class folders and {self.root}/val has {len(others)}, or other "
-                "ones: they must be the same"
+                f"{self.root}/{split} {' and '.join(lacks)}: its class folders must be those of {self.root}/train"
             )
+        folder = os.path.join(self.root, split)
+        left_out = self.left_out[split] = []
+
+        def is_image(path: str) -> bool:
+            why = why_left_out(path, folder)
+            if why:
+                left_out.append((path, why))
+            return not why
+
         try:
-            images = ImageFolder(Path(self.root) / ("train" if train else "val"), loader=open_image)
+            images = ClassFolders(folder, loader=open_image, is_valid_file=is_image)
         except FileNotFoundError as error:
-            raise UserError(f"{self.root}: {error}".splitlines()[0]) from error
+            raise UserError(f"{folder}: {error}") from error
         return DecodedImages(images, self.image_size, self.unreadable, *self.resizing)
+
+    def describe(self) -> str:
+        """What ``ImageData.describe`` says, where the images come from, and which files are left out, and why."""
+        used = [f"{self.root}/{split} for {use}" for use, split in self.sources.items()]
+        unused = [f"{self.root}/{split}" for split in SPLITS if split not in self.sources.values()]
+        unused = [folder for folder in unused if os.path.isdir(folder)]
+        note = f"; {', '.join(unused)} is not used" if unused else ""
+        left_out = [file for files in self.left_out.values() for file in files]
+        return "\n".join([super().describe(), ", ".join(used) + note, *describe_left_out(left_out)])
 
     def _classes(self, split: str) -> list[str]:
         folder = Path(self.root) / split
-        try:
-            return find_classes(folder)[0]
-        except OSError as error:
-            raise UserError(
-                f"{folder} has no class folders: put the images of each class into a folder of its own there, "
-                f"as in {folder}/n01440764/*.JPEG"
-            ) from error
+        if found := class_folders(folder):
+            return found
+        raise UserError(
+            f"{folder} has no class folders: put the images of each class into a folder of its own there, "
+            f"as in {folder}/n01440764/*.JPEG"
+        )
+
+
+class ClassFolders(ImageFolder):
+    """torchvision's ImageFolder, but hidden folders are no classes."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = class_folders(directory)
+        return names, {name: label for label, name in enumerate(names)}
+
+
+def class_folders(folder: str | Path) -> list[str]:
+    """The names of the folders in ``folder``, in alphabetical order, without those that begin with a dot."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def describe_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> list[str]:
+    """Lines that name the first ``most`` of these files, each with the reason, and count the others."""
+    if not files:
+        return []
+    more = [f"  and {len(files) - most:,} more"] if len(files) > most else []
+    return [f"files left out: {len(files):,}", *(f"  {path}: {why}" for path, why in files[:most]), *more]
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def record_size(size: int) -> int:
@@ -81,7 +159,7 @@ def record_size(size: int) -> int:
 
 
 def records_file(folder: Path, split: str) -> Path:
-    """The file with the images of "train" or "val"."""
+    """The file with the images of one of ``SPLITS``."""
     return folder / f"{split}.uint8"
 
 
@@ -131,13 +209,18 @@ class PackedFolders(ImageFolders):
         return self._index["name"]
 
     @property
-    def num_classes(self) -> int:  # type: ignore[override]
-        """The number of class folders that were packed."""
-        return len(self._index["splits"]["train"]["classes"])
+    def class_names(self) -> list[str]:
+        """The names of the class folders that were packed."""
+        return list(self._index["splits"]["train"]["classes"])
 
-    def load(self, train: bool) -> PackedImages:  # type: ignore[override]
+    @property
+    def splits(self) -> list[str]:
+        """The splits that were packed."""
+        return list(self._index["splits"])
+
+    def read(self, split: str) -> PackedImages:  # type: ignore[override]
         """Raises UserError if the images are not there, not whole, or not of the format that is wanted."""
-        split, size = "train" if train else "val", self._index["size"]
+        size = self._index["size"]
         if size != self.image_size:
             raise UserError(
                 f"{self.root} holds images of {size} pixels, but the model takes {self.image_size}: pack the class "
@@ -172,7 +255,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """What a packed folder holds.
 
     This is the "name" of the folder that was packed, the "size" of the images in pixels, and "splits", which has for
-    "train" and "val" the number of images by class, "classes", and the keys and checksums of its "chunks", see
+    each of its ``SPLITS`` the number of images by class, "classes", and the keys and checksums of its "chunks", see
     ``packing``. Raises UserError if it is not there, is damaged, or is of another version.
     """
     path, content = folder / INDEX, None

@@ -67,6 +67,11 @@ class Glyphs(ImageData):
         self.images_per_class, self.test_images_per_class = images_per_class, test_images_per_class
         self.num_classes = classes
 
+    @property
+    def class_names(self) -> list[str]:
+        """The characters."""
+        return [*characters()[: self.classes]]
+
     def load(self, train: bool) -> TensorImages:
         """The training or test images, which are the same for every seed of a run."""
         shown = [index for index, face in enumerate(FACES) if (face not in self.test_faces) == train]

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from layershuffle.data.preprocessing import Preprocess, replace_unreadable, skip_unreadable
+from layershuffle.data.preprocessing import DecodedImages, Preprocess, replace_unreadable, skip_unreadable
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
 from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
@@ -40,6 +41,26 @@ class TensorImages(Dataset):
         index = torch.tensor(indices, dtype=torch.int64, pin_memory=self.images.is_cuda)
         index = index.to(self.images.device, non_blocking=True)
         return self.images[index], self.labels[index]
+
+
+_LABELS = ("targets", "labels", "y", "_labels")
+"""What data sets, also torchvision's, call the labels of all their images."""
+MOST_CLASSES = 50
+"""The counts of more classes than this are summed up when training begins."""
+
+
+def labels_of(images: Any) -> Tensor | None:
+    """The labels of a data set, int64 [images], without reading its images; None if it doesn't tell them."""
+    if isinstance(images, Subset):
+        labels = labels_of(images.dataset)
+        return None if labels is None else labels[torch.tensor(images.indices, dtype=torch.int64)]
+    if isinstance(images, DecodedImages):
+        return labels_of(images.images)
+    labels = next((getattr(images, name) for name in _LABELS if hasattr(images, name)), None)
+    try:
+        return None if labels is None else torch.as_tensor(labels, dtype=torch.int64).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 class ImageData(pl.LightningDataModule):
@@ -111,10 +132,22 @@ class ImageData(pl.LightningDataModule):
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
         raise NotImplementedError
 
+    def load_validation(self) -> Dataset | None:
+        """The validation images if the set has some of its own; by default None, so that they are held out."""
+        return None
+
     @property
     def label(self) -> str:
         """The name of the data set in tables and plots."""
         return type(self).__name__
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, in the sequence of their labels; None if the set doesn't know them.
+
+        Some sets only know them after ``setup``.
+        """
+        return None
 
     @property
     def evaluation_batch(self) -> int:
@@ -128,12 +161,37 @@ class ImageData(pl.LightningDataModule):
             self.sets["test"] = self._chosen(self.load(train=False), self.test_images, "test")
         if stage != "test" and "train" not in self.sets:
             train = self._chosen(self.load(train=True), self.train_images, "train")
-            held_out = round(len(train) * self.val_fraction)  # type: ignore[arg-type]
+            val = self.load_validation()
+            held_out = 0 if val is not None else round(len(train) * self.val_fraction)  # type: ignore[arg-type]
             if held_out:
                 val, train = split_images(train, held_out, self.split_seed)
             if len(train) == 0:  # type: ignore[arg-type]
                 raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
-            self.sets |= {"train": train, "val": val if held_out else self.sets["test"]}
+            self.sets |= {"train": train, "val": self.sets["test"] if val is None else val}
+
+    def describe(self) -> str:
+        """Lines that say what ``setup`` found: how many images of each split and class, and what validates."""
+        kinds = {"training": "train", "validation": "val", "test": "test"}
+        sizes = ", ".join(f"{len(self.sets[split]):,} {kind}" for kind, split in kinds.items())  # type: ignore[arg-type]
+        lines = [f"{self.label}: {self.num_classes:,} classes; {sizes} images"]
+        train, val = self.sets["train"], self.sets["val"]
+        if val is self.sets["test"]:
+            lines[0] += "; the test images also select the checkpoint"
+        elif isinstance(train, Subset) and isinstance(val, Subset) and train.dataset is val.dataset:
+            lines[0] += "; the validation images are held out from training"
+        labels = [labels_of(self.sets[split]) for split in kinds.values()]
+        counts = [found.bincount(minlength=self.num_classes).tolist() for found in labels if found is not None]
+        names = self.class_names or [str(label) for label in range(self.num_classes)]
+        if len(counts) < len(kinds) or any(len(count) != len(names) for count in counts):
+            return lines[0]
+        if len(names) <= MOST_CLASSES:
+            each = [f"{name} {'/'.join(map(str, count))}" for name, count in zip(names, zip(*counts))]
+            lines.append(f"images of each class ({'/'.join(kinds)}): {', '.join(each)}")
+        else:
+            ranges = [f"{min(count):,} to {max(count):,} {kind}" for kind, count in zip(kinds, counts)]
+            fewest = names[counts[0].index(min(counts[0]))]
+            lines.append(f"images of each class: {', '.join(ranges)}; {fewest} has the fewest training images")
+        return "\n".join(line for text in lines for line in textwrap.wrap(text, 120, subsequent_indent="  "))
 
     def prepare_for(self, size: int, mean: Sequence[float], std: Sequence[float], *resizing: Any) -> Preprocess:
         """Read images for a model that takes them like this, and return what makes its input of them.

@@ -20,8 +20,17 @@ import PIL
 import torchvision
 from torch.utils.data import DataLoader, Dataset
 
-from layershuffle.data.folders import FORMAT, INDEX, ImageFolders, read_index, record_size, records_file, write_index
-from layershuffle.data.preprocessing import DecodedImages
+from layershuffle.data.folders import (
+    FORMAT,
+    INDEX,
+    SPLITS,
+    ImageFolders,
+    read_index,
+    record_size,
+    records_file,
+    write_index,
+)
+from layershuffle.data.preprocessing import READING, DecodedImages
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 
@@ -38,19 +47,22 @@ class Packing(Dataset):
     """The chunks of class folders that are packed into ``folder``. Reading a chunk packs it unless it is there already.
 
     Args:
-        source: the folder that holds ``train`` and ``val``.
+        source: the folder that holds ``train``, and ``val`` or ``test`` or both.
         folder: where to pack it.
         size: height and width of the packed images, in pixels.
 
     Attributes:
         images: the images of each split.
         bytes: the length of the packed file of each split.
+        left_out: path and reason of the files that are no images.
         finished: whether the folder is packed already, so that it is only compared.
     """
 
     def __init__(self, source: Path, folder: Path, size: int) -> None:
         data = ImageFolders(str(source), image_size=size)
-        self.images: dict[str, DecodedImages] = {split: data.load(split == "train") for split in ("train", "val")}
+        splits = data.splits if data.splits[1:] else SPLITS[:2]  # of which reading says what is missing
+        self.images: dict[str, DecodedImages] = {split: data.read(split) for split in splits}
+        self.left_out = [file for files in data.left_out.values() for file in files]
         self.bytes = {split: len(images) * record_size(size) for split, images in self.images.items()}
         self.source, self.folder, self.size = source, folder, size
         self.chunks = {
@@ -86,8 +98,8 @@ class Packing(Dataset):
         if self.read_only:
             remedy = "pack it into another folder" if self.finished else "the same command packs what has changed"
             raise UserError(
-                f"{self.source}, or the Pillow or torchvision that reads it, is not what {self.folder} was packed "
-                f"from: {remedy}"
+                f"{self.source}, or the version of Pillow, torchvision or this package, is not what {self.folder} was "
+                f"packed from: {remedy}"
             )
         digest, unreadable = hashlib.sha256(), []
         try:
@@ -109,7 +121,7 @@ class Packing(Dataset):
 
     def _key(self, split: str, images: range) -> str:
         folders: Any = self.images[split].images
-        key = hashlib.sha256(repr((FORMAT, self.size, PIL.__version__, torchvision.__version__)).encode())
+        key = hashlib.sha256(repr((FORMAT, READING, self.size, PIL.__version__, torchvision.__version__)).encode())
         for path, label in folders.samples[images.start : images.stop]:
             version = (-1, -1)  # of a file that is gone, which decoding it will report
             with suppress(OSError):
@@ -132,7 +144,7 @@ def pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
             raise UserError(
                 f"{folder} holds images of {index['size']} pixels: pack those of {packing.size} into another folder"
             )
-        lists = {split: index["splits"][split]["chunks"] for split in packing.images}
+        lists = {split: content["chunks"] for split, content in index["splits"].items()}
         noted = {f"{split} {number * CHUNK}": pair for split in lists for number, pair in enumerate(lists[split])}
         # If there are more or fewer chunks than before, none counts as the one that was packed.
         packing.noted = noted if noted.keys() == packing.chunks.keys() else {}

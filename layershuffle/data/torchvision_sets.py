@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from layershuffle.data.module import ImageData, TensorImages
+from layershuffle.data.module import ImageData, TensorImages, labels_of
 from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.errors import UserError
 
@@ -52,10 +52,16 @@ class TorchvisionImages(ImageData):
         super().__init__(**kwargs)
         self.dataset, self.num_classes, self.root, self.download = dataset, num_classes, root, download
         self.train_args, self.test_args, self.test_fraction = train_args, test_args, test_fraction
+        self._names: list[str] = []
 
     @property
     def label(self) -> str:
         return self.dataset
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """torchvision's names, after ``setup``."""
+        return self._names if len(self._names) == self.num_classes else None
 
     def prepare_data(self) -> None:
         """Download the files if ``download`` is set. Lightning calls this in one process only."""
@@ -72,6 +78,8 @@ class TorchvisionImages(ImageData):
         images = self._open(train, download=False)
         in_memory = _in_memory(images)
         classes = getattr(images, "classes", getattr(images, "categories", ()))
+        # ImageNet's have several names each.
+        self._names = [name if isinstance(name, str) else ", ".join(name) for name in classes]
         if in_memory is None and len(classes) > self.num_classes:
             raise UserError(f"num_classes is {self.num_classes}, but {self.dataset} has {len(classes)} classes")
         whole = in_memory or DecodedImages(images, self.image_size, self.unreadable, *self.resizing)
@@ -82,7 +90,7 @@ class TorchvisionImages(ImageData):
 
     def _part(self, images: Any, train: bool) -> list[int]:
         """Which images of a set without an official split are for training, or for testing."""
-        labels = next((getattr(images, name) for name in _LABELS if hasattr(images, name)), None)
+        labels = labels_of(images)
         if labels is None or self.train_args is not None or self.test_args is not None:
             raise UserError(
                 f"the training and the test images of {self.dataset} would be the same: give --data.train_args and "
@@ -150,10 +158,6 @@ class TorchvisionImages(ImageData):
             ) from error
         except (TypeError, ValueError) as error:
             raise UserError(f"torchvision's {self.dataset} can't be opened with {options}: {error}") from error
-
-
-_LABELS = ("targets", "labels", "y", "_labels")
-"""What torchvision's sets call the labels of all their images."""
 
 
 def _in_memory(images: Any) -> TensorImages | None:

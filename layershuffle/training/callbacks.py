@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
+from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 
@@ -139,6 +140,16 @@ class LastCheckpoint(ModelCheckpoint):
         received = torch.tensor(self.received)
         distributed.all_reduce(received, distributed.ReduceOp.MAX, group=self._group)
         return int(received)
+
+
+class DescribeData(pl.Callback):
+    """Begins a run by printing what its data set found, where that is an ``ImageData``."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print it in the first process."""
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, ImageData) and trainer.is_global_zero:
+            print(data.describe())
 
 
 class ValidatesApart(pl.Callback):

@@ -301,7 +301,7 @@ class FineTuner(pl.LightningModule):
             "position_loss": self.position_loss,
             "seed": self.seed,
             "precision": self.trainer.precision,
-            "data": data.config() if hasattr(data, "config") else None,
+            "data": data.config() | {"classes": data.class_names} if isinstance(data, ImageData) else None,
             "wandb": {"id": str(wandb[0].version), "project": str(wandb[0].name)} if wandb else None,
         }
 

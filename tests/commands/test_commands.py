@@ -535,6 +535,7 @@ def test_a_broken_image_is_named(capsys, tmp_path):
         "--data=ImageFolders",
         f"--data.root={tmp_path}",
         "--data.workers=1",
+        "--data.val_fraction=0",
         "--model.timm_args.in_chans=3",
     ]
     line = fails(capsys, train, *args, "--data.batch_size=5", "--trainer.max_epochs=1")

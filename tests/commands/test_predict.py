@@ -1,0 +1,225 @@
+"""Pictures that are classified by the command and in Python, against the model's own logits."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import QUIET, SMALL, fails, fake_imagenet, reference_folder
+from PIL import Image
+from torchvision import transforms
+
+import layershuffle
+from layershuffle.checkpoints.export import export
+from layershuffle.commands.predict import predict_command
+from layershuffle.commands.train import train_command
+from layershuffle.orders import Order, seeded
+
+rng = np.random.default_rng(0)
+CLASSES = ["cat", "dog", "emu", "fox", "gnu"]
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def checkpoint(small):
+    """Writes a checkpoint as training leaves it; returns the model in it."""
+
+    def make(path="best.ckpt", data=None, **arguments):
+        model = small(**{"in_chans": 3, **arguments})
+        content = {"model": model.config, "data": {"class": "ImageFolders", "args": {}, "classes": CLASSES}}
+        content["data"] |= data or {}
+        weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+        torch.save({"state_dict": weights, "layershuffle": content}, path)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def pictures():
+    """Pictures of several sizes and modes in a folder, also as PIL images."""
+    found = {}
+    for at, mode in enumerate(("RGB", "L", "P", "CMYK", "RGB", "RGB")):
+        image = Image.fromarray(rng.integers(0, 256, (20 + 3 * at, 30, 3), dtype=np.uint8)).convert(mode)
+        path = Path("pictures") / f"sub{at % 2}" / f"{at}.{'tif' if mode == 'CMYK' else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        found[str(path)] = image
+    return found
+
+
+def probabilities(model, images, order=None):
+    """As torchvision preprocesses."""
+    resized = [transforms.Resize(8), transforms.CenterCrop(8)]
+    prepared = transforms.Compose([*resized, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    with torch.inference_mode():
+        return model(torch.stack([prepared(image.convert("RGB")) for image in images]), order).logits.softmax(dim=-1)
+
+
+def close(one, other):
+    return one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_model_predicts_in_python(checkpoint, pictures):
+    model = checkpoint()
+    loaded = layershuffle.load("best.ckpt")
+    assert loaded.classes == CLASSES
+    assert loaded.order == Order("0 1 2 3")
+    images = [*pictures.values()]
+    assert loaded.preprocess(images).shape == (6, 3, 8, 8)
+    for order in (None, "3 1 2", [0, 0, 1]):
+        expected = probabilities(model, images, order)
+        found = loaded.predict(images, top=3, order=order)
+        assert [len(classes) for classes in found] == [3] * 6
+        for classes, row in zip(found, expected):
+            assert [name for name, _ in classes] == [CLASSES[label] for label in row.argsort(descending=True)[:3]]
+            assert all(close(value, row[CLASSES.index(name)].item()) for name, value in classes)
+    assert len(loaded.predict(images[:1], top=100)[0]) == 5
+    with pytest.raises(ValueError, match="names layer 9"):
+        loaded.predict(images, order="9")
+
+
+def test_pictures_are_preprocessed_as_in_training(checkpoint, pictures, small):
+    images = [*pictures.values()]
+    checkpoint("grey.ckpt", in_chans=1)
+    grey = layershuffle.load("grey.ckpt").preprocess(images[:1])
+    resized = transforms.Compose([transforms.Resize(8), transforms.CenterCrop(8), transforms.Grayscale()])(images[0])
+    assert torch.equal(grey, (transforms.ToTensor()(resized)[None] - 0.5) / 0.5)
+    resizing = {"crop_pct": 0.5, "interpolation": "bicubic", "crop_mode": "squash"}
+    checkpoint("squashed.ckpt", data={"args": resizing})
+    squash = transforms.Resize([16, 16], transforms.InterpolationMode.BICUBIC)
+    by_hand = transforms.Compose([squash, transforms.CenterCrop(8), transforms.ToTensor()])(images[0])
+    assert torch.equal(layershuffle.load("squashed.ckpt").preprocess(images[:1]), (by_hand[None] - 0.5) / 0.5)
+    for wrong in ({"crop_pct": "all"}, {"crop_pct": 0}, {"interpolation": "none"}, {"crop_mode": []}):
+        checkpoint("damaged.ckpt", data={"args": wrong})
+        with pytest.raises(ValueError, match=r"damaged\.ckpt is damaged: images can't be preprocessed as it says"):
+            layershuffle.load("damaged.ckpt").predict(images)
+
+
+@pytest.mark.parametrize("classes", [None, CLASSES[:3], "abcde", [1, 2, 3, 4, 5]])
+def test_classes_without_names_are_numbered(checkpoint, pictures, classes):
+    checkpoint(data={"classes": classes})
+    loaded = layershuffle.load("best.ckpt")
+    assert loaded.classes == ["0", "1", "2", "3", "4"]
+
+
+def test_the_authors_class_names(tmp_path):
+    folder = reference_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert layershuffle.load(str(folder)).classes == [*config["id2label"].values()]
+
+
+def test_the_command_predicts_what_the_model_does(checkpoint, pictures, capsys):
+    model = checkpoint()
+    Path("pictures/notes.txt").write_text("no image")
+    found = predict_command(["best.ckpt", "pictures", "--top=2", "--order=backwards", "--output", "p.csv", "p.json"])
+    said = capsys.readouterr()
+    assert "files left out: 1\n  pictures/notes.txt: no image that Pillow can read\n" in said.err
+    assert [picture["picture"] for picture in found] == sorted(pictures)
+    assert json.loads(Path("p.json").read_text())["pictures"] == found
+    assert json.loads(Path("p.json").read_text())["orders"] == ["3 2 1 0"]
+    with Path("p.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    expected = probabilities(model, [pictures[picture["picture"]] for picture in found], "3 2 1 0")
+    for at, (picture, row, line) in enumerate(zip(found, expected, said.out.splitlines(), strict=True)):
+        best = row.argsort(descending=True)[:2].tolist()
+        assert [named["class"] for named in picture["classes"]] == [CLASSES[label] for label in best]
+        assert all(close(named["probability"], row[label].item()) for named, label in zip(picture["classes"], best))
+        named = "; ".join(f"{entry['probability']:.1%} {entry['class']}" for entry in picture["classes"])
+        assert line == f"{picture['picture']}: {named}"
+        for rank, entry in enumerate(picture["classes"], 1):
+            written = rows[2 * at + rank - 1]
+            assert (written["picture"], written["rank"], written["class"]) == (
+                picture["picture"],
+                str(rank),
+                entry["class"],
+            )
+            assert float(written["probability"]) == entry["probability"]
+
+
+def test_many_orders_are_averaged_and_counted(checkpoint, pictures, capsys):
+    model = checkpoint()
+    one = next(iter(pictures))
+    # Worker processes read them if there are more than a batch.
+    found = predict_command(["best.ckpt", one, "pictures", "--orders=6", "--seed=3", "--batch_size=4"])
+    assert len(found) == len(pictures)
+    drawn = [Order(range(4)).shuffled(seeded(3, "arbitrary", draw)) for draw in range(6)]
+    images = [pictures[picture["picture"]] for picture in found]
+    each = torch.stack([probabilities(model, images, order) for order in drawn])
+    lines = capsys.readouterr().out.splitlines()
+    votes = []
+    for at, picture in enumerate(found):
+        for entry in picture["classes"]:
+            label = CLASSES.index(entry["class"])
+            first = int((each[:, at].argmax(dim=-1) == label).sum())
+            votes.append(first)
+            assert close(entry["probability"], each[:, at, label].mean().item())
+            assert close(entry["first"], first / 6)
+            assert f"{entry['class']} (first in {first} of 6 orders)" in lines[at]
+    assert sum(votes) == 6 * len(pictures)
+    assert len(set(votes)) > 2
+
+
+def test_images_that_choose_their_orders(checkpoint, pictures):
+    model = checkpoint(choices=["0 1 2 3", "3 2 1 0"])
+    found = predict_command(["best.ckpt", "pictures"])
+    expected = probabilities(model, [pictures[picture["picture"]] for picture in found])
+    assert [picture["classes"][0]["class"] for picture in found] == [CLASSES[row.argmax()] for row in expected]
+
+
+def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
+    checkpoint()
+    whole = Path(next(iter(pictures)))
+    broken = [whole.with_name("broken.png"), whole.with_name("no_image.jpg")]
+    broken[0].write_bytes(whole.read_bytes()[:200])
+    broken[1].write_text("no image")
+    found = predict_command(["best.ckpt", "pictures", "--output", "p.json"])
+    assert [picture["picture"] for picture in found] == sorted(pictures)
+    said = capsys.readouterr().err
+    assert all(f"{path} can't be read as an image (" in said for path in broken)
+    unreadable = json.loads(Path("p.json").read_text())["unreadable"]
+    assert [entry["picture"] for entry in unreadable] == [str(path) for path in broken]
+    line = fails(capsys, predict_command, "best.ckpt", *map(str, broken))
+    assert line == "error: none of the 2 pictures could be read"
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["nowhere.jpg"], "there is no file or folder nowhere.jpg"),
+        (["empty"], "there is no picture in empty"),
+        (["pictures", "--order=0", "--orders=2"], "give one of the two"),
+        (["pictures", "--order=7"], "the order names layer 7"),
+        (["pictures", "--output=p.txt"], "is not the name of a file that ends in .csv or .json"),
+        (["pictures", "--top=0"], "top"),
+    ],
+)
+def test_what_can_not_be_predicted(checkpoint, pictures, capsys, args, complaint):
+    checkpoint()
+    Path("empty").mkdir()
+    assert complaint in fails(capsys, predict_command, "best.ckpt", *args)
+
+
+def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys):
+    root = fake_imagenet(tmp_path / "fish")
+    small = [f"--model.timm_args.{name}={value}" for name, value in (SMALL | {"in_chans": 3}).items()]
+    data = ["--data=ImageFolders", f"--data.root={root}", "--data.workers=0", "--data.batch_size=4"]
+    trainer = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    train_command(["--model.name=vit_tiny_patch16_224", *small, *data, *trainer, *QUIET])
+    said = capsys.readouterr().out
+    assert "fish: 2 classes; 9 training, 1 validation, 10 test images; the validation images are held out" in said
+    assert said.index("fish: 2 classes") < said.index("last checkpoint")
+    loaded = layershuffle.load("runs/version_0/checkpoints/last.ckpt")
+    assert loaded.classes == ["n01440764", "n01443537"]
+    export(loaded.model, loaded.record, loaded.data, Path("exported"))
+    picture = [Image.open(root / "val/n01440764/RGB.JPEG")]
+    exported = layershuffle.load("exported")
+    assert exported.classes == loaded.classes
+    assert exported.predict(picture) == loaded.predict(picture)
