@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,6 +145,8 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         args=args,
         run=False,
     )
+    # FineTuner refuses to average sharded weights, and this warns of nothing else.
+    warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
     cli.datamodule.prepare_for(*cli.model.model.image_format)
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
     if not ckpt_path:
