@@ -138,7 +138,7 @@ class PackedFolders(ImageFolders):
     def load(self, train: bool) -> PackedImages:  # type: ignore[override]
         """Raises UserError if the images are not there, not whole, or not of the format that is wanted."""
         split, size = "train" if train else "val", self._index["size"]
-        if size != self.image_size:
+        if size < self.image_size:
             raise UserError(
                 f"{self.root} holds images of {size} pixels, but the model takes {self.image_size}: pack the class "
                 f"folders with --size {self.image_size} into another folder, or read them with --data ImageFolders"

@@ -188,7 +188,10 @@ class ImageData(pl.LightningDataModule):
         between the processes: none is read twice.
         """
         train, module = self.sets["train"], getattr(self.trainer, "lightning_module", None)
-        seed, augmentation = getattr(module, "seed", torch.initial_seed() % 2**32), getattr(module, "augmentation", None)
+        seed, augmentation = (
+            getattr(module, "seed", torch.initial_seed() % 2**32),
+            getattr(module, "augmentation", None),
+        )
         if augmentation and augmentation.changes_images:
             train = Augmented(train, augmentation, self.image_size, seed)
         sampler = TrainingSampler(train, self.batch_size, seed, self.trainer)  # type: ignore[arg-type]

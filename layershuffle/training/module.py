@@ -80,6 +80,8 @@ class FineTuner(pl.LightningModule):
         depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
         instancewise: how the images learn to choose.
         compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
+        checkpoint_layers: keep only the input of each layer for the backward pass, and run the layer again there: less
+            memory for a third more computation.
         timm_args: further arguments of ``timm.create_model``, such as img_size.
         orders_per_process: whether each of several processes draws its own orders, so that an update averages several
             orders. By default they do with DDP; with sharded strategies they can't.
@@ -107,6 +109,7 @@ class FineTuner(pl.LightningModule):
         depth: int | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
         compile: bool = False,
+        checkpoint_layers: bool = False,
         timm_args: dict[str, Any] | None = None,
         orders_per_process: bool | None = None,
         seed: int = 0,
@@ -118,6 +121,7 @@ class FineTuner(pl.LightningModule):
         # jsonargparse makes the arguments of create_model that are not named here options of this class.
         norm_eps = timm_args.pop("norm_eps", None)
         self.model = create_model(name, num_classes, norm_eps=norm_eps, **kwargs, **timm_args)
+        self.model.checkpoint_layers = checkpoint_layers
         train_only(self.model, trainable, lora)
         self.preprocess = Preprocess(*self.model.image_format)
         self.augmentation = augmentation
