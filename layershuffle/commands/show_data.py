@@ -28,8 +28,8 @@ def show_data_command(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="layershuffle show-data",
         usage="%(prog)s [CONFIG ...] [options of layershuffle train] [--output FILE] [--images N] [--epochs N]",
-        description="Draw the first training images of a run as they are evaluated, as the model sees them in the first "
-        "epochs, and mixed with each other if the run does that. It takes the arguments of layershuffle train.",
+        description="Draw the first training images of a run as they are evaluated, as the model sees them in the "
+        "first epochs, and mixed with each other if the run does that. It takes the arguments of layershuffle train.",
         allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, default=Path("data.png"), help="the picture (default: %(default)s)")

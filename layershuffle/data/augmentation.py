@@ -59,7 +59,7 @@ class Augmentation:
         return v2.Compose([*crop, v2.RandomHorizontalFlip(self.flip), *self.transforms])
 
     def of_batch(self, num_classes: int) -> v2.Transform | None:
-        """What mixes the images of a batch, and makes of its labels probabilities [batch, classes]; None if not asked."""
+        """What mixes the images of a batch and makes of its labels probabilities [batch, classes], or None."""
         mixers: list[v2.Transform] = [v2.MixUp(alpha=self.mixup, num_classes=num_classes)] if self.mixup else []
         mixers += [v2.CutMix(alpha=self.cutmix, num_classes=num_classes)] if self.cutmix else []
         return v2.RandomChoice(mixers) if mixers else None

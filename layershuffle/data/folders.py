@@ -118,6 +118,8 @@ class PackedImages(Dataset):
 class PackedFolders(ImageFolders):
     """Class folders packed by ``layershuffle pack``: bit for bit the images and labels of ``ImageFolders``.
 
+    If they were packed larger than the model takes, they are resized on the device, or cropped at random.
+
     Args:
         root: the packed folder.
     """

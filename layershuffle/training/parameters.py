@@ -18,8 +18,8 @@ def train_only(model: OrderedViT, patterns: Sequence[str] | None, lora: int | No
     Args:
         model: the model.
         patterns: parts of timm's names, such as ``head`` or ``norm``.
-        lora: the rank of matrices that are added to the linear maps of all layers (LoRA, arXiv 2106.09685), with a scale
-            of 1. They can be trained by the pattern ``lora``.
+        lora: the rank of matrices that are added to the linear maps of all layers (LoRA, arXiv 2106.09685), with a
+            scale of 1. They can be trained by the pattern ``lora``.
 
     Raises:
         UserError: if a pattern appears in no name, or peft, which adds the matrices, is not installed.
