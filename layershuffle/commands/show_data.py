@@ -40,23 +40,23 @@ def show_data_command(args: list[str] | None = None) -> None:
         raise UserError("--images and --epochs are at least 1")
     cli = configured([*rest, *(f"--{name}={value}" for name, value in LIKE_HERE.items())])
     module, data = cli.model, cli.datamodule
-    data.prepare_for(module.model.image_format.size, torch.device("cpu"))
+    preprocess = data.prepare_for(*module.model.image_format)
     data.prepare_data()
     data.setup()
     train = data.sets["train"]
     chosen = list(TrainingSampler(train, 1, module.seed))[: own.images]
 
     def shown(images: list[Tensor]) -> Tensor:
-        return torch.cat([module.preprocess(image[None]) for image in images])
+        return torch.cat([preprocess(image[None]) for image in images])
 
     columns = {"evaluated": shown([train[index][0] for index in chosen])}
-    augmented = Augmented(train, module.augmentation, data.image_size, module.seed)
+    augmented = Augmented(train, module.augmentation, data.image_size, module.seed, *data.resizing)
     for epoch in range(own.epochs):
         columns[f"epoch {epoch}"] = shown([augmented[epoch, index][0] for index in chosen])
     if module.mix:
         torch.manual_seed(module.seed)
         columns["mixed"] = module.mix(columns["epoch 0"], torch.tensor([int(train[index][1]) for index in chosen]))[0]
-    rows = torch.stack(list(columns.values()), dim=1).flatten(0, 1) * module.preprocess.std + module.preprocess.mean
+    rows = torch.stack(list(columns.values()), dim=1).flatten(0, 1) * preprocess.std + preprocess.mean
     grid, side = make_grid(rows.clamp(0, 1), nrow=len(columns), padding=4, pad_value=1), rows.shape[-1] + 4
     figure, (axis,) = panels(1, 1.5 * len(columns), 1.5 * len(chosen) + 0.3, grid=False)
     axis.imshow(grid.permute(1, 2, 0).numpy())

@@ -2,13 +2,15 @@
 
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
-from layershuffle.data.preprocessing import DecodedImages, replace_unreadable
+from layershuffle.data.preprocessing import DecodedImages, replace_unreadable, resize
 from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
 
@@ -49,13 +51,23 @@ class Augmentation:
         """Whether single images are changed, apart from being mixed with others."""
         return bool(self.scale or self.padding or self.flip or self.transforms)
 
-    def of_image(self, size: int) -> v2.Transform:
-        """What changes one uint8 image [channels, height, width] into one of ``size`` x ``size`` pixels."""
+    def of_image(
+        self,
+        size: int,
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        crop_mode: str | None = None,
+    ) -> v2.Transform:
+        """What changes one uint8 image [channels, height, width] into one of ``size`` x ``size`` pixels.
+
+        The arguments are those of ``preprocessing.resize``. A random crop uses the interpolation alone.
+        """
         if self.scale:
-            crop: list[v2.Transform] = [v2.RandomResizedCrop(size, tuple(self.scale))]
+            how = InterpolationMode(interpolation or "bilinear")
+            crop: list[v2.Transform] = [v2.RandomResizedCrop(size, tuple(self.scale), interpolation=how)]
         else:
-            border = round(self.padding * size)
-            crop = [v2.Resize(size), v2.CenterCrop(size), v2.RandomCrop(size, border, padding_mode="reflect")]
+            whole = partial(resize, size=size, crop_pct=crop_pct, interpolation=interpolation, crop_mode=crop_mode)
+            crop = [v2.Lambda(whole), v2.RandomCrop(size, round(self.padding * size), padding_mode="reflect")]
         return v2.Compose([*crop, v2.RandomHorizontalFlip(self.flip), *self.transforms])
 
     def of_batch(self, num_classes: int) -> v2.Transform | None:
@@ -76,9 +88,10 @@ class Augmented(Subset):
         augmentation: how to change them.
         image_size: height and width that the model takes, in pixels.
         seed: the seed of the run.
+        resizing: the further arguments of ``preprocessing.resize``.
     """
 
-    def __init__(self, images: Dataset, augmentation: Augmentation, image_size: int, seed: int) -> None:
+    def __init__(self, images: Dataset, augmentation: Augmentation, image_size: int, seed: int, *resizing: Any) -> None:
         indices = list(range(len(images)))  # type: ignore[arg-type]
         while isinstance(images, Subset):
             indices = [images.indices[index] for index in indices]
@@ -89,7 +102,7 @@ class Augmented(Subset):
         else:
             image_size = min(image_size, *source[0][0].shape[-2:])
         super().__init__(source, indices)
-        self.seed, self.transform = seed, augmentation.of_image(image_size)
+        self.seed, self.transform = seed, augmentation.of_image(image_size, *resizing)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         images, labels = self.__getitems__([key])

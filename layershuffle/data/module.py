@@ -193,7 +193,7 @@ class ImageData(pl.LightningDataModule):
             getattr(module, "augmentation", None),
         )
         if augmentation and augmentation.changes_images:
-            train = Augmented(train, augmentation, self.image_size, seed)
+            train = Augmented(train, augmentation, self.image_size, seed, *self.resizing)
         sampler = TrainingSampler(train, self.batch_size, seed, self.trainer)  # type: ignore[arg-type]
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 

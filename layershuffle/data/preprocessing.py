@@ -55,7 +55,9 @@ class DecodedImages(Dataset):
         """The image, uint8 [3, height, width], and its label. A broken image raises a UserError that names it."""
         try:
             image, label = self.images[index]
-            image = image.convert("RGB") if self.size is None else resize(image.convert("RGB"), self.size, *self.resizing)
+            image = (
+                image.convert("RGB") if self.size is None else resize(image.convert("RGB"), self.size, *self.resizing)
+            )
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             name = self.images.samples[index][0] if hasattr(self.images, "samples") else f"image {index}"
             raise UserError(f"{name} can't be read as an image ({error}): replace or remove it") from error
