@@ -75,13 +75,14 @@ def parameter_groups(
     others = nn.ModuleList(module for name, module in model.named_children() if name != "vit")
     groups += param_groups_weight_decay(others, **how)
     embedding, keep_sequence = layer_decay ** (model.depth + 1), all(map(in_sequence, orders))
+    alike: dict[tuple[float, float], dict[str, Any]] = {}
     for group in groups:
-        if group["weight_decay"]:
-            del group["weight_decay"]
-        scale = group.setdefault("lr_scale", 1.0)
+        scale, decay = group.get("lr_scale", 1.0), group["weight_decay"]
         if scale not in (embedding, 1.0) and not keep_sequence:
-            group["lr_scale"] = layer_decay ** ((model.depth + 1) / 2)
-    return groups
+            scale = layer_decay ** ((model.depth + 1) / 2)
+        own = {} if decay else {"weight_decay": 0.0}
+        alike.setdefault((scale, decay), {"params": [], "lr_scale": scale, **own})["params"] += group["params"]
+    return list(alike.values())
 
 
 def in_sequence(order: Order) -> bool:
