@@ -110,9 +110,10 @@ class Augmented(Subset):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Tensor]:  # type: ignore[override]
         """A batch: uint8 images [batch, channels, size, size] and int64 labels [batch]."""
+        source: Any = self.dataset
         indices = [self.indices[index] for _, index in keys]
-        whole = hasattr(self.dataset, "__getitems__")
-        found = list(zip(*self.dataset.__getitems__(indices))) if whole else [self.dataset[index] for index in indices]
+        batched = hasattr(source, "__getitems__")
+        found = list(zip(*source.__getitems__(indices))) if batched else [source[index] for index in indices]
         with torch.random.fork_rng(devices=[]):
             for at, ((epoch, _), index) in enumerate(zip(keys, indices)):
                 if found[at] is not None:

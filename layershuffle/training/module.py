@@ -203,7 +203,8 @@ class FineTuner(pl.LightningModule):
     def configure_model(self) -> None:
         """Shard the model for ModelParallelStrategy, which leaves that to the module."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.model, FSDPModule):
-            if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            trainer: Any = self.trainer
+            if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
                 raise UserError("weights that are sharded can't be averaged: leave out EMAWeightAveraging, or use ddp")
             shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
 

@@ -70,8 +70,9 @@ def parameter_groups(
 
     # timm wants a number. Groups without one of their own take the optimizer's.
     how: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": not decay_norms}
-    exempt = () if decay_norms else model.vit.no_weight_decay()
-    groups = param_groups_layer_decay(model.vit, no_weight_decay_list=exempt, layer_decay=layer_decay, **how)
+    vit: Any = model.vit
+    exempt = () if decay_norms else vit.no_weight_decay()
+    groups = param_groups_layer_decay(vit, no_weight_decay_list=exempt, layer_decay=layer_decay, **how)
     others = nn.ModuleList(module for name, module in model.named_children() if name != "vit")
     groups += param_groups_weight_decay(others, **how)
     embedding, keep_sequence = layer_decay ** (model.depth + 1), all(map(in_sequence, orders))
