@@ -68,6 +68,10 @@ def test_lora_changes_what_peft_says_and_its_checkpoint_is_the_plain_model(tmp_p
         merged = create_fitting(module.model.state_dict(), "a test", **module.model.config).eval()
         assert merged.state_dict().keys() == plain.state_dict().keys()
         assert torch.allclose(merged(images(), ORDER).logits, expected, atol=1e-5)
+        damaged = module.model.state_dict()
+        damaged["vit.blocks.0.mlp.fc1.lora_A.default.weight"] = torch.zeros(2, 10**12, device="meta")
+        with pytest.raises(UserError, match="a test is damaged"):
+            create_fitting(damaged, "a test", **module.model.config)
         path = tmp_path / "lora.pth"
         torch.save({f"model.{name}": value for name, value in module.model.state_dict().items()}, path)
         started = create_model("vit_tiny_patch16_224", 10, pretrained=str(path), **SMALL).eval()
