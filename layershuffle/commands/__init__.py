@@ -23,12 +23,13 @@ COMMANDS = {
     "search": "find a good order on validation images",
     "merge": "merge models layer by layer",
     "export": "write a folder for timm and the Hugging Face hub",
+    "show-data": "draw training images as the model sees them",
     "pack": "resize and crop the images of class folders once",
     "experiment": "train and evaluate everything that an experiment lacks",
     "report": "make a page of tables and figures from results files",
     "list": "show the models, data sets, methods, protocols and orders",
 }
-"""What each command does. Its name is also that of its module."""
+"""What each command does. Its name is also that of its module, which has underscores for dashes."""
 
 # In version 0.1 commands were run as `python -m layershuffle.commands.NAME`. While Python looks for that module, the
 # program is called "-m". Start again as `python -m layershuffle NAME`.
@@ -59,6 +60,7 @@ def _run(name: str, *args: str) -> None:
         raise UserError(f"there is no command {name}{config_files.nearest(name, COMMANDS)}: choose from {known}")
     else:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports, which take seconds, without a traceback
+        name = name.replace("-", "_")
         module = import_module(f"layershuffle.commands.{name}")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         getattr(module, f"{name}_command")([*args])  # In this module, `list` is the command of that name.

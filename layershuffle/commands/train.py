@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,9 +119,9 @@ class TrainCLI(LightningCLI):
             return fastest_precision(step, device)
 
 
-def train(args: list[str] | None = None) -> pl.Trainer:
-    """Fine-tune with the options ``args``, by default the process's; returns the trainer when it is done."""
-    cli = TrainCLI(
+def configured(args: list[str] | None = None) -> TrainCLI:
+    """Make the model, the data and the trainer that ``args`` describe, by default the process's arguments."""
+    return TrainCLI(
         FineTuner,
         ImageData,
         subclass_mode_data=True,
@@ -144,6 +145,13 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         args=args,
         run=False,
     )
+
+
+def train(args: list[str] | None = None) -> pl.Trainer:
+    """Fine-tune with the options ``args``, by default the process's; returns the trainer when it is done."""
+    cli = configured(args)
+    # FineTuner refuses to average sharded weights, and this warns of nothing else.
+    warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
     cli.datamodule.prepare_for(*cli.model.model.image_format)
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
     if not ckpt_path:

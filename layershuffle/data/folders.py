@@ -196,6 +196,8 @@ class PackedImages(Dataset):
 class PackedFolders(ImageFolders):
     """Class folders packed by ``layershuffle pack``: bit for bit the images and labels of ``ImageFolders``.
 
+    If they were packed larger than the model takes, they are resized on the device, or cropped at random.
+
     Args:
         root: the packed folder.
     """
@@ -221,7 +223,7 @@ class PackedFolders(ImageFolders):
     def read(self, split: str) -> PackedImages:  # type: ignore[override]
         """Raises UserError if the images are not there, not whole, or not of the format that is wanted."""
         size = self._index["size"]
-        if size != self.image_size:
+        if size < self.image_size:
             raise UserError(
                 f"{self.root} holds images of {size} pixels, but the model takes {self.image_size}: pack the class "
                 f"folders with --size {self.image_size} into another folder, or read them with --data ImageFolders"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from layershuffle.data.augmentation import Augmented
 from layershuffle.data.preprocessing import DecodedImages, Preprocess, replace_unreadable, skip_unreadable
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
 from layershuffle.errors import UserError
@@ -81,10 +82,12 @@ class ImageData(pl.LightningDataModule):
         train_images: use only this many training images, chosen at random. The validation images are a part of them.
         test_images: use only this many test images, chosen at random.
         split_seed: seed of these random choices and of nothing else.
-        workers: processes that read images; by default none for sets in memory, else one per core up to 16.
+        workers: processes that read images, and change them if that is asked for; by default one per core up to 16, and
+            none for images in memory that are not changed.
         on_device: whether a set in memory is kept on the device that trains or evaluates, so that batches need no
             workers and no copies from the host. The batches are the same either way. "auto" does so on a CUDA device
-            that has ten times as much free memory as the set takes.
+            that has ten times as much free memory as the set takes, but not with images that are changed at random:
+            their workers are faster.
         unreadable: how many images may be broken. Broken images are named, left out of evaluations, and replaced by
             others of the same batch in training. One more than this ends the run.
         image_size: height and width that images of varying size are resized and cropped to when read, in pixels. The
@@ -242,8 +245,13 @@ class ImageData(pl.LightningDataModule):
         An incomplete last batch is left out, so that all steps are alike. So are images that can't be divided evenly
         between the processes: none is read twice.
         """
-        train = self.sets["train"]
-        seed = getattr(getattr(self.trainer, "lightning_module", None), "seed", torch.initial_seed() % 2**32)
+        train, module = self.sets["train"], getattr(self.trainer, "lightning_module", None)
+        seed, augmentation = (
+            getattr(module, "seed", torch.initial_seed() % 2**32),
+            getattr(module, "augmentation", None),
+        )
+        if augmentation and augmentation.changes_images:
+            train = Augmented(train, augmentation, self.image_size, seed, *self.resizing)
         sampler = TrainingSampler(train, self.batch_size, seed, self.trainer)  # type: ignore[arg-type]
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
@@ -265,14 +273,15 @@ class ImageData(pl.LightningDataModule):
         return one, other
 
     def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:
-        source, workers, on_host = images, self.workers, True
+        source, workers, on_host, augmented = images, self.workers, True, isinstance(images, Augmented)
         while isinstance(source, Subset):
             source = source.dataset
         if isinstance(source, TensorImages):
-            home = self._home(source)
+            # Workers change the images, which they can't on the device.
+            home = torch.device("cpu") if augmented and self.on_device is not True else self._home(source)
             source.move(home)
             on_host = home.type == "cpu"
-            workers = (workers or 0) if on_host else 0
+            workers = 0 if not on_host else workers if augmented else workers or 0
         elif self.on_device is True:
             raise UserError(f"{self.label} is read from disk image by image, not held in memory: leave on_device out")
         if workers is None:
@@ -281,7 +290,7 @@ class ImageData(pl.LightningDataModule):
         return DataLoader(
             images,
             batch_size,
-            collate_fn=tuple if hasattr(source, "__getitems__") else collate,
+            collate_fn=tuple if augmented or hasattr(source, "__getitems__") else collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and on_host,

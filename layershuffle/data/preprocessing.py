@@ -34,12 +34,12 @@ class DecodedImages(Dataset):
 
     Args:
         images: a data set of (PIL image, label). If it has ``samples``, (path, label), broken images are named by path.
-        size: height and width of the result, in pixels.
+        size: height and width of the result, in pixels, or None to leave the images as large as they are.
         unreadable: how many images may be broken. They are named on stderr and read as None; one more is a UserError.
         resizing: the further arguments of ``resize``.
     """
 
-    def __init__(self, images: Dataset, size: int, unreadable: int = 0, *resizing: Any) -> None:
+    def __init__(self, images: Dataset, size: int | None, unreadable: int = 0, *resizing: Any) -> None:
         self.images, self.size, self.unreadable, self.resizing = images, size, unreadable, resizing
         # Shared by the worker processes, so that an image counts once however often it is read.
         self.broken = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # type: ignore[arg-type]
@@ -62,10 +62,12 @@ class DecodedImages(Dataset):
             return None
 
     def decode(self, index: int) -> tuple[Tensor, int]:
-        """The image, uint8 [3, size, size], and its label. A broken image raises a UserError that names it."""
+        """The image, uint8 [3, height, width], and its label. A broken image raises a UserError that names it."""
         try:
             image, label = self.images[index]
-            image = resize(as_rgb(image), self.size, *self.resizing)
+            image = as_rgb(image)
+            if self.size is not None:
+                image = resize(image, self.size, *self.resizing)
         except UNDECODABLE as error:
             name = self.images.samples[index][0] if hasattr(self.images, "samples") else f"image {index}"
             raise UserError(f"{name} can't be read as an image ({error}): replace or remove it") from error

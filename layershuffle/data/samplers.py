@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DistributedSampler
 
+from layershuffle.data.augmentation import Augmented
 from layershuffle.errors import UserError
 
 
@@ -14,14 +15,17 @@ class TrainingSampler(DistributedSampler):
 
     Lightning counts the epochs and batches that a run has done and restores both counts from a checkpoint. So this
     sampler keeps no state, and batches that worker processes have read ahead don't count.
+
+    ``Augmented`` images are asked for by (epoch, index).
     """
 
     def __init__(self, images: Sized, batch_size: int, seed: int, trainer: pl.Trainer | None = None) -> None:
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         super().__init__(images, ranks, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.batch_size, self.trainer = batch_size, trainer
+        self.with_epoch = isinstance(images, Augmented)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         # When a run is resumed, workers ask for images before Lightning calls set_epoch.
         done = 0
         if self.trainer is not None and self.trainer.training:
@@ -31,7 +35,8 @@ class TrainingSampler(DistributedSampler):
             if epochs.ready > epochs.processed:  # an epoch has begun
                 batches: Any = loop.epoch_loop.batch_progress.current
                 done = batches.processed
-        yield from list(super().__iter__())[done * self.batch_size :]
+        indices = list(super().__iter__())[done * self.batch_size :]
+        yield from [(self.epoch, index) for index in indices] if self.with_epoch else indices
 
 
 def evaluation_batches(images: int, batch_size: int, ranks: int, rank: int) -> list[list[int]]:

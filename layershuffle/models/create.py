@@ -12,7 +12,7 @@ from layershuffle.errors import UserError
 from layershuffle.models.backbones import FAMILIES, Head, layer_of, take_layers
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position, PositionTable
-from layershuffle.models.weights import read_backbone
+from layershuffle.models.weights import merge_lora, read_backbone
 from layershuffle.orders.order import MAX_STEPS, Order, OrderLike
 
 
@@ -111,7 +111,7 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
     """Create the model that ``config`` describes, with these weights. Memory is only taken once they are known to fit.
 
     Args:
-        weights: the whole state dict of an OrderedViT.
+        weights: the whole state dict of an OrderedViT. LoRA's matrices in it are added to the weights.
         source: the file that the weights and the description came from, for error messages.
         config: arguments of ``create_model``. They come from the file, so those that read or fetch others are refused.
     """
@@ -120,6 +120,7 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
         raise UserError(f"the model it names has {sorted(map(str, strange))[0][:200]}, which describes no model")
     depth, positions = config.get("depth"), config.get("positions")
     try:
+        weights = merge_lora(weights)
         layers = {layer_of(key) for key in weights} - {None}
         if depth is not None and depth != len(layers):
             raise RuntimeError(f"there are weights of {len(layers)} layers, not of {depth}")
@@ -128,13 +129,13 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
         with torch.device("meta"):  # a model of shapes without values, with which the weights are compared
             shapes = create_model(**config)
         # torch notes ``assign`` in the metadata of a state dict, which a plain dictionary doesn't have.
-        shapes.load_state_dict(dict(weights), assign=True)
+        shapes.load_state_dict(weights, assign=True)
         # Tables that are computed and not stored, such as rotary embeddings, are bounded by no weight's shape.
         if sum(buffer.numel() for buffer in shapes.buffers()) > 1 << 26:  # 100 times those of timm's largest models
             raise RuntimeError("its tables of positions are too large: the image size can't be right")
         model = create_model(**config)
         model.load_state_dict(weights)
-    except (TypeError, RuntimeError, AttributeError) as error:
+    except (TypeError, RuntimeError, AttributeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()[:300]
         raise UserError(f"{source} is damaged, its weights don't fit the model it names: {reason}") from error
     return model

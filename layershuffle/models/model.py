@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head, State, backbone_of
@@ -71,6 +72,10 @@ class OrderedViT(nn.Module):
         vit: a timm model of one of the families in ``backbones.FAMILIES``. The other arguments are those of
             ``create_model``.
 
+    Attributes:
+        checkpoint_layers: whether gradients are computed from the input of each layer, by running the layer again,
+            instead of from everything that it computed (arXiv 1604.06174). It takes less memory and a third more time.
+
     Raises:
         UserError: if the family isn't supported, or the model can't run its own order or one of the choices.
     """
@@ -103,6 +108,7 @@ class OrderedViT(nn.Module):
         if self.choice and self.prediction:
             raise UserError("images that choose their order can't predict positions: use position none or encode")
         self.halves = dict(self.backbone.halves)
+        self.checkpoint_layers = False
         self.config: dict[str, Any] = {}
         for each in (self.order, *own):
             self.check(each)
@@ -230,7 +236,10 @@ class OrderedViT(nn.Module):
         if self.encoding:
             tokens = self.encoding(tokens, unit.layer, position)
         run = self.halves[unit.half] if unit.half else self.backbone.run
-        return run(block, tokens, self.backbone.context_of(unit.layer, state.context))
+        context = self.backbone.context_of(unit.layer, state.context)
+        if self.checkpoint_layers and torch.is_grad_enabled():
+            return checkpoint(run, block, tokens, context, use_reentrant=False)
+        return run(block, tokens, context)
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

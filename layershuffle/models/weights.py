@@ -1,8 +1,9 @@
 """Reads files of weights. They are not trusted: only tensors and plain values are read, never pickled code."""
 
 import pickle
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,27 @@ def read_backbone(path: str | Path) -> dict[str, Tensor]:
         weights = {k.removeprefix(BACKBONE_PREFIX): v for k, v in weights.items() if k.startswith(BACKBONE_PREFIX)}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} holds no state dict")
-    return weights
+    return merge_lora(weights)
+
+
+def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the plain model: LoRA's matrices are added to the weights that they belong to, with a scale of 1.
+
+    ``weights`` has the names that peft gives them (arXiv 2106.09685). Raises KeyError or RuntimeError if the matrices
+    are missing or don't fit.
+    """
+    merged = {}
+    for name, value in weights.items():
+        if found := re.fullmatch(r"(.*\.)base_layer\.(weight|bias)", name):
+            if found[2] == "weight":
+                up, down = (weights[f"{found[1]}lora_{part}.default.weight"] for part in "BA")
+                if value.shape != up.shape[:1] + down.shape[1:]:  # The product could be of any size.
+                    raise RuntimeError(f"LoRA's matrices of {name} don't fit")
+                value = value + up @ down
+            name = found[1] + found[2]
+        if not re.search(r"\.lora_[AB]\.", name):
+            merged[name] = value
+    return merged
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,13 @@ class InstanceWise:
 
 
 def expected_loss(
-    model: OrderedViT, choice: OrderChoice, images: Tensor, labels: Tensor, how: InstanceWise, key: tuple[int, ...]
+    model: OrderedViT,
+    choice: OrderChoice,
+    images: Tensor,
+    labels: Tensor,
+    how: InstanceWise,
+    key: tuple[int, ...],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a training step: every image runs in all orders, weighted by a Gumbel-softmax of its choice.
 
@@ -51,9 +58,10 @@ def expected_loss(
         model: the model.
         choice: the part of the model that chooses orders.
         images: normalised images [batch, channels, height, width].
-        labels: int64 [batch].
+        labels: int64 [batch], or probabilities [batch, classes].
         how: the temperature and the weights of the losses.
         key: (seed, step, process), which decide the Gumbel noise.
+        label_smoothing: the share of each label that is spread evenly over all classes.
 
     Returns:
         The sum of the three losses (arXiv 2103.03457), and the values to log: the expected cross-entropy as
@@ -66,7 +74,8 @@ def expected_loss(
     uniform = torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7).to(logits.device, non_blocking=True)
     weights = ((logits - (-uniform.log()).log()) / how.temperature_at(key[1])).softmax(dim=1)
     by_order = torch.stack([model.run(state, order).logits for order in choice.orders])
-    losses = torch.stack([F.cross_entropy(out.float(), labels, reduction="none") for out in by_order], dim=1)
+    how_far: dict[str, Any] = {"reduction": "none", "label_smoothing": label_smoothing}
+    losses = torch.stack([F.cross_entropy(out.float(), labels, **how_far) for out in by_order], dim=1)
     classification = (weights * losses).sum(dim=1).mean()
     exploration, specialisation = choice_losses(logits.softmax(dim=1), how.floor)
     picked = by_order[logits.argmax(dim=1), torch.arange(len(labels), device=labels.device)]
@@ -74,7 +83,7 @@ def expected_loss(
         "classification_loss": classification,
         "exploration_loss": exploration,
         "specialisation_loss": specialisation,
-        "accuracy": (picked.argmax(dim=1) == labels).float().mean(),
+        "accuracy": (picked.argmax(dim=1) == (labels if labels.ndim == 1 else labels.argmax(dim=1))).float().mean(),
     }
 
 

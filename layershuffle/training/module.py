@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -20,6 +21,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from layershuffle.checkpoints.loading import RECORD
 from layershuffle.data import ImageData, Preprocess
+from layershuffle.data.augmentation import Augmentation
 from layershuffle.errors import UserError
 from layershuffle.models.create import create_model
 from layershuffle.models.model import Output
@@ -29,6 +31,7 @@ from layershuffle.orders.samplers import OrderSampler, Shuffle, call
 from layershuffle.training.callbacks import LastCheckpoint, is_logged
 from layershuffle.training.distributed import is_sharded, orders_per_process, shard, unused_parameters
 from layershuffle.training.instancewise import InstanceWise, expected_loss
+from layershuffle.training.parameters import parameter_groups, train_only
 from layershuffle.version import __version__
 
 PAPER_ADAM: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-6}
@@ -61,11 +64,25 @@ class FineTuner(pl.LightningModule):
         optimizer: makes the optimizer; by default the paper's (section 4).
         schedule: the learning rate stays "constant" (how the paper is read here), or falls to zero as "linear" (the
             authors' code) or "cosine".
-        warmup_steps: number of steps over which the learning rate first rises linearly.
+        warmup_steps: number of steps over which the learning rate first rises linearly, or if below 1, their share of
+            all steps.
+        layer_decay: the factor by which the learning rate falls with every layer from the head towards the images. In
+            random orders a layer has no depth: then all layers share one rate, the geometric mean of these.
+        decay_norms: whether weight decay also holds for norms, biases and position embeddings.
+        trainable: train only those parameters of the backbone in whose names one of these words appears, such as
+            [head] or [norm, head]. Position modules are always trained.
+        lora: the rank of the matrices that LoRA adds to each layer (arXiv 2106.09685); ``trainable: [lora, head]``
+            trains these and the head alone.
+        augmentation: how the training images are changed at random.
+        label_smoothing: the share of each label that is spread evenly over all classes.
+        drop_path: timm's drop_path_rate: the probability with which the last layer's halves are skipped for an image
+            (arXiv 1603.09382). It falls to 0 at the first layer.
         depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
         instancewise: how the images learn to choose.
         compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
-        timm_args: further arguments of ``timm.create_model``, such as img_size or drop_path_rate.
+        checkpoint_layers: keep only the input of each layer for the backward pass, and run the layer again there: less
+            memory for a third more computation.
+        timm_args: further arguments of ``timm.create_model``, such as img_size.
         orders_per_process: whether each of several processes draws its own orders, so that an update averages several
             orders. By default they do with DDP; with sharded strategies they can't.
         seed: decides the orders, together with the step and the process; ``layershuffle train`` sets it to
@@ -81,10 +98,18 @@ class FineTuner(pl.LightningModule):
         position_loss: Literal["sum", "mean"] = "sum",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, **PAPER_ADAM),
         schedule: Literal["constant", "linear", "cosine"] = "constant",
-        warmup_steps: int = 0,
+        warmup_steps: float = 0,
+        layer_decay: float = 1.0,
+        decay_norms: bool = True,
+        trainable: list[str] | None = None,
+        lora: int | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (it is frozen)
+        label_smoothing: float = 0.0,
+        drop_path: float = 0.0,
         depth: int | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
         compile: bool = False,
+        checkpoint_layers: bool = False,
         timm_args: dict[str, Any] | None = None,
         orders_per_process: bool | None = None,
         seed: int = 0,
@@ -92,16 +117,23 @@ class FineTuner(pl.LightningModule):
     ) -> None:
         super().__init__()
         timm_args = (timm_args or {}) | ({} if depth is None else {"depth": depth})
+        timm_args |= {"drop_path_rate": drop_path} if drop_path else {}
         # jsonargparse makes the arguments of create_model that are not named here options of this class.
         norm_eps = timm_args.pop("norm_eps", None)
         self.model = create_model(name, num_classes, norm_eps=norm_eps, **kwargs, **timm_args)
+        self.model.checkpoint_layers = checkpoint_layers
+        train_only(self.model, trainable, lora)
         self.preprocess = Preprocess(*self.model.image_format)
+        self.augmentation = augmentation
+        self.mix = augmentation.of_batch(num_classes)
+        self.label_smoothing = label_smoothing
         self.sampler = sampler
         self.instancewise = instancewise
         self.position_loss = position_loss
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_steps = warmup_steps
+        self.layer_decay, self.decay_norms = layer_decay, decay_norms
         self.orders_per_process = orders_per_process
         # Lightning's own mean over processes ignores that each may have a different number of images.
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
@@ -112,6 +144,8 @@ class FineTuner(pl.LightningModule):
         self._copying: torch.cuda.Stream | None = None
         if warmup_steps < 0:
             raise UserError(f"warmup_steps is a number of steps from 0 up, not {warmup_steps}")
+        if not 0 < layer_decay <= 1 or not 0 <= label_smoothing < 1:
+            raise UserError("layer_decay is a factor from above 0 to 1, and label_smoothing a share from 0 to below 1")
         # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
         method_name(sampler, self.model.config["position"])
         self.draw(0)
@@ -145,6 +179,11 @@ class FineTuner(pl.LightningModule):
     def on_train_start(self) -> None:
         """Note how many steps are planned. Asked any earlier, the workers would read ahead before a run is resumed."""
         self._planned_steps = self.trainer.estimated_stepping_batches
+        if 0 < self.warmup_steps < 1:  # The rate of the first step was set before the number of steps was known.
+            scheduler: Any = self.lr_schedulers()
+            rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas)
+            for group, rate, factor in rates:
+                group["lr"] = rate * factor(scheduler.last_epoch)
 
     def _progress(self, step: int) -> float:
         """The share of the planned steps that are done at ``step``, from 0 to 1, or 0 if none are planned."""
@@ -164,6 +203,9 @@ class FineTuner(pl.LightningModule):
     def configure_model(self) -> None:
         """Shard the model for ModelParallelStrategy, which leaves that to the module."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.model, FSDPModule):
+            trainer: Any = self.trainer
+            if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
+                raise UserError("weights that are sharded can't be averaged: leave out EMAWeightAveraging, or use ddp")
             shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -188,7 +230,7 @@ class FineTuner(pl.LightningModule):
         return moved
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Seed dropout by the epoch, the batch and the process, so that a resumed run repeats it."""
+        """Seed dropout and mixing by the epoch, the batch and the process, so that a resumed run repeats them."""
         key = (self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(seeded(*key).random() * 2**53))
 
@@ -199,24 +241,26 @@ class FineTuner(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch in one order. Batches that are accumulated into one update share the order, as one batch would."""
-        images, labels = batch
+        images, labels = self.mix(*batch) if self.mix else batch
         done = self.global_step + 1
         logged = self.trainer.is_last_batch or done == self.trainer.max_steps or is_logged(self.trainer, done)
         if self.model.choice:
             orders: Sequence[Order] = self.model.choice.orders
             key = (self.seed, self.global_step, self.global_rank)
-            loss, measured = expected_loss(self.model, self.model.choice, images, labels, self.instancewise, key)
+            loss, measured = expected_loss(
+                self.model, self.model.choice, images, labels, self.instancewise, key, self.label_smoothing
+            )
         else:
             orders = [self.draw(self.global_step, self.global_rank if self._own_orders else 0)]
             output = self.model(images, orders[0])
-            loss = F.cross_entropy(output.logits, labels)
+            loss = F.cross_entropy(output.logits, labels, label_smoothing=self.label_smoothing)
             measured = {"classification_loss": loss}
             if output.position_logits is not None:
                 per_step = position_cross_entropy(output.position_logits)
                 measured["position_loss"] = per_step.sum() if self.position_loss == "sum" else per_step.mean()
                 loss = loss + measured["position_loss"]
             if logged:
-                measured["accuracy"] = self._accuracy(output, labels)
+                measured["accuracy"] = self._accuracy(output, batch[1])
         if logged:  # Not with prog_bar, for which Lightning waits for the device in every step.
             values = {f"train/{name}": value.detach() for name, value in ({"loss": loss} | measured).items()}
             self.log_dict(values, batch_size=len(labels))
@@ -261,7 +305,10 @@ class FineTuner(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer of all trainable parameters, fused unless told otherwise, and the learning rate's schedule."""
         try:
-            optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+            if self.layer_decay == 1 and self.decay_norms:
+                optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+            else:
+                optimizer = self.optimizer(self._parameter_groups())
         except ValueError as error:
             raise UserError(f"the optimizer can't be made: {error}") from error
         if isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)):  # AdamW is an Adam
@@ -274,16 +321,27 @@ class FineTuner(pl.LightningModule):
             raise UserError(f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps")
 
         def factor(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / (self.warmup_steps + 1)
+            warmup = self.warmup_steps if self.warmup_steps >= 1 else round(self.warmup_steps * self._planned_steps)
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
             if self.schedule == "constant":
                 return 1.0
             # When the optimizer is made, no steps are planned yet, but then the factor is 1 anyway.
-            done = min(1.0, (step - self.warmup_steps) / max(1, self._planned_steps - self.warmup_steps))
+            done = min(1.0, (step - warmup) / max(1, self._planned_steps - warmup))
             return 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        if self.model.choice:
+            orders = [*self.model.choice.orders]
+        else:  # Some samplers change the orders in the course of the run.
+            steps = len(self.model.order)
+            orders = [self.sampler.draw(steps, self.seed, draw, progress=draw / 15) for draw in range(16)]
+        return parameter_groups(self.model, orders, self.layer_decay, self.decay_norms)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record, in plain values, how to make the model and its data again; refuse to save non-finite weights."""

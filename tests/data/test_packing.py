@@ -20,6 +20,7 @@ from PIL import Image
 
 from layershuffle.commands.pack import pack_command
 from layershuffle.data import ImageFolders, PackedFolders, folders, from_config, packing
+from layershuffle.data.augmentation import Augmentation, Augmented
 from layershuffle.data.preprocessing import READING
 
 rng = np.random.default_rng(0)
@@ -285,6 +286,17 @@ def test_a_finished_folder_with_a_flipped_bit(source, tmp_path):
     complaint = r"images 0 to 3 of .*val\.uint8 are not what was written: remove the folder and pack it again"
     with pytest.raises(ValueError, match=complaint):
         pack(source, tmp_path / "packed")
+
+
+def test_random_crops_of_images_that_were_packed_larger_than_the_model_takes(source, tmp_path):
+    pack(source, tmp_path / "packed")
+    data = PackedFolders(str(tmp_path / "packed"), image_size=24)
+    data.setup()
+    images = Augmented(data.sets["train"], Augmentation(scale=(0.1, 0.5)), data.image_size, seed=0)
+    crops = images.__getitems__([(epoch, 0) for epoch in range(8)])[0]
+    assert crops.shape == (8, 3, 24, 24)
+    assert len({crop.numpy().tobytes() for crop in crops}) == 8
+    assert data.sets["test"][0][0].shape == (3, 32, 32)
 
 
 def test_damage_that_reading_finds(source, tmp_path):

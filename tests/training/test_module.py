@@ -1,5 +1,6 @@
 """The LightningModule: which order each step runs, what the losses are, and that it learns what it should."""
 
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 
@@ -323,3 +324,17 @@ def test_methods_have_the_fields_names():
         "layershuffle-predict",
     ]
     assert method_name(FirstLayers(6), "none") == "reduced-depth-6"
+
+
+def test_by_default_the_losses_are_those_of_the_papers_recipe_written_out(tmp_path):
+    module, spy = tuner(), Spy()
+    copy, data = deepcopy(module), Digits(batch_size=32)
+    trainer(tmp_path, callbacks=[spy], limit_train_batches=6).fit(module, datamodule=data)
+    optimizer = torch.optim.Adam(copy.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-6, fused=True)
+    losses = []
+    for step, (images, labels) in zip(range(6), data.train_dataloader()):
+        losses.append(F.cross_entropy(copy.model(copy.preprocess(images), spy.orders[step]).logits, labels))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert spy.losses == [float(loss) for loss in losses]

@@ -15,10 +15,12 @@ import pytest
 import torch
 from helpers import ROOT, SMALL
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from torchvision.transforms import v2
 
 from layershuffle.commands.train import train
 from layershuffle.data import Digits
+from layershuffle.data.augmentation import Augmentation
 from layershuffle.orders.samplers import LayerDrop
 from layershuffle.training.callbacks import LastCheckpoint, WholeCheckpointIO
 from layershuffle.training.metrics_file import MetricsFile
@@ -49,7 +51,8 @@ def assert_same(one, other, where=""):
 def state(path):
     """What a checkpoint says of the run: weights, optimizer, schedule and progress."""
     content = torch.load(path, weights_only=True)
-    return {key: content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")}
+    keys = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "loops", "global_step")
+    return {key: content[key] for key in keys if key in content}
 
 
 # --- From every checkpoint there is -------------------------------------------------------------------------
@@ -82,12 +85,21 @@ class Labels(pl.Callback):
         self.seen.append((trainer.global_step, batch_idx, batch[1].tolist()))
 
 
-def fit(folder, ckpt_path=None, workers=0, **options):
+TUNED = {
+    "augmentation": Augmentation(
+        scale=(0.3, 1.0), flip=0.5, transforms=[v2.RandAugment(), v2.RandomErasing()], mixup=0.8, cutmix=1.0
+    ),
+    **{"label_smoothing": 0.1, "layer_decay": 0.75, "decay_norms": False, "warmup_steps": 0.3},
+}
+"""All that the recipe finetune adds to a module."""
+
+
+def fit(folder, ckpt_path=None, workers=0, tuned=False, **options):
     """A run with everything that is random: dropout, stochastic depth, dropped layers; returns its batches."""
     pl.seed_everything(7, verbose=False)
     module = FineTuner(
         **{"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode", "sampler": LayerDrop(0.4)},
-        **{"seed": 7, "schedule": "cosine", "warmup_steps": 2},
+        **{"seed": 7, "schedule": "cosine", "warmup_steps": 2} | (TUNED if tuned else {}),
         timm_args=SMALL | {"drop_rate": 0.1, "drop_path_rate": 0.2, "depth": 3},
     )
     labels = Labels()
@@ -97,7 +109,10 @@ def fit(folder, ckpt_path=None, workers=0, **options):
         **{"max_epochs": 3, "log_every_n_steps": 2, "limit_val_batches": 1} | options,
         **{"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
         logger=MetricsFile(str(folder), "", version="metrics", from_step=from_step),
-        callbacks=[labels, best, LearningRateMonitor(), EveryCheckpoint(folder, every_n_steps=1)],
+        callbacks=[
+            *(labels, best, LearningRateMonitor(), EveryCheckpoint(folder, every_n_steps=1)),
+            *([EMAWeightAveraging(decay=0.9, use_buffers=False)] if tuned else []),
+        ],
     )
     trainer.strategy.checkpoint_io = WholeCheckpointIO()
     data = Digits(train_images=300, batch_size=64, workers=workers)
@@ -112,8 +127,9 @@ def fit(folder, ckpt_path=None, workers=0, **options):
         ({"val_check_interval": 0.5, "max_epochs": 2}, 8),
         ({"max_steps": 6, "max_epochs": -1}, 6),
         ({"workers": 1, "max_epochs": 2, "accumulate_grad_batches": 2}, 8),
+        ({"workers": 2, "max_epochs": 2, "tuned": True}, 8),
     ],
-    ids=["epochs", "validated in mid-epoch", "steps", "accumulated, with workers"],
+    ids=["epochs", "validated in mid-epoch", "steps", "accumulated, with workers", "recipe finetune, with workers"],
 )
 def test_from_whichever_step_a_run_goes_on_it_ends_the_same(tmp_path, options, batches):
     whole, again = tmp_path / "whole", tmp_path / "run"

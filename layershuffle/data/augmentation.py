@@ -1,0 +1,124 @@
+"""Changes training images at random. What an image becomes depends on the seed, the epoch and the image alone."""
+
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from torchvision.transforms import InterpolationMode, v2
+
+from layershuffle.data.preprocessing import DecodedImages, replace_unreadable, resize
+from layershuffle.errors import UserError
+from layershuffle.orders.order import seeded
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are changed at random, with torchvision.transforms.v2. By default they are not.
+
+    Attributes:
+        scale: the smallest and the largest share of an image's area that a random crop shows (RandomResizedCrop). By
+            default the centre is shown, as in evaluation.
+        padding: without scale, shift the image by up to this share of its side, and mirror what is beyond its edge.
+        flip: the probability with which an image is mirrored left to right.
+        transforms: transforms of torchvision.transforms.v2 that run after these on each image, uint8 [channels, height,
+            width]. They may use no randomness but torch's.
+        mixup: the alpha with which the images of a batch are mixed in pairs (arXiv 1710.09412), or 0.
+        cutmix: the alpha with which a rectangle of another image is put into each image (arXiv 1905.04899), or 0. If
+            mixup is given too, each batch draws one of the two.
+    """
+
+    scale: tuple[float, float] | None = None
+    padding: float = 0.0
+    flip: float = 0.0
+    transforms: list[v2.Transform] = field(default_factory=list)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.scale and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UserError(f"augmentation.scale is two shares of an image from 0 to 1, not {list(self.scale)}")
+        if not 0 <= self.padding < 1 or not 0 <= self.flip <= 1:
+            raise UserError("augmentation.padding is a share from 0 to below 1, and augmentation.flip a probability")
+        if min(self.mixup, self.cutmix) < 0:
+            raise UserError("augmentation.mixup and augmentation.cutmix are from 0 up")
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether single images are changed, apart from being mixed with others."""
+        return bool(self.scale or self.padding or self.flip or self.transforms)
+
+    def of_image(
+        self,
+        size: int,
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        crop_mode: str | None = None,
+    ) -> v2.Transform:
+        """What changes one uint8 image [channels, height, width] into one of ``size`` x ``size`` pixels.
+
+        The arguments are those of ``preprocessing.resize``. A random crop uses the interpolation alone.
+        """
+        if self.scale:
+            how = InterpolationMode(interpolation or "bilinear")
+            crop: list[v2.Transform] = [v2.RandomResizedCrop(size, tuple(self.scale), interpolation=how)]
+        else:
+            whole = partial(resize, size=size, crop_pct=crop_pct, interpolation=interpolation, crop_mode=crop_mode)
+            crop = [v2.Lambda(whole), v2.RandomCrop(size, round(self.padding * size), padding_mode="reflect")]
+        return v2.Compose([*crop, v2.RandomHorizontalFlip(self.flip), *self.transforms])
+
+    def of_batch(self, num_classes: int) -> v2.Transform | None:
+        """What mixes the images of a batch and makes of its labels probabilities [batch, classes], or None."""
+        mixers: list[v2.Transform] = [v2.MixUp(alpha=self.mixup, num_classes=num_classes)] if self.mixup else []
+        mixers += [v2.CutMix(alpha=self.cutmix, num_classes=num_classes)] if self.cutmix else []
+        return v2.RandomChoice(mixers) if mixers else None
+
+
+class Augmented(Subset):
+    """Training images that are changed at random. They are asked for by (epoch, index).
+
+    Images of varying size are decoded whole. Where all images have one size, their crops are no larger than that: the
+    device enlarges them.
+
+    Args:
+        images: the training set.
+        augmentation: how to change them.
+        image_size: height and width that the model takes, in pixels.
+        seed: the seed of the run.
+        resizing: the further arguments of ``preprocessing.resize``.
+    """
+
+    def __init__(self, images: Dataset, augmentation: Augmentation, image_size: int, seed: int, *resizing: Any) -> None:
+        indices = list(range(len(images)))  # type: ignore[arg-type]
+        while isinstance(images, Subset):
+            indices = [images.indices[index] for index in indices]
+            images = images.dataset
+        source = copy(images)  # The validation images may be a part of the same set, and on another device.
+        if isinstance(source, DecodedImages):
+            source.size = None
+        else:
+            image_size = min(image_size, *source[0][0].shape[-2:])
+        super().__init__(source, indices)
+        self.seed, self.transform = seed, augmentation.of_image(image_size, *resizing)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        images, labels = self.__getitems__([key])
+        return images[0], labels[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Tensor]:  # type: ignore[override]
+        """A batch: uint8 images [batch, channels, size, size] and int64 labels [batch]."""
+        source: Any = self.dataset
+        indices = [self.indices[index] for _, index in keys]
+        batched = hasattr(source, "__getitems__")
+        found = list(zip(*source.__getitems__(indices))) if batched else [source[index] for index in indices]
+        with torch.random.fork_rng(devices=[]):
+            for at, ((epoch, _), index) in enumerate(zip(keys, indices)):
+                if found[at] is not None:
+                    # torch.manual_seed would also seed the GPUs, which takes longer than all the rest.
+                    seed = int(seeded(self.seed, "augmentation", epoch, index).random() * 2**53)
+                    torch.default_generator.manual_seed(seed)
+                    found[at] = self.transform(found[at][0]), found[at][1]
+        return replace_unreadable(found)

@@ -1,0 +1,122 @@
+"""What an image becomes depends on the seed, the epoch and the image, not on workers, processes or its batch."""
+
+import pytest
+import torch
+from helpers import batches, fake_imagenet
+from torch.utils.data import Subset
+from torchvision.transforms import v2
+
+from layershuffle.data import Digits, ImageFolders, TensorImages
+from layershuffle.data.augmentation import Augmentation, Augmented
+from layershuffle.errors import UserError
+
+EVERYTHING = Augmentation(
+    scale=(0.2, 1.0),
+    flip=0.5,
+    transforms=[v2.RandAugment(), v2.RandomErasing(p=0.5, value=127)],
+    mixup=0.8,
+    cutmix=1.0,
+)
+
+
+class Module:
+    augmentation, seed = EVERYTHING, 3
+
+
+class Trainer:
+    """As much of a trainer as a data module asks for."""
+
+    lightning_module, training = Module, False
+
+    def __init__(self, world_size=1, global_rank=0):
+        self.world_size, self.global_rank = world_size, global_rank
+
+
+def loader(data, epoch=0, **trainer):
+    data.trainer = Trainer(**trainer)
+    data.setup()
+    found = data.train_dataloader()
+    found.sampler.set_epoch(epoch)
+    return found
+
+
+def by_image(loader):
+    """The bytes of every changed image, in any sequence."""
+    return sorted(image.numpy().tobytes() for image in batches(loader)[0])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return str(fake_imagenet(tmp_path_factory.mktemp("folders")))
+
+
+def sets(folders):
+    return (
+        lambda **options: Digits(train_images=64, val_fraction=0, batch_size=4, **options),
+        lambda **options: ImageFolders(folders, image_size=24, batch_size=1, **options),
+    )
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["in memory", "folders"])
+def test_workers_and_processes_see_the_same_pixels(folders, kind):
+    make = sets(folders)[kind]
+    images, labels = batches(loader(make(workers=0)))
+    others, same = batches(loader(make(workers=2)))
+    assert torch.equal(images, others)
+    assert torch.equal(labels, same)
+    parts = [by_image(loader(make(workers=0), world_size=2, global_rank=rank)) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == by_image(loader(make(workers=0)))
+    assert by_image(loader(make(workers=0), epoch=1)) != by_image(loader(make(workers=0)))
+
+
+def test_images_of_a_batch_are_changed_each_in_its_own_way():
+    same = TensorImages(torch.arange(256).view(16, 16).expand(8, 1, 16, 16).to(torch.uint8), torch.arange(8))
+    images = Augmented(same, Augmentation(padding=0.25), 16, seed=0)
+    before = torch.get_rng_state()
+    changed, labels = images.__getitems__([(0, index) for index in range(8)])
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(labels, torch.arange(8))
+    assert len({image.numpy().tobytes() for image in changed}) > 4
+    # The seed and the epoch change them too, the place in the batch doesn't.
+    assert torch.equal(images[0, 5][0], changed[5])
+    assert not torch.equal(images.__getitems__([(1, index) for index in range(8)])[0], changed)
+    other = Augmented(same, Augmentation(padding=0.25), 16, seed=1)
+    assert not torch.equal(other.__getitems__([(0, index) for index in range(8)])[0], changed)
+    # An image is the same one, whichever part of the set it is trained in.
+    part = Augmented(Subset(Subset(same, [7, 5, 3]), [2, 1]), Augmentation(padding=0.25), 16, seed=0)
+    assert torch.equal(part[0, 1][0], changed[5])
+
+
+def test_random_crops_see_all_of_a_decoded_image_and_evaluation_its_centre(folders):
+    data = ImageFolders(folders, image_size=24, batch_size=1, val_fraction=0.2, workers=0)
+    train = loader(data).dataset
+    centre_cropped = data.sets["train"].dataset
+    assert {image.shape for image, _ in (train.dataset[index] for index in train.indices)} == {(3, 40, 60), (3, 40, 61)}
+    assert train.__getitems__([(0, 0), (0, 1)])[0].shape == (2, 3, 24, 24)
+    seen = batches(data.val_dataloader())[0]
+    assert torch.equal(seen, torch.stack([centre_cropped[index][0] for index in data.sets["val"].indices]))
+
+
+def test_small_images_are_cropped_in_their_own_size_and_enlarged_on_the_device():
+    tiny = TensorImages(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    assert Augmented(tiny, EVERYTHING, 224, 0)[0, 0][0].shape == (3, 32, 32)
+    assert Augmented(tiny, EVERYTHING, 16, 0)[0, 0][0].shape == (3, 16, 16)
+
+
+def test_mixed_labels_say_how_much_of_each_image_is_there():
+    images = torch.eye(4).view(4, 4, 1, 1).expand(4, 4, 8, 8).contiguous()  # channel c shows how much of image c
+    for augmentation in (Augmentation(mixup=0.8), Augmentation(cutmix=1.0), Augmentation(mixup=0.8, cutmix=1.0)):
+        torch.manual_seed(0)
+        mix = augmentation.of_batch(4)
+        for _ in range(5):
+            mixed, labels = mix(images, torch.arange(4))
+            assert torch.allclose(mixed.mean(dim=(2, 3)), labels, atol=1e-6)
+    assert Augmentation().of_batch(4) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scale": (0.0, 1.0)}, {"scale": (1.0, 0.5)}, {"padding": 1.0}, {"flip": 1.5}, {"mixup": -1.0}]
+)
+def test_wrong_augmentation_is_one_sentence(wrong):
+    with pytest.raises(UserError):
+        Augmentation(**wrong)
