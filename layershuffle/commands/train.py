@@ -21,6 +21,7 @@ from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.hardware import fastest_precision
+from layershuffle.models import OrderedViT
 from layershuffle.training import callbacks, resume, wandb_runs
 from layershuffle.training.module import PAPER_ADAM, FineTuner
 
@@ -70,6 +71,7 @@ class TrainCLI(LightningCLI):
         self.save_config_kwargs["asked"] = asked = self.parser.dump(self.config, skip_none=False)
         if self.config.resume and self.config.ckpt_path:
             raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
+        resume.place_loggers(self.config)
         found = resume.find_earlier_run(self.config, asked) if self.config.resume else None
         folder, path = found or (None, self.config.ckpt_path)
         saved = read_checkpoint(path) if path else {}
@@ -130,6 +132,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         auto_configure_optimizers=False,
         trainer_defaults={
             "max_epochs": 20,
+            "enable_model_summary": False,  # It says that a step takes no operations; see ``_introduce``.
             "use_distributed_sampler": False,  # ImageData divides the images between the processes itself
             "callbacks": [callbacks.ThroughputLogger()],
             "logger": {"class_path": "layershuffle.training.metrics_file.MetricsFile"},
@@ -146,9 +149,12 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     )
     cli.datamodule.prepare_for(*cli.model.model.image_format)
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
+    rank_zero_only(_introduce)(cli.model.model, cli.config.ckpt_path or cli.config.model.pretrained)
     if not ckpt_path:
         resume.refuse_to_overwrite(trainer, cli.config.checkpoint.dirpath)
     wandb_runs.prepare(trainer, cli.from_step if ckpt_path else None)
+    folder = resume.run_folder(trainer)
+    is_new = not folder.exists()
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
     except (callbacks.Preempted, SIGTERMException) as stop:
@@ -164,8 +170,19 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         how = "the same command goes on" if cli.config.resume else f"go on with --ckpt_path {last}"
         print(f"interrupted{f'; {how} from the last checkpoint' if last else ''}", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        if is_new and trainer.is_global_zero:
+            resume.remove_empty(folder)
+        raise
     wandb_runs.finish(trainer)
     return trainer
+
+
+def _introduce(model: OrderedViT, weights: bool | str) -> None:
+    """Print in one line what is trained, and where its weights come from."""
+    source = "timm's weights" if weights is True else f"weights of {weights}" if weights else "random weights"
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"model: {model.config['name']}, {model.depth} layers, {size:.3g}M parameters, {source}")
 
 
 def train_command(args: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import signal
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -225,6 +226,7 @@ class ImageData(pl.LightningDataModule):
             batch_size,
             collate_fn=tuple if hasattr(source, "__getitems__") else collate,
             num_workers=workers,
+            worker_init_fn=_ignore_interrupt,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and on_host,
             **options,
@@ -293,6 +295,11 @@ def from_config(config: dict[str, Any], trusted: str | None = None) -> ImageData
             f"the data set it was trained on is not known here ({type(error).__name__}: {str(error)[:200]}): say which "
             "to use with --data"
         ) from error
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which the terminal sends to workers too, to the process that reads from them: it may save first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _subclasses(cls: type[ImageData]) -> list[type[ImageData]]:
