@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -24,6 +25,20 @@ from layershuffle.hardware import fastest_precision
 from layershuffle.models import OrderedViT
 from layershuffle.training import callbacks, resume, wandb_runs
 from layershuffle.training.module import PAPER_ADAM, FineTuner
+
+COMMON = (
+    *("config", "print_config", "seed_everything", "ckpt_path", "resume", "save_every_n_steps"),
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.precision"),
+    *("trainer.gradient_clip_val", "trainer.accumulate_grad_batches", "trainer.logger", "trainer.callbacks"),
+    *("data", "model.name", "model.pretrained", "model.sampler", "model.position", "model.optimizer"),
+    *("model.schedule", "model.warmup_steps", "model.compile", "model.timm_args"),
+)
+"""The options that --help shows."""
+REFUSED = {
+    "BackboneFinetuning": "the optimizer and its schedule are made once, for all parameters",
+    "LearningRateFinder": "the learning rate is an argument of the optimizer; an experiment's grid compares several",
+}
+"""Lightning's callbacks that don't work here, and why."""
 
 
 class LogConfig(SaveConfigCallback):
@@ -60,6 +75,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.BestCheckpoint, "checkpoint")
         best = {"filename": "best", "monitor": "val/loss", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
+        parser.common = COMMON
         parser.set_defaults({"model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM}})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -98,6 +114,14 @@ class TrainCLI(LightningCLI):
             kwargs["precision"] = self.config.trainer.precision = precision
             print(f"precision: {precision}, measured to be the faster one")
         trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if advice := REFUSED.get(type(callback).__name__):
+                raise UserError(f"{type(callback).__name__} can't be used here: {advice}")
+        cores = len(os.sched_getaffinity(0))
+        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, cores):
+            raise UserError(
+                f"--trainer.devices {trainer.num_devices} would start as many processes on {cores} CPU cores"
+            )
         if self.config.fastest_precision and trainer.world_size > 1:
             raise UserError("several processes could measure different precisions: name a --trainer.precision instead")
         strategy: Any = trainer.strategy
@@ -170,9 +194,13 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         how = "the same command goes on" if cli.config.resume else f"go on with --ckpt_path {last}"
         print(f"interrupted{f'; {how} from the last checkpoint' if last else ''}", file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
         if is_new and trainer.is_global_zero:
             resume.remove_empty(folder)
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise UserError(
+                str(error).replace("Pass in or modify your `EarlyStopping` callback to", "Instead,")
+            ) from error
         raise
     wandb_runs.finish(trainer)
     return trainer

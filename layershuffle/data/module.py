@@ -7,7 +7,8 @@ import os
 import re
 import signal
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -76,7 +77,14 @@ class ImageData(pl.LightningDataModule):
         crop_mode: whether the shorter side is resized (center), or the image is squashed to a square.
     """
 
-    num_classes: int
+    if TYPE_CHECKING:
+        num_classes: int
+    else:
+
+        @cached_property
+        def num_classes(self) -> int:
+            """How many classes there are: subclasses set it."""
+            raise UserError(f"{type(self).__name__} doesn't say how many classes there are: set num_classes in it")
 
     def __init__(
         self,

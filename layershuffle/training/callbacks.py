@@ -55,7 +55,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, and what schedulers send before they kill: mostly SIGTERM, and SLURM sends SIGUSR1 where sbatch asks for it."""
+"""Ctrl-C, and what schedulers send before they kill: mostly SIGTERM, and SIGUSR1 where sbatch asks SLURM for it."""
 
 
 @dataclass(eq=False)

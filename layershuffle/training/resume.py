@@ -62,8 +62,13 @@ def continue_run(config: Namespace, folder: Path, last: Path | None, step: int) 
 def place_loggers(config: Namespace) -> None:
     """Make the loggers without a folder of their own write to ``--trainer.default_root_dir``, or else to ``runs``."""
     for logger in configured_loggers(config):
-        if logger.init_args.get("save_dir", "") in (None, ".", "runs"):  # the loggers' defaults
-            logger.init_args["save_dir"] = config.trainer.default_root_dir or "runs"
+        place(logger, config.trainer.default_root_dir)
+
+
+def place(logger: Namespace | None, folder: str | None = None) -> None:
+    """Make a logger without a folder of its own, as its parsed config says, write to ``folder`` or else to ``runs``."""
+    if logger and logger.init_args.get("save_dir", "") in (None, ".", "runs"):  # the loggers' defaults
+        logger.init_args["save_dir"] = folder or "runs"
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
