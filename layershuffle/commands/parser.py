@@ -98,7 +98,7 @@ class Parser(LightningArgumentParser):
                 .replace("%%", "%")
             )
             lines.append(textwrap.fill(about, 80, initial_indent=f"  --{name:32} ", subsequent_indent=" " * 37))
-        lines += ["", "--help all explains every option, --help trainer those that begin with --trainer,"]
+        lines += ["", "--help all explains every option, --help trainer those of the trainer,"]
         return "\n".join([*lines, "--data.help ImageFolders those of a data set.", ""])
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -123,6 +123,7 @@ class Parser(LightningArgumentParser):
             raise UserError(self._unrecognized(unknown[1].split())) from ex
         message = re.sub(r"\n\s*- Expected a path but .* either not accessible or invalid(\s*- )?", " ", message)
         message = re.sub(r"\n\s*- Expected a dot import path string: \S+", "", message)
+        message = re.sub(r"Expected a typing.Literal\[(.*)\]. Got value: (.*)", r"choose from \1 (given: \2)", message)
         message = _ALTERNATIVES.sub(lambda found: f"{found['errors'].strip()} (given: {found['value'][:100]})", message)
         message = re.sub(r"\n\s*- Expected a <class 'NoneType'>", "", message)
         message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
