@@ -15,7 +15,7 @@ from layershuffle.checkpoints.authors import load_reference
 from layershuffle.data.preprocessing import Preprocess, as_rgb, resize
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, sha256
-from layershuffle.models.create import create_fitting, create_model
+from layershuffle.models.create import classes_of, create_fitting, create_model
 from layershuffle.models.model import ImageFormat, OrderedViT
 from layershuffle.models.weights import read_file
 from layershuffle.orders.order import Order, OrderLike
@@ -116,14 +116,16 @@ class LoadedModel:
         return found
 
 
-def load(source: str, pretrained: str | None = None) -> LoadedModel:
+def load(source: str, pretrained: str | None = None, num_classes: int | None = None) -> LoadedModel:
     """Load a model to use it; ``layershuffle.load`` is this function.
 
     Args:
         source: a checkpoint of ``layershuffle train``, a folder of ``layershuffle export``, a folder with one of the
             LayerShuffle authors' checkpoints (config.json and model.safetensors or pytorch_model.bin), or the name of a
             timm model.
-        pretrained: for a timm model, a path to its weights; by default they are fetched from the Hugging Face hub.
+        pretrained: for a timm model, a path to its weights, whose classes it then has, or "random"; by default they are
+            fetched from the Hugging Face hub.
+        num_classes: the classes of a timm model with random weights.
 
     Raises:
         UserError: if it is none of these or can't be read.
@@ -154,7 +156,16 @@ def load(source: str, pretrained: str | None = None) -> LoadedModel:
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     classes = getattr(timm.get_pretrained_cfg(source) if timm.is_model(source) else None, "num_classes", 1000)
-    model = create_model(source, classes, pretrained=pretrained or True)
+    if pretrained == "random":
+        model = create_model(source, num_classes or classes)
+        about = {"name": source, "source": "random weights", "config": model.config}
+        return LoadedModel(model.eval(), about, image_format=model.timm_format)
+    own = classes_of(pretrained, source) if pretrained else classes
+    model = create_model(source, own or classes, pretrained=pretrained or True)
+    if own is None:
+        raise UserError(
+            f"{pretrained} holds no classifier: train one first (layershuffle train, --model.pretrained {pretrained})"
+        )
     about = {"name": source, "source": pretrained or source, "config": model.config}
     about |= {"sha256": sha256(pretrained)} if pretrained else {}
     # timm's models with as many classes as a version of ImageNet were trained on it.

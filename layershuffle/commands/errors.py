@@ -5,8 +5,10 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from layershuffle.errors import UserError
@@ -32,6 +34,10 @@ def run(command: Callable[[], Any]) -> None:
     except Exception as error:
         if sentence := _sentence(error):
             sys.exit(f"error: {sentence}")
+        if frames := _users_frames(error):
+            print(end="".join(traceback.format_list(frames)), file=sys.stderr)
+            what = " ".join("".join(traceback.format_exception_only(error)).split())
+            sys.exit(f"error: the code in {frames[-1].filename}, line {frames[-1].lineno}, failed: {what}")
         raise
     finally:
         _is_read()
@@ -64,6 +70,19 @@ def _sentence(error: Exception) -> str | None:
     if "Original Traceback" in text:  # a DataLoader's worker wraps the message in its traceback
         text = text.rstrip().rpartition("UserError: ")[2]
     return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def _users_frames(error: Exception) -> list[traceback.FrameSummary]:
+    """The part of the traceback in modules of the user's own that this package has called; empty if there are none."""
+    package, here, called = Path(__file__).parents[1], Path.cwd(), False
+    frames: list[traceback.FrameSummary] = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        ours = path.is_relative_to(package)
+        called = called or ours
+        if called and not ours and path.is_relative_to(here) and "site-packages" not in path.parts:
+            frames.append(frame)
+    return frames
 
 
 def user_error(error: BaseException | None) -> UserError | None:

@@ -6,7 +6,7 @@ import itertools
 import re
 import shutil
 import textwrap
-from typing import Any
+from typing import Any, NoReturn
 
 from layershuffle.config_files import known, nearest
 from layershuffle.errors import UserError
@@ -25,6 +25,7 @@ def list_command(args: list[str] | None = None) -> None:
     }
     parser = argparse.ArgumentParser(prog="layershuffle list", description="List what there is.")
     parser.add_argument("section", nargs="*", help=f"from {', '.join(sections)} (default: all)")
+    parser.error = _refuse  # type: ignore[assignment]
     wanted = parser.parse_args(args).section or list(sections)
     if unknown := [name for name in wanted if name not in sections]:
         suggestion = nearest(unknown[0], sections)
@@ -40,6 +41,10 @@ def list_command(args: list[str] | None = None) -> None:
     print("\n\n".join(blocks))
 
 
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message)
+
+
 def _configs() -> dict[str, dict[str, str]]:
     """The first sentence of each config's comment, by section and name: ``model/vit_b16`` is in section ``models``."""
     sections: dict[str, dict[str, str]] = {"models": {}, "data": {}, "methods": {}, "trainers": {}, "optimizers": {}}
@@ -47,7 +52,7 @@ def _configs() -> dict[str, dict[str, str]]:
         kind, _, name = full.rpartition("/")
         section = {"": "configs", "data": "data"}.get(kind, f"{kind}s")
         lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-        comment = " ".join(line.lstrip("# ") for line in lines)
+        comment = " ".join(line.lstrip("# ") for line in lines if not re.fullmatch(r"# *\S+\.ya?ml", line))  # its path
         sections.setdefault(section, {})[name] = re.split(r"(?<=\.)\s", comment)[0]
     return sections
 

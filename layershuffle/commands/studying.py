@@ -36,6 +36,7 @@ from layershuffle.orders.protocols import Trial
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, Score, summarise
 from layershuffle.training import wandb_runs
+from layershuffle.training.resume import place
 from layershuffle.version import __version__
 
 LOWEST = 12
@@ -53,7 +54,9 @@ def study_parser(prog: str, description: str, split: str = "test") -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="decides everything random")
     parser.add_subclass_arguments(ImageData, "data", required=False, help="the data set (default: the checkpoint's)")
     parser.add_argument("--split", choices=["test", "val"], default=split, help="which of its images to use")
-    parser.add_argument("--pretrained", type=str | None, help="weights for a timm model, if not to be fetched")
+    parser.add_argument(
+        "--pretrained", type=str | None, help="weights for a timm model, if not to be fetched: a file, or 'random'"
+    )
     parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="where to run")
     parser.add_argument(
         "--precision",
@@ -91,10 +94,13 @@ class Study:
     ) -> None:
         self.config = config = _parse(parser, sys.argv[1:] if args is None else args)
         self.kind = kind
-        loaded = load(config.checkpoint, config.pretrained)
+        torch.manual_seed(config.seed)
+        classes = parser.instantiate_classes(config).data.num_classes if config.pretrained == "random" else None
+        loaded = load(config.checkpoint, config.pretrained, classes)
         self.record = loaded.record
         self.model = model = loaded.model
         wandb_runs.continue_wandb(config.get("logger"), loaded.wandb)
+        place(config.get("logger"))
         self._check_output()
         made = parser.instantiate_classes(config)
         self.logger = made.get("logger")
@@ -232,6 +238,11 @@ class Study:
         path = self._output()
         if path.suffix != ".json" or path.is_dir():
             raise UserError(f"--output {path} is not the name of a file that ends in .json")
+        if path.exists():
+            try:
+                Results.load(path)
+            except UserError as error:
+                raise UserError(f"{path} exists and is no results file: give another --output") from error
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -22,8 +23,23 @@ from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.hardware import fastest_precision
+from layershuffle.models import OrderedViT
 from layershuffle.training import callbacks, resume, wandb_runs
 from layershuffle.training.module import PAPER_ADAM, FineTuner
+
+COMMON = (
+    *("config", "print_config", "seed_everything", "ckpt_path", "resume", "save_every_n_steps"),
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.precision"),
+    *("trainer.gradient_clip_val", "trainer.accumulate_grad_batches", "trainer.logger", "trainer.callbacks"),
+    *("data", "model.name", "model.pretrained", "model.sampler", "model.position", "model.optimizer"),
+    *("model.schedule", "model.warmup_steps", "model.compile", "model.timm_args"),
+)
+"""The options that --help shows."""
+REFUSED = {
+    "BackboneFinetuning": "the optimizer and its schedule are made once, for all parameters",
+    "LearningRateFinder": "the learning rate is an argument of the optimizer; an experiment's grid compares several",
+}
+"""Lightning's callbacks that don't work here, and why."""
 
 
 class LogConfig(SaveConfigCallback):
@@ -60,6 +76,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.BestCheckpoint, "checkpoint")
         best = {"filename": "best", "monitor": "val/loss", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
+        parser.common = COMMON
         parser.set_defaults({"model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM}})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -71,6 +88,7 @@ class TrainCLI(LightningCLI):
         self.save_config_kwargs["asked"] = asked = self.parser.dump(self.config, skip_none=False)
         if self.config.resume and self.config.ckpt_path:
             raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
+        resume.place_loggers(self.config)
         found = resume.find_earlier_run(self.config, asked) if self.config.resume else None
         folder, path = found or (None, self.config.ckpt_path)
         saved = read_checkpoint(path) if path else {}
@@ -97,6 +115,14 @@ class TrainCLI(LightningCLI):
             kwargs["precision"] = self.config.trainer.precision = precision
             print(f"precision: {precision}, measured to be the faster one")
         trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if advice := REFUSED.get(type(callback).__name__):
+                raise UserError(f"{type(callback).__name__} can't be used here: {advice}")
+        cores = len(os.sched_getaffinity(0))
+        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, cores):
+            raise UserError(
+                f"--trainer.devices {trainer.num_devices} would start as many processes on {cores} CPU cores"
+            )
         if self.config.fastest_precision and trainer.world_size > 1:
             raise UserError("several processes could measure different precisions: name a --trainer.precision instead")
         strategy: Any = trainer.strategy
@@ -131,6 +157,7 @@ def configured(args: list[str] | None = None) -> TrainCLI:
         auto_configure_optimizers=False,
         trainer_defaults={
             "max_epochs": 20,
+            "enable_model_summary": False,  # It says that a step takes no operations; see ``_introduce``.
             "use_distributed_sampler": False,  # ImageData divides the images between the processes itself
             "callbacks": [callbacks.DescribeData(), callbacks.ThroughputLogger()],
             "logger": {"class_path": "layershuffle.training.metrics_file.MetricsFile"},
@@ -154,9 +181,12 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
     cli.datamodule.prepare_for(*cli.model.model.image_format)
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
+    rank_zero_only(_introduce)(cli.model.model, cli.config.ckpt_path or cli.config.model.pretrained)
     if not ckpt_path:
         resume.refuse_to_overwrite(trainer, cli.config.checkpoint.dirpath)
     wandb_runs.prepare(trainer, cli.from_step if ckpt_path else None)
+    folder = resume.run_folder(trainer)
+    is_new = not folder.exists()
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
     except (callbacks.Preempted, SIGTERMException) as stop:
@@ -172,8 +202,23 @@ def train(args: list[str] | None = None) -> pl.Trainer:
         how = "the same command goes on" if cli.config.resume else f"go on with --ckpt_path {last}"
         print(f"interrupted{f'; {how} from the last checkpoint' if last else ''}", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if is_new and trainer.is_global_zero:
+            resume.remove_empty(folder)
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise UserError(
+                str(error).replace("Pass in or modify your `EarlyStopping` callback to", "Instead,")
+            ) from error
+        raise
     wandb_runs.finish(trainer)
     return trainer
+
+
+def _introduce(model: OrderedViT, weights: bool | str) -> None:
+    """Print in one line what is trained, and where its weights come from."""
+    source = "timm's weights" if weights is True else f"weights of {weights}" if weights else "random weights"
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"model: {model.config['name']}, {model.depth} layers, {size:.3g}M parameters, {source}")
 
 
 def train_command(args: list[str] | None = None) -> None:

@@ -5,9 +5,11 @@ import inspect
 import json
 import os
 import re
+import signal
 import textwrap
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -99,7 +101,14 @@ class ImageData(pl.LightningDataModule):
         crop_mode: whether the shorter side is resized (center), or the image is squashed to a square.
     """
 
-    num_classes: int
+    if TYPE_CHECKING:
+        num_classes: int
+    else:
+
+        @cached_property
+        def num_classes(self) -> int:
+            """How many classes there are: subclasses set it."""
+            raise UserError(f"{type(self).__name__} doesn't say how many classes there are: set num_classes in it")
 
     def __init__(
         self,
@@ -292,6 +301,7 @@ class ImageData(pl.LightningDataModule):
             batch_size,
             collate_fn=tuple if augmented or hasattr(source, "__getitems__") else collate,
             num_workers=workers,
+            worker_init_fn=_ignore_interrupt,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and on_host,
             **options,
@@ -360,6 +370,11 @@ def from_config(config: dict[str, Any], trusted: str | None = None) -> ImageData
             f"the data set it was trained on is not known here ({type(error).__name__}: {str(error)[:200]}): say which "
             "to use with --data"
         ) from error
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which the terminal sends to workers too, to the process that reads from them: it may save first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _subclasses(cls: type[ImageData]) -> list[type[ImageData]]:

@@ -78,6 +78,8 @@ def create_model(
         raise UserError(f"a model has one layer or more, not {depth}")
     new_heads: list[str] = []
     try:
+        if pretrained is True and "pretrained_cfg_overlay" not in timm_args:
+            timm_args |= _cached(name)
         if pretrained and (depth or isinstance(pretrained, str)):
             if isinstance(pretrained, str):
                 source, weights = pretrained, read_backbone(pretrained)
@@ -91,6 +93,7 @@ def create_model(
         vit: Any = timm.create_model(name, **{"pretrained": bool(pretrained), "num_classes": num_classes} | timm_args)
     except Exception as error:
         raise _explained(error, name, pretrained) from error
+    vit.pretrained_cfg.pop("file", None)
     vit.pretrained_cfg.pop("state_dict", None)  # Otherwise the model would keep a second copy of the weights.
     for new in new_heads:  # Some families start from small logits: they scale down a new head.
         vit.get_submodule(new).weight.data *= getattr(vit, "head_init_scale", 1)
@@ -169,6 +172,49 @@ def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) ->
     return take_layers(weights, range(depth))
 
 
+def _cached(name: str) -> dict[str, Any]:
+    """The argument that makes timm read weights that are in the hub's cache without asking the hub about them.
+
+    If they have to be fetched, this is empty, or an error without a network. timm would try for a minute.
+    """
+    import huggingface_hub as hub
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    if not cfg or not cfg.hf_hub_id or cfg.custom_load == "hf":  # which reads the file in a way of its own
+        return {}
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    where: Any = {"filename": cfg.hf_hub_filename or "model.safetensors", "revision": revision or None}
+    path = hub.try_to_load_from_cache(repository, **where)
+    if isinstance(path, str):
+        return {"pretrained_cfg_overlay": {"file": path, "custom_load": False}}
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, **where), timeout=5)
+    except hub.errors.EntryNotFoundError:
+        pass  # The file has another name, which timm finds.
+    except Exception as error:
+        raise _not_fetched(name, error) from error
+    return {}
+
+
+def classes_of(path: str, name: str) -> int | None:
+    """How many classes the weights in a file tell apart, for the timm model ``name``; None without a classifier.
+
+    Raises a UserError if the file can't be read.
+    """
+    import timm
+
+    head = _classifiers(timm.get_pretrained_cfg(name) if timm.is_model(name) else None)[0]
+    weight = read_backbone(path).get(f"{head}.weight")
+    return None if weight is None else len(weight)
+
+
+def _classifiers(known: Any) -> tuple[str, ...]:
+    """The names of a timm model's classifiers, by its pretrained configuration."""
+    names = (known and known.classifier) or "head"
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> tuple[dict[str, Any], list[str]]:
     """The configuration that makes timm load exactly these weights, and the names of the heads that are new.
 
@@ -178,13 +224,12 @@ def _as_pretrained(weights: dict[str, Tensor], name: str, num_classes: int) -> t
     import timm
 
     known = timm.get_pretrained_cfg(name)
-    first, classifiers = (known and known.first_conv) or "patch_embed.proj", (known and known.classifier) or "head"
+    first = (known and known.first_conv) or "patch_embed.proj"
     patches = weights.get(f"{first}.weight")
     if patches is None or patches.ndim != 4:
         raise KeyError(f"{first}.weight")
     dim, channels = patches.shape[:2]
-    heads = (classifiers,) if isinstance(classifiers, str) else classifiers
-    new = [head for head in heads if len(weights.get(f"{head}.weight", ())) != num_classes]
+    new = [head for head in _classifiers(known) if len(weights.get(f"{head}.weight", ())) != num_classes]
     for head in new:
         weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.02)
         weights[f"{head}.bias"] = torch.zeros(num_classes)
@@ -201,6 +246,14 @@ def _unknown(name: str) -> UserError:
     return UserError(f"timm has no model named {name}: timm.list_models('vit*') lists those it has")
 
 
+def _not_fetched(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, download "
+        "them elsewhere and give their path (--model.pretrained of layershuffle train, --pretrained of the other "
+        "commands)"
+    )
+
+
 def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception:
     """What to raise in place of an error of ``timm.create_model``: one sentence."""
     if isinstance(error, UserError):
@@ -212,9 +265,5 @@ def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception
         return UserError(f"{pretrained} holds weights of another backbone than {name}: {text}")
     network = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in network:
-        return UserError(
-            f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, "
-            "download them elsewhere and give their path (--model.pretrained of layershuffle train, --pretrained of "
-            "the other commands)"
-        )
+        return _not_fetched(name, error)
     return UserError(f"{name} can't be created with these arguments: {text}")

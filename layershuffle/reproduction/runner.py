@@ -77,6 +77,8 @@ def run(missing: Sequence[Cell], folder: Path, jobs: int, console: Console, comm
                             stdout=output,
                             stderr=subprocess.STDOUT,
                         )
+                    if not console.is_terminal:  # which shows the progress
+                        console.print(f"{cell.name}: started, see {log}", soft_wrap=True)
                     running[cell.name] = (
                         cell,
                         process,

@@ -2,6 +2,7 @@
 
 import glob
 import io
+import os
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import distributed
 
 from layershuffle.data import ImageData
@@ -53,8 +55,8 @@ class BestCheckpoint(ModelCheckpoint):
         return not same and super()._should_remove_checkpoint(trainer, previous, current)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send before they kill: mostly SIGTERM, and SLURM sends SIGUSR1 where sbatch asks for it."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, and what schedulers send before they kill: mostly SIGTERM, and SIGUSR1 where sbatch asks SLURM for it."""
 
 
 @dataclass(eq=False)
@@ -82,6 +84,7 @@ class LastCheckpoint(ModelCheckpoint):
             raise UserError(f"save_every_n_steps is a number of steps from 1 up, not {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.received = self.saved = 0  # the signal, and the step after which a checkpoint was written
+        self.interrupted = 0.0  # when Ctrl-C was pressed
         self.settled = 0  # the step after which nothing is left to be written
         self._group: Any = None
 
@@ -130,7 +133,21 @@ class LastCheckpoint(ModelCheckpoint):
         if number and self.saved == step:
             raise Preempted(signal.Signals(number), self.best_model_path or None)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoint of a run that was asked for no step, which has no epoch to write it after."""
+        if not trainer.fast_dev_run and 0 in (trainer.max_epochs, trainer.max_steps) and not self.best_model_path:  # type: ignore[attr-defined]
+            self.best_model_path = self.format_checkpoint_name({})
+            trainer.save_checkpoint(self.best_model_path, self.save_weights_only)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            # torchrun sends a second signal at once; a person takes longer to press the keys again.
+            if self.interrupted and now - self.interrupted > 0.5:
+                raise KeyboardInterrupt
+            if not self.interrupted and rank_zero_only.rank == 0:
+                os.write(2, b"\ninterrupted: saving once this step is done, Ctrl-C again stops at once\n")
+            self.interrupted = self.interrupted or now
         self.received = number
 
     def _agreed_signal(self) -> int:
@@ -196,23 +213,46 @@ class ThroughputLogger(pl.Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Updates the metrics only when the loggers write, and leaves out the logger's version.
+    """A bar with the loss while an epoch lasts, and a line with all metrics after it, in a terminal or in a log.
 
-    Lightning's own bar updates them after every step, and waits for the device each time.
+    Lightning's own bar updates the metrics after every step, and waits for the device each time. This one does so only
+    when the loggers write.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.shown: dict[str, Any] = {}
+        self.columns: list[str] = []
+
+    def _init_progress(self, trainer: pl.Trainer) -> None:
+        super()._init_progress(trainer)
+        if self.progress:
+            self.progress.live.transient = True
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The metrics beside the bar."""
+        """The metric beside the bar."""
         if not trainer.training or trainer.is_last_batch or is_logged(trainer):
             loss = trainer.callback_metrics.get("train/loss")
             self.shown = {} if loss is None else {"train/loss": float(loss)}
-            self.shown |= super().get_metrics(trainer, pl_module)
-            self.shown.pop("v_num", None)
         return self.shown
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the line, under a heading wherever the metrics are others than before."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not self.progress or not trainer.is_global_zero:
+            return
+        values = self.shown | super().get_metrics(trainer, pl_module)
+        columns = ["epoch", *(name for name in values if name != "v_num")]
+        if columns != self.columns:
+            self.columns = columns
+            self.progress.console.print("  ".join(columns), markup=False, highlight=False)
+        row = [f"{trainer.current_epoch + 1:5}", *(f"{values[name]:{len(name)}.4f}" for name in columns[1:])]
+        self.progress.console.print("  ".join(row), markup=False, highlight=False)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """The epoch, counted from one as in the lines."""
+        most = self.trainer.max_epochs
+        return f"epoch {current_epoch + 1}" + (f"/{most}" if most and most > 0 else "")
 
 
 def is_logged(trainer: pl.Trainer, steps: int | None = None) -> bool:

@@ -1,6 +1,8 @@
 """The folders of runs: ``--resume auto`` finds the run that the same command began, and no run overwrites another."""
 
+import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from jsonargparse import Namespace
 
 from layershuffle.errors import UserError
 from layershuffle.moved import MOVED
+from layershuffle.training import wandb_runs
 
 IGNORED = ("config", "ckpt_path", "resume")
 """Options that may differ between two commands that train the same run."""
@@ -50,8 +53,22 @@ def continue_run(config: Namespace, folder: Path, last: Path | None, step: int) 
             logger.class_path = "layershuffle.training.metrics_file.MetricsFile"
         if "MetricsFile" in str(logger.class_path):
             logger.init_args["from_step"] = step
-        if "version" in logger.init_args and "Wandb" not in str(loggers[0].class_path):
+        if "Wandb" in str(loggers[0].class_path):
+            wandb_runs.continue_wandb(logger, {"id": folder.name, "project": folder.parent.name})
+        elif "version" in logger.init_args:
             logger.init_args["version"] = folder.name
+
+
+def place_loggers(config: Namespace) -> None:
+    """Make the loggers without a folder of their own write to ``--trainer.default_root_dir``, or else to ``runs``."""
+    for logger in configured_loggers(config):
+        place(logger, config.trainer.default_root_dir)
+
+
+def place(logger: Namespace | None, folder: str | None = None) -> None:
+    """Make a logger without a folder of its own, as its parsed config says, write to ``folder`` or else to ``runs``."""
+    if logger and logger.init_args.get("save_dir", "") in (None, ".", "runs"):  # the loggers' defaults
+        logger.init_args["save_dir"] = folder or "runs"
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -61,6 +78,14 @@ def run_folder(trainer: pl.Trainer) -> Path:
     logger = trainer.loggers[0]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the folder of a run that failed before it had anything to keep but its configuration."""
+    if not any(path.is_file() and path.name != "config.yaml" for path in folder.rglob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # It holds other runs.
+            folder.parent.rmdir()
 
 
 def last_checkpoint(folder: Path, logged: bool, dirpath: str | None) -> Path:

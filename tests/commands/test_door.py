@@ -143,7 +143,9 @@ def test_names_are_configs_and_later_ones_and_flags_win(capsys):
 def test_ones_own_configs_come_first_and_paths_are_taken_as_they_are(tmp_path, capsys):
     own = tmp_path / "configs" / "method"
     own.mkdir(parents=True)
-    (own / "layershuffle.yaml").write_text("# Mine.\nmodel: {sampler: {class_path: LayerDrop, init_args: {p: 0.3}}}\n")
+    (own / "layershuffle.yaml").write_text(
+        "# configs/method/layershuffle.yaml\n# Mine.\nmodel: {sampler: {class_path: LayerDrop, init_args: {p: 0.3}}}\n"
+    )
     (tmp_path / "other.yaml").write_text("model: {position: encode}\n")
     model = yaml.safe_load(resolved(capsys, *TINY[:3], "layershuffle", "other.yaml"))["model"]
     assert model["sampler"] == {"class_path": "layershuffle.orders.LayerDrop", "init_args": {"p": 0.3}}
@@ -258,6 +260,56 @@ def test_dashes_and_underscores_are_the_same(capsys):
     assert yaml.safe_load(one)["trainer"]["max_epochs"] == 7
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--trainer.max_step=5"], r"there is no option --trainer.max_step \(did you mean --trainer.max_steps\?\)"),
+        (["--trainer.max_epohs", "1"], r"there is no option --trainer.max_epohs \(did you mean --trainer.max_epochs\?"),
+        (["--model.optimizer.lrr=1"], r"--model.optimizer.lrr: there is no such option \(did you mean lr\?\)"),
+        (["--data.rot=x"], r"--data.rot: there is no such option"),
+        (["--model.sampler=Shufle"], r"no class named Shufle \(did you mean Shuffle\?\): choose from .*LayerDrop"),
+        (["--data=Digitz"], r"--data: there is no class named Digitz \(did you mean Digits\?\)"),
+        (["--model.optimizer=AdmW"], r"--model.optimizer: there is no class named AdmW \(did you mean AdamW\?\)"),
+        (["--trainer.callbacks=EarlyStoping"], r"no class named EarlyStoping \(did you mean EarlyStopping\?\)"),
+        (["--model.optimizer.lr=fast"], r"--model.optimizer.lr: Expected a <class 'float'>.* \(given: fast\)"),
+        (["--model.position=encod"], r"--model.position: choose from 'none', 'encode', 'predict' \(given: encod\)"),
+        (["--resume=auto", "layershuffle"], "layershuffle is no option's value: name configs before the first option"),
+        (["--trainer.callbacks=BackboneFinetuning"], "BackboneFinetuning can't be used here: the optimizer"),
+        (["--trainer.callbacks=LearningRateFinder"], "LearningRateFinder can't be used here: the learning rate is"),
+        (["--trainer.devices=999"], "--trainer.devices 999 would start as many processes on [0-9]+ CPU cores"),
+    ],
+)
+def test_what_is_misspelt_or_cannot_be_is_one_sentence(capsys, options, complaint):
+    said = fails(capsys, train, *TINY, *options)
+    assert re.search(complaint, said)
+    assert "Expected a path" not in said
+
+
+def test_a_class_may_come_after_its_arguments(capsys):
+    args = ["mini_digits", "cpu", "--data.val_fraction=0.2", "--data", "Digits", "--model.sampler.p=0.3"]
+    config = yaml.safe_load(resolved(capsys, *args, "--model.sampler=LayerDrop", "--trainer.max_epochs=1"))
+    assert config["data"]["init_args"]["val_fraction"] == 0.2
+    assert config["model"]["sampler"]["init_args"] == {"p": 0.3}
+
+
+def test_the_help_of_train_is_short_and_has_more_on_request(capsys):
+    def said(*args):
+        with pytest.raises(SystemExit) as stop:
+            train([*args])
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    short = said("--help")
+    assert len(short.splitlines()) < 70
+    assert max(map(len, short.splitlines())) <= 80
+    assert "--trainer.max_epochs " in short
+    assert "--trainer.barebones" not in short
+    assert "--trainer.barebones" in said("--help", "all")
+    one = said("--help", "trainer")
+    assert "--trainer.barebones" in one
+    assert "--model" not in one.partition("--help all")[0]
+
+
 def test_dashes_in_values_stay(capsys):
     config = yaml.safe_load(resolved(capsys, *DIGITS, "--trainer.default-root-dir=a-b", "--ckpt-path", "c-d.ckpt"))
     assert (config["trainer"]["default_root_dir"], config["ckpt_path"]) == ("a-b", "c-d.ckpt")
@@ -294,6 +346,8 @@ def test_list_of_one_section(capsys):
     assert len([line for line in said.splitlines() if re.match(r"  \w", line)]) == len(
         list((ROOT / "configs/method").glob("*.yaml"))
     )
+    with pytest.raises(UserError, match="unrecognized arguments: --nosuch"):
+        list_command(["--nosuch"])
     with pytest.raises(UserError, match=r"nothing called method to list \(did you mean methods\?\)"):
         list_command(["method"])
 

@@ -195,7 +195,7 @@ def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path,
     folder, whole = tmp_path / "stopped", tmp_path / "whole"
     folder.mkdir()
     whole.mkdir()
-    stops = [signal.SIGKILL] * KILLS + [signal.SIGTERM, signal.SIGUSR1]
+    stops = [signal.SIGKILL] * KILLS + [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     reached = []
     for number in stops:
         code, said = stop(folder, number, rng.uniform(0, 0.15))
@@ -323,6 +323,53 @@ def test_a_folder_of_another_runs_checkpoints_is_refused(tmp_path, monkeypatch):
         train([*kept, "--ckpt_path=kept/last.ckpt"])
     with pytest.raises(ValueError, match="save_every_n_steps is a number of steps from 1 up, not 0"):
         train([*kept, "--save_every_n_steps=0", "--seed_everything=1", "--checkpoint.dirpath=other"])
+
+
+def test_ctrl_c_is_the_main_process_s_alone_and_twice_it_ends_the_run_at_once():
+    data = Digits(train_images=300, workers=1)
+    data.setup("fit")
+    reading = iter(data.train_dataloader())
+    next(reading)
+    for worker in reading._workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(reading)) == 1
+    callback = LastCheckpoint("unused")
+    callback._receive(signal.SIGINT, None)
+    callback._receive(signal.SIGINT, None)  # from torchrun, which repeats it
+    callback.interrupted -= 1
+    with pytest.raises(KeyboardInterrupt):
+        callback._receive(signal.SIGINT, None)
+
+
+def test_a_run_that_fails_leaves_no_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="CIFAR10 is not in the folder"):
+        train(["mini_digits", "cifar10", "cpu", "--trainer.enable_progress_bar=false"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_steps_writes_its_checkpoint_where_it_is_told_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nothing = [argument for argument in COMMAND if "max_epochs" not in argument] + ["--trainer.max_epochs=0"]
+    trainer = train([*nothing, "--trainer.default_root_dir=mine"])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    saved = torch.load(tmp_path / "mine/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert_same(saved["state_dict"], dict(trainer.lightning_module.state_dict()))
+    assert train([*nothing, "--trainer.default_root_dir=mine"]).global_step == 0
+    assert [path.name for path in Path("mine").iterdir()] == ["version_0"]
+
+
+def test_a_wandb_run_that_has_no_checkpoint_yet_goes_on_as_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    command = [*QUICK, "--trainer.logger=WandbLogger", "--trainer.logger.offline=true"]
+    command += ["--trainer.logger.project=mine"]
+    train(command)
+    (last,) = tmp_path.rglob("last.ckpt")
+    last.unlink()
+    train(command)
+    assert [path.parents[1] for path in tmp_path.rglob("last.ckpt")] == [last.parents[1]]
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # wandb's files are there too
 
 
 def test_what_a_kill_leaves_of_a_checkpoint_is_cleared_away(tmp_path):
