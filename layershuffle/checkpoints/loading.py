@@ -64,7 +64,7 @@ class LoadedModel:
         """
         found = self.image_format or self.model.image_format
         args = self.data.get("args") if isinstance(self.data, dict) else None
-        given = {name: args.get(name) for name in ImageFormat._fields[3:]} if isinstance(args, dict) else {}
+        given: dict[str, Any] = {name: args.get(name) for name in ImageFormat._fields[3:]} if isinstance(args, dict) else {}
         given = {name: value for name, value in given.items() if value is not None}
         found = found._replace(**given)
         if (
@@ -78,11 +78,11 @@ class LoadedModel:
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Make the model's input of PIL images of any size and mode: float32 [images, channels, size, size]."""
-        size, mean, std, *resizing = self.trained_format
+        size, mean, std, *_ = self.trained_format
         grey = len(mean) == 1
         pixels = []
         for image in images:
-            rgb = resize(as_rgb(image), size, *resizing)
+            rgb = resize(as_rgb(image), size, *self.trained_format[3:])
             pixels.append(pil_to_tensor(rgb.convert("L") if grey else rgb))
         return Preprocess(size, mean, std)(torch.stack(pixels))
 
@@ -170,15 +170,16 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
     about |= {"sha256": sha256(pretrained)} if pretrained else {}
     # timm's models with as many classes as a version of ImageNet were trained on it.
     subset = None if pretrained else infer_imagenet_subset(model.vit)
-    names = ImageNetInfo(subset).label_descriptions() if subset else None
+    names: Any = ImageNetInfo(subset).label_descriptions() if subset else None
     return LoadedModel(model.eval(), about, image_format=model.timm_format, names=names)
 
 
 def _names(data: Any, model: OrderedViT) -> list[str] | None:
     """The class names that the record of a checkpoint's data holds, if there is one for each of the model's classes."""
     names = data.get("classes") if isinstance(data, dict) else None
-    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if fits and len(names) == model.config["num_classes"] else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names if len(names) == model.config["num_classes"] else None
 
 
 def trained_on(source: str) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ def list_command(args: list[str] | None = None) -> None:
     }
     parser = argparse.ArgumentParser(prog="layershuffle list", description="List what there is.")
     parser.add_argument("section", nargs="*", help=f"from {', '.join(sections)} (default: all)")
-    parser.error = _refuse  # type: ignore[assignment]
+    parser.error = _refuse  # type: ignore[method-assign]
     wanted = parser.parse_args(args).section or list(sections)
     if unknown := [name for name in wanted if name not in sections]:
         suggestion = nearest(unknown[0], sections)

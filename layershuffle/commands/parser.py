@@ -156,7 +156,8 @@ def _subclasses(kind: Any) -> set[str]:
         return set() if {int, float, str} & set(kinds) else set().union(*map(_subclasses, kinds))
     if kind.__module__ == "builtins":
         return set()
-    names = {name for sub in kind.__subclasses__() for name in (sub.__name__, *_subclasses(sub))}
+    children: list[type] = kind.__subclasses__()
+    names = {name for sub in children for name in (sub.__name__, *_subclasses(sub))}
     return {name for name in names if not name.startswith("_")}
 
 

@@ -76,7 +76,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.BestCheckpoint, "checkpoint")
         best = {"filename": "best", "monitor": "val/loss", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
-        parser.common = COMMON
+        parser.common = COMMON  # type: ignore[attr-defined]
         parser.set_defaults({"model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM}})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")

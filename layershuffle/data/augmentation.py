@@ -104,7 +104,7 @@ class Augmented(Subset):
         super().__init__(source, indices)
         self.seed, self.transform = seed, augmentation.of_image(image_size, *resizing)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([key])
         return images[0], labels[0]
 

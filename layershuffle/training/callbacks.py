@@ -145,7 +145,7 @@ class LastCheckpoint(ModelCheckpoint):
             # torchrun sends a second signal at once; a person takes longer to press the keys again.
             if self.interrupted and now - self.interrupted > 0.5:
                 raise KeyboardInterrupt
-            if not self.interrupted and rank_zero_only.rank == 0:
+            if not self.interrupted and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 os.write(2, b"\ninterrupted: saving once this step is done, Ctrl-C again stops at once\n")
             self.interrupted = self.interrupted or now
         self.received = number
