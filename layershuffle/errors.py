@@ -3,3 +3,9 @@
 
 class UserError(ValueError):
     """What is wrong and what to do, in one sentence; the command lines print it without a traceback."""
+
+
+def is_network_error(error: Exception) -> bool:
+    """Whether ``error`` is of the kinds that the Hugging Face hub's client raises where there is no network."""
+    libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "requests", "urllib3")
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in libraries

@@ -64,7 +64,9 @@ class LoadedModel:
         """
         found = self.image_format or self.model.image_format
         args = self.data.get("args") if isinstance(self.data, dict) else None
-        given: dict[str, Any] = {name: args.get(name) for name in ImageFormat._fields[3:]} if isinstance(args, dict) else {}
+        given: dict[str, Any] = (
+            {name: args.get(name) for name in ImageFormat._fields[3:]} if isinstance(args, dict) else {}
+        )
         given = {name: value for name, value in given.items() if value is not None}
         found = found._replace(**given)
         if (

@@ -87,12 +87,15 @@ class Study:
         args: the command line, by default that of the process.
         kind: what the results file is named after.
         shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
+
+    Attributes:
+        output: the results file, once ``report`` has written it.
     """
 
     def __init__(
         self, parser: Parser, args: list[str] | None = None, kind: str = "evaluation", shared: bool = False
     ) -> None:
-        self.config = config = _parse(parser, sys.argv[1:] if args is None else args)
+        self.config = config = parse(parser, sys.argv[1:] if args is None else args)
         self.kind = kind
         torch.manual_seed(config.seed)
         classes = parser.instantiate_classes(config).data.num_classes if config.pretrained == "random" else None
@@ -188,7 +191,7 @@ class Study:
         )
         if not self.fabric.is_global_zero:
             return results
-        output = self._output()
+        self.output = output = self._output()
         results.save(output)
         console = Console(markup=False)
         if len(trained := self.model.order.layers) < self.model.depth:
@@ -250,11 +253,12 @@ class Study:
             raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
 
 
-def _parse(parser: Parser, args: list[str]) -> Namespace:
+def parse(parser: Parser, args: list[str], required: bool = True) -> Namespace:
     """Parse the command line, with the data set that the checkpoint records as the default of --data.
 
     That default decides which options --data has, so it is looked up before the options are parsed. A class outside the
-    package has to be named with --data, and the recorded arguments are its defaults then too.
+    package has to be named with --data, and the recorded arguments are its defaults then too. If the data is not
+    ``required`` and not known, there is none.
     """
     args = parser.expanded(args)
     named = next(reversed(option_values(args, "--data")), None)
@@ -267,11 +271,12 @@ def _parse(parser: Parser, args: list[str]) -> Namespace:
             path = f"{type(data).__module__}.{type(data).__qualname__}"
             parser.set_defaults({"data": {"class_path": path, "init_args": data.config()["args"]}})
         except UserError as error:
-            if named or not option_values(args, "--config"):  # a config may name the data set
+            # A config may name the data set.
+            if named or (required and not option_values(args, "--config")):
                 raise
             missing = error
     config = parser.parse_args(args)
-    if not config.data:
+    if required and not config.data:
         load(config.checkpoint, config.pretrained)  # If there is no such model, the error should say that instead.
         raise missing or UserError(
             f"{config.checkpoint} doesn't say which data to evaluate on: name a data config, such as imagenet, after it"

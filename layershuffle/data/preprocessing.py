@@ -188,6 +188,10 @@ class Preprocess(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: uint8 [batch, channels, height, width]. Returns float32 [batch, channels, size, size]."""
+        return self.normalise(self.resized(images))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Resize and crop: uint8 [batch, channels, height, width] to uint8 [batch, channels, size, size]."""
         if images.shape[1] not in (1, len(self.mean)):
             raise UserError(
                 f"the images have {images.shape[1]} channels, but the model takes {len(self.mean)}: train one with "
@@ -197,4 +201,8 @@ class Preprocess(nn.Module):
             images = images.new_empty((0, images.shape[1], self.size, self.size))
         if images.shape[-2:] != (self.size, self.size):
             images = resize(images, self.size, *self.resizing)
+        return images
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalise uint8 [batch, channels, size, size]. Returns float32 with the channels that the model takes."""
         return (images.float() / 255 - self.mean) / self.std

@@ -50,6 +50,30 @@ def climb(start: Order, losses: Losses, rounds: int) -> Iterator[tuple[Order, fl
         yield order, loss
 
 
+def thin(own: Order, losses: Losses, keep: int, beam: int) -> Iterator[tuple[Order, float]]:
+    """Find the choice of each number of steps of ``own``, from all down to ``keep``, that has the lowest loss.
+
+    The steps stay in the sequence that they have in ``own``. Every choice is scored if ``scores_all(own, keep)``.
+    Otherwise it is a beam search: of each length the ``beam`` best orders go on, each without one of its steps in turn.
+
+    Yields the best order of each length and its loss, the longest first.
+    """
+    kept = [own]
+    for length in range(len(own), keep - 1, -1):
+        if length < len(own):
+            kept = list(dict.fromkeys(order[:at] + order[at + 1 :] for order in kept for at in range(len(order))))
+        found = losses(kept)
+        ranked = sorted(range(len(kept)), key=found.__getitem__)
+        yield kept[ranked[0]], found[ranked[0]]
+        if not scores_all(own, keep):
+            kept = [kept[rank] for rank in ranked[:beam]]
+
+
+def scores_all(own: Order, keep: int) -> bool:
+    """Whether there are so few choices of ``keep`` or more steps of ``own`` that ``thin`` scores every one."""
+    return sum(math.comb(len(own), length) for length in range(keep, len(own) + 1)) < 1 << 12
+
+
 def heavy_tail_exponents(model: OrderedViT) -> list[float]:
     """How well each layer is trained, one exponent per layer, the smaller the better (arXiv 2302.02123).
 

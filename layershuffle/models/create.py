@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, is_network_error
 from layershuffle.models.backbones import FAMILIES, Head, layer_of, take_layers
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position, PositionTable
@@ -263,7 +263,6 @@ def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception
     text = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
     if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
         return UserError(f"{pretrained} holds weights of another backbone than {name}: {text}")
-    network = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in network:
+    if is_network_error(error):
         return _not_fetched(name, error)
     return UserError(f"{name} can't be created with these arguments: {text}")

@@ -237,7 +237,9 @@ class OrderedViT(nn.Module):
             tokens = self.encoding(tokens, unit.layer, position)
         run = self.halves[unit.half] if unit.half else self.backbone.run
         context = self.backbone.context_of(unit.layer, state.context)
-        recomputed = self.checkpoint_layers or getattr(self.vit, "grad_checkpointing", False)  # set by timm's own method
+        recomputed = self.checkpoint_layers or getattr(
+            self.vit, "grad_checkpointing", False
+        )  # set by timm's own method
         if recomputed and torch.is_grad_enabled():
             return checkpoint(run, block, tokens, context, use_reentrant=False)
         return run(block, tokens, context)

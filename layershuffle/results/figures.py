@@ -290,6 +290,27 @@ def search(results: Results, title: str = "") -> Figure:
     return figure
 
 
+def prune(results: Results, title: str = "") -> Figure:
+    """Accuracy against time of the best choice of each number of layers; the one that meets the budget is ringed."""
+    measures = results.measures["prune"]
+    figure, axis = _accuracy(results, title, xlabel=f"ms per image, batches of {results.evaluation['batch_size']}")
+    line = []
+    for score in results.of("prune"):
+        kept = score.variant["kept"]
+        point = measures["milliseconds"][str(kept)], 100 * score.top1
+        if "sequence" in score.variant:
+            axis.plot(*point, "D", color=COLOURS[2], markersize=5, label="the same in the sequence found")
+        else:
+            line.append(point)
+            _annotate(axis, str(kept), *point)
+        if score.order == measures["chosen"]:
+            axis.plot(*point, "o", color=COLOURS[1], markersize=11, fillstyle="none", label="chosen")
+    axis.plot(*zip(*line), "o-", color=COLOURS[0], markersize=4, label="best layers, and their number")
+    axis.set(xlim=(0, None))
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
 def cosine(results: Results, title: str = "") -> Figure:
     """Cosine similarity of the activations after every two steps (arXiv 2407.09298)."""
     values = np.array(results.measures["cosine"])
@@ -386,6 +407,7 @@ def _mistakes(results: Results, title: str) -> Figure:
 MEASURES: dict[str, tuple[Callable[[Results, str], Figure], tuple[str, ...]]] = {
     "cosine": (cosine, ()),
     "search": (search, ("search",)),
+    "prune": (prune, ("prune",)),
     "seconds_per_image": (depth, ("pruned",)),
     "representations": (representations, ()),
     "contributions": (contributions, ()),

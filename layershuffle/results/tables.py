@@ -65,6 +65,7 @@ def of(results: Results) -> dict[str, tuple[list[str], Rows]]:
     """One model: every table that its results fill, by name: "orders", each protocol with columns, and so on."""
     found = {"orders": full_depth(results)}
     found |= {protocol.name: grid(results, protocol) for protocol in shown(results) if protocol.columns}
+    found["prune"] = pruning(results)
     found["early exit"] = early_exit(results)
     found["classes"] = classes(results)
     return {name: table for name, table in found.items() if table[1]}
@@ -112,6 +113,17 @@ def grid(results: Results, protocol: Protocol) -> tuple[list[str], Rows]:
         [_strategy(*rest) or "top-1 %", *(text(found[column]) if column in found else "" for column in columns)]
         for rest, found in by_rest.items()
     ]
+
+
+def pruning(results: Results) -> tuple[list[str], Rows]:
+    """One model: the best orders of each number of layers, with time and accuracy; no rows if it wasn't pruned."""
+    times = results.measures.get("prune", {}).get("milliseconds", {})
+    rows = [
+        [str(score.order), str(kept := score.variant["kept"]), f"{times[str(kept)]:#.3g}", f"{100 * score.top1:.2f}"]
+        + ["infinite" if score.loss is None else f"{score.loss:.4f}"]
+        for score in results.of("prune")
+    ]
+    return ["layers", "kept", "ms / image", "top-1 %", "loss"], rows
 
 
 def early_exit(results: Results) -> tuple[list[str], Rows]:

@@ -51,8 +51,8 @@ def trained(tmp_path, monkeypatch):
 def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, images, position, capsys):
     checkpoint = trained(0, f"--model.position={position}")
     results = evaluate_command([checkpoint, "--orders=2", "--keep=2", "--output=results.json"])
-    export_command([checkpoint, "out", "--results", "results.json"])
-    assert ("lacks the position encoding" in capsys.readouterr().out) == (position == "encode")
+    export_command([checkpoint, "out", "--results", "results.json", "--license=mit"])
+    assert ("timm can't run this model" in capsys.readouterr().out) == (position == "encode")
     before, after = load(checkpoint), load("out")
     assert after.record == before.record
     assert after.data == before.data
@@ -61,25 +61,83 @@ def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, image
         for name, value in before.model.eval()(images, order)._asdict().items():
             again = getattr(after.model.eval()(images, order), name)
             assert again is value is None or torch.equal(again, value)
-        plain = timm.create_model("local-dir:out", pretrained=True).eval()(images)
-    assert torch.equal(plain, before.model(images).logits) == (position != "encode")
+    if position == "encode":
+        with pytest.raises(RuntimeError, match="its layers are told the positions at which they run; use layershuffle"):
+            timm.create_model("local-dir:out", pretrained=True)
+    else:
+        with torch.inference_mode():
+            plain = timm.create_model("local-dir:out", pretrained=True).eval()(images)
+            assert torch.equal(plain, before.model(images).logits)
     card = (tmp_path / "out/README.md").read_text()
     assert f"| {100 * results.scores[0].top1:.2f} |" in card
-    assert "license: apache-2.0" in card
+    assert "license: mit\n" in card
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == (1 if position == "encode" else 2)
     for block in blocks:
         exec(block.replace("FOLDER", "out"), {"images": images})
     assert evaluate_command(["out", "--protocols=sequential", "--output=again.json"]).scores[0] == results.scores[0]
 
 
-def test_a_distilled_model_keeps_its_head(trained, images):
-    name = "--model.name=deit_tiny_distilled_patch16_224"
-    checkpoint = trained(0, name, "--model.head=average")
+@pytest.mark.parametrize("head", ["average", "class"])
+def test_a_distilled_model_keeps_its_head(trained, images, head):
+    checkpoint = trained(0, "--model.name=deit_tiny_distilled_patch16_224", f"--model.head={head}")
     export_command([checkpoint, "out"])
+    export_command([checkpoint, "cut", "--order=4 0"])
+    before = load(checkpoint).model.eval()
     with torch.inference_mode():
-        plain = timm.create_model("local-dir:out", pretrained=True).eval()(images)
-        assert torch.equal(plain, load(checkpoint).model.eval()(images).logits)
+        for folder, order in (("out", before.order), ("cut", "4 0")):
+            expected = before(images, order).logits
+            assert torch.equal(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images), expected)
+            assert torch.equal(load(folder).model.eval()(images).logits, expected)
+    assert (before.vit.head_dist.weight != 0).any()
+
+
+@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+def test_an_order_is_exported_with_its_score(trained, tmp_path, images, position, capsys):
+    checkpoint = trained(0, f"--model.position={position}")
+    given = evaluate_command([checkpoint, "--orders", "3 1 4", "--output=results.json"]).of("given")
+    export_command([checkpoint, "out", "--order=3 1 4", "--results=results.json"])
+    assert (
+        "checked: on 8 test images of Digits its logits differ from the original's by at most 0"
+        in capsys.readouterr().out
+    )
+    before, after = load(checkpoint).model.eval(), load("out").model.eval()
+    with torch.inference_mode():
+        expected = before(images, "3 1 4").logits
+        assert torch.equal(after(images).logits, expected)
+        if position != "encode":
+            plain = timm.create_model("local-dir:out", pretrained=True).eval()
+            assert (len(plain.blocks), torch.equal(plain(images), expected)) == (3, True)
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| given, 3 1 4 | 1 | {100 * given[0].top1:.2f}" in card
+    assert "sequential," not in card
+    assert "license" not in card
+    for path in (tmp_path / "out").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644
+    export_command([checkpoint, "first", "--order=first(2)", "--results=results.json"])
+    assert "Not measured in the order 0 1." in (tmp_path / "first/README.md").read_text()
+    # The layers of an exported model are counted anew, so its scores are not those of the checkpoint's layers.
+    evaluate_command(["out", "--protocols=sequential", "--output=cut.json"])
+    export_command(["out", "again", "--order=2 0"])
+    assert load("again").record["cut"] == "4 3"
+    with pytest.raises(ValueError, match="are of another checkpoint"):
+        export_command([checkpoint, "wrong", "--order=0 1 2", "--results=cut.json"])
+
+
+def test_an_export_that_differs_is_not_kept(trained, tmp_path, monkeypatch, capsys):
+    checkpoint = trained()
+    with monkeypatch.context() as patch:
+        patch.setattr("layershuffle.checkpoints.export.cut", lambda model, order: cut(model, "0 1 2"))
+        with pytest.raises(ValueError, match=r"the export's logits differ from the original's by [0-9.]+, so it was"):
+            export_command([checkpoint, "out", "--order=2 1 0"])
+    assert not (tmp_path / "out").exists()
+    content = torch.load(checkpoint, weights_only=True)
+    content["layershuffle"]["data"] = None
+    torch.save(content, "nowhere.ckpt")
+    export_command(["nowhere.ckpt", "out"])
+    said = capsys.readouterr()
+    assert "on random pixels, because there are no images (the checkpoint doesn't say" in said.err
+    assert "checked: on 8 images of random pixels" in said.out
 
 
 @pytest.mark.parametrize("position", ["encode", "predict"])
@@ -94,7 +152,7 @@ def test_layers_in_an_order_of_their_own_become_a_plain_model(trained, tmp_path,
         if position == "predict":
             assert torch.equal(found.position_logits, expected.position_logits)
             assert torch.equal(timm.create_model("local-dir:out", pretrained=True).eval()(images), expected.logits)
-    assert "copies of those of the trained model, in the order 3 1 1 0 4 3" in (tmp_path / "out/README.md").read_text()
+    assert "runs the layers of the trained model in the order 3 1 1 0 4 3" in (tmp_path / "out/README.md").read_text()
     args = ["--protocols=sequential", "--data.test_images=60"]
     original = evaluate_command([checkpoint, *args, "--output=a.json"]).scores[0]
     assert evaluate_command(["out", *args, "--output=b.json"]).scores[0] == replace(original, order="0 1 2 3 4 5")

@@ -202,7 +202,7 @@ def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
     sequential, *_, given = results.scores
     assert (sequential.order, given.order) == ("0 1", every_layer)
     export_command([checkpoint, "exported"])
-    assert "which this model doesn't" in Path("exported/README.md").read_text()
+    assert "runs the layers of the trained model in the order 0 1" in Path("exported/README.md").read_text()
     (exported,) = evaluate_command(["exported", FEW, "--protocols=sequential", "--output=e.json"]).scores
     assert exported == sequential
     changes = analyse_command([checkpoint, FEW, "--study=contributions", "--images=5"]).measures["contributions"]

@@ -1,12 +1,13 @@
 """Searching an order, against brute force and against the fit written out."""
 
-from itertools import pairwise, permutations
+from itertools import combinations, pairwise, permutations
+from math import comb
 
 import numpy as np
 import pytest
 import torch
 
-from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, well_trained_first
+from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, scores_all, thin, well_trained_first
 from layershuffle.orders.order import Order, sequential
 
 COST = np.random.default_rng(0).random((5, 5))
@@ -96,3 +97,38 @@ def test_a_missing_extra_is_named(small, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "powerlaw", None)
     with pytest.raises(ValueError, match=r"pip install 'layershuffle\[spectra\]'"):
         heavy_tail_exponents(small())
+
+
+@pytest.mark.parametrize(("keep", "beam", "exact"), [(2, 8, True), (1, 3, False)])
+def test_thinning_keeps_the_best_choice_of_each_length(monkeypatch, keep, beam, exact):
+    own, scored = Order("4 0 3 1 2"), []
+    if not exact:
+        monkeypatch.setattr("layershuffle.evaluation.search.scores_all", lambda own, keep: False)
+
+    def counted(orders):
+        scored.append(orders)
+        return losses(orders)
+
+    found = list(thin(own, counted, keep, beam))
+    best = {
+        length: min(losses([Order(steps) for steps in combinations(own, length)]))
+        for length in range(keep, len(own) + 1)
+    }
+    assert [len(order) for order, _ in found] == sorted(best, reverse=True)
+    for order, loss in found:
+        assert sorted(order, key=list(own).index) == list(order)
+        assert loss == losses([order])[0] >= best[len(order)]
+        assert loss == best[len(order)] or not exact
+    assert [len(orders) for orders in scored] == [len(set(orders)) for orders in scored]
+    if exact:
+        assert [len(orders) for orders in scored] == [comb(5, length) for length in range(5, keep - 1, -1)]
+    else:  # the three best of each length go on
+        for before, after in pairwise(scored):
+            went_on = sorted(before, key=lambda order: losses([order])[0])[:beam]
+            assert set(after) == {order[:at] + order[at + 1 :] for order in went_on for at in range(len(order))}
+
+
+def test_all_choices_of_twelve_layers_are_scored_and_not_those_of_more():
+    assert scores_all(sequential(12), 1)
+    assert not scores_all(sequential(13), 1)
+    assert scores_all(sequential(24), 21)

@@ -1,0 +1,114 @@
+"""Programs for torch.export, ONNX and AOTInductor, against the model that they were exported from."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from helpers import SMALL
+
+from layershuffle import Order
+from layershuffle.checkpoints.programs import Programs, export_programs
+from layershuffle.commands.export import export_command
+from layershuffle.commands.train import train
+from layershuffle.data import Preprocess
+
+RECORD = {"sha256": "", "source": "here"}
+PIXELS = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def logits(model, order):
+    with torch.inference_mode():
+        return model(Preprocess(*model.image_format)(PIXELS), order).logits
+
+
+def snippet(folder):
+    """The logits that the code of the model card gives."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    exec(code.replace("FOLDER", str(folder)), names := {"images": PIXELS})
+    return torch.as_tensor(names["logits"])
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "arguments"),
+    [
+        ("torch-export", "vit_tiny_patch16_224", {"position": "encode"}),
+        ("torch-export", "vit_tiny_patch16_224", {"position": "predict"}),
+        ("torch-export", "deit_tiny_distilled_patch16_224", {"head": "class"}),
+        ("torch-export", "deit_tiny_distilled_patch16_224", {"head": "average"}),
+        ("torch-export", "vit_small_patch16_rope_mixed_224", {"choices": ["sequential", "2 1"]}),
+        ("onnx", "vit_tiny_patch16_224", {"position": "encode"}),
+        ("onnx", "deit_tiny_distilled_patch16_224", {"head": "class"}),
+    ],
+)
+def test_a_program_runs_one_order_of_any_kind(small, tmp_path, form, name, arguments):
+    model, order = small(name, **arguments), Order("3 (1|2) 1a 1f")
+    export_programs(model, RECORD, None, tmp_path / "out", form, order, inside=True)
+    programs = Programs(tmp_path / "out")
+    expected = logits(model, order)
+    for count in (3, 1):
+        torch.testing.assert_close(programs(PIXELS[:count]), expected[:count], rtol=0, atol=1e-5)
+    torch.testing.assert_close(snippet(tmp_path / "out"), expected, rtol=0, atol=1e-5)
+    assert programs.manifest["record"]["cut"] == str(order)
+    with pytest.raises(ValueError, match=r"out runs one order only: 3 \(1\|2\) 1a 1f"):
+        programs(PIXELS, "3 1")
+    if form == "torch-export":
+        weights = torch.export.load(tmp_path / "out" / "model.pt2").state_dict
+        assert {int(name) for name in re.findall(r"blocks\.(\d)\.", " ".join(weights))} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "position"),
+    [("onnx", "vit_tiny_patch16_224", "encode"), ("torch-export", "vit_small_patch16_rope_mixed_224", "none")],
+)
+def test_layers_in_files_of_their_own_run_in_any_order(small, tmp_path, form, name, position):
+    model = small(name, position=position, depth=3)
+    export_programs(model, RECORD, None, tmp_path / "out", form, None, inside=False)
+    programs = Programs(tmp_path / "out")
+    normalised = Preprocess(*model.image_format)(PIXELS)
+    for order in ("2 0 1", "1 (0|2) 2", "1"):
+        torch.testing.assert_close(programs(normalised, order), logits(model, order), rtol=0, atol=1e-5)
+    torch.testing.assert_close(programs(normalised), logits(model, "0 1 2"), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="has whole layers only, and '0a 1' runs halves"):
+        programs(normalised, "0a 1")
+    (tmp_path / "out" / programs.manifest["files"]["layers"][1]).unlink()
+    with pytest.raises(ValueError, match=r"there is no file .*layer1.*, which manifest\.json names"):
+        Programs(tmp_path / "out")
+
+
+def test_a_compiled_program(small, tmp_path):
+    model = small(position="encode")
+    export_programs(model, RECORD, None, tmp_path / "out", "aoti", Order("2"), inside=True)
+    for count in (3, 1):
+        found = Programs(tmp_path / "out")(PIXELS[:count])
+        torch.testing.assert_close(found, logits(model, "2")[:count], rtol=0, atol=1e-5)
+    torch.testing.assert_close(snippet(tmp_path / "out"), logits(model, "2"), rtol=0, atol=1e-5)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    timm_args = json.dumps({name: value for name, value in SMALL.items() if name != "depth"} | {"depth": 2})
+    train(
+        ["--model.name=vit_tiny_patch16_224", f"--model.timm_args={timm_args}", "--model.choices=[sequential, 1 0]"]
+        + ["--data=Digits", "--data.train_images=100", "--trainer.max_steps=1", "--checkpoint.dirpath=."]
+        + ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    )
+    export_command(["best.ckpt", "out", "--format=torch-export", "--order=1 0", "--normalise=beside"])
+    said = capsys.readouterr().out
+    assert "checked: on 8 test images of Digits its logits differ from the original's by at most" in said
+    assert "exported to out: layershuffle.checkpoints.programs.Programs('out')" in said
+    export_command(["best.ckpt", "split", "--format=torch-export", "--split"])
+    assert len(list((tmp_path / "split").glob("*.pt2"))) == 2 + 2
+    for options, complaint in [
+        (["--format=onnx"], "each image chooses its order"),
+        (["--split"], "--split is for programs that run any order"),
+        (["--split", "--format=onnx", "--order=1"], "--split is for programs that run any order"),
+        (["--order=1a"], "only whole layers, one after the other, make a plain model"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            export_command(["best.ckpt", "new", *options])
+        assert not (tmp_path / "new").exists()
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match=r"needs onnxscript: pip install 'layershuffle\[onnx\]'"):
+        export_command(["best.ckpt", "new", "--format=onnx", "--order=1"])

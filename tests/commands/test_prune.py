@@ -1,0 +1,100 @@
+"""The command that finds which layers to keep."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import timm
+import torch
+import yaml
+from helpers import DIGITS, QUIET, fails
+
+from layershuffle.checkpoints.loading import load
+from layershuffle.commands.prune import prune_command
+from layershuffle.commands.train import train
+from layershuffle.orders.order import Order
+from layershuffle.results.record import Results
+
+FEW = ["--repeats=1", "--data.train_images=600"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A five-layer model of the digits, trained with shuffled layers."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(
+        [
+            *DIGITS,
+            *QUIET,
+            "--model.depth=5",
+            "--model.sampler=Shuffle",
+            "--trainer.max_epochs=2",
+            "--data.train_images=600",
+        ]
+        + ["--trainer.logger=false", f"--checkpoint.dirpath={folder}"]
+    )
+    return str(folder / "best.ckpt")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_what_is_kept_is_scored_timed_exported_and_refined(trained, capsys, images):
+    results = prune_command([trained, *FEW, "--keep=2", "--output=p.json", "--export=out"])
+    said = capsys.readouterr().out
+    assert Results.load("p.json") == results
+    own, *thinned = [score for score in results.of("prune") if "sequence" not in score.variant]
+    assert own.order == "0 1 2 3 4"
+    assert results.measures["prune"]["images"] == results.data["images"] == 30
+    chosen = Order(results.measures["prune"]["chosen"])
+    assert f"chosen: {chosen}" in said
+    assert [len(Order(score.order)) for score in thinned] == [4, 3, 2]
+    assert sorted(chosen) == list(Order(thinned[-1].order))
+    for kept, time in results.measures["prune"]["milliseconds"].items():
+        assert f" {time:#.3g} " in said or int(kept) < 2
+    assert plt.imread("p.png")[:, :, :3].std() > 0.05
+    # The export: a plain model of two layers, its score on the images that weren't searched on, a config to refine it.
+    plain = timm.create_model("local-dir:out", pretrained=True).eval()
+    with torch.inference_mode():
+        assert torch.equal(plain(images), load(trained).model.eval()(images, chosen).logits)
+    (score,) = [score for score in results.of("prune") if score.order == str(chosen)]
+    card = Path("out/README.md").read_text()
+    assert re.search(rf"\| given, {chosen} \| 1 \| {100 * score.top1:.2f}", card)
+    assert "Digits, 30 images (val)" in card
+    (command,) = re.findall("refine it with: layershuffle train (.*)", said)
+    train([*command.split(), *QUIET, "--trainer.max_steps=1", "--trainer.logger=false", "--checkpoint.dirpath=refined"])
+    assert load("refined/best.ckpt").model.depth == 2
+    assert yaml.safe_load(Path("out/refine.yaml").read_text())["model"]["pretrained"] == "out/model.safetensors"
+
+
+def test_a_budget_of_time_and_refinement(trained, capsys):
+    results = prune_command([trained, *FEW, "--milliseconds=1e6", "--output=p.json"])
+    assert results.measures["prune"]["chosen"].count(" ") == 4  # everything is quick enough
+    assert "export it with: layershuffle export" in capsys.readouterr().out
+    prune_command([trained, *FEW, "--keep=1", "--rounds=0", "--output=q.json", "--export=out", "--refine=1"])
+    (best,) = re.findall("refined: (.*); export it with", capsys.readouterr().out)
+    before, after = load("out").model.vit, load(best).model.vit
+    assert len(after.blocks) == 1
+    assert not torch.equal(before.blocks[0].mlp.fc1.weight, after.blocks[0].mlp.fc1.weight)
+    assert (before.blocks[0].mlp.fc1.weight - after.blocks[0].mlp.fc1.weight).abs().max() < 0.1
+
+
+def test_what_is_not_pruned(trained, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    for options, complaint in [
+        ([], "say how much to keep"),
+        (["--keep=2", "--milliseconds=1"], "say how much to keep"),
+        (["--keep=6"], "6 layers can't be kept of 5"),
+        (["--keep=2", "--split=test"], "the layers to keep are not chosen by test images"),
+        (["--keep=2", "--data.val_fraction=0"], "the layers to keep are not chosen by test images"),
+        (["--milliseconds=1e-9"], "one layer already takes"),
+        (["--keep=2", "--refine=1"], "name a new folder for it with --export"),
+        (["--keep=2", "--export=mine"], "mine is there already"),
+        (["--keep=2", "--beam=0"], "--beam and --repeats are 1 or more"),
+    ]:
+        assert complaint in fails(capsys, prune_command, trained, *FEW, "--output=p.json", *options)
+    assert not (tmp_path / "p.json").exists()

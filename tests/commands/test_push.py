@@ -1,0 +1,124 @@
+"""Uploading to the Hugging Face hub, of which a server on this machine takes the place."""
+
+import base64
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from helpers import fails
+
+from layershuffle.checkpoints.export import export
+from layershuffle.checkpoints.loading import load
+from layershuffle.commands.push import push_command
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as creating a repository and committing files to it takes."""
+
+    repositories: ClassVar = {}  # name -> {"private": bool, "files": {path: bytes}}
+
+    def answer(self, content, status=200):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Authorization") != "Bearer secret":
+            return self.answer({"error": "Invalid credentials"}, 401)
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            if not name.startswith("me/"):
+                return self.answer({"error": "You don't have the rights"}, 403)
+            if asked["name"] == "full":
+                return self.answer({"error": "Private storage limit reached"}, 402)
+            private = asked.get("private", asked.get("visibility") == "private")
+            there = name in self.repositories
+            self.repositories.setdefault(name, {"private": private, "files": {}})
+            url = f"{self.server.url}/{name}"
+            return self.answer({"url": url, "error": "You already created this model repo"}, 409 if there else 200)
+        if preupload := re.fullmatch("/api/models/(.*)/preupload/main", self.path):
+            assert preupload[1] in self.repositories
+            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+            return self.answer({"files": [{**f, "shouldIgnore": False} for f in files]})
+        if commit := re.fullmatch("/api/models/(.*)/commit/main", self.path):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.repositories[commit[1]]["files"][line["value"]["path"]] = content
+            url = f"{self.server.url}/{commit[1]}/commit/0"
+            return self.answer({"success": True, "commitUrl": url, "commitOid": "0" * 40, "hookOutput": ""})
+        return self.answer({"errors": [], "warnings": []})
+
+    def do_GET(self):
+        found = re.fullmatch("/api/models/([^/]*/[^/]*).*", self.path)
+        name = found and found[1]
+        if name not in self.repositories:
+            return self.answer({"error": "Repository not found"}, 404)
+        return self.answer({"id": name, "private": self.repositories[name]["private"], "sha": "0" * 40, "siblings": []})
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The repositories of a new hub, to which commands upload as its user "me"."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr(Hub, "repositories", {})
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.chdir(tmp_path)
+    yield Hub.repositories
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def exported(small, tmp_path):
+    model = small()
+    export(model, {"sha256": "", "config": model.config}, None, tmp_path / "out")
+    return model
+
+
+def test_what_is_uploaded_is_what_was_exported(hub, exported, tmp_path, images, capsys):
+    push_command(["out", "me/model"])
+    assert "/me/model, which only you can see" in capsys.readouterr().out
+    assert hub["me/model"]["private"] is True
+    (tmp_path / "again").mkdir()
+    for path, content in hub["me/model"]["files"].items():
+        (tmp_path / "again" / path).write_bytes(content)
+    assert {path.name for path in Path("out").iterdir()} == hub["me/model"]["files"].keys()
+    with torch.inference_mode():
+        assert torch.equal(load("again").model.eval()(images).logits, exported(images).logits)
+    push_command(["out", "me/model", "--public"])
+    assert "only you can see\nnote: it was there already and is private" in capsys.readouterr().out
+    push_command(["out", "me/open", "--public"])
+    assert "/me/open, which everybody can see" in capsys.readouterr().out
+    assert hub["me/open"]["private"] is False
+
+
+def test_what_the_hub_objects_to_is_one_sentence(hub, exported, capsys, monkeypatch):
+    Path("empty").mkdir()
+    for folder, name, complaint in [
+        ("empty", "me/model", "empty is not a folder of layershuffle export"),
+        ("out", "you/model", "the hub doesn't let you write to you/model: use a token"),
+        ("out", "me/a b", "me/a b can't be a name on the hub, write USER/NAME"),
+        ("out", "me/full", r"the hub refused me/full \(status 402\): .*Private storage limit reached"),
+    ]:
+        assert re.match(f"error: {complaint}", fails(capsys, push_command, folder, name))
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert "run `hf auth login`, or set HF_TOKEN" in fails(capsys, push_command, "out", "me/model")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert fails(capsys, push_command, "out", "me/model").startswith("error: the hub can't be reached (ConnectError: ")
