@@ -164,7 +164,7 @@ def export_programs(
         part: [f"{each}{SUFFIXES[form]}" for each in name] if isinstance(name, list) else f"{name}{SUFFIXES[form]}"
         for part, name in names.items()
     }
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": form,
         "device": device.type,
         "files": files,
