@@ -84,7 +84,7 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
     assert results.evaluation["protocols"] == ["sequential", "my_protocols.backwards"]
     assert results.evaluation["lengths"] == [2, 4]
     said = capsys.readouterr().out
-    assert re.search(r"first layer turned\s+0\s+1\s+2", said)
+    assert re.search(r"first layer\s+turned\s+0\s+1\s+2", said)
     assert re.search(r"4 layers\s+[0-9.]+", said)
     assert Path("r.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):

@@ -74,7 +74,7 @@ def export_command(args: list[str] | None = None) -> None:
     programs = config.format != "timm"
     if config.split and (order is not None or not programs):
         raise UserError("--split is for programs that run any order: give another --format than timm, and no --order")
-    if programs and model.choice and order is None:
+    if programs and model.choice and order is None and not config.split:
         raise UserError("each image chooses its order, which a program can't do: name one with --order")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU to export for here: leave out --device")

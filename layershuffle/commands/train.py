@@ -89,7 +89,8 @@ class TrainCLI(LightningCLI):
         if self.config.resume and self.config.ckpt_path:
             raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
         resume.place_loggers(self.config)
-        found = resume.find_earlier_run(self.config, asked) if self.config.resume else None
+        defaults = self.parser.dump(self.parser.get_defaults(), skip_none=False, skip_validation=True)
+        found = resume.find_earlier_run(self.config, asked, defaults) if self.config.resume else None
         folder, path = found or (None, self.config.ckpt_path)
         saved = read_checkpoint(path) if path else {}
         self.from_step, self.record = int(saved.get("global_step", 0)), saved.get(RECORD, {})

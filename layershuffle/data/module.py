@@ -203,7 +203,7 @@ class ImageData(pl.LightningDataModule):
             ranges = [f"{min(count):,} to {max(count):,} {kind}" for kind, count in zip(kinds, counts)]
             fewest = names[counts[0].index(min(counts[0]))]
             lines.append(f"images of each class: {', '.join(ranges)}; {fewest} has the fewest training images")
-        return "\n".join(line for text in lines for line in textwrap.wrap(text, 120, subsequent_indent="  "))
+        return "\n".join(line for text in lines for line in textwrap.wrap(text, 80, subsequent_indent="  "))
 
     def prepare_for(self, size: int, mean: Sequence[float], std: Sequence[float], *resizing: Any) -> Preprocess:
         """Read images for a model that takes them like this, and return what makes its input of them.

@@ -20,12 +20,13 @@ RENAMED = MOVED | {"layershuffle.orders.Depth": "layershuffle.orders.FirstLayers
 """Paths that are others in the configs that version 0.1 saved."""
 
 
-def find_earlier_run(config: Namespace, asked: str) -> tuple[Path, Path | None] | None:
+def find_earlier_run(config: Namespace, asked: str, defaults: str) -> tuple[Path, Path | None] | None:
     """Find the run whose saved config has the same options: the newest that has a checkpoint, or else the newest.
 
     Args:
         config: the parsed options.
         asked: the same options as YAML, as they are saved in a run's folder.
+        defaults: the options' defaults as YAML. An option that is newer than the saved config must have its default.
 
     Returns:
         The run's folder and its last checkpoint, if it has written one; None if there is no such run.
@@ -38,7 +39,7 @@ def find_earlier_run(config: Namespace, asked: str) -> tuple[Path, Path | None] 
     paths = [*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")]
     found = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if _options(path.read_text(errors="replace")) == options:
+        if _same(_options(path.read_text(errors="replace")), options, yaml.safe_load(defaults)):
             last = last_checkpoint(path.parent, config.trainer.logger is not False, config.checkpoint.dirpath)
             found.append((path.parent, last if last.is_file() else None))
     return max(found, key=lambda run: run[1] is not None, default=None)
@@ -108,6 +109,19 @@ def configured_loggers(config: Namespace) -> list[Namespace]:
     """The configs of the trainer's loggers."""
     loggers = config.trainer.logger
     return [logger for logger in (loggers if isinstance(loggers, list) else [loggers]) if hasattr(logger, "class_path")]
+
+
+def _same(saved: Any, asked: Any, defaults: Any) -> bool:
+    """Whether two parts of configs are the same, but for options that one doesn't have and the other leaves out."""
+    if not isinstance(saved, dict) or not isinstance(asked, dict):
+        return bool(saved == asked)
+    defaults = defaults if isinstance(defaults, dict) else {}
+    newer = {name: value for name, value in asked.items() if name not in saved}
+    return (
+        all(value is None or value == defaults.get(name) for name, value in newer.items())
+        and all(value is None for name, value in saved.items() if name not in asked)
+        and all(_same(saved[name], asked[name], defaults.get(name)) for name in saved.keys() & asked.keys())
+    )
 
 
 def _options(text: str) -> Any:

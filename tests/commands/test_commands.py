@@ -37,16 +37,16 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
-    """The quickstart with less training; its folder and its results by method."""
+    """The quickstart's comparison on digits; its folder and its results by method."""
     folder = tmp_path_factory.mktemp("quickstart")
-    content = yaml.safe_load((ROOT / "configs/experiment/quickstart.yaml").read_text())
-    setup = content["setups"]["digits"]
-    del setup["methods"]["layershuffle_position"]
-    setup["base"].append("--trainer.max_epochs=15")
-    for added in setup["methods"].values():
-        added.append("--trainer.max_epochs=12")
-    setup["evaluations"]["results"]["arguments"] = ["--orders 5 --keep 3 9"]
-    (folder / "less.yaml").write_text(yaml.safe_dump(content))
+    refined = "--trainer.max_epochs=12"
+    setup = {
+        "train": ["model/mini_digits", "data/digits", "trainer/cpu", "optimizer/mini"],
+        "base": ["method/baseline", "--trainer.max_epochs=15"],
+        "methods": {name: [f"method/{name}", refined] for name in ("baseline", "layershuffle", "layershuffle_predict")},
+        "evaluations": {"results": {"arguments": ["--orders 5 --keep 3 9"]}},
+    }
+    (folder / "less.yaml").write_text(yaml.safe_dump({"seeds": [0], "setups": {"digits": setup}}))
     experiment_command([f"--scale={folder / 'less.yaml'}", f"--output={folder}"])
     several = [Results.load(path) for path in folder.glob("digits/*/seed0/results.json")]
     return folder / "digits", {results.label: results for results in several}

@@ -164,7 +164,6 @@ def test_many_orders_are_averaged_and_counted(checkpoint, pictures, capsys):
             assert close(entry["first"], first / 6)
             assert f"{entry['class']} (first in {first} of 6 orders)" in lines[at]
     assert sum(votes) == 6 * len(pictures)
-    assert len(set(votes)) > 2
 
 
 def test_images_that_choose_their_orders(checkpoint, pictures):

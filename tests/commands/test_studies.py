@@ -69,10 +69,10 @@ def test_one_command_sweeps_the_painters_and_draws_them(plain, capsys):
     protocols = ["sequential", "painters", "ablations", "swaps", "swap-matrix", "sublayers"]
     results = evaluate_command([plain, FEW, "--orders=2", "--loops", "2", "--protocols", *protocols, "--output=o.json"])
     assert Results.load("o.json") == results
-    drawn = ["o.png", "o.layers.png", "o.swap-matrix.png", "o.sublayers.png"]
+    drawn = ["o.png", "o.layers.png", "o.swap-matrix.png", "o.sublayers.png", "o.confusion.png"]
     assert sorted(str(path) for path in Path().glob("*.png")) == sorted(drawn)
     text = capsys.readouterr().out
-    for words in ("middle-repeat", "looped-parallel 2x", "left out", "swapped with next"):
+    for words in ("middle-repeat", "looped-parallel 2x", "left out", "swapped with"):
         assert words in text
     scores = {(s.protocol, *s.variant.values()): s for s in results.scores}
     # In the middle of one layer, repeated or reversed, nothing changes.
@@ -134,7 +134,7 @@ def test_depth_command_scores_and_times_every_depth(plain, capsys):
     # If no image is ever sure enough, all run the own order.
     assert {f["top1"] for f in exits if f["layers"] == 6} == {results.of("sequential")[0].top1}
     (setup,), _ = collect(Path())
-    picture = next(s for s in sections([setup], []) if s.title.startswith("Other systems")).parts[0]
+    picture = next(s for s in sections([setup], []) if s.title.startswith("Other orders")).parts[0]
     assert f"probability above 0.5, {exits[5]['layers']:.2f} layers" in [row[1] for row in picture.data.rows]
 
 

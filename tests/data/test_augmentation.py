@@ -53,7 +53,7 @@ def folders(tmp_path_factory):
 def sets(folders):
     return (
         lambda **options: Digits(train_images=64, val_fraction=0, batch_size=4, **options),
-        lambda **options: ImageFolders(folders, image_size=24, batch_size=1, **options),
+        lambda **options: ImageFolders(folders, image_size=24, batch_size=1, val_fraction=0, **options),
     )
 
 

@@ -172,7 +172,7 @@ def test_the_test_images_of_own_folders_select_nothing(tmp_path, splits, argumen
         assert tuple(len(data.sets[split]) for split in ("train", "val", "test")) == sizes
         assert data.sources == sources
         assert (data.sets["val"] is data.sets["test"]) == bool(arguments)
-        assert ("also select the checkpoint" in data.describe()) == bool(arguments)
+        assert ("also select the checkpoint" in " ".join(data.describe().split())) == bool(arguments)
 
 
 def test_folders_that_are_not_used_are_named(tmp_path):
