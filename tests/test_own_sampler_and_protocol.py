@@ -96,7 +96,7 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
     monkeypatch.delitem(protocols.PROTOCOLS, "backwards")
     found = Results.load("r.json")
     assert tables.of(found)["backwards"][0] == ["start", "0", "1", "2"]
-    assert list(figures.draw(found, Path("again.json"))) == ["backwards"]
+    assert "backwards" in figures.draw(found, Path("again.json"))
 
 
 @pytest.mark.parametrize(

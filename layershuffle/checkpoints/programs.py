@@ -129,7 +129,8 @@ def export_programs(
     """
     check_new(folder)
     if form == "onnx":
-        needed("onnxscript"), needed("onnxruntime")
+        needed("onnxscript")
+        needed("onnxruntime")
     found = scores(record, results, order)
     if order is not None:
         record = as_cut(record, order)
@@ -137,8 +138,8 @@ def export_programs(
     device = next(model.parameters()).device
     preprocess = Preprocess(*wanted).to(device) if inside else None
     images = torch.zeros(2, *model.image_shape, dtype=torch.uint8 if inside else torch.float32, device=device)
+    parts: dict[str, tuple[nn.Module, tuple[Tensor, ...], list[str], list[str]]]
     names: dict[str, Any]
-    parts: dict[str, tuple[Any, ...]]
     if order is not None:
         names = {"model": "model"}
         parts = {"model": (_Whole(model, order, preprocess), (images,), ["images"], ["logits"])}
@@ -164,17 +165,18 @@ def export_programs(
         part: [f"{each}{SUFFIXES[form]}" for each in name] if isinstance(name, list) else f"{name}{SUFFIXES[form]}"
         for part, name in names.items()
     }
+    dtype = str(images.dtype).removeprefix("torch.")
     manifest: dict[str, Any] = {
         "format": form,
         "device": device.type,
         "files": files,
-        "images": {"dtype": str(images.dtype)[6:], "shape": ["batch", *model.image_shape], **wanted._asdict()},
+        "images": {"dtype": dtype, "shape": ["batch", *model.image_shape], **wanted._asdict()},
         "order": str(model.order if order is None else order),
         "record": record,
     }
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     use = USE[form].format(file=files["model"]) if order is not None else USE_PARTS
-    takes = f"`images` are {manifest['images']['dtype']} [batch, {', '.join(map(str, model.image_shape))}]"
+    takes = f"`images` are {dtype} [batch, {', '.join(map(str, model.image_shape))}]"
     takes += ", which the program scales and normalises." if inside else ", scaled and normalised by its caller."
     text = card(
         model,

@@ -23,17 +23,10 @@ FEW = ["--repeats=1", "--data.train_images=600"]
 def trained(tmp_path_factory):
     """A five-layer model of the digits, trained with shuffled layers."""
     folder = tmp_path_factory.mktemp("trained")
-    train(
-        [
-            *DIGITS,
-            *QUIET,
-            "--model.depth=5",
-            "--model.sampler=Shuffle",
-            "--trainer.max_epochs=2",
-            "--data.train_images=600",
-        ]
-        + ["--trainer.logger=false", f"--checkpoint.dirpath={folder}"]
-    )
+    options = ["--model.depth=5", "--model.sampler=Shuffle", "--trainer.max_epochs=2", "--data.train_images=600"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train([*DIGITS, *QUIET, *options, "--trainer.logger=false", f"--checkpoint.dirpath={folder}"])
     return str(folder / "best.ckpt")
 
 
