@@ -63,11 +63,9 @@ class LoadedModel:
         Raises UserError if the checkpoint says what can't be.
         """
         found = self.image_format or self.model.image_format
-        args = self.data.get("args") if isinstance(self.data, dict) else None
-        given: dict[str, Any] = (
-            {name: args.get(name) for name in ImageFormat._fields[3:]} if isinstance(args, dict) else {}
-        )
-        given = {name: value for name, value in given.items() if value is not None}
+        args: Any = self.data.get("args") if isinstance(self.data, dict) else None
+        names = ImageFormat._fields[3:] if isinstance(args, dict) else ()
+        given = {name: args[name] for name in names if args.get(name) is not None}
         found = found._replace(**given)
         if (
             not isinstance(found.crop_pct, (int, float))
@@ -80,11 +78,12 @@ class LoadedModel:
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Make the model's input of PIL images of any size and mode: float32 [images, channels, size, size]."""
-        size, mean, std, *_ = self.trained_format
+        wanted = self.trained_format
+        size, mean, std = wanted[:3]
         grey = len(mean) == 1
         pixels = []
         for image in images:
-            rgb = resize(as_rgb(image), size, *self.trained_format[3:])
+            rgb = resize(as_rgb(image), size, *wanted[3:])
             pixels.append(pil_to_tensor(rgb.convert("L") if grey else rgb))
         return Preprocess(size, mean, std)(torch.stack(pixels))
 
@@ -178,10 +177,9 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
 
 def _names(data: Any, model: OrderedViT) -> list[str] | None:
     """The class names that the record of a checkpoint's data holds, if there is one for each of the model's classes."""
-    names = data.get("classes") if isinstance(data, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return None
-    return names if len(names) == model.config["num_classes"] else None
+    names: Any = data.get("classes") if isinstance(data, dict) else None
+    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if fits and len(names) == model.config["num_classes"] else None
 
 
 def trained_on(source: str) -> dict[str, Any] | None:
