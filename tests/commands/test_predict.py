@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import transforms
 
 import layershuffle
+from layershuffle.checkpoints import loading
 from layershuffle.checkpoints.export import export
 from layershuffle.commands.predict import predict_command
 from layershuffle.commands.train import train_command
@@ -226,3 +227,14 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
     exported = layershuffle.load("exported")
     assert exported.classes == loaded.classes
     assert exported.predict(picture) == loaded.predict(picture)
+
+
+def test_timms_models_know_the_classes_of_imagenet(monkeypatch):
+    make = loading.create_model
+    monkeypatch.setattr(loading, "create_model", lambda name, classes, pretrained: make(name, classes))
+    loaded = layershuffle.load("vit_tiny_patch16_224")
+    assert len(loaded.classes) == 1000
+    assert (loaded.classes[0], loaded.classes[999]) == (
+        "tench, Tinca tinca",
+        "toilet tissue, toilet paper, bathroom tissue",
+    )
