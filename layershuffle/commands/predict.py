@@ -170,7 +170,7 @@ def _predict(
 
 def _line(classes: list[dict[str, Any]], orders: int) -> str:
     def agree(first: float) -> str:
-        return f" (first in {round(first * orders)} of {orders} orders)" if orders > 1 else ""
+        return f" (first in {round(first * orders)} of {orders} orders)" if orders > 1 and first else ""
 
     return "; ".join(f"{found['probability']:.1%} {found['class']}{agree(found['first'])}" for found in classes)
 
