@@ -39,11 +39,11 @@ def elsewhere(tmp_path, monkeypatch):
 def compared(tmp_path_factory):
     """The quickstart's comparison on digits; its folder and its results by method."""
     folder = tmp_path_factory.mktemp("quickstart")
-    refined = "--trainer.max_epochs=12"
+    epochs = {"baseline": 4, "layershuffle": 12, "layershuffle_predict": 1}
     setup = {
         "train": ["model/mini_digits", "data/digits", "trainer/cpu", "optimizer/mini"],
         "base": ["method/baseline", "--trainer.max_epochs=15"],
-        "methods": {name: [f"method/{name}", refined] for name in ("baseline", "layershuffle", "layershuffle_predict")},
+        "methods": {name: [f"method/{name}", f"--trainer.max_epochs={count}"] for name, count in epochs.items()},
         "evaluations": {"results": {"arguments": ["--orders 5 --keep 3 9"]}},
     }
     (folder / "less.yaml").write_text(yaml.safe_dump({"seeds": [0], "setups": {"digits": setup}}))

@@ -40,17 +40,17 @@ def test_the_class_in_contributing_trains_and_evaluates(tmp_path):
     sentence = "the data set it was trained on, stripes.Stripes, is not known here: if you trust its code, add --data"
     assert unnamed.stderr == f"error: {sentence} stripes.Stripes\n"
 
-    for changed, contrast in (([], 50), (["--data.contrast=20"], 20)):
-        evaluated = run(tmp_path, *evaluate, *named, *changed)
+    few = "data:\n  class_path: stripes.Stripes\n  init_args:\n    test_images: 10\n"
+    (tmp_path / "data.yaml").write_text(few)
+    for changed, contrast, images in (
+        (named, 50, 1000),
+        (["--config=data.yaml", "--data.contrast=20"], 20, 10),
+    ):
+        evaluated = run(tmp_path, *evaluate, *changed)
         assert evaluated.returncode == 0, evaluated.stderr
         data = json.loads((tmp_path / "out.json").read_text())["data"]
-        assert (data["name"], data["class"], data["images"]) == ("Stripes", "stripes.Stripes", 1000)
+        assert (data["name"], data["class"], data["images"]) == ("Stripes", "stripes.Stripes", images)
         assert data["args"]["contrast"] == contrast
-
-    (tmp_path / "data.yaml").write_text("data:\n  class_path: stripes.Stripes\n  init_args:\n    test_images: 10\n")
-    evaluated = run(tmp_path, *evaluate, "--config=data.yaml")
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads((tmp_path / "out.json").read_text())["data"]["images"] == 10
 
     (tmp_path / "stripes.py").unlink()
     gone = run(tmp_path, *evaluate, *named)

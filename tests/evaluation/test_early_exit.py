@@ -27,11 +27,11 @@ def swept(model, order):
     return early_exit.found(), [s for s in scores if s.variant["strategy"] == "first"][::2]
 
 
-def run_alone(model, order, image, rule, threshold):
-    """Run one image step by step until it stops: its logits and how many steps that took."""
+def stopped(by_step, rule, threshold):
+    """The logits with which an image stops, of those after each of its steps, and how many steps that took."""
     unchanged, before = 0, None
-    for steps in range(1, len(order) + 1):
-        (logits,) = model(image[None], order[:steps]).logits
+    for steps in range(1, len(by_step) + 1):
+        logits = by_step[steps - 1]
         predicted = int(logits.argmax())
         unchanged = unchanged + 1 if predicted == before else 0
         before = predicted
@@ -45,14 +45,16 @@ def run_alone(model, order, image, rule, threshold):
 def test_every_image_stops_where_it_does_by_itself(small, own):
     model, order = small(order=own), Order(own)
     found, _ = swept(model, order)
+    ends = range(1, len(order) + 1)
+    alone = [[model(image[None], order[:end]).logits[0] for end in ends] for image in IMAGES]
     assert [(f["rule"], f["threshold"]) for f in found] == [
         *(("confidence", threshold) for threshold in THRESHOLDS),
         *(("patience", patience) for patience in range(len(order))),
     ]
     for f in found:
-        alone = [run_alone(model, order, image, f["rule"], f["threshold"]) for image in IMAGES]
-        logits = torch.stack([logits for logits, _ in alone])
-        assert f["layers"] == statistics.fmean(steps for _, steps in alone)
+        found_alone = [stopped(by_step, f["rule"], f["threshold"]) for by_step in alone]
+        logits = torch.stack([logits for logits, _ in found_alone])
+        assert f["layers"] == statistics.fmean(steps for _, steps in found_alone)
         assert f["top1"] == statistics.fmean((logits.argmax(1) == LABELS).tolist())
         assert f["loss"] == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-4)
     # The images differ in where they stop, or there would be nothing to compare.

@@ -69,8 +69,11 @@ def gradients(model, images, order):
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("position", ["none", "encode", "predict"])
-@pytest.mark.parametrize("pool", [{}, {"class_token": False, "global_pool": "avg"}], ids=["class token", "averaged"])
+@pytest.mark.parametrize(
+    ("position", "pool"),
+    [("none", {}), ("encode", {}), ("predict", {"class_token": False, "global_pool": "avg"})],
+    ids=["none", "encode", "predict, averaged"],
+)
 def test_200_orders_share_the_graphs_of_the_first_few(small, images, position, pool):
     model, graphs = compiled(small(position=position, positions=2 * DEPTH, **pool))
     orders, added = several(200), []

@@ -29,7 +29,7 @@ from layershuffle.training.resume import find_earlier_run
 
 KILLS = int(os.environ.get("LAYERSHUFFLE_KILLS", "1"))
 """How often the run is killed; more take longer, see docs/reliability.md."""
-EPOCHS = 60 + 40 * KILLS
+EPOCHS = 20 + 30 * KILLS
 
 
 def assert_same(one, other, where=""):
