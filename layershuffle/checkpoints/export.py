@@ -18,7 +18,7 @@ from layershuffle.orders.order import Order
 from layershuffle.results import tables
 from layershuffle.results.record import Results
 
-LOAD = "layershuffle.checkpoints.loading.load"
+LOAD = "layershuffle.load"
 RECORD_FILE = "layershuffle.json"
 POSITION_FILE = "layershuffle.safetensors"
 """Holds the weights that timm's models lack: of position encoding or prediction, and of choices of orders."""

@@ -8,6 +8,7 @@ import torch
 from layershuffle.checkpoints.loading import RECORD
 from layershuffle.checkpoints.merging import merge
 from layershuffle.commands.parser import Parser
+from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 
 
@@ -21,8 +22,10 @@ def merge_command(args: list[str] | None = None) -> None:
         "checkpoints", nargs="+", help="two or more checkpoints of layershuffle train, of one backbone and method"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which layer comes from which model")
-    parser.add_argument("--output", type=Path, default=Path("merged.ckpt"), help="the merged checkpoint")
+    parser.add_argument("--output", type=Path, default=Path("merged.ckpt"), help="the merged checkpoint, a new file")
     config = parser.parse_args(args)
+    if config.output.exists():
+        raise UserError(f"{config.output} is there already: give another --output, or remove it")
     merged = merge(config.checkpoints, config.seed)
     buffer = io.BytesIO()
     torch.save(merged, buffer)

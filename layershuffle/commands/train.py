@@ -190,6 +190,9 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     is_new = not folder.exists()
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, callbacks.LastCheckpoint) and callback.received:
+                raise callbacks.Preempted(signal.Signals(callback.received), callback.best_model_path)
     except (callbacks.Preempted, SIGTERMException) as stop:
         number, path = (stop.number, stop.path) if isinstance(stop, callbacks.Preempted) else (signal.SIGTERM, None)
         if not trainer.is_global_zero:

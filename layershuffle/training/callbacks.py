@@ -133,6 +133,11 @@ class LastCheckpoint(ModelCheckpoint):
         if number and self.saved == step:
             raise Preempted(signal.Signals(number), self.best_model_path or None)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree on a signal that came after the last step, during validation. All is saved, so ``train`` heeds it."""
+        super().on_train_end(trainer, pl_module)
+        self.received = self._agreed_signal()
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint of a run that was asked for no step, which has no epoch to write it after."""
         if not trainer.fast_dev_run and 0 in (trainer.max_epochs, trainer.max_steps) and not self.best_model_path:  # type: ignore[attr-defined]

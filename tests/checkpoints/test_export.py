@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -253,6 +254,10 @@ def test_merged_layers_come_from_the_models_that_the_record_names(trained):
     assert results.label == "layershuffle-predict-merged"
     merge_command([*paths, "--seed=3", "--output=again.ckpt"])
     assert load("again.ckpt").record["merged"]["layers"] == layers
+    before = Path("again.ckpt").read_bytes()
+    with pytest.raises(ValueError, match=r"again\.ckpt is there already: give another --output, or remove it"):
+        merge_command([*paths, "--seed=4", "--output=again.ckpt"])
+    assert Path("again.ckpt").read_bytes() == before
 
 
 def test_models_that_cannot_be_merged(trained):

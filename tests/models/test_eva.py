@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from helpers import DIGITS, QUIET
+from helpers import DIGITS, QUIET, SMALL
 from packaging.version import Version
 from test_compile import Graphs, several
 from torch import distributed, nn
@@ -25,6 +25,7 @@ from layershuffle.models.create import create_fitting
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import seeded
 from layershuffle.training.distributed import shard, unused_parameters
+from layershuffle.training.parameters import add_lora
 
 DINOV3 = "vit_small_patch16_dinov3"  # rotary embeddings for any image size, registers, layer scale
 EVA02 = "eva02_tiny_patch14_224"  # learned and rotary embeddings, SwiGLU, average pooling with a norm of its own
@@ -74,6 +75,23 @@ def test_any_order_is_timms_with_the_layers_and_their_ropes_permuted(name, argum
     for layers in ([0, 1, 2, 3], [3, 1, 0, 2], [2], [1, 1, 3]):
         torch.testing.assert_close(model(images, layers).logits, permuted(model.vit, layers)(images))
     assert not torch.allclose(model(images, [3, 1, 0, 2]).logits, model(images).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [*FAMILY.values(), ("eva02_base_patch14_224", {})], ids=[*FAMILY, "separate q, k and v"]
+)
+def test_lora_acts_on_every_linear_map_of_the_layers(name, arguments, images, small):
+    pytest.importorskip("peft")
+    model = small(name, **arguments)
+    plain = model.state_dict()
+    maps = {f"vit.{key}" for key, module in model.vit.blocks.named_modules(prefix="blocks") if isinstance(module, nn.Linear)}
+    add_lora(model, 2)
+    logits = model(images, [3, 1, 0, 2]).logits
+    unchanged = create_fitting(plain, "a test", name=name, num_classes=5, **SMALL, **arguments).eval()
+    torch.testing.assert_close(logits, unchanged(images, [3, 1, 0, 2]).logits)
+    logits.logsumexp(1).sum().backward()
+    trained = {key for key, value in model.named_parameters() if "lora_B" in key and value.grad.any()}
+    assert trained == {f"{key}.lora_B.default.weight" for key in maps}
 
 
 def test_a_layers_own_rope_goes_where_the_layer_goes(images, small):

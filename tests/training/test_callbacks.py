@@ -1,11 +1,16 @@
 """What a run says while it lasts, and Lightning's own callbacks."""
 
+import os
+import signal
+
 import pytest
 import torch
-from helpers import DIGITS
+from helpers import DIGITS, QUIET
 
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.train import checkpoint_paths, train
+from layershuffle.training.callbacks import SIGNALS
+from layershuffle.training.module import FineTuner
 
 TINY = [*DIGITS, "--model.timm_args.depth=2", "--data.train_images=300"]
 
@@ -46,3 +51,22 @@ def test_early_stopping_and_weight_averaging_work(tmp_path, capsys):
         torch.allclose(value, found[1][name]) for name, value in found[0].items()
     )  # a decay of 0 averages nothing
     assert not all(torch.equal(value, found[2][name]) for name, value in found[0].items())
+
+
+def test_a_signal_during_the_last_validation_ends_the_process_once_all_is_saved(monkeypatch, capsys):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    validated = []
+
+    def told_to_stop(module):
+        validated.append(module.global_step)
+        if len(validated) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(FineTuner, "on_validation_end", told_to_stop)
+    command = [*TINY, *QUIET, "--trainer.max_epochs=2", "--data.batch_size=128", "--trainer.num_sanity_val_steps=0"]
+    with pytest.raises(SystemExit) as stop:
+        train([*command, "--resume=auto"])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert "SIGTERM: stopped after step 4, saved runs/version_0/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert train([*command, "--resume=auto"]).global_step == 4  # which is what was asked for

@@ -110,10 +110,12 @@ def test_layer_wise_rates_fall_towards_the_images_or_are_shared_where_layers_hav
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_checkpointed_layers_have_the_same_gradients(compiled):
+@pytest.mark.parametrize("timms_own", [False, True], ids=["option", "timm's method"])
+def test_checkpointed_layers_have_the_same_gradients(compiled, timms_own):
     options = {"position": "encode", "drop_path": 0.5}
     expected = gradients(tuner(**options))
-    module = tuner(**options, checkpoint_layers=True)
+    module = tuner(**options, checkpoint_layers=not timms_own)
+    module.model.vit.set_grad_checkpointing(timms_own)
     if compiled:
         module.model.compile(backend="aot_eager")
     saved = []
