@@ -26,13 +26,18 @@ def pack_command(args: list[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, help="where to pack it: a new folder, or one that this command has begun")
     parser.add_argument("--size", type=int, default=224, help="height and width that the model takes, in pixels")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="pack whole pictures, whose shorter side is --size, for random crops of all of them (default: the centre)",
+    )
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, help="processes that pack (default: one per core)")
     config = parser.parse_args(args)
     folder, size = config.folder, config.size
     if size < 1 or config.workers < 0:
         raise UserError("--size is in pixels, at least 1, and --workers is at least 0")
-    work = Packing(config.source, folder, size)
+    work = Packing(config.source, folder, size, config.whole, config.workers)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder to pack into")
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +47,7 @@ def pack_command(args: list[str] | None = None) -> None:
     for line in describe_left_out(work.left_out):
         console.print(line, markup=False)
     console.print(
-        f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} images of {size} x {size} pixels take "
+        f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} images of {size} x {size} pixels{' and more' * config.whole} take "
         f"{total / 1e9:,.3g} GB; "
         f"{missing / 1e9:,.3g} GB are still to be written, {free / 1e9:,.3g} GB are free"
     )

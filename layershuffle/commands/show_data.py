@@ -44,7 +44,8 @@ def show_data_command(args: list[str] | None = None) -> None:
     data.prepare_data()
     data.setup()
     train = data.sets["train"]
-    chosen = list(TrainingSampler(train, 1, module.seed))[: own.images]
+    labels = data.training_labels("data.balanced") if data.balanced else None
+    chosen = list(TrainingSampler(train, 1, module.seed, labels=labels))[: own.images]
 
     def shown(images: list[Tensor]) -> Tensor:
         return torch.cat([preprocess(image[None]) for image in images])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
 from layershuffle.data.preprocessing import DecodedImages, replace_unreadable, resize
 from layershuffle.errors import UserError
@@ -57,7 +58,7 @@ class Augmentation:
         crop_pct: float | None = None,
         interpolation: str | None = None,
         crop_mode: str | None = None,
-    ) -> v2.Transform:
+    ) -> v2.Compose:
         """What changes one uint8 image [channels, height, width] into one of ``size`` x ``size`` pixels.
 
         The arguments are those of ``preprocessing.resize``. A random crop uses the interpolation alone.
@@ -79,6 +80,8 @@ class Augmentation:
 
 class Augmented(Subset):
     """Training images that are changed at random. They are asked for by (epoch, index).
+
+    What follows the index, such as how often the image was drawn before in this epoch, changes it in another way too.
 
     Images of varying size are decoded whole. Where all images have one size, their crops are no larger than that: the
     device enlarges them.
@@ -103,22 +106,41 @@ class Augmented(Subset):
             image_size = min(image_size, *source[0][0].shape[-2:])
         super().__init__(source, indices)
         self.seed, self.transform = seed, augmentation.of_image(image_size, *resizing)
+        self.crop, *others = self.transform.transforms
+        if isinstance(self.crop, v2.RandomResizedCrop):  # its second half, for images of which only the crop is read
+            fit = partial(F.resize, size=list(self.crop.size), interpolation=self.crop.interpolation)
+            self.of_region = v2.Compose([v2.Lambda(fit), *others])
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([key])
         return images[0], labels[0]
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Tensor]:  # type: ignore[override]
+    def __getitems__(self, keys: list[tuple[int, ...]]) -> list[Tensor]:  # type: ignore[override]
         """A batch: uint8 images [batch, channels, size, size] and int64 labels [batch]."""
         source: Any = self.dataset
-        indices = [self.indices[index] for _, index in keys]
-        batched = hasattr(source, "__getitems__")
-        found = list(zip(*source.__getitems__(indices))) if batched else [source[index] for index in indices]
+        indices = [self.indices[key[1]] for key in keys]
+        names = [(key[0], index, *key[2:]) for key, index in zip(keys, indices)]
+        change = self.transform
         with torch.random.fork_rng(devices=[]):
-            for at, ((epoch, _), index) in enumerate(zip(keys, indices)):
+            if isinstance(self.crop, v2.RandomResizedCrop) and hasattr(source, "regions"):
+                # Where to crop is decided first, so that nothing else is read.
+                boxes = []
+                for key, shape in zip(names, source.shapes[indices].tolist()):
+                    self._seed("crop", *key)
+                    box = self.crop.make_params([torch.empty(3, *shape, device="meta")])
+                    boxes.append(tuple(box[name] for name in ("top", "left", "height", "width")))
+                found: list[Any] = list(zip(source.regions(indices, boxes), source.labels[indices]))
+                change = self.of_region
+            elif hasattr(source, "__getitems__"):
+                found = list(zip(*source.__getitems__(indices)))
+            else:
+                found = [source[index] for index in indices]
+            for at, key in enumerate(names):
                 if found[at] is not None:
-                    # torch.manual_seed would also seed the GPUs, which takes longer than all the rest.
-                    seed = int(seeded(self.seed, "augmentation", epoch, index).random() * 2**53)
-                    torch.default_generator.manual_seed(seed)
-                    found[at] = self.transform(found[at][0]), found[at][1]
+                    self._seed("augmentation", *key)
+                    found[at] = change(found[at][0]), found[at][1]
         return replace_unreadable(found)
+
+    def _seed(self, *key: Any) -> None:
+        # torch.manual_seed would also seed the GPUs, which takes longer than all the rest.
+        torch.default_generator.manual_seed(int(seeded(self.seed, *key).random() * 2**53))

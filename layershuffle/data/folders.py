@@ -2,7 +2,8 @@
 
 What ``layershuffle pack`` makes holds ``train.uint8`` and, of ``val.uint8`` and ``test.uint8``, those that there are.
 They are the images [3, size, size] one after the other in the sequence of their class folders. ``index.json`` has the
-number of images of each class.
+number of images of each class. Whole pictures are [3, height, width], of which the shorter one is size; then the index
+also has all heights and widths.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,8 +27,10 @@ from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 
 INDEX = "index.json"
-FORMAT = 1
-
+FORMAT, WHOLE = 1, 2
+"""The formats of folders with squares and of those with whole pictures."""
+MAX_INDEX_BYTES = 1 << 30
+"""A whole picture takes about 20 bytes of the index."""
 
 SPLITS = ("train", "val", "test")
 """The folders that a data set can have."""
@@ -153,9 +157,9 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def record_size(size: int) -> int:
-    """The bytes of one image of ``size`` x ``size`` pixels."""
-    return 3 * size * size
+def places(shapes: np.ndarray) -> np.ndarray:
+    """Where the images of these shapes, int64 [images, 2], begin in their file, in bytes; the last entry is its end."""
+    return np.concatenate([[0], (3 * shapes.prod(axis=1)).cumsum()])
 
 
 def records_file(folder: Path, split: str) -> Path:
@@ -164,10 +168,18 @@ def records_file(folder: Path, split: str) -> Path:
 
 
 class PackedImages(Dataset):
-    """One split of a packed folder: a file of uint8 images [images, 3, size, size], and int64 labels [images]."""
+    """One split of a packed folder: a file of uint8 images [3, height, width], read as squares or in part.
 
-    def __init__(self, path: Path, labels: Tensor, size: int) -> None:
-        self.path, self.labels, self.size = path, labels, size
+    Args:
+        path: the file.
+        labels: int64 [images].
+        shapes: height and width of the images, int64 [images, 2], of which the shorter one is size.
+        size: height and width of the squares in their centres, in pixels.
+    """
+
+    def __init__(self, path: Path, labels: Tensor, shapes: np.ndarray, size: int) -> None:
+        self.path, self.labels, self.shapes, self.size = path, labels, shapes, size
+        self.places = places(shapes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -177,26 +189,59 @@ class PackedImages(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A batch. Raises UserError if the file is gone or has become shorter."""
-        # The file is read, not mapped: if it were cut short or its disk failed, a map would kill the process.
-        length = record_size(self.size)
+        """A batch of squares, uint8 [batch, 3, size, size]. Raises UserError as ``regions`` does."""
         images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        corners = ((self.shapes[indices] - self.size) / 2).round().astype(int).tolist()  # as torchvision rounds
+        boxes = [(top, left, self.size, self.size) for top, left in corners]
+        for image, region in zip(images, self.regions(indices, boxes, images)):
+            if region.data_ptr() != image.data_ptr():
+                image.copy_(region)
+        return images, self.labels[indices]
+
+    def regions(
+        self, indices: list[int], boxes: Sequence[tuple[int, int, int, int]], into: Tensor | None = None
+    ) -> list[Tensor]:
+        """A part of each image, uint8 [3, height, width], of which only the rows are read.
+
+        Args:
+            indices: the images.
+            boxes: top, left, height and width of the parts, in pixels.
+            into: where to put those that are as wide as their image, uint8 [images, 3, height, width].
+
+        Raises:
+            UserError: if the file is gone or has become shorter.
+        """
+        # The file is read, not mapped: if it were cut short or its disk failed, a map would kill the process.
+        wholes, starts = self.shapes[indices].tolist(), self.places[indices].tolist()
+        spans = []  # the first byte of each channel's rows, and their bytes; or of all channels together
+        for (whole_height, whole_width), start, (top, _, height, _) in zip(wholes, starts, boxes):
+            first, channel, length = start + top * whole_width, whole_height * whole_width, height * whole_width
+            together = height == whole_height
+            spans.append([(first, 3 * length)] if together else [(first + c * channel, length) for c in range(3)])
+        found = []
         try:
             with self.path.open("rb", buffering=0) as file:
-                for index in indices:  # A disk that knows the whole batch can read it in the best sequence.
-                    os.posix_fadvise(file.fileno(), index * length, length, os.POSIX_FADV_WILLNEED)
-                for image, index in zip(images.numpy(), indices):
-                    if os.preadv(file.fileno(), [image], index * length) != length:
-                        raise UserError(f"{self.path} ends before its image {index}: pack it again")
+                for place, length in (span for part in spans for span in part):
+                    # A disk that knows the whole batch can read it in the best sequence.
+                    os.posix_fadvise(file.fileno(), place, length, os.POSIX_FADV_WILLNEED)
+                for at, (_, left, height, width) in enumerate(boxes):
+                    fits = into is not None and width == wholes[at][1]
+                    rows = into[at] if fits else torch.empty(3, height, wholes[at][1], dtype=torch.uint8)  # type: ignore[index]
+                    pixels = rows.numpy()
+                    for part, (place, length) in zip([pixels] if len(spans[at]) == 1 else pixels, spans[at]):
+                        if os.preadv(file.fileno(), [part], place) != length:
+                            raise UserError(f"{self.path} ends before its image {indices[at]}: pack it again")
+                    found.append(rows[..., left : left + width])
         except OSError as error:
             raise UserError(f"{self.path} could not be read: {error.strerror}") from error
-        return images, self.labels[indices]
+        return found
 
 
 class PackedFolders(ImageFolders):
     """Class folders packed by ``layershuffle pack``: bit for bit the images and labels of ``ImageFolders``.
 
-    If they were packed larger than the model takes, they are resized on the device, or cropped at random.
+    If they were packed larger than the model takes, they are resized on the device, or cropped at random. Of pictures
+    that were packed whole, random crops show all, and everything else the centre, which is what is packed otherwise.
 
     Args:
         root: the packed folder.
@@ -236,20 +281,24 @@ class PackedFolders(ImageFolders):
             )
         counts = torch.tensor(list(self._index["splits"][split]["classes"].values()))
         path = records_file(Path(self.root), split)
-        expected = int(counts.sum()) * record_size(size)
+        total, packed = int(counts.sum()), self._index["splits"][split]
+        shapes = np.broadcast_to(np.int64(size), (total, 2))
+        if "heights" in packed:
+            shapes = np.array([packed["heights"], packed["widths"]]).T
+        expected = int(places(shapes)[-1])
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
             raise UserError(f"{path} has {found:,} bytes, not {expected:,}: remove {self.root} and pack it again")
-        return PackedImages(path, torch.arange(len(counts)).repeat_interleave(counts), size)
+        return PackedImages(path, torch.arange(len(counts)).repeat_interleave(counts), shapes, size)
 
     @cached_property
     def _index(self) -> dict[str, Any]:
         return read_index(Path(self.root))
 
 
-def write_index(folder: Path, content: dict[str, Any]) -> None:
-    """Write what ``read_index`` reads. From then on the folder counts as packed."""
-    content = {"layershuffle_pack": FORMAT, **content}
+def write_index(folder: Path, format: int, content: dict[str, Any]) -> None:
+    """Write what ``read_index`` reads, and ``FORMAT`` or ``WHOLE``. From then on the folder counts as packed."""
+    content = {"layershuffle_pack": format, **content}
     write_whole(folder / INDEX, json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
 
 
@@ -258,7 +307,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
     This is the "name" of the folder that was packed, the "size" of the images in pixels, and "splits", which has for
     each of its ``SPLITS`` the number of images by class, "classes", and the keys and checksums of its "chunks", see
-    ``packing``. Raises UserError if it is not there, is damaged, or is of another version.
+    ``packing``, and for whole pictures their "heights" and "widths" in pixels. Raises UserError if it is not there, is damaged, or is of another version.
     """
     path, content = folder / INDEX, None
     if not path.is_file():
@@ -267,8 +316,8 @@ def read_index(folder: Path) -> dict[str, Any]:
             "again"
         )
     with suppress(UserError):
-        content = read_json(path)
-    if isinstance(content, dict) and content.get("layershuffle_pack", FORMAT) != FORMAT:
+        content = read_json(path, most=MAX_INDEX_BYTES)
+    if isinstance(content, dict) and content.get("layershuffle_pack", FORMAT) not in (FORMAT, WHOLE):
         raise UserError(f"{folder} was packed by another version of this package: pack it again")
     if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
         raise UserError(f"{path} is damaged or has been changed: remove {folder} and pack it again")

@@ -94,6 +94,8 @@ class ImageData(pl.LightningDataModule):
             others of the same batch in training. One more than this ends the run.
         image_size: height and width that images of varying size are resized and cropped to when read, in pixels. The
             commands set it to what the model takes.
+        balanced: whether every class comes equally often in training, however many images it has. Each epoch draws as
+            many images as there are, with replacement, so that those of a small class come several times.
         crop_pct: images of another size than image_size are resized to image_size / crop_pct, and the centre is
             cropped. By default, this and the next two are as in the paper (1, bilinear, center), or for a pretrained
             timm model that is studied as it is, as timm has them.
@@ -125,6 +127,7 @@ class ImageData(pl.LightningDataModule):
         crop_pct: float | None = None,
         interpolation: Literal["bilinear", "bicubic"] | None = None,
         crop_mode: Literal["center", "squash"] | None = None,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size or 1) < 1:
@@ -137,6 +140,7 @@ class ImageData(pl.LightningDataModule):
         self.train_images, self.test_images, self.split_seed = train_images, test_images, split_seed
         self.workers, self.unreadable, self.image_size, self.on_device = workers, unreadable, image_size, on_device
         self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
+        self.balanced = balanced
         self.sets: dict[str, Dataset] = {}
         self.device, self.ranks, self.rank = torch.device("cpu"), 1, 0
 
@@ -191,6 +195,8 @@ class ImageData(pl.LightningDataModule):
             lines[0] += "; the test images also select the checkpoint"
         elif isinstance(train, Subset) and isinstance(val, Subset) and train.dataset is val.dataset:
             lines[0] += "; the validation images are held out from training"
+        if self.balanced:
+            lines[0] += "; every class comes equally often in training"
         labels = [labels_of(self.sets[split]) for split in kinds.values()]
         counts = [found.bincount(minlength=self.num_classes).tolist() for found in labels if found is not None]
         names = self.class_names or [str(label) for label in range(self.num_classes)]
@@ -261,8 +267,19 @@ class ImageData(pl.LightningDataModule):
         )
         if augmentation and augmentation.changes_images:
             train = Augmented(train, augmentation, self.image_size, seed, *self.resizing)
-        sampler = TrainingSampler(train, self.batch_size, seed, self.trainer)  # type: ignore[arg-type]
+        labels = self.training_labels("data.balanced") if self.balanced else None
+        sampler = TrainingSampler(train, self.batch_size, seed, self.trainer, labels)  # type: ignore[arg-type]
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def training_labels(self, option: str) -> Tensor:
+        """The labels of the training images, int64 [images]; a UserError names the option that needs them."""
+        labels = labels_of(self.sets["train"])
+        if labels is None:
+            raise UserError(
+                f"--{option} needs the labels of all training images, which {self.label} doesn't tell without reading "
+                "them: leave it out, or keep them as an attribute targets of the data set"
+            )
+        return labels.cpu()
 
     def val_dataloader(self) -> DataLoader:
         return self.loader("val")

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 import torchvision
 from torch.utils.data import DataLoader, Dataset
@@ -24,13 +25,14 @@ from layershuffle.data.folders import (
     FORMAT,
     INDEX,
     SPLITS,
+    WHOLE,
     ImageFolders,
+    places,
     read_index,
-    record_size,
     records_file,
     write_index,
 )
-from layershuffle.data.preprocessing import READING, DecodedImages
+from layershuffle.data.preprocessing import READING, DecodedImages, whole_shape
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 
@@ -43,6 +45,20 @@ UNFINISHED = "unfinished.json"
 LOCK = "packing.lock"
 
 
+class Shapes(Dataset):
+    """Height and width in pixels of class folders' images, once they are resized and not cropped."""
+
+    def __init__(self, images: DecodedImages, size: int) -> None:
+        self.images, self.size = images, size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        folders: Any = self.images.images
+        return whole_shape(folders.samples[index][0], self.size)
+
+
 class Packing(Dataset):
     """The chunks of class folders that are packed into ``folder``. Reading a chunk packs it unless it is there already.
 
@@ -50,21 +66,28 @@ class Packing(Dataset):
         source: the folder that holds ``train``, and ``val`` or ``test`` or both.
         folder: where to pack it.
         size: height and width of the packed images, in pixels.
+        whole: pack whole pictures, whose shorter side is size, instead of the squares in their centres.
+        workers: processes that look at the pictures' sizes, or this one if there are 0.
 
     Attributes:
         images: the images of each split.
+        shapes: height and width of each packed image of a split, in pixels, int64 [images, 2].
         bytes: the length of the packed file of each split.
         left_out: path and reason of the files that are no images.
         finished: whether the folder is packed already, so that it is only compared.
     """
 
-    def __init__(self, source: Path, folder: Path, size: int) -> None:
+    def __init__(self, source: Path, folder: Path, size: int, whole: bool = False, workers: int = 0) -> None:
         data = ImageFolders(str(source), image_size=size)
+        data.crop_mode = "whole" if whole else None  # type: ignore[assignment]
         splits = data.splits if data.splits[1:] else SPLITS[:2]  # of which reading says what is missing
         self.images: dict[str, DecodedImages] = {split: data.read(split) for split in splits}
         self.left_out = [file for files in data.left_out.values() for file in files]
-        self.bytes = {split: len(images) * record_size(size) for split, images in self.images.items()}
-        self.source, self.folder, self.size = source, folder, size
+        self.source, self.folder, self.size, self.whole = source, folder, size, whole
+        self.format = WHOLE if whole else FORMAT
+        self.shapes = {split: self._shapes(images, workers) for split, images in self.images.items()}
+        self.places = {split: places(shapes) for split, shapes in self.shapes.items()}
+        self.bytes = {split: int(ends[-1]) for split, ends in self.places.items()}
         self.chunks = {
             f"{split} {start}": (split, range(start, min(start + CHUNK, len(images))))
             for split, images in self.images.items()
@@ -72,6 +95,12 @@ class Packing(Dataset):
         }
         self.finished = self.read_only = (folder / INDEX).exists()
         self.noted: dict[str, list[str]] = {}  # key and checksum of each chunk that is written, by its name in chunks
+
+    def _shapes(self, images: DecodedImages, workers: int) -> np.ndarray:
+        if not self.whole:
+            return np.broadcast_to(np.int64(self.size), (len(images), 2))
+        loader = DataLoader(Shapes(images, self.size), 1024, num_workers=workers, collate_fn=np.array)
+        return np.concatenate(list(loader))
 
     def missing(self) -> int:
         """The bytes that packing will still take on the disk."""
@@ -85,12 +114,13 @@ class Packing(Dataset):
         Raises UserError if it can't be written, or when chunks are only compared, if it differs from its note.
         """
         split, images = self.chunks[name]
-        path, record, key = records_file(self.folder, split), record_size(self.size), self._key(split, images)
+        path, key = records_file(self.folder, split), self._key(split, images)
+        start, end = self.places[split][[images.start, images.stop]].tolist()
         noted = self.noted.get(name, ["", ""])
         if key == noted[0]:
             with suppress(OSError), path.open("rb") as file:
-                file.seek(images.start * record)
-                if hashlib.sha256(file.read(len(images) * record)).hexdigest() == noted[1]:
+                file.seek(start)
+                if hashlib.sha256(file.read(end - start)).hexdigest() == noted[1]:
                     return name, noted, []
         if self.read_only and key == noted[0]:
             remedy = "remove the folder and pack it again" if self.finished else "the same command packs them again"
@@ -104,13 +134,18 @@ class Packing(Dataset):
         digest, unreadable = hashlib.sha256(), []
         try:
             with path.open("r+b") as file:
-                file.seek(images.start * record)
+                file.seek(start)
                 for image in images:
+                    height, width = self.shapes[split][image].tolist()
                     try:
-                        pixels = self.images[split].decode(image)[0].numpy().tobytes()
+                        decoded = self.images[split].decode(image)[0]
+                        if decoded.shape != (3, height, width):
+                            folders: Any = self.images[split].images
+                            raise UserError(f"{folders.samples[image][0]} has another size than its header says")
+                        pixels = decoded.numpy().tobytes()
                     except UserError as error:
                         unreadable.append(str(error))
-                        pixels = bytes(record)
+                        pixels = bytes(3 * height * width)
                     digest.update(pixels)
                     file.write(pixels)
         except OSError as error:
@@ -121,7 +156,7 @@ class Packing(Dataset):
 
     def _key(self, split: str, images: range) -> str:
         folders: Any = self.images[split].images
-        key = hashlib.sha256(repr((FORMAT, READING, self.size, PIL.__version__, torchvision.__version__)).encode())
+        key = hashlib.sha256(repr((self.format, READING, self.size, PIL.__version__, torchvision.__version__)).encode())
         for path, label in folders.samples[images.start : images.stop]:
             version = (-1, -1)  # of a file that is gone, which decoding it will report
             with suppress(OSError):
@@ -140,10 +175,13 @@ def pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
     folder, unfinished, lock = packing.folder, packing.folder / UNFINISHED, packing.folder / LOCK
     if packing.finished:
         index = read_index(folder)
-        if index["size"] != packing.size:
-            raise UserError(
-                f"{folder} holds images of {index['size']} pixels: pack those of {packing.size} into another folder"
+        whole = any("heights" in content for content in index["splits"].values())
+        if (index["size"], whole) != (packing.size, packing.whole):
+            held, asked = (
+                f"{'whole pictures' if is_whole else 'images'} of {size} pixels"
+                for size, is_whole in ((index["size"], whole), (packing.size, packing.whole))
             )
+            raise UserError(f"{folder} holds {held}: pack {asked} into another folder")
         lists = {split: content["chunks"] for split, content in index["splits"].items()}
         noted = {f"{split} {number * CHUNK}": pair for split in lists for number, pair in enumerate(lists[split])}
         # If there are more or fewer chunks than before, none counts as the one that was packed.
@@ -172,7 +210,11 @@ def pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
                 classes = {folders.classes[label]: len(list(same)) for label, same in groupby(folders.targets)}
                 chunks = [packing.noted[name] for name, chunk in packing.chunks.items() if chunk[0] == split]
                 splits[split] = {"classes": classes, "chunks": chunks}
-            write_index(folder, {"name": packing.source.absolute().name, "size": packing.size, "splits": splits})
+                if packing.whole:
+                    splits[split] |= dict(zip(("heights", "widths"), packing.shapes[split].T.tolist()))
+            write_index(
+                folder, packing.format, {"name": packing.source.absolute().name, "size": packing.size, "splits": splits}
+            )
     for path in (unfinished, lock, *folder.glob(".*.json.*")):  # the last are what write_whole leaves when it is killed
         path.unlink(missing_ok=True)
 

@@ -157,12 +157,34 @@ def resize(
         size: height and width of the result, in pixels.
         crop_pct: the part of the resized image's side that the crop keeps; by default 1, as in the paper.
         interpolation: "bilinear" (the paper, and the default) or "bicubic", both antialiased.
-        crop_mode: whether the shorter side is resized ("center", the default), or the image is squashed to a square.
+        crop_mode: whether the shorter side is resized ("center", the default), the image is squashed to a square
+            ("squash"), or the shorter side is resized and nothing is cropped ("whole").
     """
     side = math.floor(size / (crop_pct or 1.0))  # as timm rounds
-    sides = {"center": [side], "squash": [side, side]}[crop_mode or "center"]
+    sides = [side, side] if crop_mode == "squash" else [side]
     resized = F.resize(images, sides, InterpolationMode(interpolation or "bilinear"), antialias=True)
-    return F.center_crop(resized, [size, size])
+    return resized if crop_mode == "whole" else F.center_crop(resized, [size, size])
+
+
+def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
+    """Height and width of an image file that ``resize`` makes of it with crop_mode "whole".
+
+    JPEGs are not decoded for that. A file that can't be read counts as a square.
+    """
+    try:
+        with open_file(path) as image:
+            if image.format == "JPEG":
+                width, height = image.size
+                with suppress(Exception):  # as in as_rgb
+                    if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):  # It lies on its side.
+                        width, height = height, width
+            else:
+                width, height = open_image(path).size
+    except Exception:  # Decoding it will say what is wrong.
+        return size, size
+    shorter, longer = sorted((height, width))
+    longer = int(size * longer / shorter)  # as torchvision rounds
+    return (size, longer) if height <= width else (longer, size)
 
 
 class Preprocess(nn.Module):

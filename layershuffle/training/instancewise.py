@@ -50,7 +50,7 @@ def expected_loss(
     labels: Tensor,
     how: InstanceWise,
     key: tuple[int, ...],
-    label_smoothing: float = 0.0,
+    **how_far: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a training step: every image runs in all orders, weighted by a Gumbel-softmax of its choice.
 
@@ -61,7 +61,7 @@ def expected_loss(
         labels: int64 [batch], or probabilities [batch, classes].
         how: the temperature and the weights of the losses.
         key: (seed, step, process), which decide the Gumbel noise.
-        label_smoothing: the share of each label that is spread evenly over all classes.
+        how_far: arguments of cross_entropy. The weights of classes don't change what the loss is divided by.
 
     Returns:
         The sum of the three losses (arXiv 2103.03457), and the values to log: the expected cross-entropy as
@@ -74,9 +74,8 @@ def expected_loss(
     uniform = torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7).to(logits.device, non_blocking=True)
     weights = ((logits - (-uniform.log()).log()) / how.temperature_at(key[1])).softmax(dim=1)
     by_order = torch.stack([model.run(state, order).logits for order in choice.orders])
-    how_far: dict[str, Any] = {"reduction": "none", "label_smoothing": label_smoothing}
-    losses = torch.stack([F.cross_entropy(out.float(), labels, **how_far) for out in by_order], dim=1)
-    classification = (weights * losses).sum(dim=1).mean()
+    losses = [F.cross_entropy(out.float(), labels, reduction="none", **how_far) for out in by_order]
+    classification = (weights * torch.stack(losses, dim=1)).sum(dim=1).mean()
     exploration, specialisation = choice_losses(logits.softmax(dim=1), how.floor)
     picked = by_order[logits.argmax(dim=1), torch.arange(len(labels), device=labels.device)]
     return classification + how.exploration * exploration + how.specialisation * specialisation, {

@@ -75,6 +75,9 @@ class FineTuner(pl.LightningModule):
             trains these and the head alone.
         augmentation: how the training images are changed at random.
         label_smoothing: the share of each label that is spread evenly over all classes.
+        class_weights: how much the training loss of each class counts: a number for each class, in the sequence of the
+            labels, or "balanced" for images / (classes x images of the class), as in scikit-learn. The losses of
+            validation and evaluation are without them.
         drop_path: timm's drop_path_rate: the probability with which the last layer's halves are skipped for an image
             (arXiv 1603.09382). It falls to 0 at the first layer.
         depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
@@ -105,6 +108,7 @@ class FineTuner(pl.LightningModule):
         lora: int | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (it is frozen)
         label_smoothing: float = 0.0,
+        class_weights: list[float] | Literal["balanced"] | None = None,
         drop_path: float = 0.0,
         depth: int | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
@@ -127,6 +131,15 @@ class FineTuner(pl.LightningModule):
         self.augmentation = augmentation
         self.mix = augmentation.of_batch(num_classes)
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.register_buffer("loss_weights", None, persistent=False)
+        if isinstance(class_weights, list):
+            if len(class_weights) != num_classes or not all(0 < weight < math.inf for weight in class_weights):
+                raise UserError(
+                    f"class_weights is a number above 0 for each of the {num_classes} classes, or balanced, not "
+                    f"{class_weights}"
+                )
+            self.loss_weights = torch.tensor(class_weights)
         self.sampler = sampler
         self.instancewise = instancewise
         self.position_loss = position_loss
@@ -197,8 +210,25 @@ class FineTuner(pl.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
             self.preprocess = data.prepare_for(*self.model.image_format)
+        if self.class_weights == "balanced" and stage == "fit":
+            self.loss_weights = self._balanced_weights(data)
         orders = [self.draw(0), *(self.model.choice.orders if self.model.choice else ())]
         self._own_orders = orders_per_process(self.trainer.strategy, self.orders_per_process, self.model, orders)
+
+    def _balanced_weights(self, data: Any) -> Tensor:
+        if not isinstance(data, ImageData):
+            raise UserError(
+                "class_weights balanced needs an ImageData that has the labels: give the numbers themselves"
+            )
+        classes = self.model.config["num_classes"]
+        counts = data.training_labels("model.class_weights balanced").bincount(minlength=classes)
+        if not counts.all():
+            names = data.class_names or range(classes)
+            raise UserError(
+                f"class_weights can't be balanced, because the class {names[int(counts.argmin())]} has no training "
+                "image: give a number for each class"
+            )
+        return counts.sum() / (classes * counts)
 
     def configure_model(self) -> None:
         """Shard the model for ModelParallelStrategy, which leaves that to the module."""
@@ -242,18 +272,19 @@ class FineTuner(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch in one order. Batches that are accumulated into one update share the order, as one batch would."""
         images, labels = self.mix(*batch) if self.mix else batch
+        how_far: dict[str, Any] = {"label_smoothing": self.label_smoothing, "weight": self.loss_weights}
         done = self.global_step + 1
         logged = self.trainer.is_last_batch or done == self.trainer.max_steps or is_logged(self.trainer, done)
         if self.model.choice:
             orders: Sequence[Order] = self.model.choice.orders
             key = (self.seed, self.global_step, self.global_rank)
             loss, measured = expected_loss(
-                self.model, self.model.choice, images, labels, self.instancewise, key, self.label_smoothing
+                self.model, self.model.choice, images, labels, self.instancewise, key, **how_far
             )
         else:
             orders = [self.draw(self.global_step, self.global_rank if self._own_orders else 0)]
             output = self.model(images, orders[0])
-            loss = F.cross_entropy(output.logits, labels, label_smoothing=self.label_smoothing)
+            loss = F.cross_entropy(output.logits, labels, **how_far)
             measured = {"classification_loss": loss}
             if output.position_logits is not None:
                 per_step = position_cross_entropy(output.position_logits)
@@ -357,6 +388,7 @@ class FineTuner(pl.LightningModule):
             "method": self.method,
             "sampler": repr(self.sampler),
             "position_loss": self.position_loss,
+            "class_weights": None if self.loss_weights is None else self.loss_weights.tolist(),
             "seed": self.seed,
             "precision": self.trainer.precision,
             "data": data.config() | {"classes": data.class_names} if isinstance(data, ImageData) else None,

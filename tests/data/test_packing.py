@@ -326,7 +326,7 @@ def test_damage_that_reading_finds(source, tmp_path):
         (folder / "index.json").write_text(content)
         with pytest.raises(ValueError, match=r"index\.json is damaged or has been changed: remove"):
             PackedFolders(str(folder)).setup()
-    (folder / "index.json").write_text(index.replace('"layershuffle_pack": 1', '"layershuffle_pack": 2'))
+    (folder / "index.json").write_text(index.replace('"layershuffle_pack": 1', '"layershuffle_pack": 3'))
     with pytest.raises(ValueError, match="packed by another version"):
         PackedFolders(str(folder)).setup()
 
@@ -393,3 +393,73 @@ def test_the_format_of_finished_folders_stays(source, tmp_path, monkeypatch):
             key.update(repr((f"{name}/{path.name}", label, stat.st_size, stat.st_mtime_ns)).encode())
     pixels = (tmp_path / "packed" / "val.uint8").read_bytes()
     assert index["splits"]["val"]["chunks"] == [[key.hexdigest(), hashlib.sha256(pixels).hexdigest()]]
+
+
+def test_whole_pictures_are_read_as_squares_or_in_part(source, tmp_path):
+    for size in (32, 48):
+        pack(source, tmp_path / f"square{size}", "--size", str(size))
+        pack(source, tmp_path / f"whole{size}", "--size", str(size), "--whole")
+    for name in ("square48", "whole48"):  # larger than the model takes
+        data = PackedFolders(str(tmp_path / name), image_size=32, val_fraction=0, workers=0)
+        data.setup()
+        assert [image.shape for image, _ in data.sets["test"]] == [(3, 48, 48)] * 23
+    one, other = (both(source, tmp_path / f"{kind}32", batch_size=5)[1] for kind in ("square", "whole"))
+    for split in ("train", "test"):
+        loaders = [getattr(data, f"{split}_dataloader")() for data in (one, other)]
+        assert all(map(torch.equal, *map(batches, loaders)))
+    # The whole picture is the one that is decoded, resized.
+    images = other.sets["train"]
+    folders = ImageFolders(str(source), image_size=32)
+    folders.crop_mode = "whole"
+    decoded = folders.read("train")
+    shapes = set()
+    for index in range(len(images)):
+        height, width = images.shapes[index]
+        shapes.add((height, width))
+        whole = decoded[index][0]
+        assert torch.equal(images.regions([index], [(0, 0, height, width)])[0], whole)
+        box = (height // 3, width // 3, height // 2, width // 4)
+        part = whole[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+        assert torch.equal(images.regions([index], [box])[0], part)
+    assert {min(shape) for shape in shapes} == {32}
+    assert len(shapes) > 4
+    pack(source, tmp_path / "whole32", "--whole")  # which compares it
+    with pytest.raises(ValueError, match="holds whole pictures of 32 pixels: pack images of 32 pixels into another"):
+        pack(source, tmp_path / "whole32")
+
+
+def test_random_crops_see_all_of_a_whole_picture_and_read_only_their_rows(source, tmp_path, monkeypatch):
+    pack(source, tmp_path / "packed", "--whole")
+    data = both(source, tmp_path / "packed")[1]
+    images = data.sets["train"]
+    cropped = Augmented(images, Augmentation(scale=(0.1, 0.3), flip=0.5), 24, seed=0)
+    read, seen = [], []
+    preadv, regions = os.preadv, type(images).regions
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: read.append(preadv(file, buffers, at)) or read[-1])
+    monkeypatch.setattr(type(images), "regions", lambda self, at, boxes: seen.extend(boxes) or regions(self, at, boxes))
+    keys = [(epoch, index) for epoch in range(8) for index in range(len(images))]
+    crops = cropped.__getitems__(keys)[0]
+    assert crops.shape == (len(keys), 3, 24, 24)
+    widths = [int(images.shapes[index][1]) for _, index in keys]
+    assert sum(read) == sum(3 * height * width for (_, _, height, _), width in zip(seen, widths))
+    assert sum(read) < 0.7 * 8 * images.places[-1]
+    outside = [left + width > (whole + 32) / 2 + 1 for (_, left, _, width), whole in zip(seen, widths)]
+    assert any(outside)  # of the square
+    for at in (0, 9, 100):
+        assert torch.equal(cropped[keys[at]][0], crops[at])
+    os.truncate(images.path, 1000)
+    with pytest.raises(ValueError, match=r"train\.uint8 ends before its image"):
+        cropped.__getitems__(keys)
+
+
+def test_a_whole_picture_that_is_mended_moves_those_after_it(source, tmp_path):
+    pack(source, tmp_path / "expected", "--whole")
+    path = source / "train" / "n01440764" / "L.JPEG"
+    good, stat = path.read_bytes(), path.stat()
+    path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^1 images of .*source can't be read"):
+        pack(source, tmp_path / "packed", "--whole")
+    path.write_bytes(good)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    pack(source, tmp_path / "packed", "--whole", "--workers", "2")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "expected")

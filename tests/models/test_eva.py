@@ -84,7 +84,9 @@ def test_lora_acts_on_every_linear_map_of_the_layers(name, arguments, images, sm
     pytest.importorskip("peft")
     model = small(name, **arguments)
     plain = model.state_dict()
-    maps = {f"vit.{key}" for key, module in model.vit.blocks.named_modules(prefix="blocks") if isinstance(module, nn.Linear)}
+    maps = {
+        f"vit.{key}" for key, module in model.vit.blocks.named_modules(prefix="blocks") if isinstance(module, nn.Linear)
+    }
     add_lora(model, 2)
     logits = model(images, [3, 1, 0, 2]).logits
     unchanged = create_fitting(plain, "a test", name=name, num_classes=5, **SMALL, **arguments).eval()

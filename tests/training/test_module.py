@@ -1,20 +1,25 @@
 """The LightningModule: which order each step runs, what the losses are, and that it learns what it should."""
 
+import math
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import SMALL
+from helpers import DIGITS, QUIET, SMALL
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layershuffle.checkpoints.loading import RECORD
+from layershuffle.commands.train import configured, train
 from layershuffle.data import Digits
+from layershuffle.data.module import labels_of
+from layershuffle.errors import UserError
 from layershuffle.models.weights import read_file
 from layershuffle.orders.named import permutation, sequential
 from layershuffle.orders.order import Order, seeded
@@ -338,3 +343,35 @@ def test_by_default_the_losses_are_those_of_the_papers_recipe_written_out(tmp_pa
         losses[-1].backward()
         optimizer.step()
     assert spy.losses == [float(loss) for loss in losses]
+
+
+def test_class_weights_count_in_training_alone_and_are_recorded(tmp_path, monkeypatch):
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = torch.tensor([0, 1, 1, 2])
+    images = torch.randn(4, 1, 8, 8)
+    module = tuner(num_classes=3, class_weights=[1.0, 2.0, 4.0])
+    module.trainer = SimpleNamespace(is_last_batch=True, max_steps=-1, world_size=1)
+    losses = {}
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: losses.update(values))
+    weights, logits = torch.tensor([1.0, 2.0, 4.0])[labels], module.model(images, module.draw(0)).logits
+    plain = F.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(module.training_step((images, labels), 0), (weights * plain).sum() / weights.sum())
+    # Of labels that are mixed, each class counts by its share.
+    module.mix = lambda images, labels: (images, F.one_hot(labels, 3) / 2 + F.one_hot(labels.flip(0), 3) / 2)
+    soft = -(F.one_hot(labels, 3) + F.one_hot(labels.flip(0), 3)) / 2 * torch.tensor([1, 2, 4]) * logits.log_softmax(1)
+    torch.testing.assert_close(module.training_step((images, labels), 0), soft.sum() / 4)
+    for wrong in ([1.0, 2.0], [1.0, 2.0, 0.0], [1.0, 2.0, math.inf]):
+        with pytest.raises(UserError, match="class_weights is a number above 0 for each of the 3 classes, or balanced"):
+            tuner(num_classes=3, class_weights=wrong)
+
+    monkeypatch.chdir(tmp_path)
+    command = [*DIGITS, *QUIET, "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--model.timm_args.depth=1"]
+    run = train([*command, "--model.class_weights=balanced", "--trainer.precision=bf16-true"])
+    found = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)[RECORD]["class_weights"]
+    trained = labels_of(run.datamodule.sets["train"]).numpy()
+    assert found == pytest.approx(compute_class_weight("balanced", classes=range(10), y=trained))
+    with pytest.raises(UserError, match="can't be balanced, because the class 0 has no training image: give a number"):
+        train([*command, "--model.class_weights=balanced", "--data.train_images=3"])
+    given = configured([*command, "--model.class_weights=[1,1,1,1,1,1,1,1,1,2]"]).model.loss_weights
+    assert given.tolist() == [1] * 9 + [2]
