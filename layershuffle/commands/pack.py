@@ -46,9 +46,9 @@ def pack_command(args: list[str] | None = None) -> None:
     total, missing, free = sum(work.bytes.values()), work.missing(), shutil.disk_usage(folder).free
     for line in describe_left_out(work.left_out):
         console.print(line, markup=False)
+    kind = f"whole pictures of {size} pixels and more" if config.whole else f"images of {size} x {size} pixels"
     console.print(
-        f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} images of {size} x {size} pixels{' and more' * config.whole} take "
-        f"{total / 1e9:,.3g} GB; "
+        f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} {kind} take {total / 1e9:,.3g} GB; "
         f"{missing / 1e9:,.3g} GB are still to be written, {free / 1e9:,.3g} GB are free"
     )
     if missing > free and not work.finished:

@@ -306,8 +306,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     """What a packed folder holds.
 
     This is the "name" of the folder that was packed, the "size" of the images in pixels, and "splits", which has for
-    each of its ``SPLITS`` the number of images by class, "classes", and the keys and checksums of its "chunks", see
-    ``packing``, and for whole pictures their "heights" and "widths" in pixels. Raises UserError if it is not there, is damaged, or is of another version.
+    each of its ``SPLITS`` the number of images by class, "classes", the keys and checksums of its "chunks", see
+    ``packing``, and for whole pictures their "heights" and "widths" in pixels. Raises UserError if it is not there, is
+    damaged, or is of another version.
     """
     path, content = folder / INDEX, None
     if not path.is_file():

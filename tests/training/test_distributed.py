@@ -3,16 +3,19 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, batches
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from two_processes import SCORED, data, trainer, tuner
+from test_resume import assert_same, rows, state
+from two_processes import FINETUNE, SCORED, data, pixels_of, trainer, tuner
 
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import Study, study_parser
+from layershuffle.commands.train import configured
 from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
@@ -24,14 +27,12 @@ def two(tmp_path_factory):
     """What each of two processes saw; and the folder in which they ran."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(ROOT / "tests/training/two_processes.py"), str(folder)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    command.append(str(ROOT / "tests/training/two_processes.py"))
+    path = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    how = {"cwd": folder, "env": path, "capture_output": True, "text": True, "timeout": 280}
+    done = subprocess.run([*command, "killed"], **how)
+    assert "exitcode: -9" in done.stderr.replace(" ", "").replace("exitcode:", "exitcode: "), done.stderr
+    done = subprocess.run([*command, str(folder)], **how)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)], folder
 
@@ -124,6 +125,32 @@ def test_all_processes_stop_after_the_same_step_and_go_on(two):
         assert said["ended at"] == 22
     rows = (two[1] / "runs/version_0/metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 22 + 2
+
+
+def test_killed_and_resumed_it_ends_as_without_the_kill(two):
+    """The recipe finetune, killed in the sixteenth step; the last checkpoint is two steps older."""
+    for said in two[0]:
+        assert said["killed after"] == 14
+    killed, whole = (two[1] / name / "version_0" for name in ("killed", "whole"))
+    for name in ("best.ckpt", "last.ckpt"):
+        found = [state(folder / "checkpoints" / name) for folder in (killed, whole)]
+        assert "current_model_state" in found[0]  # beside the averaged weights
+        assert_same(*found, name)
+    assert rows(killed / "metrics.csv") == rows(whole / "metrics.csv")
+
+
+def test_processes_see_the_pixels_that_one_process_sees(two):
+    alone = configured([*(option for option in FINETUNE if "ddp" not in option and "devices" not in option)])
+    alone.datamodule.trainer = SimpleNamespace(
+        lightning_module=alone.model, training=False, world_size=1, global_rank=0
+    )
+    alone.datamodule.setup()
+    seen = pixels_of(batches(alone.datamodule.train_dataloader())[0])
+    parts = [said["pixels"] for said in two[0]]
+    assert [len(part) for part in parts] == [11 * 16] * 2
+    # The 8 images of the 360 that make no whole batch are not the same for one process and for two.
+    assert len({*parts[0], *parts[1]} - {*seen}) <= 8
+    assert len({*parts[0]} & {*parts[1]}) == 0
 
 
 def test_two_process_evaluation_is_that_of_one(two, monkeypatch):

@@ -163,8 +163,8 @@ COMMAND = [
 RUN = Path("runs/version_0")
 
 
-def rows(folder):
-    with (folder / RUN / "metrics.csv").open(newline="") as file:
+def rows(path):
+    with path.open(newline="") as file:
         found = list(csv.DictReader(file))
     for row in found:
         speed = row.pop("train/images_per_second")
@@ -172,15 +172,15 @@ def rows(folder):
     return found
 
 
-def start(folder):
-    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *COMMAND], cwd=folder, stderr=subprocess.PIPE)
+def start(folder, command):
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *command], cwd=folder, stderr=subprocess.PIPE)
 
 
-def stop(folder, number, delay):
+def stop(folder, command, number, delay):
     """Begin or go on in ``folder``, and send a signal some time after the run has got further."""
     last = folder / RUN / "checkpoints/last.ckpt"
     before = last.stat().st_mtime_ns if last.exists() else None
-    process = start(folder)
+    process = start(folder, command)
     while not last.exists() or last.stat().st_mtime_ns == before:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
@@ -190,15 +190,23 @@ def stop(folder, number, delay):
     return process.returncode, error
 
 
-def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch):
-    rng = random.Random(0)
+FINETUNE = [f"--config={ROOT}/configs/recipe/finetune.yaml", "--data.workers=2", "--trainer.max_epochs=12"]
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "signals"),
+    [([], EPOCHS, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]), (FINETUNE, 12, [])],
+    ids=["paper", "finetune, with workers"],
+)
+def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch, options, epochs, signals):
+    rng, command = random.Random(0), COMMAND + options
     folder, whole = tmp_path / "stopped", tmp_path / "whole"
     folder.mkdir()
     whole.mkdir()
-    stops = [signal.SIGKILL] * KILLS + [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    stops = [signal.SIGKILL] * KILLS + signals
     reached = []
     for number in stops:
-        code, said = stop(folder, number, rng.uniform(0, 0.15))
+        code, said = stop(folder, command, number, rng.uniform(0, 0.15))
         if number == signal.SIGKILL:
             assert code == -signal.SIGKILL
         else:
@@ -208,17 +216,17 @@ def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path,
             assert "Traceback" not in said
         reached.append(torch.load(folder / RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"])
     assert reached == sorted(reached)
-    assert 0 < reached[0] < reached[-1] < 5 * EPOCHS
+    assert 0 < reached[0] <= reached[-1] < 5 * epochs
     for path in (folder, whole):
         monkeypatch.chdir(path)
-        assert train(COMMAND).global_step == 5 * EPOCHS
+        assert train(command).global_step == 5 * epochs
         assert [path.name for path in Path("runs").iterdir()] == ["version_0"]
         assert {path.name for path in (RUN / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     for name in ("best.ckpt", "last.ckpt"):
         path = RUN / "checkpoints" / name
         assert_same(state(folder / path), state(whole / path), name)
-    assert rows(folder) == rows(whole)
-    assert len(rows(whole)) == EPOCHS + 2 * (5 * EPOCHS // 3)
+    assert rows(folder / RUN / "metrics.csv") == rows(whole / RUN / "metrics.csv")
+    assert len(rows(whole / RUN / "metrics.csv")) == epochs + 2 * (5 * epochs // 3)
 
 
 # --- Which run the command goes on with ---------------------------------------------------------------------

@@ -31,6 +31,7 @@ RUN = [
     ),
     *("--trainer.enable_progress_bar=false", "--resume=auto", "--trainer.log_every_n_steps=1"),
 ]
+FINETUNE = [*RUN, f"--config={ROOT}/configs/recipe/finetune.yaml", "--save_every_n_steps=2", "--data.workers=1"]
 SCORED = ["--protocols", "sequential", "arbitrary", "--orders=3", "--data.test_images=65"]
 
 
@@ -85,8 +86,42 @@ def weights(module):
     return {name: full(value).clone() for name, value in module.state_dict().items()}
 
 
+def killed():
+    """Begin a run and kill both processes in the second epoch, in a step after which nothing was saved yet."""
+    original = FineTuner.training_step
+
+    def step(module, batch, batch_idx):
+        if module.global_step == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(module, batch, batch_idx)
+
+    FineTuner.training_step = step
+    train([*FINETUNE, "--trainer.default_root_dir=killed"])
+
+
+def pixels_of(images):
+    return [image.numpy().tobytes() for image in images]
+
+
+def gone_on(said):
+    """Go on with the run that was killed, and train another one without interruption, whose pixels are noted."""
+    said["killed after"] = torch.load("killed/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    train([*FINETUNE, "--trainer.default_root_dir=killed"])
+    said["pixels"], original = [], FineTuner.on_after_batch_transfer
+
+    def noted(module, batch, dataloader_idx):
+        if module.trainer.training and module.current_epoch == 0:
+            said["pixels"] += pixels_of(batch[0])
+        return original(module, batch, dataloader_idx)
+
+    FineTuner.on_after_batch_transfer = noted
+    train([*FINETUNE, "--trainer.default_root_dir=whole"])
+    FineTuner.on_after_batch_transfer = original
+
+
 def main(out):
     rank, said = int(os.environ["RANK"]), {}
+    gone_on(said)
     steps, module = Steps(), tuner()
     run = trainer(devices=2, callbacks=[steps])
     run.fit(module, datamodule=data())
@@ -139,4 +174,4 @@ def main(out):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    killed() if sys.argv[1] == "killed" else main(Path(sys.argv[1]))
