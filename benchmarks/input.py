@@ -28,6 +28,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from benchmarks.common import Times, arguments, ratio, report, seconds, take_turns
 from layershuffle.data import ImageFolders, PackedFolders
+from layershuffle.data.augmentation import Augmentation, Augmented
 from layershuffle.data.folders import PackedImages
 from layershuffle.data.packing import Packing, pack
 
@@ -51,6 +52,12 @@ def make_folders(root: Path, count: int) -> None:
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
         grain = rng.normal(0, 10, smooth.shape)
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def random_crops(records: PackedImages) -> Reader:
+    """Reads a random part of each packed picture and makes an image of SIZE pixels of it, as a recipe does."""
+    crops = Augmented(records, Augmentation(scale=(0.08, 1.0)), SIZE, seed=0)
+    return lambda indices: tuple(crops.__getitems__([(0, index) for index in indices]))  # type: ignore[return-value]
 
 
 def memory_map(records: PackedImages) -> Reader:
@@ -153,14 +160,16 @@ def benchmark(folder: Path, count: int, rounds: int, args: Any) -> None:
     sources = folder / "folders"
     if not sources.exists():
         make_folders(sources, count)
-    work = Packing(sources, folder / "packed", SIZE)
-    if not work.finished:
-        work.folder.mkdir()
-        for _ in pack(work, 0):
-            pass
+    for name, whole in (("packed", False), ("whole", True)):
+        work = Packing(sources, folder / name, SIZE, whole)
+        if not work.finished:
+            work.folder.mkdir()
+            for _ in pack(work, 0):
+                pass
     data = PackedFolders(str(folder / "packed"), batch_size=BATCH, workers=1)
     data.setup()
     records: Any = data.sets["train"]
+    wholes: Any = PackedFolders(str(folder / "whole"), image_size=SIZE).load(train=True)
     decoded: Any = ImageFolders(str(sources), image_size=SIZE).load(train=True)
     count = len(records)
 
@@ -168,6 +177,9 @@ def benchmark(folder: Path, count: int, rounds: int, args: Any) -> None:
         "class folders, decoded by Pillow": sources / "train",
         "packed records (ours)": records.path,
         "the same, mapped into memory": records.path,
+        "whole pictures, of which squares are read": wholes.path,
+        "random crops of packed squares": records.path,
+        "random crops of whole pictures": wholes.path,
         "safetensors": folder / "images.safetensors",
         "litdata": folder / "litdata",
         "litdata, in its own sequence": folder / "litdata",
@@ -177,6 +189,9 @@ def benchmark(folder: Path, count: int, rounds: int, args: Any) -> None:
         lambda indices: tuple(default_collate([decoded[n] for n in indices])),
         records.__getitems__,
         memory_map(records),
+        wholes.__getitems__,
+        random_crops(records),
+        random_crops(wholes),
         tensor_file(folder / "images.safetensors", records),
         *litdata_chunks(folder / "litdata", records),
         jpegs_in_a_tar(folder / "images.tar", records),
@@ -214,7 +229,7 @@ def benchmark(folder: Path, count: int, rounds: int, args: Any) -> None:
             "from disk": BATCH * BATCHES / statistics.median(cold[name]),
             "ratio from disk": ratio(cold, name, baseline),
             "bytes per image": used(places[name]) // count,
-            "same pixels": None if "own sequence" in name else "yes" if same[name] else "no",
+            "same pixels": None if "own sequence" in name or "random crops" in name else "yes" if same[name] else "no",
         }
         for name in readers
     ]
