@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import batches, fake_imagenet
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import Subset
 from torchvision.transforms import v2
 
@@ -26,7 +27,7 @@ class Module:
 class Trainer:
     """As much of a trainer as a data module asks for."""
 
-    lightning_module, training = Module, False
+    lightning_module, training, strategy = Module, False, SingleDeviceStrategy("cpu")
 
     def __init__(self, world_size=1, global_rank=0):
         self.world_size, self.global_rank = world_size, global_rank
@@ -64,6 +65,9 @@ def test_workers_and_processes_see_the_same_pixels(folders, kind):
     others, same = batches(loader(make(workers=2)))
     assert torch.equal(images, others)
     assert torch.equal(labels, same)
+    if kind == 0:
+        kept = batches(loader(make(on_device=True)))
+        assert torch.equal(images, kept[0])
     parts = [by_image(loader(make(workers=0), world_size=2, global_rank=rank)) for rank in (0, 1)]
     assert sorted(parts[0] + parts[1]) == by_image(loader(make(workers=0)))
     assert by_image(loader(make(workers=0), epoch=1)) != by_image(loader(make(workers=0)))

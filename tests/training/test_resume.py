@@ -190,16 +190,16 @@ def stop(folder, command, number, delay):
     return process.returncode, error
 
 
-FINETUNE = [f"--config={ROOT}/configs/recipe/finetune.yaml", "--data.workers=2", "--trainer.max_epochs=12"]
+FINETUNE = [f"--config={ROOT}/configs/recipe/finetune.yaml", "--data.workers=2"]
 
 
 @pytest.mark.parametrize(
     ("options", "epochs", "signals"),
-    [([], EPOCHS, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]), (FINETUNE, 12, [])],
+    [([], EPOCHS, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]), (FINETUNE, 8 + 4 * KILLS, [])],
     ids=["paper", "finetune, with workers"],
 )
 def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch, options, epochs, signals):
-    rng, command = random.Random(0), COMMAND + options
+    rng, command = random.Random(0), [*COMMAND, *options, f"--trainer.max_epochs={epochs}"]
     folder, whole = tmp_path / "stopped", tmp_path / "whole"
     folder.mkdir()
     whole.mkdir()
