@@ -93,6 +93,8 @@ class FineTuner(pl.LightningModule):
         kwargs: further arguments of ``create_model``.
     """
 
+    loss_weights: Tensor | None
+
     def __init__(
         self,
         name: str,
