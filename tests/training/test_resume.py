@@ -195,7 +195,7 @@ FINETUNE = [f"--config={ROOT}/configs/recipe/finetune.yaml", "--data.workers=2"]
 
 @pytest.mark.parametrize(
     ("options", "epochs", "signals"),
-    [([], EPOCHS, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]), (FINETUNE, 8 + 4 * KILLS, [])],
+    [([], EPOCHS, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]), (FINETUNE, 2 + 2 * KILLS, [])],
     ids=["paper", "finetune, with workers"],
 )
 def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch, options, epochs, signals):
