@@ -370,7 +370,7 @@ def test_class_weights_count_in_training_alone_and_are_recorded(tmp_path, monkey
     run = train([*command, "--model.class_weights=balanced", "--trainer.precision=bf16-true"])
     found = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)[RECORD]["class_weights"]
     trained = labels_of(run.datamodule.sets["train"]).numpy()
-    assert found == pytest.approx(compute_class_weight("balanced", classes=range(10), y=trained))
+    assert found == pytest.approx(compute_class_weight("balanced", classes=torch.arange(10).numpy(), y=trained))
     with pytest.raises(UserError, match="can't be balanced, because the class 0 has no training image: give a number"):
         train([*command, "--model.class_weights=balanced", "--data.train_images=3"])
     given = configured([*command, "--model.class_weights=[1,1,1,1,1,1,1,1,1,2]"]).model.loss_weights
