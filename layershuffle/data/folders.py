@@ -190,27 +190,30 @@ class PackedImages(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A batch of squares, uint8 [batch, 3, size, size]. Raises UserError as ``regions`` does."""
-        images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        images = np.empty((len(indices), 3, self.size, self.size), np.uint8)
         corners = ((self.shapes[indices] - self.size) / 2).round().astype(int).tolist()  # as torchvision rounds
         boxes = [(top, left, self.size, self.size) for top, left in corners]
-        for image, region in zip(images, self.regions(indices, boxes, images)):
-            if region.data_ptr() != image.data_ptr():
-                image.copy_(region)
-        return images, self.labels[indices]
+        for at, region in enumerate(self._read(indices, boxes, images)):
+            if region.base is not images:
+                images[at] = region
+        return torch.from_numpy(images), self.labels[indices]
 
-    def regions(
-        self, indices: list[int], boxes: Sequence[tuple[int, int, int, int]], into: Tensor | None = None
-    ) -> list[Tensor]:
+    def regions(self, indices: list[int], boxes: Sequence[tuple[int, int, int, int]]) -> list[Tensor]:
         """A part of each image, uint8 [3, height, width], of which only the rows are read.
 
         Args:
             indices: the images.
             boxes: top, left, height and width of the parts, in pixels.
-            into: where to put those that are as wide as their image, uint8 [images, 3, height, width].
 
         Raises:
             UserError: if the file is gone or has become shorter.
         """
+        return [torch.from_numpy(region) for region in self._read(indices, boxes)]
+
+    def _read(
+        self, indices: list[int], boxes: Sequence[tuple[int, int, int, int]], into: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """The parts, of which those that are as wide as their image are read straight ``into`` an array of squares."""
         # The file is read, not mapped: if it were cut short or its disk failed, a map would kill the process.
         wholes, starts = self.shapes[indices].tolist(), self.places[indices].tolist()
         spans = []  # the first byte of each channel's rows, and their bytes; or of all channels together
@@ -226,12 +229,11 @@ class PackedImages(Dataset):
                     os.posix_fadvise(file.fileno(), place, length, os.POSIX_FADV_WILLNEED)
                 for at, (_, left, height, width) in enumerate(boxes):
                     fits = into is not None and width == wholes[at][1]
-                    rows = into[at] if fits else torch.empty(3, height, wholes[at][1], dtype=torch.uint8)  # type: ignore[index]
-                    pixels = rows.numpy()
-                    for part, (place, length) in zip([pixels] if len(spans[at]) == 1 else pixels, spans[at]):
+                    rows = into[at] if fits else np.empty((3, height, wholes[at][1]), np.uint8)  # type: ignore[index]
+                    for part, (place, length) in zip([rows] if len(spans[at]) == 1 else rows, spans[at]):
                         if os.preadv(file.fileno(), [part], place) != length:
                             raise UserError(f"{self.path} ends before its image {indices[at]}: pack it again")
-                    found.append(rows[..., left : left + width])
+                    found.append(rows if fits else rows[..., left : left + width])
         except OSError as error:
             raise UserError(f"{self.path} could not be read: {error.strerror}") from error
         return found

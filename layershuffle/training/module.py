@@ -214,6 +214,7 @@ class FineTuner(pl.LightningModule):
             self.preprocess = data.prepare_for(*self.model.image_format)
         if self.class_weights == "balanced" and stage == "fit":
             self.loss_weights = self._balanced_weights(data)
+            self.class_weights = self.loss_weights.tolist()  # The precision of the run may round the others.
         orders = [self.draw(0), *(self.model.choice.orders if self.model.choice else ())]
         self._own_orders = orders_per_process(self.trainer.strategy, self.orders_per_process, self.model, orders)
 
@@ -390,7 +391,7 @@ class FineTuner(pl.LightningModule):
             "method": self.method,
             "sampler": repr(self.sampler),
             "position_loss": self.position_loss,
-            "class_weights": None if self.loss_weights is None else self.loss_weights.tolist(),
+            "class_weights": self.class_weights,
             "seed": self.seed,
             "precision": self.trainer.precision,
             "data": data.config() | {"classes": data.class_names} if isinstance(data, ImageData) else None,

@@ -46,6 +46,7 @@ def add_lora(model: OrderedViT, rank: int) -> None:
         raise UserError(f"lora is the rank of the added matrices, at least 1, not {rank}")
     linear = [name for name, module in model.vit.named_modules() if isinstance(module, nn.Linear)]
     targets = [name for name in linear if name.startswith("blocks.")]
+    module: Any
     for module in model.vit.modules():
         if hasattr(module, "qkv_bias_separate"):  # Otherwise timm uses the map's weight alone, without LoRA's product.
             module.qkv_bias_separate = True

@@ -262,7 +262,7 @@ def test_a_finished_folder_is_checked_and_never_changed(source, tmp_path):
     pack(source, tmp_path / "packed")
     before = contents(tmp_path / "packed")
     pack(source, tmp_path / "packed")
-    with pytest.raises(ValueError, match="holds images of 32 pixels: pack those of 48 into another folder"):
+    with pytest.raises(ValueError, match="holds images of 32 pixels: pack images of 48 pixels into another folder"):
         pack(source, tmp_path / "packed", "--size", "48")
     later = source / "train" / "n99"
     later.mkdir()
