@@ -201,7 +201,7 @@ def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Resu
             if any(known[key] != found[key] for key in known.keys() & found.keys()):
                 complaints.append(
                     f"{other} and {name} disagree about {results.label}, seed {model.get('seed')}, on {data['name']}; "
-                    "both were left out: move one of them elsewhere"
+                    "both were left out: move one of them elsewhere, or train one with another --model.label"
                 )
                 bad |= {other, name}
         if all(_found(read[other]) != found for other in others):

@@ -90,6 +90,8 @@ class FineTuner(pl.LightningModule):
             orders. By default they do with DDP; with sharded strategies they can't.
         seed: decides the orders, together with the step and the process; ``layershuffle train`` sets it to
             seed_everything.
+        label: what tables and figures call the method, by default its name, such as ``layershuffle-position``. Two runs
+            of one method that differ in something else, such as the recipe, are told apart by it.
         kwargs: further arguments of ``create_model``.
     """
 
@@ -119,6 +121,7 @@ class FineTuner(pl.LightningModule):
         timm_args: dict[str, Any] | None = None,
         orders_per_process: bool | None = None,
         seed: int = 0,
+        label: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -152,7 +155,7 @@ class FineTuner(pl.LightningModule):
         self.orders_per_process = orders_per_process
         # Lightning's own mean over processes ignores that each may have a different number of images.
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
-        self.seed = seed
+        self.seed, self.label = seed, label
         self._not_finite = FirstNonFiniteStep()
         self._own_orders = True
         self._planned_steps: float = 0
@@ -169,7 +172,9 @@ class FineTuner(pl.LightningModule):
 
     @property
     def method(self) -> str:
-        """The name of the method, such as ``layershuffle-position``."""
+        """The label, or the name of the method, such as ``layershuffle-position``."""
+        if self.label:
+            return self.label
         name = method_name(self.sampler, self.model.config["position"], self.model.config.get("order"))
         return f"instancewise{name.removeprefix(self.sampler.method)}" if self.model.choice else name
 

@@ -215,8 +215,18 @@ def test_pretrained_paths(tmp_path, images, small, name):
     assert fewer.vit.head.weight.shape == (3, 32)
     assert torch.equal(fewer.vit.blocks[3].mlp.fc1.weight, model.vit.blocks[3].mlp.fc1.weight)
 
-    bigger = layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **SMALL | {"img_size": 16})
-    assert bigger.vit.pos_embed.shape == (1, 17, 32)
+
+@pytest.mark.parametrize("suffix", ["pth", "ckpt"])
+@pytest.mark.parametrize("name", FAMILIES[:3])  # with a class token, with two tokens, without a token's embedding
+def test_position_embeddings_for_larger_images_are_resampled_as_timm_does(tmp_path, small, name, suffix):
+    model, path, larger = small(name), tmp_path / f"weights.{suffix}", SMALL | {"img_size": 20}
+    torch.save(model.vit.state_dict(), tmp_path / "weights.pth")
+    torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "weights.ckpt")
+    file = {"file": str(tmp_path / "weights.pth"), "num_classes": 5, "input_size": (1, 8, 8)}
+    plain = timm.create_model(name, pretrained=True, num_classes=5, pretrained_cfg_overlay=file, **larger)
+    assert plain.pos_embed.shape[1] == model.vit.pos_embed.shape[1] - 2**2 + 5**2
+    ours = layershuffle.create_model(name, 5, pretrained=str(path), **larger)
+    torch.testing.assert_close(ours.vit.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
 def test_pretrained_colour_weights_on_grey_images(tmp_path, small):
