@@ -3,9 +3,9 @@
     npm pack emoji-datasource-google && tar xzf emoji-datasource-google-*.tgz
     python docs/emoji.py package emoji
 
-The emoji are those of Noto Emoji, Apache-2.0. The classes are Unicode's categories. People are left out: most are there as
-woman, man and person, and these would come to be on both sides of the split. So would skin tones, and flags that are
-alike but for their names.
+The emoji are those of Noto Emoji, Apache-2.0. The classes are Unicode's categories. Pictures that are nearly the same
+must not be on both sides of the split. So skin tones are left out, people, most of whom are there as woman, man and
+person, and flags that differ in nothing but their names.
 """
 
 import argparse
@@ -19,6 +19,7 @@ TEST = 0.3
 
 
 def main() -> None:
+    """Copy the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="the unpacked npm package")
     parser.add_argument("folder", type=Path, help="where to write train/CLASS/*.png and test/CLASS/*.png")

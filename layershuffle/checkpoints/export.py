@@ -63,17 +63,20 @@ def export(
         "input_size": (len(images["mean"]), size, size),
         "num_classes": model.config["num_classes"],
         "tag": record.get("method"),
+        "license": license,  # timm has here that of its own weights
     }
     timm_args = {name: value for name, value in model.config.items() if name not in OWN}
     if model.config["norm_eps"] is not None:
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
     only_here = why_only_here(model)
     # timm answers that it doesn't know a model of this name.
-    renamed = {"architecture": f"timm can't run it, because {only_here}; use {LOAD}"} if only_here else {}
+    described: dict[str, Any] = {"label_names": class_names(data, model)}
+    if only_here:
+        described["architecture"] = f"timm can't run it, because {only_here}; use {LOAD}"
     from timm.models import save_for_hf
 
     try:
-        save_for_hf(model.vit, str(folder), model_config=renamed, model_args=timm_args, safe_serialization=True)
+        save_for_hf(model.vit, str(folder), model_config=described, model_args=timm_args, safe_serialization=True)
         own = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("vit.")}
         if own:
             safetensors.torch.save_file(own, folder / POSITION_FILE)
@@ -84,6 +87,13 @@ def export(
     write_whole(folder / RECORD_FILE, json.dumps({"record": record, "data": data}, indent=1) + "\n")
     use, library = _use(model, only_here), "layershuffle" if only_here else "timm"
     write_whole(folder / "README.md", card(model, record, folder.name, use, found, license, library, "config.json"))
+
+
+def class_names(data: Any, model: OrderedViT) -> list[str] | None:
+    """The class names that the record of a checkpoint's data holds, if there is one for each of the model's classes."""
+    names: Any = data.get("classes") if isinstance(data, dict) else None
+    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if fits and len(names) == model.config["num_classes"] else None
 
 
 def check_new(folder: Path) -> None:
@@ -208,10 +218,16 @@ def card(
     license: str | None,
     library: str,
     config: str,
+    normalises: bool = False,
 ) -> str:
-    """The model card, in Markdown; ``use`` and ``scores`` are sections of it, ``config`` the file with the resizing."""
+    """The model card, in Markdown.
+
+    ``use`` and ``scores`` are sections of it, ``config`` is the file with the resizing, and ``normalises`` says whether
+    the model itself normalises its images.
+    """
     size = model.image_format.size
     mean, std = (", ".join(f"{value:.4g}" for value in part) for part in model.image_format[1:3])
+    values = "" if normalises else f" in 0..1, minus mean ({mean}), divided by standard deviation ({std})"
     merged = ""
     if record.get("merged"):
         sources = ", ".join(source["sha256"][:12] for source in record["merged"]["sources"])
@@ -232,8 +248,8 @@ order sampler `{record.get("sampler")}`, position `{model.config["position"]}`, 
 ## Use
 
 {use}
-Images: RGB or grey in 0..1, {size} x {size} pixels (resized and cropped as
-{config} says), minus mean ({mean}), divided by standard deviation ({std}).
+Images: {"RGB" if len(model.image_format.mean) == 3 else "grey"}{values}, {size} x {size} pixels, resized and cropped as
+{config} says.
 
 ## Accuracy
 

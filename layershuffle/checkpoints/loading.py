@@ -134,7 +134,7 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
     path = Path(source)
     if (path / export.RECORD_FILE).is_file():
         model, record, data = export.read(path)
-        return LoadedModel(model.eval(), record, data, names=_names(data, model))
+        return LoadedModel(model.eval(), record, data, names=export.class_names(data, model))
     if path.is_dir():
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
         if not files or not (path / "config.json").is_file():
@@ -143,7 +143,7 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
         about = {"name": path.name, "source": str(files[0]), "sha256": sha256(files[0]), "config": model.config}
         by_label = read_json(path / "config.json")["id2label"]
         named = [by_label.get(str(label)) for label in range(len(by_label))] if isinstance(by_label, dict) else None
-        return LoadedModel(model, about, authors=True, names=_names({"classes": named}, model))
+        return LoadedModel(model, about, authors=True, names=export.class_names({"classes": named}, model))
     if _is_checkpoint(source):
         content = read_checkpoint(path)
         record = content[RECORD]
@@ -152,7 +152,7 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
         kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version", "merged")}
         about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
         data = record.get("data")
-        return LoadedModel(model.eval(), about, data, record.get("wandb"), names=_names(data, model))
+        return LoadedModel(model.eval(), about, data, record.get("wandb"), names=export.class_names(data, model))
     import timm  # Slow to import, and not needed above.
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -173,13 +173,6 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
     subset = None if pretrained else infer_imagenet_subset(model.vit)
     names: Any = ImageNetInfo(subset).label_descriptions() if subset else None
     return LoadedModel(model.eval(), about, image_format=model.timm_format, names=names)
-
-
-def _names(data: Any, model: OrderedViT) -> list[str] | None:
-    """The class names that the record of a checkpoint's data holds, if there is one for each of the model's classes."""
-    names: Any = data.get("classes") if isinstance(data, dict) else None
-    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if fits and len(names) == model.config["num_classes"] else None
 
 
 def trained_on(source: str) -> dict[str, Any] | None:

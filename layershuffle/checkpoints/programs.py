@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from layershuffle.checkpoints.export import as_cut, card, check_new, image_format, scores
+from layershuffle.checkpoints.export import as_cut, card, check_new, class_names, image_format, scores
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
@@ -171,6 +171,7 @@ def export_programs(
         "device": device.type,
         "files": files,
         "images": {"dtype": dtype, "shape": ["batch", *model.image_shape], **wanted._asdict()},
+        "classes": class_names(data, model),
         "order": str(model.order if order is None else order),
         "record": record,
     }
@@ -187,6 +188,7 @@ def export_programs(
         license,
         "onnx" if form == "onnx" else "pytorch",
         MANIFEST,
+        normalises=inside,
     )
     write_whole(folder / "README.md", text)
 

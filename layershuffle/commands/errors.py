@@ -104,6 +104,7 @@ def quieten() -> None:
         "is deprecated",
         "Corrupt EXIF data",
         "your dataloader is not resumable",
+        "The number of training batches .* is smaller than the logging interval",  # which counts across epochs
         "LightningCLI's args parameter is intended to run from within Python",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}")

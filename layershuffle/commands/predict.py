@@ -84,12 +84,12 @@ def predict_command(args: list[str] | None = None) -> list[dict[str, Any]]:
     found, broken = _predict(loaded, paths, orders, config)
     for path, why in broken.items():
         print(f"{path} can't be read as an image ({why})", file=sys.stderr)
-    for picture in found:
-        print(f"{picture['picture']}: {_line(picture['classes'], len(orders))}")
     for path in config.output:
         asked = {"model": loaded.record, "orders": [str(order) for order in orders]}
         content = asked | {"pictures": found, "unreadable": [{"picture": p, "why": why} for p, why in broken.items()]}
         write_whole(path, json.dumps(content, indent=1) + "\n" if path.suffix == ".json" else _csv(found))
+    for picture in found:
+        print(f"{picture['picture']}: {_line(picture['classes'], len(orders))}")
     if not found:
         raise UserError(f"none of the {len(paths)} pictures could be read")
     return found
@@ -145,7 +145,8 @@ def _predict(
     found: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
     # auto_refresh would start a thread, which must not run while the workers are forked.
-    for batch in track(loader, "classifying", console=console, transient=True, auto_refresh=False):
+    silent = not console.is_terminal  # where rich would leave an empty line
+    for batch in track(loader, "classifying", console=console, transient=True, auto_refresh=False, disable=silent):
         broken |= {path: image for path, image in batch if isinstance(image, str)}
         readable = {path: image for path, image in batch if isinstance(image, Tensor)}
         if not readable:

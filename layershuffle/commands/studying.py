@@ -151,7 +151,8 @@ class Study:
     def progress(self, what: str, total: int, unit: str = "batch runs") -> Iterator[tuple[Progress, TaskID]]:
         """A progress bar that goes away when it is done."""
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
-        console, disable = Console(stderr=True), not self.fabric.is_global_zero
+        console = Console(stderr=True)
+        disable = not (self.fabric.is_global_zero and console.is_terminal)  # In a file, rich would leave an empty line.
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=disable) as bar:
             yield bar, bar.add_task(what, total=total)
 

@@ -1,4 +1,3 @@
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -280,7 +279,9 @@ def test_a_full_disk_is_one_sentence(trained, monkeypatch):
         export_command([checkpoint, "exported"])
 
 
-def test_an_exported_model_says_how_its_images_were_resized(trained, tmp_path):
+def test_an_exported_model_tells_timm_its_resizing_and_classes_and_no_licence(trained, tmp_path):
     export_command([trained(0, "--data.crop_pct=0.9", "--data.interpolation=bicubic"), "out"])
-    found = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]
+    found = timm.create_model("local-dir:out", pretrained=True).pretrained_cfg
     assert (found["crop_pct"], found["interpolation"], found["crop_mode"]) == (0.9, "bicubic", "center")
+    assert found["label_names"] == list("0123456789")
+    assert "license" not in found  # timm's configuration names that of timm's weights

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,8 +99,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "checked: on 8 test images of Digits its logits differ from the original's by at most" in said
     assert "exported to out: layershuffle.checkpoints.programs.Programs('out')" in said
+    assert Programs(Path("out")).manifest["classes"] == list("0123456789")
+    card = Path("out/README.md").read_text()
+    assert "Images: grey in 0..1, minus mean (0.5), divided by standard deviation (0.5)" in card
     export_command(["best.ckpt", "split", "--format=torch-export", "--split"])
     assert len(list((tmp_path / "split").glob("*.pt2"))) == 2 + 2
+    assert "Images: grey, 8 x 8 pixels" in Path("split/README.md").read_text()  # The program normalises them.
     for options, complaint in [
         (["--format=onnx"], "each image chooses its order"),
         (["--split"], "--split is for programs that run any order"),

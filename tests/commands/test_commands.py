@@ -83,7 +83,7 @@ def test_the_quickstart_leaves_what_it_says(compared):
 def test_train_and_evaluate_as_typed(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *DIGITS, *configs("method/layershuffle_position")]
     done = subprocess.run([*command, "--trainer.max_epochs=1"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("evaluate it with: layershuffle evaluate runs/version_0/checkpoints/best.ckpt\n")
     run = tmp_path / "runs" / "version_0"
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -95,7 +95,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
 
     command = [sys.executable, str(ROOT / "evaluate.py"), "runs/version_0/checkpoints/best.ckpt"]
     done = subprocess.run([*command, "--orders", "2", "--keep", "3", "12"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert "layershuffle-position on 359 images (Digits, test)" in done.stdout
     assert re.search(r"^first, shuffled +\d", done.stdout, re.MULTILINE)
     results = Results.load(run / "checkpoints" / "best.evaluation.json")

@@ -1,6 +1,7 @@
 """Pictures that are classified by the command and in Python, against the model's own logits."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -238,3 +239,16 @@ def test_timms_models_know_the_classes_of_imagenet(monkeypatch):
         "tench, Tinca tinca",
         "toilet tissue, toilet paper, bathroom tissue",
     )
+
+
+def test_files_are_written_before_lines_that_nobody_may_read(checkpoint, pictures, monkeypatch, capsys):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    checkpoint()
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        predict_command(["best.ckpt", "pictures", "--output", "found.csv"])
+    assert len(Path("found.csv").read_text().splitlines()) == 1 + 5 * len(pictures)
+    assert capsys.readouterr().err == ""

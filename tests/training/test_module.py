@@ -329,6 +329,7 @@ def test_methods_have_the_fields_names():
         "layershuffle-predict",
     ]
     assert method_name(FirstLayers(6), "none") == "reduced-depth-6"
+    assert tuner(label="with mixup").method == "with mixup"
 
 
 def test_by_default_the_losses_are_those_of_the_papers_recipe_written_out(tmp_path):
