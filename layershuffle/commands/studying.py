@@ -172,7 +172,7 @@ class Study:
                 **self.data.config(),
                 "split": config.split,
                 "images": images,
-                **({"classes": names} if isinstance(names := getattr(self.data, "classes", None), list) else {}),
+                **({"classes": names} if (names := self.data.class_names) else {}),
             },
             evaluation=used | {"seed": config.seed, "batch_size": self.batch_size},
             environment={

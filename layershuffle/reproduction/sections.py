@@ -118,10 +118,12 @@ def pruning(setup: SetupResults) -> Section | None:
     points = curves.pruned(setup)
     if len({point.kept for point in points}) < 2:
         return None
-    caption = (
-        "accuracy by the number of layers kept, random ones unless the model was refined at that depth (reduced-depth: "
-        "its first layers, those it was refined with). Means over seeds; bands are one sample standard deviation."
-    )
+    caption = "accuracy by the number of layers kept, random ones"
+    if any(point.method.startswith("reduced-depth") for point in points):
+        caption += (
+            " unless the model was refined at that depth (reduced-depth: its first layers, those it was refined with)"
+        )
+    caption += ". Means over seeds; bands are one sample standard deviation."
     title = "Fewer layers (figures 1b and 1c)" if setup.in_paper else "Fewer layers"
     quote = [f"The paper: {paper.PRUNED}"] if (setup.backbone, setup.data) == ("ViT-B/16", "ImageNet-1k") else []
     return Section(_heading(title, setup), quote, [_curves("pruning", setup, points, caption)])

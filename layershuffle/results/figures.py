@@ -374,8 +374,9 @@ def confusion(results: Results, title: str = "") -> Figure:
             axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=7)
         axis.set(title=textwrap.shorten(group, 40), xlabel="taken for")
         shown = [textwrap.shorten(name, 20) for name in names]
-        axis.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 3 else 0, fontsize=7)
-        axis.set_yticks(range(len(names)), shown, fontsize=7)
+        turned = 90 if max(map(len, shown)) > 3 else 0
+        axis.set_xticks(range(len(names)), shown, rotation=turned, fontsize=7, parse_math=False)
+        axis.set_yticks(range(len(names)), shown, fontsize=7, parse_math=False)
     axes[0].set_ylabel("class")
     for axis in axes[len(counted) :]:
         axis.remove()
@@ -397,7 +398,7 @@ def _mistakes(results: Results, title: str) -> Figure:
         rows = [row - 0.4 + (index + 0.5) * thickness for row in range(len(pairs))]
         axis.barh(rows, shares, thickness, color=COLOURS[index % len(COLOURS)], label=textwrap.shorten(group, 30))
     labels = [f"{textwrap.shorten(names[a], 30)} as {textwrap.shorten(names[b], 30)}" for a, b in pairs]
-    axis.set_yticks(range(len(pairs)), labels, fontsize=7)
+    axis.set_yticks(range(len(pairs)), labels, fontsize=7, parse_math=False)
     axis.set(xlabel="images of the class taken for the other, %", xlim=(0, None))
     axis.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

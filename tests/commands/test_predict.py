@@ -15,9 +15,12 @@ from torchvision import transforms
 import layershuffle
 from layershuffle.checkpoints import loading
 from layershuffle.checkpoints.export import export
+from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.predict import predict_command
 from layershuffle.commands.train import train_command
 from layershuffle.orders import Order, seeded
+from layershuffle.results import tables
+from layershuffle.results.figures import confusion, rendered
 
 rng = np.random.default_rng(0)
 CLASSES = ["cat", "dog", "emu", "fox", "gnu"]
@@ -223,6 +226,11 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
     assert said.index("fish: 2 classes") < said.index("last checkpoint")
     loaded = layershuffle.load("runs/version_0/checkpoints/last.ckpt")
     assert loaded.classes == ["n01440764", "n01443537"]
+    evaluate = ["runs/version_0/checkpoints/last.ckpt", "--protocols=sequential", "--data.workers=0"]
+    results = evaluate_command(evaluate)
+    assert tables.class_names(results) == loaded.classes
+    results.data["classes"] = ["one", r"$\frac$"]  # which matplotlib would read as a formula
+    rendered(confusion(results), "png")
     export(loaded.model, loaded.record, loaded.data, Path("exported"))
     picture = [Image.open(root / "val/n01440764/RGB.JPEG")]
     exported = layershuffle.load("exported")
