@@ -143,7 +143,9 @@ def test_curves_are_means_of_draws_then_over_seeds(tmp_path):
     assert rows[1] == ["in original sequence", "layershuffle", "1", "16.00", "1.41", "2"]
     assert rows[4] == ["in random sequence", "layershuffle", "2", "31.00", "1.41", "2"]
     assert (tmp_path / "report/figures" / f"{data.stem}.png").stat().st_size > 10_000
-    assert f"](figures/{data.stem}.png)" in (tmp_path / "report/report.md").read_text()
+    page = (tmp_path / "report/report.md").read_text()
+    assert f"](figures/{data.stem}.png)" in page
+    assert "reduced-depth" not in page
 
 
 @pytest.mark.parametrize("kind", ["", "-predict", "-merged"])
