@@ -311,7 +311,7 @@ def main() -> None:
     contenders: dict[str, Contender] = {}
     first, compiled_graphs = {}, {}
     for contender in wanted:
-        before = graphs()
+        made, before = None, graphs()
         try:
             made = makers[contender]()
             first[contender] = seconds(made.step, device)
@@ -319,13 +319,13 @@ def main() -> None:
             print('Hugging Face is left out: pip install "layershuffle[benchmarks]"')
         except torch.OutOfMemoryError:
             print(f"{contender} is left out: {batch} images don't fit into the memory")
-            del made
-            torch.cuda.empty_cache()
+            made = None
             if contender == OURS:
                 wanted.append(AGAIN)
-        else:
+        if made:
             contenders[contender] = made
             compiled_graphs[contender] = None if contender == LOOP else graphs() - before
+        torch.cuda.empty_cache()  # of what failed, and for the process of the training run
     steps = {contender: made.step for contender, made in contenders.items()}
     rounds = args.rounds or 20
     before = graphs()

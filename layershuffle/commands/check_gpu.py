@@ -15,6 +15,8 @@ from layershuffle.files import read_json
 from layershuffle.gpu_check import machine, runner
 from layershuffle.gpu_check.checks import CHECKS, PARTS, Setting
 
+DEVICES = {"cuda": torch.device("cuda", 0), "cpu": torch.device("cpu")}
+
 
 def check_gpu_command(args: list[str] | None = None) -> None:
     """Make the checks that ``args`` ask for, by default those of the process; raises UserError if one fails."""
@@ -29,7 +31,7 @@ def check_gpu_command(args: list[str] | None = None) -> None:
         "--only", nargs="+", default=["*"], metavar="PATTERN", help=f"just these checks, or parts: {', '.join(PARTS)}"
     )
     option("--skip", nargs="+", default=[], metavar="PATTERN", help="leave these checks or parts out")
-    option("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: try the command, with smaller models")
+    option("--device", choices=[*DEVICES], default="cuda", help="cpu: try the command, with smaller models")
     option("--output", type=Path, default=Path("gpu_check"), help="a folder for the page, the JSON and the logs")
     option("--pretrained", type=str | None, help="a file with timm's weights of ViT-B/16, for the fine-tuning")
     option("--minutes", type=float | None, help="how long all may take together (default: 20, or 3 with --quick)")
@@ -41,13 +43,14 @@ def check_gpu_command(args: list[str] | None = None) -> None:
         raise UserError(f"there is no file {config.pretrained}")
     if config.check:
         folder = Path(tempfile.mkdtemp())
-        setting = Setting(torch.device(config.device), folder, main, config.quick, config.pretrained)
+        setting = Setting(DEVICES[config.device], folder, main, config.quick, config.pretrained)
         runner.make(CHECKS[config.check], setting, config.output / f"{config.check}.json")
         return
     for pattern in (*config.only, *config.skip):
         if not any(_matches(name, [pattern]) for name in CHECKS):
             raise UserError(f"no check or part is called {pattern}: choose from {', '.join([*PARTS, *CHECKS])}")
-    names = [name for name in CHECKS if _matches(name, config.only) and (CHECKS[name].quick or not config.quick)]
+    limits = {name: check.quick if config.quick else check.seconds for name, check in CHECKS.items()}
+    names = [name for name in CHECKS if _matches(name, config.only) and limits[name]]
     if config.device == "cuda" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise UserError(
@@ -55,7 +58,9 @@ def check_gpu_command(args: list[str] | None = None) -> None:
             "--device cpu"
         )
     about, earlier = machine.describe(), config.output / "gpu_check.json"
-    chosen = {name: dict(runner.LATER, figure="--skip") if _matches(name, config.skip) else None for name in names}
+    chosen = {
+        name: dict(runner.LATER, figure="--skip") if _matches(name, config.skip) else limits[name] for name in names
+    }
     if config.resume and earlier.is_file():
         before = read_json(earlier)
         if before["machine"] != about:

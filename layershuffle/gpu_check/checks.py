@@ -74,7 +74,7 @@ class Check:
         name: what the command line and the page call it.
         part: one of PARTS.
         seconds: how long it may take; twice what it should take on an H100.
-        quick: whether ``--quick`` makes it too.
+        quick: the same with ``--quick``; 0 if that leaves it out.
         gpu: whether it says nothing about a CPU.
     """
 
@@ -82,7 +82,7 @@ class Check:
     part: str
     run: Callable[[Setting], Found]
     seconds: int
-    quick: bool
+    quick: int
     gpu: bool
 
     @property
@@ -96,7 +96,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(
-    part: str, seconds: int, quick: bool = False, gpu: bool = False
+    part: str, seconds: int, quick: int = 0, gpu: bool = False
 ) -> Callable[[Callable[[Setting], Found]], Callable[[Setting], Found]]:
     """Put a function in CHECKS. Its docstring is the meaning of the check."""
 

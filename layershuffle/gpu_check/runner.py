@@ -56,32 +56,32 @@ def make(check: Check, setting: Setting, path: Path) -> None:
 
 
 def run(
-    chosen: Mapping[str, Result | None], folder: Path, about: Mapping[str, Any], minutes: float, command: Sequence[str]
+    chosen: Mapping[str, Result | float], folder: Path, about: Mapping[str, Any], minutes: float, command: Sequence[str]
 ) -> dict[str, Result]:
     """Make checks one after the other, and return what they found. The page is written after each of them.
 
     Args:
-        chosen: the name of every check, and its result where there is one already.
+        chosen: the name of every check, with its result if there is one already, or else the seconds it may take.
         folder: for the page, the JSON and the logs.
         about: what ``machine.describe`` says.
         minutes: how long all may take. A check that needs longer than what is left is left out.
         command: a program and its arguments; with the name of a check as the last argument it makes the check, and
             writes its result to ``folder/NAME.json``.
     """
-    results = {name: result or LATER for name, result in chosen.items()}
+    limits = {name: limit for name, limit in chosen.items() if not isinstance(limit, dict)}
+    results = {name: found if isinstance(found, dict) else LATER for name, found in chosen.items()}
     console, end = Console(markup=False, highlight=False), time.monotonic() + 60 * minutes
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)  # A scheduler's SIGTERM acts as Ctrl-C does.
     columns = [TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn()]
-    todo = [name for name, result in chosen.items() if result is None]
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _kernels() as environment:
-            task = progress.add_task("checks", total=len(todo))
-            for name in todo:
+            task = progress.add_task("checks", total=len(limits))
+            for name, limit in limits.items():
                 progress.update(task, description=name)
                 left = end - time.monotonic()
-                if left >= CHECKS[name].seconds / 2:  # which is what it should take
-                    results[name] = _made(CHECKS[name], folder, min(left, CHECKS[name].seconds), command, environment)
+                if left >= limit / 2:  # which is what it should take
+                    results[name] = _made(name, folder, min(left, limit), command, environment)
                     if results[name]["state"] == "missed":
                         results[name]["figure"] += f"; likely reason: {reasons(about)}"
                 write(results, folder, about)
@@ -100,14 +100,14 @@ def _kernels() -> Iterator[dict[str, str]]:
         yield {"TORCHINDUCTOR_CACHE_DIR": folder} | os.environ
 
 
-def _made(check: Check, folder: Path, limit: float, command: Sequence[str], environment: Mapping[str, str]) -> Result:
+def _made(name: str, folder: Path, limit: float, command: Sequence[str], environment: Mapping[str, str]) -> Result:
     """What a check found in a process of its own, which is killed after ``limit`` seconds."""
-    path, log, begun = folder / f"{check.name}.json", folder / "logs" / f"{check.name}.txt", time.monotonic()
+    path, log, begun = folder / f"{name}.json", folder / "logs" / f"{name}.txt", time.monotonic()
     path.unlink(missing_ok=True)
     scratch = tempfile.mkdtemp(prefix="layershuffle-")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, check.name],
+            [*command, name],
             env={**environment, "TMPDIR": scratch},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -157,7 +157,8 @@ def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any])
     header = ["part", "check", "result", "seconds", "figure", "what it means if it passes"]
     facts = [f"- {name}: {_shown(value)}" for name, value in about.items()]
     page = [f"# layershuffle check-gpu on {device}", "", f"{summary(results)}, on {content['created']}.", ""]
-    page += [tables.markdown(header, [[cell.replace("|", "\\|") for cell in row] for row in rows]), *facts]
+    made = tables.markdown(header, [[cell.replace("|", "\\|") for cell in row] for row in rows])
+    page += [made.replace("---:", "---"), *facts]
     write_whole(folder / "gpu_check.md", "\n".join(page) + "\n")
 
 
