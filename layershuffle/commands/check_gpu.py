@@ -2,7 +2,6 @@
 
 import fnmatch
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -42,8 +41,7 @@ def check_gpu_command(args: list[str] | None = None) -> None:
     if config.pretrained and not Path(config.pretrained).is_file():
         raise UserError(f"there is no file {config.pretrained}")
     if config.check:
-        folder = Path(tempfile.mkdtemp())
-        setting = Setting(DEVICES[config.device], folder, main, config.quick, config.pretrained)
+        setting = Setting(DEVICES[config.device], main, config.quick, config.pretrained)
         runner.make(CHECKS[config.check], setting, config.output / f"{config.check}.json")
         return
     for pattern in (*config.only, *config.skip):
@@ -63,7 +61,7 @@ def check_gpu_command(args: list[str] | None = None) -> None:
     }
     if config.resume and earlier.is_file():
         before = read_json(earlier)
-        if before["machine"] != about:
+        if any(before["machine"][key] != about[key] for key in about if key != "other processes on the GPUs"):
             raise UserError(f"{earlier} is of another machine or other versions: leave out --resume")
         chosen |= {
             name: found

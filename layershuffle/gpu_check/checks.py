@@ -2,19 +2,16 @@
 
 import csv
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PARTS = {
-    "correct": "does it compute what it should?",
-    "fast": "is it as fast as it should be?",
-    "real": "does a fine-tuning that means something work?",
-}
+PARTS = ("correct", "fast", "real")
+"""Does it compute what it should, is it as fast as it should be, and does a fine-tuning that means something work?"""
 
 
 @dataclass(frozen=True)
@@ -23,14 +20,12 @@ class Setting:
 
     Attributes:
         device: where it runs. On a CPU the models are smaller.
-        folder: for its files, which are removed afterwards.
         command: runs ``layershuffle`` with these arguments in this process; ends with SystemExit if that fails.
         quick: whether it should take seconds rather than minutes.
         pretrained: a file with weights of ViT-B/16, if there is one.
     """
 
     device: torch.device
-    folder: Path
     command: Callable[[list[str]], Any]
     quick: bool = False
     pretrained: str | None = None
@@ -39,12 +34,6 @@ class Setting:
     def cuda(self) -> bool:
         """Whether the device is a GPU."""
         return self.device.type == "cuda"
-
-    def new_folder(self) -> Path:
-        """A folder that no earlier call has returned."""
-        path = next(path for path in (self.folder / f"{n}" for n in count()) if not path.exists())
-        path.mkdir(parents=True)
-        return path
 
 
 @dataclass(frozen=True)
@@ -114,9 +103,14 @@ def require(condition: Any, complaint: str) -> None:
         raise AssertionError(complaint)
 
 
+def new_folder() -> Path:
+    """An empty folder for files that are not kept: the runner removes it with all that a check leaves."""
+    return Path(tempfile.mkdtemp())
+
+
 def training(setting: Setting, *arguments: str, configs: tuple[str, ...] = ()) -> tuple[list[str], Path]:
     """The arguments that train a small model on a few glyphs, and the folder of its run."""
-    root = setting.new_folder()
+    root = new_folder()
     return [
         *("train", "mini_glyphs", "glyphs", "gpu" if setting.cuda else "cpu", "mini", *configs),
         *("--model.pretrained=false", "--model.warmup_steps=5", "--data.classes=10", "--data.test_images_per_class=10"),

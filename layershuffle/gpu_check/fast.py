@@ -16,7 +16,7 @@ from torch.profiler import DeviceType, ProfilerActivity
 
 from layershuffle.data.folders import record_size, records_file, write_index
 from layershuffle.files import read_json, write_whole
-from layershuffle.gpu_check.checks import Found, LeftOut, Setting, check, environment, require
+from layershuffle.gpu_check.checks import Found, LeftOut, Setting, check, environment, new_folder, require
 from layershuffle.hardware import wait
 
 OURS = "ours, compiled"
@@ -31,7 +31,7 @@ def benchmark(setting: Setting, name: str, *arguments: str) -> dict[str, Any]:
     if not (Path(__file__).parents[2] / "benchmarks").is_dir():
         raise LeftOut("run it from a checkout, which has benchmarks/")
     variables = environment()
-    output = setting.new_folder() / "report.json"
+    output = new_folder() / "report.json"
     command = [
         sys.executable,
         "-m",
@@ -182,7 +182,7 @@ def end_to_end(setting: Setting) -> Found:
     """`layershuffle train` on packed images is within 3% as fast as a bare training step on images that are on the GPU,
     and the GPU is hardly ever idle."""
     batch, size = (128, 224) if setting.cuda else (8, 32)
-    steps, root = Timed.WARM + Timed.TIMED + Timed.PROFILED, setting.new_folder()
+    steps, root = Timed.WARM + Timed.TIMED + Timed.PROFILED, new_folder()
     packed_noise(root / "packed", 10 * -(-(steps + 1) * batch // 10), size)
     model = [] if setting.cuda else ["--model.timm_args={img_size: 32, embed_dim: 64, num_heads: 1, depth: 2}"]
     setting.command(

@@ -9,8 +9,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from layershuffle.files import read_json, write_whole
-from layershuffle.gpu_check.checks import CHECKS, PARTS, Check, LeftOut, Setting
+from layershuffle.gpu_check.checks import CHECKS, Check, LeftOut, Setting
 from layershuffle.gpu_check.machine import reasons
 from layershuffle.hardware import device_name
 from layershuffle.results import tables
@@ -72,10 +72,13 @@ def run(
     results = {name: found if isinstance(found, dict) else LATER for name, found in chosen.items()}
     console, end = Console(markup=False, highlight=False), time.monotonic() + 60 * minutes
     (folder / "logs").mkdir(parents=True, exist_ok=True)
+    kernels = tempfile.TemporaryDirectory(prefix="layershuffle-", ignore_cleanup_errors=True)
     sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)  # A scheduler's SIGTERM acts as Ctrl-C does.
     columns = [TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn()]
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _kernels() as environment:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress, kernels:
+            # The checks share what torch compiles.
+            environment = {"TORCHINDUCTOR_CACHE_DIR": kernels.name} | os.environ
             task = progress.add_task("checks", total=len(limits))
             for name, limit in limits.items():
                 progress.update(task, description=name)
@@ -91,13 +94,6 @@ def run(
         write(results, folder, about)
         signal.signal(signal.SIGTERM, sigterm)
     return results
-
-
-@contextmanager
-def _kernels() -> Iterator[dict[str, str]]:
-    """Variables that make the checks share the kernels that torch compiles, in a folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="layershuffle-", ignore_cleanup_errors=True) as folder:
-        yield {"TORCHINDUCTOR_CACHE_DIR": folder} | os.environ
 
 
 def _made(name: str, folder: Path, limit: float, command: Sequence[str], environment: Mapping[str, str]) -> Result:
@@ -150,11 +146,7 @@ def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any])
     content = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "device": device, "machine": dict(about)}
     results = {name: results[name] for name in CHECKS if name in results}
     write_whole(folder / "gpu_check.json", json.dumps(content | {"checks": results}, indent=1) + "\n")
-    rows = [
-        [CHECKS[name].part, name, result["state"], f"{result['seconds']:.0f}", result["figure"], CHECKS[name].meaning]
-        for name, result in results.items()
-    ]
-    header = ["part", "check", "result", "seconds", "figure", "what it means if it passes"]
+    header, rows = _table(results)
     facts = [f"- {name}: {_shown(value)}" for name, value in about.items()]
     page = [f"# layershuffle check-gpu on {device}", "", f"{summary(results)}, on {content['created']}.", ""]
     made = tables.markdown(header, [[cell.replace("|", "\\|") for cell in row] for row in rows])
@@ -164,13 +156,17 @@ def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any])
 
 def table(results: Mapping[str, Result]) -> Table:
     """The table for the terminal."""
-    shown = Table("check", "result", "figure", "what it means if it passes", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for part, question in PARTS.items():
-        shown.add_row(f"[bold]{part}", "", f"[bold]{question}", "")
-        for name, result in results.items():
-            if CHECKS[name].part == part:
-                shown.add_row(name, result["state"], escape(result["figure"]), escape(CHECKS[name].meaning))
+    header, rows = _table(results)
+    shown = Table(*header, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in rows:
+        shown.add_row(*map(escape, row))
     return shown
+
+
+def _table(results: Mapping[str, Result]) -> tuple[list[str], tables.Rows]:
+    header = ["part", "check", "result", "figure", "what it means if it passes"]
+    made = [(CHECKS[name], result) for name, result in results.items()]
+    return header, [[check.part, check.name, found["state"], found["figure"], check.meaning] for check, found in made]
 
 
 def summary(results: Mapping[str, Result]) -> str:

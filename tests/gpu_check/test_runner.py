@@ -73,7 +73,7 @@ def test_one_that_hangs_or_crashes_ends_no_other(tmp_path, checks, capsys):
     assert content["checks"] == found
     page = (tmp_path / "gpu_check.md").read_text()
     assert "5 checks: 1 passed, 1 missed, 3 failed, on 20" in page
-    assert "| correct | passes | passed | 0 | passes \\| found | What it means. |" in page
+    assert "| correct | passes | passed | passes \\| found | What it means. |" in page
     assert "hangs: failed" in capsys.readouterr().out
 
 
@@ -164,7 +164,7 @@ def test_without_a_gpu_one_sentence(tmp_path, capsys):
 
 
 def test_what_needs_a_gpu_says_so(tmp_path):
-    runner.make(CHECKS["memory"], Setting(torch.device("cpu"), tmp_path, print), tmp_path / "memory.json")
+    runner.make(CHECKS["memory"], Setting(torch.device("cpu"), print), tmp_path / "memory.json")
     assert json.loads((tmp_path / "memory.json").read_text())["state"] == "left out"
 
 
