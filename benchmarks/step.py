@@ -350,16 +350,14 @@ def main() -> None:
         loop.optimizer.zero_grad()  # so that the gradients count
         memory[contender] = peak_memory(loop, device)
     whole_images, whole_labels = images, labels
-    images, labels = (
-        images[:4],
-        labels[:4],
-    )  # An image takes the same work in any batch, and uncompiled ones less memory.
-    with torch.compiler.set_stance("force_eager"), autocast():
+    # The work of an image doesn't depend on the batch, and layers that are not compiled take more memory.
+    images, labels = images[:4], labels[:4]
+    with torch.compiler.set_stance("force_eager"):
         for contender, loop in loops.items():
             loop.step, several = 0, rounds if "LayerDrop" in contender else 1  # its mean over the steps timed
             work[contender] = flops(lambda loop=loop, n=several: [loop() for _ in range(n)]) / several / len(labels)  # type: ignore
             if contender in forwards:
-                with torch.inference_mode():
+                with torch.inference_mode(), autocast():
                     forward_work[contender] = flops(forwards[contender]) / len(labels)
     if LOOP in steps:
         work[LOOP] = work.get(OURS, math.nan)

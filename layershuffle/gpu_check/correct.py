@@ -150,21 +150,21 @@ def compiled(setting: Setting) -> Found:
             loss.backward()
             return torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
 
+        def evaluated(model: OrderedViT, order: Order, images: Tensor = images) -> Tensor:
+            with torch.inference_mode():
+                return model.eval()(images, order).logits.cpu()
+
         before = count["unique_graphs"]
         with exactly():
             for order in orders[:4]:  # one of each kind
-                found, expected = (gradients(each, order) for each in (model, plain))
-                with torch.inference_mode():
-                    logits = model.eval()(images, order).logits
-                    worst = max(worst, distance(logits, plain.eval()(images, order).logits.cpu()))
-                worst = max(worst, distance(found, expected))
+                for compute in (gradients, evaluated):
+                    worst = max(worst, distance(compute(model, order), compute(plain, order)))
                 require(worst <= 1e-3, f"compiled and uncompiled differ by {worst:.1e} in the order {order}")
-        first = count["unique_graphs"]
+            first = count["unique_graphs"]
+            for order in orders:
+                gradients(model, order)
+                evaluated(model, order)
         require(first > before, "nothing was compiled")
-        for order in orders:
-            gradients(model, order)
-            with torch.inference_mode():
-                model.eval()(images, order)
         added = count["unique_graphs"] - first
         require(not added, f"{added} of 200 orders added a graph, with position {position}")
         graphs += first - before

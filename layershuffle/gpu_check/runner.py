@@ -36,8 +36,9 @@ LATER: Result = {"state": "left out", "figure": "not reached: --resume makes it"
 
 def make(check: Check, setting: Setting, path: Path) -> None:
     """Make a check in this process, and write what it found to ``path``."""
-    details: Any = None
+    device, details = "unknown", None
     try:
+        device = device_name(setting.device)
         if check.gpu and not setting.cuda:
             raise LeftOut("it says nothing about a CPU")
         found = check.run(setting)
@@ -51,7 +52,7 @@ def make(check: Check, setting: Setting, path: Path) -> None:
         traceback.print_exc()
         kind = "" if type(error) is AssertionError else f"{type(error).__name__}: "
         state, figure = "failed", kind + (str(error).strip().split("\n")[0] or "see the log")
-    result = {"state": state, "figure": figure, "details": details, "device": device_name(setting.device)}
+    result = {"state": state, "figure": figure, "details": details, "device": device}
     write_whole(path, json.dumps(result))
 
 
@@ -84,9 +85,11 @@ def run(
                 progress.update(task, description=name)
                 left = end - time.monotonic()
                 if left >= limit / 2:  # which is what it should take
-                    results[name] = _made(name, folder, min(left, limit), command, environment)
-                    if results[name]["state"] == "missed":
-                        results[name]["figure"] += f"; likely reason: {reasons(about)}"
+                    found = _made(name, folder, min(left, limit), command, environment)
+                    if found["state"] == "missed":
+                        found["figure"] += f"; likely reason: {reasons(about)}"
+                    if found["seconds"] < left:  # otherwise it was stopped before its own limit
+                        results[name] = found
                 write(results, folder, about)
                 progress.advance(task)
                 console.print(f"{name}: {results[name]['state']}, {results[name]['figure']}", soft_wrap=True)
