@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import DeviceType, ProfilerActivity
 
-from layershuffle.data.folders import record_size, records_file, write_index
+from layershuffle.data.folders import FORMAT, records_file, write_index
 from layershuffle.files import read_json, write_whole
 from layershuffle.gpu_check.checks import Found, LeftOut, Setting, check, environment, new_folder, require
 from layershuffle.hardware import wait
@@ -168,13 +168,13 @@ def packed_noise(folder: Path, count: int, size: int) -> None:
     """Write a packed set of ``count`` training images of noise, and few for validation, in ten classes."""
     folder.mkdir(parents=True)
     splits = {"train": count, "val": 10}
-    noise = torch.randint(256, (100 * record_size(size),), dtype=torch.uint8).numpy().data
+    noise = torch.randint(256, (100 * 3 * size * size,), dtype=torch.uint8).numpy().data
     for split, images in splits.items():
         with records_file(folder, split).open("wb") as file:
             for first in range(0, images, 100):
-                file.write(noise[: min(100, images - first) * record_size(size)])
+                file.write(noise[: min(100, images - first) * 3 * size * size])
     classes = {split: {"classes": {str(n): images // 10 for n in range(10)}} for split, images in splits.items()}
-    write_index(folder, {"name": "noise", "size": size, "splits": classes})
+    write_index(folder, FORMAT, {"name": "noise", "size": size, "splits": classes})
 
 
 @check("fast", seconds=150, gpu=True)
