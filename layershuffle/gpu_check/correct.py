@@ -113,7 +113,7 @@ def methods(setting: Setting) -> Found:
     for method in METHODS[:: 4 if setting.quick else 1]:
         command, run = training(
             setting,
-            *("--data.images_per_class=64", "--data.batch_size=32", "--trainer.max_epochs=3"),
+            *("--data.images_per_class=128", "--trainer.max_epochs=3", "--trainer.limit_val_batches=1"),
             *("--trainer.log_every_n_steps=1", "--model.compile=false"),
             configs=(method,),
         )

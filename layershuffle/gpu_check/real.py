@@ -23,8 +23,8 @@ def experiment(setting: Setting) -> dict[str, Any]:
     if not setting.cuda:
         train[train.index("trainer/gpu")] = "trainer/cpu"
         small = "{img_size: 28, patch_size: 7, embed_dim: 48, num_heads: 3, depth: 4}"
-        train += [f'--model.timm_args="{small}"', "--data.classes=10", "--data.images_per_class=100"]
-        train += ["--data.test_images=50", "--model.optimizer.init_args.lr=5e-3", "--data.batch_size=16"]
+        train += [f'--model.timm_args="{small}"', "--data.classes=10", "--data.images_per_class=200"]
+        train += ["--data.test_images=100", "--model.optimizer.init_args.lr=5e-3", "--data.batch_size=16"]
     train.append(f"--model.pretrained={setting.pretrained or 'false'}")
     methods = {name: [f"method/{name}", f"--trainer.max_epochs={epochs}"] for name in ("baseline", "layershuffle")}
     precision = "--precision=bf16-mixed --compile" if setting.cuda else ""
