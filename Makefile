@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test format container clean
+.PHONY: quickstart test gpu format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
 	$(BIN)/layershuffle experiment --scale quickstart
@@ -12,6 +12,9 @@ test: .venv/ready  ## the whole test suite, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+gpu: .venv/ready  ## check the GPU: does the package compute what it should, and how fast?
+	$(BIN)/layershuffle check-gpu
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=None, help="width of the layers (default: 64 small, 768 full)")
     parser.add_argument("--batch", type=int, default=None, help="images per batch (default: 16 small, 512 full)")
     parser.add_argument("--compile", action="store_true", help="compile the layers, in both cases")
+    parser.add_argument("--images", type=int, default=None, help="images to score (default: two batches)")
+    parser.add_argument("--families", nargs="+", default=[*families()], help="families of orders (default: all)")
     args = parser.parse_args()
     full, device = args.size == "full", torch.device(args.device)
     width, batch, rounds = args.width or (768 if full else 64), args.batch or (512 if full else 16), args.rounds or 2
@@ -61,8 +63,9 @@ def main() -> None:
     timm_args |= {"embed_dim": width, "num_heads": max(1, width // (64 if full else 32)), "mlp_ratio": mlp}
     torch.manual_seed(0)
     model = create_model("vit_base_patch16_224", 10, **timm_args).to(device).eval()
-    images = torch.randint(0, 256, (2 * batch, channels, size, size), dtype=torch.uint8)
-    batches = DataLoader(TensorImages(images, torch.randint(0, 10, (2 * batch,))), batch, collate_fn=tuple)
+    count = args.images or 2 * batch
+    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
+    batches = DataLoader(TensorImages(images, torch.randint(0, 10, (count,))), batch, collate_fn=tuple)
     preprocess = Preprocess(*model.image_format).to(device)
     gpu = device.type == "cuda"
     precision: Any = "bf16-mixed" if gpu else "32-true"
@@ -90,7 +93,8 @@ def main() -> None:
         model.compile()
         together([Order("0")])
     rows = []
-    for family, orders in families().items():
+    for family in args.families:
+        orders = families()[family]
         found: dict[str, list[tuple[int, float]]] = {}
         ways: dict[str, Callable[[], object]] = {
             "together": lambda orders=orders, found=found: found.update(together=together(orders)),  # type: ignore[misc]

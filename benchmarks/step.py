@@ -7,6 +7,8 @@ Every contender trains the same architecture with Adam, on one batch that stays 
 layers in sequence, the others run them in a new random order at every step.
 """
 
+import fnmatch
+import math
 import multiprocessing
 import os
 import random
@@ -15,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -32,7 +35,13 @@ from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training.callbacks import ThroughputLogger
 from layershuffle.training.module import PAPER_ADAM, FineTuner, position_cross_entropy
 
-PLAIN, OURS = "timm, eager, in sequence", "ours, compiled"
+PLAIN, FACE, EAGER = "timm, eager, in sequence", "Hugging Face, permuted by hand", "ours, eager"
+OURS, LOOP = "ours, compiled", "ours, compiled, by train.py"
+AGAIN = "ours, compiled, layers run again"
+"""Layers run again for their gradients: it takes part if the ordinary way doesn't fit into the memory."""
+FIXED = "torch.compile of the whole, one fixed order"
+FORWARD = (PLAIN, FACE, EAGER, OURS, AGAIN, FIXED)
+"""The contenders whose forward pass is timed too."""
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -90,6 +99,15 @@ class Loop:
         self.step += 1
 
 
+@dataclass
+class Contender:
+    """A training step, a forward pass, and timm's model in it."""
+
+    step: "Loop | TrainingRun"
+    forward: Callable[[], object] | None = None
+    vit: nn.Module | None = None
+
+
 class Repeat(IterableDataset):
     """Yields the same batch for ever."""
 
@@ -115,7 +133,7 @@ class TrainingRun:
 
     def _wait(self) -> None:
         if error := self.pipe.recv():
-            raise RuntimeError(error)
+            raise (torch.OutOfMemoryError if "OutOfMemoryError" in error else RuntimeError)(error)
 
     def __call__(self) -> None:
         """Run from the end of one step to the end of the next."""
@@ -190,6 +208,8 @@ def main() -> None:
     parser.add_argument(
         "--whole", type=int, default=3, help="number of orders in which to compile the whole model (0: leave that out)"
     )
+    parser.add_argument("--only", nargs="+", default=["*"], help="contenders to time; * stands for anything")
+    parser.add_argument("--without", nargs="+", default=[], help="contenders to leave out")
     parser.add_argument(
         "--cache", default=None, help="a folder with compiled kernels to reuse (default: compile everything)"
     )
@@ -222,15 +242,10 @@ def main() -> None:
     raw = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 10, (batch,), device=device)
 
-    def ours(
-        compile: bool,
-        position: Any = "none",
-        sampler: OrderSampler = Shuffle(),  # noqa: B008
-    ) -> tuple[FineTuner, Loop]:
-        module = FineTuner(name, 10, position=position, sampler=sampler, compile=compile, timm_args=timm_args).to(
-            device
-        )
-        images = module.preprocess(raw)
+    images = FineTuner(name, 10, timm_args=timm_args).preprocess.to(device)(raw)
+
+    def ours(compile: bool, sampler: OrderSampler = Shuffle(), **arguments: Any) -> Contender:  # noqa: B008
+        module = FineTuner(name, 10, sampler=sampler, compile=compile, timm_args=timm_args, **arguments).to(device)
 
         def loss(step: int) -> Tensor:
             output = module.model(images, module.draw(step))
@@ -239,83 +254,120 @@ def main() -> None:
                 total = total + position_cross_entropy(output.position_logits).sum()
             return total
 
+        def forward() -> object:
+            return module.model.eval()(images, module.draw(random.randrange(10**6)))
+
         fused = torch.optim.Adam(module.model.parameters(), **PAPER_ADAM, fused=True)
-        return module, Loop(module.model, loss, autocast, fused)
+        return Contender(Loop(module.model, loss, autocast, fused), forward, module.model.vit)
 
-    module, eager = ours(False)
-    images = module.preprocess(raw)
-    vit: Any = timm.create_model(name, num_classes=10, **timm_args).to(device)
+    def theirs(model: nn.Module, run: Callable[[int], Tensor], fused: bool | None = None) -> Contender:
+        optimizer = torch.optim.Adam(model.parameters(), **PAPER_ADAM, fused=fused)
+        loop = Loop(model, lambda step: F.cross_entropy(run(step), labels), autocast, optimizer)
 
-    def plain_loop(model: nn.Module, forward: Callable[[int], Tensor]) -> Loop:
-        optimizer = torch.optim.Adam(model.parameters(), **PAPER_ADAM)
-        return Loop(model, lambda step: F.cross_entropy(forward(step), labels), autocast, optimizer)
+        def forward() -> object:
+            model.eval()
+            return run(random.randrange(10**6))
 
-    steps: dict[str, Any] = {PLAIN: plain_loop(vit, lambda step: vit(images))}
-    if precision == "auto":
-        precision = "bf16-mixed" if device.type == "cuda" else fastest_precision(steps[PLAIN], device)
-    forwards: dict[str, Callable[[], object]] = {PLAIN: lambda: vit(images)}
-    try:
+        return Contender(loop, forward, getattr(model, "vit", None))
+
+    def plain() -> Contender:
+        vit = timm.create_model(name, num_classes=10, **timm_args).to(device)
+        return replace(theirs(vit, lambda step: vit(images)), vit=vit)
+
+    def hugging_face() -> Contender:
         face = HuggingFace(width, depth, heads, ratio_of_mlp * width, size, patch, channels).to(device)
-        steps["Hugging Face, permuted by hand"] = plain_loop(face, lambda step: face(images, shuffled(depth, step)))
-        forwards["Hugging Face, permuted by hand"] = lambda: face(images, shuffled(depth, random.randrange(10**6)))
-    except ImportError:
-        print('Hugging Face is left out: pip install "layershuffle[benchmarks]"')
-    steps["ours, eager"] = eager
-    forwards["ours, eager"] = lambda: module.model(images, module.draw(random.randrange(10**6)))
-    compiled, steps[OURS] = ours(True)
-    forwards[OURS] = lambda: compiled.model(images, compiled.draw(random.randrange(10**6)))
-    steps["ours, compiled, position encoded"] = ours(True, "encode")[1]
-    steps["ours, compiled, position predicted"] = ours(True, "predict")[1]
-    steps["ours, compiled, LayerDrop 0.2"] = ours(True, sampler=LayerDrop(0.2))[1]
-    steps["ours, compiled, by train.py"] = TrainingRun(
-        model={"name": name, "num_classes": 10, "timm_args": timm_args},
-        batch=(raw.cpu(), labels.cpu()),
-        device=args.device,
-        precision=precision,
-        folder=scratch.name,
-    )
+        return theirs(face, lambda step: face(images, shuffled(depth, step)))
 
+    def compiled_whole(order_of: Callable[[int], list[int]]) -> Contender:
+        whole = ByHand(timm.create_model(name, num_classes=10, **timm_args)).to(device)
+        run = torch.compile(whole, dynamic=False)
+        return theirs(whole, lambda step: run(images, order_of(step)), fused=True)
+
+    def training_run() -> Contender:
+        model = {"name": name, "num_classes": 10, "timm_args": timm_args}
+        batch_on_host = (raw.cpu(), labels.cpu())
+        return Contender(
+            TrainingRun(model=model, batch=batch_on_host, device=args.device, precision=precision, folder=scratch.name)
+        )
+
+    if precision == "auto":
+        precision = "bf16-mixed" if device.type == "cuda" else fastest_precision(plain().step, device)
+    makers: dict[str, Callable[[], Contender]] = {
+        PLAIN: plain,
+        FACE: hugging_face,
+        EAGER: lambda: ours(False),
+        OURS: lambda: ours(True),
+        "ours, compiled, position encoded": lambda: ours(True, position="encode"),
+        "ours, compiled, position predicted": lambda: ours(True, position="predict"),
+        "ours, compiled, LayerDrop 0.2": lambda: ours(True, LayerDrop(0.2)),
+        "ours, compiled, sublayers": lambda: ours(True, order="sublayers"),
+        LOOP: training_run,
+    }
+    if device.type == "cuda":  # A CPU gains nothing from it, and takes minutes to compile it.
+        makers[FIXED] = lambda: compiled_whole(lambda _: shuffled(depth, 0))
+    wanted = [each for each in makers if _matches(each, args.only) and not _matches(each, args.without)]
+    makers[AGAIN] = lambda: ours(True, checkpoint_layers=True)
+
+    contenders: dict[str, Contender] = {}
     first, compiled_graphs = {}, {}
-    for contender, step in steps.items():
-        before = graphs()
-        first[contender] = seconds(step, device)
-        compiled_graphs[contender] = None if isinstance(step, TrainingRun) else graphs() - before
+    for contender in wanted:
+        made, before = None, graphs()
+        try:
+            made = makers[contender]()
+            first[contender] = seconds(made.step, device)
+        except ImportError:
+            print('Hugging Face is left out: pip install "layershuffle[benchmarks]"')
+        except torch.OutOfMemoryError:
+            print(f"{contender} is left out: {batch} images don't fit into the memory")
+            made = None
+            if contender == OURS:
+                wanted.append(AGAIN)
+        if made:
+            contenders[contender] = made
+            compiled_graphs[contender] = None if contender == LOOP else graphs() - before
+        torch.cuda.empty_cache()  # of what failed, and for the process of the training run
+    steps = {contender: made.step for contender, made in contenders.items()}
     rounds = args.rounds or 20
     before = graphs()
     repeats = 1 if full and device.type == "cpu" else 5
     times = take_turns(steps, rounds, device, warm_up=2, repeats=repeats)
     assert graphs() == before, "an order added a graph"
 
-    trained = vit.state_dict()  # same weights for all: with some, numbers become so small that a CPU slows down
-    module.model.vit.load_state_dict(trained)
-    compiled.model.vit.load_state_dict(trained)
+    forwards = {each: made.forward for each, made in contenders.items() if made.forward and each in FORWARD}
+    # The same weights for all: with some, numbers become so small that a CPU slows down.
+    trained = [made.vit.state_dict() for made in contenders.values() if made.vit][:1]
+    for contender in forwards:
+        if vit := contenders[contender].vit:
+            vit.load_state_dict(trained[0])
     with torch.inference_mode(), autocast():
-        for model in (vit, module, compiled, *([face] if len(forwards) == 4 else [])):
-            model.eval()
         forward_times = take_turns(forwards, rounds, device, warm_up=2, repeats=repeats)
 
     work: dict[str, float] = {}
-    memory: dict[str, int | None] = {}
-    for contender, step in steps.items():
-        if isinstance(step, Loop):
-            step.optimizer.zero_grad()  # so that the gradients count
-            memory[contender] = peak_memory(step, device)
-        else:
-            memory[contender] = None
+    forward_work: dict[str, float] = {}
+    memory: dict[str, int | None] = dict.fromkeys(steps)
+    loops = {contender: step for contender, step in steps.items() if isinstance(step, Loop)}
+    for contender, loop in loops.items():
+        loop.optimizer.zero_grad()  # so that the gradients count
+        memory[contender] = peak_memory(loop, device)
+    whole_images, whole_labels = images, labels
+    # The work of an image doesn't depend on the batch, and layers that are not compiled take more memory.
+    images, labels = images[:4], labels[:4]
     with torch.compiler.set_stance("force_eager"):
-        for contender, step in steps.items():
-            if isinstance(step, Loop):
-                step.step, several = 0, rounds if "LayerDrop" in contender else 1  # its mean over the steps timed
-                work[contender] = flops(lambda step=step, n=several: [step() for _ in range(n)]) / several / batch  # type: ignore
-    work["ours, compiled, by train.py"] = work[OURS]
+        for contender, loop in loops.items():
+            loop.step, several = 0, rounds if "LayerDrop" in contender else 1  # its mean over the steps timed
+            work[contender] = flops(lambda loop=loop, n=several: [loop() for _ in range(n)]) / several / len(labels)  # type: ignore
+            if contender in forwards:
+                with torch.inference_mode(), autocast():
+                    forward_work[contender] = flops(forwards[contender]) / len(labels)
+    if LOOP in steps:
+        work[LOOP] = work.get(OURS, math.nan)
+    images, labels = whole_images, whole_labels
     if args.whole:
-        whole = ByHand(timm.create_model(name, num_classes=10, **timm_args)).to(device)
-        forward = torch.compile(whole, dynamic=False)
-        loop = plain_loop(whole, lambda step: forward(images, shuffled(depth, step)))
+        loop = compiled_whole(lambda step: shuffled(depth, step)).step
         contender, before = f"torch.compile of the whole, {args.whole} orders", graphs()
         took = [seconds(loop, device) for _ in range(args.whole)]
         first[contender], compiled_graphs[contender] = took[0], graphs() - before
-        times[contender], memory[contender], work[contender] = took, None, work[PLAIN]
+        times[contender], memory[contender], work[contender] = took, None, work.get(PLAIN, math.nan)
     ceiling = matrix_product(device, torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
     setting = {
         "size": args.size,
@@ -338,8 +390,9 @@ def main() -> None:
                 "to ours": _ratio(times, contender, OURS),
                 "MFLOP/image": work[contender] / 1e6,
                 "of ceiling": speed * work[contender] / ceiling,
-                "forward images/s": batch / statistics.median(forwarded) if forwarded else None,
+                "forward images/s": (forward := batch / statistics.median(forwarded)) if forwarded else None,
                 "to timm ": _ratio(forward_times, contender, PLAIN) if forwarded else None,
+                "forward of ceiling": forward * forward_work[contender] / ceiling if forwarded else None,
                 "peak MB": None if memory[contender] is None else (memory[contender] or 0) / 2**20,
                 "first step s": first[contender],
                 "graphs": compiled_graphs[contender],
@@ -348,7 +401,13 @@ def main() -> None:
     report("step", rows, device, setting, args.output)
 
 
-def _ratio(times: Times, of: str, to: str) -> float:
+def _matches(contender: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatch(contender, pattern) for pattern in patterns)
+
+
+def _ratio(times: Times, of: str, to: str) -> float | None:
+    if to not in times:
+        return None
     if len(times[of]) == len(times[to]):
         return ratio(times, of, to)
     return statistics.median(times[to]) / statistics.median(times[of])

@@ -29,6 +29,7 @@ COMMANDS = {
     "pack": "resize and crop the images of class folders once",
     "experiment": "train and evaluate everything that an experiment lacks",
     "report": "make a page of tables and figures from results files",
+    "check-gpu": "check what this machine's GPU computes, and how fast",
     "list": "show the models, data sets, methods, protocols and orders",
 }
 """What each command does. Its name is also that of its module, which has underscores for dashes."""

@@ -1,0 +1,192 @@
+"""Checks in processes of their own: what is said of those that hang, crash or are interrupted, and the page."""
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+from helpers import fails
+
+from layershuffle.commands.check_gpu import check_gpu_command
+from layershuffle.gpu_check import machine, runner
+from layershuffle.gpu_check.checks import CHECKS, Check, Found, LeftOut, Setting
+
+ABOUT = {"torch": "2", "triton": "3", "GPUs": [], "other processes on the GPUs": []}
+BEHAVE = """
+import json, os, signal, sys, time
+folder, name = sys.argv[1:]
+if name == "hangs":
+    os.fork()  # its child must not outlive it
+    open(f"{folder}/{os.getpid()}.pid", "w").close()
+    time.sleep(60)
+if name == "is-killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if name == "exits":
+    print("what happened")
+    sys.exit(3)
+if name == "interrupts":
+    os.kill(os.getppid(), signal.SIGTERM)  # a scheduler's; it acts as Ctrl-C does
+    time.sleep(60)
+state = "missed" if name == "misses" else "passed"
+with open(f"{folder}/{name}.json", "w") as file:
+    json.dump({"state": state, "figure": f"{name} | found", "details": [1], "device": "H100"}, file)
+"""
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """Replaces the checks by some that behave as they are called."""
+
+    def replace(*names):
+        def run(setting):
+            """What it means."""
+
+        for name in [*CHECKS]:
+            monkeypatch.delitem(CHECKS, name)
+        for name in names:
+            monkeypatch.setitem(CHECKS, name, Check(name, "correct", run, 2, quick=2 * (name == "passes"), gpu=False))
+        return dict.fromkeys(names, 2)
+
+    return replace
+
+
+def run(chosen, folder, minutes=5.0, about=ABOUT):
+    return runner.run(chosen, folder, about, minutes, [sys.executable, "-c", BEHAVE, str(folder)])
+
+
+def test_one_that_hangs_or_crashes_ends_no_other(tmp_path, checks, capsys):
+    found = run(checks("hangs", "is-killed", "exits", "misses", "passes"), tmp_path)
+    assert {name: result["state"] for name, result in found.items()} == {
+        **{"hangs": "failed", "is-killed": "failed", "exits": "failed", "misses": "missed", "passes": "passed"},
+    }
+    assert found["hangs"]["figure"] == f"it took longer than 2 s, see {tmp_path}/logs/hangs.txt"
+    assert found["is-killed"]["figure"].startswith("its process ended with SIGKILL, see ")
+    assert found["exits"]["figure"].startswith("its process ended with the code 3, see ")
+    assert (tmp_path / "logs/exits.txt").read_text() == "what happened\n"
+    assert "likely reason: not the power limit" in found["misses"]["figure"]
+    group = next(tmp_path.glob("*.pid")).stem
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int(group), 0)
+    content = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert content["device"] == "H100"
+    assert content["checks"] == found
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert "5 checks: 1 passed, 1 missed, 3 failed, on 20" in page
+    assert "| correct | passes | passed | passes \\| found | What it means. |" in page
+    assert "hangs: failed" in capsys.readouterr().out
+
+
+def test_the_page_of_an_interrupted_run_has_what_there_is(tmp_path, checks):
+    with pytest.raises(KeyboardInterrupt):
+        run(checks("passes", "interrupts", "exits"), tmp_path)
+    found = json.loads((tmp_path / "gpu_check.json").read_text())["checks"]
+    assert [result["state"] for result in found.values()] == ["passed", "left out", "left out"]
+    assert found["exits"]["figure"] == "not reached: --resume makes it"
+
+
+def test_what_does_not_fit_into_the_time_is_left_out(tmp_path, checks):
+    found = run(checks("hangs", "passes"), tmp_path, minutes=1.5 / 60)
+    assert {result["figure"] for result in found.values()} == {"not reached: --resume makes it"}
+
+
+def test_earlier_results_are_kept(tmp_path, checks):
+    earlier = {"state": "passed", "figure": "before", "seconds": 1.0}
+    found = run(checks("exits", "passes") | {"exits": earlier}, tmp_path)
+    assert found["exits"] == earlier
+    assert found["passes"]["state"] == "passed"
+
+
+# --- The command --------------------------------------------------------------------------------------------
+
+
+def raises(error):
+    def run(setting):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("what", "state", "figure"),
+    [
+        (lambda setting: Found("42"), "passed", "42"),
+        (lambda setting: Found("42", "too slow"), "missed", "42; missed: too slow"),
+        (raises(AssertionError("they differ")), "failed", "they differ"),
+        (raises(RuntimeError("CUDA error: an illegal access\nCompile with")), "failed", "RuntimeError: CUDA error: an"),
+        (raises(SystemExit("error: no data")), "failed", "error: no data"),
+        (raises(LeftOut("no checkout")), "left out", "no checkout"),
+    ],
+)
+def test_what_a_check_leads_to(tmp_path, monkeypatch, what, state, figure):
+    monkeypatch.setitem(CHECKS, "logits", Check("logits", "correct", what, 9, quick=9, gpu=False))
+    check_gpu_command(["--device=cpu", "--check=logits", f"--output={tmp_path}"])
+    found = json.loads((tmp_path / "logits.json").read_text())
+    assert found["state"] == state
+    assert found["figure"].startswith(figure)
+
+
+def test_only_skip_resume_and_the_exit_code(tmp_path, monkeypatch, capsys, checks):
+    checks("passes", "exits")
+    original, commands = runner.run, []
+
+    def stand_in(chosen, folder, about, minutes, command):
+        commands.append((command, minutes))
+        return original(chosen, folder, about, minutes, [sys.executable, "-c", BEHAVE, str(folder)])
+
+    monkeypatch.setattr(runner, "run", stand_in)
+    output = ["--device=cpu", f"--output={tmp_path}"]
+    assert "exits failed:" in fails(capsys, check_gpu_command, *output)
+    check_gpu_command([*output, "--skip", "ex*"])
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert {name: result["state"] for name, result in found["checks"].items()} == {
+        "passes": "passed",
+        "exits": "left out",
+    }
+    (tmp_path / "logs/passes.txt").unlink()
+    assert "exits failed:" in fails(capsys, check_gpu_command, *output, "--resume")
+    assert not (tmp_path / "logs/passes.txt").exists()
+    monkeypatch.setattr(machine, "describe", lambda: ABOUT)
+    assert "is of another machine" in fails(capsys, check_gpu_command, *output, "--resume")
+    check_gpu_command([*output, "--quick"])
+    assert [*json.loads((tmp_path / "gpu_check.json").read_text())["checks"]] == ["passes"]
+    assert [minutes for _, minutes in commands] == [20, 20, 20, 3]
+    assert commands[0][0][1:] == ["-m", "layershuffle", "check-gpu", *output, "--check"]
+    assert "no check or part is called fats" in fails(capsys, check_gpu_command, *output, "--only", "fats")
+    assert "there is no file no.pth" in fails(capsys, check_gpu_command, *output, "--pretrained=no.pth")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence(tmp_path, capsys):
+    said = fails(capsys, check_gpu_command, f"--output={tmp_path / 'new'}")
+    assert "finds no GPU here" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_needs_a_gpu_says_so(tmp_path):
+    runner.make(CHECKS["memory"], Setting(torch.device("cpu"), print), tmp_path / "memory.json")
+    assert json.loads((tmp_path / "memory.json").read_text())["state"] == "left out"
+
+
+# --- The machine --------------------------------------------------------------------------------------------
+
+
+def test_likely_reasons_of_a_slow_gpu(tmp_path, monkeypatch):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        '#!/bin/sh\ncase "$1" in\n*name*) echo "NVIDIA H100, 580.1, 81559 MiB, 350.00 W, 700.00 W";;\n'
+        '*) echo "123, 512 MiB";;\nesac\n'
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    about = machine.describe() | {"triton": "3"}
+    assert about["GPUs"][0]["driver"] == "580.1"
+    assert machine.reasons(about) == (
+        "1 other processes are on the GPU; its power limit is 350.00 W in place of 700.00 W"
+    )
+    about.pop("triton")
+    assert "triton" in machine.reasons(about)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    alone = machine.describe() | {"triton": "3"}
+    assert alone["other processes on the GPUs"] == []
+    assert machine.reasons(alone).startswith("not the power limit")
