@@ -44,6 +44,8 @@ from layershuffle.training.module import FineTuner, position_cross_entropy
 
 METHODS = tuple(path.stem for name, path in known().items() if name.startswith("method/"))
 FAMILIES = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224")
+LESSON = ("--data.images_per_class=400", "--trainer.max_epochs=5")
+"""What a method is given to learn: about 300 steps, fewer of which tell methods that shuffle layers nothing."""
 EXACT = 1e-4
 """How far float32 logits, of magnitude 1, may be from the CPU's."""
 BF16 = 0.04
@@ -106,19 +108,20 @@ def logits(setting: Setting) -> Found:
     return Found(f"largest difference {float32:.1e} in float32, {bf16:.1%} in bf16")
 
 
-@check("correct", seconds=150, quick=60)
+@check("correct", seconds=240, quick=80)
 def methods(setting: Setting) -> Found:
-    """Every method of configs/method trains on this device in its precision, and its loss falls by a fifth."""
+    """Every method of configs/method trains on this device in its precision, and its classification loss falls by a
+    fifth."""
     falls = {}
     for method in METHODS[:: 4 if setting.quick else 1]:
         command, run = training(
             setting,
-            *("--data.images_per_class=128", "--trainer.max_epochs=3", "--trainer.limit_val_batches=1"),
-            *("--trainer.log_every_n_steps=1", "--model.compile=false"),
+            *(*LESSON, "--trainer.limit_val_batches=1"),
+            *("--trainer.log_every_n_steps=1", "--model.compile=false", "--model.pretrained=mini_glyphs"),
             configs=(method,),
         )
         setting.command(command)
-        losses = metric(run, "train/loss")
+        losses = metric(run, "train/classification_loss")
         falls[method] = 1 - statistics.fmean(losses[-5:]) / statistics.fmean(losses[:5])
         require(falls[method] >= 0.2, f"{method}: the loss went from {losses[0]:.3f} to {losses[-1]:.3f}")
     least = min(falls, key=lambda method: falls[method])

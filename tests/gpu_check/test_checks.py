@@ -66,7 +66,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """Smaller checks."""
-    monkeypatch.setattr(correct, "METHODS", ("layershuffle_predict",))
+    monkeypatch.setattr(correct, "METHODS", ("baseline",))
+    monkeypatch.setattr(correct, "LESSON", ("--data.images_per_class=128", "--trainer.max_epochs=2"))
     monkeypatch.setattr(correct.NoWaiting, "LAST", 30)
     several = correct.several
     monkeypatch.setattr(correct, "several", lambda depth, count: several(depth, min(count, 6)))
