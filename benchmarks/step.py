@@ -33,7 +33,7 @@ from layershuffle.commands.errors import quieten
 from layershuffle.hardware import fastest_precision, wait
 from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training.callbacks import ThroughputLogger
-from layershuffle.training.module import PAPER_ADAM, FineTuner, position_cross_entropy
+from layershuffle.training.module import PAPER_ADAM, FineTuner
 
 PLAIN, FACE, EAGER = "timm, eager, in sequence", "Hugging Face, permuted by hand", "ours, eager"
 OURS, LOOP = "ours, compiled", "ours, compiled, by train.py"
@@ -248,11 +248,7 @@ def main() -> None:
         module = FineTuner(name, 10, sampler=sampler, compile=compile, timm_args=timm_args, **arguments).to(device)
 
         def loss(step: int) -> Tensor:
-            output = module.model(images, module.draw(step))
-            total = F.cross_entropy(output.logits, labels)
-            if output.position_logits is not None:
-                total = total + position_cross_entropy(output.position_logits).sum()
-            return total
+            return module.run_parts(images, labels, module.orders_of(step, 0))[0]
 
         def forward() -> object:
             return module.model.eval()(images, module.draw(random.randrange(10**6)))
@@ -301,6 +297,7 @@ def main() -> None:
         "ours, compiled, position predicted": lambda: ours(True, position="predict"),
         "ours, compiled, LayerDrop 0.2": lambda: ours(True, LayerDrop(0.2)),
         "ours, compiled, sublayers": lambda: ours(True, order="sublayers"),
+        "ours, compiled, 2 orders a batch": lambda: ours(True, orders_per_batch=2),
         LOOP: training_run,
     }
     if device.type == "cuda":  # A CPU gains nothing from it, and takes minutes to compile it.

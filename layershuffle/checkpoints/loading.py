@@ -149,7 +149,8 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
         record = content[RECORD]
         weights = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
         model = create_fitting(weights, str(path), **record["model"])
-        kept = {key: record.get(key) for key in ("method", "sampler", "position_loss", "seed", "version", "merged")}
+        recorded = ("method", "sampler", "position_loss", "seed", "version", "merged", "compute")
+        kept = {key: record.get(key) for key in recorded}
         about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
         data = record.get("data")
         return LoadedModel(model.eval(), about, data, record.get("wandb"), names=export.class_names(data, model))

@@ -32,7 +32,7 @@ COMMON = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.precision"),
     *("trainer.gradient_clip_val", "trainer.accumulate_grad_batches", "trainer.logger", "trainer.callbacks"),
     *("data", "model.name", "model.pretrained", "model.sampler", "model.position", "model.optimizer"),
-    *("model.schedule", "model.warmup_steps", "model.compile", "model.timm_args"),
+    *("model.schedule", "model.warmup_steps", "model.budget", "model.compile", "model.timm_args"),
 )
 """The options that --help shows."""
 REFUSED = {
@@ -228,6 +228,7 @@ def _introduce(model: OrderedViT, weights: bool | str) -> None:
 def train_command(args: list[str] | None = None) -> None:
     """Fine-tune as ``args`` say, by default those of the process, then print where the checkpoints are."""
     trainer = train(args)
+    rank_zero_only(print)(f"used up: {trainer.lightning_module.compute}")
     paths = checkpoint_paths(trainer) if trainer.is_global_zero else {}
     for name, path in paths.items():
         print(f"{name} checkpoint: {path}")

@@ -2,7 +2,16 @@
 
 from layershuffle.orders.named import parse_order, permutation, sequential
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, seeded
-from layershuffle.orders.samplers import FirstLayers, LayerDrop, OrderSampler, Sequential, Shuffle
+from layershuffle.orders.samplers import (
+    FirstLayers,
+    GrowingDepth,
+    LayerDrop,
+    OrderSampler,
+    RandomSubset,
+    Sequential,
+    Shuffle,
+    ShuffleDrop,
+)
 
 
 class Depth(FirstLayers):
@@ -10,6 +19,6 @@ class Depth(FirstLayers):
 
 
 __all__ = [
-    "Depth", "FirstLayers", "LayerDrop", "Order", "OrderLike", "OrderSampler", "Sequential", "Shuffle", "Step",
-    "Unit", "parse_order", "permutation", "seeded", "sequential",
+    "Depth", "FirstLayers", "GrowingDepth", "LayerDrop", "Order", "OrderLike", "OrderSampler", "RandomSubset",
+    "Sequential", "Shuffle", "ShuffleDrop", "Step", "Unit", "parse_order", "permutation", "seeded", "sequential",
 ]  # fmt: skip

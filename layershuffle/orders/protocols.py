@@ -193,6 +193,22 @@ def _shuffled_subset(kept: int, depth: int, rng: random.Random) -> Order:
     return named.random_subset(kept, depth, rng).shuffled(rng)
 
 
+@protocol()
+def failing(depth: int, draws: int, seed: int, dead: tuple[int, ...] = (20, 30, 50)) -> Orders:
+    """Each layer dead with a probability, as if it were a node that fails, and the others in a random sequence.
+
+    Args:
+        dead: the probabilities in percent
+    """
+    for percent in dead:
+        if not 0 <= percent < 100:
+            raise UserError(f"a layer is dead with a probability from 0 to below 100%, not {percent}%")
+        for draw in range(draws):
+            rng = seeded(seed, "failing", percent, draw)
+            alive = Order(layer for layer in range(depth) if rng.random() * 100 >= percent)
+            yield alive.shuffled(rng), {"dead": f"{percent}%"}
+
+
 @protocol(columns="layers kept", figure="scatter")
 def landscape(depth: int) -> Orders:
     """Every choice of layers, in original sequence: 4,095 orders for 12 layers."""

@@ -24,7 +24,7 @@ class OrderSampler:
         Args:
             depth: the number of layers.
             rng: the only source of randomness, see ``seeded``.
-            progress: the share of the planned training steps that are done, from 0 to 1; 0 where the plan is unknown.
+            progress: the share of the training's budget that is used up, from 0 to 1; 0 where the budget is unknown.
                 A subclass that doesn't look at it may leave it out.
         """
         raise NotImplementedError
@@ -84,7 +84,7 @@ class LayerDrop(OrderSampler):
 
     def __init__(self, p: float = 0.2) -> None:
         if not 0 <= p < 1:
-            raise UserError(f"LayerDrop's p is a probability from 0 to below 1, not {p}")
+            raise UserError(f"{type(self).__name__}'s p is a probability from 0 to below 1, not {p}")
         self.p = p
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
@@ -93,6 +93,70 @@ class LayerDrop(OrderSampler):
     def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         # Like every dropout it is off when the model is validated.
         return sequential(depth)
+
+
+class ShuffleDrop(LayerDrop):
+    """Each layer left out with probability ``p``, the rest in uniformly random sequence: LayerShuffle and LayerDrop.
+
+    Args:
+        p: the probability of leaving out a layer, 0 <= p < 1.
+    """
+
+    method = "shuffle-drop"
+
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        return super().sample(depth, rng).shuffled(rng)
+
+    def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        return permutation(depth, rng)
+
+
+class RandomSubset(OrderSampler):
+    """A number of layers drawn uniformly from ``k_min`` to all; which they are and their sequence are random, too.
+
+    Args:
+        k_min: the smallest number of layers, at least 1.
+    """
+
+    method = "random-subset"
+
+    def __init__(self, k_min: int = 1) -> None:
+        if k_min < 1:
+            raise UserError(f"RandomSubset's k_min is a number of layers from 1 up, not {k_min}")
+        self.k_min = k_min
+
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        least = min(self.k_min, depth)
+        return permutation(depth, rng)[: least + int(rng.random() * (depth - least + 1))]
+
+
+class GrowingDepth(OrderSampler):
+    """A random choice of k layers in random sequence, where k grows from ``k0`` to all in the course of the training.
+
+    Each k lasts for an equal share of the budget. This is Random Part Training by depth (RaPTr, arXiv 2402.05913),
+    which keeps the layers in sequence.
+
+    Args:
+        k0: the number of layers at the beginning, at least 1.
+        end: the share of the budget after which all layers run, 0 < end <= 1.
+    """
+
+    method = "growing-depth"
+
+    def __init__(self, k0: int = 2, end: float = 0.8) -> None:
+        if k0 < 1 or not 0 < end <= 1:
+            raise UserError(
+                "GrowingDepth's k0 is a number of layers from 1 up, and its end a share above 0 and up to 1"
+            )
+        self.k0, self.end = k0, end
+
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        k = self.k0 + int((depth - self.k0) * min(1.0, progress / self.end))
+        return permutation(depth, rng)[:k]
+
+    def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        # The losses of different numbers of layers could not be compared.
+        return permutation(depth, rng)
 
 
 class FirstLayers(OrderSampler):

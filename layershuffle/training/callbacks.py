@@ -188,10 +188,10 @@ class ValidatesApart(pl.Callback):
 
 
 class ThroughputLogger(pl.Callback):
-    """Logs ``train/images_per_second``, summed over the processes, whenever the loggers write.
+    """Logs what the training has used up (see Compute), and ``train/images_per_second``, whenever the loggers write.
 
-    Unlike Lightning's ThroughputMonitor, this never waits for the device. A single value can therefore be too high,
-    because the device may still have work to do, but the mean of the values is right.
+    Both are of all processes together. Unlike Lightning's ThroughputMonitor, this never waits for the device. A single
+    value can therefore be too high, because the device may still have work to do, but the mean of the values is right.
     """
 
     def __init__(self) -> None:
@@ -207,13 +207,17 @@ class ThroughputLogger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images, and log every log_every_n_steps steps."""
+        compute: Any = pl_module.compute
         now = time.perf_counter()
         self.seconds += now - self.since
+        compute.seconds += now - self.since
         self.since = now
         self.images += len(batch[1]) * trainer.world_size
         if is_logged(trainer) and trainer.global_step != self.step:
             self.step = trainer.global_step
-            pl_module.log("train/images_per_second", self.images / self.seconds, rank_zero_only=True)
+            used = {name: float(getattr(compute, name)) for name in ("images", "layer_executions", "seconds")}
+            used["images_per_second"] = self.images / self.seconds
+            pl_module.log_dict({f"train/{name}": value for name, value in used.items()}, rank_zero_only=True)
             self.images, self.seconds = 0, 0.0
 
 

@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -29,6 +32,7 @@ from layershuffle.models.position import Position
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle, call
 from layershuffle.training.callbacks import LastCheckpoint, is_logged
+from layershuffle.training.compute import Compute, layers_run
 from layershuffle.training.distributed import is_sharded, orders_per_process, shard, unused_parameters
 from layershuffle.training.instancewise import InstanceWise, expected_loss
 from layershuffle.training.parameters import parameter_groups, train_only
@@ -62,6 +66,12 @@ class FineTuner(pl.LightningModule):
         position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
             steps' position cross-entropies is added to the classification loss.
         optimizer: makes the optimizer; by default the paper's (section 4).
+        orders_per_batch: into how many equal parts each batch is split. Each part runs in an order of its own, and one
+            update is made with the mean of their gradients.
+        budget: what trainer.max_epochs and max_steps limit: "steps", or "layer_executions" (images x layers that they
+            ran through). Then a step that runs half of the layers counts for half: the run lasts until it has executed
+            as many layers as the limit's steps would if they ran all. The schedule, its warm-up and samplers that
+            change with time go by the share of the budget that is used up.
         schedule: the learning rate stays "constant" (how the paper is read here), or falls to zero as "linear" (the
             authors' code) or "cosine".
         warmup_steps: number of steps over which the learning rate first rises linearly, or if below 1, their share of
@@ -103,6 +113,8 @@ class FineTuner(pl.LightningModule):
         num_classes: int,
         sampler: OrderSampler = Shuffle(),  # noqa: B008 (it has no state)
         position_loss: Literal["sum", "mean"] = "sum",
+        orders_per_batch: int = 1,
+        budget: Literal["steps", "layer_executions"] = "steps",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, **PAPER_ADAM),
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: float = 0,
@@ -148,6 +160,8 @@ class FineTuner(pl.LightningModule):
         self.sampler = sampler
         self.instancewise = instancewise
         self.position_loss = position_loss
+        self.orders_per_batch = orders_per_batch
+        self.budget = budget
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_steps = warmup_steps
@@ -158,12 +172,20 @@ class FineTuner(pl.LightningModule):
         self.seed, self.label = seed, label
         self._not_finite = FirstNonFiniteStep()
         self._own_orders = True
+        self.compute = Compute()
+        self._drawn: dict[int, list[list[Order]]] = {}  # the orders of each process, of the latest steps
+        self._limits: tuple[int | None, int] = (None, -1)  # the trainer's max_epochs and max_steps
         self._planned_steps: float = 0
         self._copying: torch.cuda.Stream | None = None
         if warmup_steps < 0:
             raise UserError(f"warmup_steps is a number of steps from 0 up, not {warmup_steps}")
         if not 0 < layer_decay <= 1 or not 0 <= label_smoothing < 1:
             raise UserError("layer_decay is a factor from above 0 to 1, and label_smoothing a share from 0 to below 1")
+        if orders_per_batch < 1 or (orders_per_batch > 1 and self.model.choice):
+            raise UserError(
+                "orders_per_batch is a number from 1 up, and 1 where the images choose their orders, which run in all "
+                f"of them, not {orders_per_batch}"
+            )
         # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
         method_name(sampler, self.model.config["position"])
         self.draw(0)
@@ -183,6 +205,16 @@ class FineTuner(pl.LightningModule):
         order = self.sampler.draw(len(self.model.order), self.seed, step, rank, self._progress(step))
         return order.over(self.model.order)
 
+    def orders_of(self, step: int, rank: int) -> list[Order]:
+        """The orders that process ``rank`` runs in training step ``step``, one for each part of the batch.
+
+        One process with m orders per batch draws those of m processes with one order each.
+        """
+        if self.model.choice:
+            return list(self.model.choice.orders)
+        first = (rank if self._own_orders else 0) * self.orders_per_batch
+        return [self.draw(step, first + part) for part in range(self.orders_per_batch)]
+
     @property
     def own_order(self) -> Order:
         """What counts as the sequential order of the trained model, see ``OrderSampler.own_order``."""
@@ -198,7 +230,13 @@ class FineTuner(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Note how many steps are planned. Asked any earlier, the workers would read ahead before a run is resumed."""
+        if self._ends_itself:
+            self._limit(*self._limits)
+        self._drawn.clear()
         self._planned_steps = self.trainer.estimated_stepping_batches
+        if self._ends_itself:
+            self._limit(-1, -1)
+            self._stop_at_the_end()
         if 0 < self.warmup_steps < 1:  # The rate of the first step was set before the number of steps was known.
             scheduler: Any = self.lr_schedulers()
             rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas)
@@ -206,8 +244,25 @@ class FineTuner(pl.LightningModule):
                 group["lr"] = rate * factor(scheduler.last_epoch)
 
     def _progress(self, step: int) -> float:
-        """The share of the planned steps that are done at ``step``, from 0 to 1, or 0 if none are planned."""
-        return min(1.0, step / self._planned_steps) if self._planned_steps > 0 else 0.0
+        """The share of the budget that is used up at ``step``, from 0 to 1, or 0 if there is none."""
+        return min(1.0, self._done(step) / self._planned_steps) if self._planned_steps > 0 else 0.0
+
+    def _done(self, step: int) -> float:
+        """How many of the planned steps are used up before ``step``, which is the next one."""
+        return step if self.budget == "steps" else self.compute.full_steps
+
+    @property
+    def _ends_itself(self) -> bool:
+        """Whether this module, not the trainer, ends the run, which may have more steps than planned."""
+        return self.budget == "layer_executions" and 0 not in self._limits
+
+    def _limit(self, max_epochs: int | None, max_steps: int) -> None:
+        loop = self.trainer.fit_loop
+        loop.max_epochs, loop.epoch_loop.max_steps = max_epochs, max_steps
+
+    def _stop_at_the_end(self) -> None:
+        if self._ends_itself and self._done(self.global_step) >= self._planned_steps:
+            self.trainer.should_stop = True
 
     def setup(self, stage: str) -> None:
         """Preprocess as the data says, and decide which processes draw their own orders.
@@ -222,6 +277,14 @@ class FineTuner(pl.LightningModule):
             self.class_weights = self.loss_weights.tolist()  # The precision of the run may round the others.
         orders = [self.draw(0), *(self.model.choice.orders if self.model.choice else ())]
         self._own_orders = orders_per_process(self.trainer.strategy, self.orders_per_process, self.model, orders)
+        if stage == "fit":
+            self._limits = self.trainer.fit_loop.max_epochs, self.trainer.fit_loop.max_steps
+            if self._ends_itself:  # Else the trainer would not begin to resume a run that has done as many epochs.
+                self._limit(-1, -1)
+
+    def on_fit_end(self) -> None:
+        """Give the trainer its limits back."""
+        self._limit(*self._limits)
 
     def _balanced_weights(self, data: Any) -> Tensor:
         if not isinstance(data, ImageData):
@@ -278,43 +341,84 @@ class FineTuner(pl.LightningModule):
         return self.preprocess(images).to(next(self.model.parameters()).dtype), labels
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One batch in one order. Batches that are accumulated into one update share the order, as one batch would."""
+        """One batch, in one order or in parts. Batches that are accumulated into one update share the orders."""
         images, labels = self.mix(*batch) if self.mix else batch
-        how_far: dict[str, Any] = {"label_smoothing": self.label_smoothing, "weight": self.loss_weights}
         done = self.global_step + 1
-        logged = self.trainer.is_last_batch or done == self.trainer.max_steps or is_logged(self.trainer, done)
+        last = self._done(self.global_step) + 1 >= self._planned_steps
+        logged = self.trainer.is_last_batch or last or is_logged(self.trainer, done)
+        drawn = self._orders_of_all(self.global_step)
+        orders = drawn[self.global_rank % len(drawn)]
         if self.model.choice:
-            orders: Sequence[Order] = self.model.choice.orders
             key = (self.seed, self.global_step, self.global_rank)
             loss, measured = expected_loss(
-                self.model, self.model.choice, images, labels, self.instancewise, key, **how_far
+                self.model, self.model.choice, images, labels, self.instancewise, key, **self._how_far
             )
         else:
-            orders = [self.draw(self.global_step, self.global_rank if self._own_orders else 0)]
-            output = self.model(images, orders[0])
-            loss = F.cross_entropy(output.logits, labels, **how_far)
-            measured = {"classification_loss": loss}
-            if output.position_logits is not None:
-                per_step = position_cross_entropy(output.position_logits)
-                measured["position_loss"] = per_step.sum() if self.position_loss == "sum" else per_step.mean()
-                loss = loss + measured["position_loss"]
+            orders = orders[: len(labels)]
+            loss, measured, logits = self.run_parts(images, labels, orders)
             if logged:
-                measured["accuracy"] = self._accuracy(output, batch[1])
+                measured["accuracy"] = self._accuracy(logits, batch[1])
         if logged:  # Not with prog_bar, for which Lightning waits for the device in every step.
             values = {f"train/{name}": value.detach() for name, value in ({"loss": loss} | measured).items()}
             self.log_dict(values, batch_size=len(labels))
+        self.compute.images += (count := len(labels) * self.trainer.world_size)
+        self.compute.layer_executions += count * self._layers_run(self.global_step)
         self._not_finite.note(loss, self.global_step)
         if self._is_replicated:
             # DDP waits for the gradients of all parameters, so those that no order uses get zeros.
             loss = sum((0 * parameter.sum() for parameter in unused_parameters(self.model, orders)), start=loss)
         return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clear the gradients of layers that no process ran, so that the optimizer skips them."""
-        if self._is_replicated and not self.model.choice:
+    def run_parts(
+        self, images: Tensor, labels: Tensor, orders: Sequence[Order]
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Run equal parts of a batch in an order each. Returns the loss, its terms by name, and the logits.
+
+        All are means over the images: a part has one image more than another where they can't be equal.
+        """
+        outputs = [self.model(part, order) for part, order in zip(images.tensor_split(len(orders)), orders)]
+        logits = torch.cat([output.logits for output in outputs])
+        loss = F.cross_entropy(logits, labels, **self._how_far)
+        measured = {"classification_loss": loss}
+        position_losses = []
+        for output in outputs:
+            if output.position_logits is not None:
+                per_step = position_cross_entropy(output.position_logits)
+                of_part = per_step.sum() if self.position_loss == "sum" else per_step.mean()
+                position_losses.append(len(output.logits) / len(images) * of_part)
+        if position_losses:
+            measured["position_loss"] = torch.stack(position_losses).sum()
+            loss = loss + measured["position_loss"]
+        return loss, measured, logits
+
+    @property
+    def _how_far(self) -> dict[str, Any]:
+        return {"label_smoothing": self.label_smoothing, "weight": self.loss_weights}
+
+    def _layers_run(self, step: int) -> float:
+        """How many layers an image runs through in training step ``step``, the mean over all processes."""
+        if self.model.choice:
+            return sum(map(layers_run, self.model.choice.orders))
+        return fmean(layers_run(order) for orders in self._orders_of_all(step) for order in orders)
+
+    def _orders_of_all(self, step: int) -> list[list[Order]]:
+        """The orders of each process, or of the first one if all run the same.
+
+        They are kept for a while, because those of steps that are done can't be drawn again under every budget.
+        """
+        if step not in self._drawn:
             processes = range(self.trainer.world_size if self._own_orders else 1)
-            for parameter in unused_parameters(self.model, [self.draw(self.global_step, rank) for rank in processes]):
+            self._drawn[step] = [self.orders_of(step, rank) for rank in processes]
+        return self._drawn[step]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clear the gradients of layers that no process ran, so that the optimizer skips them; count the update."""
+        step = self.global_step
+        if self._is_replicated and not self.model.choice:
+            for parameter in unused_parameters(self.model, chain(*self._orders_of_all(step))):
                 parameter.grad = None
+        self.compute.full_steps += self._layers_run(step) / layers_run(self.model.order)
+        self.compute.updates += 1
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the accuracy in sequential and in arbitrary order, and ``val/loss``, which selects the best model.
@@ -333,7 +437,7 @@ class FineTuner(pl.LightningModule):
             "val": drawn.over(self.model.order),
         }
         outputs: dict[Order, Output] = {order: self.model(images, order) for order in set(orders.values())}
-        found = {kind: self._accuracy(outputs[orders[kind]], labels) for kind in ("sequential", "arbitrary")}
+        found = {kind: self._accuracy(outputs[orders[kind]].logits, labels) for kind in ("sequential", "arbitrary")}
         judged = self.model(images) if self.model.choice else outputs[orders["val"]]
         found["loss"] = F.cross_entropy(judged.logits, labels) if len(labels) else judged.logits.sum()
         for name, value in found.items():
@@ -356,11 +460,16 @@ class FineTuner(pl.LightningModule):
                     group["fused"] = True
         # Lightning refuses to clip the gradients of optimizers that can unscale them, so let the scaler unscale them.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        if self.trainer.max_epochs == self.trainer.max_steps == -1 and self.schedule != "constant":
-            raise UserError(f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps")
+        is_share = 0 < self.warmup_steps < 1
+        if self._limits == (-1, -1) and (is_share or self.schedule != "constant"):
+            raise UserError(
+                f"a {self.schedule} schedule {'with a share as warm-up ' * is_share}needs an end: set "
+                "--trainer.max_epochs or --trainer.max_steps"
+            )
 
-        def factor(step: int) -> float:
-            warmup = self.warmup_steps if self.warmup_steps >= 1 else round(self.warmup_steps * self._planned_steps)
+        def factor(update: int) -> float:
+            step = self._done(update)
+            warmup = round(self.warmup_steps * self._planned_steps) if is_share else self.warmup_steps
             if step < warmup:
                 return (step + 1) / (warmup + 1)
             if self.schedule == "constant":
@@ -398,13 +507,15 @@ class FineTuner(pl.LightningModule):
             "position_loss": self.position_loss,
             "class_weights": self.class_weights,
             "seed": self.seed,
+            "compute": asdict(self.compute),
             "precision": self.trainer.precision,
             "data": data.config() | {"classes": data.class_names} if isinstance(data, ImageData) else None,
             "wandb": {"id": str(wandb[0].version), "project": str(wandb[0].name)} if wandb else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume from a checkpoint of another model."""
+        """Refuse to resume from a checkpoint of another model, and go on counting."""
+        self.compute = Compute(**checkpoint.get(RECORD, {}).get("compute", {}))
         saved, config = checkpoint.get(RECORD, {}).get("model", {}), self._trained_config
         if saved not in (config, self.model.config):  # earlier versions saved the latter
             changed = sorted(key for key in saved | config if saved.get(key) != config.get(key))
@@ -415,9 +526,14 @@ class FineTuner(pl.LightningModule):
         return self.trainer.world_size > 1 and not is_sharded(self.trainer.strategy)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop if a loss was not finite; checked in the steps in which the loggers wait for the device anyway."""
+        """End a run whose budget is used up. Stop if a loss was not finite.
+
+        That is checked in the steps in which the loggers wait for the device anyway.
+        """
+        self._stop_at_the_end()
         if is_logged(self.trainer):
             self._stop_if_not_finite(self._not_finite.step())
+            self._drawn = {step: drawn for step, drawn in self._drawn.items() if step >= self.global_step - 1}
 
     def _stop_if_not_finite(self, step: int) -> None:
         """Raise a UserError if ``step`` is not -1 in this or in another process."""
@@ -427,8 +543,8 @@ class FineTuner(pl.LightningModule):
         if max(steps) < 0:
             return
         step, rank = min((step, rank) for rank, step in enumerate(steps) if step >= 0)
-        choice = self.model.choice
-        order = "|".join(map(str, choice.orders)) if choice else self.draw(step, rank if self._own_orders else 0)
+        drawn = self._orders_of_all(step)
+        order = "|".join(map(str, drawn[rank % len(drawn)]))
         last = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
         paths = [*(callback.best_model_path for callback in last), self.trainer.ckpt_path]
         good = next((path for path in paths if path and Path(path).exists()), None)
@@ -438,9 +554,9 @@ class FineTuner(pl.LightningModule):
             + ": lower model.optimizer.lr, or clip with --trainer.gradient_clip_val 1"
         )
 
-    def _accuracy(self, output: Output, labels: Tensor) -> Tensor:
+    def _accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
         classes = self.model.config["num_classes"]
-        return multiclass_accuracy(output.logits, labels, classes, average="micro", validate_args=False)
+        return multiclass_accuracy(logits, labels, classes, average="micro", validate_args=False)
 
 
 def position_cross_entropy(position_logits: Tensor) -> Tensor:

@@ -191,6 +191,23 @@ def test_sublayer_protocol():
     assert len(set(found["random",])) == 5
 
 
+def test_failing_protocol():
+    found = trials(["failing"], 40, draws=50, seed=3, dead=(0, 20, 50))
+    alive = {}
+    for trial in found:
+        layers = [step[0].layer for step in trial.order]
+        assert len(set(layers)) == len(layers)
+        assert layers != sorted(layers)
+        alive.setdefault(trial.variant["dead"], []).append(len(layers))
+    assert [len(counts) for counts in alive.values()] == [50, 50, 50]
+    assert set(alive["0%"]) == {40}
+    for dead in (20, 50):
+        share = dead / 100
+        assert abs(sum(alive[f"{dead}%"]) / 2000 - (1 - share)) < 6 * (share * (1 - share) / 2000) ** 0.5
+    with pytest.raises(ValueError, match="below 100%, not 100%"):
+        trials(["failing"], 4, dead=(100,))
+
+
 def test_protocols_speak_of_the_steps_of_the_own_order():
     own = parse_order("cycle-rev(6)", sequential(3))
     assert [t.order for t in trials(["sequential"], own)] == [own]

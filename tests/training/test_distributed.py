@@ -1,6 +1,7 @@
 """Two processes on the CPU: the same numbers as one, however the work is split between them."""
 
 import os
+import statistics
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 from helpers import ROOT, batches
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from test_resume import assert_same, rows, state
-from two_processes import FINETUNE, SCORED, data, pixels_of, trainer, tuner
+from two_processes import FINETUNE, PARTS, SCORED, data, pixels_of, trainer, tuner
 
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.parser import Parser
@@ -106,6 +107,26 @@ def test_sharded_processes_run_the_same_order_and_learn_the_same(two):
     whole = torch.load(folder / "sharded.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(whole[name], value) for name, value in first["sharded"][1].items())
     assert first["sharded"][2]["val/loss"] == pytest.approx(first["same order"][2]["val/loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [("own", 4), ("same", 2), ("parts sharded", 2)])
+def test_all_processes_count_what_all_of_them_run(two, kind, ranks):
+    """With two orders a batch; every update counts for the mean of the orders that it averages."""
+    done, ran = 0.0, []
+    while done < 3:
+        drawn = [PARTS["sampler"].draw(4, 5, len(ran), rank, done / 3) for rank in range(ranks)]
+        ran.append(statistics.fmean(map(len, drawn)))
+        done += ran[-1] / 4
+    for said in two[0]:
+        images = 32 * len(ran)
+        counted = {"images": images, "updates": len(ran), "layer_executions": 32 * sum(ran), "full_steps": done}
+        assert said[kind][0] == pytest.approx(counted | {"seconds": 0})
+
+
+def test_sharded_parts_of_a_batch_learn_the_same(two):
+    for said in two[0]:
+        for name, value in said["same"][1].items():
+            torch.testing.assert_close(said["parts sharded"][1][name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_wrong_combinations_are_refused_before_the_first_step(two):

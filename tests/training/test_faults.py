@@ -18,7 +18,7 @@ from PIL import Image
 
 from layershuffle.commands.errors import run
 from layershuffle.data import Digits, ImageFolders, preprocessing
-from layershuffle.orders.samplers import Shuffle
+from layershuffle.orders.samplers import GrowingDepth, Shuffle
 from layershuffle.training.callbacks import LastCheckpoint, WholeCheckpointIO
 from layershuffle.training.module import FineTuner, FirstNonFiniteStep, all_finite
 
@@ -43,9 +43,9 @@ class Spoil(pl.Callback):
             module.model.vit.head.weight[0, 0] = self.value
 
 
-def fit(folder, *callbacks, every_n_steps=None, **options):
+def fit(folder, *callbacks, every_n_steps=None, model=None, **options):
     torch.manual_seed(0)
-    module = FineTuner("vit_tiny_patch16_224", 10, timm_args=SMALL, seed=5)
+    module = FineTuner("vit_tiny_patch16_224", 10, timm_args=SMALL, seed=5, **(model or {}))
     trainer = pl.Trainer(
         **{"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False},
         **{"num_sanity_val_steps": 0, "max_epochs": 2, "limit_train_batches": 8, "limit_val_batches": 0} | options,
@@ -75,6 +75,18 @@ def test_no_checkpoint_is_written_after_a_loss_or_weights_went_wrong(tmp_path):
         fit(tmp_path / "weights", Spoil(done=5), log_every_n_steps=100, every_n_steps=5, limit_train_batches=5)
     assert "there is no checkpoint yet" in str(error.value)
     assert not list(tmp_path.glob("weights/*"))
+
+
+def test_the_order_of_a_bad_step_is_that_of_its_share_of_the_budget(tmp_path):
+    sampler = GrowingDepth(k0=1, end=0.2)
+    with pytest.raises(ValueError, match="not finite in step 6") as error:
+        fit(tmp_path, Spoil(6), log_every_n_steps=14, model={"sampler": sampler, "budget": "layer_executions"})
+    done = [0.0]
+    for step in range(14):  # when the loss is checked
+        done.append(done[-1] + len(sampler.draw(4, 5, step, progress=done[-1] / 16)) / 4)
+    order, later = (sampler.draw(4, 5, 6, progress=done[step] / 16) for step in (6, 14))
+    assert f"whose order was {order};" in str(error.value)
+    assert len(order) < len(later)
 
 
 def test_the_first_bad_step_is_remembered():

@@ -4,6 +4,7 @@ import math
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
+from statistics import fmean
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -18,13 +19,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layershuffle.checkpoints.loading import RECORD
 from layershuffle.commands.train import configured, train
 from layershuffle.data import Digits
+from layershuffle.data.augmentation import Augmentation
 from layershuffle.data.module import labels_of
 from layershuffle.errors import UserError
 from layershuffle.models.weights import read_file
 from layershuffle.orders.named import permutation, sequential
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.samplers import FirstLayers, LayerDrop, OrderSampler, Sequential, Shuffle
+from layershuffle.orders.samplers import (
+    FirstLayers,
+    GrowingDepth,
+    LayerDrop,
+    OrderSampler,
+    RandomSubset,
+    Sequential,
+    Shuffle,
+)
 from layershuffle.training.callbacks import ProgressBar, ThroughputLogger
+from layershuffle.training.compute import layers_run
 from layershuffle.training.module import FineTuner, method_name, position_cross_entropy
 
 
@@ -154,23 +165,133 @@ def test_validation_runs_no_order_twice(tmp_path, sampler, ran):
     [("constant", [1 / 3, 2 / 3, 1, 1]), ("linear", [1 / 3, 2 / 3, 1, 0.5]), ("cosine", [1 / 3, 2 / 3, 1, 0.5])],
 )
 def test_schedules(tmp_path, schedule, expected):
-    class Rates(pl.Callback):
-        seen: list[float] = []  # noqa: RUF012
-
-        def on_train_batch_start(self, trainer, *_):
-            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
-
     rates = Rates()
-    rates.seen = []
     trainer(tmp_path, callbacks=[rates]).fit(tuner(schedule=schedule, warmup_steps=2), datamodule=Digits())
     assert rates.seen == pytest.approx([1e-4 * factor for factor in expected])
+
+
+class Rates(pl.Callback):
+    """Notes the learning rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("orders_per_batch", [1, 3])
+def test_a_budget_of_layer_executions_is_used_up_and_counted(tmp_path, orders_per_batch):
+    spy, rates = Spy(), Rates()
+    module = tuner(
+        **{"sampler": GrowingDepth(k0=1, end=0.75), "orders_per_batch": orders_per_batch},
+        **{"budget": "layer_executions", "schedule": "cosine", "warmup_steps": 2},
+    )
+    run = trainer(tmp_path, callbacks=[spy, rates, ThroughputLogger()], max_epochs=2, log_every_n_steps=1)
+    run.fit(module, datamodule=Digits(batch_size=30))
+    # 2 epochs of 4 batches are planned; each step counts for the mean share of the 4 layers that it runs.
+    done, sizes, expected, drawn = 0.0, [], [], []
+    while done < 8:
+        orders = [module.sampler.draw(4, 5, len(sizes), part, progress=done / 8) for part in range(orders_per_batch)]
+        drawn += orders
+        expected.append(1e-4 * (done + 1) / 3 if done < 2 else 0.5e-4 * (1 + math.cos(math.pi * (done - 2) / 6)))
+        sizes.append(fmean(map(len, orders)))
+        done += sizes[-1] / 4
+    assert spy.orders == drawn
+    assert run.global_step == len(sizes) > 8
+    assert rates.seen == pytest.approx(expected)
+    assert (module.compute.images, module.compute.updates) == (30 * len(sizes), len(sizes))
+    assert module.compute.layer_executions == pytest.approx(30 * sum(sizes))
+    assert float(run.callback_metrics["train/layer_executions"]) == pytest.approx(30 * sum(sizes))
+    assert 0 < module.compute.seconds == pytest.approx(float(run.callback_metrics["train/seconds"]))
+    assert "val/loss" in run.callback_metrics  # although the last epoch ended early
+    assert (run.max_epochs, run.max_steps) == (2, -1)
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 6}])
+def test_at_full_depth_a_budget_of_layer_executions_is_one_of_steps(tmp_path, limit):
+    found = []
+    for budget in ("steps", "layer_executions"):
+        spy, rates = Spy(), Rates()
+        pl.seed_everything(3, verbose=False)
+        module = tuner(budget=budget, schedule="cosine", warmup_steps=0.3)
+        trainer(tmp_path, callbacks=[spy, rates], **limit).fit(module, datamodule=Digits())
+        found.append((spy.orders, spy.losses, rates.seen, vars(module.compute)))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == limit.get("max_steps", 8)
+
+
+def test_accumulated_batches_share_the_orders_under_any_budget(tmp_path):
+    spy = Spy()
+    module = tuner(sampler=RandomSubset(), budget="layer_executions")
+    run = trainer(tmp_path, callbacks=[spy], accumulate_grad_batches=2, max_epochs=3, log_every_n_steps=1)
+    run.fit(module, datamodule=Digits(batch_size=10))
+    assert spy.orders[::2] == spy.orders[1::2] == [RandomSubset().draw(4, 5, step) for step in range(run.global_step)]
+    assert module.compute.layer_executions == 10 * sum(map(len, spy.orders))
+    assert module.compute.full_steps == pytest.approx(sum(map(len, spy.orders[::2])) / 4)
+
+
+def test_every_layer_that_runs_counts(tmp_path):
+    assert layers_run(Order("0 (1|2)*2 3a 3f 0")) == 7
+    module = tuner(choices=["0 1 2 3", "3 2 1", "0a 1f"], orders_per_process=False)
+    trainer(tmp_path, limit_train_batches=2).fit(module, datamodule=Digits(batch_size=10))
+    assert module.compute.layer_executions == 2 * 10 * (4 + 3 + 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "predict"}, {"augmentation": Augmentation(mixup=0.8)}])
+def test_parts_of_a_batch_in_different_orders_make_one_update(tmp_path, options):
+    module, data = tuner(orders_per_batch=3, label_smoothing=0.1, **options), Digits(batch_size=8)
+    before = deepcopy(module.model)
+    seen = []
+
+    class Seen(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            seen.append({name: p.grad.clone() for name, p in module.model.named_parameters()})
+
+    mixed = []
+    if module.mix:
+        module.mix.register_forward_hook(lambda *args: mixed.append(args[-1]))
+    pl.seed_everything(1, verbose=False)
+    trainer(tmp_path, callbacks=[Seen()], limit_train_batches=1).fit(module, datamodule=data)
+    pl.seed_everything(1, verbose=False)
+    images, labels = next(iter(data.train_dataloader()))
+    images, labels = mixed[0] if mixed else (module.preprocess(images), labels)
+    for part, rows in enumerate((slice(0, 3), slice(3, 6), slice(6, 8))):  # 8 images in 3 parts
+        output = before(images[rows], Shuffle().draw(4, 5, 0, rank=part))
+        loss = F.cross_entropy(output.logits, labels[rows], label_smoothing=0.1, reduction="sum")
+        if output.position_logits is not None:
+            loss = loss + len(labels[rows]) * position_cross_entropy(output.position_logits).sum()
+        (loss / 8).backward()
+    assert len(seen) == 1
+    for name, parameter in before.named_parameters():
+        torch.testing.assert_close(seen[0][name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_one_process_with_two_orders_draws_those_of_two_processes(tmp_path):
+    one, two = tuner(orders_per_batch=2), tuner()
+    assert one.orders_of(3, 0) == two.orders_of(3, 0) + two.orders_of(3, 1)
+    assert one.orders_of(3, 1) == two.orders_of(3, 2) + two.orders_of(3, 3)
+    for wrong in ({"orders_per_batch": 0}, {"orders_per_batch": 2, "choices": ["0 1 2 3"]}):
+        with pytest.raises(ValueError, match="orders_per_batch is a number from 1 up"):
+            tuner(**wrong)
 
 
 def test_a_schedule_without_an_end_says_so(tmp_path):
     with pytest.raises(ValueError, match="a linear schedule needs an end"):
         trainer(tmp_path, max_epochs=-1).fit(tuner(schedule="linear"), datamodule=Digits())
-    endless = trainer(tmp_path, max_epochs=-1, max_time={"seconds": 0})
-    endless.fit(tuner(), datamodule=Digits())
+    with pytest.raises(ValueError, match="a constant schedule with a share as warm-up needs an end"):
+        trainer(tmp_path, max_epochs=-1).fit(tuner(warmup_steps=0.1), datamodule=Digits())
+
+
+@pytest.mark.parametrize("budget", ["steps", "layer_executions"])
+def test_a_run_without_an_end_goes_on_until_it_is_stopped(tmp_path, budget):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 6
+
+    endless = trainer(tmp_path, max_epochs=-1, callbacks=[Stop()])
+    endless.fit(tuner(budget=budget), datamodule=Digits())
+    assert endless.global_step == 6
 
 
 def test_throughput_is_logged(tmp_path):

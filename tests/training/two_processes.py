@@ -15,7 +15,7 @@ from layershuffle.commands.train import train
 from layershuffle.data import Digits
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
-from layershuffle.orders.samplers import LayerDrop, Shuffle
+from layershuffle.orders.samplers import GrowingDepth, LayerDrop, Shuffle
 from layershuffle.training.callbacks import WholeCheckpointIO
 from layershuffle.training.module import FineTuner
 
@@ -32,6 +32,7 @@ RUN = [
     *("--trainer.enable_progress_bar=false", "--resume=auto", "--trainer.log_every_n_steps=1"),
 ]
 FINETUNE = [*RUN, f"--config={ROOT}/configs/recipe/finetune.yaml", "--save_every_n_steps=2", "--data.workers=1"]
+PARTS = {"sampler": GrowingDepth(k0=1), "orders_per_batch": 2, "budget": "layer_executions"}
 SCORED = ["--protocols", "sequential", "arbitrary", "--orders=3", "--data.test_images=65"]
 
 
@@ -140,6 +141,10 @@ def main(out):
             weights(module),
             {name: float(value) for name, value in run.callback_metrics.items()},
         )
+    for name, strategy, own in (("own", "ddp", None), ("same", "ddp", False), ("parts sharded", sharded(), None)):
+        module = tuner(**PARTS, orders_per_process=own)
+        trainer(strategy, devices=2, limit_train_batches=3, limit_val_batches=0).fit(module, datamodule=data())
+        said[name] = (vars(module.compute), weights(module))
     said["refused"] = []
     for arguments in (
         {"orders_per_process": True},

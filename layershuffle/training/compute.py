@@ -1,0 +1,36 @@
+"""What a training costs: images, updates, layer executions and time."""
+
+from dataclasses import dataclass
+
+from layershuffle.orders.order import Order
+
+
+@dataclass
+class Compute:
+    """What a training has used up, over all processes and also before it was stopped and resumed.
+
+    Attributes:
+        images: images trained on; one that was seen twice counts twice.
+        updates: of the weights.
+        layer_executions: images x layers that they ran through, where half a layer counts as 0.5. Forward and backward
+            pass count together. What isn't a layer, such as the embedding, does not count.
+        full_steps: the layer executions in units of an update in which every image runs through all layers once.
+        seconds: in training steps and waiting for their images, but not in validation; 0 without a ThroughputLogger.
+    """
+
+    images: int = 0
+    updates: int = 0
+    layer_executions: float = 0.0
+    full_steps: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images:,} images, {self.updates:,} updates, {self.layer_executions:,.0f} layer executions, "
+            f"{self.seconds:,.0f} s"
+        )
+
+
+def layers_run(order: Order) -> float:
+    """How many layers an order runs. Half a layer counts as 0.5, and each layer of a parallel step as 1."""
+    return sum(0.5 if unit.half else 1.0 for step in order for unit in step)
