@@ -1,0 +1,246 @@
+"""The router on a clock of the test's own: whatever happens to the nodes, each request ends once and rightly."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from layershuffle import UserError
+from layershuffle.serving.router import Ended, Load, Policy, Router, Run
+
+DEPTH = 4
+LAYERS = st.lists(st.integers(0, DEPTH - 1), min_size=1, max_size=3, unique=True)
+SECONDS = st.sampled_from([0.1, 1.0, 3.0])
+
+
+class Failures(RuleBasedStateMachine):
+    """Requests, answers, losses, stalls and joins in any sequence; the model of the truth is as simple as can be."""
+
+    @initialize(
+        routing=st.sampled_from(["any", "sequential", "chain"]),
+        on_loss=st.sampled_from(["reassign", "skip"]),
+        max_missed=st.integers(0, DEPTH),
+        visit=st.integers(1, 2),
+    )
+    def start(self, routing, on_loss, max_missed, visit):
+        self.policy = Policy(routing, on_loss, max_missed, 1.0, step_deadline=3.0, request_deadline=20.0, visit=visit)
+        self.router = Router(DEPTH, self.policy)
+        self.now, self.submitted, self.late = 0.0, 0, 0
+        self.holds = {}  # what each living node holds
+        self.tasks = {}  # what each living node was told last and hasn't answered
+        self.orphaned = []  # what nodes were told that are gone since
+        self.running = {}  # the Run that counts, by request
+        self.since = {}  # when each node was told
+        self.executed, self.ended = {}, {}
+        self.ever_held = set()
+
+    def perform(self, actions):
+        for action in actions:
+            if isinstance(action, Ended):
+                assert action.request not in self.ended
+                assert action.order == tuple(self.executed[action.request])
+                assert len({*action.order, *action.missed}) == len(action.order) + len(action.missed)
+                assert len(action.missed) <= (self.policy.max_missed if self.policy.on_loss == "skip" else 0)
+                assert action.failed or {*action.order, *action.missed} == set(range(DEPTH))
+                self.ended[action.request] = action
+                self.running.pop(action.request, None)
+                continue
+            assert action.node not in self.tasks, "a node was told two things at once"
+            self.tasks[action.node], self.since[action.node] = action, self.now
+            if isinstance(action, Run):
+                assert action.request not in self.running, "a request runs on two nodes"
+                done = self.executed[action.request]
+                assert action.position == len(done)
+                assert not {*action.layers} & {*done}
+                assert {*action.layers} <= self.holds[action.node]
+                if self.policy.routing != "any":
+                    assert [*done, *action.layers] == sorted([*done, *action.layers])
+                self.running[action.request] = action
+            else:
+                assert self.policy.on_loss == "reassign"
+                assert action.layer not in self.holds[action.node]
+
+    def drop(self, node):
+        """A node that is gone, or suspected, runs nothing that counts."""
+        self.running = {request: run for request, run in self.running.items() if run.node != node}
+
+    @rule()
+    def submit(self):
+        self.submitted += 1
+        self.executed[self.submitted] = []
+        self.perform(self.router.submit(self.submitted, self.now))
+
+    @rule(node=st.integers(0, 5), layers=LAYERS, estimate=SECONDS)
+    def join(self, node, layers, estimate):
+        self.forget(node)
+        self.holds[node] = {*layers}
+        self.ever_held |= {*layers}
+        self.perform(self.router.join(node, layers, estimate, self.now))
+
+    def forget(self, node):
+        self.holds.pop(node, None)
+        if node in self.tasks:
+            self.orphaned.append(self.tasks.pop(node))
+        self.drop(node)
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data())
+    def lose(self, data):
+        node = data.draw(st.sampled_from(sorted(self.holds)))
+        self.forget(node)
+        self.perform(self.router.lose(node, self.now))
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def answer(self, data):
+        node = data.draw(st.sampled_from(sorted(self.tasks)))
+        self.deliver(self.tasks.pop(node), alive=True)
+
+    @precondition(lambda self: self.orphaned)
+    @rule()
+    def answer_of_the_dead(self):
+        self.deliver(self.orphaned.pop(), alive=False)
+
+    def deliver(self, task, alive):
+        if isinstance(task, Load):
+            if alive:
+                self.holds[task.node].add(task.layer)
+        elif self.running.get(task.request) is task:
+            assert self.router.is_current(task)
+            del self.running[task.request]
+            self.executed[task.request] += task.layers
+        else:
+            assert not self.router.is_current(task)
+            self.late += 1
+        self.perform(self.router.answered(task, self.now))
+        assert self.router.late == self.late
+
+    @rule(seconds=SECONDS)
+    def wait(self, seconds):
+        self.now += seconds
+        for node, since in self.since.items():
+            if node in self.tasks and since + self.policy.step_deadline <= self.now:
+                self.drop(node)
+        due = self.router.next_time() <= self.now
+        actions = self.router.tick(self.now)
+        assert due or not actions
+        self.perform(actions)
+
+    @invariant()
+    def nothing_idles_while_work_could_be_done(self):
+        idle = {node: layers for node, layers in self.holds.items() if node not in self.tasks}
+        for request in range(1, self.submitted + 1):
+            if request in self.ended or request in self.running:
+                continue
+            done = {*self.executed[request], *self.router._requests[request].missed}
+            left = [layer for layer in range(DEPTH) if layer not in done]
+            wanted = left if self.policy.routing == "any" else left[:1]
+            able = [node for node, layers in idle.items() if layers & {*wanted}]
+            # In a chain a request may wait for a busy node while another one is idle.
+            assert not able or (
+                self.policy.routing == "chain" and self.router._requests[request].chain.key in self.tasks
+            )
+
+    @invariant()
+    def what_nobody_holds_is_loaded(self):
+        living = {n for n in self.holds if not self.router._nodes[n].suspected}
+        if self.policy.on_loss == "reassign" and living:
+            held = set().union(*(self.holds[node] for node in living))
+            assert self.ever_held - held == self.router._loading.keys() - held
+
+    def teardown(self):
+        if hasattr(self, "router"):
+            self.wait(self.policy.request_deadline)
+            assert self.ended.keys() == set(range(1, self.submitted + 1))
+            assert self.router.next_time() == float("inf") or self.tasks
+
+
+Failures.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=40, deadline=None, report_multiple_bugs=False
+)
+TestFailures = Failures.TestCase
+
+
+def runs(actions):
+    return [action for action in actions if isinstance(action, Run)]
+
+
+def serve(policy, holders, requests=1, seconds=1.0):
+    """All that nodes do that each take ``seconds``; returns what ended and when."""
+    router, now, ended = Router(1 + max(map(max, holders)), policy), 0.0, []
+    actions = [action for n, layers in enumerate(holders) for action in router.join(n, layers, seconds, now)]
+    for request in range(requests):
+        actions += router.submit(request, now)
+    while busy := runs(actions):
+        now += seconds
+        ended += [(action, now) for action in actions if isinstance(action, Ended)]
+        actions = [action for run in busy for action in router.answered(run, now)]
+    return ended + [(action, now) for action in actions if isinstance(action, Ended)]
+
+
+def test_any_order_fills_the_pipeline_that_a_sequence_leaves_empty():
+    """Four requests on four nodes of one layer each: any order takes 4 steps, the sequence 4 + 3."""
+    holders = [[layer] for layer in range(4)]
+    finished = {routing: max(now for _, now in serve(Policy(routing), holders, 4)) for routing in ("any", "sequential")}
+    assert finished == {"any": 4.0, "sequential": 7.0}
+
+
+def test_the_oldest_request_goes_first_and_the_slowest_node_is_used_first():
+    router = Router(2, Policy("any"))
+    router.join("fast", [0], 1.0, 0)
+    router.join("slow", [1], 5.0, 0)
+    (first,), (second,), none = (router.submit(request, 0) for request in (1, 2, 3))
+    assert (first.node, second.node, none) == ("slow", "fast", [])
+    assert [run.request for run in runs(router.answered(second, 1))] == [3]
+    assert [run.request for run in runs(router.answered(first, 5))] == [2]
+
+
+def test_a_node_may_run_several_layers_in_a_visit():
+    (ended, now), *none = serve(Policy("sequential", visit=2), [[0, 1], [2, 3, 4]])
+    assert (ended.order, now, none) == ((0, 1, 2, 3, 4), 3.0, [])
+    (ended, now), *none = serve(Policy("any", visit=3), [[0, 3], [1, 2]])
+    assert (sorted(ended.order), now, none) == ([0, 1, 2, 3], 2.0, [])
+
+
+def test_skipping_in_sequence_goes_on_and_in_any_order_ends():
+    for routing, waits in (("sequential", 2), ("any", 1)):
+        router = Router(3, Policy(routing, "skip", max_missed=2, patience=1.0))
+        router.join("node", [1], 1.0, 0)
+        actions, now = router.submit(1, 0), 0.0
+        while not any(isinstance(action, Ended) for action in actions):
+            if busy := runs(actions):
+                now += 0.5
+                actions = router.answered(busy[0], now)
+            else:
+                now = router.next_time()
+                actions = router.tick(now)
+        (ended,) = actions
+        assert (ended.order, sorted(ended.missed), ended.seconds) == ((1,), [0, 2], waits + 0.5)
+
+
+def test_a_chain_prefers_fast_nodes():
+    """A node three times as fast is drawn three times as often."""
+    router = Router(1, Policy("chain"), seed=1)
+    router.join("slow", [0], 3.0, 0)
+    router.join("fast", [0], 1.0, 0)
+    for request in range(1000):
+        router.submit(request, 0)
+    fast = sum(request.chain.key == "fast" for request in router._requests.values())
+    assert fast / 1000 == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 1000) ** 0.5)
+
+
+def test_a_cancelled_request_fails_and_leaves_its_node_at_work():
+    router = Router(1, Policy())
+    router.join("node", [0], 1.0, 0)
+    (run,) = router.submit(1, 0)
+    assert router.submit(2, 0) == []
+    assert router.cancel(1, 1.0) == [Ended(1, (), (), 1.0, True)]
+    assert router.cancel(1, 1.0) == []
+    assert [after.request for after in runs(router.answered(run, 2))] == [2]
+    assert router.late == 1
+
+
+@pytest.mark.parametrize("wrong", [{"routing": "fast"}, {"on_loss": "cry"}, {"visit": 0}, {"patience": -1}])
+def test_a_policy_that_cannot_be_is_refused(wrong):
+    with pytest.raises(UserError):
+        Policy(**wrong)
