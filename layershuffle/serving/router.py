@@ -305,7 +305,8 @@ class Router:
         times = [heap.entries[0][0] for heap in (self._step_deadlines, self._patience) if heap.first() is not None]
         while self._request_deadlines and self._request_deadlines[0][1].number not in self._requests:
             self._request_deadlines.popleft()
-        times += [deadline for deadline, _ in list(self._request_deadlines)[:1]]
+        if self._request_deadlines:
+            times.append(self._request_deadlines[0][0])
         return min(times, default=float("inf"))
 
     def is_current(self, run: Run) -> bool:

@@ -195,6 +195,14 @@ def test_the_oldest_request_goes_first_and_the_slowest_node_is_used_first():
     assert [run.request for run in runs(router.answered(first, 5))] == [2]
 
 
+def test_a_node_of_two_layers_runs_the_oldest_request_whichever_it_needs():
+    router = Router(2, Policy("sequential"))
+    router.join("node", [0, 1], 1.0, 0)
+    (run,), none = (router.submit(request, 0) for request in (1, 2))
+    (after,) = router.answered(run, 1)
+    assert (after.request, after.layers, none) == (1, (1,), [])
+
+
 def test_a_node_may_run_several_layers_in_a_visit():
     (ended, now), *none = serve(Policy("sequential", visit=2), [[0, 1], [2, 3, 4]])
     assert (ended.order, now, none) == ((0, 1, 2, 3, 4), 3.0, [])

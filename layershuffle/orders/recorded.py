@@ -1,0 +1,43 @@
+"""The orders that a cluster or a simulation ran, read from its event log."""
+
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+from layershuffle.errors import UserError
+from layershuffle.orders.order import Order
+
+MOST_LINES = 5_000_000
+
+
+@cache  # A sampler and a protocol ask for each draw.
+def read_orders(path: str) -> dict[Order, int]:
+    """How often each order ran, by an event log of ``layershuffle serve`` or ``layershuffle simulate``.
+
+    The log has a JSON object on each line. The orders are those of the events "ended", but for requests that failed.
+    They name steps of the model's own order. A last line that was cut off is left out.
+
+    Raises:
+        UserError: if the file can't be read, another line isn't an event, or there is no order in it.
+    """
+    found: Counter[str] = Counter()
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if number > MOST_LINES:
+                    raise UserError(f"{path} has more than {MOST_LINES:,} lines: keep the last ones (tail)")
+                if not line.endswith("\n"):
+                    break
+                event = json.loads(line)
+                if event["event"] == "ended" and not event["failed"]:
+                    found[event["order"]] += 1
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not an event log of layershuffle serve or simulate: see line {number}") from error
+    if not found:
+        raise UserError(f"{path} has no order that ran: serve or simulate some requests first")
+    return {Order(text): times for text, times in found.items()}

@@ -1,0 +1,235 @@
+"""The router on simulated time: thousands of nodes that differ in speed, go away and come back."""
+
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import lil_array
+
+from layershuffle.errors import UserError
+from layershuffle.orders.order import seeded
+from layershuffle.serving.router import Action, Ended, Policy, Router, Run
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The nodes, and the load on them. Times are in seconds.
+
+    Attributes:
+        nodes: how many there are, living or away.
+        layers: the layers of the model.
+        layers_per_node: how many successive layers each node holds. Each node in turn begins with the layer whose
+            holders are the slowest, taken together, as the servers of Petals do (arXiv 2209.01188).
+        seconds: what a request takes in a layer on the median node.
+        spread: the standard deviation of the logarithm of the nodes' speeds.
+        noise: the standard deviation of the logarithm of the time of a step on the same node.
+        latency: the mean time of a message to a node and its answer; exponentially distributed.
+        lifetime: the mean time for which a node stays, infinity for ever; exponentially distributed.
+        absence: the mean time until it comes back, with the same layers; exponentially distributed.
+        detection: the time until it is noticed that a node has gone.
+        loading: the time in which a node loads another layer.
+        window: how many requests are in flight, for each node; when one ends, the next one is submitted.
+        duration: the time that is simulated. The first quarter warms up, and isn't measured.
+    """
+
+    nodes: int = 100
+    layers: int = 12
+    layers_per_node: int = 1
+    seconds: float = 5.0
+    spread: float = 0.5
+    noise: float = 0.2
+    latency: float = 0.1
+    lifetime: float = 3600.0
+    absence: float = 600.0
+    detection: float = 5.0
+    loading: float = 30.0
+    window: float = 1.0
+    duration: float = 3600.0
+
+    def __post_init__(self) -> None:
+        positive = ("nodes", "layers", "layers_per_node", "seconds", "lifetime", "window", "duration")
+        for name, value in vars(self).items():
+            if not value >= 0 or (name in positive and not value > 0):
+                raise UserError(f"{name} can't be {value}: give a number above 0")
+        if self.layers_per_node > self.layers or self.nodes * self.layers_per_node < self.layers:
+            raise UserError(
+                f"{self.nodes} nodes that hold {self.layers_per_node} each of {self.layers} layers can't run a model: "
+                "each layer needs a node, and no node holds a layer twice"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a simulation found.
+
+    Attributes:
+        throughput: requests that ended in a second, those that failed left out.
+        ideal: the bound on it that the nodes' speeds, layers and presence set, see ``ideal_throughput``.
+        latency: the median and the 95th percentile of the seconds from submission to end; NaN if none ended.
+        missed: the mean number of layers that a request did without.
+        failed: the share of requests that reached their deadline.
+        late: how many answers came too late to count.
+        steps: how many steps ran, those of the first quarter included.
+    """
+
+    throughput: float
+    ideal: float
+    latency: tuple[float, float]
+    missed: float
+    failed: float
+    late: int
+    steps: int
+
+    @property
+    def share(self) -> float:
+        """The throughput as a share of the ideal."""
+        return self.throughput / self.ideal
+
+
+class _Node:
+    __slots__ = ("generation", "layers", "living", "present", "seconds", "since")
+
+    def __init__(self, layers: tuple[int, ...], seconds: float) -> None:
+        self.layers, self.seconds = layers, seconds
+        self.generation = 0  # counts up whenever the node goes
+        self.living, self.since, self.present = False, 0.0, 0.0
+
+
+def simulate(
+    scenario: Scenario, policy: Policy, seed: int = 0, on_ended: Callable[[Ended, float], Any] | None = None
+) -> Outcome:
+    """Simulate ``scenario`` under ``policy``.
+
+    The speeds, lifetimes and absences of the nodes are a function of the seed and the scenario alone, the same for
+    every policy. ``on_ended`` is called with each request that ended and the time.
+    """
+    fate, chance = seeded(seed, "nodes"), seeded(seed, "steps")
+    speeds = [0.0] * scenario.layers
+    nodes: list[_Node] = []
+    for _ in range(scenario.nodes):
+        seconds_per_layer = scenario.seconds * math.exp(scenario.spread * fate.gauss(0, 1))
+        slowest = speeds.index(min(speeds))
+        held = tuple((slowest + i) % scenario.layers for i in range(scenario.layers_per_node))
+        for layer in held:
+            speeds[layer] += 1 / seconds_per_layer
+        nodes.append(_Node(held, seconds_per_layer))
+    router = Router(scenario.layers, policy, seed)
+    events: list[tuple[float, int, Any, int, Any]] = []  # time, number, node, its generation, task
+    numbers, submitted, steps = count(), count(1), 0
+    warm_up, now = scenario.duration / 4, 0.0
+    seconds, missed, failed = array("d"), 0, 0
+
+    def schedule(after: float, node: int | None, task: Any = None) -> None:
+        generation = nodes[node].generation if node is not None else 0
+        heappush(events, (now + after, next(numbers), node, generation, task))
+
+    def begin(at: int) -> list[Action]:
+        node = nodes[at]
+        node.living, node.since = True, now
+        if scenario.lifetime < math.inf:
+            schedule(fate.expovariate(1 / scenario.lifetime), at, "goes")
+        return router.join(at, node.layers, node.seconds, now)
+
+    def end(at: int) -> None:
+        node = nodes[at]
+        node.living = False
+        node.present += max(0.0, now - max(node.since, warm_up))
+        node.generation += 1
+        schedule(scenario.detection, at, "is noticed")
+        schedule(fate.expovariate(1 / scenario.absence) if scenario.absence else 0.0, at, "comes")
+
+    def perform(actions: list[Action]) -> None:
+        nonlocal missed, failed, steps
+        while actions:
+            following: list[Action] = []
+            for action in actions:
+                if isinstance(action, Ended):
+                    if now >= warm_up:
+                        failed += action.failed
+                        if not action.failed:
+                            seconds.append(action.seconds)
+                            missed += len(action.missed)
+                    if on_ended is not None:
+                        on_ended(action, now)
+                    following += router.submit(next(submitted), now)
+                elif nodes[action.node].living:  # type: ignore[index]  # else it has gone, and nobody knows yet
+                    taken = scenario.loading
+                    if isinstance(action, Run):
+                        steps += 1
+                        noise = scenario.noise and math.exp(chance.gauss(-(scenario.noise**2) / 2, scenario.noise))
+                        taken = nodes[action.node].seconds * len(action.layers) * (noise or 1.0)  # type: ignore[index]
+                    wait = chance.expovariate(1 / scenario.latency) if scenario.latency else 0.0
+                    schedule(taken + wait, action.node, action)  # type: ignore[arg-type]
+            actions = following
+
+    for at in range(scenario.nodes):
+        if scenario.lifetime == math.inf or fate.random() * (scenario.lifetime + scenario.absence) < scenario.lifetime:
+            perform(begin(at))
+        else:
+            schedule(fate.expovariate(1 / scenario.absence), at, "comes")
+    for _ in range(max(1, round(scenario.window * scenario.nodes))):
+        perform(router.submit(next(submitted), now))
+    while True:
+        time = events[0][0] if events else math.inf
+        due = router.next_time()
+        if min(time, due) >= scenario.duration:
+            break
+        if due < time:
+            now = due
+            perform(router.tick(now))
+            continue
+        now, _, at, generation, task = heappop(events)
+        if nodes[at].generation != generation:
+            continue  # It has gone since, and has taken its answer with it.
+        if task == "goes":
+            end(at)
+        elif task == "comes":
+            perform(begin(at))
+        elif task == "is noticed":
+            if not nodes[at].living:
+                perform(router.lose(at, now))
+        else:
+            perform(router.answered(task, now))
+    now = scenario.duration
+    for node in nodes:
+        node.present += (now - max(node.since, warm_up)) * node.living
+    measured = scenario.duration - warm_up
+    capacity = [node.present / measured / node.seconds for node in nodes]
+    ideal = ideal_throughput([node.layers for node in nodes], capacity, scenario.layers)
+    ended = len(seconds)
+    p50, p95 = np.percentile(seconds, [50, 95]) if ended else (math.nan, math.nan)
+    share_failed = failed / max(1, ended + failed)
+    return Outcome(
+        ended / measured, ideal, (float(p50), float(p95)), missed / max(1, ended), share_failed, router.late, steps
+    )
+
+
+def ideal_throughput(holders: Sequence[tuple[int, ...]], capacity: Sequence[float], layers: int) -> float:
+    """The most requests a second that nodes can run through all layers, by linear programming.
+
+    It takes no queue, no message and no loss into account, and that nodes run nothing but the layers in ``holders``.
+
+    Args:
+        holders: the layers that each node holds.
+        capacity: how many layers each node runs in a second, its absences taken into account.
+        layers: the number of layers.
+    """
+    # Nodes that hold the same layers are one node to the program.
+    groups: dict[tuple[int, ...], float] = {}
+    for held, layers_per_second in zip(holders, capacity):
+        groups[held] = groups.get(held, 0.0) + layers_per_second
+    shares = [(group, layer) for group, held in enumerate(groups) for layer in held]
+    # The last variable is the throughput, and each other one how often a group runs one of its layers in a second.
+    limits = lil_array((len(groups) + layers, len(shares) + 1))
+    for column, (group, layer) in enumerate(shares):
+        limits[group, column] = 1
+        limits[len(groups) + layer, column] = -1
+    limits[len(groups) :, len(shares)] = 1
+    found = linprog([0.0] * len(shares) + [-1.0], limits.tocsr(), [*groups.values()] + [0.0] * layers, method="highs")
+    return float(-found.fun)

@@ -1,0 +1,117 @@
+"""The simulator against results that can be worked out by hand."""
+
+import json
+import math
+from statistics import fmean
+
+import pytest
+from helpers import fails
+
+from layershuffle import Order, UserError
+from layershuffle.commands.simulate import simulate_command
+from layershuffle.orders.recorded import read_orders
+from layershuffle.serving.router import Policy
+from layershuffle.serving.simulator import Scenario, ideal_throughput, simulate
+
+STEADY = {"spread": 0.0, "noise": 0.0, "latency": 0.0, "lifetime": math.inf, "seconds": 1.0}
+PATIENT = {"step_deadline": 120.0, "request_deadline": 3600.0}
+
+
+def test_the_ideal_is_that_of_the_scarcest_layer():
+    assert ideal_throughput([(0,), (1,), (1,)], [2.0, 0.5, 0.7], 2) == pytest.approx(1.2)
+    # The node that holds both layers spends its 3 layers a second so that both run equally often.
+    assert ideal_throughput([(0,), (0, 1)], [1.0, 3.0], 2) == pytest.approx(2.0)
+    assert ideal_throughput([(0, 1)] * 4, [1.0] * 4, 2) == pytest.approx(2.0)
+
+
+def test_one_node_without_chance_does_what_arithmetic_says():
+    """A node of 3 layers ends a request every 3 s; with 2 in flight, each waits for the one before it."""
+    found = simulate(Scenario(nodes=1, layers=3, layers_per_node=3, window=2, duration=400, **STEADY), Policy())
+    assert (found.throughput, found.ideal) == (pytest.approx(1 / 3, rel=0.02), pytest.approx(1 / 3))
+    assert found.latency == (6.0, 6.0)
+    assert (found.missed, found.failed, found.late) == (0, 0, 0)
+
+
+def test_messages_cost_what_visits_save():
+    """With a second for a message and a second for a layer, a visit of all 3 layers takes 4 s and not 6."""
+    steady = {**STEADY, "latency": 1.0}
+    scenario = Scenario(nodes=1, layers=3, layers_per_node=3, duration=20_000, **steady)
+    every, one = (simulate(scenario, Policy(visit=visit)).throughput for visit in (3, 1))
+    assert (every, one) == (pytest.approx(1 / 4, rel=0.05), pytest.approx(1 / 6, rel=0.05))
+
+
+def test_equal_nodes_that_noise_disturbs_do_more_in_any_order():
+    scenario = Scenario(nodes=12, duration=3000, **{**STEADY, "noise": 0.5})
+    shares = {routing: simulate(scenario, Policy(routing)).share for routing in ("any", "sequential")}
+    assert shares["any"] > 1.03 * shares["sequential"]
+
+
+def test_nodes_that_come_and_go():
+    """Nodes are there for the share of the time that was asked for. Lost layers are loaded elsewhere, or skipped."""
+    times = {"seconds": 1, "lifetime": 60, "absence": 20, "detection": 1, "loading": 2, "duration": 600}
+    scenario = Scenario(nodes=24, layers=4, spread=0, **times)
+    ideal, shares = [], []
+    for seed in range(3):
+        found = simulate(scenario, Policy("any", **PATIENT), seed)
+        ideal.append(found.ideal)
+        shares.append(found.share)
+        assert (found.missed, found.failed) == (0, 0)
+    assert fmean(ideal) == pytest.approx(24 * 0.75 / 4, rel=0.1)
+    assert 0.7 < fmean(shares) < 1
+    few = Scenario(nodes=8, layers=8, seconds=1, lifetime=100, absence=100, duration=2000)
+    skipping = simulate(few, Policy("sequential", "skip", max_missed=8, patience=5, **PATIENT))
+    assert 1 < skipping.missed < 8
+
+
+def test_the_same_seed_gives_the_same_nodes_to_every_policy():
+    scenario = Scenario(nodes=24, duration=600)
+    one, again, chain, other = (
+        simulate(scenario, Policy(routing, **PATIENT), seed)
+        for routing, seed in (("any", 1), ("any", 1), ("chain", 1), ("any", 2))
+    )
+    assert one == again
+    assert one.ideal == chain.ideal != other.ideal
+    assert one.throughput != chain.throughput
+
+
+def test_the_command_compares_and_records(tmp_path, capsys):
+    record = tmp_path / "out" / "simulation.json"
+    arguments = ["--duration", "300", "--layers", "4", "--seeds", "2"]
+    simulate_command([*arguments, "--nodes", "4", "8", "--policies", "any", "chain", "--output", str(record)])
+    printed = capsys.readouterr().out
+    assert printed.count("chain") == 2
+    assert record.with_suffix(".png").is_file()
+    outcomes = json.loads(record.read_text())["outcomes"]
+    assert [(each["nodes"], each["policy"], len(each["seeds"])) for each in outcomes] == [
+        (4, "any", 2), (4, "chain", 2), (8, "any", 2), (8, "chain", 2)
+    ]  # fmt: skip
+    log = tmp_path / "events.jsonl"
+    simulate_command([*arguments, "--nodes", "4", "--policies", "any", "--log", str(log)])
+    orders = read_orders(str(log))
+    assert sum(orders.values()) == sum(1 for line in log.open() if not json.loads(line)["failed"])
+    assert len(orders) > 1
+    assert all(order.layers == {0, 1, 2, 3} for order in orders)
+
+
+def test_what_cannot_be_simulated_is_refused(tmp_path, capsys):
+    assert "can't run a model" in fails(capsys, simulate_command, "--nodes", "5")
+    assert "seconds can't be -1.0" in fails(capsys, simulate_command, "--seconds", "-1")
+    assert "one policy" in fails(capsys, simulate_command, "--log", str(tmp_path / "log"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [("", "no order"), ("{}\n", "line 1"), ("[1]\n", "line 1"), ("nonsense\n", "line 1"), ("\x00\n", "line 1")],
+)
+def test_a_file_that_is_no_event_log(tmp_path, content, why):
+    path = tmp_path / "log"
+    path.write_text(content)
+    with pytest.raises(UserError, match=why):
+        read_orders(str(path))
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "log"
+    line = json.dumps({"event": "ended", "order": "1 0", "failed": False})
+    path.write_text(f'{line}\n{{"event": "joined"}}\n{line}\n{line[:20]}')
+    assert read_orders(str(path)) == {Order([1, 0]): 2}
