@@ -8,11 +8,14 @@ from typing import Any, Self
 from layershuffle.errors import UserError
 from layershuffle.serving.router import Ended
 
+LONGEST = 1 << 20
+"""No line has more bytes."""
+
 
 class EventLog:
     """Appends events to a file, each with one system call, so that killing the process can't cut a line in two.
 
-    A line that a full disk or a power cut has left unfinished is ended first.
+    A last line that a full disk or a power cut has left unfinished is removed first.
 
     Args:
         path: the file, which may already have events; None for no log.
@@ -29,8 +32,8 @@ class EventLog:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":
-                os.write(self._file, b"\n")
+            tail = os.pread(self._file, LONGEST, max(0, size - LONGEST))
+            os.ftruncate(self._file, size - len(tail) + tail.rfind(b"\n") + 1)
         except OSError as error:
             raise UserError(f"the event log {path} can't be written: {error.strerror}") from error
 

@@ -8,7 +8,7 @@ layer's last holder, which costs O(nodes).
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import takewhile
@@ -93,6 +93,16 @@ class Ended(NamedTuple):
 
 
 Action = Run | Load | Ended
+
+
+class NodeState(NamedTuple):
+    """What is known of a node: the layers that it holds, the seconds that it takes for one, and what it was told."""
+
+    node: Hashable
+    layers: tuple[int, ...]
+    estimate: float
+    task: Run | Load | None
+    suspected: bool
 
 
 class _Request:
@@ -278,6 +288,13 @@ class Router:
             self._withdraw(found, now, out)
         return out
 
+    def recover(self, node: Hashable, now: float) -> list[Action]:
+        """A suspected node can be reached again; what it was told last won't be answered."""
+        out: list[Action] = []
+        if (found := self._nodes.get(node)) is not None and found.suspected:
+            self._free(found, now, out)
+        return out
+
     def tick(self, now: float) -> list[Action]:
         """Time has passed: deadlines may have come, and patience may have run out."""
         out: list[Action] = []
@@ -313,6 +330,11 @@ class Router:
         """Whether the answer to ``run`` counts, if it comes now."""
         request = self._requests.get(run.request)
         return request is not None and request.epoch == run.epoch
+
+    def nodes(self) -> Iterator[NodeState]:
+        """The nodes that haven't been lost, as they joined."""
+        for node in self._nodes.values():
+            yield NodeState(node.key, tuple(node.layers), node.estimate, node.task, node.suspected)
 
     # --- How it decides --------------------------------------------------------------------------------------
 

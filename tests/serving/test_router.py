@@ -115,6 +115,17 @@ class Failures(RuleBasedStateMachine):
         self.perform(self.router.answered(task, self.now))
         assert self.router.late == self.late
 
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data(), back=st.booleans())
+    def unreachable(self, data, back):
+        """A node can't be reached, and if it can again, what it was told is forgotten."""
+        node = data.draw(st.sampled_from(sorted(self.holds)))
+        self.drop(node)
+        self.perform(self.router.suspect(node, self.now))
+        if back:
+            self.tasks.pop(node, None)
+            self.perform(self.router.recover(node, self.now))
+
     @rule(seconds=SECONDS)
     def wait(self, seconds):
         self.now += seconds
@@ -128,7 +139,8 @@ class Failures(RuleBasedStateMachine):
 
     @invariant()
     def nothing_idles_while_work_could_be_done(self):
-        idle = {node: layers for node, layers in self.holds.items() if node not in self.tasks}
+        suspected = {node.node for node in self.router.nodes() if node.suspected}
+        idle = {node: layers for node, layers in self.holds.items() if node not in self.tasks.keys() | suspected}
         for request in range(1, self.submitted + 1):
             if request in self.ended or request in self.running:
                 continue
@@ -143,7 +155,7 @@ class Failures(RuleBasedStateMachine):
 
     @invariant()
     def what_nobody_holds_is_loaded(self):
-        living = {n for n in self.holds if not self.router._nodes[n].suspected}
+        living = {node.node for node in self.router.nodes() if not node.suspected}
         if self.policy.on_loss == "reassign" and living:
             held = set().union(*(self.holds[node] for node in living))
             assert self.ever_held - held == self.router._loading.keys() - held

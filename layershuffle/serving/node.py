@@ -1,0 +1,82 @@
+"""A node of the Ray cluster: a process that holds some layers and runs them on the tokens that it is sent."""
+
+import copy
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor, nn
+
+from layershuffle.models.backbones import State
+from layershuffle.models.model import OrderedViT
+from layershuffle.orders.order import Step
+
+
+def part(model: OrderedViT, step: Step) -> OrderedViT:
+    """A copy of the model that can run ``step`` and nothing else: it has no weights of other layers."""
+    layers = {unit.layer for unit in step}
+    kept: set[nn.Module | None] = {model.layers, *(model.layers[layer] for layer in layers)}
+    needless = [*model.vit.children(), *model.layers]
+    if model.encoding:
+        kept |= {model.encoding.projections[layer] for layer in layers}
+        needless += model.encoding.projections
+    memo: dict[int, nn.Module | None] = {id(module): nn.Identity() for module in needless if module not in kept}
+    memo |= {id(module): None for module in (model.prediction, model.choice) if module is not None}
+    return copy.deepcopy(model, memo).eval()
+
+
+def fingerprint(model: OrderedViT) -> str:
+    """The SHA-256 of the weights and their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1, concurrency_groups={"watch": 1})
+class Node:
+    """The actor. A step here is the index of a step in the model's own order.
+
+    Args:
+        threads: how many threads it computes with.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+        self.parts: dict[int, tuple[OrderedViT, Step]] = {}
+
+    def hold(self, index: int, held: OrderedViT, step: Step) -> None:
+        """Hold another step, by the part of the model that runs it."""
+        self.parts[index] = (held, step)
+
+    def weights(self) -> dict[int, str]:
+        """The fingerprint of each part that it holds."""
+        return {index: fingerprint(held) for index, (held, _) in self.parts.items()}
+
+    @torch.inference_mode()
+    def run(self, tokens: np.ndarray, context: np.ndarray | None, indices: Sequence[int], position: int) -> np.ndarray:
+        """Run steps in a row on tokens [batch, tokens, dim]; the first holds ``position``. Returns the new tokens."""
+        torch.set_num_threads(self.threads)  # which holds for the thread that calls it
+        state = State(_tensor(tokens), None if context is None else _tensor(context))
+        for at, index in enumerate(indices, position):
+            held, step = self.parts[index]
+            state, _ = held.run_step(state, step, at)
+        return state.tokens.numpy()
+
+    def process(self) -> int:
+        """The id of the process."""
+        return os.getpid()
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> None:
+        """Never returns: the call fails when the process ends, however long it has been idle."""
+        threading.Event().wait()
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.tensor(array)  # a copy: what Ray hands over can't be written to

@@ -1,0 +1,219 @@
+"""A Ray cluster of four processes on this machine, some of which are killed or stopped."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from helpers import SMALL
+
+import layershuffle
+from layershuffle import UserError
+from layershuffle.orders.recorded import read_orders
+from layershuffle.serving.cluster import Cluster, spread
+from layershuffle.serving.events import EventLog
+from layershuffle.serving.router import Policy
+
+pytest.importorskip("ray")
+HELD = [[0, 1], [1, 2], [2, 3], [3, 0]]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A runner of an event loop, a model that encodes positions, its cluster, and the cluster's log."""
+    torch.set_num_threads(1)  # as in the nodes: the number of threads decides how sums are rounded
+    torch.manual_seed(0)
+    model = layershuffle.create_model("vit_tiny_patch16_224", 5, **SMALL, position="encode").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    log = tmp_path_factory.mktemp("log") / "events.jsonl"
+    policy = Policy("any", step_deadline=1.5, request_deadline=15)
+    with asyncio.Runner() as runner:
+        cluster = Cluster(model, HELD, policy, window=6, log=log)
+        runner.run(cluster.__aenter__())
+        yield runner, model, cluster, log
+        runner.run(cluster.__aexit__())
+
+
+def pictures(count):
+    return torch.randn(count, 2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def check(model, images, results):
+    for batch, result in zip(images, results, strict=True):
+        assert result.order.layers == {0, 1, 2, 3}
+        assert len(result.order) == 4
+        with torch.inference_mode():
+            assert torch.equal(result.logits, model(batch, result.order).logits)
+
+
+def processes(cluster):
+    return {node["node"]: node["process"] for node in cluster.state()["nodes"] if node["status"] != "gone"}
+
+
+def events(log, kind):
+    return [event for event in map(json.loads, log.open()) if event["event"] == kind]
+
+
+def test_every_request_gets_the_logits_of_the_order_that_ran(served):
+    runner, model, cluster, log = served
+    images = pictures(20)
+
+    async def submit():
+        waiting = [asyncio.create_task(cluster.submit(batch)) for batch in images]
+        await asyncio.sleep(0)
+        assert (cluster.waiting, cluster.state()["in_flight"]) == (14, 0)  # those in the window are being embedded
+        return await asyncio.gather(*waiting)
+
+    results = runner.run(submit())
+    check(model, images, results)
+    assert len({result.order for result in results}) > 1
+    assert sum(read_orders(str(log)).values()) == len(results)
+    state = cluster.state()
+    assert (state["ended"], state["failed"], state["missed"], state["in_flight"]) == (20, 0, 0, 0)
+    assert [node["steps"] for node in state["nodes"]] == HELD
+
+
+def test_a_stopped_node_is_passed_over_and_its_late_answer_dropped(served):
+    runner, model, cluster, log = served
+    stopped = processes(cluster)["node1"]
+    images = pictures(8)
+
+    async def submit():
+        os.kill(stopped, signal.SIGSTOP)
+        results = await asyncio.gather(*(cluster.submit(batch) for batch in images))
+        assert {n["node"]: n["status"] for n in cluster.state()["nodes"]}["node1"] == "suspected"
+        os.kill(stopped, signal.SIGCONT)
+        before = time.monotonic()
+        while cluster.router.late == 0 and time.monotonic() < before + 10:
+            await asyncio.sleep(0.05)
+        return results
+
+    check(model, images, runner.run(submit()))
+    assert cluster.router.late == len(events(log, "late")) == 1
+    assert {n["node"]: n["status"] for n in cluster.state()["nodes"]}["node1"] == "idle"
+
+
+def test_killed_nodes_lose_nothing_and_their_layers_are_loaded_elsewhere(served):
+    """node2 and node3 are the holders of layer 3: after they are killed another node has it."""
+    runner, model, cluster, log = served
+    images = pictures(40)
+
+    async def submit():
+        waiting = [asyncio.create_task(cluster.submit(batch)) for batch in images]
+        for name in ("node2", "node3"):
+            await asyncio.sleep(0.05)
+            os.kill(processes(cluster)[name], signal.SIGKILL)
+        return await asyncio.gather(*waiting)
+
+    check(model, images, runner.run(submit()))
+    assert {event["node"] for event in events(log, "lost")} == {"node2", "node3"}
+    assert [event["step"] for event in events(log, "loaded")] == [3]
+    ended = [event["request"] for event in events(log, "ended")]
+    assert len(ended) == len(set(ended))
+
+
+def test_a_node_joins_again_unless_its_weights_differ(served, small):
+    from layershuffle.serving.node import part
+
+    runner, model, cluster, log = served
+    other = small(position="encode", num_classes=5)
+    with torch.no_grad():
+        other.layers[2].mlp.fc1.weight[0, 0] += 1e-3
+
+    async def join():
+        actor = cluster._actors["node0"]
+        await actor.hold.remote(2, part(other, other.order[2]), other.order[2])
+        with pytest.raises(UserError, match="its weights of step 2 aren't those"):
+            await cluster.join("another", actor, [2])
+        await actor.hold.remote(2, part(model, model.order[2]), model.order[2])
+        await cluster.join("another", actor, [2])
+        await cluster.join("another", actor, [2])
+        return await asyncio.gather(*(cluster.submit(batch) for batch in pictures(8)))
+
+    check(model, pictures(8), runner.run(join()))
+    assert [node["steps"] for node in cluster.state()["nodes"] if node["node"] == "another"] == [[2]]
+    assert len(events(log, "joined")) == 4 + 2
+
+
+def test_wrong_images_and_callers_that_go(served):
+    runner, model, cluster, _ = served
+    with pytest.raises(UserError, match=r"the model takes \[1 or more, 1, 8, 8\]"):
+        runner.run(cluster.submit(torch.zeros(1, 3, 8, 8)))
+
+    async def vanish():
+        waiting = [asyncio.create_task(cluster.submit(batch)) for batch in pictures(10)]
+        await asyncio.sleep(0.02)
+        for task in waiting[::2]:
+            task.cancel()
+        return await asyncio.gather(*waiting[1::2])
+
+    check(model, pictures(10)[1::2], runner.run(vanish()))
+    assert (cluster.waiting, cluster.state()["in_flight"]) == (0, 0)
+
+
+def test_without_any_node_requests_fail_at_their_deadline(served):
+    """This one comes last: no node is left after it."""
+    runner, _, cluster, _ = served
+    failed = cluster.counts["failed"]
+
+    async def submit():
+        for process in processes(cluster).values():
+            os.kill(process, signal.SIGKILL)
+        cluster.router.policy = replace(cluster.policy, request_deadline=1.0)
+        found = await asyncio.gather(*(cluster.submit(batch) for batch in pictures(3)), return_exceptions=True)
+        assert all("too few nodes are left" in str(error) for error in found)
+
+    runner.run(submit())
+    assert cluster.counts["failed"] == failed + 3
+    assert [node["status"] for node in cluster.state()["nodes"]] == ["gone"] * 4
+
+
+def test_a_log_is_whole_after_its_writer_is_killed(tmp_path):
+    """All that was written is there, in whole lines, and half a line is removed before more is written."""
+    path = tmp_path / "log"
+    code = f"""
+from layershuffle.serving.events import EventLog
+log = EventLog({str(path)!r})
+for number in range(10**9):
+    log.write("counted", number, long="x" * 5000)
+    print(number, flush=True)
+"""
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    for _ in range(100):
+        writer.stdout.readline()
+    writer.kill()
+    printed = [int(line) for line in writer.stdout.read().split()]
+    times = [event["time"] for event in events(path, "counted")]
+    assert all(after == before + 1 for before, after in pairwise(times))
+    assert times[-1] >= max(printed, default=99)
+    whole = path.read_text()
+    with path.open("a") as file:
+        file.write('{"event": "half')
+    with EventLog(path) as log:
+        log.write("after", 0)
+    assert path.read_text() == whole + '{"time": 0, "event": "after"}\n'
+
+
+def test_layers_are_spread_over_nodes():
+    assert spread(2, 5) == [[0, 1, 2], [0, 3, 4]]
+    assert spread(7, 3) == [[0], [1], [2], [0], [1], [2], [0]]
+    for nodes in range(1, 9):
+        assert {index for held in spread(nodes, 6) for index in held} == set(range(6))
+    with pytest.raises(UserError):
+        spread(0, 3)
+
+
+def test_a_placement_that_cannot_be_is_refused(small):
+    with pytest.raises(UserError, match="no node holds step 3"):
+        Cluster(small(), [[0, 1], [1, 2]])
+    with pytest.raises(UserError, match="only steps 0 to 3"):
+        Cluster(small(), [[0, 1, 2, 3, 4]])
