@@ -25,6 +25,7 @@ COMMANDS = {
     "merge": "merge models layer by layer",
     "export": "write a model for timm, torch.export or ONNX",
     "push": "upload an exported folder to the Hugging Face hub",
+    "serve": "serve a model whose layers are spread over nodes",
     "simulate": "simulate layers on many nodes that come and go",
     "show-data": "draw training images as the model sees them",
     "pack": "resize and crop the images of class folders once",

@@ -8,6 +8,7 @@ from layershuffle.orders.samplers import (
     LayerDrop,
     OrderSampler,
     RandomSubset,
+    Recorded,
     Sequential,
     Shuffle,
     ShuffleDrop,
@@ -20,5 +21,6 @@ class Depth(FirstLayers):
 
 __all__ = [
     "Depth", "FirstLayers", "GrowingDepth", "LayerDrop", "Order", "OrderLike", "OrderSampler", "RandomSubset",
-    "Sequential", "Shuffle", "ShuffleDrop", "Step", "Unit", "parse_order", "permutation", "seeded", "sequential",
+    "Recorded", "Sequential", "Shuffle", "ShuffleDrop", "Step", "Unit", "parse_order", "permutation", "seeded",
+    "sequential",
 ]  # fmt: skip

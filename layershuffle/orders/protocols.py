@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from layershuffle.errors import UserError
 from layershuffle.orders import named
+from layershuffle.orders import recorded as event_log
 from layershuffle.orders.order import Order, seeded
 
 Pick = Literal["chosen", "oracle"]
@@ -285,3 +286,18 @@ def instancewise(depth: int, choices: Sequence[Order]) -> Orders:
     yield "oracle", {"order": "oracle"}
     for number, order in enumerate(choices, 1):
         yield order, {"order": f"{number} of {len(choices)}"}
+
+
+@protocol()
+def recorded(depth: int, draws: int, seed: int, log: str = "") -> Orders:
+    """Orders that a cluster or a simulation ran, as often as it ran them: a new one for every batch, and fixed ones.
+
+    Args:
+        log: the event log of layershuffle serve or layershuffle simulate
+    """
+    if not log:
+        raise UserError("recorded orders are read from a log: name that of layershuffle serve or simulate after --log")
+    yield partial(event_log.draw, log), {"reading": "per batch"}
+    for draw in range(draws):
+        order = event_log.draw(log, seeded(seed, "recorded", draw)).check(depth)
+        yield order, {"reading": "fixed", "missed": depth - len(order.layers)}

@@ -1,8 +1,11 @@
 """The orders that a cluster or a simulation ran, read from its event log."""
 
 import json
+import random
+from bisect import bisect_right
 from collections import Counter
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 from layershuffle.errors import UserError
@@ -11,7 +14,19 @@ from layershuffle.orders.order import Order
 MOST_LINES = 5_000_000
 
 
-@cache  # A sampler and a protocol ask for each draw.
+def draw(path: str, rng: random.Random) -> Order:
+    """One of the orders of an event log, each as likely as it is frequent there; raises as ``read_orders``."""
+    orders, ends = _ends(path)
+    return orders[bisect_right(ends, rng.random() * ends[-1])]
+
+
+@cache
+def _ends(path: str) -> tuple[list[Order], list[int]]:
+    """The orders, and for each how often it or one of those before it ran."""
+    found = read_orders(path)
+    return [*found], [*accumulate(found.values())]
+
+
 def read_orders(path: str) -> dict[Order, int]:
     """How often each order ran, by an event log of ``layershuffle serve`` or ``layershuffle simulate``.
 

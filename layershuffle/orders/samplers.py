@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 
 from layershuffle.errors import UserError
+from layershuffle.orders import recorded
 from layershuffle.orders.named import first, permutation, sequential
 from layershuffle.orders.order import Order, seeded
 
@@ -174,3 +175,19 @@ class FirstLayers(OrderSampler):
 
     def own_order(self, depth: int) -> Order:
         return first(self.k, depth)
+
+
+class Recorded(OrderSampler):
+    """Orders that a cluster or a simulation ran, as often as it ran them, with the layers that it missed.
+
+    Args:
+        log: the event log of ``layershuffle serve`` or ``layershuffle simulate``.
+    """
+
+    method = "recorded"
+
+    def __init__(self, log: str) -> None:
+        self.log = log
+
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        return recorded.draw(self.log, rng).check(depth)

@@ -35,15 +35,14 @@ def compare(
 
 def table(found: Found) -> tuple[list[str], Rows]:
     """The header and the rows of a table, with means over the seeds, and the lowest and the highest share."""
-    header = ["nodes", "policy", "requests/s", "share of ideal, %", "p50 s", "p95 s", "layers missed", "failed, %"]
+    header = ["policy and nodes", "requests/s", "share of ideal, %", "p50 s", "p95 s", "layers missed", "failed, %"]
     rows = []
     for (nodes, name), outcomes in found.items():
         shares = [100 * outcome["share"] for outcome in outcomes]
         spread = f" ({min(shares):.0f}-{max(shares):.0f})" if len(shares) > 1 else ""
         rows.append(
             [
-                f"{nodes:,}",
-                name,
+                f"{name}, {nodes:,}",
                 f"{fmean(outcome['throughput'] for outcome in outcomes):.3g}",
                 f"{fmean(shares):.1f}{spread}",
                 *(f"{fmean(outcome['latency'][at] for outcome in outcomes):.0f}" for at in (0, 1)),
@@ -57,7 +56,7 @@ def table(found: Found) -> tuple[list[str], Rows]:
 def figure(found: Found, title: str = "") -> Figure:
     """Throughput as a share of the ideal, and latency, by the number of nodes; a line for each policy.
 
-    Lines are means over the seeds, bands reach from the lowest to the highest.
+    Lines are means over the seeds, and the bands of the throughput reach from the lowest to the highest.
     """
     drawn = Figure(figsize=(9.6, 4.4), layout="constrained")
     drawn.suptitle(title)
@@ -72,7 +71,8 @@ def figure(found: Found, title: str = "") -> Figure:
             (latency, "-", [[outcome["latency"][1] for outcome in at] for at in points.values()]),
         ):
             axis.plot(x, [fmean(each) for each in values], style, color=colour, marker=".")
-            axis.fill_between(x, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.12, linewidth=0)
+            if axis is throughput:
+                axis.fill_between(x, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.12, linewidth=0)
     throughput.axhline(100, color="grey", linewidth=0.8, linestyle=":")
     throughput.set(ylabel="throughput, % of the ideal with all layers", ylim=(0, None))
     latency.set(ylabel="seconds: median (dashed), 95th percentile", yscale="log")

@@ -8,8 +8,9 @@ from typing import Any, Self
 from layershuffle.errors import UserError
 from layershuffle.serving.router import Ended
 
+FIRST = b'{"time": '
 LONGEST = 1 << 20
-"""No line has more bytes."""
+"""How each line begins, and a number of bytes that none has."""
 
 
 class EventLog:
@@ -21,7 +22,7 @@ class EventLog:
         path: the file, which may already have events; None for no log.
 
     Raises:
-        UserError: if the file can't be written.
+        UserError: if the file can't be written, or is something else.
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -32,6 +33,8 @@ class EventLog:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, len(FIRST), 0) != FIRST:
+                raise UserError(f"{path} is not an event log: give the name of a new file")
             tail = os.pread(self._file, LONGEST, max(0, size - LONGEST))
             os.ftruncate(self._file, size - len(tail) + tail.rfind(b"\n") + 1)
         except OSError as error:

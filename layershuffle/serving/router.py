@@ -22,7 +22,7 @@ OnLoss = Literal["reassign", "skip"]
 
 @dataclass(frozen=True)
 class Policy:
-    """How requests are routed.
+    """How requests are routed. Times are in seconds.
 
     Attributes:
         routing: "any" runs whichever remaining layer has an idle node, "sequential" the next layer in order on an idle

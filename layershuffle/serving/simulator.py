@@ -2,7 +2,8 @@
 
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
@@ -14,7 +15,7 @@ from scipy.sparse import lil_array
 
 from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
-from layershuffle.serving.router import Action, Ended, Policy, Router, Run
+from layershuffle.serving.router import Action, Ended, Load, Policy, Router, Run
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Outcome:
 
     Attributes:
         throughput: requests that ended in a second, those that failed left out.
-        ideal: the bound on it that the nodes' speeds, layers and presence set, see ``ideal_throughput``.
+        ideal: the bound on it that the nodes' speeds, layers and presence set if no layer is missed, see
+            ``ideal_throughput``.
         latency: the median and the 95th percentile of the seconds from submission to end; NaN if none ended.
         missed: the mean number of layers that a request did without.
         failed: the share of requests that reached their deadline.
@@ -93,12 +95,12 @@ class Outcome:
 
 
 class _Node:
-    __slots__ = ("generation", "layers", "living", "present", "seconds", "since")
+    __slots__ = ("generation", "holds", "layers", "living", "seconds", "since")
 
     def __init__(self, layers: tuple[int, ...], seconds: float) -> None:
         self.layers, self.seconds = layers, seconds
         self.generation = 0  # counts up whenever the node goes
-        self.living, self.since, self.present = False, 0.0, 0.0
+        self.living, self.since, self.holds = False, 0.0, layers
 
 
 def simulate(
@@ -124,6 +126,7 @@ def simulate(
     numbers, submitted, steps = count(), count(1), 0
     warm_up, now = scenario.duration / 4, 0.0
     seconds, missed, failed = array("d"), 0, 0
+    capacity: defaultdict[tuple[int, ...], float] = defaultdict(float)
 
     def schedule(after: float, node: int | None, task: Any = None) -> None:
         generation = nodes[node].generation if node is not None else 0
@@ -131,15 +134,20 @@ def simulate(
 
     def begin(at: int) -> list[Action]:
         node = nodes[at]
-        node.living, node.since = True, now
+        node.living, node.since, node.holds = True, now, node.layers
         if scenario.lifetime < math.inf:
             schedule(fate.expovariate(1 / scenario.lifetime), at, "goes")
         return router.join(at, node.layers, node.seconds, now)
 
+    def count_presence(node: _Node) -> None:
+        """What it could have run since it last began to hold the layers that it holds."""
+        capacity[node.holds] += max(0.0, now - max(node.since, warm_up)) / node.seconds / (scenario.duration - warm_up)
+        node.since = now
+
     def end(at: int) -> None:
         node = nodes[at]
+        count_presence(node)
         node.living = False
-        node.present += max(0.0, now - max(node.since, warm_up))
         node.generation += 1
         schedule(scenario.detection, at, "is noticed")
         schedule(fate.expovariate(1 / scenario.absence) if scenario.absence else 0.0, at, "comes")
@@ -195,41 +203,44 @@ def simulate(
             if not nodes[at].living:
                 perform(router.lose(at, now))
         else:
+            if isinstance(task, Load):
+                count_presence(nodes[at])
+                nodes[at].holds += (task.layer,)
             perform(router.answered(task, now))
     now = scenario.duration
     for node in nodes:
-        node.present += (now - max(node.since, warm_up)) * node.living
-    measured = scenario.duration - warm_up
-    capacity = [node.present / measured / node.seconds for node in nodes]
-    ideal = ideal_throughput([node.layers for node in nodes], capacity, scenario.layers)
+        if node.living:
+            count_presence(node)
+    ideal = ideal_throughput(capacity, scenario.layers)
     ended = len(seconds)
     p50, p95 = np.percentile(seconds, [50, 95]) if ended else (math.nan, math.nan)
     share_failed = failed / max(1, ended + failed)
     return Outcome(
-        ended / measured, ideal, (float(p50), float(p95)), missed / max(1, ended), share_failed, router.late, steps
+        ended / (scenario.duration - warm_up),
+        ideal,
+        (float(p50), float(p95)),
+        missed / max(1, ended),
+        share_failed,
+        router.late,
+        steps,
     )
 
 
-def ideal_throughput(holders: Sequence[tuple[int, ...]], capacity: Sequence[float], layers: int) -> float:
+def ideal_throughput(capacity: Mapping[tuple[int, ...], float], layers: int) -> float:
     """The most requests a second that nodes can run through all layers, by linear programming.
 
-    It takes no queue, no message and no loss into account, and that nodes run nothing but the layers in ``holders``.
+    It takes no queue, no message and no loss into account.
 
     Args:
-        holders: the layers that each node holds.
-        capacity: how many layers each node runs in a second, its absences taken into account.
+        capacity: for each choice of layers that nodes hold, how many layers these nodes together run in a second.
         layers: the number of layers.
     """
-    # Nodes that hold the same layers are one node to the program.
-    groups: dict[tuple[int, ...], float] = {}
-    for held, layers_per_second in zip(holders, capacity):
-        groups[held] = groups.get(held, 0.0) + layers_per_second
-    shares = [(group, layer) for group, held in enumerate(groups) for layer in held]
+    shares = [(group, layer) for group, held in enumerate(capacity) for layer in held]
     # The last variable is the throughput, and each other one how often a group runs one of its layers in a second.
-    limits = lil_array((len(groups) + layers, len(shares) + 1))
+    limits = lil_array((len(capacity) + layers, len(shares) + 1))
     for column, (group, layer) in enumerate(shares):
         limits[group, column] = 1
-        limits[len(groups) + layer, column] = -1
-    limits[len(groups) :, len(shares)] = 1
-    found = linprog([0.0] * len(shares) + [-1.0], limits.tocsr(), [*groups.values()] + [0.0] * layers, method="highs")
-    return float(-found.fun)
+        limits[len(capacity) + layer, column] = -1
+    limits[len(capacity) :, len(shares)] = 1
+    most = [*capacity.values()] + [0.0] * layers
+    return float(-linprog([0.0] * len(shares) + [-1.0], limits.tocsr(), most, method="highs").fun)

@@ -1,6 +1,7 @@
 """A Ray cluster of four processes on this machine, some of which are killed or stopped."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -12,12 +13,18 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import SMALL
+from aiohttp.test_utils import TestClient, TestServer
+from helpers import SMALL, fails
+from PIL import Image
 
 import layershuffle
 from layershuffle import UserError
+from layershuffle.checkpoints.loading import LoadedModel
+from layershuffle.commands.serve import serve_command
+from layershuffle.commands.serve import status as status_table
 from layershuffle.orders.recorded import read_orders
 from layershuffle.serving.cluster import Cluster, spread
+from layershuffle.serving.door import MAX_BYTES, door
 from layershuffle.serving.events import EventLog
 from layershuffle.serving.router import Policy
 
@@ -37,7 +44,7 @@ def served(tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "events.jsonl"
     policy = Policy("any", step_deadline=1.5, request_deadline=15)
     with asyncio.Runner() as runner:
-        cluster = Cluster(model, HELD, policy, window=6, log=log)
+        cluster = Cluster(model, HELD, policy, window=6, log=log, start_seconds=300)
         runner.run(cluster.__aenter__())
         yield runner, model, cluster, log
         runner.run(cluster.__aexit__())
@@ -160,6 +167,47 @@ def test_wrong_images_and_callers_that_go(served):
     assert (cluster.waiting, cluster.state()["in_flight"]) == (0, 0)
 
 
+def test_the_door(served):
+    """Pictures in by HTTP, classes out: as the model itself says; and what is refused, with a sentence."""
+    runner, model, cluster, _ = served
+    loaded = LoadedModel(model, {"source": "test"}, names=["ant", "bee", "cow", "doe", "elk"])
+    picture = Image.fromarray(torch.randint(256, (20, 20), dtype=torch.uint8).numpy())
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+
+    async def talk():
+        app = door(cluster, loaded, "secret", most_waiting=2, top=2)
+        async with TestClient(TestServer(app), headers={"Authorization": "Bearer secret"}) as client:
+
+            async def ask(method, path, **request):
+                async with client.request(method, path, **request) as answer:
+                    return answer.status, await answer.text()
+
+            asked = [ask("POST", "/predict", data=content.getvalue()) for _ in range(20)]
+            answers = await asyncio.gather(*asked)
+            refused = [
+                await ask("GET", "/state", headers={"Authorization": "Bearer wrong"}),
+                await ask("POST", "/predict", data=b"nonsense"),
+                await ask("POST", "/predict", data=b"x" * (MAX_BYTES + 1)),
+            ]
+            return answers, refused, await ask("GET", "/state"), await ask("GET", "/", headers={"Authorization": ""})
+
+    answers, refused, state, page = runner.run(talk())
+    assert [status for status, _ in refused] == [401, 400, 413]
+    assert all(text.count("\n") == 1 and " " in text for _, text in refused)
+    assert {status for status, _ in answers} == {200, 429}
+    for status, text in answers:
+        if status == 200:
+            found = json.loads(text)
+            (expected,) = loaded.predict([picture], top=2, order=found["order"])
+            assert [(each["class"], each["probability"]) for each in found["classes"]] == [
+                (name, pytest.approx(probability, abs=1e-6)) for name, probability in expected
+            ]
+    assert json.loads(state[1]).keys() == cluster.state().keys()
+    assert (page[0], "<!doctype html>" in page[1]) == (200, True)
+    assert status_table(cluster.state()).renderables[0].row_count == len(cluster.state()["nodes"])
+
+
 def test_without_any_node_requests_fail_at_their_deadline(served):
     """This one comes last: no node is left after it."""
     runner, _, cluster, _ = served
@@ -174,13 +222,14 @@ def test_without_any_node_requests_fail_at_their_deadline(served):
 
     runner.run(submit())
     assert cluster.counts["failed"] == failed + 3
-    assert [node["status"] for node in cluster.state()["nodes"]] == ["gone"] * 4
+    assert {node["status"] for node in cluster.state()["nodes"]} == {"gone"}
 
 
 def test_a_log_is_whole_after_its_writer_is_killed(tmp_path):
     """All that was written is there, in whole lines, and half a line is removed before more is written."""
     path = tmp_path / "log"
     code = f"""
+from layershuffle.serving.door import MAX_BYTES, door
 from layershuffle.serving.events import EventLog
 log = EventLog({str(path)!r})
 for number in range(10**9):
@@ -217,3 +266,14 @@ def test_a_placement_that_cannot_be_is_refused(small):
         Cluster(small(), [[0, 1], [1, 2]])
     with pytest.raises(UserError, match="only steps 0 to 3"):
         Cluster(small(), [[0, 1, 2, 3, 4]])
+
+
+def test_what_cannot_be_served_is_refused(tmp_path, capsys):
+    """A log that is some other file is refused before anything is started, and left as it is."""
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes")
+    with pytest.raises(UserError, match="is not an event log"):
+        EventLog(path)
+    assert path.read_text() == "my notes"
+    assert "there is no file" in fails(capsys, serve_command, str(tmp_path / "none.ckpt"))
+    assert "routing" in fails(capsys, serve_command, "none.ckpt", "--routing", "fast")

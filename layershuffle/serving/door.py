@@ -1,0 +1,89 @@
+"""The HTTP door of a cluster: a picture in, its likeliest classes and the order that ran out; and a page to watch."""
+
+import asyncio
+import hmac
+import io
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from layershuffle.checkpoints.loading import LoadedModel
+from layershuffle.data.preprocessing import UNDECODABLE, open_image
+from layershuffle.errors import UserError
+from layershuffle.serving.cluster import Cluster
+
+PAGE = Path(__file__).with_name("page.html")
+MAX_BYTES = 10 << 20
+
+
+def door(cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 64, top: int = 5) -> web.Application:
+    """The application that answers for ``cluster``.
+
+    ``POST /predict`` takes a picture in any format that Pillow reads, ``GET /state`` tells of nodes and queue, and
+    ``GET /`` is the page. The first two want the header ``Authorization: Bearer TOKEN``. What can't be answered gets a
+    sentence and one of the status codes 400 (not a picture), 401 (no token), 413 (too large), 429 (too many wait) and
+    503 (the request failed).
+
+    Args:
+        cluster: what classifies.
+        loaded: the model that the cluster serves, which knows how pictures are preprocessed.
+        token: what a client must know.
+        most_waiting: how many requests may wait beside those that run.
+        top: how many classes an answer names.
+    """
+    beyond = 0  # the requests that are being decoded or wait
+
+    async def predict(request: web.Request) -> web.Response:
+        nonlocal beyond
+        if beyond >= most_waiting + cluster.window:
+            raise _Refusal(429, f"{beyond} requests are being served already: try again later")
+        beyond += 1
+        try:
+            content = await request.read()
+            try:
+                images = await asyncio.to_thread(lambda: loaded.preprocess([open_image(io.BytesIO(content))]))
+            except UNDECODABLE as error:
+                raise _Refusal(400, f"the body is not a picture that can be read: {error}") from error
+            try:
+                found = await cluster.submit(images)
+            except UserError as error:
+                raise _Refusal(503, str(error)) from error
+        finally:
+            beyond -= 1
+        best = found.logits[0].softmax(dim=-1).topk(min(top, len(loaded.classes)))
+        classes = [
+            {"class": loaded.classes[label], "probability": round(probability, 6)}
+            for probability, label in zip(best.values.tolist(), best.indices.tolist())
+        ]
+        answer = {"classes": classes, "order": str(found.order), "missed": [*found.missed], "seconds": found.seconds}
+        return web.json_response(answer)
+
+    async def state(_: web.Request) -> web.Response:
+        return web.json_response(cluster.state())
+
+    async def page(_: web.Request) -> web.FileResponse:
+        return web.FileResponse(PAGE)
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> Any:
+        try:
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if request.path != "/" and not hmac.compare_digest(given.encode(), token.encode()):
+                raise _Refusal(401, "the token is missing or wrong: send the header Authorization: Bearer TOKEN")
+            return await handler(request)
+        except web.HTTPRequestEntityTooLarge as error:
+            raise _Refusal(413, f"the picture has more than {MAX_BYTES:,} bytes") from error
+
+    made = web.Application(middlewares=[guard], client_max_size=MAX_BYTES)
+    made.add_routes([web.post("/predict", predict), web.get("/state", state), web.get("/", page)])
+    return made
+
+
+class _Refusal(web.HTTPException):
+    """A sentence with a status code; aiohttp has a class for each code, but none for any."""
+
+    def __init__(self, status: int, why: str) -> None:
+        self.status_code = status
+        super().__init__(text=f"{why}\n")
