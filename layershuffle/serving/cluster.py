@@ -401,7 +401,7 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
         return ray, False
     if address is not None:
         try:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
         return ray, True
@@ -413,6 +413,7 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,
+            logging_level="ERROR",
             _node_ip_address="127.0.0.1",
             _system_config=HEALTH_CHECKS,
         )

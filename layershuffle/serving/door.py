@@ -3,11 +3,14 @@
 import asyncio
 import hmac
 import io
+import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from PIL import UnidentifiedImageError
 
 from layershuffle.checkpoints.loading import LoadedModel
 from layershuffle.data.preprocessing import UNDECODABLE, open_image
@@ -45,7 +48,8 @@ def door(cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 
             try:
                 images = await asyncio.to_thread(lambda: loaded.preprocess([open_image(io.BytesIO(content))]))
             except UNDECODABLE as error:
-                raise _Refusal(400, f"the body is not a picture that can be read: {error}") from error
+                why = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+                raise _Refusal(400, f"the body is not a picture that can be read: {why}") from error
             try:
                 found = await cluster.submit(images)
             except UserError as error:
@@ -58,7 +62,7 @@ def door(cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 
             for probability, label in zip(best.values.tolist(), best.indices.tolist())
         ]
         answer = {"classes": classes, "order": str(found.order), "missed": [*found.missed], "seconds": found.seconds}
-        return web.json_response(answer)
+        return web.json_response(answer, dumps=partial(json.dumps, ensure_ascii=False))
 
     async def state(_: web.Request) -> web.Response:
         return web.json_response(cluster.state())

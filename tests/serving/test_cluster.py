@@ -194,6 +194,7 @@ def test_the_door(served):
 
     answers, refused, state, page = runner.run(talk())
     assert [status for status, _ in refused] == [401, 400, 413]
+    assert refused[1][1] == "the body is not a picture that can be read: its format is unknown\n"
     assert all(text.count("\n") == 1 and " " in text for _, text in refused)
     assert {status for status, _ in answers} == {200, 429}
     for status, text in answers:
