@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -111,12 +111,12 @@ def why_left_out(path: str, top: str) -> str | None:
     return None
 
 
-def open_file(path: str | Path) -> Image.Image:
+def open_file(path: str | Path | IO[bytes]) -> Image.Image:
     """Open an image of one of ``formats`` without decoding it."""
     return Image.open(path, formats=sorted(set(formats().values())))
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path | IO[bytes]) -> Image.Image:
     """Decode an image as RGB, or raise ValueError if its header says that it is larger than ``MAX_PIXELS``."""
     with open_file(path) as image:
         if image.width * image.height > MAX_PIXELS:

@@ -1,6 +1,7 @@
 """Serves a model from the nodes of a Ray cluster, some of which may be slow, busy or gone."""
 
 import asyncio
+import logging
 import os
 import time
 from collections import deque
@@ -153,7 +154,7 @@ class Cluster:
                 "memory: start fewer nodes, or let each hold fewer layers"
             )
         # Importing torch takes seconds, so all processes are started before any is waited for.
-        start = Node.options(scheduling_strategy="SPREAD").remote  # type: ignore[attr-defined]
+        start = Node.options(scheduling_strategy="SPREAD").remote
         actors = [start(self.threads) for _ in self.placement]
         self._actors = {f"node{at}": actor for at, actor in enumerate(actors)}
         joining = asyncio.gather(*(self._set_up(*each) for each in zip(self._actors, actors, self.placement)))
@@ -401,7 +402,7 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
         return ray, False
     if address is not None:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
         return ray, True
@@ -413,7 +414,7 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
             _system_config=HEALTH_CHECKS,
         )

@@ -35,14 +35,14 @@ def compare(
 
 def table(found: Found) -> tuple[list[str], Rows]:
     """The header and the rows of a table, with means over the seeds, and the lowest and the highest share."""
-    header = ["policy and nodes", "requests/s", "share of ideal, %", "p50 s", "p95 s", "layers missed", "failed, %"]
+    header = ["nodes and policy", "requests/s", "% of ideal", "p50 s", "p95 s", "layers missed", "% failed"]
     rows = []
     for (nodes, name), outcomes in found.items():
         shares = [100 * outcome["share"] for outcome in outcomes]
         spread = f" ({min(shares):.0f}-{max(shares):.0f})" if len(shares) > 1 else ""
         rows.append(
             [
-                f"{name}, {nodes:,}",
+                f"{nodes:,} {name}",
                 f"{fmean(outcome['throughput'] for outcome in outcomes):.3g}",
                 f"{fmean(shares):.1f}{spread}",
                 *(f"{fmean(outcome['latency'][at] for outcome in outcomes):.0f}" for at in (0, 1)),

@@ -25,7 +25,7 @@ class EventLog:
         UserError: if the file can't be written, or is something else.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
+    def __init__(self, path: str | os.PathLike | None) -> None:
         self._file: int | None = None
         if path is None:
             return

@@ -5,6 +5,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import ray
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Step
+
+remote: Any = ray.remote  # Its types lack concurrency_groups.
 
 
 def part(model: OrderedViT, step: Step) -> OrderedViT:
@@ -38,7 +41,7 @@ def fingerprint(model: OrderedViT) -> str:
     return digest.hexdigest()
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1, concurrency_groups={"watch": 1})
+@remote(max_restarts=0, max_task_retries=0, num_cpus=1, concurrency_groups={"watch": 1})
 class Node:
     """The actor. A step here is the index of a step in the model's own order.
 

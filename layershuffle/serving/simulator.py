@@ -122,15 +122,14 @@ def simulate(
             speeds[layer] += 1 / seconds_per_layer
         nodes.append(_Node(held, seconds_per_layer))
     router = Router(scenario.layers, policy, seed)
-    events: list[tuple[float, int, Any, int, Any]] = []  # time, number, node, its generation, task
+    events: list[tuple[float, int, int, int, Any]] = []  # time, number, node, its generation, task
     numbers, submitted, steps = count(), count(1), 0
     warm_up, now = scenario.duration / 4, 0.0
     seconds, missed, failed = array("d"), 0, 0
     capacity: defaultdict[tuple[int, ...], float] = defaultdict(float)
 
-    def schedule(after: float, node: int | None, task: Any = None) -> None:
-        generation = nodes[node].generation if node is not None else 0
-        heappush(events, (now + after, next(numbers), node, generation, task))
+    def schedule(after: float, at: int, task: Any) -> None:
+        heappush(events, (now + after, next(numbers), at, nodes[at].generation, task))
 
     def begin(at: int) -> list[Action]:
         node = nodes[at]
@@ -166,21 +165,23 @@ def simulate(
                     if on_ended is not None:
                         on_ended(action, now)
                     following += router.submit(next(submitted), now)
-                elif nodes[action.node].living:  # type: ignore[index]  # else it has gone, and nobody knows yet
+                    continue
+                at: Any = action.node
+                if nodes[at].living:  # else it has gone, and nobody knows yet
                     taken = scenario.loading
                     if isinstance(action, Run):
                         steps += 1
                         noise = scenario.noise and math.exp(chance.gauss(-(scenario.noise**2) / 2, scenario.noise))
-                        taken = nodes[action.node].seconds * len(action.layers) * (noise or 1.0)  # type: ignore[index]
+                        taken = nodes[at].seconds * len(action.layers) * (noise or 1.0)
                     wait = chance.expovariate(1 / scenario.latency) if scenario.latency else 0.0
-                    schedule(taken + wait, action.node, action)  # type: ignore[arg-type]
+                    schedule(taken + wait, at, action)
             actions = following
 
+    present = scenario.lifetime / (scenario.lifetime + scenario.absence) if scenario.lifetime < math.inf else 1.0
     for at in range(scenario.nodes):
-        if scenario.lifetime == math.inf or fate.random() * (scenario.lifetime + scenario.absence) < scenario.lifetime:
-            perform(begin(at))
-        else:
-            schedule(fate.expovariate(1 / scenario.absence), at, "comes")
+        perform(begin(at))
+        if fate.random() >= present:
+            end(at)
     for _ in range(max(1, round(scenario.window * scenario.nodes))):
         perform(router.submit(next(submitted), now))
     while True:
