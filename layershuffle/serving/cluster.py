@@ -154,7 +154,7 @@ class Cluster:
                 "memory: start fewer nodes, or let each hold fewer layers"
             )
         # Importing torch takes seconds, so all processes are started before any is waited for.
-        start = Node.options(scheduling_strategy="SPREAD").remote
+        start = Node.options(scheduling_strategy="SPREAD").remote  # type: ignore[attr-defined]
         actors = [start(self.threads) for _ in self.placement]
         self._actors = {f"node{at}": actor for at, actor in enumerate(actors)}
         joining = asyncio.gather(*(self._set_up(*each) for each in zip(self._actors, actors, self.placement)))
