@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -401,9 +402,12 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     if address is not None:
+        host, _, port = address.rpartition(":")
         try:
+            if port.isdigit():  # Ray itself would try for minutes.
+                socket.create_connection((host, int(port)), 5).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
         return ray, True
     # Ray replaces the loopback address by one that other machines reach, and listens there.

@@ -31,7 +31,7 @@ class Scenario:
         spread: the standard deviation of the logarithm of the nodes' speeds.
         noise: the standard deviation of the logarithm of the time of a step on the same node.
         latency: the mean time of a message to a node and its answer; exponentially distributed.
-        lifetime: the mean time for which a node stays, infinity for ever; exponentially distributed.
+        lifetime: the mean time for which a node stays, exponentially distributed; 0 if it stays for ever.
         absence: the mean time until it comes back, with the same layers; exponentially distributed.
         detection: the time until it is noticed that a node has gone.
         loading: the time in which a node loads another layer.
@@ -54,7 +54,7 @@ class Scenario:
     duration: float = 3600.0
 
     def __post_init__(self) -> None:
-        positive = ("nodes", "layers", "layers_per_node", "seconds", "lifetime", "window", "duration")
+        positive = ("nodes", "layers", "layers_per_node", "seconds", "window", "duration")
         for name, value in vars(self).items():
             if not value >= 0 or (name in positive and not value > 0):
                 raise UserError(f"{name} can't be {value}: give a number above 0")
@@ -134,7 +134,7 @@ def simulate(
     def begin(at: int) -> list[Action]:
         node = nodes[at]
         node.living, node.since, node.holds = True, now, node.layers
-        if scenario.lifetime < math.inf:
+        if scenario.lifetime:
             schedule(fate.expovariate(1 / scenario.lifetime), at, "goes")
         return router.join(at, node.layers, node.seconds, now)
 
@@ -177,7 +177,7 @@ def simulate(
                     schedule(taken + wait, at, action)
             actions = following
 
-    present = scenario.lifetime / (scenario.lifetime + scenario.absence) if scenario.lifetime < math.inf else 1.0
+    present = scenario.lifetime / (scenario.lifetime + scenario.absence) if scenario.lifetime else 1.0
     for at in range(scenario.nodes):
         perform(begin(at))
         if fate.random() >= present:

@@ -269,6 +269,13 @@ def test_a_placement_that_cannot_be_is_refused(small):
         Cluster(small(), [[0, 1, 2, 3, 4]])
 
 
+def test_a_cluster_that_is_not_there():
+    """In a process of its own, since Ray connects only once."""
+    code = "from layershuffle.serving.cluster import connect; connect('127.0.0.1:1', 1)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "UserError: there is no Ray cluster at 127.0.0.1:1: " in found.stderr
+
+
 def test_what_cannot_be_served_is_refused(tmp_path, capsys):
     """A log that is some other file is refused before anything is started, and left as it is."""
     path = tmp_path / "notes.txt"
