@@ -61,7 +61,8 @@ def door(cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 
             {"class": loaded.classes[label], "probability": round(probability, 6)}
             for probability, label in zip(best.values.tolist(), best.indices.tolist())
         ]
-        answer = {"classes": classes, "order": str(found.order), "missed": [*found.missed], "seconds": found.seconds}
+        seconds, missed = round(found.seconds, 4), [*found.missed]
+        answer = {"classes": classes, "order": str(found.order), "missed": missed, "seconds": seconds}
         return web.json_response(answer, dumps=partial(json.dumps, ensure_ascii=False))
 
     async def state(_: web.Request) -> web.Response:
