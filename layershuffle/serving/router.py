@@ -376,8 +376,10 @@ class Router:
         """Let a node that has nothing to do load a layer, or run the oldest request, or else be idle."""
         self._hold(node)
         if node.suspected:
-            node.suspected = False
+            node.suspected, told = False, node.task
             self._rehome(now, out)
+            if node.task is not told:
+                return  # It was idle, and is to load a layer now.
         node.task = None
         node.epoch += 1
         node.places = [*node.layers, (node.number,)] if self.policy.routing == "chain" else [*node.layers]

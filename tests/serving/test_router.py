@@ -168,7 +168,7 @@ class Failures(RuleBasedStateMachine):
 
 
 Failures.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, report_multiple_bugs=False
+    max_examples=200, derandomize=True, stateful_step_count=40, deadline=None, report_multiple_bugs=False
 )
 TestFailures = Failures.TestCase
 
@@ -258,6 +258,17 @@ def test_a_cancelled_request_fails_and_leaves_its_node_at_work():
     assert router.cancel(1, 1.0) == []
     assert [after.request for after in runs(router.answered(run, 2))] == [2]
     assert router.late == 1
+
+
+def test_an_idle_node_that_can_be_reached_again_is_told_one_thing():
+    """It is to load the layer of the other node, which was lost meanwhile, and not to run a request too."""
+    router = Router(2, Policy())
+    router.join("other", [0, 1], 1.0, 0)
+    router.join("node", [0], 1.0, 0)
+    router.suspect("node", 0)
+    router.submit(1, 0)
+    router.lose("other", 1)
+    assert router.recover("node", 2) == [Load("node", 1)]
 
 
 @pytest.mark.parametrize("wrong", [{"routing": "fast"}, {"on_loss": "cry"}, {"visit": 0}, {"patience": -1}])
