@@ -11,7 +11,7 @@ test: .venv/ready  ## the whole test suite, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 gpu: .venv/ready  ## check the GPU: does the package compute what it should, and how fast?
 	$(BIN)/layershuffle check-gpu

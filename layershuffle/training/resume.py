@@ -112,13 +112,16 @@ def configured_loggers(config: Namespace) -> list[Namespace]:
 
 
 def _same(saved: Any, asked: Any, defaults: Any) -> bool:
-    """Whether two parts of configs are the same, but for options that one doesn't have and the other leaves out."""
+    """Whether two parts of configs are the same, but for options that one doesn't have and the other leaves out.
+
+    What is newer than the saved config must be off or have its default. Those of a class that was named are not known.
+    """
     if not isinstance(saved, dict) or not isinstance(asked, dict):
         return bool(saved == asked)
     defaults = defaults if isinstance(defaults, dict) else {}
     newer = {name: value for name, value in asked.items() if name not in saved}
     return (
-        all(value is None or value == defaults.get(name) for name, value in newer.items())
+        all(value is None or value is False or value == defaults.get(name) for name, value in newer.items())
         and all(value is None for name, value in saved.items() if name not in asked)
         and all(_same(saved[name], asked[name], defaults.get(name)) for name in saved.keys() & asked.keys())
     )

@@ -9,6 +9,7 @@ import sys
 import pytest
 from helpers import QUIET, ROOT, configs
 
+from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.data import Digits, ImageData
 from layershuffle.errors import UserError
 
@@ -24,7 +25,7 @@ def run(folder, script, *args):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_class_in_contributing_trains_and_evaluates(tmp_path):
+def test_the_class_in_contributing_trains_and_evaluates(tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", section("Add a data set"), re.DOTALL)[1]
     assert len(code.splitlines()) < 25
     (tmp_path / "stripes.py").write_text(code)
@@ -40,14 +41,15 @@ def test_the_class_in_contributing_trains_and_evaluates(tmp_path):
     sentence = "the data set it was trained on, stripes.Stripes, is not known here: if you trust its code, add --data"
     assert unnamed.stderr == f"error: {sentence} stripes.Stripes\n"
 
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     few = "data:\n  class_path: stripes.Stripes\n  init_args:\n    test_images: 10\n"
     (tmp_path / "data.yaml").write_text(few)
     for changed, contrast, images in (
         (named, 50, 1000),
         (["--config=data.yaml", "--data.contrast=20"], 20, 10),
     ):
-        evaluated = run(tmp_path, *evaluate, *changed)
-        assert evaluated.returncode == 0, evaluated.stderr
+        evaluate_command([*map(str, evaluate[1:]), *changed])
         data = json.loads((tmp_path / "out.json").read_text())["data"]
         assert (data["name"], data["class"], data["images"]) == ("Stripes", "stripes.Stripes", images)
         assert data["args"]["contrast"] == contrast

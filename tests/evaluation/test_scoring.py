@@ -227,7 +227,7 @@ def test_orders_that_cannot_run_fail_before_the_first_batch(small):
 
 def test_protocols():
     settings = {"draws": 5, "keep": (2, 4), "orders": (Order("3 (1|2)"),), "seed": 1}
-    assert list(PROTOCOLS)[:5] == ["sequential", "arbitrary", "pruned", "landscape", "given"]
+    assert list(PROTOCOLS)[:4] == ["sequential", "arbitrary", "pruned", "failing"]
     assert trials(["sequential"], 4, **settings) == [Trial("sequential", sequential(4))]
     (per_batch, *fixed) = trials(["arbitrary"], 12, **settings)
     assert per_batch == Trial("arbitrary", None, {"reading": "per batch"})
