@@ -91,7 +91,7 @@ def predict_command(args: list[str] | None = None) -> list[dict[str, Any]]:
     for picture in found:
         print(f"{picture['picture']}: {_line(picture['classes'], len(orders))}")
     if not found:
-        raise UserError(f"none of the {len(paths)} pictures could be read")
+        raise UserError("no picture could be read")
     return found
 
 

@@ -206,7 +206,8 @@ class ImageData(pl.LightningDataModule):
             each = [f"{name} {'/'.join(map(str, count))}" for name, count in zip(names, zip(*counts))]
             lines.append(f"images of each class ({'/'.join(kinds)}): {', '.join(each)}")
         else:
-            ranges = [f"{min(count):,} to {max(count):,} {kind}" for kind, count in zip(kinds, counts)]
+            spans = [dict.fromkeys((f"{min(count):,}", f"{max(count):,}")) for count in counts]
+            ranges = [f"{' to '.join(span)} {kind}" for kind, span in zip(kinds, spans)]
             fewest = names[counts[0].index(min(counts[0]))]
             lines.append(f"images of each class: {', '.join(ranges)}; {fewest} has the fewest training images")
         return "\n".join(line for text in lines for line in textwrap.wrap(text, 80, subsequent_indent="  "))

@@ -195,7 +195,7 @@ def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
     unreadable = json.loads(Path("p.json").read_text())["unreadable"]
     assert [entry["picture"] for entry in unreadable] == [str(path) for path in broken]
     line = fails(capsys, predict_command, "best.ckpt", *map(str, broken))
-    assert line == "error: none of the 2 pictures could be read"
+    assert line == "error: no picture could be read"
 
 
 @pytest.mark.parametrize(
