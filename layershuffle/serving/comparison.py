@@ -75,7 +75,7 @@ def figure(found: Found, title: str = "") -> Figure:
                 axis.fill_between(x, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.12, linewidth=0)
     throughput.axhline(100, color="grey", linewidth=0.8, linestyle=":")
     throughput.set(ylabel="throughput, % of the ideal with all layers", ylim=(0, None))
-    latency.set(ylabel="seconds: median (dashed), 95th percentile", yscale="log")
+    latency.set(ylabel="seconds: median (dashed), 95th percentile", ylim=(0, None))
     for axis in (throughput, latency):
         axis.set(xlabel="nodes", xscale="log")
         axis.set_xticks(sorted({nodes for nodes, _ in found}), [f"{n:,}" for n in sorted({n for n, _ in found})])
