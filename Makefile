@@ -1,17 +1,20 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test gpu format container clean
+.PHONY: quickstart test test-all gpu format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
 	$(BIN)/layershuffle experiment --scale quickstart
 
 # The tests run in two processes of one thread each; the tests of a file share one.
-test: .venv/ready  ## the whole test suite, formatting and types
+test: .venv/ready  ## the tests, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-all: .venv/ready  ## the tests, and those that take half a minute or more each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ""
 
 gpu: .venv/ready  ## check the GPU: does the package compute what it should, and how fast?
 	$(BIN)/layershuffle check-gpu

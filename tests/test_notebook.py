@@ -4,9 +4,11 @@ import json
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pytest
 from helpers import ROOT
 
 
+@pytest.mark.slow
 def test_the_first_ten_minutes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda: None)

@@ -25,6 +25,7 @@ def run(folder, script, *args):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_class_in_contributing_trains_and_evaluates(tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", section("Add a data set"), re.DOTALL)[1]
     assert len(code.splitlines()) < 25

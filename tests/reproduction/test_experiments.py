@@ -207,6 +207,7 @@ def test_a_killed_cell_goes_on_from_its_last_checkpoint(tiny):
     assert epochs == list(range(40))
 
 
+@pytest.mark.slow
 def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):
     """As configs/experiment/paper.yaml has them, but for a smaller model, no GPU, one epoch and fewer orders."""
     fake_cifar100(tmp_path / "data", monkeypatch)

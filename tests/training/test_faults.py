@@ -247,6 +247,7 @@ def full_account():
 OLD = pytest.mark.skipif(wandb.__version__ < "0.31", reason="older clients ask the server for other things")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refusing", "no key", "killed", pytest.param("quota", marks=OLD)])
 def test_training_goes_on_without_wandb(tmp_path, full_account, fault):
     """The real client: where nobody listens, without a key, with its process killed, and where its quota is hit."""

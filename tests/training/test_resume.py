@@ -214,6 +214,7 @@ FINETUNE = [f"--config={ROOT}/configs/recipe/finetune.yaml", "--data.workers=2"]
     [([], EPOCHS, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]), (FINETUNE, 2 + 2 * KILLS, [])],
     ids=["paper", "finetune, with workers"],
 )
+@pytest.mark.slow
 def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch, options, epochs, signals):
     rng, command = random.Random(0), [*COMMAND, *options, f"--trainer.max_epochs={epochs}"]
     folder, whole = tmp_path / "stopped", tmp_path / "whole"
