@@ -42,7 +42,8 @@ from layershuffle.orders.order import Order, Unit, seeded
 from layershuffle.orders.protocols import Trial
 from layershuffle.training.module import FineTuner, position_cross_entropy
 
-METHODS = tuple(path.stem for name, path in known().items() if name.startswith("method/"))
+NEEDS_A_LOG = "method/recorded"
+METHODS = tuple(path.stem for name, path in known().items() if name.startswith("method/") and name != NEEDS_A_LOG)
 FAMILIES = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224")
 LESSON = ("--data.images_per_class=400", "--trainer.max_epochs=5")
 """What a method is given to learn: about 300 steps, fewer of which tell methods that shuffle layers nothing."""
