@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as distributed
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -368,6 +369,8 @@ def processes(setting: Setting) -> Found:
     def one(*configs: str, more: Sequence[str] = ()) -> Tensor:
         command, run = training(setting, *options, "--trainer.devices=1", *more, configs=configs)
         setting.command(command)
+        if distributed.is_initialized():  # Lightning leaves the process group to the end of the process.
+            distributed.destroy_process_group()
         return losses(command, run)
 
     alone = one()
