@@ -15,6 +15,8 @@ from layershuffle.gpu_check import machine, runner
 from layershuffle.gpu_check.checks import CHECKS, PARTS, Setting
 
 DEVICES = {"cuda": torch.device("cuda", 0), "cpu": torch.device("cpu")}
+TIMES = {"cuda": 1, "cpu": 4}
+"""How many times as long the checks may take on a device as on an H100."""
 
 
 def check_gpu_command(args: list[str] | None = None) -> None:
@@ -33,7 +35,11 @@ def check_gpu_command(args: list[str] | None = None) -> None:
     option("--device", choices=[*DEVICES], default="cuda", help="cpu: try the command, with smaller models")
     option("--output", type=Path, default=Path("gpu_check"), help="a folder for the page, the JSON and the logs")
     option("--pretrained", type=str | None, help="a file with timm's weights of ViT-B/16, for the fine-tuning")
-    option("--minutes", type=float | None, help="how long all may take together (default: 20, or 3 with --quick)")
+    option(
+        "--minutes",
+        type=float | None,
+        help="how long all may take together (default: 20, or 3 with --quick; 4 times that on a CPU)",
+    )
     option("--resume", action="store_true", help="keep what the page in --output says of checks that have passed")
     option("--check", choices=[*CHECKS], help="make this one check, in this process, and write what it found as JSON")
     args = sys.argv[1:] if args is None else args
@@ -47,7 +53,8 @@ def check_gpu_command(args: list[str] | None = None) -> None:
     for pattern in (*config.only, *config.skip):
         if not any(_matches(name, [pattern]) for name in CHECKS):
             raise UserError(f"no check or part is called {pattern}: choose from {', '.join([*PARTS, *CHECKS])}")
-    limits = {name: check.quick if config.quick else check.seconds for name, check in CHECKS.items()}
+    times = TIMES[config.device]
+    limits = {name: times * (check.quick if config.quick else check.seconds) for name, check in CHECKS.items()}
     names = [name for name in CHECKS if _matches(name, config.only) and limits[name]]
     if config.device == "cuda" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
@@ -69,7 +76,7 @@ def check_gpu_command(args: list[str] | None = None) -> None:
             if found["state"] in ("passed", "missed") and name in CHECKS
         }
     again = [sys.executable, "-m", "layershuffle", "check-gpu", *args, "--check"]
-    results = runner.run(chosen, config.output, about, config.minutes or (3 if config.quick else 20), again)
+    results = runner.run(chosen, config.output, about, config.minutes or times * (3 if config.quick else 20), again)
     Console().print(runner.table(results))
     print(f"{runner.summary(results)}; page: {config.output / 'gpu_check.md'}")
     if failed := [name for name, result in results.items() if result["state"] == "failed"]:

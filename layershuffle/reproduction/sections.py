@@ -20,6 +20,8 @@ MADE = (
     "Each number is the mean over seeds. Arbitrary order is read in two ways: a new random order for every batch, and "
     "the mean of some random orders that each ran over all test images."
 )
+MOST_CLASSES = 50
+"""How many rows the table of classes has at most."""
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequential": ("sequential", {}),
     "arbitrary, per batch": ("arbitrary", {"reading": "per batch"}),
@@ -188,13 +190,16 @@ def classes(setup: SetupResults) -> Section | None:
     def lowest(index: int) -> float:
         return min((each[index] for both in columns.values() for each in both if each), default=0)
 
-    for index in sorted(present, key=lowest):
+    shown = sorted(present, key=lowest)[:MOST_CLASSES]
+    for index in shown:
         row: list[TableCell | str] = [names[index], str(images[index])]
         for sequential, arbitrary in columns.values():
             notes = [f"arbitrary {arbitrary[index]:.2f}"] if arbitrary else []
             row.append(TableCell(f"{sequential[index]:.2f}" if sequential else "", notes))
         rows.append(row)
     caption = "Top-1 accuracy in percent in sequential order, and below it in arbitrary orders. Means over seeds."
+    if len(shown) < len(present):
+        caption += f" These are the {len(shown)} of {len(present)} classes that some method tells worst."
     parts: list[Table | Picture] = [Table(caption, ["class", "images", *columns], rows, folded=len(rows) > 20)]
     for method, found in files.items():
         name, results = next(iter(found.items()))

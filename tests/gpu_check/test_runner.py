@@ -150,7 +150,7 @@ def test_only_skip_resume_and_the_exit_code(tmp_path, monkeypatch, capsys, check
     assert "is of another machine" in fails(capsys, check_gpu_command, *output, "--resume")
     check_gpu_command([*output, "--quick"])
     assert [*json.loads((tmp_path / "gpu_check.json").read_text())["checks"]] == ["passes"]
-    assert [minutes for _, minutes in commands] == [20, 20, 20, 3]
+    assert [minutes for _, minutes in commands] == [4 * 20, 4 * 20, 4 * 20, 4 * 3]  # It is four times that on a CPU.
     assert commands[0][0][1:] == ["-m", "layershuffle", "check-gpu", *output, "--check"]
     assert "no check or part is called fats" in fails(capsys, check_gpu_command, *output, "--only", "fats")
     assert "there is no file no.pth" in fails(capsys, check_gpu_command, *output, "--pretrained=no.pth")

@@ -319,6 +319,19 @@ def test_a_report_on_own_data_is_about_that_and_not_about_the_paper(tmp_path):
     assert page.count("vit_small_patch16_224") == 1
 
 
+def test_of_many_classes_a_report_shows_the_worst(tmp_path):
+    classes = 60
+    right = [index % 9 for index in range(classes)]
+    counted = {"protocol": "sequential", "variant": {}, "draws": 1, "right": right, "confused": []}
+    measures = {"by_class": {"images": [10] * classes, "orders": [counted]}}
+    names = [f"bird {index}" for index in range(classes)]
+    found = own("baseline")
+    replace(found, data=found.data | {"classes": names}, measures=measures).save(tmp_path / "baseline/0.json")
+    rows = table(sections(*collect(tmp_path)), "Accuracy of each class")
+    assert len(rows) == 50
+    assert not {names[index] for index in range(classes) if right[index] == 8} & {row[0][0] for row in rows}
+
+
 def test_the_conclusion_has_the_numbers_of_the_tables(tmp_path):
     for seed in (0, 1):
         own("baseline", seed, 0.8, (0.3, 0.32)).save(tmp_path / f"baseline/{seed}.json")
