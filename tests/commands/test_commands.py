@@ -39,10 +39,10 @@ def elsewhere(tmp_path, monkeypatch):
 def compared(tmp_path_factory):
     """The quickstart's comparison on digits; its folder and its results by method."""
     folder = tmp_path_factory.mktemp("quickstart")
-    epochs = {"baseline": 4, "layershuffle": 12, "layershuffle_predict": 1}
+    epochs = {"baseline": 2, "layershuffle": 8, "layershuffle_predict": 1}
     setup = {
-        "train": ["model/mini_digits", "data/digits", "trainer/cpu", "optimizer/mini"],
-        "base": ["method/baseline", "--trainer.max_epochs=15"],
+        "train": ["model/mini_glyphs", "data/digits", "trainer/cpu", "optimizer/mini"],
+        "base": ["method/baseline", "--trainer.max_epochs=3"],
         "methods": {name: [f"method/{name}", f"--trainer.max_epochs={count}"] for name, count in epochs.items()},
         "evaluations": {"results": {"arguments": ["--orders 5 --keep 3 9"]}},
     }
@@ -512,7 +512,7 @@ def test_checkpoints_that_are_none(capsys, compared, tmp_path):
 
 def test_a_checkpoint_of_another_backbone(capsys, compared):
     checkpoint = compared[0] / "layershuffle/seed0/best.ckpt"
-    args = [*DIGITS, *QUIET, "--model.timm_args.embed_dim=32"]
+    args = [*DIGITS, *configs("model/mini_glyphs"), *QUIET, "--model.timm_args.embed_dim=32"]
     assert "holds weights of another backbone" in fails(capsys, train, *args, f"--model.pretrained={checkpoint}")
     assert "is of another model: embed_dim differ" in fails(capsys, train, *args, f"--ckpt_path={checkpoint}")
 
