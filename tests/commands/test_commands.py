@@ -512,7 +512,13 @@ def test_checkpoints_that_are_none(capsys, compared, tmp_path):
 
 def test_a_checkpoint_of_another_backbone(capsys, compared):
     checkpoint = compared[0] / "layershuffle/seed0/best.ckpt"
-    args = [*DIGITS, *configs("model/mini_glyphs"), *QUIET, "--model.timm_args.embed_dim=32"]
+    args = [
+        *DIGITS,
+        *configs("model/mini_glyphs"),
+        *QUIET,
+        "--model.pretrained=false",
+        "--model.timm_args.embed_dim=24",
+    ]
     assert "holds weights of another backbone" in fails(capsys, train, *args, f"--model.pretrained={checkpoint}")
     assert "is of another model: embed_dim differ" in fails(capsys, train, *args, f"--ckpt_path={checkpoint}")
 
