@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -74,7 +75,11 @@ def runs(tmp_path_factory):
     options = ["--orders", "1", "--keep", "3", "--logger=WandbLogger", "--logger.offline=true", "--data.test_images=20"]
     evaluate_command([f"{folder}/kept/last.ckpt", *options, f"--logger.save_dir={folder}"])
     patch.undo()
-    return folder, read_back(folder)
+    found, end = read_back(folder), time.monotonic() + 60
+    while not all(run["summary"] for run in found) and time.monotonic() < end:
+        time.sleep(0.5)  # On a busy machine W&B's own process may still be writing.
+        found = read_back(folder)
+    return folder, found
 
 
 def test_metrics_config_and_sampler(runs):
