@@ -88,6 +88,7 @@ def predict_command(args: list[str] | None = None) -> list[dict[str, Any]]:
         asked = {"model": loaded.record, "orders": [str(order) for order in orders]}
         content = asked | {"pictures": found, "unreadable": [{"picture": p, "why": why} for p, why in broken.items()]}
         write_whole(path, json.dumps(content, indent=1) + "\n" if path.suffix == ".json" else _csv(found))
+        print(f"predictions: {path}", file=sys.stderr)
     for picture in found:
         print(f"{picture['picture']}: {_line(picture['classes'], len(orders))}")
     if not found:
@@ -160,8 +161,8 @@ def _predict(
             classes = [
                 {
                     "class": loaded.classes[label],
-                    "probability": float(probabilities[label]),
-                    "first": float(first[label]),
+                    "probability": round(float(probabilities[label]), 6),
+                    "first": round(float(first[label]), 6),
                 }
                 for label in best
             ]

@@ -1,6 +1,7 @@
 """Trains a model: composes a run from configs and flags, with LightningCLI."""
 
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -233,7 +234,7 @@ def train_command(args: list[str] | None = None) -> None:
     for name, path in paths.items():
         print(f"{name} checkpoint: {path}")
     if paths:
-        print(f"evaluate it with: layershuffle evaluate {path}")
+        print(f"evaluate it with: layershuffle evaluate {shlex.quote(str(path))}")
 
 
 def checkpoint_paths(trainer: pl.Trainer) -> dict[str, str]:

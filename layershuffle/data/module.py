@@ -178,8 +178,8 @@ class ImageData(pl.LightningDataModule):
         if stage != "test" and "train" not in self.sets:
             train = self._chosen(self.load(train=True), self.train_images, "train")
             val = self.load_validation()
-            held_out = 0 if val is not None else round(len(train) * self.val_fraction)  # type: ignore[arg-type]
-            if held_out:
+            if val is None and self.val_fraction:
+                held_out = max(1, round(len(train) * self.val_fraction))  # type: ignore[arg-type]
                 val, train = split_images(train, held_out, self.split_seed)
             if len(train) == 0:  # type: ignore[arg-type]
                 raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")

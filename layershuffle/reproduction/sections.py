@@ -125,7 +125,9 @@ def pruning(setup: SetupResults) -> Section | None:
         caption += (
             " unless the model was refined at that depth (reduced-depth: its first layers, those it was refined with)"
         )
-    caption += ". Means over seeds; bands are one sample standard deviation."
+    caption += "."
+    if any(point.accuracy.std is not None for point in points):
+        caption += " Means over seeds; bands are one sample standard deviation."
     title = "Fewer layers (figures 1b and 1c)" if setup.in_paper else "Fewer layers"
     quote = [f"The paper: {paper.PRUNED}"] if (setup.backbone, setup.data) == ("ViT-B/16", "ImageNet-1k") else []
     return Section(_heading(title, setup), quote, [_curves("pruning", setup, points, caption)])
@@ -199,7 +201,9 @@ def classes(setup: SetupResults) -> Section | None:
         rows.append(row)
     caption = "Top-1 accuracy in percent in sequential order, and below it in arbitrary orders. Means over seeds."
     if len(shown) < len(present):
-        caption += f" These are the {len(shown)} of {len(present)} classes that some method tells worst."
+        caption += (
+            f" These are the {len(shown)} of {len(present)} classes with test images that some method tells worst."
+        )
     parts: list[Table | Picture] = [Table(caption, ["class", "images", *columns], rows, folded=len(rows) > 20)]
     for method, found in files.items():
         name, results = next(iter(found.items()))

@@ -259,4 +259,4 @@ def test_files_are_written_before_lines_that_nobody_may_read(checkpoint, picture
     with pytest.raises(BrokenPipeError):
         predict_command(["best.ckpt", "pictures", "--output", "found.csv"])
     assert len(Path("found.csv").read_text().splitlines()) == 1 + 5 * len(pictures)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "predictions: found.csv\n"

@@ -158,6 +158,7 @@ def test_no_picture_vanishes(tmp_path):
             (20, 4, 5),
             {"training": "train", "testing": "test", "validation": "val"},
         ),
+        ({"test": (2, 3)}, {"val_fraction": 0.01}, (19, 1, 5), {"training": "train", "testing": "test"}),
         ({"val": (2, 2), "test": (2, 3)}, {"val_fraction": 0}, (20, 5, 5), {"training": "train", "testing": "test"}),
     ],
 )
@@ -171,8 +172,8 @@ def test_the_test_images_of_own_folders_select_nothing(tmp_path, splits, argumen
     for data in (set_up(root, **arguments), packed):
         assert tuple(len(data.sets[split]) for split in ("train", "val", "test")) == sizes
         assert data.sources == sources
-        assert (data.sets["val"] is data.sets["test"]) == bool(arguments)
-        assert ("also select the checkpoint" in " ".join(data.describe().split())) == bool(arguments)
+        assert (data.sets["val"] is data.sets["test"]) == (arguments == {"val_fraction": 0})
+        assert ("also select the checkpoint" in " ".join(data.describe().split())) == (data.val_fraction == 0)
 
 
 def test_folders_that_are_not_used_are_named(tmp_path):
