@@ -4,7 +4,8 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -63,45 +64,43 @@ def serve_command(args: list[str] | None = None) -> None:
 
 async def _serve(cluster: Cluster, loaded: LoadedModel, config: Any) -> None:
     try:
-        from aiohttp import web
-
-        from layershuffle.serving.door import door
+        from layershuffle.serving.door import door, listening
     except ImportError as error:
         raise UserError('serving needs aiohttp: install it with pip install "layershuffle[serving]"') from error
     console, stopped = Console(), asyncio.Event()
     token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-    with console.status(f"starting {config.nodes} nodes"):
-        await cluster.__aenter__()
-    runner = web.AppRunner(door(cluster, loaded, token, config.most_waiting), access_log=None)
-    try:
+    async with AsyncExitStack() as stack:
+        with console.status(f"starting {config.nodes} nodes"):
+            await stack.enter_async_context(cluster)
         for stop in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(stop, stopped.set)
-        await runner.setup()
-        site = web.TCPSite(runner, config.host, config.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise UserError(f"can't listen on {config.host}:{config.port}: {error.strerror}") from error
-        address = f"http://{config.host}:{runner.addresses[0][1]}"
+        application = door(cluster, loaded, token, config.most_waiting)
+        address = await stack.enter_async_context(listening(application, config.host, config.port))
         console.print(f"page: {address}/#{token}", soft_wrap=True)
         call = f"curl -H 'Authorization: Bearer {token}' --data-binary @PICTURE {address}/predict"
         console.print(f"try:  {call}", soft_wrap=True, highlight=False)
-        await _show(cluster, console, stopped.wait())
-    finally:
-        await runner.cleanup()
-        await cluster.__aexit__()
+        await stack.enter_async_context(_shown(cluster, console))
+        await stopped.wait()
 
 
-async def _show(cluster: Cluster, console: Console, until: Awaitable[Any]) -> None:
-    """Show the table, anew four times a second on a terminal, until told to stop."""
-    stopped = asyncio.ensure_future(until)
-    if not console.is_terminal:
-        await stopped
-        return
-    with Live(console=console, auto_refresh=False) as live:
-        while not stopped.done():
+@asynccontextmanager
+async def _shown(cluster: Cluster, console: Console) -> AsyncIterator[None]:
+    """Show the table meanwhile, anew four times a second, if there is a terminal."""
+
+    async def refresh(live: Live) -> None:
+        while True:
             live.update(status(cluster.state()), refresh=True)
-            await asyncio.wait([stopped], timeout=0.25)
+            await asyncio.sleep(0.25)
+
+    if not console.is_terminal:
+        yield
+        return
+    with Live(console=console, auto_refresh=False) as live:  # A thread that refreshes would read what changes.
+        refreshing = asyncio.create_task(refresh(live))
+        try:
+            yield
+        finally:
+            refreshing.cancel()
 
 
 def status(state: dict[str, Any]) -> Group:

@@ -4,7 +4,8 @@ import asyncio
 import hmac
 import io
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,27 @@ def door(cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 
     made = web.Application(middlewares=[guard], client_max_size=MAX_BYTES)
     made.add_routes([web.post("/predict", predict), web.get("/state", state), web.get("/", page)])
     return made
+
+
+@asynccontextmanager
+async def listening(application: web.Application, host: str, port: int) -> AsyncIterator[str]:
+    """Let an application listen, and end it; port 0 stands for any that is free. Gives its address.
+
+    A request whose client goes away is cancelled, so that no node works for nobody.
+
+    Raises:
+        UserError: if it can't listen there.
+    """
+    runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise UserError(f"can't listen on {host}:{port}: {error.strerror}") from error
+        yield f"http://{host}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 class _Refusal(web.HTTPException):
