@@ -22,6 +22,7 @@ from layershuffle.orders.order import Order
 from layershuffle.serving.events import EventLog
 from layershuffle.serving.router import Action, Ended, Load, Policy, Router, Run
 
+NEEDS_RAY = 'serving needs Ray: install it with pip install "layershuffle[serving]"'
 HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 200,
@@ -45,6 +46,16 @@ class Result(NamedTuple):
     order: Order
     missed: tuple[int, ...]
     seconds: float
+
+    def described(self, classes: Sequence[str], top: int) -> dict[str, Any]:
+        """What the first image shows: the ``top`` likeliest of ``classes``, and how they came about, for JSON."""
+        best = self.logits[0].softmax(dim=-1).topk(min(top, len(classes)))
+        likeliest = [
+            {"class": classes[label], "probability": round(probability, 6)}
+            for probability, label in zip(best.values.tolist(), best.indices.tolist())
+        ]
+        seconds, missed = round(self.seconds, 4), [*self.missed]
+        return {"classes": likeliest, "order": str(self.order), "missed": missed, "seconds": seconds}
 
 
 @dataclass
@@ -122,6 +133,9 @@ class Cluster:
         self._log.write("started", time.time(), steps=len(self.model.order), policy=vars(self.policy))
         self._ray, self._owns_ray = await asyncio.to_thread(connect, self.address, len(self.placement))
         try:
+            from layershuffle.serving.metrics import Metrics
+
+            self._log.listener = Metrics().count
             await self._start_nodes()
         except BaseException:
             await self.__aexit__()
@@ -398,7 +412,7 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
         import ray
         import ray._private.services as services
     except ImportError as error:
-        raise UserError('serving needs Ray: install it with pip install "layershuffle[serving]"') from error
+        raise UserError(NEEDS_RAY) from error
     if ray.is_initialized():
         return ray, False
     if address is not None:
@@ -410,7 +424,9 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
         return ray, True
-    # Ray replaces the loopback address by one that other machines reach, and listens there.
+    # Ray replaces the loopback address by one that other machines can reach, and would listen there. The only public way
+    # to prevent it is the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the program
+    # has imported ray already. An address such as 127.0.0.2, which Ray doesn't replace, makes it listen everywhere.
     resolve, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
     try:
         ray.init(

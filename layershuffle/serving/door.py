@@ -57,13 +57,7 @@ def door(cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 
                 raise _Refusal(503, str(error)) from error
         finally:
             beyond -= 1
-        best = found.logits[0].softmax(dim=-1).topk(min(top, len(loaded.classes)))
-        classes = [
-            {"class": loaded.classes[label], "probability": round(probability, 6)}
-            for probability, label in zip(best.values.tolist(), best.indices.tolist())
-        ]
-        seconds, missed = round(found.seconds, 4), [*found.missed]
-        answer = {"classes": classes, "order": str(found.order), "missed": missed, "seconds": seconds}
+        answer = found.described(loaded.classes, top)
         return web.json_response(answer, dumps=partial(json.dumps, ensure_ascii=False))
 
     async def state(_: web.Request) -> web.Response:
