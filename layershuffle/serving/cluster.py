@@ -424,9 +424,9 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
         return ray, True
-    # Ray replaces the loopback address by one that other machines can reach, and would listen there. The only public way
-    # to prevent it is the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the program
-    # has imported ray already. An address such as 127.0.0.2, which Ray doesn't replace, makes it listen everywhere.
+    # Ray replaces the loopback address by one that other machines can reach, and would listen there. The only public
+    # way to prevent it is the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the
+    # program has imported ray already. With 127.0.0.2, which Ray doesn't replace, it would listen on all interfaces.
     resolve, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
     try:
         ray.init(

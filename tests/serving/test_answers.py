@@ -160,15 +160,14 @@ def test_what_cannot_be_appended_to_is_refused(monkeypatch, capsys, small):
     Path("answers.jsonl").unlink()
     command()
     written = Path("answers.jsonl").read_text()
-    content = torch.load("m.ckpt")
+    Path("m.ckpt").rename("same.ckpt")
+    content = torch.load("same.ckpt")
     content["state_dict"]["model.vit.head.bias"] += 1
     torch.save(content, "m.ckpt")
     assert "answers.jsonl has answers of another model (m)" in fails(capsys, serve.serve_command, *arguments)
     assert Path("answers.jsonl").read_text() == written
     Path("answers.jsonl").write_text(written.replace('"picture"', '"image"', 1))
-    content["state_dict"]["model.vit.head.bias"] -= 1
-    torch.save(content, "m.ckpt")
-    assert "answers.jsonl is damaged: line 2 is not an answer" in fails(capsys, serve.serve_command, *arguments)
+    assert "line 2 is not an answer" in fails(capsys, serve.serve_command, "same.ckpt", *arguments[1:])
 
 
 @pytest.mark.slow
