@@ -415,29 +415,25 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
         raise UserError(NEEDS_RAY) from error
     if ray.is_initialized():
         return ray, False
-    if address is not None:
-        host, _, port = address.rpartition(":")
-        try:
-            if port.isdigit():  # Ray itself would try for minutes.
-                socket.create_connection((host, int(port)), 5).close()
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
-        return ray, True
-    # Ray replaces the loopback address by one that other machines can reach, and would listen there. The only public
-    # way to prevent it is the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the
-    # program has imported ray already. With 127.0.0.2, which Ray doesn't replace, it would listen on all interfaces.
+    if address is None:
+        arguments: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        arguments |= {"_node_ip_address": "127.0.0.1", "_system_config": HEALTH_CHECKS}
+    else:
+        arguments = {"address": address}
+    # Ray replaces the loopback address by one that other machines can reach. A cluster that it starts would listen there,
+    # and one that listens on loopback would be looked for there, for ever. The only public way to prevent this is the
+    # environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the program has imported ray
+    # already. With 127.0.0.2, which Ray doesn't replace, it would listen on all interfaces.
     resolve, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _system_config=HEALTH_CHECKS,
-        )
+        host, _, port = (address or "").rpartition(":")
+        if port.isdigit():  # Ray itself would try for minutes.
+            socket.create_connection((host, int(port)), 5).close()
+        ray.init(**arguments, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise
+        raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
     finally:
         services.resolve_ip_for_localhost = resolve
     return ray, True
