@@ -420,10 +420,10 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
         arguments |= {"_node_ip_address": "127.0.0.1", "_system_config": HEALTH_CHECKS}
     else:
         arguments = {"address": address}
-    # Ray replaces the loopback address by one that other machines can reach. A cluster that it starts would listen there,
-    # and one that listens on loopback would be looked for there, for ever. The only public way to prevent this is the
-    # environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the program has imported ray
-    # already. With 127.0.0.2, which Ray doesn't replace, it would listen on all interfaces.
+    # Ray replaces the loopback address by one that other machines can reach. A cluster that it starts would listen
+    # there, and one that listens on loopback would be looked for there, for ever. The only public way to prevent this
+    # is the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the program has imported
+    # ray already. With 127.0.0.2, which Ray doesn't replace, it would listen on all interfaces.
     resolve, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
     try:
         host, _, port = (address or "").rpartition(":")
