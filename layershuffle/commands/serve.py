@@ -52,7 +52,9 @@ def serve_command(args: list[str] | None = None) -> None:
     )
     parser.add_argument("--top", type=PositiveInt, default=5, help="how many classes to name")
     parser.add_argument("--nodes", type=PositiveInt, default=6, help="how many nodes to start")
-    parser.add_argument("--address", type=str | None, help="of a Ray cluster (default: one is started in this machine)")
+    parser.add_argument(
+        "--address", type=str | None, help="of a Ray cluster, or auto for the one on this machine (default: a new one)"
+    )
     parser.add_argument("--threads", type=PositiveInt, default=1, help="threads of each node")
     parser.add_class_arguments(Policy, None)
     parser.add_argument("--window", type=PositiveInt | None, help="requests that run at a time (default: 2 per node)")

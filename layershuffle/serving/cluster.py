@@ -80,8 +80,8 @@ class Cluster:
             which then hold successive steps, each at least one.
         policy: how requests are routed.
         window: how many requests may run at a time; others wait in ``submit``. By default twice the number of nodes.
-        address: of a Ray cluster that runs, where this package is installed; by default one is started in this
-            machine, which listens on loopback alone.
+        address: of a Ray cluster that runs, where this package is installed, or "auto" for the one that was started on
+            this machine; by default a new one is started on this machine, which listens on loopback alone.
         log: a file to which events are appended, among them the order of each request; see ``EventLog``.
         threads: how many threads each node computes with.
         start_seconds: how long the nodes may take to start.
@@ -433,7 +433,8 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
     except (OSError, ValueError, RuntimeError) as error:
         if address is None:
             raise
-        raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
+        reason = f"{_reason(error)} (if it wants a token, set the environment variable RAY_AUTH_MODE=token)"
+        raise UserError(f"there is no Ray cluster at {address}: {reason}") from error
     finally:
         services.resolve_ip_for_localhost = resolve
     return ray, True

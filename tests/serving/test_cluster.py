@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import psutil
 import pytest
@@ -54,8 +53,6 @@ def test_a_machine_is_killed_while_requests_run(tmp_path):
     from ray.cluster_utils import Cluster as Machines
 
     model, log, images = one_model(), tmp_path / "events.jsonl", pictures(40)
-    command = Path(sys.executable).with_name("ray")
-    subprocess.run([command, "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
     one = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
     machines = Machines(initialize_head=True, head_node_args=one | {"_system_config": HEALTH_CHECKS})
     killed = machines.add_node(**one)
