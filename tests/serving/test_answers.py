@@ -171,7 +171,7 @@ def test_what_cannot_be_appended_to_is_refused(monkeypatch, capsys, small):
 
 
 @pytest.mark.slow
-def test_a_coordinator_that_is_killed_goes_on_where_it_was(capsys):
+def test_a_coordinator_that_is_killed_goes_on_where_it_was():
     """SIGKILL leaves whole files and no process; the same command does the rest on another cluster."""
     draw(range(600))
     arguments = ["m.ckpt", "--pictures", "pictures", "--output", "answers.jsonl", "--top", "2", "--log", "log.jsonl"]
@@ -184,14 +184,14 @@ def test_a_coordinator_that_is_killed_goes_on_where_it_was(capsys):
     started = psutil.Process(running.pid).children(recursive=True)
     assert len(started) > 2
     running.kill()
-    _, left = psutil.wait_procs(started, timeout=30)
-    assert not left
     _, before = lines()
     assert 19 <= len(before) < 602
     log = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "ended" for event in log) >= sum("order" in answer for answer in before.values())
 
-    assert subprocess.run([sys.executable, "-m", "layershuffle", "serve", *arguments], check=True).returncode == 0
+    subprocess.run([sys.executable, "-m", "layershuffle", "serve", *arguments], check=True, stdout=subprocess.DEVNULL)
     _, after = lines()
     assert {picture: after[picture] for picture in before} == before
     check(after, range(600))
+    _, left = psutil.wait_procs(started, timeout=90)  # Ray's agents take longest to notice.
+    assert not left
