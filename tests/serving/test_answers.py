@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +127,24 @@ def test_pictures_are_classified_once_and_what_is_left_the_next_time(monkeypatch
     command()
     assert Local.last.requests == 0
     check(lines()[1], range(33))
+
+
+def test_after_ctrl_c_it_goes_on_where_it_was(monkeypatch):
+    class Interrupted(Local):
+        async def submit(self, images):
+            if self.requests == 20:
+                signal.raise_signal(signal.SIGINT)
+            return await super().submit(images)
+
+    monkeypatch.setattr(serve, "Cluster", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command()
+    _, before = lines()
+    assert 10 < len(before) < 32
+    monkeypatch.setattr(serve, "Cluster", Local)
+    command()
+    assert Local.last.requests == 30 - sum("order" in answer for answer in before.values())
+    check(lines()[1])
 
 
 def test_requests_that_fail_leave_their_pictures_for_the_next_time(monkeypatch, capsys):

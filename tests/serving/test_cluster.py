@@ -47,6 +47,7 @@ def one_model():
     return model
 
 
+@pytest.mark.slow
 def test_a_machine_is_killed_while_requests_run(tmp_path):
     """Two raylets stand for two machines. It is the first test, because a process has one Ray cluster at a time."""
     from ray.cluster_utils import Cluster as Machines
