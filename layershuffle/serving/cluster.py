@@ -22,6 +22,7 @@ from layershuffle.orders.order import Order
 from layershuffle.serving.events import EventLog
 from layershuffle.serving.router import Action, Ended, Load, Policy, Router, Run
 
+NEEDS_RAY = 'serving needs Ray: install it with pip install "layershuffle[serving]"'
 HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 200,
@@ -46,6 +47,16 @@ class Result(NamedTuple):
     missed: tuple[int, ...]
     seconds: float
 
+    def described(self, classes: Sequence[str], top: int) -> dict[str, Any]:
+        """What the first image shows: the ``top`` likeliest of ``classes``, and how they came about, for JSON."""
+        best = self.logits[0].softmax(dim=-1).topk(min(top, len(classes)))
+        likeliest = [
+            {"class": classes[label], "probability": round(probability, 6)}
+            for probability, label in zip(best.values.tolist(), best.indices.tolist())
+        ]
+        seconds, missed = round(self.seconds, 4), [*self.missed]
+        return {"classes": likeliest, "order": str(self.order), "missed": missed, "seconds": seconds}
+
 
 @dataclass
 class _Flight:
@@ -69,8 +80,8 @@ class Cluster:
             which then hold successive steps, each at least one.
         policy: how requests are routed.
         window: how many requests may run at a time; others wait in ``submit``. By default twice the number of nodes.
-        address: of a Ray cluster that runs, where this package is installed; by default one is started in this
-            machine, which listens on loopback alone.
+        address: of a Ray cluster that runs, where this package is installed, or "auto" for the one that was started on
+            this machine; by default a new one is started on this machine, which listens on loopback alone.
         log: a file to which events are appended, among them the order of each request; see ``EventLog``.
         threads: how many threads each node computes with.
         start_seconds: how long the nodes may take to start.
@@ -122,6 +133,9 @@ class Cluster:
         self._log.write("started", time.time(), steps=len(self.model.order), policy=vars(self.policy))
         self._ray, self._owns_ray = await asyncio.to_thread(connect, self.address, len(self.placement))
         try:
+            from layershuffle.serving.metrics import Metrics
+
+            self._log.listener = Metrics().count
             await self._start_nodes()
         except BaseException:
             await self.__aexit__()
@@ -398,30 +412,29 @@ def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
         import ray
         import ray._private.services as services
     except ImportError as error:
-        raise UserError('serving needs Ray: install it with pip install "layershuffle[serving]"') from error
+        raise UserError(NEEDS_RAY) from error
     if ray.is_initialized():
         return ray, False
-    if address is not None:
-        host, _, port = address.rpartition(":")
-        try:
-            if port.isdigit():  # Ray itself would try for minutes.
-                socket.create_connection((host, int(port)), 5).close()
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"there is no Ray cluster at {address}: {_reason(error)}") from error
-        return ray, True
-    # Ray replaces the loopback address by one that other machines reach, and listens there.
+    if address is None:
+        arguments: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        arguments |= {"_node_ip_address": "127.0.0.1", "_system_config": HEALTH_CHECKS}
+    else:
+        arguments = {"address": address}
+    # Ray replaces the loopback address by one that other machines can reach. A cluster that it starts would listen
+    # there, and one that listens on loopback would be looked for there, for ever. The only public way to prevent this
+    # is the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the program has imported
+    # ray already. With 127.0.0.2, which Ray doesn't replace, it would listen on all interfaces.
     resolve, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _system_config=HEALTH_CHECKS,
-        )
+        host, _, port = (address or "").rpartition(":")
+        if port.isdigit():  # Ray itself would try for minutes.
+            socket.create_connection((host, int(port)), 5).close()
+        ray.init(**arguments, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise
+        reason = f"{_reason(error)} (if it wants a token, set the environment variable RAY_AUTH_MODE=token)"
+        raise UserError(f"there is no Ray cluster at {address}: {reason}") from error
     finally:
         services.resolve_ip_for_localhost = resolve
     return ray, True

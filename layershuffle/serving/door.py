@@ -4,7 +4,8 @@ import asyncio
 import hmac
 import io
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,7 @@ def door(cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 
                 raise _Refusal(503, str(error)) from error
         finally:
             beyond -= 1
-        best = found.logits[0].softmax(dim=-1).topk(min(top, len(loaded.classes)))
-        classes = [
-            {"class": loaded.classes[label], "probability": round(probability, 6)}
-            for probability, label in zip(best.values.tolist(), best.indices.tolist())
-        ]
-        seconds, missed = round(found.seconds, 4), [*found.missed]
-        answer = {"classes": classes, "order": str(found.order), "missed": missed, "seconds": seconds}
+        answer = found.described(loaded.classes, top)
         return web.json_response(answer, dumps=partial(json.dumps, ensure_ascii=False))
 
     async def state(_: web.Request) -> web.Response:
@@ -84,6 +79,27 @@ def door(cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 
     made = web.Application(middlewares=[guard], client_max_size=MAX_BYTES)
     made.add_routes([web.post("/predict", predict), web.get("/state", state), web.get("/", page)])
     return made
+
+
+@asynccontextmanager
+async def listening(application: web.Application, host: str, port: int) -> AsyncIterator[str]:
+    """Let an application listen, and end it; port 0 stands for any that is free. Gives its address.
+
+    A request whose client goes away is cancelled, so that no node works for nobody.
+
+    Raises:
+        UserError: if it can't listen there.
+    """
+    runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise UserError(f"can't listen on {host}:{port}: {error.strerror}") from error
+        yield f"http://{host}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 class _Refusal(web.HTTPException):

@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
+import psutil
 import pytest
+import ray.util.metrics
 import torch
+from aiohttp import ClientSession, ClientTimeout
 from aiohttp.test_utils import TestClient, TestServer
 from helpers import SMALL, fails
 from PIL import Image
@@ -23,24 +27,80 @@ from layershuffle.checkpoints.loading import LoadedModel
 from layershuffle.commands.serve import serve_command
 from layershuffle.commands.serve import status as status_table
 from layershuffle.orders.recorded import read_orders
-from layershuffle.serving.cluster import Cluster, connect, spread
-from layershuffle.serving.door import MAX_BYTES, door
+from layershuffle.serving.cluster import HEALTH_CHECKS, Cluster, connect, spread
+from layershuffle.serving.door import MAX_BYTES, door, listening
 from layershuffle.serving.events import EventLog
-from layershuffle.serving.router import Policy
+from layershuffle.serving.metrics import Metrics
+from layershuffle.serving.router import Ended, Policy
 
-pytest.importorskip("ray")
 HELD = [[0, 1], [1, 2], [2, 3], [3, 0]]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A runner of an event loop, a model that encodes positions, its cluster, and the cluster's log."""
+def one_model():
+    """A model that encodes positions, with weights far from their initial symmetry."""
     torch.set_num_threads(1)  # as in the nodes: the number of threads decides how sums are rounded
     torch.manual_seed(0)
     model = layershuffle.create_model("vit_tiny_patch16_224", 5, **SMALL, position="encode").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
+    return model
+
+
+@pytest.mark.slow
+def test_a_machine_is_killed_while_requests_run(tmp_path):
+    """Two raylets stand for two machines. It is the first test, because a process has one Ray cluster at a time."""
+    from ray.cluster_utils import Cluster as Machines
+
+    model, log, images = one_model(), tmp_path / "events.jsonl", pictures(40)
+    one = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    machines = Machines(initialize_head=True, head_node_args=one | {"_system_config": HEALTH_CHECKS})
+    killed = machines.add_node(**one)
+
+    async def submit():
+        placement = [[0, 1], [2, 3]]
+        async with Cluster(model, placement, address=machines.address, log=log, start_seconds=300) as cluster:
+            waiting = [asyncio.create_task(cluster.submit(batch)) for batch in images]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            killed.all_processes["raylet"][0].process.kill()
+            return time.time(), await asyncio.gather(*waiting)
+
+    try:
+        when, results = asyncio.run(submit())
+    finally:
+        machines.shutdown()
+    check(model, images, results)
+    (lost,) = events(log, "lost")
+    assert lost["time"] < when + 5  # with Ray's own health checks it would be 15 s
+    (held,) = (event["steps"] for event in events(log, "joined") if event["node"] == lost["node"])
+    assert sorted(event["step"] for event in events(log, "loaded")) == held
+    ended = events(log, "ended")
+    assert sorted(event["request"] for event in ended) == [*range(1, len(images) + 1)]
+    assert ended[0]["time"] <= lost["time"] <= ended[-1]["time"]
+
+
+def recording(original, found):
+    def record(metric, value=1):
+        original(metric, value)
+        found[metric.info["name"]] += value
+
+    return record
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    """The sum of what was recorded of each of Ray's metrics, by its name."""
+    found = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, method in ((ray.util.metrics.Counter, "inc"), (ray.util.metrics.Histogram, "observe")):
+            patch.setattr(kind, method, recording(getattr(kind, method), found))
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, metrics):
+    """A runner of an event loop, a model that encodes positions, its cluster, and the cluster's log."""
+    model = one_model()
     log = tmp_path_factory.mktemp("log") / "events.jsonl"
     policy = Policy("any", step_deadline=1.5, request_deadline=15)
     with asyncio.Runner() as runner:
@@ -87,6 +147,21 @@ def test_every_request_gets_the_logits_of_the_order_that_ran(served):
     state = cluster.state()
     assert (state["ended"], state["failed"], state["missed"], state["in_flight"]) == (20, 0, 0, 0)
     assert [node["steps"] for node in state["nodes"]] == HELD
+
+
+def test_nobody_else_can_reach_it(served):
+    """The processes of Ray, which are children of this one, listen on loopback alone."""
+    ours = psutil.Process().children(recursive=True)
+    sockets = [socket for process in ours for socket in process.net_connections() if socket.status == "LISTEN"]
+    assert len(sockets) > len(HELD)
+    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets} == {"127.0.0.1"}
+
+
+def test_a_model_that_is_too_large_is_refused(served, monkeypatch):
+    runner, model, _, _ = served
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"memory": 2**17, "CPU": 4.0})
+    with pytest.raises(UserError, match=r"the nodes hold \d.* of weights, but the cluster has 0\.0 GiB"):
+        runner.run(Cluster(model, HELD).__aenter__())
 
 
 def test_a_stopped_node_is_passed_over_and_its_late_answer_dropped(served):
@@ -209,10 +284,55 @@ def test_the_door(served):
     assert status_table(cluster.state()).renderables[0].row_count == len(cluster.state()["nodes"])
 
 
+def test_a_client_that_vanishes(served):
+    """Its request ends once, nobody computes for it any more, and others get their answers."""
+    runner, model, cluster, log = served
+    content = io.BytesIO()
+    Image.new("L", (20, 20)).save(content, "PNG")
+    before = len(events(log, "ended"))
+
+    async def talk():
+        app = door(cluster, LoadedModel(model, {"source": "test"}), "secret")
+        for process in processes(cluster).values():
+            os.kill(process, signal.SIGSTOP)  # so that the request still runs when its client goes
+        token = {"Authorization": "Bearer secret"}
+        async with listening(app, "127.0.0.1", 0) as address, ClientSession(address, headers=token) as client:
+            with pytest.raises(TimeoutError):
+                await client.post("/predict", data=content.getvalue(), timeout=ClientTimeout(0.5))
+            async with asyncio.timeout(5):  # long before its deadline
+                while cluster.state()["in_flight"]:
+                    await asyncio.sleep(0.01)
+            for process in processes(cluster).values():
+                os.kill(process, signal.SIGCONT)
+            async with client.post("/predict", data=content.getvalue()) as answer:
+                assert answer.status == 200
+
+    runner.run(talk())
+    assert (cluster.waiting, cluster.state()["in_flight"]) == (0, 0)
+    assert [event["failed"] for event in events(log, "ended")[before:]] == [True, False]
+
+
+def test_ray_is_told_what_the_log_says(served, metrics):
+    _, _, cluster, log = served
+    ended = [event for event in events(log, "ended") if not event["failed"]]
+    assert metrics["layershuffle_requests_ended"] == len(ended) == cluster.counts["ended"]
+    assert metrics["layershuffle_requests_failed"] == len(events(log, "ended")) - len(ended) > 0
+    assert metrics["layershuffle_request_seconds"] == pytest.approx(sum(event["seconds"] for event in ended))
+    assert metrics["layershuffle_nodes_lost"] == len(events(log, "lost")) > 0
+    assert metrics["layershuffle_late_answers"] == len(events(log, "late")) > 0
+
+
+def test_missed_layers_are_counted(metrics):
+    before = metrics["layershuffle_layers_missed"]
+    with EventLog(None, Metrics().count) as log:
+        log.ended(Ended(1, (2, 0), (1, 3), 0.5, failed=False), 0)
+    assert metrics["layershuffle_layers_missed"] == before + 2
+
+
 def test_without_any_node_requests_fail_at_their_deadline(served):
     """This one comes last: no node is left after it."""
-    runner, _, cluster, _ = served
-    failed = cluster.counts["failed"]
+    runner, _, cluster, log = served
+    failed, before = cluster.counts["failed"], len(events(log, "ended"))
 
     async def submit():
         for process in processes(cluster).values():
@@ -223,6 +343,7 @@ def test_without_any_node_requests_fail_at_their_deadline(served):
 
     runner.run(submit())
     assert cluster.counts["failed"] == failed + 3
+    assert [event["failed"] for event in events(log, "ended")[before:]] == [True] * 3
     assert {node["status"] for node in cluster.state()["nodes"]} == {"gone"}
 
 
@@ -250,6 +371,20 @@ for number in range(10**9):
     with EventLog(path) as log:
         log.write("after", 0)
     assert path.read_text() == whole + '{"time": 0, "event": "after"}\n'
+
+
+def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path, monkeypatch, capsys):
+    path, write = tmp_path / "log", os.write
+    with EventLog(path) as log:
+        log.write("before", 0)
+        monkeypatch.setattr("os.write", lambda file, line: write(file, line[:5]))
+        log.write("half", 1)
+        log.write("after", 2)
+    assert path.read_text() == '{"time": 0, "event": "before"}\n'
+    assert (
+        capsys.readouterr().err
+        == f"the event log {path} ends here, since it can't be written: No space left on device\n"
+    )
 
 
 def test_layers_are_spread_over_nodes():

@@ -1,0 +1,54 @@
+"""The file of answers, to which pictures that are classified are appended, and which says what is left to do."""
+
+import json
+import os
+from typing import Any
+
+from layershuffle.errors import UserError
+from layershuffle.serving.events import Lines
+
+
+class Answers(Lines):
+    """Appends what a model says of pictures. The first line is about the model; each other one is about a picture.
+
+    Args:
+        path: the file, which may already have answers of the model.
+        model: the record of the model, as results have it.
+        weights: the fingerprint of its weights, by which it is known.
+
+    Attributes:
+        done: the pictures that have a line.
+        unreadable: how many of them could not be read.
+
+    Raises:
+        UserError: if the file can't be written, is something else, is damaged, or has answers of another model.
+    """
+
+    def __init__(self, path: str | os.PathLike, model: dict[str, Any], weights: str) -> None:
+        super().__init__(path, "model", "a file of answers")
+        self.done: set[str] = set()
+        self.unreadable = number = 0
+        try:
+            with open(path, encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    found = json.loads(line)
+                    if number > 1:
+                        self._count(found)
+                    elif found["weights"] != weights:
+                        name = found["model"]["name"]
+                        raise UserError(f"{path} has answers of another model ({name}): give the name of a new file")
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} is damaged: line {number} is not an answer") from error
+        if not number:
+            super().append({"model": model, "weights": weights})
+
+    def append(self, content: dict[str, Any]) -> None:
+        """Append what is known of a picture, whose path is ``content["picture"]``; raises OSError as ``Lines``."""
+        super().append(content)
+        self._count(content)
+
+    def _count(self, content: dict[str, Any]) -> None:
+        self.done.add(content["picture"])
+        self.unreadable += "unreadable" in content
