@@ -45,6 +45,7 @@ def simulate_command(args: list[str] | None = None) -> dict[str, Any]:
         "else layers that were lost are loaded on other nodes",
     )
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="how many seeds to simulate")
+    parser.add_argument("--first_seed", type=NonNegativeInt, default=0, help="the seeds count up from this one")
     parser.add_argument("--max_missed", type=NonNegativeInt, default=3, help="layers that -skip may miss in a request")
     parser.add_argument("--patience", type=float, default=20.0, help="seconds after which -skip misses layers")
     parser.add_argument("--step_deadline", type=float, default=120.0, help="seconds after which a node is suspected")
@@ -65,9 +66,10 @@ def simulate_command(args: list[str] | None = None) -> dict[str, Any]:
     limits = {name: config[name] for name in ("max_missed", "patience", "step_deadline", "request_deadline", "visit")}
     policies = {name: replace(POLICIES[name], **limits) for name in config.policies}
     with EventLog(config.log) as log, Console(stderr=True).status("simulating"):
-        found = compare(scenario, config.nodes, policies, range(config.seeds), config.log and log.ended)
+        seeds = range(config.first_seed, config.first_seed + config.seeds)
+        found = compare(scenario, config.nodes, policies, seeds, config.log and log.ended)
     Console().print(terminal(*table(found)))
-    record = {"scenario": vars(scenario), "limits": limits, "seeds": config.seeds}
+    record = {"scenario": vars(scenario), "limits": limits, "seeds": [*seeds]}
     record["outcomes"] = [{"nodes": nodes, "policy": name, "seeds": seeds} for (nodes, name), seeds in found.items()]
     if config.output:
         write_whole(config.output, json.dumps(record, indent=1, default=str) + "\n")

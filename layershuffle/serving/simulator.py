@@ -90,8 +90,8 @@ class Outcome:
 
     @property
     def share(self) -> float:
-        """The throughput as a share of the ideal."""
-        return self.throughput / self.ideal
+        """The throughput as a share of the ideal; NaN if some layer never had a node, so that the ideal is 0."""
+        return self.throughput / self.ideal if self.ideal else math.nan
 
 
 class _Node:
