@@ -22,6 +22,7 @@ POLICIES = {
     "any": Policy("any"),
     "sequential": Policy("sequential"),
     "chain": Policy("chain"),
+    "path": Policy("path"),
     "any-skip": Policy("any", "skip"),
     "sequential-skip": Policy("sequential", "skip"),
 }
@@ -32,7 +33,8 @@ def simulate_command(args: list[str] | None = None) -> dict[str, Any]:
     parser = Parser(
         prog="layershuffle simulate",
         description="Simulate how requests run through the layers of a model on nodes that differ in speed, go and "
-        "come back: any order beside the original sequence and random chains of nodes. Times are in seconds.",
+        "come back: any order beside the original sequence, random chains of nodes and shortest ones. Times are in "
+        "seconds.",
     )
     parser.add_argument("--nodes", type=PositiveInt, nargs="+", default=[12, 48, 240], help="numbers of nodes")
     parser.add_argument(
@@ -41,8 +43,9 @@ def simulate_command(args: list[str] | None = None) -> dict[str, Any]:
         choices=POLICIES,
         default=[*POLICIES],
         help="any: whichever remaining layer has an idle node; sequential: the next layer on an idle node; chain: the "
-        "next layer on a node drawn at random by speed; with -skip a request does without layers that keep it waiting, "
-        "else layers that were lost are loaded on other nodes",
+        "next layer on a node drawn at random by speed; path: on the chain of nodes with the least estimated time; "
+        "with -skip a request does without layers that keep it waiting, else layers that were lost are loaded on "
+        "other nodes",
     )
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="how many seeds to simulate")
     parser.add_argument("--first_seed", type=NonNegativeInt, default=0, help="the seeds count up from this one")
