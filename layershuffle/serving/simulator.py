@@ -39,7 +39,8 @@ class Scenario:
         loading: the time in which a node loads another layer.
         window: how many requests are in flight, for each node; when one ends, the next one is submitted.
         duration: the time that is simulated. The first quarter warms up, and isn't measured.
-        kills: how many nodes go for good, the first ones, evenly spread over the time that is measured; if lifetime is 0.
+        kills: how many nodes go for good, the first ones, evenly spread over the time that is measured. It needs a
+            lifetime of 0.
         burst: if above 0, this many requests come at the beginning, and no others. Then all is measured until the last
             one ends.
     """
