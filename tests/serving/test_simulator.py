@@ -10,6 +10,7 @@ from helpers import fails
 from layershuffle import Order, UserError
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.orders.recorded import read_orders
+from layershuffle.serving.comparison import compare, table
 from layershuffle.serving.router import Policy
 from layershuffle.serving.simulator import Scenario, ideal_throughput, simulate
 
@@ -74,8 +75,10 @@ def test_the_slowest_node_sets_the_pace():
 
 
 def test_a_layer_that_is_always_away_has_no_share_of_an_ideal():
-    away = {**STEADY, "lifetime": 1e-6, "absence": 1e9}
-    assert math.isnan(simulate(Scenario(nodes=1, layers=1, duration=10, **away), Policy("any", "skip")).share)
+    scenario = Scenario(layers=1, duration=10, **{**STEADY, "lifetime": 1e-6, "absence": 1e9})
+    found = compare(scenario, [1], {"any-skip": Policy("any", "skip")}, range(2))
+    assert math.isnan(found[1, "any-skip"][0]["share"])
+    assert table(found)[1][0][2] == "no ideal"
 
 
 def test_nodes_that_come_and_go():
