@@ -91,7 +91,12 @@ POINTS: dict[str, dict[float, dict[str, float]]] = {
     "requests of a burst": {burst: {"lifetime": 0, "burst": burst} for burst in (1, 6, 12, 24, 48, 96)},
 }
 """What each sweep changes of VOLUNTEERS and LIMITS, by the value that is drawn on its axis."""
-MEASURES = {"throughput": "requests/s, % of the bound", "p95": "p95, s", "missed": "layers missed", "makespan": "s"}
+MEASURES = {
+    "throughput": "requests/s, % of the bound",
+    "p95": "p95, s",
+    "missed": "layers missed",
+    "makespan": "makespan, s",
+}
 PANELS = {
     "kills per node and hour": ["throughput", "p95", "missed"],
     "patience, s": ["throughput", "p95", "missed"],
@@ -115,7 +120,7 @@ def sweep(output: Path) -> None:
                     continue
                 about = {"sweep": sweep, "value": value, "routing": policy.routing, "on_loss": policy.on_loss}
                 found.append({**about, "seeds": [run(scenario, policy, seed) for seed in SEEDS]})
-    write_whole(output, json.dumps({"scenario": vars(VOLUNTEERS), "limits": LIMITS, "found": found}, indent=1) + "\n")
+    write_whole(output, json.dumps({"scenario": vars(VOLUNTEERS), "limits": LIMITS, "found": found}) + "\n")
     save(draw(found), output.with_suffix(".png"))
     for sweep, measures in PANELS.items():
         for measure in measures:
@@ -138,7 +143,7 @@ def run(scenario: Scenario, policy: Policy, seed: int) -> dict[str, float]:
     for held, seconds in draw_nodes(scenario, seeded(seed, "nodes")):
         capacity[held] += there / seconds
     bound = ideal_throughput(capacity, scenario.layers)
-    return {
+    measures = {
         "requests/s": outcome.throughput,
         "throughput": 100 * outcome.throughput / bound,
         "makespan": scenario.burst / outcome.throughput,
@@ -147,6 +152,7 @@ def run(scenario: Scenario, policy: Policy, seed: int) -> dict[str, float]:
         "missed": outcome.missed,
         "failed": outcome.failed,
     }
+    return {name: float(f"{value:.4g}") for name, value in measures.items()}
 
 
 def mean(found: dict[str, Any], measure: str) -> float:
@@ -156,7 +162,7 @@ def mean(found: dict[str, Any], measure: str) -> float:
 
 def draw(found: list[dict[str, Any]]) -> Figure:
     """A panel for each measure of each sweep, and in it a line for each way of routing: the mean over the seeds."""
-    drawn = Figure(figsize=(14, 9), layout="constrained")
+    drawn = Figure(figsize=(12, 8), layout="constrained")
     axes = iter(drawn.subplots(3, 4).flat)
     for sweep, measures in PANELS.items():
         for measure in measures:
