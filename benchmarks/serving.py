@@ -349,7 +349,7 @@ async def compare_with_simulator(output: Path) -> None:
     print(
         f"a message and its answer took {1000 * message:.1f} ms, and it took {1000 * detection:.0f} ms to notice a kill"
     )
-    write_whole(output, json.dumps({"message": message, "detection": detection, "found": found}, indent=1) + "\n")
+    write_whole(output, json.dumps({"message": message, "detection": detection, "found": found}) + "\n")
 
 
 def main() -> None:
