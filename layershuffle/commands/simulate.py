@@ -22,6 +22,7 @@ POLICIES = {
     "any": Policy("any"),
     "sequential": Policy("sequential"),
     "chain": Policy("chain"),
+    "path": Policy("path"),
     "any-skip": Policy("any", "skip"),
     "sequential-skip": Policy("sequential", "skip"),
 }
@@ -32,7 +33,8 @@ def simulate_command(args: list[str] | None = None) -> dict[str, Any]:
     parser = Parser(
         prog="layershuffle simulate",
         description="Simulate how requests run through the layers of a model on nodes that differ in speed, go and "
-        "come back: any order beside the original sequence and random chains of nodes. Times are in seconds.",
+        "come back: any order beside the original sequence, random chains of nodes and shortest ones. Times are in "
+        "seconds.",
     )
     parser.add_argument("--nodes", type=PositiveInt, nargs="+", default=[12, 48, 240], help="numbers of nodes")
     parser.add_argument(
@@ -41,10 +43,12 @@ def simulate_command(args: list[str] | None = None) -> dict[str, Any]:
         choices=POLICIES,
         default=[*POLICIES],
         help="any: whichever remaining layer has an idle node; sequential: the next layer on an idle node; chain: the "
-        "next layer on a node drawn at random by speed; with -skip a request does without layers that keep it waiting, "
-        "else layers that were lost are loaded on other nodes",
+        "next layer on a node drawn at random by speed; path: on the chain of nodes with the least estimated time; "
+        "with -skip a request does without layers that keep it waiting, else layers that were lost are loaded on "
+        "other nodes",
     )
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="how many seeds to simulate")
+    parser.add_argument("--first_seed", type=NonNegativeInt, default=0, help="the seeds count up from this one")
     parser.add_argument("--max_missed", type=NonNegativeInt, default=3, help="layers that -skip may miss in a request")
     parser.add_argument("--patience", type=float, default=20.0, help="seconds after which -skip misses layers")
     parser.add_argument("--step_deadline", type=float, default=120.0, help="seconds after which a node is suspected")
@@ -65,9 +69,10 @@ def simulate_command(args: list[str] | None = None) -> dict[str, Any]:
     limits = {name: config[name] for name in ("max_missed", "patience", "step_deadline", "request_deadline", "visit")}
     policies = {name: replace(POLICIES[name], **limits) for name in config.policies}
     with EventLog(config.log) as log, Console(stderr=True).status("simulating"):
-        found = compare(scenario, config.nodes, policies, range(config.seeds), config.log and log.ended)
+        seeds = range(config.first_seed, config.first_seed + config.seeds)
+        found = compare(scenario, config.nodes, policies, seeds, config.log and log.ended)
     Console().print(terminal(*table(found)))
-    record = {"scenario": vars(scenario), "limits": limits, "seeds": config.seeds}
+    record = {"scenario": vars(scenario), "limits": limits, "seeds": [*seeds]}
     record["outcomes"] = [{"nodes": nodes, "policy": name, "seeds": seeds} for (nodes, name), seeds in found.items()]
     if config.output:
         write_whole(config.output, json.dumps(record, indent=1, default=str) + "\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import isnan
 from statistics import fmean
 from typing import Any
 
@@ -40,11 +41,12 @@ def table(found: Found) -> tuple[list[str], Rows]:
     for (nodes, name), outcomes in found.items():
         shares = [100 * outcome["share"] for outcome in outcomes]
         spread = f" ({min(shares):.0f}-{max(shares):.0f})" if len(shares) > 1 else ""
+        share = "no ideal" if any(map(isnan, shares)) else f"{fmean(shares):.1f}{spread}"
         rows.append(
             [
                 f"{nodes:,} {name}",
                 f"{fmean(outcome['throughput'] for outcome in outcomes):.3g}",
-                f"{fmean(shares):.1f}{spread}",
+                share,
                 *(f"{fmean(outcome['latency'][at] for outcome in outcomes):.0f}" for at in (0, 1)),
                 f"{fmean(outcome['missed'] for outcome in outcomes):.2f}",
                 f"{100 * fmean(outcome['failed'] for outcome in outcomes):.1f}",

@@ -3,7 +3,7 @@
 The router knows no engine and no clock. A driver, which is the Ray cluster or the simulator, tells it what happened and
 when, in seconds on any clock that doesn't go backwards, and does what the router returns. A layer here is the index of
 a step in the model's own order. Each event costs O(layers * log(nodes + requests)), but for the loss of a
-layer's last holder, which costs O(nodes).
+layer's last holder and the choice of a path, which cost O(nodes).
 """
 
 import random
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from layershuffle.errors import UserError
 
-Routing = Literal["any", "sequential", "chain"]
+Routing = Literal["any", "sequential", "chain", "path"]
 OnLoss = Literal["reassign", "skip"]
 
 
@@ -27,7 +27,9 @@ class Policy:
     Attributes:
         routing: "any" runs whichever remaining layer has an idle node, "sequential" the next layer in order on an idle
             node. In both, an idle node takes the oldest request. "chain" runs the next layer on a node that is drawn at
-            random by speed and waits for it, as the chains of Petals (arXiv 2209.01188) do.
+            random by speed and waits for it, as the chains of Petals (arXiv 2209.01188) do. "path" chooses such a chain
+            when the request comes, the one with the least estimated time if all requests that are on their way to
+            its nodes go first, and chooses again for the layers that are left when the next node is gone.
         on_loss: what happens to a layer whose last holder is lost. With "reassign" another node loads it. With "skip" a
             request does without it.
         max_missed: with "skip", how many layers a request may miss.
@@ -106,7 +108,7 @@ class NodeState(NamedTuple):
 
 
 class _Request:
-    __slots__ = ("chain", "epoch", "executed", "left", "missed", "number", "submitted")
+    __slots__ = ("chain", "epoch", "executed", "left", "missed", "number", "path", "submitted")
 
     def __init__(self, number: int, depth: int, now: float) -> None:
         self.number, self.submitted = number, now
@@ -115,15 +117,19 @@ class _Request:
         self.missed: list[int] = []
         self.epoch = 0  # counts up whenever it begins to run or to wait, or is answered
         self.chain: _Node | None = None
+        self.path: dict[int, _Node] = {}  # the nodes that are to run the layers that are left
 
 
 class _Node:
-    __slots__ = ("epoch", "estimate", "key", "layers", "loads", "number", "places", "since", "suspected", "task")
+    __slots__ = (
+        "epoch", "estimate", "key", "layers", "loads", "number", "places", "planned", "since", "suspected", "task"
+    )  # fmt: skip
 
     def __init__(self, key: Hashable, number: int, layers: Iterable[int], estimate: float) -> None:
         self.key, self.number, self.estimate = key, number, estimate
         self.layers = dict.fromkeys(layers)  # a set that keeps the sequence
         self.places: list[Hashable] = []  # the queues that it serves, see Router._places
+        self.planned = 0  # how many layers of how many requests it is to run, by their paths
         self.epoch = 0  # counts up whenever it begins or ends something
         self.task: Run | Load | None = None
         self.since = 0.0
@@ -258,6 +264,7 @@ class Router:
             if self.is_current(task):
                 request = self._requests[task.request]
                 request.executed += task.layers
+                self._leave_path(request, task.layers)
                 request.left = [layer for layer in request.left if layer not in task.layers]
                 request.epoch += 1
                 if node is not None:
@@ -305,6 +312,7 @@ class Router:
             given_up = self._can_run_next(request)
             if len(request.missed) + len(given_up) <= self.policy.max_missed:
                 request.missed += given_up
+                self._leave_path(request, given_up)
                 request.left = request.left[len(given_up) :]
                 self._proceed(request, now, out)
             else:
@@ -342,14 +350,30 @@ class Router:
         return request.left if self.policy.routing == "any" else request.left[:1]
 
     def _places(self, request: _Request) -> list[Hashable]:
-        """The queues in which a request waits: those of layers, or in a chain that of a node."""
+        """The queues in which a request waits: those of layers, or in a chain or on a path that of a node."""
+        layer, node = request.left[0], None
         if self.policy.routing == "chain":
-            holders, node = self._holders[request.left[0]], request.chain
-            if node not in holders.index:
-                node = request.chain = holders.draw(self._rng)
-            if node is not None:
-                return [(node.number,)]
-        return list(self._can_run_next(request))
+            if request.chain not in self._holders[layer].index:
+                request.chain = self._holders[layer].draw(self._rng)
+            node = request.chain
+        elif self.policy.routing == "path":
+            if request.path.get(layer) not in self._holders[layer].index:
+                self._choose_path(request)
+            node = request.path.get(layer)
+        return list(self._can_run_next(request)) if node is None else [(node.number,)]
+
+    def _choose_path(self, request: _Request) -> None:
+        """Choose the nodes that are to run what is left; in O(nodes). A path's time is the sum of its nodes' times."""
+        self._leave_path(request, request.left)
+        for layer in request.left:
+            if nodes := self._holders[layer].nodes:
+                node = request.path[layer] = min(nodes, key=lambda node: node.estimate * (1 + node.planned))
+                node.planned += 1
+
+    def _leave_path(self, request: _Request, layers: Iterable[int]) -> None:
+        for layer in layers:
+            if (node := request.path.pop(layer, None)) is not None:
+                node.planned -= 1
 
     def _proceed(self, request: _Request, now: float, out: list[Action]) -> None:
         """Let a request run on an idle node, or else wait, or end if nothing is left."""
@@ -382,7 +406,7 @@ class Router:
                 return  # It was idle, and is to load a layer now.
         node.task = None
         node.epoch += 1
-        node.places = [*node.layers, (node.number,)] if self.policy.routing == "chain" else [*node.layers]
+        node.places = [*node.layers, (node.number,)] if self.policy.routing in ("chain", "path") else [*node.layers]
         if node.loads:
             node.task = Load(node.key, node.loads.popleft())
             self._step_deadlines.push(now + self.policy.step_deadline, node)
@@ -455,6 +479,7 @@ class Router:
 
     def _end(self, request: _Request, now: float, out: list[Action], failed: bool = False) -> None:
         del self._requests[request.number]
+        self._leave_path(request, request.left)
         request.epoch += 1
         order, missed = tuple(request.executed), tuple(request.missed)
         out.append(Ended(request.number, order, missed, now - request.submitted, failed))

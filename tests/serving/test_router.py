@@ -1,12 +1,14 @@
 """The router on a clock of the test's own: whatever happens to the nodes, each request ends once and rightly."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from layershuffle import UserError
-from layershuffle.serving.router import Ended, Load, Policy, Router, Run
+from layershuffle.serving.router import Ended, Load, Policy, Router, Routing, Run
 
 DEPTH = 4
 LAYERS = st.lists(st.integers(0, DEPTH - 1), min_size=1, max_size=3, unique=True)
@@ -17,7 +19,7 @@ class Failures(RuleBasedStateMachine):
     """Requests, answers, losses, stalls and joins in any sequence; the model of the truth is as simple as can be."""
 
     @initialize(
-        routing=st.sampled_from(["any", "sequential", "chain"]),
+        routing=st.sampled_from(get_args(Routing)),
         on_loss=st.sampled_from(["reassign", "skip"]),
         max_missed=st.integers(0, DEPTH),
         visit=st.integers(1, 2),
@@ -148,10 +150,15 @@ class Failures(RuleBasedStateMachine):
             left = [layer for layer in range(DEPTH) if layer not in done]
             wanted = left if self.policy.routing == "any" else left[:1]
             able = [node for node, layers in idle.items() if layers & {*wanted}]
-            # In a chain a request may wait for a busy node while another one is idle.
-            assert not able or (
-                self.policy.routing == "chain" and self.router._requests[request].chain.key in self.tasks
-            )
+            # In a chain or on a path a request may wait for a busy node while another one is idle.
+            waiting = self.router._requests[request]
+            chosen = {"chain": waiting.chain, "path": waiting.path.get(left[0])}.get(self.policy.routing)
+            assert not able or (chosen is not None and chosen.key in self.tasks)
+
+    @invariant()
+    def what_nodes_are_planned_for_is_what_paths_say(self):
+        paths = [node for request in self.router._requests.values() for node in request.path.values()]
+        assert all(node.planned == paths.count(node) for node in self.router._nodes.values())
 
     @invariant()
     def what_nobody_holds_is_loaded(self):
@@ -247,6 +254,17 @@ def test_a_chain_prefers_fast_nodes():
         router.submit(request, 0)
     fast = sum(request.chain.key == "fast" for request in router._requests.values())
     assert fast / 1000 == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 1000) ** 0.5)
+
+
+def test_a_path_avoids_nodes_that_are_slow_or_in_demand_and_goes_around_those_that_are_gone():
+    router = Router(2, Policy("path"))
+    for node, layer, seconds in (("slow", 0, 2.5), ("fast", 0, 1.0), ("last", 1, 1.0)):
+        router.join(node, [layer], seconds, 0)
+    chosen = [router.submit(request, 0) for request in range(4)]
+    assert [[run.node for run in actions] for actions in chosen] == [["fast"], [], ["slow"], []]
+    assert [request.path[0].key for request in router._requests.values()] == ["fast", "fast", "slow", "fast"]
+    assert runs(router.lose("fast", 1)) == []
+    assert {request.path[0].key for request in router._requests.values()} == {"slow"}
 
 
 def test_a_cancelled_request_fails_and_leaves_its_node_at_work():

@@ -1,6 +1,7 @@
 """The simulator against results that can be worked out by hand."""
 
 import json
+import math
 from statistics import fmean
 
 import pytest
@@ -9,6 +10,7 @@ from helpers import fails
 from layershuffle import Order, UserError
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.orders.recorded import read_orders
+from layershuffle.serving.comparison import compare, table
 from layershuffle.serving.router import Policy
 from layershuffle.serving.simulator import Scenario, ideal_throughput, simulate
 
@@ -44,6 +46,39 @@ def test_equal_nodes_that_noise_disturbs_do_more_in_any_order():
     scenario = Scenario(nodes=12, duration=3000, **{**STEADY, "noise": 0.5})
     shares = {routing: simulate(scenario, Policy(routing)).share for routing in ("any", "sequential")}
     assert shares["any"] > 1.03 * shares["sequential"]
+
+
+def test_a_burst_fills_the_nodes_in_any_order_and_is_drawn_out_in_sequence():
+    """12 requests on 12 nodes of one layer: in sequence the last one begins after 11 steps, and takes 12."""
+    scenario = Scenario(nodes=12, burst=12, **STEADY)
+    found = {routing: simulate(scenario, Policy(routing)) for routing in ("any", "sequential", "path")}
+    makespan = {routing: 12 / outcome.throughput for routing, outcome in found.items()}
+    assert makespan["sequential"] == makespan["path"] == pytest.approx(12 + 11)
+    assert 12 <= makespan["any"] <= 15
+    assert {outcome.steps for outcome in found.values()} == {12 * 12}
+    assert found["any"].ideal == pytest.approx(1)
+
+
+def test_nodes_that_are_killed_stay_away():
+    """The first of two nodes is killed after half of the measured time; the other then runs both layers."""
+    scenario = Scenario(nodes=2, layers=2, kills=1, duration=4000, loading=0, detection=0, **STEADY)
+    found = simulate(scenario, Policy())
+    assert (found.throughput, found.share) == (pytest.approx((1 + 0.5) / 2, rel=0.01), pytest.approx(1, rel=0.01))
+    skipping = simulate(scenario, Policy("sequential", "skip", patience=3))
+    assert 0 < skipping.missed < 1
+
+
+def test_the_slowest_node_sets_the_pace():
+    """The first node of twelve takes four times as long as the others."""
+    found = simulate(Scenario(nodes=12, straggler=4, duration=2000, **STEADY), Policy())
+    assert (found.throughput, found.ideal) == (pytest.approx(1 / 4, rel=0.02), pytest.approx(1 / 4))
+
+
+def test_a_layer_that_is_always_away_has_no_share_of_an_ideal():
+    scenario = Scenario(layers=1, duration=10, **{**STEADY, "lifetime": 1e-6, "absence": 1e9})
+    found = compare(scenario, [1], {"any-skip": Policy("any", "skip")}, range(2))
+    assert math.isnan(found[1, "any-skip"][0]["share"])
+    assert table(found)[1][0][2] == "no ideal"
 
 
 def test_nodes_that_come_and_go():
@@ -89,6 +124,9 @@ def test_the_command_compares_and_records(tmp_path, capsys):
     log = tmp_path / "events.jsonl"
     simulate_command([*arguments, "--nodes", "4", "--policies", "any", "--log", str(log)])
     orders = read_orders(str(log))
+    arguments[-1] = "1"
+    record = simulate_command([*arguments, "--nodes", "4", "--policies", "any", "--first_seed", "1"])
+    assert record["outcomes"][0]["seeds"][0]["throughput"] == outcomes[0]["seeds"][1]["throughput"]
     assert sum(orders.values()) == sum(1 for line in log.open() if not json.loads(line)["failed"])
     assert len(orders) > 1
     assert all(order.layers == {0, 1, 2, 3} for order in orders)
@@ -97,6 +135,7 @@ def test_the_command_compares_and_records(tmp_path, capsys):
 def test_what_cannot_be_simulated_is_refused(tmp_path, capsys):
     assert "can't run a model" in fails(capsys, simulate_command, "--nodes", "5")
     assert "seconds can't be -1.0" in fails(capsys, simulate_command, "--seconds", "-1")
+    assert "3 kills" in fails(capsys, simulate_command, "--kills", "3", "--nodes", "12")
     assert "one policy" in fails(capsys, simulate_command, "--log", str(tmp_path / "log"))
 
 
