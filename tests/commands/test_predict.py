@@ -92,6 +92,8 @@ def test_a_model_predicts_in_python(checkpoint, pictures):
     assert len(loaded.predict(images[:1], top=100)[0]) == 5
     with pytest.raises(ValueError, match="names layer 9"):
         loaded.predict(images, order="9")
+    with pytest.raises(ValueError, match="needs at least one layer"):
+        loaded.predict(images, order="")
 
 
 def test_pictures_are_preprocessed_as_in_training(checkpoint, pictures, small):
@@ -205,6 +207,8 @@ def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
         (["empty"], "there is no picture in empty"),
         (["pictures", "--order=0", "--orders=2"], "give one of the two"),
         (["pictures", "--order=7"], "the order names layer 7"),
+        (["pictures", "--order="], "needs at least one layer"),
+        (["pictures", "--order=", "--orders=2"], "give one of the two"),
         (["pictures", "--output=p.txt"], "is not the name of a file that ends in .csv or .json"),
         (["pictures", "--top=0"], "top"),
     ],
