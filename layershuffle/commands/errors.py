@@ -103,6 +103,7 @@ def quieten() -> None:
         "The dirpath has changed from",
         "is deprecated",
         "Corrupt EXIF data",
+        "Image size .* exceeds limit of",  # Images of this size are refused with a sentence of our own.
         "your dataloader is not resumable",
         "The number of training batches .* is smaller than the logging interval",  # which counts across epochs
         "LightningCLI's args parameter is intended to run from within Python",
