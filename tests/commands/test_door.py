@@ -167,9 +167,11 @@ def test_ones_own_configs_come_first_and_paths_are_taken_as_they_are(tmp_path, c
         ("experiment/mini", "there is no config named experiment/mini"),
         ("sweep", "there is no config named sweep"),
         ("nowhere.yaml", "nowhere.yaml"),
+        ("notes.md", "notes.md is not a YAML file"),
     ],
 )
 def test_names_that_are_none(capsys, name, complaint):
+    Path("notes.md").touch()
     assert re.search(complaint, fails(capsys, train, "mini_digits", name))
 
 
