@@ -123,6 +123,8 @@ class ImageFolders(ImageData):
         folder = Path(self.root) / split
         if found := class_folders(folder):
             return found
+        if not os.path.isdir(self.root):
+            raise UserError(f"there is no folder {self.root}: name the one that holds {' and '.join(SPLITS[:2])}")
         raise UserError(
             f"{folder} has no class folders: put the images of each class into a folder of its own there, "
             f"as in {folder}/n01440764/*.JPEG"

@@ -417,7 +417,7 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
         (["--model.sampler=LayerDrop", "--model.sampler.p=1.5"], "p is a probability"),
         (["--model.name=vit_nope"], "timm has no model named vit_nope"),
         (["--model.pretrained=nowhere.pth"], "there is no file nowhere.pth"),
-        (["--data=ImageFolders", "--data.root=nowhere"], "nowhere/train has no class folders"),
+        (["--data=ImageFolders", "--data.root=nowhere"], "there is no folder nowhere"),
         (
             ["--data=TorchvisionImages", "--data.dataset=CIFAR10", "--data.num_classes=10"],
             "CIFAR10 is not in the folder data",
