@@ -58,8 +58,11 @@ class ImageFolders(ImageData):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """The number of class folders in ``ROOT/train``."""
-        return len(self.class_names)
+        """The number of class folders in ``ROOT/train``. Raises UserError if there is just one."""
+        names = self.class_names
+        if len(names) == 1:
+            raise UserError(f"{self.root} has images of one class only, {names[0]}: a model learns to tell several apart")
+        return len(names)
 
     @property
     def class_names(self) -> list[str]:

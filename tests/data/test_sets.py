@@ -345,6 +345,9 @@ def test_imagenet(tmp_path):
 def test_broken_folders_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="train has no class folders: put the images"):
         ImageFolders(str(tmp_path)).setup()
+    (tmp_path / "narrow/train/n01440764").mkdir(parents=True)
+    with pytest.raises(ValueError, match="one class only, n01440764"):
+        _ = ImageFolders(str(tmp_path / "narrow")).num_classes
     root = fake_imagenet(tmp_path)
     (root / "val" / "n01440764" / "RGB.JPEG").write_bytes(b"no image")
     data = ImageFolders(str(root), workers=0)
