@@ -212,7 +212,8 @@ def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
         (["pictures", "--order="], "needs at least one layer"),
         (["pictures", "--order=", "--orders=2"], "give one of the two"),
         (["pictures", "--output=p.txt"], "is not the name of a file that ends in .csv or .json"),
-        (["pictures", "--top=0"], "top"),
+        (["pictures", "--top=0"], "--top: expected a whole number from 1 up (given: 0)"),
+        (["pictures", "--top=x"], "--top: expected a whole number from 1 up (given: x)"),
     ],
 )
 def test_what_can_not_be_predicted(checkpoint, pictures, capsys, args, complaint):
