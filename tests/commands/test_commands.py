@@ -440,9 +440,17 @@ def test_train_says_what_is_wrong(capsys, args, complaint):
     assert "Union" not in said
 
 
-def test_a_config_that_is_not_yaml(capsys):
-    Path("broken.yaml").write_text("model: [")
-    assert "broken.yaml" in fails(capsys, train, *DIGITS, "--config=broken.yaml")
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("model: [", "broken.yaml is not YAML"),
+        ("- a", "broken.yaml holds no options: a config is a mapping"),
+        ("# cut", "broken.yaml holds no options: a config is a mapping"),
+    ],
+)
+def test_a_config_that_is_none(capsys, content, complaint):
+    Path("broken.yaml").write_text(content)
+    assert complaint in fails(capsys, train, *DIGITS, "--config=broken.yaml")
 
 
 @pytest.mark.parametrize(
