@@ -427,7 +427,6 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
         (["--trainer.max_epochs=many"], "--trainer.max_epochs: expected a whole number (given: many)"),
         (["--data.on_device=x"], "--data.on_device: expected true or false or 'auto' (given: x)"),
         (["--trainer.limit_val_batches=x"], "--trainer.limit_val_batches: expected a number (given: x)"),
-        (["--model.position=x"], "--model.position: expected 'none', 'encode' or 'predict' (given: x)"),
         (["--data.batch_size=0"], "a batch has at least one image"),
         (["--model.optimizer.lr=-1"], "the optimizer can't be made: Invalid learning rate: -1"),
         (["--model.warmup_steps=-5"], "warmup_steps is a number of steps from 0 up, not -5"),
