@@ -232,6 +232,7 @@ def test_experiments_are_found_by_name_too(tmp_path, capsys):
     names = "beyond_the_paper, beyond_the_paper_emoji, beyond_the_paper_learning_rates, emoji, fashion_mnist, mini"
     line = fails(capsys, experiment_command, "--scale=minni")
     assert f"there is no experiment minni: give a YAML file, or one of {names}" in line
+    assert "--seeds: expected a whole number from 0 up (given: -1)" in fails(capsys, experiment_command, "--seeds=-1")
     (tmp_path / "configs/experiment").mkdir(parents=True)
     quickstart = (ROOT / "configs/experiment/quickstart.yaml").read_text()
     (tmp_path / "configs/experiment/mini.yaml").write_text(quickstart)
@@ -274,8 +275,8 @@ def test_dashes_and_underscores_are_the_same(capsys):
         (["--data=Digitz"], r"--data: there is no class named Digitz \(did you mean Digits\?\)"),
         (["--model.optimizer=AdmW"], r"--model.optimizer: there is no class named AdmW \(did you mean AdamW\?\)"),
         (["--trainer.callbacks=EarlyStoping"], r"no class named EarlyStoping \(did you mean EarlyStopping\?\)"),
-        (["--model.optimizer.lr=fast"], r"--model.optimizer.lr: Expected a <class 'float'>.* \(given: fast\)"),
-        (["--model.position=encod"], r"--model.position: choose from 'none', 'encode', 'predict' \(given: encod\)"),
+        (["--model.optimizer.lr=fast"], r"--model.optimizer.lr: expected a number \(given: fast\)"),
+        (["--model.position=encod"], r"--model.position: expected 'none', 'encode' or 'predict' \(given: encod\)"),
         (["--resume=auto", "layershuffle"], "layershuffle is no option's value: name configs before the first option"),
         (["--trainer.callbacks=BackboneFinetuning"], "BackboneFinetuning can't be used here: the optimizer"),
         (["--trainer.callbacks=LearningRateFinder"], "LearningRateFinder can't be used here: the learning rate is"),
