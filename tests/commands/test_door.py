@@ -351,6 +351,7 @@ def test_list_of_one_section(capsys):
     assert len([line for line in said.splitlines() if re.match(r"  \w", line)]) == len(
         list((ROOT / "configs/method").glob("*.yaml"))
     )
+    assert said.count("(") == said.count(")")  # No sentence is cut off at an abbreviation.
     with pytest.raises(UserError, match="unrecognized arguments: --nosuch"):
         list_command(["--nosuch"])
     with pytest.raises(UserError, match=r"nothing called method to list \(did you mean methods\?\)"):
