@@ -33,7 +33,9 @@ def find(name: str, experiment: bool = False) -> Path:
 
 
 def unknown(name: str, experiment: bool = False) -> UserError:
-    """The error that there is no config, or experiment, called ``name``; it suggests the nearest."""
+    """The error that there is no config, or experiment, called ``name``; it suggests the nearest, unless that is a file."""
+    if Path(name).is_file():
+        return UserError(f"{name} is not a YAML file: its name should end in .yaml")
     choices = known(experiment)
     names = sorted({path.stem for path in choices.values()})
     if experiment:

@@ -87,6 +87,13 @@ class LoadedModel:
             pixels.append(pil_to_tensor(rgb.convert("L") if grey else rgb))
         return Preprocess(size, mean, std)(torch.stack(pixels))
 
+    def check(self, order: OrderLike) -> Order:
+        """What ``model.check`` returns, or a UserError if the order has no layers: their answer would mean nothing."""
+        checked = self.model.check(order)
+        if not checked:
+            raise UserError("an order to predict in needs at least one layer, such as '3 1 2'")
+        return checked
+
     @torch.inference_mode()
     def predict(
         self, images: Sequence[Image.Image], top: int = 5, order: OrderLike | None = None
@@ -102,8 +109,9 @@ class LoadedModel:
             For each image the likeliest classes, each with its probability, from 0 to 1.
 
         Raises:
-            UserError: if the model can't run the order.
+            UserError: if the model can't run the order, or the order has no layers.
         """
+        order = None if order is None else self.check(order)
         device = next(self.model.parameters()).device
         names = self.classes
         found = []

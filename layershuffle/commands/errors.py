@@ -103,6 +103,8 @@ def quieten() -> None:
         "The dirpath has changed from",
         "is deprecated",
         "Corrupt EXIF data",
+        "Glyph .* missing from font",  # Matplotlib draws a box instead; the table beside the picture has the names.
+        "Image size .* exceeds limit of",  # Images of this size are refused with a sentence of our own.
         "your dataloader is not resumable",
         "The number of training batches .* is smaller than the logging interval",  # which counts across epochs
         "LightningCLI's args parameter is intended to run from within Python",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from layershuffle.commands.analyse import analyse_command
@@ -30,7 +30,7 @@ def experiment_command(args: list[str] | None = None) -> None:
     )
     option = parser.add_argument
     option("--scale", default="mini", help="an experiment that `layershuffle list` shows, or a YAML file of your own")
-    option("--seeds", nargs="+", type=int, help="one run of every method for each (default: the scale's)")
+    option("--seeds", nargs="+", type=NonNegativeInt, help="one run of every method for each (default: the scale's)")
     option(
         "--only",
         nargs="+",

@@ -42,8 +42,9 @@ class Parser(LightningArgumentParser):
         self.dump_header = [shlex.join([*str(self.prog).split(), *args]).replace("\n", " ")]
         args = self.expanded(args)
         for path in option_values(args, "--config"):
-            if Path(path).is_file():  # else the parser says it better
-                read_yaml(path)
+            # If there is no such file, the parser says it better.
+            if Path(path).is_file() and not isinstance(read_yaml(path), dict):
+                raise UserError(f"{path} holds no options: a config is a mapping, such as 'trainer: {{max_epochs: 20}}'")
         config = super().parse_args(args, *rest, **kwargs)
         refuse_secrets(config.as_dict())
         return config
@@ -123,10 +124,16 @@ class Parser(LightningArgumentParser):
             raise UserError(self._unrecognized(unknown[1].split())) from ex
         message = re.sub(r"\n\s*- Expected a path but .* either not accessible or invalid(\s*- )?", " ", message)
         message = re.sub(r"\n\s*- Expected a dot import path string: \S+", "", message)
-        message = re.sub(r"Expected a typing.Literal\[(.*)\]. Got value: (.*)", r"choose from \1 (given: \2)", message)
+        message = re.sub(r"Not of type (\w+): (\S+) does not conform.*", r"Expected a \1. Got value: \2", message)
+        message = re.sub(r"Not of type (\w+): .*: '(.*)'$", r"Expected a \1. Got value: \2", message)
+        message = re.sub(r"Not of type (\w+): .*", r"Expected a \1", message)  # among others: the value comes last
         message = _ALTERNATIVES.sub(lambda found: f"{found['errors'].strip()} (given: {found['value'][:100]})", message)
         message = re.sub(r"\n\s*- Expected a <class 'NoneType'>", "", message)
-        message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
+        message = re.sub(r"Expected a typing.Literal\[(.*)\]", _choice, message)
+        message = re.sub(r"Expected a (?:<class ')?(\w+)\b(?:'>)?", _kind, message)
+        message = re.sub(r"\n\s*- expected ", " or ", message).replace("a whole number or a number", "a number")
+        message = re.sub(r"\. Got value: (.*)", r" (given: \1)", message)
+        message = re.sub(r'Parser key "([^"]+)"(?: element \d+)?:', r"--\1:", message)
         if "required: model.name" in message or "required: data" in message:
             message += ": name a model and a data set, as in layershuffle train vit_b16 cifar100 layershuffle gpu"
         raise UserError(message) from ex
@@ -147,6 +154,28 @@ _ALTERNATIVES = re.compile(
     r"Given value type:.*?\s+Given value: (?P<value>.*)",
     re.DOTALL,
 )
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a mapping",
+    "list": "a list",
+    "PositiveInt": "a whole number from 1 up",
+    "NonNegativeInt": "a whole number from 0 up",
+    "PositiveFloat": "a number above 0",
+}
+"""What jsonargparse's names of types mean."""
+
+
+def _kind(found: re.Match[str]) -> str:
+    """In plain words, which type of value was expected."""
+    return f"expected {_KINDS[found[1]]}" if found[1] in _KINDS else found[0]
+
+
+def _choice(found: re.Match[str]) -> str:
+    """In plain words, which of some values was expected."""
+    return f"expected {re.sub(', (?=[^,]*$)', ' or ', found[1])}"
 
 
 def _subclasses(kind: Any) -> set[str]:

@@ -24,7 +24,6 @@ from layershuffle.errors import UserError
 from layershuffle.evaluation.device import make_fabric
 from layershuffle.evaluation.scoring import outputs
 from layershuffle.files import write_whole
-from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import trials
 
@@ -72,7 +71,7 @@ def predict_command(args: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--accelerator", choices=["auto", "cpu", "gpu", "mps"], default="auto", help="where to run")
     parser.add_argument("--batch_size", type=PositiveInt, default=64, help="pictures that are classified together")
     config = parser.parse_args(args)
-    if config.order and config.orders:
+    if config.order is not None and config.orders:
         raise UserError("--order names one order and --orders draws many: give one of the two")
     if wrong := [path for path in config.output if path.suffix not in (".csv", ".json")]:
         raise UserError(f"--output {wrong[0]} is not the name of a file that ends in .csv or .json")
@@ -130,7 +129,7 @@ def _orders(loaded: LoadedModel, order: str | None, draws: int | None, seed: int
         return [trial.order for trial in drawn if isinstance(trial.order, Order)]
     if order is None and model.choice:
         return []
-    return [model.order if order is None else model.check(parse_order(order, model.order))]
+    return [model.order if order is None else loaded.check(order)]
 
 
 @torch.inference_mode()

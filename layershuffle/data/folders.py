@@ -58,8 +58,11 @@ class ImageFolders(ImageData):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """The number of class folders in ``ROOT/train``."""
-        return len(self.class_names)
+        """The number of class folders in ``ROOT/train``. Raises UserError if there is just one."""
+        names = self.class_names
+        if len(names) == 1:
+            raise UserError(f"{self.root} has images of one class only, {names[0]}: a model learns to tell several apart")
+        return len(names)
 
     @property
     def class_names(self) -> list[str]:
@@ -123,6 +126,8 @@ class ImageFolders(ImageData):
         folder = Path(self.root) / split
         if found := class_folders(folder):
             return found
+        if not os.path.isdir(self.root):
+            raise UserError(f"there is no folder {self.root}: name the one that holds {' and '.join(SPLITS[:2])}")
         raise UserError(
             f"{folder} has no class folders: put the images of each class into a folder of its own there, "
             f"as in {folder}/n01440764/*.JPEG"

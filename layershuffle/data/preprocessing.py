@@ -112,8 +112,11 @@ def why_left_out(path: str, top: str) -> str | None:
 
 
 def open_file(path: str | Path | IO[bytes]) -> Image.Image:
-    """Open an image of one of ``formats`` without decoding it."""
-    return Image.open(path, formats=sorted(set(formats().values())))
+    """Open an image of one of ``formats`` without decoding it. Raises ValueError if Pillow finds it far too large."""
+    try:
+        return Image.open(path, formats=sorted(set(formats().values())))
+    except Image.DecompressionBombError as error:  # which doesn't say how wide and how high the image is
+        raise ValueError(f"its pixels are more than {MAX_PIXELS:,}") from error
 
 
 def open_image(path: str | Path | IO[bytes]) -> Image.Image:

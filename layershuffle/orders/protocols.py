@@ -223,6 +223,8 @@ def landscape(depth: int) -> Orders:
 @protocol(names_layers=True)
 def given(depth: int, orders: Sequence[Order]) -> Orders:
     """The orders that the user gives."""
+    if not orders:
+        raise UserError("the protocol given scores orders of your own: name them after --orders")
     for order in orders:
         yield order, {"order": str(order)}
 

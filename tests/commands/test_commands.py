@@ -417,14 +417,16 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
         (["--model.sampler=LayerDrop", "--model.sampler.p=1.5"], "p is a probability"),
         (["--model.name=vit_nope"], "timm has no model named vit_nope"),
         (["--model.pretrained=nowhere.pth"], "there is no file nowhere.pth"),
-        (["--data=ImageFolders", "--data.root=nowhere"], "nowhere/train has no class folders"),
+        (["--data=ImageFolders", "--data.root=nowhere"], "there is no folder nowhere"),
         (
             ["--data=TorchvisionImages", "--data.dataset=CIFAR10", "--data.num_classes=10"],
             "CIFAR10 is not in the folder data",
         ),
         (["--data.train_images=9999"], "train_images is 9999"),
         (["--ckpt_path=nowhere.ckpt"], "there is no file nowhere.ckpt"),
-        (["--trainer.max_epochs=many"], "Expected a <class 'int'> (given: many)"),
+        (["--trainer.max_epochs=many"], "--trainer.max_epochs: expected a whole number (given: many)"),
+        (["--data.on_device=x"], "--data.on_device: expected true or false or 'auto' (given: x)"),
+        (["--trainer.limit_val_batches=x"], "--trainer.limit_val_batches: expected a number (given: x)"),
         (["--data.batch_size=0"], "a batch has at least one image"),
         (["--model.optimizer.lr=-1"], "the optimizer can't be made: Invalid learning rate: -1"),
         (["--model.warmup_steps=-5"], "warmup_steps is a number of steps from 0 up, not -5"),
@@ -437,9 +439,17 @@ def test_train_says_what_is_wrong(capsys, args, complaint):
     assert "Union" not in said
 
 
-def test_a_config_that_is_not_yaml(capsys):
-    Path("broken.yaml").write_text("model: [")
-    assert "broken.yaml" in fails(capsys, train, *DIGITS, "--config=broken.yaml")
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("model: [", "broken.yaml is not YAML"),
+        ("- a", "broken.yaml holds no options: a config is a mapping"),
+        ("# cut", "broken.yaml holds no options: a config is a mapping"),
+    ],
+)
+def test_a_config_that_is_none(capsys, content, complaint):
+    Path("broken.yaml").write_text(content)
+    assert complaint in fails(capsys, train, *DIGITS, "--config=broken.yaml")
 
 
 @pytest.mark.parametrize(

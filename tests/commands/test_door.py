@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -167,9 +168,11 @@ def test_ones_own_configs_come_first_and_paths_are_taken_as_they_are(tmp_path, c
         ("experiment/mini", "there is no config named experiment/mini"),
         ("sweep", "there is no config named sweep"),
         ("nowhere.yaml", "nowhere.yaml"),
+        ("notes.md", "notes.md is not a YAML file"),
     ],
 )
 def test_names_that_are_none(capsys, name, complaint):
+    Path("notes.md").touch()
     assert re.search(complaint, fails(capsys, train, "mini_digits", name))
 
 
@@ -229,6 +232,7 @@ def test_experiments_are_found_by_name_too(tmp_path, capsys):
     names = "beyond_the_paper, beyond_the_paper_emoji, beyond_the_paper_learning_rates, emoji, fashion_mnist, mini"
     line = fails(capsys, experiment_command, "--scale=minni")
     assert f"there is no experiment minni: give a YAML file, or one of {names}" in line
+    assert "--seeds: expected a whole number from 0 up (given: -1)" in fails(capsys, experiment_command, "--seeds=-1")
     (tmp_path / "configs/experiment").mkdir(parents=True)
     quickstart = (ROOT / "configs/experiment/quickstart.yaml").read_text()
     (tmp_path / "configs/experiment/mini.yaml").write_text(quickstart)
@@ -271,8 +275,8 @@ def test_dashes_and_underscores_are_the_same(capsys):
         (["--data=Digitz"], r"--data: there is no class named Digitz \(did you mean Digits\?\)"),
         (["--model.optimizer=AdmW"], r"--model.optimizer: there is no class named AdmW \(did you mean AdamW\?\)"),
         (["--trainer.callbacks=EarlyStoping"], r"no class named EarlyStoping \(did you mean EarlyStopping\?\)"),
-        (["--model.optimizer.lr=fast"], r"--model.optimizer.lr: Expected a <class 'float'>.* \(given: fast\)"),
-        (["--model.position=encod"], r"--model.position: choose from 'none', 'encode', 'predict' \(given: encod\)"),
+        (["--model.optimizer.lr=fast"], r"--model.optimizer.lr: expected a number \(given: fast\)"),
+        (["--model.position=encod"], r"--model.position: expected 'none', 'encode' or 'predict' \(given: encod\)"),
         (["--resume=auto", "layershuffle"], "layershuffle is no option's value: name configs before the first option"),
         (["--trainer.callbacks=BackboneFinetuning"], "BackboneFinetuning can't be used here: the optimizer"),
         (["--trainer.callbacks=LearningRateFinder"], "LearningRateFinder can't be used here: the learning rate is"),
@@ -347,6 +351,7 @@ def test_list_of_one_section(capsys):
     assert len([line for line in said.splitlines() if re.match(r"  \w", line)]) == len(
         list((ROOT / "configs/method").glob("*.yaml"))
     )
+    assert said.count("(") == said.count(")")  # No sentence is cut off at an abbreviation.
     with pytest.raises(UserError, match="unrecognized arguments: --nosuch"):
         list_command(["--nosuch"])
     with pytest.raises(UserError, match=r"nothing called method to list \(did you mean methods\?\)"):

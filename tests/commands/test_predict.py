@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchvision import transforms
 import layershuffle
 from layershuffle.checkpoints import loading
 from layershuffle.checkpoints.export import export
+from layershuffle.commands.errors import quieten
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.predict import predict_command
 from layershuffle.commands.train import train_command
@@ -92,6 +94,8 @@ def test_a_model_predicts_in_python(checkpoint, pictures):
     assert len(loaded.predict(images[:1], top=100)[0]) == 5
     with pytest.raises(ValueError, match="names layer 9"):
         loaded.predict(images, order="9")
+    with pytest.raises(ValueError, match="needs at least one layer"):
+        loaded.predict(images, order="")
 
 
 def test_pictures_are_preprocessed_as_in_training(checkpoint, pictures, small):
@@ -205,8 +209,11 @@ def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
         (["empty"], "there is no picture in empty"),
         (["pictures", "--order=0", "--orders=2"], "give one of the two"),
         (["pictures", "--order=7"], "the order names layer 7"),
+        (["pictures", "--order="], "needs at least one layer"),
+        (["pictures", "--order=", "--orders=2"], "give one of the two"),
         (["pictures", "--output=p.txt"], "is not the name of a file that ends in .csv or .json"),
-        (["pictures", "--top=0"], "top"),
+        (["pictures", "--top=0"], "--top: expected a whole number from 1 up (given: 0)"),
+        (["pictures", "--top=x"], "--top: expected a whole number from 1 up (given: x)"),
     ],
 )
 def test_what_can_not_be_predicted(checkpoint, pictures, capsys, args, complaint):
@@ -229,8 +236,13 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
     evaluate = ["runs/version_0/checkpoints/last.ckpt", "--protocols=sequential", "--data.workers=0"]
     results = evaluate_command(evaluate)
     assert tables.class_names(results) == loaded.classes
-    results.data["classes"] = ["one", r"$\frac$"]  # which matplotlib would read as a formula
-    rendered(confusion(results), "png")
+    # Matplotlib would read the one as a formula, and has no glyphs for the other.
+    results.data["classes"] = [r"$\frac$", "日本"]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        quieten()
+        rendered(confusion(results), "png")
+    assert not warned
     export(loaded.model, loaded.record, loaded.data, Path("exported"))
     picture = [Image.open(root / "val/n01440764/RGB.JPEG")]
     exported = layershuffle.load("exported")

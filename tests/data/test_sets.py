@@ -103,7 +103,7 @@ def test_a_subset_and_no_validation_split():
     assert data.sets["val"] is data.sets["test"]
     assert len(batches(data.test_dataloader())[1]) == 30
     for arguments in ({"train_images": 2000}, {"test_images": 0}):
-        with pytest.raises(ValueError, match=r"_images is \d+, but the (train|test) set has"):
+        with pytest.raises(ValueError, match=r"_images is \d+, but the (train|test) set has (\d+) .*: choose from 1 to \2"):
             Digits(**arguments).setup()
 
 
@@ -345,6 +345,9 @@ def test_imagenet(tmp_path):
 def test_broken_folders_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="train has no class folders: put the images"):
         ImageFolders(str(tmp_path)).setup()
+    (tmp_path / "narrow/train/n01440764").mkdir(parents=True)
+    with pytest.raises(ValueError, match="one class only, n01440764"):
+        _ = ImageFolders(str(tmp_path / "narrow")).num_classes
     root = fake_imagenet(tmp_path)
     (root / "val" / "n01440764" / "RGB.JPEG").write_bytes(b"no image")
     data = ImageFolders(str(root), workers=0)

@@ -270,6 +270,8 @@ def test_protocols_that_ask_too_much():
     with pytest.raises(ValueError, match="no protocol named shuffled: choose from sequential"):
         trials(["shuffled"], 12)
     with pytest.raises(ValueError, match="nothing to score"):
+        trials(["failing"], 12, dead=())
+    with pytest.raises(ValueError, match="name them after --orders"):
         trials(["given"], 12)
     with pytest.raises(ValueError, match="13 layers can't be kept of 12"):
         trials(["pruned"], 12, keep=(13,))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import lightning.pytorch as pl
@@ -16,7 +17,7 @@ import wandb
 from helpers import ROOT, SMALL, fake_imagenet
 from PIL import Image
 
-from layershuffle.commands.errors import run
+from layershuffle.commands.errors import quieten, run
 from layershuffle.data import Digits, ImageFolders, preprocessing
 from layershuffle.orders.samplers import GrowingDepth, Shuffle
 from layershuffle.training.callbacks import LastCheckpoint, WholeCheckpointIO
@@ -153,6 +154,21 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match="100 x 10 pixels are more than 999"):
         preprocessing.open_image(root / "val/n01440764/bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("size", "complaint"),
+    [("12000 10000", "12000 x 10000 pixels are more than"), ("20000 20000", "its pixels are more than 100,000,000")],
+)
+def test_images_that_pillow_finds_too_large_are_refused_in_our_own_words(tmp_path, size, complaint):
+    path = tmp_path / "large.pgm"
+    path.write_text(f"P5 {size} 255\n")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        quieten()
+        with pytest.raises(ValueError, match=complaint):
+            preprocessing.open_image(path)
+    assert not warned
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
