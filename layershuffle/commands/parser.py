@@ -44,7 +44,9 @@ class Parser(LightningArgumentParser):
         for path in option_values(args, "--config"):
             # If there is no such file, the parser says it better.
             if Path(path).is_file() and not isinstance(read_yaml(path), dict):
-                raise UserError(f"{path} holds no options: a config is a mapping, such as 'trainer: {{max_epochs: 20}}'")
+                raise UserError(
+                    f"{path} holds no options: a config is a mapping, such as 'trainer: {{max_epochs: 20}}'"
+                )
         config = super().parse_args(args, *rest, **kwargs)
         refuse_secrets(config.as_dict())
         return config

@@ -61,7 +61,9 @@ class ImageFolders(ImageData):
         """The number of class folders in ``ROOT/train``. Raises UserError if there is just one."""
         names = self.class_names
         if len(names) == 1:
-            raise UserError(f"{self.root} has images of one class only, {names[0]}: a model learns to tell several apart")
+            raise UserError(
+                f"{self.root} has images of one class only, {names[0]}: a model learns to tell several apart"
+            )
         return len(names)
 
     @property

@@ -352,7 +352,9 @@ class ImageData(pl.LightningDataModule):
         if count is None:
             return images
         if not 1 <= count <= total:
-            raise UserError(f"{name}_images is {count}, but the {name} set has {total} images: choose from 1 to {total}")
+            raise UserError(
+                f"{name}_images is {count}, but the {name} set has {total} images: choose from 1 to {total}"
+            )
         return split_images(images, count, self.split_seed)[0]
 
 
