@@ -33,7 +33,7 @@ def find(name: str, experiment: bool = False) -> Path:
 
 
 def unknown(name: str, experiment: bool = False) -> UserError:
-    """The error that there is no config, or experiment, called ``name``; it suggests the nearest, unless that is a file."""
+    """The error that there is no config, or experiment, called ``name``; it suggests the nearest."""
     if Path(name).is_file():
         return UserError(f"{name} is not a YAML file: its name should end in .yaml")
     choices = known(experiment)
