@@ -11,6 +11,7 @@ from helpers import paths
 
 from layershuffle.checkpoints.authors import load_reference
 from layershuffle.commands.report import report
+from layershuffle.commands.simulate import simulate_command
 from layershuffle.errors import UserError
 from layershuffle.reproduction import paper, plan
 from layershuffle.reproduction.collect import collect
@@ -317,6 +318,18 @@ def test_a_report_on_own_data_is_about_that_and_not_about_the_paper(tmp_path):
     assert text.startswith(f"# {tmp_path.name}\n")
     assert text.count("vit_small_patch16_224") == 1
     assert page.count("vit_small_patch16_224") == 1
+
+
+def test_a_simulation_has_a_section(tmp_path, capsys):
+    output = ["--output", str(tmp_path / "nodes.json")]
+    simulate_command(["--nodes=13", "--seeds=1", "--duration=100", "--policies", "any", "chain", *output])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("13 chain")]
+    (tmp_path / "half.json").write_text((tmp_path / "nodes.json").read_text()[:99])
+    report(tmp_path)
+    text = (tmp_path / "report/report.md").read_text()
+    assert text.count("## Simulated nodes: nodes") == 1
+    assert row.split() in [line.replace("|", " ").split() for line in text.splitlines()]
+    assert (tmp_path / "report/figures/nodes.png").stat().st_size > 10_000
 
 
 def test_of_many_classes_a_report_shows_the_worst(tmp_path):
