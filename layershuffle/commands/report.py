@@ -54,7 +54,8 @@ def simulations(folder: Path) -> list[page.Section]:
         except (UserError, OSError, ValueError, KeyError, TypeError):
             continue  # It is something else.
         name = path.relative_to(folder).with_suffix("").as_posix()
-        table = page.Table(f"Means over {seeds} seeds; in brackets the lowest and the highest.", header, rows)
+        caption = f"Means over {seeds} seeds; in brackets the lowest and the highest."
+        table = page.Table(caption, header, [list(row) for row in rows])
         caption = "bands reach from the lowest seed to the highest."
         picture = page.Picture(name.replace("/", "-"), caption, partial(comparison.figure, found), table)
         text = ", ".join(f"{key}: {value}" for key, value in scenario.items() if key != "nodes")
