@@ -30,10 +30,10 @@ def report(folder: Path, output: Path | None = None, title: str | None = None) -
     simulated = simulations(folder)
     try:
         setups, complaints = collect(folder)
-    except UserError:
+    except UserError as error:
         if not simulated:
             raise
-        setups, complaints = [], []
+        setups, complaints = [], [str(error)]
     for complaint in complaints:
         Console(stderr=True).print(f"warning: {complaint}", highlight=False, soft_wrap=True)
     planned, missing = plan.read(folder)
