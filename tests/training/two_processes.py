@@ -18,6 +18,7 @@ from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import GrowingDepth, LayerDrop, Shuffle
 from layershuffle.training.callbacks import WholeCheckpointIO
 from layershuffle.training.module import FineTuner
+from layershuffle.training.muon import Muon
 
 RUN = [
     *(f"--config={ROOT}/configs/{name}.yaml" for name in ("model/mini_digits", "data/digits", "trainer/cpu")),
@@ -32,7 +33,7 @@ RUN = [
     *("--trainer.enable_progress_bar=false", "--resume=auto", "--trainer.log_every_n_steps=1"),
 ]
 FINETUNE = [*RUN, f"--config={ROOT}/configs/recipe/finetune.yaml", "--save_every_n_steps=2", "--data.workers=1"]
-PARTS = {"sampler": GrowingDepth(k0=1), "orders_per_batch": 2, "budget": "layer_executions"}
+PARTS = {"sampler": GrowingDepth(k0=1), "orders_per_batch": 2, "budget": "layer_executions", "optimizer": Muon}
 SCORED = ["--protocols", "sequential", "arbitrary", "--orders=3", "--data.test_images=65"]
 
 
