@@ -75,7 +75,7 @@ def test_the_loss_is_the_papers_formula_and_the_teacher_stays_out_of_everything(
     for before, (images, labels, orders), found in zip(steps.before, steps.batches, steps.losses):
         outputs = [before(part, order) for part, order in zip(images.tensor_split(2), orders)]
         logits = torch.cat([output.logits for output in outputs]).detach()
-        p = torch.softmax(teacher(images, Order("3 1 2 0")).logits / 2, 1)
+        p = torch.softmax(teacher(images, Order("3 1 2 0")).logits.detach() / 2, 1)
         q = torch.softmax(logits / 2, 1)
         divergence = 2**2 * (p * (p / q).log()).sum(1).mean()
         truth = torch.nn.functional.cross_entropy(logits, labels, torch.tensor([1.0, 5.0] * 5), label_smoothing=0.1)
