@@ -182,6 +182,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     # FineTuner refuses to average sharded weights, and this warns of nothing else.
     warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
     cli.datamodule.prepare_for(*cli.model.model.image_format)
+    cli.model.load_teacher()  # so that a wrong path fails before the data are read
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
     rank_zero_only(_introduce)(cli.model.model, cli.config.ckpt_path or cli.config.model.pretrained)
     if not ckpt_path:

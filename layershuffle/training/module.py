@@ -33,6 +33,7 @@ from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle, call
 from layershuffle.training.callbacks import LastCheckpoint, is_logged
 from layershuffle.training.compute import Compute, layers_run
+from layershuffle.training.distillation import Distillation, Teacher
 from layershuffle.training.distributed import is_sharded, orders_per_process, shard, unused_parameters
 from layershuffle.training.instancewise import InstanceWise, expected_loss
 from layershuffle.training.parameters import parameter_groups, train_only
@@ -92,6 +93,7 @@ class FineTuner(pl.LightningModule):
             (arXiv 1603.09382). It falls to 0 at the first layer.
         depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
         instancewise: how the images learn to choose.
+        distillation: the frozen teacher that the model also learns from, if any.
         compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
         checkpoint_layers: keep only the input of each layer for the backward pass, and run the layer again there: less
             memory for a third more computation.
@@ -128,6 +130,7 @@ class FineTuner(pl.LightningModule):
         drop_path: float = 0.0,
         depth: int | None = None,
         instancewise: InstanceWise = InstanceWise(),  # noqa: B008 (it is frozen)
+        distillation: Distillation = Distillation(),  # noqa: B008 (it is frozen)
         compile: bool = False,
         checkpoint_layers: bool = False,
         timm_args: dict[str, Any] | None = None,
@@ -159,6 +162,8 @@ class FineTuner(pl.LightningModule):
             self.loss_weights = torch.tensor(class_weights)
         self.sampler = sampler
         self.instancewise = instancewise
+        self.distillation = distillation
+        self.teacher: Teacher | None = None
         self.position_loss = position_loss
         self.orders_per_batch = orders_per_batch
         self.budget = budget
@@ -185,6 +190,10 @@ class FineTuner(pl.LightningModule):
             raise UserError(
                 "orders_per_batch is a number from 1 up, and 1 where the images choose their orders, which run in all "
                 f"of them, not {orders_per_batch}"
+            )
+        if distillation.teacher and self.model.choice:
+            raise UserError(
+                "images that choose their orders can't learn from a teacher: leave out distillation.teacher"
             )
         # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
         method_name(sampler, self.model.config["position"])
@@ -229,7 +238,12 @@ class FineTuner(pl.LightningModule):
         return self.model.config | {"order": str(self.own_order), "positions": self.model.positions}
 
     def on_train_start(self) -> None:
-        """Note how many steps are planned. Asked any earlier, the workers would read ahead before a run is resumed."""
+        """Move the teacher, and note how many steps are planned.
+
+        Asked any earlier, the workers would read ahead before a run is resumed.
+        """
+        if self.teacher:
+            self.teacher.to(self.device, next(self.model.parameters()).dtype)
         if self._ends_itself:
             self._limit(*self._limits)
         self._drawn.clear()
@@ -264,10 +278,15 @@ class FineTuner(pl.LightningModule):
         if self._ends_itself and self._done(self.global_step) >= self._planned_steps:
             self.trainer.should_stop = True
 
-    def setup(self, stage: str) -> None:
-        """Preprocess as the data says, and decide which processes draw their own orders.
+    def load_teacher(self) -> None:
+        """Load the teacher, if there is one. Before a training this is done anyway; by hand, it fails earlier."""
+        if self.distillation.teacher and not self.teacher:
+            self.teacher = Teacher(self.distillation, self.model)
 
-        Raises a UserError if the strategy can't run them.
+    def setup(self, stage: str) -> None:
+        """Preprocess as the data says, load the teacher, and decide which processes draw their own orders.
+
+        Raises a UserError if the strategy can't run them, or the teacher doesn't fit.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
@@ -278,6 +297,9 @@ class FineTuner(pl.LightningModule):
         orders = [self.draw(0), *(self.model.choice.orders if self.model.choice else ())]
         self._own_orders = orders_per_process(self.trainer.strategy, self.orders_per_process, self.model, orders)
         if stage == "fit":
+            self.load_teacher()
+            if self.teacher and isinstance(data, ImageData):
+                self.teacher.check_names(data.class_names)
             self._limits = self.trainer.fit_loop.max_epochs, self.trainer.fit_loop.max_steps
             if self._ends_itself:  # Else the trainer would not begin to resume a run that has done as many epochs.
                 self._limit(-1, -1)
@@ -380,6 +402,10 @@ class FineTuner(pl.LightningModule):
         logits = torch.cat([output.logits for output in outputs])
         loss = F.cross_entropy(logits, labels, **self._how_far)
         measured = {"classification_loss": loss}
+        if self.teacher:
+            measured["distillation_loss"] = self.distillation.loss(logits, self.teacher(images))
+            weight = self.distillation.weight
+            loss = (1 - weight) * loss + weight * measured["distillation_loss"]
         position_losses = []
         for output in outputs:
             if output.position_logits is not None:
@@ -508,6 +534,7 @@ class FineTuner(pl.LightningModule):
             "sampler": repr(self.sampler),
             "position_loss": self.position_loss,
             "class_weights": self.class_weights,
+            "distillation": self.teacher.record if self.teacher else None,
             "seed": self.seed,
             "compute": asdict(self.compute),
             "precision": self.trainer.precision,
@@ -516,12 +543,14 @@ class FineTuner(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume from a checkpoint of another model, and go on counting."""
+        """Refuse to resume from a checkpoint of another model, or with a changed teacher, and go on counting."""
         self.compute = Compute(**checkpoint.get(RECORD, {}).get("compute", {}))
         saved, config = checkpoint.get(RECORD, {}).get("model", {}), self._trained_config
         if saved not in (config, self.model.config):  # earlier versions saved the latter
             changed = sorted(key for key in saved | config if saved.get(key) != config.get(key))
             raise UserError(f"the checkpoint to resume from is of another model: {', '.join(changed)} differ")
+        if self.teacher:
+            self.teacher.check_same(checkpoint[RECORD].get("distillation"))
 
     @property
     def _is_replicated(self) -> bool:
