@@ -4,7 +4,7 @@ BIN = .venv/bin
 .PHONY: quickstart test test-all gpu format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
-	$(BIN)/layershuffle experiment --scale quickstart
+	$(BIN)/layershuffle experiment --scale quickstart --jobs 5
 
 # The tests run in two processes of one thread each; the tests of a file share one.
 test: .venv/ready  ## the tests, formatting and types
