@@ -2,14 +2,16 @@
 
     python docs/beyond_the_paper.py docs/results/beyond_the_paper/glyphs baseline layershuffle
 
-The first argument is a folder METHOD/SEED/results.json; the methods to show follow, by default all. With ``--picture
-FILE``, accuracy against the probability that a layer is dead is drawn, too.
+The first argument is a folder METHOD/SEED/results.json; the methods to show follow, by default all. ``--failing FILE``
+draws accuracy against the probability that a layer is dead, and ``--longer FILE`` against the length of the training.
 """
 
 import argparse
+import re
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layershuffle.results.record import Estimate, Results, Score, estimate
@@ -18,7 +20,8 @@ from layershuffle.results.tables import markdown, percent
 COLUMNS = {
     "sequential": ("sequential", {}),
     "arbitrary": ("arbitrary", {"reading": "fixed"}),
-    "6 of 12": ("pruned", {"kept": 6, "strategy": "random", "sequence": "random"}),
+    "6 of 12, in sequence": ("pruned", {"kept": 6, "strategy": "random", "sequence": "original"}),
+    "6 of 12, shuffled": ("pruned", {"kept": 6, "strategy": "random", "sequence": "random"}),
     "20% dead": ("failing", {"dead": "20%"}),
     "30% dead": ("failing", {"dead": "30%"}),
     "50% dead": ("failing", {"dead": "50%"}),
@@ -41,12 +44,56 @@ def calibration(runs: list[Results], column: str) -> float:
     return 100 * fmean(score.ece for run in runs for score in scores(run, column) if score.ece is not None)
 
 
+def mean(runs: list[Results], column: str) -> float:
+    """Top-1 over the runs, in percent."""
+    return 100 * fmean(score.top1 for run in runs for score in scores(run, column))
+
+
+def draw(axis: Axes, lines: dict[str, list[tuple[float, float]]], xlabel: str, title: str = "") -> None:
+    """Draw top-1 accuracy in percent: a line of points (x, y) for each name."""
+    for (name, points), marker in zip(lines.items(), "osD^vP*X<>"):
+        axis.plot(*zip(*sorted(points)), marker=marker, markersize=5, label=name)
+    axis.set(xlabel=xlabel, ylim=(0, 100), title=title)
+    axis.grid(axis="y", alpha=0.3)
+
+
+def draw_failing(found: list[list[Results]], path: Path) -> None:
+    """Draw accuracy against the probability that a layer is dead."""
+    dead = {0: "arbitrary", 20: "20% dead", 30: "30% dead", 50: "50% dead"}
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    lines = {runs[0].label: [(share, mean(runs, column)) for share, column in dead.items()] for runs in found}
+    draw(axis, lines, "each layer is dead with this probability, %")
+    axis.set(ylabel="top-1 accuracy, %", xticks=[*dead])
+    figure.legend(loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_longer(found: list[list[Results]], path: Path) -> None:
+    """Draw accuracy against the layer executions of the training, a line for each method."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, column in zip(axes, ("sequential", "arbitrary", "50% dead")):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for runs in found:
+            method = re.sub("-(twice|four|eight|sixteen)$", "", runs[0].label)
+            million = runs[0].model["compute"]["layer_executions"] / 1e6
+            lines.setdefault(method, []).append((million, mean(runs, column)))
+        draw(axis, lines, "million layer executions", column)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.2g}")
+    axes[0].set_ylabel("top-1 accuracy, %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
-    """Print a table, and draw the picture if one is asked for."""
+    """Print a table, and draw the pictures that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("methods", nargs="*")
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--failing", type=Path, metavar="FILE")
+    parser.add_argument("--longer", type=Path, metavar="FILE")
     args = parser.parse_args()
     methods = args.methods or sorted(path.name for path in args.folder.iterdir() if path.is_dir())
     found = {
@@ -59,18 +106,10 @@ def main() -> None:
         for runs in found.values()
     ]
     print(markdown(["", "seeds", *COLUMNS, "ECE, sequential / arbitrary"], rows))
-    if args.picture:
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axis = figure.subplots()
-        dead = {0: "arbitrary", 20: "20% dead", 30: "30% dead", 50: "50% dead"}
-        for runs, marker in zip(found.values(), "osD^vP*X<>"):
-            means = [100 * fmean(score.top1 for run in runs for score in scores(run, name)) for name in dead.values()]
-            axis.plot([*dead], means, marker=marker, markersize=5, label=runs[0].label)
-        axis.set(xlabel="each layer is dead with this probability, %", ylabel="top-1 accuracy, %", ylim=(0, 100))
-        axis.set_xticks([*dead])
-        axis.grid(axis="y", alpha=0.3)
-        figure.legend(loc="outside right center", frameon=False)
-        figure.savefig(args.picture, dpi=150)
+    if args.failing:
+        draw_failing([*found.values()], args.failing)
+    if args.longer:
+        draw_longer([*found.values()], args.longer)
 
 
 if __name__ == "__main__":

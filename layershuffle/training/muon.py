@@ -26,10 +26,15 @@ class Muon(torch.optim.AdamW):
         lr: the learning rate.
         momentum: the factor of the momentum, which is Nesterov's.
         kwargs: further arguments of AdamW.
+
+    Raises:
+        ValueError: if the parameters have no names.
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, momentum: float = 0.95, **kwargs: Any) -> None:
         super().__init__(params, lr=lr, **kwargs)
+        if "param_names" not in self.param_groups[0]:
+            raise ValueError("Muon tells the layers' matrices by their names: give it model.named_parameters()")
         self.momentum = momentum
 
     @torch.no_grad()

@@ -87,3 +87,8 @@ def test_a_saved_optimizer_goes_on_bit_for_bit(model):
     learn(resumed, after)
     for one, other in zip(model.parameters(), resumed.parameters()):
         assert torch.equal(one, other)
+
+
+def test_parameters_without_names_are_refused(model):
+    with pytest.raises(ValueError, match="named_parameters"):
+        Muon(model.parameters())
