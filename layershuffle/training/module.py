@@ -66,7 +66,7 @@ class FineTuner(pl.LightningModule):
         sampler: draws the order of each training step.
         position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
             steps' position cross-entropies is added to the classification loss.
-        optimizer: makes the optimizer of parameters with their names; by default the paper's (section 4).
+        optimizer: makes the optimizer; by default the paper's (section 4).
         orders_per_batch: into how many equal parts each batch is split. Each part runs in an order of its own, and one
             update is made with the mean of their gradients.
         budget: what trainer.max_epochs and max_steps limit: "steps", or "layer_executions" (images x layers that they
@@ -472,7 +472,10 @@ class FineTuner(pl.LightningModule):
             self.log(f"val/{name}", self.means[name], prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer of all trainable parameters, fused unless told otherwise, and the learning rate's schedule."""
+        """The optimizer of all trainable parameters, fused unless told otherwise, and the learning rate's schedule.
+
+        The optimizer gets the parameters with their names.
+        """
         try:
             trained: list[Any] = [named for named in self.named_parameters() if named[1].requires_grad]
             if self.layer_decay != 1 or not self.decay_norms:

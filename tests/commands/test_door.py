@@ -237,7 +237,7 @@ def test_experiments_are_found_by_name_too(tmp_path, capsys):
     quickstart = (ROOT / "configs/experiment/quickstart.yaml").read_text()
     (tmp_path / "configs/experiment/mini.yaml").write_text(quickstart)
     experiment_command(["--scale", "mini", "--dry_run"])
-    assert "4 cells in experiments/mini" in capsys.readouterr().out
+    assert "5 cells in experiments/mini" in capsys.readouterr().out
 
 
 def shown_commands():
