@@ -76,7 +76,7 @@ def draw_longer(found: list[list[Results]], path: Path) -> None:
     for axis, column in zip(axes, ("sequential", "arbitrary", "50% dead")):
         lines: dict[str, list[tuple[float, float]]] = {}
         for runs in found:
-            method = re.sub("-(twice|four|eight|sixteen)$", "", runs[0].label)
+            method = re.sub("-(twice|four|eight)$", "", runs[0].label)
             million = runs[0].model["compute"]["layer_executions"] / 1e6
             lines.setdefault(method, []).append((million, mean(runs, column)))
         draw(axis, lines, "million layer executions", column)
