@@ -1,10 +1,13 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test test-all gpu format container clean
+.PHONY: quickstart style test test-all gpu format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
 	$(BIN)/layershuffle experiment --scale quickstart --jobs 5
+
+style: .venv/ready  ## how dense the code is, beside six projects that read well
+	$(BIN)/python -m benchmarks.style
 
 # The tests run in two processes of one thread each; the tests of a file share one.
 test: .venv/ready  ## the tests, formatting and types
