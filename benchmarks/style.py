@@ -20,15 +20,15 @@ from rich.table import Table
 
 COUNTS = {
     "comprehension": "comprehensions",
-    "nested": "nested comprehensions",
-    "conditional": "conditional expressions",
+    "nested": "nested ones",
+    "conditional": "if-else expressions",
     "walrus": "walruses",
     "multiple": "a, b = x, y",
     "comment": "comments",
     "length": "characters a line",
 }
 
-# What this script printed for other projects, at the commits named behind them. The values are in the sequence of COUNTS.
+# What this script printed for other projects, at the commits named behind them, in the sequence of COUNTS.
 OTHERS = {
     "nanochat": (14.6, 0.2, 11.2, 0.0, 5.5, 193.7, 52.4),  # 92d63d4, nanochat/ and scripts/
     "lightly": (9.7, 0.2, 5.5, 0.1, 1.3, 111.2, 42.0),  # 8f5a75c4, src/lightly_train/
