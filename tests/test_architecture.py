@@ -14,7 +14,7 @@ def test_an_upward_import_is_found(tmp_path, monkeypatch):
     content = (ROOT / "pyproject.toml").read_text().partition("[tool.importlinter]")
     contracts = content[2].partition("[tool.pytest")[0].replace("layershuffle", "upward")
     (tmp_path / "pyproject.toml").write_text(content[1] + contracts)
-    rooms = "commands gpu_check reproduction training evaluation checkpoints models data results orders serving"
+    rooms = "commands gpu_check reproduction report training evaluation checkpoints models data results orders serving"
     for room in rooms.split():
         (tmp_path / "upward" / room).mkdir(parents=True)
         (tmp_path / "upward" / room / "__init__.py").touch()

@@ -25,7 +25,7 @@ from layershuffle.errors import UserError
 from layershuffle.models.create import create_model
 from layershuffle.models.weights import read_file
 from layershuffle.orders.order import MAX_STEPS, Order
-from layershuffle.reproduction.collect import collect
+from layershuffle.report.collect import collect
 from layershuffle.reproduction.experiments import Experiment
 from layershuffle.results.record import Results, Score
 

@@ -9,9 +9,10 @@ from rich.console import Console
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.files import read_json
-from layershuffle.reproduction import page, plan
-from layershuffle.reproduction.collect import collect
-from layershuffle.reproduction.sections import sections
+from layershuffle.report import page
+from layershuffle.report.collect import collect
+from layershuffle.report.sections import sections
+from layershuffle.reproduction import plan
 from layershuffle.serving import comparison
 
 

@@ -1,1 +1,1 @@
-"""Experiments: the cells that make one up, how they are run, and the report of what they found."""
+"""Experiments: the cells that make one up, and how they are run."""

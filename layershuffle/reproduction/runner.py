@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
+from layershuffle.report.collect import comparison
 from layershuffle.reproduction import cells
-from layershuffle.reproduction.collect import comparison
 from layershuffle.reproduction.experiments import Cell
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Results

@@ -20,8 +20,8 @@ from layershuffle.commands.similarity import similarity_command
 from layershuffle.commands.train import train
 from layershuffle.evaluation.activations import cosine_similarities, seconds_per_image
 from layershuffle.orders.order import Order
-from layershuffle.reproduction.collect import collect
-from layershuffle.reproduction.sections import sections
+from layershuffle.report.collect import collect
+from layershuffle.report.sections import sections
 from layershuffle.results.record import Results
 
 

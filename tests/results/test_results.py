@@ -13,7 +13,7 @@ from rich.console import Console
 
 from layershuffle.files import write_whole
 from layershuffle.orders.protocols import PROTOCOLS
-from layershuffle.reproduction.collect import comparison
+from layershuffle.report.collect import comparison
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, Score, estimate, summarise
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layershuffle.errors import UserError
-from layershuffle.reproduction import paper
+from layershuffle.report import paper
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Results, Score, estimate
 

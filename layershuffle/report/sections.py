@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from layershuffle.orders.order import Order
-from layershuffle.reproduction import conclusion, curves, paper
-from layershuffle.reproduction.collect import SetupResults, comparison, in_papers_sequence
-from layershuffle.reproduction.page import Picture, Section, Table, TableCell
+from layershuffle.report import conclusion, curves, paper
+from layershuffle.report.collect import SetupResults, comparison, in_papers_sequence
+from layershuffle.report.page import Picture, Section, Table, TableCell
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Estimate, Results, estimate, half_width, summarise, total
 

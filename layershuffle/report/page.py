@@ -58,7 +58,7 @@ class Section:
 def write(title: str, sections: Sequence[Section], folder: Path) -> None:
     """Write ``index.html``, ``report.md``, ``figures/*.png`` and ``data/*.csv``."""
     environment = Environment(
-        loader=PackageLoader("layershuffle.reproduction"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("layershuffle.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["picture"] = lambda part: isinstance(part, Picture)
     page = environment.get_template("report.html").render(title=title, sections=sections, svg=_svg)

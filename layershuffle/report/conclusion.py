@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from layershuffle.reproduction.collect import SetupResults
-from layershuffle.reproduction.curves import Bar
+from layershuffle.report.collect import SetupResults
+from layershuffle.report.curves import Bar
 from layershuffle.results import tables
 from layershuffle.results.record import Estimate, estimate, half_width, total
 

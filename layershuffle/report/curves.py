@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from layershuffle.reproduction.collect import SetupResults
+from layershuffle.report.collect import SetupResults
 from layershuffle.results.figures import COLOURS, band, draw_levels, panels
 from layershuffle.results.record import Estimate, Summary, summarise
 
