@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from layershuffle import moved  # noqa: F401 (so that the old import paths work)
 from layershuffle.errors import UserError
 from layershuffle.orders import Order
 from layershuffle.version import __version__

@@ -5,6 +5,12 @@ class UserError(ValueError):
     """What is wrong and what to do, in one sentence; the command lines print it without a traceback."""
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of what an exception says, or the name of its class if it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1].strip()
+
+
 def is_network_error(error: Exception) -> bool:
     """Whether ``error`` is of the kinds that the Hugging Face hub's client raises where there is no network."""
     libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "requests", "urllib3")

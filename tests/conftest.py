@@ -5,6 +5,9 @@ import torch
 from helpers import SMALL
 
 import layershuffle
+from layershuffle.commands.logs import set_up_logging
+
+set_up_logging()  # so that a test finds log lines where a user does, on stderr
 
 
 @pytest.fixture

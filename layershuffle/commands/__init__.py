@@ -36,13 +36,6 @@ COMMANDS = {
 }
 """What each command does. Its name is also that of its module, which has underscores for dashes."""
 
-# In version 0.1 commands were run as `python -m layershuffle.commands.NAME`. While Python looks for that module, the
-# program is called "-m". Start again as `python -m layershuffle NAME`.
-if sys.argv[:1] == ["-m"]:
-    _index = next(i for i, word in enumerate(sys.orig_argv) if "layershuffle.commands." in word)
-    _words = sys.orig_argv[_index].split(".commands.")
-    os.execv(sys.executable, [*sys.orig_argv[:_index], *_words, *sys.orig_argv[_index + 1 :]])
-
 
 def main(args: list[str] | None = None) -> None:
     """Run the command that ``args`` name, by default the arguments of the process."""

@@ -1,16 +1,15 @@
 """How commands fail: what a user can cause is one sentence on stderr and a non-zero exit code."""
 
 import errno
-import logging
 import os
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from layershuffle.commands.logs import set_up_logging
 from layershuffle.errors import UserError
 
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -19,7 +18,7 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 
 def run(command: Callable[[], Any]) -> None:
     """Run a command and turn what a user can cause into one sentence on stderr, without a traceback."""
-    quieten()
+    set_up_logging()
     sys.path.append(os.getcwd())  # so that my_module.MyClass in a config or flag is found in the working folder
     try:
         command()
@@ -90,23 +89,3 @@ def user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
-
-
-def quieten() -> None:
-    """Silence what the libraries say that is not about the user's run."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "You have overridden `(on_(before|after)_batch_transfer|transfer_batch_to_device)`",
-        "does not have many workers",
-        "directory .* exists and is not empty",
-        "The dirpath has changed from",
-        "is deprecated",
-        "Corrupt EXIF data",
-        "Glyph .* missing from font",  # Matplotlib draws a box instead; the table beside the picture has the names.
-        "Image size .* exceeds limit of",  # Images of this size are refused with a sentence of our own.
-        "your dataloader is not resumable",
-        "The number of training batches .* is smaller than the logging interval",  # which counts across epochs
-        "LightningCLI's args parameter is intended to run from within Python",
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}")

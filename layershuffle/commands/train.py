@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,8 +178,6 @@ def configured(args: list[str] | None = None) -> TrainCLI:
 def train(args: list[str] | None = None) -> pl.Trainer:
     """Fine-tune with the options ``args``, by default the process's; returns the trainer when it is done."""
     cli = configured(args)
-    # FineTuner refuses to average sharded weights, and this warns of nothing else.
-    warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
     cli.datamodule.prepare_for(*cli.model.model.image_format)
     cli.model.load_teacher()  # so that a wrong path fails before the data are read
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path

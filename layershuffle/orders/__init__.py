@@ -14,13 +14,8 @@ from layershuffle.orders.samplers import (
     ShuffleDrop,
 )
 
-
-class Depth(FirstLayers):
-    """FirstLayers under the name that it has in the configs of version 0.1, which also say just ``Depth``."""
-
-
 __all__ = [
-    "Depth", "FirstLayers", "GrowingDepth", "LayerDrop", "Order", "OrderLike", "OrderSampler", "RandomSubset",
+    "FirstLayers", "GrowingDepth", "LayerDrop", "Order", "OrderLike", "OrderSampler", "RandomSubset",
     "Recorded", "Sequential", "Shuffle", "ShuffleDrop", "Step", "Unit", "parse_order", "permutation", "seeded",
     "sequential",
 ]  # fmt: skip

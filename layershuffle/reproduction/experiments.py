@@ -47,8 +47,6 @@ class Setup:
         grid: options of train and the values to try, such as {--model.optimizer.init_args.lr: [0.001, 0.002]}. Each
             method is trained once with every combination, with the experiment's first seed. The one with the lowest
             validation loss is then used for its models. No test image is used for the choice.
-        epoch_minutes: no longer used, but still in the files of version 0.1.
-        evaluation_minutes: no longer used either.
     """
 
     train: Arguments
@@ -59,8 +57,6 @@ class Setup:
     merge: list[str] = field(default_factory=list)
     analyse: dict[str, list[str]] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    epoch_minutes: float = 0.0
-    evaluation_minutes: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,10 @@ import yaml
 from jsonargparse import Namespace
 
 from layershuffle.errors import UserError
-from layershuffle.moved import MOVED
 from layershuffle.training import wandb_runs
 
 IGNORED = ("config", "ckpt_path", "resume")
 """Options that may differ between two commands that train the same run."""
-RENAMED = MOVED | {"layershuffle.orders.Depth": "layershuffle.orders.FirstLayers"}
-"""Paths that are others in the configs that version 0.1 saved."""
 
 
 def find_earlier_run(config: Namespace, asked: str, defaults: str) -> tuple[Path, Path | None] | None:
@@ -128,9 +125,7 @@ def _same(saved: Any, asked: Any, defaults: Any) -> bool:
 
 
 def _options(text: str) -> Any:
-    """The options in a saved config that tell runs apart, with today's class paths; None if it is no such config."""
-    for old, new in RENAMED.items():
-        text = text.replace(old, new)
+    """The options in a saved config that tell runs apart; None if it is no such config."""
     try:
         content = yaml.safe_load(text)
         return {name: value for name, value in content.items() if name not in IGNORED}

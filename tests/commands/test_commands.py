@@ -413,7 +413,7 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
         (["--config=nowhere.yaml"], "nowhere.yaml"),
         (["--model.position=sideways"], "sideways"),
         (["--model.sampler=Nope"], "Nope"),
-        (["--model.sampler=Depth", "--model.sampler.k=13"], "13 layers can't be kept of 12"),
+        (["--model.sampler=FirstLayers", "--model.sampler.k=13"], "13 layers can't be kept of 12"),
         (["--model.sampler=LayerDrop", "--model.sampler.p=1.5"], "p is a probability"),
         (["--model.name=vit_nope"], "timm has no model named vit_nope"),
         (["--model.pretrained=nowhere.pth"], "there is no file nowhere.pth"),

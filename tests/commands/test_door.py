@@ -110,16 +110,6 @@ def test_another_broken_pipe_is_no_quiet_end():
         run(write)
 
 
-def test_commands_of_version_0_1_still_run():
-    done = subprocess.run(
-        [sys.executable, "-m", "layershuffle.commands.list", "samplers"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "samplers"), done.stderr
-
-
 # --- Configs by name ----------------------------------------------------------------------------------------
 
 
@@ -211,19 +201,6 @@ def test_the_saved_config_says_what_the_run_was_made_of_and_resumes(tmp_path):
     again = train(["--config=runs/version_0/config.yaml", "--resume=null"])
     assert again.model.model.depth == 2
     assert (tmp_path / "runs/version_1/config.yaml").exists()
-
-
-def test_configs_of_older_runs_are_read(tmp_path):
-    (tmp_path / "old.yaml").write_text(
-        "data: {class_path: layershuffle.data.digits.Digits}\n"
-        "model: {sampler: {class_path: layershuffle.orders.Depth, init_args: {k: 1}}}\n"
-        "trainer: {logger: {class_path: layershuffle.metrics_file.MetricsFile}}\n"
-    )
-    train([*TINY[:1], "cpu", "old.yaml", *TINY[3:], "--trainer.log_every_n_steps=1"])
-    assert (tmp_path / "runs/version_0/metrics.csv").exists()
-    assert yaml.safe_load((tmp_path / "runs/version_0/config.yaml").read_text())["model"]["sampler"]["init_args"] == {
-        "k": 1
-    }
 
 
 def test_experiments_are_found_by_name_too(tmp_path, capsys):

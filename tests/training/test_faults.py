@@ -17,7 +17,8 @@ import wandb
 from helpers import ROOT, SMALL, fake_imagenet
 from PIL import Image
 
-from layershuffle.commands.errors import quieten, run
+from layershuffle.commands.errors import run
+from layershuffle.commands.logs import set_up_logging
 from layershuffle.data import Digits, ImageFolders, preprocessing
 from layershuffle.orders.samplers import GrowingDepth, Shuffle
 from layershuffle.training.callbacks import LastCheckpoint, WholeCheckpointIO
@@ -165,7 +166,7 @@ def test_images_that_pillow_finds_too_large_are_refused_in_our_own_words(tmp_pat
     path.write_text(f"P5 {size} 255\n")
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        quieten()
+        set_up_logging()
         with pytest.raises(ValueError, match=complaint):
             preprocessing.open_image(path)
     assert not warned
