@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.common import Times, arguments, flops, matrix_product, peak_memory, ratio, report, seconds, take_turns
-from layershuffle.commands.errors import quieten
+from layershuffle.commands.logs import set_up_logging
 from layershuffle.hardware import fastest_precision, wait
 from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training.callbacks import ThroughputLogger
@@ -162,7 +162,7 @@ class Turns(pl.Callback):
 
 
 def _train(pipe: Any, what: dict[str, Any]) -> None:
-    quieten()
+    set_up_logging()
     warnings.filterwarnings("ignore", module="lightning")
     device = torch.device(what["device"])
     trainer = pl.Trainer(
@@ -220,7 +220,7 @@ def main() -> None:
         help="precision of all contenders (auto: bf16-mixed on a GPU; on a CPU the faster one for timm's eager step)",
     )
     args = parser.parse_args()
-    quieten()
+    set_up_logging()
     warnings.filterwarnings("ignore", module="lightning")
     full, device = args.size == "full", torch.device(args.device)
     scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)

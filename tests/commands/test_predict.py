@@ -16,8 +16,8 @@ from torchvision import transforms
 import layershuffle
 from layershuffle.checkpoints import loading
 from layershuffle.checkpoints.export import export
-from layershuffle.commands.errors import quieten
 from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.logs import set_up_logging
 from layershuffle.commands.predict import predict_command
 from layershuffle.commands.train import train_command
 from layershuffle.orders import Order, seeded
@@ -240,7 +240,7 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
     results.data["classes"] = [r"$\frac$", "日本"]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        quieten()
+        set_up_logging()
         rendered(confusion(results), "png")
     assert not warned
     export(loaded.model, loaded.record, loaded.data, Path("exported"))
