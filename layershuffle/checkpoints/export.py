@@ -35,7 +35,7 @@ def export(
 ) -> None:
     """Write a model, its record and its data (see ``loading.LoadedModel``), and a model card to ``folder``.
 
-    A model whose own order is a sequence of whole layers is written as a plain model with these layers. If timm can't
+    A model whose base order is a sequence of whole layers is written as a plain model with these layers. If timm can't
     run a model, ``create_model`` of timm refuses the folder and says why.
 
     Args:

@@ -48,7 +48,7 @@ class LoadedModel:
 
     @property
     def order(self) -> Order:
-        """The model's own order."""
+        """The model's base order."""
         return self.model.order
 
     @property

@@ -97,7 +97,7 @@ def prune_command(args: list[str] | None = None) -> Results:
 
 
 def _milliseconds(study: Study) -> dict[int, float]:
-    """The time per image, in ms, by how many steps of the model's own order run; their number decides, not which."""
+    """The time per image, in ms, by how many steps of the model's base order run; their number decides, not which."""
     own, device = study.model.order, study.fabric.device
     model = study.model.to(device).eval()
     images = study.preprocess.to(device)(next(iter(study.batches))[0].to(device))
@@ -114,7 +114,7 @@ def _check_export(study: Study) -> None:
     if "method" not in study.record:
         raise UserError(f"{study.config.checkpoint} is not a checkpoint of layershuffle train, so it can't be exported")
     if study.model.order.whole_layers is None:
-        raise UserError("--export writes whole layers, one after the other, and the model's own order runs others")
+        raise UserError("--export writes whole layers, one after the other, and the model's base order runs others")
     if study.config.refine and study.model.encoding:
         raise UserError(
             "--refine starts from the backbone alone, without the position encoding that this model's layers expect: "
@@ -138,7 +138,8 @@ def _export(study: Study, order: Order) -> None:
     refine = {"model": model, "data": {"class_path": data["class"], "init_args": data["args"]}}
     path = folder / REFINE
     write_whole(
-        path, f"# Trains the model in this folder further, in its own order.\n{yaml.safe_dump(refine, sort_keys=False)}"
+        path,
+        f"# Trains the model in this folder further, in its base order.\n{yaml.safe_dump(refine, sort_keys=False)}",
     )
     command = [str(path), f"--trainer.accelerator={config.accelerator}", f"--trainer.max_epochs={config.refine or 1}"]
     if not config.refine:

@@ -198,7 +198,7 @@ class Study:
         if len(trained := self.model.order.layers) < self.model.depth:
             console.print(
                 f"note: the model was trained with {len(trained)} of its {self.model.depth} layers, so all layers "
-                f"means those of its own order: {self.model.order}",
+                f"means those of its base order: {self.model.order}",
                 highlight=False,
             )
         title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"

@@ -23,7 +23,7 @@ def cosine_similarities(
     fabric: Fabric,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """How alike the activations after each two steps of the model's own order are (arXiv 2407.09298).
+    """How alike the activations after each two steps of the model's base order are (arXiv 2407.09298).
 
     The cosine of a token after one step with the same token after the other, averaged over tokens and images.
     ``on_batch`` is called after each batch, for a progress bar; the other arguments are those of ``scoring.evaluate``.

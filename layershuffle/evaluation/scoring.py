@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.protocols import Draw, Pick, Trial
+from layershuffle.orders.protocols import Pick, SampleOrder, Trial
 from layershuffle.results.record import Score
 
 
@@ -153,7 +153,7 @@ def evaluate(
     picks = [pick for pick in get_args(Pick) if pick in asked]
     drawn = [draw for draw in asked if draw is None or callable(draw)]
     kinds = [*fixed, *drawn, *picks]
-    rows: dict[Order | Pick | Draw | None, int] = {kind: row for row, kind in enumerate(kinds)}
+    rows: dict[Order | Pick | SampleOrder | None, int] = {kind: row for row, kind in enumerate(kinds)}
     metrics = OrderMetrics(len(rows)).to(fabric.device)
     choices: tuple[Order, ...] = model.choice.orders if picks and model.choice else ()
     chosen = torch.zeros(len(choices), device=fabric.device)

@@ -41,10 +41,10 @@ def create_model(
         pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to weights
             of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of ``layershuffle train``, or
             ``mini_glyphs``, which travels with the package. If the model has fewer layers, it takes the first ones.
-        positions: number of positions that the model can tell apart, by default the number of steps in its own order.
+        positions: number of positions that the model can tell apart, by default the number of steps in its base order.
             Orders with repeats need more.
         head: how a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.
-        order: the model's own order, which it runs by default and whose steps samplers draw from: an order's text, or
+        order: the model's base order, which it runs by default and whose steps samplers draw from: an order's text, or
             a name such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv 2104.06022),
             ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers run in sequence.
         choices: orders in the same form; each image learns to choose one of them (IOT, arXiv 2103.03457), and no

@@ -77,7 +77,7 @@ class OrderedViT(nn.Module):
             instead of from everything that it computed (arXiv 1604.06174). It takes less memory and a third more time.
 
     Raises:
-        UserError: if the family isn't supported, or the model can't run its own order or one of the choices.
+        UserError: if the family isn't supported, or the model can't run its base order or one of the choices.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class OrderedViT(nn.Module):
         self.vit = vit
         self.backbone = backbone_of(vit, head)
         self.depth, dim = len(self.layers), self.backbone.dim
-        self.order = sequential(self.depth)  # An order's name is read for a model whose own order this is.
+        self.order = sequential(self.depth)  # An order's name is read for a model whose base order this is.
         self.order = self._parsed("sequential" if order is None else order)
         self.positions = positions or len(self.order)
         encoding = (self.depth, dim, self.positions, position_dim, position_dropout, position_table)

@@ -1,6 +1,6 @@
 """The orders of the systems around LayerShuffle, and the names by which configs and command lines ask for them.
 
-All are orders of a model's ``depth`` layers; ``parse_order`` puts the steps of a model's own order in their place.
+All are orders of a model's ``depth`` layers; ``parse_order`` puts the steps of a model's base order in their place.
 """
 
 import inspect
@@ -166,12 +166,12 @@ NAMED: dict[str, Callable[..., Order]] = {
 
 
 def parse_order(text: str, own: Order) -> Order:
-    """The order that ``text`` means for a model whose own order is ``own``.
+    """The order that ``text`` means for a model whose base order is ``own``.
 
     Args:
         text: an order's text form, which names layers; or a name of NAMED with its numbers, such as ``cycle(6)``,
             ``looped-parallel(2,3)`` or ``sublayers``, which names the steps of ``own``.
-        own: the model's own order.
+        own: the model's base order.
 
     Raises:
         UserError: if it is neither or the model can't run it.

@@ -36,7 +36,7 @@ class Unit(NamedTuple):
 
     def _of(self, part: "Unit") -> "Unit":
         if self.half and part.half:
-            raise UserError(f"the model's own order runs {self}, which has no halves: name its sublayers one by one")
+            raise UserError(f"the model's base order runs {self}, which has no halves: name its sublayers one by one")
         return Unit(self.layer, self.half or part.half)
 
 

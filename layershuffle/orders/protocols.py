@@ -20,14 +20,14 @@ Pick = Literal["chosen", "oracle"]
 The best has the lowest loss among the orders in which the image is classified rightly, or among all if there are none.
 """
 
-Draw = Callable[[random.Random], Order]
-"""Draws an order for each batch. Only its argument may be a source of randomness."""
+SampleOrder = Callable[[random.Random], Order]
+"""Samples an order for each batch. Only its argument may be a source of randomness."""
 
-Orders = Iterator[tuple[Order | Pick | Draw | None, dict[str, Any]]]
+Orders = Iterator[tuple[Order | Pick | SampleOrder | None, dict[str, Any]]]
 """Orders to score, each with its variant, such as {"kept": 6, "strategy": "first"}.
 
-None stands for a new random permutation in every batch. Orders of the same variant are draws of the same thing: tables
-and pictures show their mean and spread.
+None stands for a new random permutation in every batch. Orders of the same variant are samples of the same thing:
+tables and pictures show their mean and spread.
 """
 
 
@@ -36,7 +36,7 @@ class Trial:
     """One thing to score: a protocol, an order (see Pick and Orders for what else it can be) and its variant."""
 
     protocol: str
-    order: Order | Pick | Draw | None
+    order: Order | Pick | SampleOrder | None
     variant: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,8 +46,9 @@ class Protocol:
 
     Attributes:
         name: the name of its function, with dashes.
-        orders: the function. It can ask for the parameters in SUPPLIED: ``depth`` (the number of layers), ``draws``
-            (how many random orders stand for a random choice), ``seed``, ``orders`` (those that the user gave) and
+        orders: the function. It can ask for the parameters in SUPPLIED: ``depth`` (the number of layers),
+            ``random_orders`` (how many random orders stand for a random choice), ``seed``, ``orders`` (those that the
+            user gave) and
             ``choices`` (the orders from which the images of an instance-wise model choose). Any other parameter is an
             option of the evaluate command: it needs a type, a default, and a line in the docstring under ``Args``.
         columns: the heading of a table with a column for each value of the variant's first entry; if empty, the table
@@ -57,7 +58,7 @@ class Protocol:
         picture: the name of the picture's file. Protocols with the same one are drawn into the same picture.
         label: what the picture calls the protocol.
         xlabel: what the picture calls the number in the variant.
-        names_layers: whether the orders name layers. Otherwise they name steps of the model's own order, which matters
+        names_layers: whether the orders name layers. Otherwise they name steps of the model's base order, which matters
             for models that run their layers repeatedly or by halves.
     """
 
@@ -83,7 +84,7 @@ class Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {}
-SUPPLIED = ("depth", "draws", "seed", "orders", "choices")
+SUPPLIED = ("depth", "random_orders", "seed", "orders", "choices")
 """The parameters of a protocol's function that aren't options."""
 
 
@@ -122,7 +123,7 @@ def find(name: str) -> Protocol:
 def trials(
     protocols: Sequence[str],
     own: Order | int,
-    draws: int = 10,
+    random_orders: int = 10,
     seed: int = 0,
     orders: Sequence[Order] = (),
     choices: Sequence[Order] = (),
@@ -130,28 +131,28 @@ def trials(
 ) -> list[Trial]:
     """Everything that ``protocols`` (names or import paths) ask to be scored.
 
-    ``own`` is the model's own order, or the depth of a model that runs its layers in sequence. Each protocol gets what
+    ``own`` is the model's base order, or the depth of a model that runs its layers in sequence. Each protocol gets what
     it asks for of the rest, see Protocol. Raises UserError if there is no such protocol or the model can't do it.
     """
     own = named.sequential(own) if isinstance(own, int) else own
     found = []
     for wanted in [find(name) for name in protocols]:
         depth = 1 + max(own.layers, default=-1) if wanted.names_layers else len(own)
-        given = dict(zip(SUPPLIED, (depth, draws, seed, orders, choices)), **options)
+        given = dict(zip(SUPPLIED, (depth, random_orders, seed, orders, choices)), **options)
         parameters = inspect.signature(wanted.orders).parameters
         for order, variant in wanted.orders(**{name: given[name] for name in parameters if name in given}):
             if isinstance(order, Order) and not wanted.names_layers:
                 order = order.over(own)
             elif callable(order) and not wanted.names_layers:
-                order = partial(_draw_over, order, own)
+                order = partial(_sample_over, order, own)
             found.append(Trial(wanted.name, order, variant))
     if not found:
         raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
     return found
 
 
-def _draw_over(draw: Draw, own: Order, rng: random.Random) -> Order:
-    return draw(rng).over(own)
+def _sample_over(sample: SampleOrder, base_order: Order, rng: random.Random) -> Order:
+    return sample(rng).over(base_order)
 
 
 @protocol(figure=None)
@@ -161,15 +162,15 @@ def sequential(depth: int) -> Orders:
 
 
 @protocol(figure="overview")
-def arbitrary(depth: int, draws: int, seed: int) -> Orders:
+def arbitrary(depth: int, random_orders: int, seed: int) -> Orders:
     """Random permutations: a new one for every batch, as in the paper, and some that each run on all images."""
     yield None, {"reading": "per batch"}
-    for draw in range(draws):
-        yield named.permutation(depth, seeded(seed, "arbitrary", draw)), {"reading": "fixed"}
+    for number in range(random_orders):
+        yield named.permutation(depth, seeded(seed, "arbitrary", number)), {"reading": "fixed"}
 
 
 @protocol(columns="layers kept", figure="overview")
-def pruned(depth: int, draws: int, seed: int, keep: tuple[int, ...] = ()) -> Orders:
+def pruned(depth: int, random_orders: int, seed: int, keep: tuple[int, ...] = ()) -> Orders:
     """Some layers left out, by each strategy, the others in original and in random sequence.
 
     Random layers in random sequence are also drawn anew for every batch, as in figure 1c of arXiv 2407.04513.
@@ -180,8 +181,8 @@ def pruned(depth: int, draws: int, seed: int, keep: tuple[int, ...] = ()) -> Ord
     for kept in keep or sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)}):
         for strategy, sequence in itertools.product(("first", "even", "random"), ("original", "random")):
             variant = {"kept": kept, "strategy": strategy, "sequence": sequence}
-            for draw in range(1 if strategy != "random" and sequence == "original" else draws):
-                rng = seeded(seed, "pruned", kept, strategy, sequence, draw)
+            for number in range(1 if strategy != "random" and sequence == "original" else random_orders):
+                rng = seeded(seed, "pruned", kept, strategy, sequence, number)
                 if strategy == "random":
                     order = named.random_subset(kept, depth, rng)
                 else:
@@ -195,7 +196,7 @@ def _shuffled_subset(kept: int, depth: int, rng: random.Random) -> Order:
 
 
 @protocol()
-def failing(depth: int, draws: int, seed: int, dead: tuple[int, ...] = (20, 30, 50)) -> Orders:
+def failing(depth: int, random_orders: int, seed: int, dead: tuple[int, ...] = (20, 30, 50)) -> Orders:
     """Each layer dead with a probability, as if it were a node that fails, and the others in a random sequence.
 
     Args:
@@ -204,8 +205,8 @@ def failing(depth: int, draws: int, seed: int, dead: tuple[int, ...] = (20, 30, 
     for percent in dead:
         if not 0 <= percent < 100:
             raise UserError(f"a layer is dead with a probability from 0 to below 100%, not {percent}%")
-        for draw in range(draws):
-            rng = seeded(seed, "failing", percent, draw)
+        for number in range(random_orders):
+            rng = seeded(seed, "failing", percent, number)
             alive = Order(layer for layer in range(depth) if rng.random() * 100 >= percent)
             yield alive.shuffled(rng), {"dead": f"{percent}%"}
 
@@ -230,7 +231,9 @@ def given(depth: int, orders: Sequence[Order]) -> Orders:
 
 
 @protocol(columns="layers affected")
-def painters(depth: int, draws: int, seed: int, ends: tuple[int, ...] = (), loops: tuple[int, ...] = (3,)) -> Orders:
+def painters(
+    depth: int, random_orders: int, seed: int, ends: tuple[int, ...] = (), loops: tuple[int, ...] = (3,)
+) -> Orders:
     """The middle layers skipped, repeated, reversed, shuffled, in parallel and looped (arXiv 2407.09298).
 
     Args:
@@ -244,8 +247,8 @@ def painters(depth: int, draws: int, seed: int, ends: tuple[int, ...] = (), loop
         for times in loops:
             order = named.looped_parallel(n, times, depth)
             yield order, {"affected": affected, "strategy": f"looped-parallel {times}x"}
-        for draw in range(draws):
-            order = named.random_middle(n, depth, seeded(seed, "painters", n, draw))
+        for number in range(random_orders):
+            order = named.random_middle(n, depth, seeded(seed, "painters", n, number))
             yield order, {"affected": affected, "strategy": "random"}
 
 
@@ -271,12 +274,12 @@ def swap_matrix(depth: int) -> Orders:
 
 
 @protocol(figure="lines", xlabel="k attention sublayers first, k feed-forward sublayers last", names_layers=True)
-def sublayers(depth: int, draws: int, seed: int) -> Orders:
+def sublayers(depth: int, random_orders: int, seed: int) -> Orders:
     """Attention and feed-forward halves: sandwich orders of every k, and random permutations (arXiv 1911.03864)."""
     for k in range(depth + 1):
         yield named.sandwich(k, depth), {"strategy": "sandwich", "k": k}
-    for draw in range(draws):
-        yield named.sublayers(depth).shuffled(seeded(seed, "sublayers", draw)), {"strategy": "random"}
+    for number in range(random_orders):
+        yield named.sublayers(depth).shuffled(seeded(seed, "sublayers", number)), {"strategy": "random"}
 
 
 @protocol(figure="choices", names_layers=True)
@@ -291,7 +294,7 @@ def instancewise(depth: int, choices: Sequence[Order]) -> Orders:
 
 
 @protocol()
-def recorded(depth: int, draws: int, seed: int, log: str = "") -> Orders:
+def recorded(depth: int, random_orders: int, seed: int, log: str = "") -> Orders:
     """Orders that a cluster or a simulation ran, as often as it ran them: a new one for every batch, and fixed ones.
 
     Args:
@@ -299,7 +302,7 @@ def recorded(depth: int, draws: int, seed: int, log: str = "") -> Orders:
     """
     if not log:
         raise UserError("recorded orders are read from a log: name that of layershuffle serve or simulate after --log")
-    yield partial(event_log.draw, log), {"reading": "per batch"}
-    for draw in range(draws):
-        order = event_log.draw(log, seeded(seed, "recorded", draw)).check(depth)
+    yield partial(event_log.sample, log), {"reading": "per batch"}
+    for number in range(random_orders):
+        order = event_log.sample(log, seeded(seed, "recorded", number)).check(depth)
         yield order, {"reading": "fixed", "missed": depth - len(order.layers)}

@@ -14,7 +14,7 @@ from layershuffle.orders.order import Order
 MOST_LINES = 5_000_000
 
 
-def draw(path: str, rng: random.Random) -> Order:
+def sample(path: str, rng: random.Random) -> Order:
     """One of the orders of an event log, each as likely as it is frequent there; raises as ``read_orders``."""
     orders, ends = _ends(path)
     return orders[bisect_right(ends, rng.random() * ends[-1])]
@@ -31,7 +31,7 @@ def read_orders(path: str) -> dict[Order, int]:
     """How often each order ran, by an event log of ``layershuffle serve`` or ``layershuffle simulate``.
 
     The log has a JSON object on each line. The orders are those of the events "ended", but for requests that failed.
-    They name steps of the model's own order. A last line that was cut off is left out.
+    They name steps of the model's base order. A last line that was cut off is left out.
 
     Raises:
         UserError: if the file can't be read, another line isn't an event, or there is no order in it.

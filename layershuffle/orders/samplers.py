@@ -1,4 +1,4 @@
-"""Samplers: each draws the order of a training step."""
+"""Samplers: each samples the order of a training step."""
 
 import inspect
 import random
@@ -11,7 +11,7 @@ from layershuffle.orders.order import Order, seeded
 
 
 class OrderSampler:
-    """Draws the order of a training step. A subclass says how in ``sample``.
+    """Samples the order of a training step. A subclass says how in ``sample``.
 
     Attributes:
         method: the sampler's name in results.
@@ -30,18 +30,18 @@ class OrderSampler:
         """
         raise NotImplementedError
 
-    def draw(self, depth: int, seed: int, step: int, rank: int = 0, progress: float = 0.0) -> Order:
+    def sample_step(self, depth: int, seed: int, step: int, rank: int = 0, progress: float = 0.0) -> Order:
         """The order of training step ``step`` on process ``rank``: a function of these arguments alone."""
         return call(self.sample, depth, seeded(seed, step, rank), progress)
 
     def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        """The order whose validation loss selects the model to keep; by default one drawn as in training."""
+        """The order whose validation loss selects the model to keep; by default one sampled as in training."""
         return call(self.sample, depth, rng, progress)
 
-    def own_order(self, depth: int) -> Order:
+    def base_order(self, depth: int) -> Order:
         """What counts as the sequential order of a model of ``depth`` layers that was trained with this sampler.
 
-        It leaves out the layers that ``sample`` never draws; by default there are none.
+        It leaves out the layers that ``sample`` never runs; by default there are none.
         """
         return sequential(depth)
 
@@ -171,9 +171,9 @@ class FirstLayers(OrderSampler):
         return f"reduced-depth-{self.k}"
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        return self.own_order(depth)
+        return self.base_order(depth)
 
-    def own_order(self, depth: int) -> Order:
+    def base_order(self, depth: int) -> Order:
         return first(self.k, depth)
 
 
@@ -190,4 +190,4 @@ class Recorded(OrderSampler):
         self.log = log
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        return recorded.draw(self.log, rng).check(depth)
+        return recorded.sample(self.log, rng).check(depth)

@@ -173,7 +173,7 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
 
 
 def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
-    """Mean top-1 accuracy of each variant, with a line from the worst draw to the best, beside the own order's."""
+    """Mean top-1 accuracy of each variant, with a line from the worst draw to the best, beside the base order's."""
     wanted = {"sequential", *(protocol.name for protocol in protocols)}
     groups = {group: scores for group, scores in results.groups().items() if group[0] in wanted}
     figure, (axis,) = panels(1, 7.6, 1.6 + 0.42 * len(groups), title, grid=False)
@@ -184,7 +184,7 @@ def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Fi
             axis.plot([summary.min, summary.max], [row, row], color="black", linewidth=0.8)
         _annotate(axis, f"{summary.mean:.1f}", summary.max, row, (3, 0), ha="left", va="center")
     names = [", ".join(map(str, variant)) or name for name, *variant in groups]
-    names = ["own order" if name == "sequential" else textwrap.shorten(name, 44) for name in names]
+    names = ["base order" if name == "sequential" else textwrap.shorten(name, 44) for name in names]
     axis.set_yticks(range(len(groups)), names, fontsize=7)
     axis.axvline(chance(results), label="chance", **CHANCE)
     axis.set(xlabel="top-1 accuracy, %", xlim=(0, 105))
@@ -469,7 +469,7 @@ def change(results: Results) -> str:
 def distance(results: Results, step: Step, position: int) -> int:
     """How much later than originally ``step`` runs at ``position``; if the model repeats it, than at the nearest place.
 
-    Files of version 0.2 and before lack the model's own order, which is taken to have been ascending.
+    Files of version 0.2 and before lack the model's base order, which is taken to have been ascending.
     """
     own = results.evaluation.get("order") or sorted(Order(results.measures["contributions"]["orders"][0]))
     return min((position - place for place, other in enumerate(Order(own)) if other == step), key=abs)
@@ -510,9 +510,9 @@ def _accuracy(results: Results, title: str, **labels: str) -> tuple[Figure, Axes
 
 
 def _levels(axis: Axes, results: Results, label: bool = True) -> None:
-    """Draw the levels to compare with: the model's own order, and chance."""
+    """Draw the levels to compare with: the model's base order, and chance."""
     for score in results.of("sequential"):
-        axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="own order" if label else None)
+        axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="base order" if label else None)
     axis.axhline(chance(results), label="chance" if label else None, **CHANCE)
 
 

@@ -38,7 +38,7 @@ class Result(NamedTuple):
     Attributes:
         logits: [batch, classes].
         order: the order that ran.
-        missed: the steps of the model's own order that were missed, by their indices.
+        missed: the steps of the model's base order that were missed, by their indices.
         seconds: from the time when the request was routed until its last layer was done.
     """
 
@@ -76,7 +76,7 @@ class Cluster:
 
     Args:
         model: the model, in evaluation mode on the CPU.
-        placement: for each node, the steps of the model's own order that it holds, by index; or the number of nodes,
+        placement: for each node, the steps of the model's base order that it holds, by index; or the number of nodes,
             which then hold successive steps, each at least one.
         policy: how requests are routed.
         window: how many requests may run at a time; others wait in ``submit``. By default twice the number of nodes.

@@ -43,7 +43,7 @@ def fingerprint(model: OrderedViT) -> str:
 
 @remote(max_restarts=0, max_task_retries=0, num_cpus=1, concurrency_groups={"watch": 1})
 class Node:
-    """The actor. A step here is the index of a step in the model's own order.
+    """The actor. A step here is the index of a step in the model's base order.
 
     Args:
         threads: how many threads it computes with.

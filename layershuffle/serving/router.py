@@ -2,7 +2,7 @@
 
 The router knows no engine and no clock. A driver, which is the Ray cluster or the simulator, tells it what happened and
 when, in seconds on any clock that doesn't go backwards, and does what the router returns. A layer here is the index of
-a step in the model's own order. Each event costs O(layers * log(nodes + requests)), but for the loss of a
+a step in the model's base order. Each event costs O(layers * log(nodes + requests)), but for the loss of a
 layer's last holder and the choice of a path, which cost O(nodes).
 """
 
@@ -205,7 +205,7 @@ class Router:
     others are dropped and counted in ``late``.
 
     Args:
-        depth: the number of layers, which are the steps of the model's own order.
+        depth: the number of layers, which are the steps of the model's base order.
         policy: how to route.
         seed: decides the random choices of the policy "chain".
     """

@@ -18,7 +18,7 @@ class Distillation:
     """How a model learns from a frozen teacher (arXiv 1503.02531, section 2). Without a teacher it does not.
 
     Attributes:
-        teacher: a checkpoint, or anything else that ``layershuffle.load`` takes. It runs in its own order, on the same
+        teacher: a checkpoint, or anything else that ``layershuffle.load`` takes. It runs in its base order, on the same
             images, augmented and mixed, as the model that is trained.
         weight: the share of the distillation loss in the loss of the classes, above 0 and at most 1. The cross-entropy
             with the labels has the rest.

@@ -63,7 +63,7 @@ class FineTuner(pl.LightningModule):
     Args:
         name: the backbone, a timm vision transformer.
         num_classes: number of classes; ``layershuffle train`` takes it from the data.
-        sampler: draws the order of each training step.
+        sampler: samples the order of each training step.
         position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
             steps' position cross-entropies is added to the classification loss.
         optimizer: makes the optimizer; by default the paper's (section 4).
@@ -210,8 +210,8 @@ class FineTuner(pl.LightningModule):
         return f"instancewise{name.removeprefix(self.sampler.method)}" if self.model.choice else name
 
     def draw(self, step: int, rank: int = 0) -> Order:
-        """The order of training step ``step`` on process ``rank``, of the steps of the model's own order."""
-        order = self.sampler.draw(len(self.model.order), self.seed, step, rank, self._progress(step))
+        """The order of training step ``step`` on process ``rank``, of the steps of the model's base order."""
+        order = self.sampler.sample_step(len(self.model.order), self.seed, step, rank, self._progress(step))
         return order.over(self.model.order)
 
     def orders_of(self, step: int, rank: int) -> list[Order]:
@@ -225,17 +225,17 @@ class FineTuner(pl.LightningModule):
         return [self.draw(step, first + part) for part in range(self.orders_per_batch)]
 
     @property
-    def own_order(self) -> Order:
-        """What counts as the sequential order of the trained model, see ``OrderSampler.own_order``."""
+    def base_order(self) -> Order:
+        """What counts as the sequential order of the trained model, see ``OrderSampler.base_order``."""
         own = self.model.order
-        return own if self.model.choice else self.sampler.own_order(len(own)).over(own)
+        return own if self.model.choice else self.sampler.base_order(len(own)).over(own)
 
     @property
     def _trained_config(self) -> dict[str, Any]:
         """How to make the trained model again, for which layers that were never trained don't count."""
-        if self.own_order == self.model.order:
+        if self.base_order == self.model.order:
             return self.model.config
-        return self.model.config | {"order": str(self.own_order), "positions": self.model.positions}
+        return self.model.config | {"order": str(self.base_order), "positions": self.model.positions}
 
     def on_train_start(self) -> None:
         """Move the teacher, and note how many steps are planned.
@@ -455,7 +455,7 @@ class FineTuner(pl.LightningModule):
         images, labels = batch
         if not len(labels) and not is_sharded(self.trainer.strategy):
             return  # the last batch may have fewer images than there are processes
-        own, key = self.own_order, (self.seed, "validation", batch_idx)
+        own, key = self.base_order, (self.seed, "validation", batch_idx)
         drawn = call(self.sampler.at_validation, len(self.model.order), seeded(*key), self._progress(self.global_step))
         orders = {
             "sequential": own,
@@ -519,7 +519,7 @@ class FineTuner(pl.LightningModule):
             orders = [*self.model.choice.orders]
         else:  # Some samplers change the orders in the course of the run.
             steps = len(self.model.order)
-            orders = [self.sampler.draw(steps, self.seed, draw, progress=draw / 15) for draw in range(16)]
+            orders = [self.sampler.sample_step(steps, self.seed, draw, progress=draw / 15) for draw in range(16)]
         return parameter_groups(self.model, orders, self.layer_decay, self.decay_norms)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -180,7 +180,7 @@ def test_help_explains_every_key(capsys):
     with pytest.raises(SystemExit):
         train(["--help"])
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for words in ("draws the order of each training step", "A checkpoint of the same model to go on training from"):
+    for words in ("samples the order of each training step", "A checkpoint of the same model to go on training from"):
         assert words in text
 
 

@@ -131,7 +131,7 @@ def test_depth_command_scores_and_times_every_depth(plain, capsys):
     assert "choose a threshold for early exit on other images than those whose accuracy you report" in said
     for f in exits:
         assert f"{f['threshold']} {f['layers']:.2f} {100 * f['top1']:.2f}" in " ".join(said.split())
-    # If no image is ever sure enough, all run the own order.
+    # If no image is ever sure enough, all run the base order.
     assert {f["top1"] for f in exits if f["layers"] == 6} == {results.of("sequential")[0].top1}
     (setup,), _ = collect(Path())
     picture = next(s for s in sections([setup], []) if s.title.startswith("Other orders")).parts[0]
@@ -193,7 +193,7 @@ def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
     every_layer = "0 1 2 3 4 5"
     protocols = ["--protocols", "sequential", "arbitrary", "pruned"]
     results = evaluate_command([checkpoint, FEW, "--orders", "2", every_layer, *protocols])
-    line = "note: the model was trained with 2 of its 6 layers, so all layers means those of its own order: 0 1"
+    line = "note: the model was trained with 2 of its 6 layers, so all layers means those of its base order: 0 1"
     assert line in capsys.readouterr().out.replace("\n", " ")
     assert results.label == "reduced-depth-2-predict"
     assert results.model["config"]["order"] == "0 1"

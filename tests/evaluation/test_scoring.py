@@ -186,9 +186,13 @@ def test_a_fresh_order_for_every_batch():
 
 
 def test_pruned_layers_in_a_fresh_order_for_every_batch():
-    """Also beside other fresh orders, and in a model whose own order isn't the layers' sequence."""
+    """Also beside other fresh orders, and in a model whose base order isn't the layers' sequence."""
     per_batch = [
-        [trial for trial in trials(["arbitrary", "pruned"], Order(own), draws=1, keep=(1, 2)) if callable(trial.order)]
+        [
+            trial
+            for trial in trials(["arbitrary", "pruned"], Order(own), random_orders=1, keep=(1, 2))
+            if callable(trial.order)
+        ]
         for own in ("0 1 2", "2 0 1")
     ]
     labels = [0, 0, 1, 1, 2, 2] * 4
@@ -226,7 +230,7 @@ def test_orders_that_cannot_run_fail_before_the_first_batch(small):
 
 
 def test_protocols():
-    settings = {"draws": 5, "keep": (2, 4), "orders": (Order("3 (1|2)"),), "seed": 1}
+    settings = {"random_orders": 5, "keep": (2, 4), "orders": (Order("3 (1|2)"),), "seed": 1}
     assert list(PROTOCOLS)[:4] == ["sequential", "arbitrary", "pruned", "failing"]
     assert trials(["sequential"], 4, **settings) == [Trial("sequential", sequential(4))]
     (per_batch, *fixed) = trials(["arbitrary"], 12, **settings)
@@ -235,12 +239,12 @@ def test_protocols():
     assert all(sorted(trial.order) == list(sequential(12)) for trial in fixed)
     assert trials(["given"], 4, **settings) == [Trial("given", Order("3 (1|2)"), {"order": "3 (1|2)"})]
     assert trials(["arbitrary"], 12, **settings) == trials(["arbitrary"], 12, **settings)
-    assert trials(["arbitrary"], 12, **settings) != trials(["arbitrary"], 12, draws=5, seed=2)
+    assert trials(["arbitrary"], 12, **settings) != trials(["arbitrary"], 12, random_orders=5, seed=2)
 
 
 def test_pruned_orders_by_every_strategy_in_both_sequences():
     by_variant = {}
-    for trial in trials(["pruned"], 12, draws=5, keep=(3, 6)):
+    for trial in trials(["pruned"], 12, random_orders=5, keep=(3, 6)):
         by_variant.setdefault(tuple(trial.variant.values()), []).append(trial.order)
     assert by_variant.keys() == {
         (k, strategy, sequence)
@@ -263,7 +267,7 @@ def test_pruned_orders_by_every_strategy_in_both_sequences():
         assert all(in_sequence) if sequence == "original" else not all(in_sequence)
     for order in by_variant[3, "first", "random"]:
         assert order.layers == {0, 1, 2}
-    assert [t.variant["kept"] for t in trials(["pruned"], 4, draws=1)][::7] == [1, 2, 3, 4]
+    assert [t.variant["kept"] for t in trials(["pruned"], 4, random_orders=1)][::7] == [1, 2, 3, 4]
 
 
 def test_protocols_that_ask_too_much():

@@ -120,21 +120,23 @@ def test_permutations_are_uniform():
     [*(Sequential(), Shuffle(), LayerDrop(0.3), FirstLayers(5)), *(ShuffleDrop(0.3), RandomSubset(), GrowingDepth())],
 )
 def test_draws_depend_on_seed_step_and_rank_alone(sampler):
-    assert [sampler.draw(12, 7, step, 1) for step in range(20)] == [sampler.draw(12, 7, step, 1) for step in range(20)]
+    assert [sampler.sample_step(12, 7, step, 1) for step in range(20)] == [
+        sampler.sample_step(12, 7, step, 1) for step in range(20)
+    ]
     if not isinstance(sampler, (Sequential, FirstLayers)):
-        drawn = {sampler.draw(12, *key, progress=0.5) for key in [(7, 3, 1), (8, 3, 1), (7, 4, 1), (7, 3, 2)]}
+        drawn = {sampler.sample_step(12, *key, progress=0.5) for key in [(7, 3, 1), (8, 3, 1), (7, 4, 1), (7, 3, 2)]}
         assert len(drawn) == 4
 
 
 def test_draws_never_change_between_versions():
     # Published orders must stay what they were; these numbers were printed when the sampler was written.
-    assert str(Shuffle().draw(12, seed=0, step=0)) == "11 7 0 4 9 5 10 1 6 2 3 8"
-    assert str(Shuffle().draw(12, seed=0, step=1, rank=3)) == "7 9 5 0 1 2 3 11 10 6 4 8"
-    assert str(LayerDrop(0.5).draw(12, seed=1, step=2)) == "2 4 5 6 7 8"
+    assert str(Shuffle().sample_step(12, seed=0, step=0)) == "11 7 0 4 9 5 10 1 6 2 3 8"
+    assert str(Shuffle().sample_step(12, seed=0, step=1, rank=3)) == "7 9 5 0 1 2 3 11 10 6 4 8"
+    assert str(LayerDrop(0.5).sample_step(12, seed=1, step=2)) == "2 4 5 6 7 8"
 
 
 def test_layerdrop_keeps_with_its_probability():
-    kept = sum(len(LayerDrop(0.2).draw(12, 0, step)) for step in range(2000))
+    kept = sum(len(LayerDrop(0.2).sample_step(12, 0, step)) for step in range(2000))
     assert abs(kept / 24_000 - 0.8) < 6 * (0.2 * 0.8 / 24_000) ** 0.5
     assert LayerDrop(0.2).at_validation(12, seeded(0)) == sequential(12)
     for p in (-0.1, 1, 2):
@@ -147,7 +149,7 @@ def in_words(order):
 
 
 def test_random_subsets_are_uniform_in_size_choice_and_sequence():
-    drawn = [in_words(RandomSubset(2).draw(4, 0, step)) for step in range(6000)]
+    drawn = [in_words(RandomSubset(2).sample_step(4, 0, step)) for step in range(6000)]
     assert all(len(set(layers)) == len(layers) for layers in drawn)
     counts = Counter(map(len, drawn))
     assert counts.keys() == {2, 3, 4}
@@ -156,8 +158,8 @@ def test_random_subsets_are_uniform_in_size_choice_and_sequence():
     pairs = Counter(tuple(layers) for layers in drawn if len(layers) == 2)
     assert len(pairs) == 12
     assert all(abs(count - counts[2] / 12) < 6 * (counts[2] * 11 / 144) ** 0.5 for count in pairs.values())
-    assert {len(RandomSubset().draw(3, 0, step)) for step in range(100)} == {1, 2, 3}
-    assert len(RandomSubset(9).draw(4, 0, 0)) == 4
+    assert {len(RandomSubset().sample_step(3, 0, step)) for step in range(100)} == {1, 2, 3}
+    assert len(RandomSubset(9).sample_step(4, 0, 0)) == 4
     with pytest.raises(ValueError, match="from 1 up, not 0"):
         RandomSubset(0)
 
@@ -165,19 +167,22 @@ def test_random_subsets_are_uniform_in_size_choice_and_sequence():
 def test_the_depth_grows_with_the_share_of_the_budget():
     sampler = GrowingDepth(k0=2, end=0.5)
     shares = {0: 2, 0.12: 2, 0.125: 3, 0.249: 3, 0.25: 4, 0.374: 4, 0.375: 5, 0.499: 5, 0.5: 6, 0.7: 6, 1: 6}
-    assert {share: len(sampler.draw(6, 0, 3, 0, share)) for share in shares} == shares
-    kept = Counter(layer for step in range(3000) for layer in in_words(sampler.draw(6, 0, step, 0, 0.3)))
+    assert {share: len(sampler.sample_step(6, 0, 3, 0, share)) for share in shares} == shares
+    kept = Counter(layer for step in range(3000) for layer in in_words(sampler.sample_step(6, 0, step, 0, 0.3)))
     assert all(abs(kept[layer] - 2000) < 6 * (3000 * 2 / 9) ** 0.5 for layer in range(6))
-    assert len({sampler.draw(6, 0, step, 0, 0.3).layers for step in range(500)}) == 15  # 4 of 6
-    assert any(in_words(sampler.draw(6, 0, step)) != sorted(in_words(sampler.draw(6, 0, step))) for step in range(9))
-    assert len(sampler.at_validation(6, seeded(0), 0.0)) == len(GrowingDepth(9).draw(6, 0, 0)) == 6
+    assert len({sampler.sample_step(6, 0, step, 0, 0.3).layers for step in range(500)}) == 15  # 4 of 6
+    assert any(
+        in_words(sampler.sample_step(6, 0, step)) != sorted(in_words(sampler.sample_step(6, 0, step)))
+        for step in range(9)
+    )
+    assert len(sampler.at_validation(6, seeded(0), 0.0)) == len(GrowingDepth(9).sample_step(6, 0, 0)) == 6
     for wrong in ({"k0": 0}, {"end": 0}, {"end": 1.1}):
         with pytest.raises(ValueError, match="k0 is a number of layers"):
             GrowingDepth(**wrong)
 
 
 def test_shuffledrop_shuffles_and_drops():
-    drawn = [in_words(ShuffleDrop(0.2).draw(12, 0, step)) for step in range(2000)]
+    drawn = [in_words(ShuffleDrop(0.2).sample_step(12, 0, step)) for step in range(2000)]
     assert abs(sum(map(len, drawn)) / 24_000 - 0.8) < 6 * (0.2 * 0.8 / 24_000) ** 0.5
     assert sum(layers == sorted(layers) for layers in drawn) < 3
     assert sorted(in_words(ShuffleDrop(0.2).at_validation(12, seeded(0)))) == list(range(12))
@@ -186,6 +191,6 @@ def test_shuffledrop_shuffles_and_drops():
 
 
 def test_depth_runs_the_first_layers():
-    assert FirstLayers(3).draw(12, 0, 0) == Order("0 1 2")
+    assert FirstLayers(3).sample_step(12, 0, 0) == Order("0 1 2")
     with pytest.raises(ValueError, match="13 layers can't be kept of 12"):
-        FirstLayers(13).draw(12, 0, 0)
+        FirstLayers(13).sample_step(12, 0, 0)

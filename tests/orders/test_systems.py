@@ -162,7 +162,7 @@ def by_variant(protocol, depth, **settings):
 
 
 def test_painters_sweep_every_n():
-    found = by_variant("painters", 6, draws=4, loops=(2, 3))
+    found = by_variant("painters", 6, random_orders=4, loops=(2, 3))
     strategies = {"skip", "middle-repeat", "reverse", "parallel", "looped-parallel 2x", "looped-parallel 3x", "random"}
     assert found.keys() == {(affected, strategy) for affected in (1, 3, 5) for strategy in strategies}
     assert found[3, "skip"] == [Order("0 1 5")]
@@ -184,7 +184,7 @@ def test_swaps_and_ablations_count_up():
 
 
 def test_sublayer_protocol():
-    found = by_variant("sublayers", 3, draws=5)
+    found = by_variant("sublayers", 3, random_orders=5)
     assert found["sandwich", 1] == [Order("0a 1a 0f 2a 1f 2f")]
     assert len(found) == 5
     assert all(sorted(order) == list(Order("0a 0f 1a 1f 2a 2f")) for order in found["random",])
@@ -192,7 +192,7 @@ def test_sublayer_protocol():
 
 
 def test_failing_protocol():
-    found = trials(["failing"], 40, draws=50, seed=3, dead=(0, 20, 50))
+    found = trials(["failing"], 40, random_orders=50, seed=3, dead=(0, 20, 50))
     alive = {}
     for trial in found:
         layers = [step[0].layer for step in trial.order]
@@ -208,20 +208,20 @@ def test_failing_protocol():
         trials(["failing"], 4, dead=(100,))
 
 
-def test_protocols_speak_of_the_steps_of_the_own_order():
+def test_protocols_speak_of_the_steps_of_the_base_order():
     own = parse_order("cycle-rev(6)", sequential(3))
     assert [t.order for t in trials(["sequential"], own)] == [own]
-    first, *_ = trials(["pruned"], own, draws=1, keep=(4,))
+    first, *_ = trials(["pruned"], own, random_orders=1, keep=(4,))
     assert first.order == Order("0 1 2 2")
-    for trial in trials(["arbitrary"], own, draws=3)[1:]:
+    for trial in trials(["arbitrary"], own, random_orders=3)[1:]:
         assert sorted(trial.order) == sorted(own)
     assert [t.order for t in trials(["ablations"], own)][3] == Order("0 1 2 1 0")
     given = trials(["given"], own, orders=(Order("2 1"),))
     assert given[0].order == Order("2 1")
-    assert trials(["sublayers"], own, draws=1)[0].order == Order("0a 0f 1a 1f 2a 2f")
+    assert trials(["sublayers"], own, random_orders=1)[0].order == Order("0a 0f 1a 1f 2a 2f")
 
 
-# --- Models whose own order repeats layers or halves them ---------------------------------------------------
+# --- Models whose base order repeats layers or halves them ---------------------------------------------------
 
 
 def test_shared_layers_run_as_often_as_they_are_visited(small, images):
@@ -277,7 +277,7 @@ def tuner(**arguments):
     return FineTuner("vit_tiny_patch16_224", 10, timm_args=dict(SMALL), **{"depth": 3, **arguments})
 
 
-def test_samplers_draw_from_the_steps_of_the_own_order():
+def test_samplers_draw_from_the_steps_of_the_base_order():
     shuffled = [tuner(order="cycle(6)", sampler=Shuffle()).draw(step) for step in range(5)]
     assert all(sorted(order) == list(Order("0 0 1 1 2 2")) for order in shuffled)
     assert len(set(shuffled)) > 1

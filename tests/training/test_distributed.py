@@ -39,7 +39,7 @@ def two(tmp_path_factory):
 
 
 def orders(seed, steps, rank):
-    return [str(LayerDrop(0.5).draw(4, seed, step, rank)) for step in range(steps)]
+    return [str(LayerDrop(0.5).sample_step(4, seed, step, rank)) for step in range(steps)]
 
 
 def test_processes_draw_orders_of_their_own(two):
@@ -114,7 +114,7 @@ def test_all_processes_count_what_all_of_them_run(two, kind, ranks):
     """With two orders a batch; every update counts for the mean of the orders that it averages."""
     done, ran = 0.0, []
     while done < 3:
-        drawn = [PARTS["sampler"].draw(4, 5, len(ran), rank, done / 3) for rank in range(ranks)]
+        drawn = [PARTS["sampler"].sample_step(4, 5, len(ran), rank, done / 3) for rank in range(ranks)]
         ran.append(statistics.fmean(map(len, drawn)))
         done += ran[-1] / 4
     for said in two[0]:
@@ -219,7 +219,7 @@ def test_unused_parameters_are_those_without_gradients(small, images, position, 
 
 
 def test_which_processes_draw_orders_is_the_strategys_choice(small):
-    model, shuffled = small(), [Shuffle().draw(4, 0, 0)]
+    model, shuffled = small(), [Shuffle().sample_step(4, 0, 0)]
     sharded = ModelParallelStrategy()
     assert [orders_per_process(DDPStrategy(), wanted, model, shuffled) for wanted in (None, True, False)] == [
         *(True, True, False),

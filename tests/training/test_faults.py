@@ -61,7 +61,7 @@ def fit(folder, *callbacks, every_n_steps=None, model=None, **options):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value):
     with pytest.raises(ValueError, match="not finite in step 11") as error:
         fit(tmp_path, Spoil(11, value=value), log_every_n_steps=4)
-    assert f"whose order was {Shuffle().draw(4, 5, 11)};" in str(error.value)
+    assert f"whose order was {Shuffle().sample_step(4, 5, 11)};" in str(error.value)
     assert f"the last good checkpoint is {tmp_path}/last.ckpt: lower model.optimizer.lr" in str(error.value)
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 8
@@ -85,8 +85,8 @@ def test_the_order_of_a_bad_step_is_that_of_its_share_of_the_budget(tmp_path):
         fit(tmp_path, Spoil(6), log_every_n_steps=14, model={"sampler": sampler, "budget": "layer_executions"})
     done = [0.0]
     for step in range(14):  # when the loss is checked
-        done.append(done[-1] + len(sampler.draw(4, 5, step, progress=done[-1] / 16)) / 4)
-    order, later = (sampler.draw(4, 5, 6, progress=done[step] / 16) for step in (6, 14))
+        done.append(done[-1] + len(sampler.sample_step(4, 5, step, progress=done[-1] / 16)) / 4)
+    order, later = (sampler.sample_step(4, 5, 6, progress=done[step] / 16) for step in (6, 14))
     assert f"whose order was {order};" in str(error.value)
     assert len(order) < len(later)
 

@@ -70,7 +70,7 @@ class Spy(pl.Callback):
 def test_each_step_runs_the_order_drawn_for_it(tmp_path):
     spy = Spy()
     trainer(tmp_path, callbacks=[spy], max_epochs=2).fit(tuner(), datamodule=Digits())
-    assert spy.orders == [Shuffle().draw(4, seed=5, step=step, rank=0) for step in range(8)]
+    assert spy.orders == [Shuffle().sample_step(4, seed=5, step=step, rank=0) for step in range(8)]
 
 
 def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
@@ -80,7 +80,7 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path):
     first.save_checkpoint(tmp_path / "last.ckpt")
     resumed = trainer(tmp_path, callbacks=[spy], max_epochs=2)
     resumed.fit(tuner(), datamodule=Digits(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    assert spy.orders == [Shuffle().draw(4, 5, step) for step in range(4, 8)]
+    assert spy.orders == [Shuffle().sample_step(4, 5, step) for step in range(4, 8)]
 
 
 def test_a_resumed_run_reads_the_batches_an_uninterrupted_one_does(tmp_path):
@@ -110,7 +110,7 @@ def test_a_resumed_run_reads_the_batches_an_uninterrupted_one_does(tmp_path):
 def test_accumulated_batches_share_the_order(tmp_path):
     spy = Spy()
     trainer(tmp_path, callbacks=[spy], accumulate_grad_batches=2).fit(tuner(), datamodule=Digits())
-    assert spy.orders == [Shuffle().draw(4, 5, step) for step in (0, 0, 1, 1)]
+    assert spy.orders == [Shuffle().sample_step(4, 5, step) for step in (0, 0, 1, 1)]
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -123,7 +123,7 @@ def test_the_loss_is_the_papers_formula(tmp_path, reduction):
     module.load_state_dict(before)
     pl.seed_everything(1, verbose=False)
     images, labels = next(iter(data.train_dataloader()))
-    output = module.model(module.preprocess(images), Shuffle().draw(4, 5, 0))
+    output = module.model(module.preprocess(images), Shuffle().sample_step(4, 5, 0))
     loss = -torch.log_softmax(output.logits, 1)[range(8), labels].mean()
     steps = [-torch.log_softmax(output.position_logits[p], 1)[:, p].mean() for p in range(4)]
     loss += sum(steps) / (1 if reduction == "sum" else 4)
@@ -157,7 +157,7 @@ def test_validation_runs_no_order_twice(tmp_path, sampler, ran):
     module.model.register_forward_pre_hook(lambda _, args: orders.append(args[1]))
     trainer(tmp_path).validate(module, datamodule=Digits(), verbose=False)
     assert len(orders) == len(set(orders)) == ran
-    assert {order.layers for order in orders} == {sampler.own_order(4).layers}  # no layer that was never trained
+    assert {order.layers for order in orders} == {sampler.base_order(4).layers}  # no layer that was never trained
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,9 @@ def test_a_budget_of_layer_executions_is_used_up_and_counted(tmp_path, orders_pe
     # 2 epochs of 4 batches are planned; each step counts for the mean share of the 4 layers that it runs.
     done, sizes, expected, drawn = 0.0, [], [], []
     while done < 8:
-        orders = [module.sampler.draw(4, 5, len(sizes), part, progress=done / 8) for part in range(orders_per_batch)]
+        orders = [
+            module.sampler.sample_step(4, 5, len(sizes), part, progress=done / 8) for part in range(orders_per_batch)
+        ]
         drawn += orders
         expected.append(1e-4 * (done + 1) / 3 if done < 2 else 0.5e-4 * (1 + math.cos(math.pi * (done - 2) / 6)))
         sizes.append(fmean(map(len, orders)))
@@ -226,7 +228,11 @@ def test_accumulated_batches_share_the_orders_under_any_budget(tmp_path):
     module = tuner(sampler=RandomSubset(), budget="layer_executions")
     run = trainer(tmp_path, callbacks=[spy], accumulate_grad_batches=2, max_epochs=3, log_every_n_steps=1)
     run.fit(module, datamodule=Digits(batch_size=10))
-    assert spy.orders[::2] == spy.orders[1::2] == [RandomSubset().draw(4, 5, step) for step in range(run.global_step)]
+    assert (
+        spy.orders[::2]
+        == spy.orders[1::2]
+        == [RandomSubset().sample_step(4, 5, step) for step in range(run.global_step)]
+    )
     assert module.compute.layer_executions == 10 * sum(map(len, spy.orders))
     assert module.compute.full_steps == pytest.approx(sum(map(len, spy.orders[::2])) / 4)
 
@@ -257,7 +263,7 @@ def test_parts_of_a_batch_in_different_orders_make_one_update(tmp_path, options)
     images, labels = next(iter(data.train_dataloader()))
     images, labels = mixed[0] if mixed else (module.preprocess(images), labels)
     for part, rows in enumerate((slice(0, 3), slice(3, 6), slice(6, 8))):  # 8 images in 3 parts
-        output = before(images[rows], Shuffle().draw(4, 5, 0, rank=part))
+        output = before(images[rows], Shuffle().sample_step(4, 5, 0, rank=part))
         loss = F.cross_entropy(output.logits, labels[rows], label_smoothing=0.1, reduction="sum")
         if output.position_logits is not None:
             loss = loss + len(labels[rows]) * position_cross_entropy(output.position_logits).sum()
@@ -385,7 +391,7 @@ def test_layers_that_an_order_leaves_out_are_not_run(tmp_path, sampler):
         block.register_forward_hook(lambda *_, layer=layer: passes.append(layer))
         block.register_full_backward_hook(lambda *_, layer=layer: passes.append(layer))
     trainer(tmp_path, limit_val_batches=0).fit(module, datamodule=Digits())
-    orders = [[step[0].layer for step in sampler.draw(4, seed=5, step=step)] for step in range(4)]
+    orders = [[step[0].layer for step in sampler.sample_step(4, seed=5, step=step)] for step in range(4)]
     assert passes == [layer for order in orders for layer in order + order[::-1]]
 
 
