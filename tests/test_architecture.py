@@ -14,11 +14,11 @@ def test_an_upward_import_is_found(tmp_path, monkeypatch):
     content = (ROOT / "pyproject.toml").read_text().partition("[tool.importlinter]")
     contracts = content[2].partition("[tool.pytest")[0].replace("layershuffle", "upward")
     (tmp_path / "pyproject.toml").write_text(content[1] + contracts)
-    rooms = "commands gpu_check reproduction report training evaluation checkpoints models data results orders serving"
+    rooms = "commands gpu_check experiments report training evaluation checkpoints models data results orders serving"
     for room in rooms.split():
         (tmp_path / "upward" / room).mkdir(parents=True)
         (tmp_path / "upward" / room / "__init__.py").touch()
-    for module in ("__init__", "config_files", "files", "hardware", "errors", "version"):
+    for module in ("__init__", "config_files", "files", "hardware", "processes", "errors", "version"):
         (tmp_path / "upward" / f"{module}.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -22,11 +22,11 @@ from layershuffle.checkpoints.loading import RECORD, load
 from layershuffle.commands.parser import Parser
 from layershuffle.data import TorchvisionImages, from_config
 from layershuffle.errors import UserError
+from layershuffle.experiments.definition import Experiment
 from layershuffle.models.create import create_model
 from layershuffle.models.weights import read_file
 from layershuffle.orders.order import MAX_STEPS, Order
 from layershuffle.report.collect import collect
-from layershuffle.reproduction.experiments import Experiment
 from layershuffle.results.record import Results, Score
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,8 +15,8 @@ from layershuffle.commands.parser import Parser
 from layershuffle.commands.train import train
 from layershuffle.config_files import find
 from layershuffle.errors import UserError
-from layershuffle.reproduction import cells, plan, runner
-from layershuffle.reproduction.experiments import Cell, list_cells, read
+from layershuffle.experiments import cells, plan, runner
+from layershuffle.experiments.definition import Cell, list_cells, read
 
 COMMANDS = {"train": train, "evaluate": evaluate_command, "analyse": analyse_command, "merge": merge_command}
 

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
+from layershuffle.experiments import plan
 from layershuffle.files import read_json
 from layershuffle.report import page
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
-from layershuffle.reproduction import plan
 from layershuffle.serving import comparison
 
 

@@ -13,11 +13,11 @@ from layershuffle.checkpoints.authors import load_reference
 from layershuffle.commands.report import report
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.errors import UserError
+from layershuffle.experiments import plan
+from layershuffle.experiments.definition import Evaluation, Experiment, Setup, list_cells
 from layershuffle.report import paper
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
-from layershuffle.reproduction import plan
-from layershuffle.reproduction.experiments import Evaluation, Experiment, Setup, list_cells
 from layershuffle.results import tables
 from layershuffle.results.record import Results, Score, estimate
 

@@ -18,8 +18,8 @@ from helpers import ROOT, fails, fake_cifar100, fake_imagenet
 
 from layershuffle.commands.experiment import experiment_command, perform
 from layershuffle.commands.report import report
-from layershuffle.reproduction import cells
-from layershuffle.reproduction.experiments import list_cells, read
+from layershuffle.experiments import cells
+from layershuffle.experiments.definition import list_cells, read
 from layershuffle.results.record import Results
 
 TINY = (

@@ -13,8 +13,8 @@ from typing import Any
 
 from layershuffle.config_files import PACKAGED
 from layershuffle.errors import UserError
+from layershuffle.experiments.definition import Cell, Task
 from layershuffle.files import read_json, write_whole
-from layershuffle.reproduction.experiments import Cell, Task
 from layershuffle.version import __version__
 
 Commands = Mapping[str, Callable[[list[str]], Any]]

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from layershuffle.errors import UserError
+from layershuffle.experiments import cells
+from layershuffle.experiments.definition import Cell
 from layershuffle.files import write_whole
 from layershuffle.report.collect import comparison
-from layershuffle.reproduction import cells
-from layershuffle.reproduction.experiments import Cell
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Results
 

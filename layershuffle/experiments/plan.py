@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from layershuffle.errors import UserError
+from layershuffle.experiments.definition import Cell
 from layershuffle.files import read_json, write_whole
-from layershuffle.reproduction.experiments import Cell
 
 NAME = "experiment.json"
 

@@ -1,0 +1,1 @@
+"""Child processes: one way to start, watch and end them."""
