@@ -1,6 +1,8 @@
 """The code that CONTRIBUTING.md tells a stranger to write, as it is printed there."""
 
+import contextlib
 import csv
+import io
 import os
 import re
 import subprocess
@@ -11,9 +13,21 @@ import pytest
 from helpers import DIGITS, QUIET, ROOT, fails
 
 from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.list import list_command
 from layershuffle.commands.report import report
 from layershuffle.commands.train import train
-from layershuffle.orders import protocols
+from layershuffle.orders import (
+    FirstLayers,
+    GrowingDepth,
+    LayerDrop,
+    RandomSubset,
+    Recorded,
+    Sequential,
+    Shuffle,
+    ShuffleDrop,
+    named,
+    protocols,
+)
 from layershuffle.orders.order import Order
 from layershuffle.results import figures, tables
 from layershuffle.results.record import Results
@@ -21,11 +35,15 @@ from layershuffle.results.record import Results
 SMALL = ["--model.depth=4", "--data.train_images=128", "--data.test_images=40", "--trainer.max_epochs=2"]
 
 
+def section_of(heading):
+    """What stands under a heading of CONTRIBUTING.md."""
+    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)[1]
+
+
 def write_files(heading):
     """Write the files under a heading of CONTRIBUTING.md here, named in their first lines; returns their lines."""
-    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)[1]
     count = 0
-    for path, code in re.findall(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", section, re.M | re.S):
+    for path, code in re.findall(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", section_of(heading), re.M | re.S):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(code)
         count += len(code.splitlines())
@@ -48,8 +66,33 @@ def fit(*options):
     return train([*DIGITS, *QUIET, *SMALL, "--trainer.logger=false", "--checkpoint.dirpath=.", *options])
 
 
+def test_an_order_has_a_name(monkeypatch):
+    section = section_of("Add a named order")
+    namespace = {"Order": Order, "NamedOrder": named.NamedOrder}
+    function, entry = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
+    exec(function, namespace)
+    order = eval(entry, namespace)
+    monkeypatch.setitem(named.NAMED, order.name, order)
+    assert named.parse_order("odd-first", named.sequential(5)) == Order("1 3 0 2 4")
+    assert order.summary in listed("orders")
+
+
+def listed(section):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        list_command([section])
+    return " ".join(out.getvalue().split())
+
+
+def test_every_sampler_is_listed():
+    samplers = listed("samplers")
+    for sampler in (Sequential, Shuffle, LayerDrop, ShuffleDrop, RandomSubset, GrowingDepth, FirstLayers, Recorded):
+        assert sampler.__name__ in samplers
+        assert sampler.summary
+        assert sampler.summary in samplers
+
+
 def test_an_order_sampler_is_in_every_table_and_figure():
-    assert 10 < write_files("Add an order sampler") < 20
+    assert 10 < write_files("Add an order sampler") < 21
     module = fit("--config=configs/method/annealed.yaml").lightning_module
     planned = module.trainer.global_step
     drawn = [module.draw(step) for step in range(planned)]
@@ -89,7 +132,7 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
     assert Path("r.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):
         evaluate_command([*arguments, "--help"])
-    assert "backwards: how many layers in a row run backwards" in " ".join(capsys.readouterr().out.split())
+    assert "How many layers in a row run backwards." in " ".join(capsys.readouterr().out.split())
     assert "lengths" in fails(capsys, evaluate_command, *arguments[:-1], "two")
 
     # Without its module, the results still have their table and picture.
@@ -102,9 +145,15 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "complaint"),
     [
-        ("@protocol()\ndef pruned(depth): ...", "there is already a protocol named pruned"),
-        ("@protocol()\ndef mine(depth, length): ...", "has an option length: give it a type and a default"),
-        ("@protocol()\ndef mine(depth, seeds: int = 1, keep: int = 2): ...", "can't have an option of that name"),
+        ("@protocol('pruned', '')\ndef pruned(depth): ...", "there is already a protocol named pruned"),
+        ("@protocol('mine', '')\ndef mine(depth, length): ...", "has an option length: give it a type and a default"),
+        ("@protocol('mine', '')\ndef mine(depth, length: int = 1): ...", "has an option length: give it a help text"),
+        ("@protocol('mine', '', options={'length': ''})\ndef mine(depth): ...", "help texts of length, which are no"),
+        (
+            "@protocol('mine', '', options={'seeds': '', 'keep': ''})\n"
+            "def mine(depth, seeds: int = 1, keep: int = 2): ...",
+            "can't have an option of that name",
+        ),
         ("def mine(depth): ...", "there is no protocol named my_protocols.mine: decorate it with"),
         ("import nothing_there", "can't be imported: No module named 'nothing_there'"),
     ],

@@ -5,7 +5,6 @@ from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
 from typing import get_args, get_origin
 
-from docstring_parser import parse as parse_docstring
 from lightning.pytorch.loggers import Logger
 
 from layershuffle.commands.parser import Parser
@@ -42,9 +41,8 @@ def _parser(args: Sequence[str]) -> Parser:
         if "." in name:
             find(name)
     for protocol in PROTOCOLS.values():
-        helps = {param.arg_name: param.description for param in parse_docstring(protocol.orders.__doc__ or "").params}
         for option in protocol.options:
-            kind, default = option.annotation, option.default
+            kind, default = option.type, option.default
             several = get_origin(kind) in (tuple, list)  # which are given as several words
             try:
                 parser.add_argument(
@@ -53,7 +51,7 @@ def _parser(args: Sequence[str]) -> Parser:
                     nargs="+" if several else None,
                     default=list(default) or None if several else default,
                     metavar="N" if int in (kind, *get_args(kind)) else None,
-                    help=f"{protocol.name}: {helps.get(option.name)}",
+                    help=f"{protocol.name}: {option.help}",
                 )
             except ArgumentError as error:
                 raise UserError(f"the protocol {protocol.name} can't have an option of that name: {error}") from error

@@ -1,27 +1,26 @@
 """Lists the configs, protocols, named orders and samplers that there are, each with one line."""
 
 import argparse
-import inspect
 import itertools
 import re
 import shutil
 import textwrap
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from layershuffle.config_files import known, nearest
 from layershuffle.errors import UserError
-from layershuffle.orders.named import NAMED, form
+from layershuffle.orders.named import NAMED
 from layershuffle.orders.protocols import PROTOCOLS
-from layershuffle.orders.samplers import OrderSampler
+from layershuffle.orders.samplers import all_samplers
 
 
 def list_command(args: list[str] | None = None) -> None:
     """List the sections that ``args`` name, by default all."""
     sections = {
         **_configs(),
-        "protocols": {name: _summary(protocol.orders) for name, protocol in PROTOCOLS.items()},
-        "orders": {form(name): _summary(function) for name, function in NAMED.items()},
-        "samplers": {sampler.__name__: _summary(sampler) for sampler in OrderSampler.__subclasses__()},
+        "protocols": {name: protocol.caption for name, protocol in PROTOCOLS.items()},
+        "orders": {order.form: order.summary for order in NAMED.values()},
+        "samplers": {sampler.__name__: sampler.summary for sampler in all_samplers()},
     }
     parser = argparse.ArgumentParser(prog="layershuffle list", description="List what there is.")
     parser.add_argument("section", nargs="*", help=f"from {', '.join(sections)} (default: all)")
@@ -55,7 +54,3 @@ def _configs() -> dict[str, dict[str, str]]:
         comment = " ".join(line.lstrip("# ") for line in lines if not re.fullmatch(r"# *\S+\.ya?ml", line))  # its path
         sections.setdefault(section, {})[name] = re.split(r"(?<=\.)\s", comment)[0]
     return sections
-
-
-def _summary(described: Any) -> str:
-    return (inspect.getdoc(described) or "").partition("\n")[0].replace("``", "")

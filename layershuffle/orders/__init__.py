@@ -1,5 +1,6 @@
 """What can run: the order and its text form, named orders, and the samplers and protocols that choose orders."""
 
+from layershuffle.orders import families as families  # registers the protocols
 from layershuffle.orders.named import parse_order, permutation, sequential
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, seeded
 from layershuffle.orders.samplers import (

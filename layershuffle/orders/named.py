@@ -1,12 +1,14 @@
 """The orders of the systems around LayerShuffle, and the names by which configs and command lines ask for them.
 
 All are orders of a model's ``depth`` layers; ``parse_order`` puts the steps of a model's base order in their place.
+NAMED at the end of this file is the table of those that have a name.
 """
 
 import inspect
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, OrderLike, Step, sequential
@@ -24,7 +26,8 @@ def backwards(depth: int) -> Order:
 
 def first(k: int, depth: int) -> Order:
     """The first ``k`` of ``depth`` layers."""
-    return sequential(_kept(k, depth))
+    _check_kept(k, depth)
+    return sequential(k)
 
 
 def evenly_spaced(k: int, depth: int) -> Order:
@@ -33,18 +36,20 @@ def evenly_spaced(k: int, depth: int) -> Order:
     Where LayerDrop's "every other" rule (arXiv 1909.11556, section 3.2: drop depth d, counted from 1, if
     d = 0 mod floor(1/p), with p = 1 - k/depth) leaves k layers, these are the same ones.
     """
-    return Order(index * depth // _kept(k, depth) for index in range(k))
+    _check_kept(k, depth)
+    return Order(index * depth // k for index in range(k))
 
 
 def random_subset(k: int, depth: int, rng: random.Random) -> Order:
     """A uniformly random choice of ``k`` of ``depth`` layers, in original sequence."""
-    return Order(sorted(sequential(depth).shuffled(rng)[: _kept(k, depth)]))
+    _check_kept(k, depth)
+    kept = sequential(depth).shuffled(rng)[:k]
+    return Order(sorted(kept))
 
 
-def _kept(k: int, depth: int) -> int:
+def _check_kept(k: int, depth: int) -> None:
     if not 1 <= k <= depth:
         raise UserError(f"{k} layers can't be kept of {depth}: choose from 1 to {depth}")
-    return k
 
 
 def middle(n: int, depth: int) -> range:
@@ -55,18 +60,22 @@ def middle(n: int, depth: int) -> range:
     """
     layers = range(n + 1, depth - n)
     if n < 0 or not layers:
-        advice = f"choose n from 0 to {depth // 2 - 1}" if depth > 1 else "it takes at least 2"
+        advice = "it takes at least 2"
+        if depth > 1:
+            advice = f"choose n from 0 to {depth // 2 - 1}"
         raise UserError(f"with n = {n}, {depth} layers have no middle between the first n + 1 and the last n: {advice}")
     return layers
 
 
 def _with_middle(n: int, depth: int, steps: OrderLike) -> Order:
+    """The first n + 1 and the last n layers in their places, and ``steps`` between them."""
     return Order(range(n + 1)) + steps + range(depth - n, depth)
 
 
 def skip(n: int, depth: int) -> Order:
     """The middle left out (arXiv 2407.09298)."""
-    return _with_middle(n, depth, middle(n, depth)[:0])
+    middle(n, depth)  # raises if there is none
+    return _with_middle(n, depth, ())
 
 
 def middle_repeat(n: int, depth: int) -> Order:
@@ -88,7 +97,8 @@ def looped_parallel(n: int, times: int, depth: int) -> Order:
     """All middle layers on the same input, their outputs averaged; that step ``times`` in a row (arXiv 2407.09298)."""
     if times < 1:
         raise UserError(f"looped-parallel runs its step once or more, not {times} times")
-    return _with_middle(n, depth, [f"({'|'.join(map(str, middle(n, depth)))})*{times}"])
+    averaged = "|".join(str(layer) for layer in middle(n, depth))
+    return _with_middle(n, depth, f"({averaged})*{times}")
 
 
 def parallel(n: int, depth: int) -> Order:
@@ -98,26 +108,28 @@ def parallel(n: int, depth: int) -> Order:
 
 def swap(one: int, other: int, depth: int) -> Order:
     """Two layers exchanged (arXiv 2406.19384)."""
+    _check_layer(one, depth)
+    _check_layer(other, depth)
     layers = list(range(depth))
-    layers[one], layers[other] = _layer(other, depth), _layer(one, depth)
+    layers[one], layers[other] = other, one
     return Order(layers)
 
 
 def ablate(layer: int, depth: int) -> Order:
     """All layers but one (arXiv 2406.19384)."""
-    return Order(other for other in range(depth) if other != _layer(layer, depth))
+    _check_layer(layer, depth)
+    return Order(other for other in range(depth) if other != layer)
 
 
-def _layer(layer: int, depth: int) -> int:
+def _check_layer(layer: int, depth: int) -> None:
     if not 0 <= layer < depth:
         raise UserError(f"there is no layer {layer}: choose from 0 to {depth - 1}")
-    return layer
 
 
 def sequence(visits: int, depth: int) -> Order:
     """Each layer visits / depth times in a row (parameter sharing, arXiv 2104.06022)."""
     cycled = cycle(visits, depth)
-    if visits % depth:
+    if visits % depth != 0:
         raise UserError(f"sequence visits every layer equally often: {visits} is no multiple of {depth} layers")
     return Order(sorted(cycled))
 
@@ -136,7 +148,8 @@ def cycle_rev(visits: int, depth: int) -> Order:
     0 1 2 2. This is what the authors' code does (github.com/takase/share_layer_params).
     """
     forwards = max(depth, visits - depth)
-    return cycle(visits, depth)[:forwards] + backwards(depth)[: visits - forwards]
+    last_visits = backwards(depth)[: visits - forwards]
+    return cycle(visits, depth)[:forwards] + last_visits
 
 
 def sublayers(depth: int) -> Order:
@@ -151,43 +164,93 @@ def sandwich(k: int, depth: int) -> Order:
     """
     if not 0 <= k <= depth:
         raise UserError(f"{depth} layers make no sandwich with k = {k}: choose from 0 to {depth}")
-    # Feed-forward half i follows attention half i + k, or the last attention half if there is none.
-    steps: list[Step] = sorted(sublayers(depth), key=lambda s: (s[0].layer + k * (s[0].half == "f"), s[0].half))
+
+    def place(step: Step) -> tuple[int, str]:
+        # Feed-forward half i follows attention half i + k, or the last attention half if there is none.
+        half = step[0]
+        if half.half == "f":
+            return half.layer + k, "f"
+        return half.layer, "a"
+
+    steps: list[Step] = sorted(sublayers(depth), key=place)
     return Order(steps)
 
 
-NAMED: dict[str, Callable[..., Order]] = {
-    function.__name__.replace("_", "-"): function
-    for function in (
-        sequential, backwards, first, evenly_spaced, skip, middle_repeat, reverse, parallel, looped_parallel, swap,
-        ablate, sequence, cycle, cycle_rev, sublayers, sandwich,
-    )
-}  # fmt: skip
+@dataclass(frozen=True)
+class NamedOrder:
+    """An order that configs and command lines ask for by name.
+
+    Attributes:
+        name: what users write, such as ``cycle`` in ``cycle(6)``.
+        build: the function that builds it. Its last parameter is the depth; users give a number for each of the others.
+        summary: one sentence that says what it is, for ``layershuffle list``.
+    """
+
+    name: str
+    build: Callable[..., Order]
+    summary: str
+
+    @property
+    def numbers(self) -> list[str]:
+        """What the numbers in brackets stand for, in words, such as ``["n", "times"]``."""
+        *numbers, _depth = inspect.signature(self.build).parameters
+        return numbers
+
+    @property
+    def form(self) -> str:
+        """How users write it, such as ``sandwich(k)``."""
+        if not self.numbers:
+            return self.name
+        return f"{self.name}({','.join(self.numbers)})"
 
 
-def parse_order(text: str, own: Order) -> Order:
-    """The order that ``text`` means for a model whose base order is ``own``.
+_NAMED = (
+    NamedOrder("sequential", sequential, "Layers 0 to depth - 1, as the model was built."),
+    NamedOrder("backwards", backwards, "All layers in reverse sequence, from the last to layer 0."),
+    NamedOrder("first", first, "The first k layers."),
+    NamedOrder("evenly-spaced", evenly_spaced, "k layers, evenly spaced from layer 0."),
+    NamedOrder("skip", skip, "The middle left out (arXiv 2407.09298)."),
+    NamedOrder(
+        "middle-repeat", middle_repeat, "The layer in the middle in place of all middle ones (arXiv 2407.09298)."
+    ),
+    NamedOrder("reverse", reverse, "The middle backwards (arXiv 2407.09298)."),
+    NamedOrder("parallel", parallel, "All middle layers on the same input, averaged (arXiv 2407.09298)."),
+    NamedOrder("looped-parallel", looped_parallel, "Like parallel, several times in a row (arXiv 2407.09298)."),
+    NamedOrder("swap", swap, "Two layers exchanged (arXiv 2406.19384)."),
+    NamedOrder("ablate", ablate, "All layers but one (arXiv 2406.19384)."),
+    NamedOrder("sequence", sequence, "Each layer visits / depth times in a row (arXiv 2104.06022)."),
+    NamedOrder("cycle", cycle, "The layers in sequence, again and again, so many in all (arXiv 2104.06022)."),
+    NamedOrder("cycle-rev", cycle_rev, "Like cycle, but the last visits run backwards (arXiv 2104.06022)."),
+    NamedOrder("sublayers", sublayers, "The attention and the feed-forward half of each layer as steps of their own."),
+    NamedOrder("sandwich", sandwich, "k attention halves first and k feed-forward halves last (arXiv 1911.03864)."),
+)
+NAMED = {order.name: order for order in _NAMED}
+"""The named orders, by name."""
+
+_NAME = re.compile(r"([a-z-]{2,})(?:\(([0-9, ]*)\))?")
+
+
+def parse_order(text: str, base_order: Order) -> Order:
+    """The order that ``text`` means for a model whose base order is ``base_order``.
 
     Args:
         text: an order's text form, which names layers; or a name of NAMED with its numbers, such as ``cycle(6)``,
-            ``looped-parallel(2,3)`` or ``sublayers``, which names the steps of ``own``.
-        own: the model's base order.
+            ``looped-parallel(2,3)`` or ``sublayers``, which names the steps of the base order.
+        base_order: the model's base order.
 
     Raises:
         UserError: if it is neither or the model can't run it.
     """
-    match = re.fullmatch(r"([a-z-]{2,})(?:\(([0-9, ]*)\))?", text.strip())
+    match = _NAME.fullmatch(text.strip())
     if match is None:
         return Order(text)
-    name, numbers = match[1], [int(number) for number in re.findall(r"[0-9]+", match[2] or "")]
+
+    name = match[1]
     if name not in NAMED:
         raise UserError(f"there is no order named {name}: choose from {', '.join(NAMED)}")
-    if len(numbers) + 1 != len(inspect.signature(NAMED[name]).parameters):
-        raise UserError(f"'{text}' is not an order: write {form(name)}, with a number for each word in brackets")
-    return NAMED[name](*numbers, len(own)).over(own)
+    order = NAMED[name]
 
-
-def form(name: str) -> str:
-    """How a named order is written, such as ``sandwich(k)``; the last parameter, the depth, is the model's."""
-    *words, _ = inspect.signature(NAMED[name]).parameters
-    return f"{name}({','.join(words)})" if words else name
+    numbers = [int(number) for number in re.findall(r"[0-9]+", match[2] or "")]
+    if len(numbers) != len(order.numbers):
+        raise UserError(f"'{text}' is not an order: write {order.form}, with a number for each word in brackets")
+    return order.build(*numbers, len(base_order)).over(base_order)

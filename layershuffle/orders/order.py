@@ -1,4 +1,4 @@
-"""Execution orders: the type, its text form, the named orders, and the samplers that draw one per training step.
+"""Execution orders: the type, its text form, the named orders, and the samplers that choose one for each training step.
 
 An order is a sequence of *steps*. A step is a layer, one half of a layer (a sublayer: ``a`` attention,
 ``f`` feed-forward), or several of those run in parallel on the same input with their outputs averaged.
@@ -34,10 +34,11 @@ class Unit(NamedTuple):
     def __str__(self) -> str:
         return f"{self.layer}{self.half}"
 
-    def _of(self, part: "Unit") -> "Unit":
-        if self.half and part.half:
+    def restricted_to(self, half: str) -> "Unit":
+        """This half of the unit, or with ``""`` the unit itself; raises UserError if it is half a layer already."""
+        if self.half and half:
             raise UserError(f"the model's base order runs {self}, which has no halves: name its sublayers one by one")
-        return Unit(self.layer, self.half or part.half)
+        return Unit(self.layer, self.half or half)
 
 
 Step = tuple[Unit, ...]
@@ -68,36 +69,33 @@ class Order:
     @property
     def whole_layers(self) -> list[int] | None:
         """The indices of the layers in sequence, or None if a step is half a layer or several in parallel."""
-        units = [step[0] for step in self.steps if len(step) == 1 and not step[0].half]
-        return [unit.layer for unit in units] if len(units) == len(self) else None
+        layers = []
+        for step in self.steps:
+            if len(step) > 1 or step[0].half:
+                return None
+            layers.append(step[0].layer)
+        return layers
 
     def check(self, depth: int) -> Self:
         """Return the order itself if a model of ``depth`` layers can run it, else raise a UserError."""
-        if missing := sorted(layer for layer in self.layers if layer >= depth):
-            raise UserError(f"the order names layer {missing[-1]}, but the model has only layers 0 to {depth - 1}")
+        missing = [layer for layer in self.layers if layer >= depth]
+        if missing:
+            raise UserError(f"the order names layer {max(missing)}, but the model has only layers 0 to {depth - 1}")
         return self
 
-    def over(self, own: "Order") -> "Order":
-        """The same order of the steps of ``own``: each layer stands for the step of ``own`` at that index.
+    def over(self, base_order: "Order") -> "Order":
+        """The same order of the steps of another: each layer stands for the step of ``base_order`` at that index.
 
-        A half of a layer stands for that half of the step. Where ``own`` is sequential, this is the order itself.
+        A half of a layer stands for that half of the step. Over a sequential order, this is the order itself.
 
         Raises:
-            UserError: if ``own`` has no such step, if half of a step is asked for that is itself half a layer, or if a
-                parallel step would hold a layer twice or be a mean of means.
+            UserError: if ``base_order`` has no such step, if the order names half of a step that is half a layer, or if
+                a parallel step would hold a layer twice or be a mean of means.
         """
-        self.check(len(own))
-        if own == sequential(len(own)):
+        self.check(len(base_order))
+        if base_order == sequential(len(base_order)):
             return self
-        for step in self.steps:
-            # A mean over groups of one size is the mean over all their members.
-            if len({len(own[part.layer]) for part in step}) > 1:
-                groups = " and ".join(_token(own[part.layer]) for part in step)
-                raise UserError(
-                    f"the step {_token(step)} would be a mean of means of different numbers of layers ({groups}), "
-                    "which an order can't express: run these steps one after the other"
-                )
-        return Order(tuple(unit._of(part) for part in step for unit in own[part.layer]) for step in self.steps)
+        return Order(_over(step, base_order) for step in self.steps)
 
     def shuffled(self, rng: random.Random) -> "Order":
         """The same steps in a uniformly random sequence."""
@@ -122,8 +120,13 @@ class Order:
     def __str__(self) -> str:
         tokens: list[str] = []
         for step, run in groupby(self.steps):
+            token = _token(step)
             times = len(list(run))
-            tokens += [_token(step)] * times if len(step) == 1 else [_token(step) + (f"*{times}" if times > 1 else "")]
+            # Only a parallel step has the form with a number: 2 2 is plainer than (2)*2.
+            if len(step) > 1 and times > 1:
+                tokens.append(f"{token}*{times}")
+            else:
+                tokens.extend([token] * times)
         return " ".join(tokens)
 
     def __repr__(self) -> str:
@@ -137,32 +140,63 @@ def _steps(order: OrderLike) -> tuple[Step, ...]:
     if isinstance(order, Order):
         return order.steps
     try:
+        # One more than there may be, so that an endless iterable is refused too.
         parts: Iterable[Any] = order.split() if isinstance(order, str) else islice(order, MAX_STEPS + 1)
     except TypeError as error:
         raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
+
     steps: list[Step] = []
     for part in parts:
         token = _token(part) if isinstance(part, tuple) else f"{part}"  # unlike str(part), this also works for tensors
-        match = _STEP.fullmatch(token)
-        if match is None:
-            raise UserError(
-                f"'{token[:40]}' is not a step of an order; write layers separated by spaces (3 1 2), "
-                "halves as 0a and 0f, a parallel step as (1|2|3) and repeats as (1|2|3)*4"
-            )
-        single, parallel, times = match.groups()
-        names = (single or parallel).split("|")
-        step = tuple(sorted(Unit(int(name.rstrip("af")), name.lstrip("0123456789")) for name in names))
-        if twice := [unit for unit in step if step.count(unit) > 1]:
-            raise UserError(f"a parallel step can't hold {twice[0]} twice, as in {token[:40]}")
-        steps += [step] * int(times or 1)
+        step, times = _parse(token)
+        steps += [step] * times
         if len(steps) > MAX_STEPS:
             raise UserError(f"an order has at most {MAX_STEPS} steps")
     return tuple(steps)
 
 
+def _parse(token: str) -> tuple[Step, int]:
+    """The step that a token of the text form means, and how many times it runs in a row."""
+    match = _STEP.fullmatch(token)
+    if match is None:
+        raise UserError(
+            f"'{token[:40]}' is not a step of an order; write layers separated by spaces (3 1 2), "
+            "halves as 0a and 0f, a parallel step as (1|2|3) and repeats as (1|2|3)*4"
+        )
+    single, parallel, times = match.groups()
+
+    units = []
+    for name in (single or parallel).split("|"):
+        layer = name.rstrip("af")
+        unit = Unit(int(layer), name.removeprefix(layer))
+        if unit in units:
+            raise UserError(f"a parallel step can't hold {unit} twice, as in {token[:40]}")
+        units.append(unit)
+    return tuple(sorted(units)), int(times or 1)
+
+
 def _token(step: Step) -> str:
-    text = "|".join(map(str, step))
+    text = "|".join(str(unit) for unit in step)
     return text if len(step) == 1 else f"({text})"
+
+
+def _over(step: Step, base_order: Order) -> Step:
+    """What ``step`` means where its layers stand for the steps of ``base_order``."""
+    base_steps = [base_order[part.layer] for part in step]
+
+    # A mean over groups of one size is the mean over all their members.
+    sizes = {len(base_step) for base_step in base_steps}
+    if len(sizes) > 1:
+        groups = " and ".join(_token(base_step) for base_step in base_steps)
+        raise UserError(
+            f"the step {_token(step)} would be a mean of means of different numbers of layers ({groups}), "
+            "which an order can't express: run these steps one after the other"
+        )
+
+    units: list[Unit] = []
+    for part, base_step in zip(step, base_steps):
+        units += [unit.restricted_to(part.half) for unit in base_step]
+    return tuple(units)
 
 
 @cache  # asked for several times in every training step

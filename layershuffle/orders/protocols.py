@@ -1,18 +1,19 @@
-"""Protocols: named families of orders to evaluate, each with its options, its table and its picture."""
+"""Protocols: named families of orders to evaluate, each with its options, its table and its picture.
+
+This file says what a protocol is and turns protocols into orders to score. The protocols themselves are in
+``layershuffle.orders.families``.
+"""
 
 import importlib
 import inspect
-import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 from layershuffle.errors import UserError
-from layershuffle.orders import named
-from layershuffle.orders import recorded as event_log
-from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.order import Order, sequential
 
 Pick = Literal["chosen", "oracle"]
 """One of the model's choices for each image: "chosen" is the one that the model takes, "oracle" is the best one.
@@ -23,21 +24,49 @@ The best has the lowest loss among the orders in which the image is classified r
 SampleOrder = Callable[[random.Random], Order]
 """Samples an order for each batch. Only its argument may be a source of randomness."""
 
-Orders = Iterator[tuple[Order | Pick | SampleOrder | None, dict[str, Any]]]
+Scorable = Order | Pick | SampleOrder | None
+"""What can be scored. None stands for a new random permutation in every batch."""
+
+Orders = Iterator[tuple[Scorable, dict[str, Any]]]
 """Orders to score, each with its variant, such as {"kept": 6, "strategy": "first"}.
 
-None stands for a new random permutation in every batch. Orders of the same variant are samples of the same thing:
-tables and pictures show their mean and spread.
+Orders of the same variant are samples of the same thing: tables and pictures show their mean and spread.
 """
+
+SUPPLIED = ("depth", "random_orders", "seed", "orders", "choices")
+"""The parameters of a protocol's function that aren't options."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing to score: a protocol, an order (see Pick and Orders for what else it can be) and its variant."""
+    """One thing to score.
+
+    Attributes:
+        protocol: the name of the protocol.
+        order: the order, or what stands for orders.
+        variant: what tells this order from the others of the protocol.
+    """
 
     protocol: str
-    order: Order | Pick | SampleOrder | None
+    order: Scorable
     variant: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a user can set of a protocol.
+
+    Attributes:
+        name: the name of the parameter of the protocol's function.
+        type: its type, such as ``str`` or ``tuple[int, ...]``.
+        default: the value that it has if the user doesn't set it.
+        help: the help text, a whole phrase.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
 
 
 @dataclass(frozen=True)
@@ -45,12 +74,10 @@ class Protocol:
     """A family of orders, and how its scores are shown.
 
     Attributes:
-        name: the name of its function, with dashes.
-        orders: the function. It can ask for the parameters in SUPPLIED: ``depth`` (the number of layers),
-            ``random_orders`` (how many random orders stand for a random choice), ``seed``, ``orders`` (those that the
-            user gave) and
-            ``choices`` (the orders from which the images of an instance-wise model choose). Any other parameter is an
-            option of the evaluate command: it needs a type, a default, and a line in the docstring under ``Args``.
+        name: its name on the command line and in results files.
+        orders: the function that lists its orders, see ``protocol``.
+        caption: what its orders are, in a sentence: the caption of its picture and its line in ``layershuffle list``.
+        options: what a user can set.
         columns: the heading of a table with a column for each value of the variant's first entry; if empty, the table
             has a row for each variant.
         figure: the name of a drawing in ``layershuffle.results.figures.DRAWINGS``, a function of (results, title) that
@@ -64,6 +91,8 @@ class Protocol:
 
     name: str
     orders: Callable[..., Orders]
+    caption: str = ""
+    options: tuple[Option, ...] = ()
     columns: str = ""
     figure: str | Callable[..., Any] | None = ""
     picture: str = ""
@@ -71,238 +100,160 @@ class Protocol:
     xlabel: str = ""
     names_layers: bool = False
 
-    @property
-    def options(self) -> list[inspect.Parameter]:
-        """The function's parameters that a user can set."""
-        parameters = inspect.signature(self.orders, eval_str=True).parameters
-        return [parameter for name, parameter in parameters.items() if name not in SUPPLIED]
-
-    @property
-    def description(self) -> str:
-        """The first paragraph of the function's docstring."""
-        return " ".join((inspect.getdoc(self.orders) or "").partition("\n\n")[0].split())
-
 
 PROTOCOLS: dict[str, Protocol] = {}
-SUPPLIED = ("depth", "random_orders", "seed", "orders", "choices")
-"""The parameters of a protocol's function that aren't options."""
+"""The protocols that are registered, by name."""
 
 
-def protocol(**shown: Any) -> Callable[[Callable[..., Orders]], Callable[..., Orders]]:
-    """Register a function as a protocol; ``shown`` are the attributes of Protocol that say how it is shown."""
+def protocol(
+    name: str,
+    caption: str,
+    *,
+    options: Mapping[str, str] | None = None,
+    columns: str = "",
+    figure: str | Callable[..., Any] | None = "",
+    picture: str = "",
+    label: str = "",
+    xlabel: str = "",
+    names_layers: bool = False,
+) -> Callable[[Callable[..., Orders]], Protocol]:
+    """Make a protocol of a function, and register it.
 
-    def register(orders: Callable[..., Orders]) -> Callable[..., Orders]:
-        name = orders.__name__.replace("_", "-")
+    The function can ask for the parameters in SUPPLIED: ``depth`` (the number of layers), ``random_orders`` (how many
+    random orders stand for a random choice), ``seed``, ``orders`` (those that the user gave) and ``choices`` (the
+    orders from which the images of an instance-wise model choose). Any other parameter is an option of the evaluate
+    command: it needs a type, a default and a help text.
+
+    Args:
+        name: see ``Protocol``, like all that aren't named here.
+        caption: see ``Protocol``.
+        options: the help text of each option, by the name of its parameter.
+        columns: see ``Protocol``.
+        figure: see ``Protocol``.
+        picture: see ``Protocol``.
+        label: see ``Protocol``.
+        xlabel: see ``Protocol``.
+        names_layers: see ``Protocol``.
+
+    Returns:
+        A decorator that puts the protocol in the function's place. It raises UserError if another module has a protocol
+        of that name, or an option lacks its type, default or help text.
+    """
+
+    def register(orders: Callable[..., Orders]) -> Protocol:
         if name in PROTOCOLS and PROTOCOLS[name].orders.__module__ != orders.__module__:
             raise UserError(f"there is already a protocol named {name}: rename the one in {orders.__module__}")
-        made = Protocol(name, orders, **shown)
-        for option in made.options:
-            if option.empty in (option.default, option.annotation):
-                raise UserError(f"the protocol {name} has an option {option.name}: give it a type and a default")
-        PROTOCOLS[name] = made
-        return orders
+        PROTOCOLS[name] = Protocol(
+            name=name,
+            orders=orders,
+            caption=caption,
+            options=_options(name, orders, options or {}),
+            columns=columns,
+            figure=figure,
+            picture=picture,
+            label=label,
+            xlabel=xlabel,
+            names_layers=names_layers,
+        )
+        return PROTOCOLS[name]
 
     return register
 
 
+def _options(name: str, orders: Callable[..., Orders], helps: Mapping[str, str]) -> tuple[Option, ...]:
+    """The options of a protocol: those parameters of its function that aren't supplied."""
+    options = []
+    for parameter in inspect.signature(orders, eval_str=True).parameters.values():
+        if parameter.name in SUPPLIED:
+            continue
+        if parameter.empty in (parameter.default, parameter.annotation):
+            raise UserError(f"the protocol {name} has an option {parameter.name}: give it a type and a default")
+        if parameter.name not in helps:
+            raise UserError(f"the protocol {name} has an option {parameter.name}: give it a help text")
+        options.append(Option(parameter.name, parameter.annotation, parameter.default, helps[parameter.name]))
+
+    unknown = helps.keys() - {option.name for option in options}
+    if unknown:
+        raise UserError(f"the protocol {name} has help texts of {', '.join(sorted(unknown))}, which are no options")
+    return tuple(options)
+
+
 def find(name: str) -> Protocol:
     """The protocol of that name, or at an import path such as ``my_module.backwards``; raises UserError if it isn't."""
-    module, _, function = name.rpartition(".")
-    if module:
-        try:
-            importlib.import_module(module)
-        except (ImportError, TypeError) as error:  # a TypeError if the name begins with a dot, as paths do
-            raise UserError(f"the protocol {name} can't be imported: {error}") from error
-    found = PROTOCOLS.get(function.replace("_", "-"))
-    if not found or (module and found.orders.__module__ != module):
-        advice = f"decorate it with {__name__}.protocol" if module else f"choose from {', '.join(PROTOCOLS)}"
-        raise UserError(f"there is no protocol named {name}: {advice}")
-    return found
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        registered = PROTOCOLS.get(name.replace("_", "-"))
+        if registered is None:
+            raise UserError(f"there is no protocol named {name}: choose from {', '.join(PROTOCOLS)}")
+        return registered
+
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, TypeError) as error:  # a TypeError if the name begins with a dot, as paths do
+        raise UserError(f"the protocol {name} can't be imported: {error}") from error
+    imported = getattr(module, attribute, None)
+    if not isinstance(imported, Protocol):
+        raise UserError(f"there is no protocol named {name}: decorate it with {__name__}.protocol")
+    return imported
 
 
 def trials(
     protocols: Sequence[str],
-    own: Order | int,
+    base_order: Order | int,
     random_orders: int = 10,
     seed: int = 0,
     orders: Sequence[Order] = (),
     choices: Sequence[Order] = (),
     **options: Any,
 ) -> list[Trial]:
-    """Everything that ``protocols`` (names or import paths) ask to be scored.
+    """Everything that protocols ask to be scored.
 
-    ``own`` is the model's base order, or the depth of a model that runs its layers in sequence. Each protocol gets what
-    it asks for of the rest, see Protocol. Raises UserError if there is no such protocol or the model can't do it.
+    Args:
+        protocols: their names or import paths.
+        base_order: the model's base order, or the depth of a model that runs its layers in sequence.
+        random_orders: how many random orders stand for a random choice.
+        seed: the seed of random orders.
+        orders: orders that the user gave.
+        choices: the orders from which the images of an instance-wise model choose.
+        options: options of protocols, by name. Each protocol gets those that it has.
+
+    Raises:
+        UserError: if there is no such protocol, the model can't do it, or there is nothing to score.
     """
-    own = named.sequential(own) if isinstance(own, int) else own
-    found = []
-    for wanted in [find(name) for name in protocols]:
-        depth = 1 + max(own.layers, default=-1) if wanted.names_layers else len(own)
-        given = dict(zip(SUPPLIED, (depth, random_orders, seed, orders, choices)), **options)
-        parameters = inspect.signature(wanted.orders).parameters
-        for order, variant in wanted.orders(**{name: given[name] for name in parameters if name in given}):
-            if isinstance(order, Order) and not wanted.names_layers:
-                order = order.over(own)
-            elif callable(order) and not wanted.names_layers:
-                order = partial(_sample_over, order, own)
-            found.append(Trial(wanted.name, order, variant))
-    if not found:
+    if isinstance(base_order, int):
+        base_order = sequential(base_order)
+    arguments = options | {
+        "random_orders": random_orders,
+        "seed": seed,
+        "orders": orders,
+        "choices": choices,
+    }
+
+    to_score = []
+    for chosen in [find(name) for name in protocols]:
+        depth = len(base_order)
+        if chosen.names_layers:
+            depth = 1 + max(base_order.layers, default=-1)
+        arguments["depth"] = depth
+        parameters = inspect.signature(chosen.orders).parameters
+        needed = {name: arguments[name] for name in parameters if name in arguments}
+
+        for listed, variant in chosen.orders(**needed):
+            order = listed if chosen.names_layers else _over(listed, base_order)
+            to_score.append(Trial(chosen.name, order, variant))
+    if not to_score:
         raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
-    return found
+    return to_score
+
+
+def _over(order: Scorable, base_order: Order) -> Scorable:
+    """The same of the steps of ``base_order``."""
+    if isinstance(order, Order):
+        return order.over(base_order)
+    if callable(order):
+        return partial(_sample_over, order, base_order)
+    return order
 
 
 def _sample_over(sample: SampleOrder, base_order: Order, rng: random.Random) -> Order:
     return sample(rng).over(base_order)
-
-
-@protocol(figure=None)
-def sequential(depth: int) -> Orders:
-    """The original order."""
-    yield named.sequential(depth), {}
-
-
-@protocol(figure="overview")
-def arbitrary(depth: int, random_orders: int, seed: int) -> Orders:
-    """Random permutations: a new one for every batch, as in the paper, and some that each run on all images."""
-    yield None, {"reading": "per batch"}
-    for number in range(random_orders):
-        yield named.permutation(depth, seeded(seed, "arbitrary", number)), {"reading": "fixed"}
-
-
-@protocol(columns="layers kept", figure="overview")
-def pruned(depth: int, random_orders: int, seed: int, keep: tuple[int, ...] = ()) -> Orders:
-    """Some layers left out, by each strategy, the others in original and in random sequence.
-
-    Random layers in random sequence are also drawn anew for every batch, as in figure 1c of arXiv 2407.04513.
-
-    Args:
-        keep: numbers of layers to keep (default: quarters of the depth)
-    """
-    for kept in keep or sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)}):
-        for strategy, sequence in itertools.product(("first", "even", "random"), ("original", "random")):
-            variant = {"kept": kept, "strategy": strategy, "sequence": sequence}
-            for number in range(1 if strategy != "random" and sequence == "original" else random_orders):
-                rng = seeded(seed, "pruned", kept, strategy, sequence, number)
-                if strategy == "random":
-                    order = named.random_subset(kept, depth, rng)
-                else:
-                    order = (named.first if strategy == "first" else named.evenly_spaced)(kept, depth)
-                yield order if sequence == "original" else order.shuffled(rng), variant
-        yield partial(_shuffled_subset, kept, depth), {"kept": kept, "strategy": "random", "sequence": "per batch"}
-
-
-def _shuffled_subset(kept: int, depth: int, rng: random.Random) -> Order:
-    return named.random_subset(kept, depth, rng).shuffled(rng)
-
-
-@protocol()
-def failing(depth: int, random_orders: int, seed: int, dead: tuple[int, ...] = (20, 30, 50)) -> Orders:
-    """Each layer dead with a probability, as if it were a node that fails, and the others in a random sequence.
-
-    Args:
-        dead: the probabilities in percent
-    """
-    for percent in dead:
-        if not 0 <= percent < 100:
-            raise UserError(f"a layer is dead with a probability from 0 to below 100%, not {percent}%")
-        for number in range(random_orders):
-            rng = seeded(seed, "failing", percent, number)
-            alive = Order(layer for layer in range(depth) if rng.random() * 100 >= percent)
-            yield alive.shuffled(rng), {"dead": f"{percent}%"}
-
-
-@protocol(columns="layers kept", figure="scatter")
-def landscape(depth: int) -> Orders:
-    """Every choice of layers, in original sequence: 4,095 orders for 12 layers."""
-    if depth > 16:
-        raise UserError(f"the landscape of {depth} layers has {2**depth - 1:,} orders: it is for models of up to 16")
-    for kept in range(1, depth + 1):
-        for layers in itertools.combinations(range(depth), kept):
-            yield Order(layers), {"kept": kept}
-
-
-@protocol(names_layers=True)
-def given(depth: int, orders: Sequence[Order]) -> Orders:
-    """The orders that the user gives."""
-    if not orders:
-        raise UserError("the protocol given scores orders of your own: name them after --orders")
-    for order in orders:
-        yield order, {"order": str(order)}
-
-
-@protocol(columns="layers affected")
-def painters(
-    depth: int, random_orders: int, seed: int, ends: tuple[int, ...] = (), loops: tuple[int, ...] = (3,)
-) -> Orders:
-    """The middle layers skipped, repeated, reversed, shuffled, in parallel and looped (arXiv 2407.09298).
-
-    Args:
-        ends: the first N + 1 and the last N layers stay in place (default: every N there is)
-        loops: how often looped-parallel runs its step
-    """
-    for n in ends or range(max(1, depth // 2)):
-        affected = len(named.middle(n, depth))
-        for strategy in ("skip", "middle-repeat", "reverse", "parallel"):
-            yield named.NAMED[strategy](n, depth), {"affected": affected, "strategy": strategy}
-        for times in loops:
-            order = named.looped_parallel(n, times, depth)
-            yield order, {"affected": affected, "strategy": f"looped-parallel {times}x"}
-        for number in range(random_orders):
-            order = named.random_middle(n, depth, seeded(seed, "painters", n, number))
-            yield order, {"affected": affected, "strategy": "random"}
-
-
-@protocol(columns="left out", picture="layers", label="layer left out", xlabel="layer")
-def ablations(depth: int) -> Orders:
-    """Each layer left out by itself (arXiv 2406.19384)."""
-    for layer in range(depth):
-        yield named.ablate(layer, depth), {"layer": layer}
-
-
-@protocol(columns="swapped with next", picture="layers", label="layer exchanged with the next", xlabel="layer")
-def swaps(depth: int) -> Orders:
-    """Each layer exchanged with the next (arXiv 2406.19384)."""
-    for layer in range(depth - 1):
-        yield named.swap(layer, layer + 1, depth), {"layer": layer}
-
-
-@protocol(figure="matrix", label="two layers exchanged", xlabel="layer")
-def swap_matrix(depth: int) -> Orders:
-    """Every two layers exchanged, and the original order for comparison."""
-    for one, other in itertools.combinations_with_replacement(range(depth), 2):
-        yield named.swap(one, other, depth), {"one": one, "other": other}
-
-
-@protocol(figure="lines", xlabel="k attention sublayers first, k feed-forward sublayers last", names_layers=True)
-def sublayers(depth: int, random_orders: int, seed: int) -> Orders:
-    """Attention and feed-forward halves: sandwich orders of every k, and random permutations (arXiv 1911.03864)."""
-    for k in range(depth + 1):
-        yield named.sandwich(k, depth), {"strategy": "sandwich", "k": k}
-    for number in range(random_orders):
-        yield named.sublayers(depth).shuffled(seeded(seed, "sublayers", number)), {"strategy": "random"}
-
-
-@protocol(figure="choices", names_layers=True)
-def instancewise(depth: int, choices: Sequence[Order]) -> Orders:
-    """Each image in the order it chooses, in the best of them, and all in each of them (IOT, arXiv 2103.03457)."""
-    if not choices:
-        raise UserError("this model's images choose no orders: instancewise is for models trained with model.choices")
-    yield "chosen", {"order": "chosen"}
-    yield "oracle", {"order": "oracle"}
-    for number, order in enumerate(choices, 1):
-        yield order, {"order": f"{number} of {len(choices)}"}
-
-
-@protocol()
-def recorded(depth: int, random_orders: int, seed: int, log: str = "") -> Orders:
-    """Orders that a cluster or a simulation ran, as often as it ran them: a new one for every batch, and fixed ones.
-
-    Args:
-        log: the event log of layershuffle serve or layershuffle simulate
-    """
-    if not log:
-        raise UserError("recorded orders are read from a log: name that of layershuffle serve or simulate after --log")
-    yield partial(event_log.sample, log), {"reading": "per batch"}
-    for number in range(random_orders):
-        order = event_log.sample(log, seeded(seed, "recorded", number)).check(depth)
-        yield order, {"reading": "fixed", "missed": depth - len(order.layers)}

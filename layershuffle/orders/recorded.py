@@ -16,15 +16,16 @@ MOST_LINES = 5_000_000
 
 def sample(path: str, rng: random.Random) -> Order:
     """One of the orders of an event log, each as likely as it is frequent there; raises as ``read_orders``."""
-    orders, ends = _ends(path)
-    return orders[bisect_right(ends, rng.random() * ends[-1])]
+    orders, cumulated = _cumulated(path)
+    place = rng.random() * cumulated[-1]
+    return orders[bisect_right(cumulated, place)]
 
 
-@cache
-def _ends(path: str) -> tuple[list[Order], list[int]]:
+@cache  # a training samples from the same log in every step
+def _cumulated(path: str) -> tuple[list[Order], list[int]]:
     """The orders, and for each how often it or one of those before it ran."""
-    found = read_orders(path)
-    return [*found], [*accumulate(found.values())]
+    counts = read_orders(path)
+    return list(counts), list(accumulate(counts.values()))
 
 
 def read_orders(path: str) -> dict[Order, int]:
@@ -36,7 +37,7 @@ def read_orders(path: str) -> dict[Order, int]:
     Raises:
         UserError: if the file can't be read, another line isn't an event, or there is no order in it.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     try:
         with Path(path).open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -46,13 +47,13 @@ def read_orders(path: str) -> dict[Order, int]:
                     break
                 event = json.loads(line)
                 if event["event"] == "ended" and not event["failed"]:
-                    found[event["order"]] += 1
+                    counts[event["order"]] += 1
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not an event log of layershuffle serve or simulate: see line {number}") from error
-    if not found:
+    if not counts:
         raise UserError(f"{path} has no order that ran: serve or simulate some requests first")
-    return {Order(text): times for text, times in found.items()}
+    return {Order(text): times for text, times in counts.items()}

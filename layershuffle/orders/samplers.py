@@ -15,9 +15,11 @@ class OrderSampler:
 
     Attributes:
         method: the sampler's name in results.
+        summary: one sentence that says what it samples, for ``layershuffle list samplers``.
     """
 
     method: str
+    summary: str = ""
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         """An order for a model of ``depth`` layers.
@@ -46,7 +48,17 @@ class OrderSampler:
         return sequential(depth)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+        arguments = [f"{name}={value}" for name, value in vars(self).items()]
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def all_samplers(of: type[OrderSampler] = OrderSampler) -> list[type[OrderSampler]]:
+    """Every class of samplers that is defined, also those that derive from another sampler, in their sequence."""
+    samplers = []
+    for sampler in of.__subclasses__():
+        samplers.append(sampler)
+        samplers += all_samplers(sampler)
+    return samplers
 
 
 def call(method: Callable[..., Order], depth: int, rng: random.Random, progress: float) -> Order:
@@ -60,6 +72,7 @@ class Sequential(OrderSampler):
     """Always the original order: ordinary fine-tuning."""
 
     method = "baseline"
+    summary = "Always the original order: ordinary fine-tuning."
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         return sequential(depth)
@@ -69,6 +82,7 @@ class Shuffle(OrderSampler):
     """A new uniformly random permutation for every step (LayerShuffle, arXiv 2407.04513, section 3.1)."""
 
     method = "layershuffle"
+    summary = "A new random permutation for every step (arXiv 2407.04513)."
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         return permutation(depth, rng)
@@ -82,6 +96,7 @@ class LayerDrop(OrderSampler):
     """
 
     method = "layerdrop"
+    summary = "Each layer left out with probability p, the rest in original sequence (arXiv 1909.11556)."
 
     def __init__(self, p: float = 0.2) -> None:
         if not 0 <= p < 1:
@@ -104,6 +119,7 @@ class ShuffleDrop(LayerDrop):
     """
 
     method = "shuffle-drop"
+    summary = "Each layer left out with probability p, the rest in random sequence."
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         return super().sample(depth, rng).shuffled(rng)
@@ -113,13 +129,14 @@ class ShuffleDrop(LayerDrop):
 
 
 class RandomSubset(OrderSampler):
-    """A number of layers drawn uniformly from ``k_min`` to all; which they are and their sequence are random, too.
+    """A number of layers chosen uniformly from ``k_min`` to all; which they are and their sequence are random, too.
 
     Args:
         k_min: the smallest number of layers, at least 1.
     """
 
     method = "random-subset"
+    summary = "A random number of layers, in random sequence."
 
     def __init__(self, k_min: int = 1) -> None:
         if k_min < 1:
@@ -127,8 +144,10 @@ class RandomSubset(OrderSampler):
         self.k_min = k_min
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        order = permutation(depth, rng)
         least = min(self.k_min, depth)
-        return permutation(depth, rng)[: least + int(rng.random() * (depth - least + 1))]
+        k = least + int(rng.random() * (depth - least + 1))
+        return order[:k]
 
 
 class GrowingDepth(OrderSampler):
@@ -143,16 +162,19 @@ class GrowingDepth(OrderSampler):
     """
 
     method = "growing-depth"
+    summary = "Random layers in random sequence, more and more of them in the course of the training."
 
     def __init__(self, k0: int = 2, end: float = 0.8) -> None:
         if k0 < 1 or not 0 < end <= 1:
             raise UserError(
                 "GrowingDepth's k0 is a number of layers from 1 up, and its end a share above 0 and up to 1"
             )
-        self.k0, self.end = k0, end
+        self.k0 = k0
+        self.end = end
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        k = self.k0 + int((depth - self.k0) * min(1.0, progress / self.end))
+        grown = min(1.0, progress / self.end)
+        k = self.k0 + int((depth - self.k0) * grown)
         return permutation(depth, rng)[:k]
 
     def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
@@ -161,7 +183,13 @@ class GrowingDepth(OrderSampler):
 
 
 class FirstLayers(OrderSampler):
-    """Always the first ``k`` layers: reduced-depth refinement (arXiv 2407.04513, figure 1)."""
+    """Always the first ``k`` layers: reduced-depth refinement (arXiv 2407.04513, figure 1).
+
+    Args:
+        k: the number of layers, at least 1.
+    """
+
+    summary = "Always the first k layers: reduced-depth refinement."
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -185,6 +213,7 @@ class Recorded(OrderSampler):
     """
 
     method = "recorded"
+    summary = "Orders that a cluster or a simulation ran, as often as it ran them."
 
     def __init__(self, log: str) -> None:
         self.log = log

@@ -58,7 +58,7 @@ def plots(results: Results) -> Iterator[Plot]:
         if isinstance(figure, str) and figure not in DRAWINGS:
             raise UserError(f"the protocol {name} has no figure {figure}: choose from {', '.join(DRAWINGS)}")
         drawing = figure if callable(figure) else partial(DRAWINGS[figure], protocols)
-        caption = " ".join(["Top-1 accuracy:", *(protocol.description for protocol in protocols)])
+        caption = " ".join(["Top-1 accuracy:", *(protocol.caption for protocol in protocols)])
         if figure == "lines":
             caption += " Bands reach from the worst draw to the best."
         yield Plot(name, caption, drawing, tuple(protocol.name for protocol in protocols))

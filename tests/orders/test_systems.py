@@ -1,7 +1,5 @@
 """The systems around LayerShuffle against their definitions written out by hand for few layers."""
 
-import inspect
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -75,8 +73,7 @@ def test_cycle_rev_is_what_its_authors_code_builds(depth, times):
         for i in range(visits - depth * 2):
             built.append(built[i % depth])
         base = built[:depth]
-        for i in range(visits - len(built)):
-            built.append(base[-((i % depth) + 1)])
+        built += [base[-((i % depth) + 1)] for i in range(visits - len(built))]
         assert parse_order(f"cycle-rev({visits})", sequential(depth)) == Order(built)
 
 
@@ -144,10 +141,10 @@ def test_orders_over_the_steps_of_another():
 
 def test_every_named_order_is_one_of_the_model(small, images):
     model, numbers = small(depth=4), {"n": 1, "k": 2, "visits": 8, "times": 2, "one": 0, "other": 3, "layer": 2}
-    for name, function in NAMED.items():
-        *words, _ = inspect.signature(function).parameters
-        wanted = [numbers[word] for word in words]
-        order = parse_order(f"{name}({','.join(map(str, wanted))})", model.order)
+    for name, named_order in NAMED.items():
+        arguments = ",".join(str(numbers[word]) for word in named_order.numbers)
+        assert named_order.summary
+        order = parse_order(f"{name}({arguments})", model.order)
         assert torch.isfinite(model(images, order).logits).all()
 
 

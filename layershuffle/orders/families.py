@@ -1,0 +1,221 @@
+"""The protocols of this package: the families of orders that papers evaluate, and those of our own."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from functools import partial
+
+from layershuffle.errors import UserError
+from layershuffle.orders import named
+from layershuffle.orders import recorded as event_log
+from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.protocols import Orders, protocol
+
+
+@protocol("sequential", "The original order.", figure=None)
+def sequential(depth: int) -> Orders:
+    """The original order alone."""
+    yield named.sequential(depth), {}
+
+
+@protocol(
+    "arbitrary",
+    "Random permutations: a new one for every batch, as in the paper, and some that each run on all images.",
+    figure="overview",
+)
+def arbitrary(depth: int, random_orders: int, seed: int) -> Orders:
+    """Both readings of the arbitrary order of arXiv 2407.04513."""
+    yield None, {"reading": "per batch"}
+    for number in range(random_orders):
+        yield named.permutation(depth, seeded(seed, "arbitrary", number)), {"reading": "fixed"}
+
+
+@protocol(
+    "pruned",
+    "Some layers left out, by each strategy, the others in original and in random sequence.",
+    options={"keep": "Numbers of layers to keep (default: quarters of the depth)."},
+    columns="layers kept",
+    figure="overview",
+)
+def pruned(depth: int, random_orders: int, seed: int, keep: tuple[int, ...] = ()) -> Orders:
+    """Layers left out by each strategy.
+
+    Random layers in random sequence are also sampled anew for every batch, as in figure 1c of arXiv 2407.04513.
+    """
+    quarters = {max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)}
+    for kept in keep or sorted(quarters):
+        for strategy, sequence in itertools.product(("first", "even", "random"), ("original", "random")):
+            variant = {"kept": kept, "strategy": strategy, "sequence": sequence}
+            is_random = strategy == "random" or sequence == "random"
+            for number in range(random_orders if is_random else 1):
+                rng = seeded(seed, "pruned", kept, strategy, sequence, number)
+                order = _kept_layers(strategy, kept, depth, rng)
+                if sequence == "random":
+                    order = order.shuffled(rng)
+                yield order, variant
+        yield partial(_shuffled_subset, kept, depth), {"kept": kept, "strategy": "random", "sequence": "per batch"}
+
+
+def _kept_layers(strategy: str, kept: int, depth: int, rng: random.Random) -> Order:
+    if strategy == "first":
+        return named.first(kept, depth)
+    if strategy == "even":
+        return named.evenly_spaced(kept, depth)
+    return named.random_subset(kept, depth, rng)
+
+
+def _shuffled_subset(kept: int, depth: int, rng: random.Random) -> Order:
+    return named.random_subset(kept, depth, rng).shuffled(rng)
+
+
+@protocol(
+    "failing",
+    "Each layer dead with a probability, as if it were a node that fails, and the others in a random sequence.",
+    options={"dead": "Probabilities in percent with which a layer is dead."},
+)
+def failing(depth: int, random_orders: int, seed: int, dead: tuple[int, ...] = (20, 30, 50)) -> Orders:
+    """Random layers that are dead."""
+    for percent in dead:
+        if not 0 <= percent < 100:
+            raise UserError(f"a layer is dead with a probability from 0 to below 100%, not {percent}%")
+        for number in range(random_orders):
+            rng = seeded(seed, "failing", percent, number)
+            alive = Order(layer for layer in range(depth) if rng.random() * 100 >= percent)
+            yield alive.shuffled(rng), {"dead": f"{percent}%"}
+
+
+@protocol(
+    "landscape",
+    "Every choice of layers, in original sequence: 4,095 orders for 12 layers.",
+    columns="layers kept",
+    figure="scatter",
+)
+def landscape(depth: int) -> Orders:
+    """Every choice of layers, of models of up to 16 layers."""
+    if depth > 16:
+        raise UserError(f"the landscape of {depth} layers has {2**depth - 1:,} orders: it is for models of up to 16")
+    for kept in range(1, depth + 1):
+        for layers in itertools.combinations(range(depth), kept):
+            yield Order(layers), {"kept": kept}
+
+
+@protocol("given", "The orders that the user gives.", names_layers=True)
+def given(depth: int, orders: Sequence[Order]) -> Orders:
+    """The orders that the user gives."""
+    if not orders:
+        raise UserError("the protocol given scores orders of your own: name them after --orders")
+    for order in orders:
+        yield order, {"order": str(order)}
+
+
+@protocol(
+    "painters",
+    "The middle layers skipped, repeated, reversed, shuffled, in parallel and looped (arXiv 2407.09298).",
+    options={
+        "ends": "The first N + 1 and the last N layers stay in place (default: every N there is).",
+        "loops": "How many times in a row looped-parallel runs its step.",
+    },
+    columns="layers affected",
+)
+def painters(
+    depth: int, random_orders: int, seed: int, ends: tuple[int, ...] = (), loops: tuple[int, ...] = (3,)
+) -> Orders:
+    """The experiments of Transformer Layers as Painters (arXiv 2407.09298)."""
+    for n in ends or range(max(1, depth // 2)):
+        affected = len(named.middle(n, depth))
+        for strategy in ("skip", "middle-repeat", "reverse", "parallel"):
+            order = named.NAMED[strategy].build(n, depth)
+            yield order, {"affected": affected, "strategy": strategy}
+        for times in loops:
+            order = named.looped_parallel(n, times, depth)
+            yield order, {"affected": affected, "strategy": f"looped-parallel {times}x"}
+        for number in range(random_orders):
+            order = named.random_middle(n, depth, seeded(seed, "painters", n, number))
+            yield order, {"affected": affected, "strategy": "random"}
+
+
+@protocol(
+    "ablations",
+    "Each layer left out by itself (arXiv 2406.19384).",
+    columns="left out",
+    picture="layers",
+    label="layer left out",
+    xlabel="layer",
+)
+def ablations(depth: int) -> Orders:
+    """Each layer left out by itself (arXiv 2406.19384)."""
+    for layer in range(depth):
+        yield named.ablate(layer, depth), {"layer": layer}
+
+
+@protocol(
+    "swaps",
+    "Each layer exchanged with the next (arXiv 2406.19384).",
+    columns="swapped with next",
+    picture="layers",
+    label="layer exchanged with the next",
+    xlabel="layer",
+)
+def swaps(depth: int) -> Orders:
+    """Each layer exchanged with the next (arXiv 2406.19384)."""
+    for layer in range(depth - 1):
+        yield named.swap(layer, layer + 1, depth), {"layer": layer}
+
+
+@protocol(
+    "swap-matrix",
+    "Every two layers exchanged, and the original order for comparison.",
+    figure="matrix",
+    label="two layers exchanged",
+    xlabel="layer",
+)
+def swap_matrix(depth: int) -> Orders:
+    """Every two layers exchanged; a layer exchanged with itself is the original order."""
+    for one, other in itertools.combinations_with_replacement(range(depth), 2):
+        yield named.swap(one, other, depth), {"one": one, "other": other}
+
+
+@protocol(
+    "sublayers",
+    "Attention and feed-forward halves: sandwich orders of every k, and random permutations (arXiv 1911.03864).",
+    figure="lines",
+    xlabel="k attention sublayers first, k feed-forward sublayers last",
+    names_layers=True,
+)
+def sublayers(depth: int, random_orders: int, seed: int) -> Orders:
+    """The experiments of sandwich transformers (arXiv 1911.03864)."""
+    for k in range(depth + 1):
+        yield named.sandwich(k, depth), {"strategy": "sandwich", "k": k}
+    for number in range(random_orders):
+        yield named.sublayers(depth).shuffled(seeded(seed, "sublayers", number)), {"strategy": "random"}
+
+
+@protocol(
+    "instancewise",
+    "Each image in the order it chooses, in the best of them, and all in each of them (IOT, arXiv 2103.03457).",
+    figure="choices",
+    names_layers=True,
+)
+def instancewise(depth: int, choices: Sequence[Order]) -> Orders:
+    """The orders of a model with instance-wise reordering (arXiv 2103.03457)."""
+    if not choices:
+        raise UserError("this model's images choose no orders: instancewise is for models trained with model.choices")
+    yield "chosen", {"order": "chosen"}
+    yield "oracle", {"order": "oracle"}
+    for number, order in enumerate(choices, 1):
+        yield order, {"order": f"{number} of {len(choices)}"}
+
+
+@protocol(
+    "recorded",
+    "Orders that a cluster or a simulation ran, as often as it ran them: a new one for every batch, and fixed ones.",
+    options={"log": "The event log of layershuffle serve or layershuffle simulate."},
+)
+def recorded(depth: int, random_orders: int, seed: int, log: str = "") -> Orders:
+    """Orders from an event log."""
+    if not log:
+        raise UserError("recorded orders are read from a log: name that of layershuffle serve or simulate after --log")
+    yield partial(event_log.sample, log), {"reading": "per batch"}
+    for number in range(random_orders):
+        order = event_log.sample(log, seeded(seed, "recorded", number)).check(depth)
+        yield order, {"reading": "fixed", "missed": depth - len(order.layers)}
