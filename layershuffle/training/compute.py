@@ -1,6 +1,8 @@
 """What a training costs: images, updates, layer executions and time."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from layershuffle.orders.order import Order
 
@@ -24,6 +26,11 @@ class Compute:
     full_steps: float = 0.0
     seconds: float = 0.0
 
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint has saved; fields that it lacks begin from 0."""
+        for field in fields(self):
+            setattr(self, field.name, saved.get(field.name, field.default))
+
     def __str__(self) -> str:
         return (
             f"{self.images:,} images, {self.updates:,} updates, {self.layer_executions:,.0f} layer executions, "
@@ -33,4 +40,5 @@ class Compute:
 
 def layers_run(order: Order) -> float:
     """How many layers an order runs. Half a layer counts as 0.5, and each layer of a parallel step as 1."""
-    return sum(0.5 if unit.half else 1.0 for step in order for unit in step)
+    units = [unit for step in order for unit in step]
+    return sum(0.5 if unit.half else 1.0 for unit in units)

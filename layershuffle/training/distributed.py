@@ -1,4 +1,4 @@
-"""Training one model in several processes: which orders they draw, sharding, and gradients of layers that don't run."""
+"""Training one model in several processes: which orders they run, sharding, and gradients of layers that don't run."""
 
 from collections.abc import Iterable
 
@@ -17,22 +17,33 @@ def is_sharded(strategy: Strategy) -> bool:
     return not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
 
 
-def orders_per_process(strategy: Strategy, wanted: bool | None, model: OrderedViT, orders: Iterable[Order]) -> bool:
-    """Whether each process draws its own orders: as ``wanted``, by default wherever the strategy allows it.
+def samples_own_orders(
+    strategy: Strategy, orders_per_process: bool | None, model: OrderedViT, examples: Iterable[Order]
+) -> bool:
+    """Whether each process samples its own orders.
 
-    Raises a UserError if the strategy can't train the model in ``orders``, which are examples of those it will run.
+    Args:
+        strategy: the trainer's.
+        orders_per_process: the user's choice; by default they do wherever the strategy allows it.
+        model: the model.
+        examples: some of the orders that will run.
+
+    Raises:
+        UserError: if the strategy can't train the model in such orders.
     """
     if not is_sharded(strategy):
-        return wanted is not False
+        return orders_per_process is not False
+
     name = type(strategy).__name__
-    if wanted:
+    if orders_per_process:
         raise UserError(
             f"{name} spreads each layer over the processes, which would wait for each other for ever in different "
             "orders: leave out orders_per_process, or use the strategy ddp"
         )
     if model.choice:
         raise UserError(f"images that choose their orders can't be trained with {name}: use the strategy ddp")
-    if any(unit.half for order in orders for step in order for unit in step):
+    units = [unit for order in examples for step in order for unit in step]
+    if any(unit.half for unit in units):
         raise UserError(f"{name} gathers whole layers, so orders of their halves need the strategy ddp")
     return False
 
@@ -46,15 +57,21 @@ def shard(model: OrderedViT, mesh: DeviceMesh) -> None:
 
 def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Parameter]:
     """The trainable parameters that no order of ``orders`` uses."""
-    run = {unit for order in orders for step in order for unit in step}
-    unused = model.backbone.unused_parameters(run)
-    for layer in set(range(model.depth)) - {unit.layer for unit in run}:
+    run_units = {unit for order in orders for step in order for unit in step}
+    run_layers = {unit.layer for unit in run_units}
+    unused = model.backbone.unused_parameters(run_units)
+    for layer in range(model.depth):
+        if layer in run_layers:
+            continue
         if model.encoding:
             unused += model.encoding.projections[layer].parameters()
         if model.prediction:
             unused += model.prediction.heads[layer].parameters()
+
     if model.encoding:
-        tables = dict.fromkeys(map(model.encoding.table_of, range(model.depth)))
-        used = {model.encoding.table_of(unit.layer) for unit in run}
-        unused += [weight for table in tables if table not in used for weight in table.parameters()]
+        # Layers may share a table, which is used if one of them runs.
+        used_tables = {model.encoding.table_of(layer) for layer in run_layers}
+        for table in dict.fromkeys(model.encoding.table_of(layer) for layer in range(model.depth)):
+            if table not in used_tables:
+                unused += table.parameters()
     return [parameter for parameter in unused if parameter.requires_grad]

@@ -1,8 +1,9 @@
-"""A CSV logger whose file a resumed run continues, without losing or repeating a row."""
+"""A logger whose CSV file a resumed run continues, without losing or repeating a row."""
 
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +19,112 @@ class MetricsFile(CSVLogger):
 
     Args:
         save_dir: the folder of all runs.
-        name: a folder between ``save_dir`` and the run's own, if any.
+        name: a folder between ``save_dir`` and the run's, if any.
+        version: the name or number of the run's folder, by default the next number.
+        prefix: what the names of metrics begin with.
+        flush_logs_every_n_steps: how often to write the rows.
         from_step: keep the rows of the steps below this one; by default none.
     """
 
-    def __init__(self, save_dir: str = "runs", name: str = "", from_step: int | None = None, **kwargs: Any) -> None:
-        super().__init__(save_dir, name, **kwargs)
+    def __init__(
+        self,
+        save_dir: str = "runs",
+        name: str = "",
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+        from_step: int | None = None,
+    ) -> None:
+        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
         self.from_step = from_step
+        self._writer: MetricsWriter | None = None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The object that writes the file."""
-        if self._experiment is None:
-            self._fs.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _Writer(self.log_dir, self.from_step or 0)
-        return self._experiment
+        """The object that writes the file. Only the first process has it."""
+        if self._writer is None:
+            self._writer = MetricsWriter(Path(self.log_dir), self.from_step or 0)
+        return self._writer
+
+    def finalize(self, status: str) -> None:
+        """Write the last rows, if there was anything to log."""
+        if self._writer is not None:
+            self._writer.save()
 
 
-class _Writer(ExperimentWriter):
-    """Lightning's writer, which keeps earlier rows and never leaves half a file."""
+class MetricsWriter:
+    """Writes ``metrics.csv``: a column for each metric and a row for each step with metrics.
 
-    def __init__(self, log_dir: str, from_step: int) -> None:
-        super().__init__(log_dir)
-        if Path(self.metrics_file_path).is_file():
-            self._rewrite_with_new_header([], from_step)
+    It has the interface of Lightning's ExperimentWriter.
 
-    def _check_log_dir_exists(self) -> None:
-        """Do nothing: Lightning would delete the file here."""
+    Args:
+        folder: the run's folder.
+        from_step: keep the rows of the steps below this one that the file already has.
 
-    def _rewrite_with_new_header(self, fieldnames: list[str], end: float = math.inf) -> None:
-        """Keep the rows of the steps before ``end``, under new columns or, by default, those that they have."""
-        path = Path(self.metrics_file_path)
-        # A kill may have cut the last row short, but then its step is run again.
-        complete = path.read_bytes().rpartition(b"\n")[0]
-        reader = csv.DictReader(io.StringIO(complete.decode(errors="replace"), newline=""))
-        rows = [row for row in reader if (row.get("step") or "").isdecimal() and int(row["step"]) < end]
-        if not rows:
-            path.unlink()
+    Attributes:
+        metrics: the rows that are not written yet.
+    """
+
+    def __init__(self, folder: Path, from_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.metrics: list[dict[str, Any]] = []
+        self._folder = folder
+        self._path = folder / ExperimentWriter.NAME_METRICS_FILE
+        self._columns: list[str] = []
+        if self._path.is_file():
+            columns, rows = self._read(before=from_step)
+            self._columns = columns if rows else []
+            self._replace(rows)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Add a row of numbers or tensors of one element."""
+        row = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+        self.metrics.append({**row, "step": step})
+
+    def log_hparams(self, parameters: dict[str, Any]) -> None:
+        """Do nothing: a run's options are in its config.yaml."""
+
+    def save(self) -> None:
+        """Write the rows that are not written yet."""
+        if not self.metrics:
             return
-        self.metrics_keys = fieldnames or list(reader.fieldnames or ())
+        names = {name for row in self.metrics for name in row}
+        if not names <= set(self._columns):
+            # Metrics that were not logged before need a new header.
+            self._columns = sorted({*self._columns, *names})
+            if self._path.is_file():
+                self._replace(self._read(before=math.inf)[1])
+        self._append()
+        self.metrics = []
+
+    def _read(self, before: float) -> tuple[list[str], list[dict[str, str]]]:
+        """The columns of the file, and its rows of the steps before this one."""
+        # A kill may have cut the last row short, but then its step is run again.
+        complete = self._path.read_bytes().rpartition(b"\n")[0].decode(errors="replace")
+        reader = csv.DictReader(io.StringIO(complete, newline=""))
+        rows = []
+        for row in reader:
+            step = row.get("step") or ""
+            if step.isdecimal() and int(step) < before:
+                rows.append(row)
+        return list(reader.fieldnames or ()), rows
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Make the file one of these rows. It is never there by half."""
+        if not rows:
+            self._path.unlink()
+            return
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=self.metrics_keys, extrasaction="ignore")
+        writer = csv.DictWriter(text, fieldnames=self._columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(path, text.getvalue())
+        write_whole(self._path, text.getvalue())
+
+    def _append(self) -> None:
+        is_new = not self._path.is_file()
+        with self._path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self._columns)
+            if is_new:
+                writer.writeheader()
+            writer.writerows(self.metrics)

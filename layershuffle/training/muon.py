@@ -2,16 +2,33 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 COEFFICIENTS = [(3.4445, -4.7750, 2.0315)]
 """Those of the Newton-Schulz iteration, from https://kellerjordan.github.io/posts/muon/."""
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A parameter that Muon updates.
+
+    Attributes:
+        group: the optimizer's group that it is in.
+        parameter: the parameter, of two dimensions.
+        gradient: its gradient.
+        parts: of how many matrices it consists, one above the other.
+    """
+
+    group: dict[str, Any]
+    parameter: nn.Parameter
+    gradient: Tensor
+    parts: int
 
 
 class Muon(torch.optim.AdamW):
@@ -44,33 +61,59 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+
+        # AdamW leaves parameters without gradients as they are, so it updates all but the matrices.
+        matrices = self._matrices()
+        for matrix in matrices:
+            matrix.parameter.grad = None
+        super().step()
+        for matrix in matrices:
+            matrix.parameter.grad = matrix.gradient
+
+        self._update(matrices)
+        return loss
+
+    def _matrices(self) -> list[_Matrix]:
+        """The layers' matrices that have gradients."""
         matrices = []
         for group in self.param_groups:
             for name, parameter in zip(group["param_names"], group["params"]):
                 if "blocks." in name and parameter.ndim == 2 and parameter.grad is not None:
-                    matrices.append((group, parameter, 3 if name.endswith("qkv.weight") else 1, parameter.grad))
-                    parameter.grad = None  # so that AdamW leaves it as it is
-        super().step()
-        updates = [self._update(parameter, gradient).chunk(count) for _, parameter, count, gradient in matrices]
-        made = iter(orthogonal([part for parts in updates for part in parts]))
-        for (group, parameter, count, gradient), parts in zip(matrices, updates):
-            parameter.grad = gradient
-            update = torch.cat(list(islice(made, count)))
-            if isinstance(parameter, DTensor):  # Every process has made all of it, and takes its own part.
-                update = distribute_tensor(update, parameter.device_mesh, parameter.placements, src_data_rank=None)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update, alpha=-group["lr"] * get_lr_scale(parts[0].shape, "match_rms_adamw"))
-        return loss
+                    parts = 3 if name.endswith("qkv.weight") else 1
+                    matrices.append(_Matrix(group, parameter, parameter.grad, parts))
+        return matrices
 
-    def _update(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """What is to be made orthogonal: Nesterov's momentum, whole even where the parameter is sharded."""
-        state = self.state[parameter]
-        if not state:  # AdamW expects a step in every state that it loads.
-            state |= {"step": torch.zeros((), device=parameter.device), "momentum_buffer": torch.zeros_like(gradient)}
+    def _update(self, matrices: Sequence[_Matrix]) -> None:
+        """Make all updates orthogonal at once, which is faster than one by one, and apply them."""
+        momenta: list[Tensor] = []
+        for matrix in matrices:
+            momenta += self._momentum(matrix).chunk(matrix.parts)
+        directions = orthogonal(momenta)
+
+        first = 0
+        for matrix in matrices:
+            parts = directions[first : first + matrix.parts]
+            first += matrix.parts
+            direction = torch.cat(parts)
+            if isinstance(matrix.parameter, DTensor):
+                # Every process has computed all of it, and takes its own part.
+                mesh, placements = matrix.parameter.device_mesh, matrix.parameter.placements
+                direction = distribute_tensor(direction, mesh, placements, src_data_rank=None)
+            lr = matrix.group["lr"]
+            matrix.parameter.mul_(1 - lr * matrix.group["weight_decay"])
+            matrix.parameter.add_(direction, alpha=-lr * get_lr_scale(parts[0].shape, "match_rms_adamw"))
+
+    def _momentum(self, matrix: _Matrix) -> Tensor:
+        """Nesterov's momentum of a matrix, whole even where the parameter is sharded."""
+        state = self.state[matrix.parameter]
+        if not state:
+            # AdamW expects a step in every state that it loads.
+            state["step"] = torch.zeros((), device=matrix.parameter.device)
+            state["momentum_buffer"] = torch.zeros_like(matrix.gradient)
         state["step"] += 1
-        momentum = state["momentum_buffer"].lerp_(gradient, 1 - self.momentum)
-        update = gradient.lerp(momentum, self.momentum)
-        return update.full_tensor() if isinstance(update, DTensor) else update
+        momentum = state["momentum_buffer"].lerp_(matrix.gradient, 1 - self.momentum)
+        nesterov = matrix.gradient.lerp(momentum, self.momentum)
+        return nesterov.full_tensor() if isinstance(nesterov, DTensor) else nesterov
 
 
 def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
@@ -81,15 +124,16 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
 
     matrices: float, two dimensions each. Returns them in the same sequence and shapes.
     """
-    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT for matrix in matrices]
-    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    is_tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
+    wide = [matrix.mT if tall else matrix for matrix, tall in zip(matrices, is_tall)]
+
+    indices_of_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for index, matrix in enumerate(wide):
-        alike[matrix.shape].append(index)
-    made: dict[int, Tensor] = {}
-    for same in alike.values():
-        stacked = torch.stack([wide[index] for index in same])
+        indices_of_shape[matrix.shape].append(index)
+
+    results: dict[int, Tensor] = {}
+    for indices in indices_of_shape.values():
+        stacked = torch.stack([wide[index] for index in indices])
         dtype = torch.bfloat16 if stacked.is_cuda else torch.float32  # Many CPUs are slow with bfloat16.
-        made |= zip(same, zeropower_via_newtonschulz(stacked, 5, COEFFICIENTS, dtype=dtype))
-    return [
-        made[index] if matrix.shape == wide[index].shape else made[index].mT for index, matrix in enumerate(matrices)
-    ]
+        results.update(zip(indices, zeropower_via_newtonschulz(stacked, 5, COEFFICIENTS, dtype=dtype)))
+    return [results[index].mT if tall else results[index] for index, tall in enumerate(is_tall)]

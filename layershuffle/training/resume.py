@@ -1,8 +1,10 @@
-"""The folders of runs: ``--resume auto`` finds the run that the same command began, and no run overwrites another."""
+"""The folders of runs: resuming finds the run that the same command began, and no run overwrites another."""
 
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +18,91 @@ from layershuffle.training import wandb_runs
 IGNORED = ("config", "ckpt_path", "resume")
 """Options that may differ between two commands that train the same run."""
 
+CONFIG_FILE = "config.yaml"
+"""The file in a run's folder that holds its options."""
 
-def find_earlier_run(config: Namespace, asked: str, defaults: str) -> tuple[Path, Path | None] | None:
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A run that was begun before.
+
+    Attributes:
+        folder: the run's folder.
+        checkpoint: its last checkpoint, or None if it has written none.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+
+
+def find_earlier_run(config: Namespace, options: str, defaults: str) -> EarlierRun | None:
     """Find the run whose saved config has the same options: the newest that has a checkpoint, or else the newest.
 
     Args:
         config: the parsed options.
-        asked: the same options as YAML, as they are saved in a run's folder.
+        options: the same options as YAML, as they are saved in a run's folder.
         defaults: the options' defaults as YAML. An option that is newer than the saved config must have its default.
 
     Returns:
-        The run's folder and its last checkpoint, if it has written one; None if there is no such run.
+        The run, or None if there is no such run.
     """
-    options = _options(asked)
+    comparable = _comparable_options(options)
+    default_values = yaml.safe_load(defaults)
+    newest: EarlierRun | None = None
+    for path in _saved_configs(config):
+        if not _is_same(_comparable_options(path.read_text(errors="replace")), comparable, default_values):
+            continue
+        last = last_checkpoint(path.parent, config.trainer.logger is not False, config.checkpoint.dirpath)
+        if last.is_file():
+            return EarlierRun(path.parent, last)
+        if newest is None:
+            newest = EarlierRun(path.parent, None)
+    return newest
+
+
+def _saved_configs(config: Namespace) -> Iterator[Path]:
+    """The config files of all runs in the folder that ``config`` would write to, newest first."""
     loggers = configured_loggers(config)
-    root = vars(loggers[0].init_args).get("save_dir") if loggers else None
-    root = Path(root or config.trainer.default_root_dir or os.getcwd())
+    save_dir = loggers[0].init_args.get("save_dir") if loggers else None
+    root = Path(save_dir or config.trainer.default_root_dir or os.getcwd())
     # A run's folder is root/version or root/name/version, or root/checkpoints if nothing is logged.
-    paths = [*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")]
-    found = []
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if _same(_options(path.read_text(errors="replace")), options, yaml.safe_load(defaults)):
-            last = last_checkpoint(path.parent, config.trainer.logger is not False, config.checkpoint.dirpath)
-            found.append((path.parent, last if last.is_file() else None))
-    return max(found, key=lambda run: run[1] is not None, default=None)
+    paths = [*root.glob(f"*/{CONFIG_FILE}"), *root.glob(f"*/*/{CONFIG_FILE}")]
+    yield from sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def continue_run(config: Namespace, folder: Path, last: Path | None, step: int) -> None:
+def _comparable_options(text: str) -> Any:
+    """The options in a saved config that tell runs apart; None if it is no such config."""
+    try:
+        options = yaml.safe_load(text)
+        return {name: value for name, value in options.items() if name not in IGNORED}
+    except Exception:  # The file is not one of ours, and yaml raises all kinds of errors.
+        return None
+
+
+def _is_same(saved: Any, current: Any, defaults: Any) -> bool:
+    """Whether two parts of configs are the same, apart from options that only one version of the package has.
+
+    What is newer than the saved config must be off or have its default. The defaults of a class's arguments are not
+    known.
+    """
+    if not isinstance(saved, dict) or not isinstance(current, dict):
+        return bool(saved == current)
+    if not isinstance(defaults, dict):
+        defaults = {}
+    for name, value in current.items():
+        default = defaults.get(name)
+        if name in saved:
+            if not _is_same(saved[name], value, default):
+                return False
+        elif value not in (None, False, default):
+            return False
+    removed = [value for name, value in saved.items() if name not in current]
+    return all(value is None for value in removed)
+
+
+def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:
     """Change ``config`` so that it goes on after ``step``, in the folder and the metrics file of an earlier run."""
-    config.ckpt_path = str(last) if last else None
+    config.ckpt_path = str(run.checkpoint) if run.checkpoint else None
     loggers = configured_loggers(config)
     for logger in loggers:
         if "CSVLogger" in str(logger.class_path):  # It would delete the rows that are there.
@@ -52,9 +110,9 @@ def continue_run(config: Namespace, folder: Path, last: Path | None, step: int) 
         if "MetricsFile" in str(logger.class_path):
             logger.init_args["from_step"] = step
         if "Wandb" in str(loggers[0].class_path):
-            wandb_runs.continue_wandb(logger, {"id": folder.name, "project": folder.parent.name})
+            wandb_runs.continue_wandb(logger, {"id": run.folder.name, "project": run.folder.parent.name})
         elif "version" in logger.init_args:
-            logger.init_args["version"] = folder.name
+            logger.init_args["version"] = run.folder.name
 
 
 def place_loggers(config: Namespace) -> None:
@@ -65,8 +123,17 @@ def place_loggers(config: Namespace) -> None:
 
 def place(logger: Namespace | None, folder: str | None = None) -> None:
     """Make a logger without a folder of its own, as its parsed config says, write to ``folder`` or else to ``runs``."""
-    if logger and logger.init_args.get("save_dir", "") in (None, ".", "runs"):  # the loggers' defaults
+    loggers_defaults = (None, ".", "runs")
+    if logger and logger.init_args.get("save_dir", "") in loggers_defaults:
         logger.init_args["save_dir"] = folder or "runs"
+
+
+def configured_loggers(config: Namespace) -> list[Namespace]:
+    """The configs of the trainer's loggers."""
+    loggers = config.trainer.logger
+    if not isinstance(loggers, list):
+        loggers = [loggers]
+    return [logger for logger in loggers if hasattr(logger, "class_path")]
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -80,54 +147,34 @@ def run_folder(trainer: pl.Trainer) -> Path:
 
 def remove_empty(folder: Path) -> None:
     """Remove the folder of a run that failed before it had anything to keep but its configuration."""
-    if not any(path.is_file() and path.name != "config.yaml" for path in folder.rglob("*")):
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # It holds other runs.
-            folder.parent.rmdir()
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CONFIG_FILE]
+    if files:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # The parent holds other runs.
+        folder.parent.rmdir()
 
 
 def last_checkpoint(folder: Path, logged: bool, dirpath: str | None) -> Path:
-    """The path of the checkpoint that the run in ``folder`` resumes from; ``dirpath`` is the user's, if any."""
-    return Path(dirpath or (folder / "checkpoints" if logged else folder)) / "last.ckpt"
+    """The path of the checkpoint that a run resumes from.
+
+    Args:
+        folder: the run's folder.
+        logged: whether the run has a logger.
+        dirpath: the folder that the user has chosen for checkpoints, if any.
+    """
+    if dirpath:
+        return Path(dirpath) / "last.ckpt"
+    return (folder / "checkpoints" if logged else folder) / "last.ckpt"
 
 
 def refuse_to_overwrite(trainer: pl.Trainer, dirpath: str | None) -> None:
     """Raise a UserError if a new run would write its checkpoints over those of another one."""
-    # The loggers of the other processes don't know the folder yet.
-    last = last_checkpoint(run_folder(trainer), bool(trainer.loggers), dirpath) if trainer.is_global_zero else None
-    if last and last.is_file():
+    if not trainer.is_global_zero:
+        return  # The loggers of the other processes don't know the folder yet.
+    last = last_checkpoint(run_folder(trainer), bool(trainer.loggers), dirpath)
+    if last.is_file():
         raise UserError(
             f"{last} is of another run, which would be lost: give this one another folder, or --ckpt_path {last} to "
             "go on from it"
         )
-
-
-def configured_loggers(config: Namespace) -> list[Namespace]:
-    """The configs of the trainer's loggers."""
-    loggers = config.trainer.logger
-    return [logger for logger in (loggers if isinstance(loggers, list) else [loggers]) if hasattr(logger, "class_path")]
-
-
-def _same(saved: Any, asked: Any, defaults: Any) -> bool:
-    """Whether two parts of configs are the same, but for options that one doesn't have and the other leaves out.
-
-    What is newer than the saved config must be off or have its default. Those of a class that was named are not known.
-    """
-    if not isinstance(saved, dict) or not isinstance(asked, dict):
-        return bool(saved == asked)
-    defaults = defaults if isinstance(defaults, dict) else {}
-    newer = {name: value for name, value in asked.items() if name not in saved}
-    return (
-        all(value is None or value is False or value == defaults.get(name) for name, value in newer.items())
-        and all(value is None for name, value in saved.items() if name not in asked)
-        and all(_same(saved[name], asked[name], defaults.get(name)) for name in saved.keys() & asked.keys())
-    )
-
-
-def _options(text: str) -> Any:
-    """The options in a saved config that tell runs apart; None if it is no such config."""
-    try:
-        content = yaml.safe_load(text)
-        return {name: value for name, value in content.items() if name not in IGNORED}
-    except Exception:  # The file is not one of ours, and yaml raises all kinds of errors.
-        return None

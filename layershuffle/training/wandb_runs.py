@@ -1,6 +1,6 @@
 """Lets a run go on, with its metrics on disk, when W&B can't be reached or fails."""
 
-import sys
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,14 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from layershuffle import private_apis
+from layershuffle.errors import last_line
 from layershuffle.training.metrics_file import MetricsFile
+
+log = logging.getLogger(__name__)
+
+LIGHTNINGS_PROJECT = "lightning_logs"
+"""The project of a WandbLogger that names none."""
 
 
 def prepare(trainer: pl.Trainer, from_step: int | None) -> None:
@@ -17,15 +24,20 @@ def prepare(trainer: pl.Trainer, from_step: int | None) -> None:
 
     ``from_step`` is the step from which a resumed run goes on, or None.
     """
-    for logger in list(trainer.loggers):
-        if isinstance(logger, WandbLogger):
-            begin(logger)
-            for method in ("log_metrics", "finalize"):
-                setattr(logger, method, forgiving(getattr(logger, method)))
-            if not any(isinstance(other, CSVLogger) for other in trainer.loggers):
-                folder, name, version = str(logger.save_dir or "."), str(logger.name), str(logger.version)
-                metrics = MetricsFile(folder, name, version=version, from_step=from_step)
-                trainer.loggers = [*trainer.loggers, metrics]
+    loggers = list(trainer.loggers)
+    has_file = any(isinstance(logger, CSVLogger) for logger in loggers)
+    for logger in trainer.loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        begin(logger)
+        logger.log_metrics = forgiving(logger.log_metrics)  # type: ignore[method-assign]
+        logger.finalize = forgiving(logger.finalize)  # type: ignore[method-assign]
+        if not has_file:
+            folder = str(logger.save_dir or ".")
+            metrics = MetricsFile(folder, str(logger.name), version=str(logger.version), from_step=from_step)
+            loggers.append(metrics)
+            has_file = True
+    trainer.loggers = loggers
 
 
 def finish(trainer: pl.Trainer) -> None:
@@ -41,41 +53,43 @@ def begin(logger: WandbLogger) -> None:
     try:
         _ = logger.experiment
     except Exception as error:  # Mostly a wandb.Error, but not if wandb's own process dies.
-        logger._wandb_init["mode"] = "offline"
+        private_apis.set_wandb_mode(logger, "offline")
         folder = Path(logger.experiment.dir).parent
-        _warn("W&B can't be reached", error, f"later, send the run with: wandb sync {folder}")
+        _warn_once("W&B can't be reached", error, f"later, send the run with: wandb sync {folder}")
 
 
-def forgiving(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that its first failure prints a warning, after which it does nothing."""
-    working = True
+def forgiving(function: Callable[..., Any]) -> Callable[..., None]:
+    """Wrap a function so that its first failure logs a warning, after which it does nothing."""
+    works = True
 
     def attempt(*args: Any, **kwargs: Any) -> None:
-        nonlocal working
+        nonlocal works
+        if not works:
+            return
         try:
-            if working:
-                call(*args, **kwargs)
+            function(*args, **kwargs)
         except Exception as error:  # The client raises all kinds: its process was killed, its disk is full, ...
-            working = False
-            _warn("W&B takes no more", error, "the metrics go on in metrics.csv")
+            works = False
+            _warn_once("W&B takes no more", error, "the metrics go on in metrics.csv")
 
     return attempt
 
 
 def continue_wandb(logger: Any, run: dict[str, str] | None) -> None:
     """Make the parsed config of a W&B logger, but of no other, go on with the run of this "id" and "project"."""
-    if run and "WandbLogger" in str(getattr(logger, "class_path", "")) and not logger.init_args.get("id"):
-        logger.init_args["id"] = run["id"]
-        if logger.init_args.get("project") in (None, "lightning_logs"):  # Lightning's defaults
-            logger.init_args["project"] = run["project"]
-        logger["dict_kwargs"] = {**(logger.get("dict_kwargs") or {}), "resume": "allow"}
+    is_wandb = "WandbLogger" in str(getattr(logger, "class_path", ""))
+    if not run or not is_wandb or logger.init_args.get("id"):
+        return
+    logger.init_args["id"] = run["id"]
+    if logger.init_args.get("project") in (None, LIGHTNINGS_PROJECT):
+        logger.init_args["project"] = run["project"]
+    logger["dict_kwargs"] = {**(logger.get("dict_kwargs") or {}), "resume": "allow"}
 
 
 _warned: set[str] = set()
 
 
-def _warn(what: str, error: Exception, advice: str) -> None:
-    if what not in _warned:
-        _warned.add(what)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"warning: {what} ({reason}): {advice}", file=sys.stderr)
+def _warn_once(fault: str, error: Exception, advice: str) -> None:
+    if fault not in _warned:
+        _warned.add(fault)
+        log.warning("%s (%s): %s", fault, last_line(error), advice)

@@ -1,0 +1,60 @@
+"""Attributes of other libraries that are not part of their public interface, all in this place.
+
+Each entry says why there is no public way and with which version it was checked; tests/test_private_apis.py tests that
+it still exists.
+"""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import WandbLogger
+from torch.optim import Optimizer
+
+
+def allow_clipping_of_scaled_gradients(optimizer: Optimizer) -> None:
+    """Make the gradient scaler of fp16 unscale the gradients before the optimizer's step instead of within it.
+
+    torch 2.15: fused optimizers announce with this attribute that they can unscale gradients themselves, and Lightning
+    then refuses to clip them.
+    """
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
+def begin_next_epoch(trainer: pl.Trainer) -> None:
+    """Make a run that was resumed from the end of an epoch begin the next one.
+
+    Lightning 2.6.6: with ``max_steps`` it would run the finished epoch once more, because it counts the epoch as
+    completed only after the checkpoint was written.
+    """
+    loop = trainer.fit_loop
+    if not loop.restarted_on_epoch_end:
+        return
+    loop.epoch_progress.increment_completed()
+    for part in (loop, loop.epoch_loop):
+        part._restarting = False
+        part.reset_restart_stage()
+
+
+def skip_lightnings_agreement_on_signals(trainer: pl.Trainer) -> None:
+    """Keep Lightning from asking all processes in every step whether one has received SIGTERM.
+
+    Lightning 2.6.6: that waits for the device in every step. ``LastCheckpoint`` asks without it.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def saves_many_files(strategy: Any) -> bool:
+    """Whether a ``ModelParallelStrategy`` writes a checkpoint as a folder.
+
+    Lightning 2.6.6: it keeps its argument ``save_distributed_checkpoint`` only here.
+    """
+    return bool(strategy._save_distributed_checkpoint)
+
+
+def set_wandb_mode(logger: WandbLogger, mode: str) -> None:
+    """Change the mode, such as "offline", of a W&B run that has not begun.
+
+    Lightning 2.6.6: the logger takes its mode when it is made, but only when it begins a run is it known whether W&B can
+    be reached.
+    """
+    logger._wandb_init["mode"] = mode

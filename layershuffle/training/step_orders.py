@@ -1,0 +1,141 @@
+"""Which orders a training step runs: in this process, in all processes, and in validation."""
+
+from collections.abc import Callable
+from statistics import fmean
+from typing import NamedTuple
+
+from layershuffle.errors import UserError
+from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.samplers import OrderSampler, call
+from layershuffle.training.compute import layers_run
+
+
+class ValidationOrders(NamedTuple):
+    """The orders in which a validation batch runs.
+
+    Attributes:
+        sequential: the base order.
+        arbitrary: a random permutation of it.
+        selecting: the order whose loss selects the best model.
+    """
+
+    sequential: Order
+    arbitrary: Order
+    selecting: Order
+
+
+class StepOrders:
+    """Samples the orders of each training step.
+
+    Args:
+        sampler: samples an order.
+        model_order: the model's order, whose steps the sampled orders are made of.
+        fixed_orders: where the objective runs every image in the same orders, these; then nothing is sampled.
+        seed: decides the orders, together with the step and the process.
+        orders_per_batch: into how many parts each batch is split. Each part runs in an order of its own.
+        progress: tells of a step, which share of the budget is used up when it begins.
+
+    Attributes:
+        processes: how many processes sample their own orders; 1 if all run those of the first one.
+    """
+
+    def __init__(
+        self,
+        sampler: OrderSampler,
+        model_order: Order,
+        fixed_orders: tuple[Order, ...] | None,
+        seed: int,
+        orders_per_batch: int,
+        progress: Callable[[int], float],
+    ) -> None:
+        if orders_per_batch < 1 or (orders_per_batch > 1 and fixed_orders):
+            raise UserError(
+                "orders_per_batch is a number from 1 up, and 1 where the images choose their orders, which run in all "
+                f"of them, not {orders_per_batch}"
+            )
+        self.sampler = sampler
+        self.model_order = model_order
+        self.fixed_orders = fixed_orders
+        self.seed = seed
+        self.orders_per_batch = orders_per_batch
+        self.progress = progress
+        self.processes = 1
+        # The orders of each process by step. Once a step is done, not every budget lets us sample its orders again.
+        self._sampled: dict[int, list[list[Order]]] = {}
+
+    @property
+    def base_order(self) -> Order:
+        """What counts as the sequential order of the trained model, see ``OrderSampler.own_order``."""
+        if self.fixed_orders:
+            return self.model_order
+        return self.sampler.own_order(len(self.model_order)).over(self.model_order)
+
+    def sample(self, step: int, rank: int = 0) -> Order:
+        """The order of training step ``step`` for part ``rank`` of all the parts of all processes' batches."""
+        order = self.sampler.draw(len(self.model_order), self.seed, step, rank, self.progress(step))
+        return order.over(self.model_order)
+
+    def sample_parts(self, step: int, rank: int) -> list[Order]:
+        """The orders of process ``rank``, one for each part of its batch, or the fixed ones.
+
+        One process with m orders per batch samples those of m processes with one order each.
+        """
+        if self.fixed_orders:
+            return list(self.fixed_orders)
+        first = rank * self.orders_per_batch
+        return [self.sample(step, first + part) for part in range(self.orders_per_batch)]
+
+    def of_all_processes(self, step: int) -> list[list[Order]]:
+        """The orders of each process, or of the first one if all run the same."""
+        if step not in self._sampled:
+            self._sampled[step] = [self.sample_parts(step, rank) for rank in range(self.processes)]
+        return self._sampled[step]
+
+    def of_process(self, step: int, rank: int) -> list[Order]:
+        """The orders that process ``rank`` runs in training step ``step``."""
+        orders = self.of_all_processes(step)
+        return orders[rank % len(orders)]
+
+    def of_batch(self, step: int, rank: int, images: int) -> list[Order]:
+        """``of_process`` for a batch of so many images, which has no more parts than images."""
+        orders = self.of_process(step, rank)
+        return orders if self.fixed_orders else orders[:images]
+
+    def forget_before(self, step: int) -> None:
+        """Forget the orders of the steps before this one, which nobody asks for any more."""
+        for earlier in [sampled for sampled in self._sampled if sampled < step]:
+            del self._sampled[earlier]
+
+    def forget_all(self) -> None:
+        """Forget all orders, for the progress that they were sampled with was not that of the run."""
+        self._sampled.clear()
+
+    def layers_run(self, step: int) -> float:
+        """How many layers an image runs through in training step ``step``, the mean over all processes."""
+        if self.fixed_orders:
+            return sum(layers_run(order) for order in self.fixed_orders)
+        orders = [order for parts in self.of_all_processes(step) for order in parts]
+        return fmean(layers_run(order) for order in orders)
+
+    def examples(self) -> list[Order]:
+        """Orders that a training may run: the fixed ones, or those of 16 points in the course of the training.
+
+        They are orders of the sampler, in its own numbering of the steps.
+        """
+        if self.fixed_orders:
+            return list(self.fixed_orders)
+        steps = len(self.model_order)
+        return [self.sampler.draw(steps, self.seed, point, progress=point / 15) for point in range(16)]
+
+    def for_validation(self, batch: int, step: int) -> ValidationOrders:
+        """The orders of a validation batch after ``step`` training steps.
+
+        The random ones depend on the seed and the batch alone, so that all epochs are compared on the same orders.
+        """
+        key = (self.seed, "validation", batch)
+        sampled = call(self.sampler.at_validation, len(self.model_order), seeded(*key), self.progress(step))
+        return ValidationOrders(
+            sequential=self.base_order,
+            arbitrary=self.base_order.shuffled(seeded(*key)),
+            selecting=sampled.over(self.model_order),
+        )

@@ -1,0 +1,52 @@
+"""What we use of other libraries without their promise is still there."""
+
+import inspect
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.plugins.precision import amp
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from layershuffle import private_apis
+
+
+@pytest.fixture
+def trainer():
+    return Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+
+
+def test_lightning_asks_the_optimizer_whether_it_unscales_gradients():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)
+    assert optimizer._step_supports_amp_scaling
+    private_apis.allow_clipping_of_scaled_gradients(optimizer)
+    assert not amp._optimizer_handles_unscaling(optimizer)
+
+
+def test_the_loops_know_whether_they_restart(trainer):
+    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
+        assert loop._restarting is False
+        loop.reset_restart_stage()
+    assert trainer.fit_loop.restarted_on_epoch_end is False
+    private_apis.begin_next_epoch(trainer)
+    assert trainer.fit_loop.epoch_progress.current.completed == 0
+
+
+def test_lightning_agrees_on_signals_where_it_is_skipped(trainer):
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(training_epoch_loop)
+    private_apis.skip_lightnings_agreement_on_signals(trainer)
+    assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor() is None
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_a_strategy_tells_how_it_saves(many):
+    assert private_apis.saves_many_files(ModelParallelStrategy(save_distributed_checkpoint=many)) is many
+
+
+def test_a_wandb_logger_passes_on_its_mode(tmp_path):
+    logger = WandbLogger(save_dir=tmp_path)
+    private_apis.set_wandb_mode(logger, "offline")
+    assert "**self._wandb_init" in inspect.getsource(WandbLogger.experiment.fget.__wrapped__)
+    assert logger._wandb_init["mode"] == "offline"
