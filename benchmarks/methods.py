@@ -51,10 +51,10 @@ def main() -> None:
             nonlocal step, ahead
             ahead -= module.model.depth
             while ahead < 0:
-                orders = module.orders_of(step, 0)
+                orders = module.orders.sample_parts(step, 0)
                 made["optimizer"].zero_grad()
                 with precision:
-                    loss = module.run_parts(images, labels, orders)[0]
+                    loss = module.objective.loss(module.model, images, labels, orders, key=(0, step, 0)).total
                 loss.backward()
                 made["optimizer"].step()
                 step, ahead = step + 1, ahead + statistics.fmean(map(layers_run, orders))

@@ -33,7 +33,8 @@ from layershuffle.commands.logs import set_up_logging
 from layershuffle.hardware import fastest_precision, wait
 from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training.callbacks import ThroughputLogger
-from layershuffle.training.module import PAPER_ADAM, FineTuner
+from layershuffle.training.module import FineTuner
+from layershuffle.training.optimizer import PAPER_ADAM
 
 PLAIN, FACE, EAGER = "timm, eager, in sequence", "Hugging Face, permuted by hand", "ours, eager"
 OURS, LOOP = "ours, compiled", "ours, compiled, by train.py"
@@ -248,10 +249,11 @@ def main() -> None:
         module = FineTuner(name, 10, sampler=sampler, compile=compile, timm_args=timm_args, **arguments).to(device)
 
         def loss(step: int) -> Tensor:
-            return module.run_parts(images, labels, module.orders_of(step, 0))[0]
+            orders = module.orders.sample_parts(step, 0)
+            return module.objective.loss(module.model, images, labels, orders, key=(0, step, 0)).total
 
         def forward() -> object:
-            return module.model.eval()(images, module.draw(random.randrange(10**6)))
+            return module.model.eval()(images, module.orders.sample(random.randrange(10**6)))
 
         fused = torch.optim.Adam(module.model.parameters(), **PAPER_ADAM, fused=True)
         return Contender(Loop(module.model, loss, autocast, fused), forward, module.model.vit)

@@ -54,7 +54,7 @@ def saves_many_files(strategy: Any) -> bool:
 def set_wandb_mode(logger: WandbLogger, mode: str) -> None:
     """Change the mode, such as "offline", of a W&B run that has not begun.
 
-    Lightning 2.6.6: the logger takes its mode when it is made, but only when it begins a run is it known whether W&B can
-    be reached.
+    Lightning 2.6.6: the logger takes its mode when it is made, but only when it begins a run is it known whether W&B
+    can be reached.
     """
     logger._wandb_init["mode"] = mode

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from layershuffle import private_apis
 from layershuffle.checkpoints.loading import RECORD, read_checkpoint
 from layershuffle.commands.parser import Parser
 from layershuffle.data import ImageData
@@ -24,15 +25,16 @@ from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.hardware import fastest_precision
 from layershuffle.models import OrderedViT
-from layershuffle.training import callbacks, resume, wandb_runs
-from layershuffle.training.module import PAPER_ADAM, FineTuner
+from layershuffle.training import callbacks, checkpointing, resume, wandb_runs
+from layershuffle.training.module import FineTuner
+from layershuffle.training.optimizer import PAPER_ADAM
 
 COMMON = (
     *("config", "print_config", "seed_everything", "ckpt_path", "resume", "save_every_n_steps"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.precision"),
     *("trainer.gradient_clip_val", "trainer.accumulate_grad_batches", "trainer.logger", "trainer.callbacks"),
     *("data", "model.name", "model.pretrained", "model.sampler", "model.position", "model.optimizer"),
-    *("model.schedule", "model.warmup_steps", "model.budget", "model.compile", "model.timm_args"),
+    *("model.schedule", "model.objective", "model.budget", "model.compile", "model.timm_args"),
 )
 """The options that --help shows."""
 REFUSED = {
@@ -73,7 +75,7 @@ class TrainCLI(LightningCLI):
         }
         for name, (kind, help) in options.items():
             parser.add_argument(f"--{name}", type=kind, default=False if kind is bool else None, help=help)
-        parser.add_lightning_class_args(callbacks.BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(checkpointing.BestCheckpoint, "checkpoint")
         best = {"filename": "best", "monitor": "val/loss", "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
         parser.common = COMMON  # type: ignore[attr-defined]
@@ -90,13 +92,13 @@ class TrainCLI(LightningCLI):
             raise UserError("--resume auto finds the checkpoint to go on from by itself: leave out --ckpt_path")
         resume.place_loggers(self.config)
         defaults = self.parser.dump(self.parser.get_defaults(), skip_none=False, skip_validation=True)
-        found = resume.find_earlier_run(self.config, asked, defaults) if self.config.resume else None
-        folder, path = found or (None, self.config.ckpt_path)
+        earlier = resume.find_earlier_run(self.config, asked, defaults) if self.config.resume else None
+        path = earlier.checkpoint if earlier else self.config.ckpt_path
         saved = read_checkpoint(path) if path else {}
         self.from_step, self.record = int(saved.get("global_step", 0)), saved.get(RECORD, {})
-        if folder:
-            resume.continue_run(self.config, folder, path, self.from_step)
-            rank_zero_only(print)(f"going on with {folder}" + ("" if path else " (from the beginning)"))
+        if earlier:
+            resume.continue_run(self.config, earlier, self.from_step)
+            rank_zero_only(print)(f"going on with {earlier.folder}" + ("" if path else " (from the beginning)"))
         if self.config.ckpt_path:
             # In another folder Lightning would forget which checkpoint is the best.
             self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(Path(self.config.ckpt_path).parent)
@@ -106,7 +108,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         added = self.trainer_defaults["callbacks"]
         # ModelCheckpoint's own save_last writes last.ckpt only when the best checkpoint changes.
-        added.append(callbacks.LastCheckpoint(self.config.checkpoint.dirpath, self.config.save_every_n_steps))
+        added.append(checkpointing.LastCheckpoint(self.config.checkpoint.dirpath, self.config.save_every_n_steps))
         if self.config.trainer.enable_progress_bar is not False:
             added.append(callbacks.ProgressBar())
         if self.config.trainer.logger is not False:  # Without a logger, Lightning refuses LearningRateMonitor.
@@ -127,9 +129,9 @@ class TrainCLI(LightningCLI):
         if self.config.fastest_precision and trainer.world_size > 1:
             raise UserError("several processes could measure different precisions: name a --trainer.precision instead")
         strategy: Any = trainer.strategy
-        in_one_file = isinstance(strategy, ModelParallelStrategy) and not strategy._save_distributed_checkpoint
+        in_one_file = isinstance(strategy, ModelParallelStrategy) and not private_apis.saves_many_files(strategy)
         if in_one_file or isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):  # the others write several files
-            strategy.checkpoint_io = callbacks.WholeCheckpointIO()
+            strategy.checkpoint_io = checkpointing.WholeCheckpointIO()
         return trainer
 
     def _fastest_precision(self) -> str:
@@ -179,7 +181,7 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     """Fine-tune with the options ``args``, by default the process's; returns the trainer when it is done."""
     cli = configured(args)
     cli.datamodule.prepare_for(*cli.model.model.image_format)
-    cli.model.load_teacher()  # so that a wrong path fails before the data are read
+    cli.model.objective.load(cli.model.model)  # so that the path of a teacher fails before the data are read
     trainer, ckpt_path = cli.trainer, cli.config.ckpt_path
     rank_zero_only(_introduce)(cli.model.model, cli.config.ckpt_path or cli.config.model.pretrained)
     if not ckpt_path:
@@ -190,10 +192,10 @@ def train(args: list[str] | None = None) -> pl.Trainer:
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, weights_only=True)
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, callbacks.LastCheckpoint) and callback.received:
-                raise callbacks.Preempted(signal.Signals(callback.received), callback.best_model_path)
-    except (callbacks.Preempted, SIGTERMException) as stop:
-        number, path = (stop.number, stop.path) if isinstance(stop, callbacks.Preempted) else (signal.SIGTERM, None)
+            if isinstance(callback, checkpointing.LastCheckpoint) and callback.received:
+                raise checkpointing.Preempted(signal.Signals(callback.received), callback.best_model_path)
+    except (checkpointing.Preempted, SIGTERMException) as stop:
+        number, path = (stop.number, stop.path) if isinstance(stop, checkpointing.Preempted) else (signal.SIGTERM, None)
         if not trainer.is_global_zero:
             sys.exit(0)  # If it failed, the launcher could kill the first process before that has ended its W&B run.
         saved = f"saved {os.path.relpath(path)}" if path else "nothing to save yet"

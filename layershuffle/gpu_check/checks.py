@@ -113,7 +113,12 @@ def training(setting: Setting, *arguments: str, configs: tuple[str, ...] = ()) -
     root = new_folder()
     return [
         *("train", "mini_glyphs", "glyphs", "gpu" if setting.cuda else "cpu", "mini", *configs),
-        *("--model.pretrained=false", "--model.warmup_steps=5", "--data.classes=10", "--data.test_images_per_class=10"),
+        *(
+            "--model.pretrained=false",
+            "--model.schedule.warmup_steps=5",
+            "--data.classes=10",
+            "--data.test_images_per_class=10",
+        ),
         *(f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false", *arguments),
     ], root / "version_0"
 

@@ -41,7 +41,8 @@ from layershuffle.models import OrderedViT, create_model
 from layershuffle.orders.named import parse_order, permutation, random_subset, sequential
 from layershuffle.orders.order import Order, Unit, seeded
 from layershuffle.orders.protocols import Trial
-from layershuffle.training.module import FineTuner, position_cross_entropy
+from layershuffle.training.module import FineTuner
+from layershuffle.training.objectives.classification import position_cross_entropy
 
 NEEDS_A_LOG = "method/recorded"
 METHODS = tuple(path.stem for name, path in known().items() if name.startswith("method/") and name != NEEDS_A_LOG)

@@ -146,7 +146,7 @@ class Timed(pl.Callback):
                 since = time.perf_counter()
             optimizer.zero_grad()
             with torch.autocast(module.device.type, torch.bfloat16, enabled=bf16):
-                loss = F.cross_entropy(module.model(images, module.draw(number)).logits, labels)
+                loss = F.cross_entropy(module.model(images, module.orders.sample(number)).logits, labels)
             loss.backward()
             optimizer.step()
         wait(module.device)

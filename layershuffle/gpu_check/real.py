@@ -18,13 +18,13 @@ def experiment(setting: Setting) -> dict[str, Any]:
         data = ["data/glyphs", "--data.classes=50", "--data.images_per_class=400", "--data.test_images_per_class=20"]
     data += ["--data.batch_size=128", "--data.test_images=1000"]
     rate = "1e-4" if setting.pretrained else "3e-4"
-    train = ["model/vit_b16", *data, "trainer/gpu", "optimizer/mini", f"--model.optimizer.init_args.lr={rate}"]
+    train = ["model/vit_b16", *data, "trainer/gpu", "optimizer/mini", f"--model.optimizer.lr={rate}"]
     epochs, base = (5, 8) if setting.cuda else (1, 1)
     if not setting.cuda:
         train[train.index("trainer/gpu")] = "trainer/cpu"
         small = "{img_size: 28, patch_size: 7, embed_dim: 48, num_heads: 3, depth: 4}"
         train += [f'--model.timm_args="{small}"', "--data.classes=10", "--data.images_per_class=200"]
-        train += ["--data.test_images=100", "--model.optimizer.init_args.lr=5e-3", "--data.batch_size=16"]
+        train += ["--data.test_images=100", "--model.optimizer.lr=5e-3", "--data.batch_size=16"]
     train.append(f"--model.pretrained={setting.pretrained or 'false'}")
     methods = {name: [f"method/{name}", f"--trainer.max_epochs={epochs}"] for name in ("baseline", "layershuffle")}
     precision = "--precision=bf16-mixed --compile" if setting.cuda else ""

@@ -12,9 +12,9 @@ Unit = Literal["steps", "layer_executions"]
 class Budget:
     """How much a training may use, and how much of it is used up.
 
-    In units of "steps" the trainer's ``max_epochs`` and ``max_steps`` end the run. In units of "layer_executions" (images
-    x layers that they ran through) a step that runs half of the layers counts for half, so the run has more steps than
-    the trainer would allow. Then the budget takes the trainer's limits away and ends the run by itself.
+    In units of "steps" the trainer's ``max_epochs`` and ``max_steps`` end the run. In units of "layer_executions"
+    (images x layers that they ran through) a step that runs half of the layers counts for half, so the run has more
+    steps than the trainer would allow. Then the budget takes the trainer's limits away and ends the run by itself.
 
     Args:
         unit: what is counted.

@@ -21,7 +21,7 @@ from layershuffle.data.augmentation import Augmentation
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head
 from layershuffle.models.create import create_model
-from layershuffle.models.model import OrderedViT, Output
+from layershuffle.models.model import Output
 from layershuffle.models.position import Position, PositionTable
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle
@@ -330,9 +330,7 @@ class FineTuner(pl.LightningModule):
         accuracy = self._accuracy(loss.logits, true_labels)
         values = {"loss": loss.total, **loss.terms, "accuracy": accuracy}
         # Not in the progress bar, for which Lightning waits for the device in every step.
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in values.items()}, batch_size=len(true_labels)
-        )
+        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=len(true_labels))
 
     def _count_batch(self, images: int) -> None:
         images_of_all = images * self.trainer.world_size

@@ -65,14 +65,14 @@ class StepOrders:
 
     @property
     def base_order(self) -> Order:
-        """What counts as the sequential order of the trained model, see ``OrderSampler.own_order``."""
+        """What counts as the sequential order of the trained model, see ``OrderSampler.base_order``."""
         if self.fixed_orders:
             return self.model_order
-        return self.sampler.own_order(len(self.model_order)).over(self.model_order)
+        return self.sampler.base_order(len(self.model_order)).over(self.model_order)
 
     def sample(self, step: int, rank: int = 0) -> Order:
         """The order of training step ``step`` for part ``rank`` of all the parts of all processes' batches."""
-        order = self.sampler.draw(len(self.model_order), self.seed, step, rank, self.progress(step))
+        order = self.sampler.sample_step(len(self.model_order), self.seed, step, rank, self.progress(step))
         return order.over(self.model_order)
 
     def sample_parts(self, step: int, rank: int) -> list[Order]:
@@ -125,7 +125,7 @@ class StepOrders:
         if self.fixed_orders:
             return list(self.fixed_orders)
         steps = len(self.model_order)
-        return [self.sampler.draw(steps, self.seed, point, progress=point / 15) for point in range(16)]
+        return [self.sampler.sample_step(steps, self.seed, point, progress=point / 15) for point in range(16)]
 
     def for_validation(self, batch: int, step: int) -> ValidationOrders:
         """The orders of a validation batch after ``step`` training steps.

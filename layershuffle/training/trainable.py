@@ -138,7 +138,7 @@ def in_sequence(order: Order) -> bool:
 
 def _parts_of(names: Iterable[str]) -> str:
     """The words that the names are made of, without the layers' numbers."""
-    words = set()
+    words: set[str] = set()
     for name in names:
         words.update(part for part in name.split(".") if not part.isdigit())
     return ", ".join(sorted(words))

@@ -92,7 +92,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     timm_args = json.dumps({name: value for name, value in SMALL.items() if name != "depth"} | {"depth": 2})
     train(
         ["--model.name=vit_tiny_patch16_224", f"--model.timm_args={timm_args}", "--model.choices=[sequential, 1 0]"]
-        + ["--data=Digits", "--data.train_images=100", "--trainer.max_steps=1", "--checkpoint.dirpath=."]
+        + ["--model.objective=InstanceWise", "--data=Digits", "--data.train_images=100", "--trainer.max_steps=1"]
+        + ["--checkpoint.dirpath=."]
         + ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     )
     export_command(["best.ckpt", "out", "--format=torch-export", "--order=1 0", "--normalise=beside"])

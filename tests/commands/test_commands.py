@@ -429,7 +429,7 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
         (["--trainer.limit_val_batches=x"], "--trainer.limit_val_batches: expected a number (given: x)"),
         (["--data.batch_size=0"], "a batch has at least one image"),
         (["--model.optimizer.lr=-1"], "the optimizer can't be made: Invalid learning rate: -1"),
-        (["--model.warmup_steps=-5"], "warmup_steps is a number of steps from 0 up, not -5"),
+        (["--model.schedule.warmup_steps=-5"], "warmup_steps is a number of steps from 0 up, not -5"),
         (["--trainer.precision=17"], "17"),
     ],
 )

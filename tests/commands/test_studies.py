@@ -210,8 +210,8 @@ def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
 
 
 def test_instancewise_from_training_to_results(tmp_path):
-    choices = ["--model.choices=[sequential, reverse(0), 0 2 1 3 4 5]", "--data.train_images=320"]
-    checkpoint = fit(tmp_path, *choices)
+    choices = ["--model.objective=InstanceWise", "--model.choices=[sequential, reverse(0), 0 2 1 3 4 5]"]
+    checkpoint = fit(tmp_path, *choices, "--data.train_images=320")
     args = ["--protocols", "sequential", "instancewise", "--output=i.json"]
     results = evaluate_command([checkpoint, FEW, *args])
     assert results.label == "instancewise"
@@ -253,7 +253,7 @@ def test_studies_say_what_is_wrong(capsys, plain, command, args, complaint):
         (["--model.order=cycle(3)"], "3 visits don't reach all of 6 layers"),
         (["--model.order=sandwich(9)"], "make no sandwich with k = 9"),
         (["--model.depth=0"], "a model has one layer or more, not 0"),
-        (["--model.choices=[sequential]", "--model.instancewise.temperature=0"], "needs temperatures above 0"),
+        (["--model.objective=InstanceWise", "--model.objective.temperature=0"], "needs temperatures above 0"),
         (["--model.choices=[]"], "nothing to choose from"),
         (["--model.choices=['swap(0,1)', sequential, 'swap(0,1)']"], "given more than once"),
     ],

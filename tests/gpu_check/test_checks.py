@@ -20,6 +20,7 @@ from layershuffle.models import OrderedViT
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import sequential
 from layershuffle.training.module import FineTuner
+from layershuffle.training.step_orders import StepOrders
 
 CPU = torch.device("cpu")
 
@@ -164,8 +165,8 @@ def slowly(images, indices):
 
 forward, training_step, compile = OrderedViT.forward, FineTuner.training_step, OrderedViT.compile
 setup, getitems = FineTuner.setup, PackedImages.__getitems__
-RANDOMLY = lambda module, *_: permutation(module.model.depth, random.Random())  # noqa: E731
-IN_SEQUENCE = lambda module, *_: sequential(module.model.depth)  # noqa: E731
+RANDOMLY = lambda orders, *_: permutation(len(orders.model_order), random.Random())  # noqa: E731
+IN_SEQUENCE = lambda orders, *_: sequential(len(orders.model_order))  # noqa: E731
 BREAKS = {
     "other logits on the device": ("logits", OrderedViT, "forward", wrong_logits),
     "nothing is learnt": ("methods", FineTuner, "training_step", learns_nothing),
@@ -179,13 +180,13 @@ BREAKS = {
         "transfer_batch_to_device",
         lambda self, batch, *_: 2 * [batch[1]],
     ),
-    "orders by chance": ("resuming", FineTuner, "draw", RANDOMLY),
+    "orders by chance": ("resuming", StepOrders, "sample", RANDOMLY),
     "a batch that is no larger": ("memory", studying, "largest_evaluation_batch", lambda *_: 32),
     "the memory's traceback": ("memory", FineTuner, "training_step", lambda *_: 1 / 0),
     "the slower precision": ("precision", device, "fastest_precision", lambda *_: "32-true"),
     "strategies differ": ("processes", FineTuner, "setup", another_seed),
     "the authors' weights": ("authors", OrderedViT, "forward", wrong_logits),
-    "no order is shuffled": ("fine-tuning", FineTuner, "draw", IN_SEQUENCE),
+    "no order is shuffled": ("fine-tuning", StepOrders, "sample", IN_SEQUENCE),
 }
 
 

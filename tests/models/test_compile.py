@@ -12,7 +12,7 @@ from layershuffle.evaluation.scoring import outputs
 from layershuffle.orders.named import parse_order, permutation, random_subset, sequential
 from layershuffle.orders.order import Unit, seeded
 from layershuffle.orders.samplers import LayerDrop
-from layershuffle.training.module import position_cross_entropy
+from layershuffle.training.objectives.classification import position_cross_entropy
 
 DEPTH = 4
 

@@ -25,7 +25,7 @@ from layershuffle.models.create import create_fitting
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import seeded
 from layershuffle.training.distributed import shard, unused_parameters
-from layershuffle.training.parameters import add_lora
+from layershuffle.training.trainable import add_lora
 
 DINOV3 = "vit_small_patch16_dinov3"  # rotary embeddings for any image size, registers, layer scale
 EVA02 = "eva02_tiny_patch14_224"  # learned and rotary embeddings, SwiGLU, average pooling with a norm of its own

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layershuffle import Order
 from layershuffle.evaluation.scoring import OrderMetrics, outputs
-from layershuffle.training.module import FineTuner, position_cross_entropy
+from layershuffle.training.module import FineTuner
+from layershuffle.training.objectives.classification import position_cross_entropy
 
 
 class Crossings(TorchDispatchMode):
@@ -59,11 +60,11 @@ def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fak
         metrics = OrderMetrics(len(orders)).to("cuda")
         with Crossings() as crossings, bf16:
             images, _ = module.on_after_batch_transfer((raw, labels), 0)
-            output = module.model(images, module.draw(0))
+            output = module.model(images, module.orders.sample(0))
             loss = F.cross_entropy(output.logits, labels)
             if output.position_logits is not None:
                 loss = loss + position_cross_entropy(output.position_logits).sum()
-            module._not_finite.note(loss, 3)
+            module._first_non_finite.note(loss, 3)
         assert (images.dtype, output.logits.dtype, loss.dtype) == (torch.float32, torch.bfloat16, torch.float32)
         assert loss.device.type == "cuda"
         with Crossings() as crossings_evaluating, torch.inference_mode(), bf16:

@@ -275,12 +275,12 @@ def tuner(**arguments):
 
 
 def test_samplers_draw_from_the_steps_of_the_base_order():
-    shuffled = [tuner(order="cycle(6)", sampler=Shuffle()).draw(step) for step in range(5)]
+    shuffled = [tuner(order="cycle(6)", sampler=Shuffle()).orders.sample(step) for step in range(5)]
     assert all(sorted(order) == list(Order("0 0 1 1 2 2")) for order in shuffled)
     assert len(set(shuffled)) > 1
-    halves = [tuner(order="sublayers", sampler=Shuffle()).draw(step) for step in range(5)]
+    halves = [tuner(order="sublayers", sampler=Shuffle()).orders.sample(step) for step in range(5)]
     assert all(sorted(order) == list(Order("0a 0f 1a 1f 2a 2f")) for order in halves)
-    dropped = tuner(order="cycle(6)", sampler=LayerDrop(0.5)).draw(0)
+    dropped = tuner(order="cycle(6)", sampler=LayerDrop(0.5)).orders.sample(0)
     assert len(dropped) < 6
     assert tuner(order="cycle(6)", sampler=Shuffle()).method == "layershuffle on cycle(6)"
     assert tuner(sampler=Shuffle()).method == "layershuffle"

@@ -9,7 +9,7 @@ from helpers import DIGITS, QUIET
 
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.train import checkpoint_paths, train
-from layershuffle.training.callbacks import SIGNALS
+from layershuffle.training.checkpointing import SIGNALS
 from layershuffle.training.module import FineTuner
 
 TINY = [*DIGITS, "--model.timm_args.depth=2", "--data.train_images=300"]
@@ -23,9 +23,11 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_each_epoch_is_one_line_within_80_columns(capsys):
     train([*TINY, "--trainer.max_epochs=2"])
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("model: vit_tiny_patch16_224, 2 layers, 0.0")
-    assert said[0].endswith("M parameters, random weights")
+    captured = capsys.readouterr()
+    introduction = captured.out + captured.err
+    assert "model: vit_tiny_patch16_224, 2 layers, 0.0" in introduction
+    assert "M parameters, random weights" in introduction
+    said = captured.err.splitlines()
     first = next(index for index, line in enumerate(said) if line.split()[:1] == ["epoch"])  # after the data
     assert [line.split()[0] for line in said[first : first + 3]] == ["epoch", "1", "2"]
     assert {"train/loss", "val/loss", "val/sequential", "val/arbitrary"} < set(said[first].split())

@@ -18,8 +18,9 @@ from layershuffle.files import sha256
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import RandomSubset
-from layershuffle.training.distillation import Distillation, Teacher
-from layershuffle.training.module import position_cross_entropy
+from layershuffle.training.objectives import Distillation, InstanceWise
+from layershuffle.training.objectives.classification import position_cross_entropy
+from layershuffle.training.objectives.distillation import Teacher
 
 DROPPED = SMALL | {"drop_rate": 0.3}  # so that a teacher in training mode gives other logits
 
@@ -47,14 +48,14 @@ class Steps(pl.Callback):
         self.before, self.batches, self.losses = [], [], []
 
     def on_train_start(self, trainer, module):
-        run_parts = module.run_parts
+        loss = module.objective.loss
 
-        def noted(images, labels, orders):
-            self.before.append(deepcopy(module.model))
+        def noted(model, images, labels, orders, key):
+            self.before.append(deepcopy(model))
             self.batches.append((images.clone(), labels.clone(), orders))
-            return run_parts(images, labels, orders)
+            return loss(model, images, labels, orders, key)
 
-        module.run_parts = noted
+        module.objective.loss = noted
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.losses.append(float(outputs["loss"]))
@@ -64,11 +65,11 @@ def test_the_loss_is_the_papers_formula_and_the_teacher_stays_out_of_everything(
     path, steps = saved(), Steps()
     module = tuner(
         **{"position": "predict", "sampler": RandomSubset(), "budget": "layer_executions", "orders_per_batch": 2},
-        **{"augmentation": Augmentation(mixup=0.8), "label_smoothing": 0.1, "class_weights": [1.0, 5.0] * 5},
-        distillation=Distillation(path, weight=0.3, temperature=2.0),
+        augmentation=Augmentation(mixup=0.8),
+        objective=Distillation(path, 0.3, 2.0, label_smoothing=0.1, class_weights=[1.0, 5.0] * 5),
     )
     averaged = EMAWeightAveraging(decay=0.9)
-    module.load_teacher()
+    module.objective.load(module.model)
     run = trainer(tmp_path, callbacks=[steps, averaged], max_epochs=-1, max_steps=2, log_every_n_steps=1)
     run.fit(module, datamodule=Digits(batch_size=8))
     teacher = load(path).model
@@ -95,15 +96,15 @@ def test_the_loss_is_the_papers_formula_and_the_teacher_stays_out_of_everything(
     }
     assert {name for name in content["state_dict"] if "model." in name} == {*alone.state_dict()}
     assert len(content["optimizer_states"][0]["param_groups"][0]["params"]) == len([*alone.parameters()])
-    assert averaged._average_model.module.teacher is module.teacher
+    assert averaged._average_model.module.objective.teacher is module.objective.teacher
     for name, value in load(path).model.state_dict().items():
-        assert torch.equal(value, module.teacher.model.state_dict()[name])
+        assert torch.equal(value, module.objective.teacher.model.state_dict()[name])
 
 
 def test_a_resumed_run_ends_with_the_same_weights(saved, tmp_path):
     def fit(epochs, file, ckpt_path=None):
         pl.seed_everything(3, verbose=False)
-        module = tuner(timm_args=DROPPED, distillation=Distillation(teacher))
+        module = tuner(timm_args=DROPPED, objective=Distillation(teacher))
         run = trainer(tmp_path, max_epochs=epochs)
         run.fit(module, datamodule=Digits(batch_size=8), ckpt_path=ckpt_path, weights_only=True)
         run.save_checkpoint(tmp_path / file)
@@ -122,11 +123,11 @@ def test_a_resumed_run_ends_with_the_same_weights(saved, tmp_path):
 
 def test_a_teacher_sees_images_normalised_as_in_its_own_training(saved):
     student, path = tuner().model, saved(in_chans=3)
-    teacher = Teacher(Distillation(path), student)
+    teacher = Teacher(path, student)
     grey = torch.rand(4, 1, 8, 8)
     (_, mean, std, *_), (_, own_mean, own_std, *_) = load(path).model.image_format, student.image_format
     student.vit.pretrained_cfg = student.vit.pretrained_cfg | {"mean": (0.2, 0.2, 0.2), "std": (0.3, 0.3, 0.3)}
-    other = Teacher(Distillation(path), student)
+    other = Teacher(path, student)
     expected = load(path).model(
         (grey.expand(-1, 3, -1, -1) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     )
@@ -137,13 +138,13 @@ def test_a_teacher_sees_images_normalised_as_in_its_own_training(saved):
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({"num_classes": 7}, "tells 7 classes apart, but the model 10"),
+        ({"num_classes": 7}, "has 7 classes, but the model 10"),
         ({"img_size": 12}, r"takes images of 1 x 12 x 12 .*, but the model takes 1 x 8 x 8"),
     ],
 )
 def test_teachers_that_do_not_fit_are_refused(saved, config, complaint):
     with pytest.raises(ValueError, match=complaint):
-        Teacher(Distillation(saved(**config)), tuner().model)
+        Teacher(saved(**config), tuner().model)
 
 
 def test_classes_of_other_names_are_refused(saved, tmp_path):
@@ -151,7 +152,7 @@ def test_classes_of_other_names_are_refused(saved, tmp_path):
         class_names = [f"digit {label}" for label in range(10)]  # noqa: RUF012
 
     for names, fits in ((Named.class_names, True), ([*Named.class_names[:9], "nine"], False)):
-        module = tuner(distillation=Distillation(saved(names=names)))
+        module = tuner(objective=Distillation(saved(names=names)))
         run = trainer(tmp_path, max_epochs=0)
         if fits:
             run.fit(module, datamodule=Named())
@@ -164,20 +165,29 @@ def test_options_that_mean_nothing_are_refused():
     for wrong in ({"weight": 0.0}, {"weight": 1.1}, {"temperature": 0.0}, {"temperature": math.inf}):
         with pytest.raises(ValueError, match="a weight above 0 and at most 1, and a temperature above 0"):
             Distillation("teacher.ckpt", **wrong)
-    with pytest.raises(ValueError, match="images that choose their orders can't learn from a teacher"):
-        tuner(choices=["0 1 2 3", "3 2 1 0"], distillation=Distillation("teacher.ckpt"))
+    with pytest.raises(ValueError, match="--model.objective InstanceWise"):
+        tuner(choices=["0 1 2 3", "3 2 1 0"], objective=Distillation("teacher.ckpt"))
+    with pytest.raises(ValueError, match="--model.choices"):
+        tuner(objective=InstanceWise())
 
 
 def test_a_missing_teacher_fails_before_the_data_are_read(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Digits, "setup", lambda *_: pytest.fail("the data were read"))
-    error = fails(capsys, train_command, *DIGITS, *QUIET, "--model.distillation.teacher=runs/gone.ckpt")
+    error = fails(
+        capsys,
+        train_command,
+        *DIGITS,
+        *QUIET,
+        "--model.objective=Distillation",
+        "--model.objective.teacher=runs/gone.ckpt",
+    )
     assert error == "error: there is no file runs/gone.ckpt"
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_teacher_follows_the_precision_of_the_run(saved, tmp_path):
-    module = tuner(distillation=Distillation(saved()))
+    module = tuner(objective=Distillation(saved()))
     trainer(tmp_path, max_steps=1, precision="bf16-true").fit(module, datamodule=Digits(batch_size=8))
-    assert isinstance(module.teacher.model, OrderedViT)
-    assert {value.dtype for value in module.teacher.model.parameters()} == {torch.bfloat16}
+    assert isinstance(module.objective.teacher.model, OrderedViT)
+    assert {value.dtype for value in module.objective.teacher.model.parameters()} == {torch.bfloat16}

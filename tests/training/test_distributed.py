@@ -20,7 +20,7 @@ from layershuffle.commands.train import configured
 from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
-from layershuffle.training.distributed import orders_per_process, unused_parameters
+from layershuffle.training.distributed import samples_own_orders, unused_parameters
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +221,10 @@ def test_unused_parameters_are_those_without_gradients(small, images, position, 
 def test_which_processes_draw_orders_is_the_strategys_choice(small):
     model, shuffled = small(), [Shuffle().sample_step(4, 0, 0)]
     sharded = ModelParallelStrategy()
-    assert [orders_per_process(DDPStrategy(), wanted, model, shuffled) for wanted in (None, True, False)] == [
+    assert [samples_own_orders(DDPStrategy(), choice, model, shuffled) for choice in (None, True, False)] == [
         *(True, True, False),
     ]
-    assert [orders_per_process(sharded, wanted, model, shuffled) for wanted in (None, False)] == [False, False]
+    assert [samples_own_orders(sharded, choice, model, shuffled) for choice in (None, False)] == [False, False]
 
 
 def test_only_evaluation_runs_under_torchrun(monkeypatch, two):

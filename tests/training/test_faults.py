@@ -21,8 +21,8 @@ from layershuffle.commands.errors import run
 from layershuffle.commands.logs import set_up_logging
 from layershuffle.data import Digits, ImageFolders, preprocessing
 from layershuffle.orders.samplers import GrowingDepth, Shuffle
-from layershuffle.training.callbacks import LastCheckpoint, WholeCheckpointIO
-from layershuffle.training.module import FineTuner, FirstNonFiniteStep, all_finite
+from layershuffle.training.checkpointing import LastCheckpoint, WholeCheckpointIO
+from layershuffle.training.module import FineTuner
 
 # --- Losses -------------------------------------------------------------------------------------------------
 
@@ -89,16 +89,6 @@ def test_the_order_of_a_bad_step_is_that_of_its_share_of_the_budget(tmp_path):
     order, later = (sampler.sample_step(4, 5, 6, progress=done[step] / 16) for step in (6, 14))
     assert f"whose order was {order};" in str(error.value)
     assert len(order) < len(later)
-
-
-def test_the_first_bad_step_is_remembered():
-    watch = FirstNonFiniteStep()
-    assert watch.step() == -1
-    for step, loss in enumerate([1.0, float("inf"), 2.0, float("nan")]):
-        watch.note(torch.tensor(loss), step)
-    assert watch.step() == 1
-    assert all_finite([torch.nn.Parameter(torch.full((3,), 3e38))])
-    assert not all_finite([torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.tensor([1.0, float("nan")]))])
 
 
 # --- Images -------------------------------------------------------------------------------------------------

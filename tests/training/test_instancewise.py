@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from layershuffle.evaluation.scoring import _picked, evaluate
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import trials
-from layershuffle.training.instancewise import InstanceWise, choice_losses, expected_loss
+from layershuffle.training.objectives.instancewise import InstanceWise, choice_losses
 
 CHOICES = ["sequential", "3 2 1 0", "0 (1|2) 3"]
 
@@ -68,8 +68,11 @@ def test_the_losses_are_the_papers():
 
 def test_the_expected_loss_written_out(choosy, many):
     labels = torch.arange(40) % 5
-    how = InstanceWise(temperature=4.0, decay=0.1, min_temperature=1.0, exploration=0.3, specialisation=0.2, floor=0.1)
-    loss, measured = expected_loss(choosy, choosy.choice, many, labels, how, (7, 5, 1))
+    objective = InstanceWise(
+        temperature=4.0, decay=0.1, min_temperature=1.0, exploration=0.3, specialisation=0.2, floor=0.1
+    )
+    orders = objective.fixed_orders(choosy)
+    loss = objective.loss(choosy, many, labels, orders, key=(7, 5, 1))
     logits = choosy.choice(choosy.embed(many).tokens)
     generator = torch.Generator().manual_seed(int(seeded(7, 5, 1).random() * 2**53))
     gumbel = -torch.log(-torch.log(torch.rand(40, 3, generator=generator)))
@@ -79,22 +82,25 @@ def test_the_expected_loss_written_out(choosy, many):
         for k, order in enumerate(choosy.choice.orders)
         for b in range(40)
     )
-    assert measured["classification_loss"].item() == pytest.approx(expected / 40, rel=1e-4)
+    assert loss.terms["classification_loss"].item() == pytest.approx(expected / 40, rel=1e-4)
     exploration, specialisation = choice_losses(logits.softmax(1), 0.1)
-    assert loss.item() == pytest.approx(
+    assert loss.total.item() == pytest.approx(
         expected / 40 + 0.3 * exploration.item() + 0.2 * specialisation.item(), rel=1e-4
     )
-    again, _ = expected_loss(choosy, choosy.choice, many, labels, how, (7, 5, 1))
-    other, _ = expected_loss(choosy, choosy.choice, many, labels, how, (7, 6, 1))
-    assert again.item() == loss.item() != other.item()
-    loss.backward()
+    chosen = [orders[k] for k in chosen_by_hand(choosy, many)]
+    by_choice = [choosy(image[None], order).logits[0] for image, order in zip(many, chosen)]
+    torch.testing.assert_close(loss.logits, torch.stack(by_choice), rtol=1e-4, atol=1e-4)
+    again = objective.loss(choosy, many, labels, orders, key=(7, 5, 1))
+    other = objective.loss(choosy, many, labels, orders, key=(7, 6, 1))
+    assert again.total.item() == loss.total.item() != other.total.item()
+    loss.total.backward()
     assert choosy.choice.predictor.weight.grad.abs().sum() > 0
     assert all(block.mlp.fc1.weight.grad.abs().sum() > 0 for block in choosy.vit.blocks)
 
 
 def test_the_temperature_falls_to_its_end():
-    how = InstanceWise(temperature=10, decay=0.1, min_temperature=2)
-    assert [how.temperature_at(step) for step in (0, 1, 100)] == pytest.approx([10, 10 * math.exp(-0.1), 2])
+    objective = InstanceWise(temperature=10, decay=0.1, min_temperature=2)
+    assert [objective.temperature_at(step) for step in (0, 1, 100)] == pytest.approx([10, 10 * math.exp(-0.1), 2])
 
 
 def test_scores_of_choice_and_oracle_by_counting(choosy, many):

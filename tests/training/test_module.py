@@ -36,7 +36,11 @@ from layershuffle.orders.samplers import (
 )
 from layershuffle.training.callbacks import ProgressBar, ThroughputLogger
 from layershuffle.training.compute import layers_run
-from layershuffle.training.module import FineTuner, method_name, position_cross_entropy
+from layershuffle.training.method import method_name
+from layershuffle.training.module import FineTuner
+from layershuffle.training.objectives import Classification, InstanceWise
+from layershuffle.training.objectives.classification import position_cross_entropy
+from layershuffle.training.schedule import Schedule
 
 
 def tuner(**arguments):
@@ -115,7 +119,7 @@ def test_accumulated_batches_share_the_order(tmp_path):
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_the_loss_is_the_papers_formula(tmp_path, reduction):
-    module, spy = tuner(position="predict", position_loss=reduction), Spy()
+    module, spy = tuner(position="predict", objective=Classification(position_loss=reduction)), Spy()
     data = Digits(batch_size=8)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     pl.seed_everything(1, verbose=False)
@@ -166,7 +170,7 @@ def test_validation_runs_no_order_twice(tmp_path, sampler, ran):
 )
 def test_schedules(tmp_path, schedule, expected):
     rates = Rates()
-    trainer(tmp_path, callbacks=[rates]).fit(tuner(schedule=schedule, warmup_steps=2), datamodule=Digits())
+    trainer(tmp_path, callbacks=[rates]).fit(tuner(schedule=Schedule(schedule, warmup_steps=2)), datamodule=Digits())
     assert rates.seen == pytest.approx([1e-4 * factor for factor in expected])
 
 
@@ -185,7 +189,7 @@ def test_a_budget_of_layer_executions_is_used_up_and_counted(tmp_path, orders_pe
     spy, rates = Spy(), Rates()
     module = tuner(
         **{"sampler": GrowingDepth(k0=1, end=0.75), "orders_per_batch": orders_per_batch},
-        **{"budget": "layer_executions", "schedule": "cosine", "warmup_steps": 2},
+        **{"budget": "layer_executions", "schedule": Schedule("cosine", warmup_steps=2)},
     )
     run = trainer(tmp_path, callbacks=[spy, rates, ThroughputLogger()], max_epochs=2, log_every_n_steps=1)
     run.fit(module, datamodule=Digits(batch_size=30))
@@ -216,7 +220,7 @@ def test_at_full_depth_a_budget_of_layer_executions_is_one_of_steps(tmp_path, li
     for budget in ("steps", "layer_executions"):
         spy, rates = Spy(), Rates()
         pl.seed_everything(3, verbose=False)
-        module = tuner(budget=budget, schedule="cosine", warmup_steps=0.3)
+        module = tuner(budget=budget, schedule=Schedule("cosine", warmup_steps=0.3))
         trainer(tmp_path, callbacks=[spy, rates], **limit).fit(module, datamodule=Digits())
         found.append((spy.orders, spy.losses, rates.seen, vars(module.compute)))
     assert found[0] == found[1]
@@ -239,14 +243,17 @@ def test_accumulated_batches_share_the_orders_under_any_budget(tmp_path):
 
 def test_every_layer_that_runs_counts(tmp_path):
     assert layers_run(Order("0 (1|2)*2 3a 3f 0")) == 7
-    module = tuner(choices=["0 1 2 3", "3 2 1", "0a 1f"], orders_per_process=False)
+    module = tuner(choices=["0 1 2 3", "3 2 1", "0a 1f"], objective=InstanceWise(), orders_per_process=False)
     trainer(tmp_path, limit_train_batches=2).fit(module, datamodule=Digits(batch_size=10))
     assert module.compute.layer_executions == 2 * 10 * (4 + 3 + 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"position": "predict"}, {"augmentation": Augmentation(mixup=0.8)}])
 def test_parts_of_a_batch_in_different_orders_make_one_update(tmp_path, options):
-    module, data = tuner(orders_per_batch=3, label_smoothing=0.1, **options), Digits(batch_size=8)
+    module, data = (
+        tuner(orders_per_batch=3, objective=Classification(label_smoothing=0.1), **options),
+        Digits(batch_size=8),
+    )
     before = deepcopy(module.model)
     seen = []
 
@@ -275,18 +282,21 @@ def test_parts_of_a_batch_in_different_orders_make_one_update(tmp_path, options)
 
 def test_one_process_with_two_orders_draws_those_of_two_processes(tmp_path):
     one, two = tuner(orders_per_batch=2), tuner()
-    assert one.orders_of(3, 0) == two.orders_of(3, 0) + two.orders_of(3, 1)
-    assert one.orders_of(3, 1) == two.orders_of(3, 2) + two.orders_of(3, 3)
-    for wrong in ({"orders_per_batch": 0}, {"orders_per_batch": 2, "choices": ["0 1 2 3"]}):
+    assert one.orders.sample_parts(3, 0) == two.orders.sample_parts(3, 0) + two.orders.sample_parts(3, 1)
+    assert one.orders.sample_parts(3, 1) == two.orders.sample_parts(3, 2) + two.orders.sample_parts(3, 3)
+    for wrong in (
+        {"orders_per_batch": 0},
+        {"orders_per_batch": 2, "choices": ["0 1 2 3"], "objective": InstanceWise()},
+    ):
         with pytest.raises(ValueError, match="orders_per_batch is a number from 1 up"):
             tuner(**wrong)
 
 
 def test_a_schedule_without_an_end_says_so(tmp_path):
     with pytest.raises(ValueError, match="a linear schedule needs an end"):
-        trainer(tmp_path, max_epochs=-1).fit(tuner(schedule="linear"), datamodule=Digits())
+        trainer(tmp_path, max_epochs=-1).fit(tuner(schedule=Schedule("linear")), datamodule=Digits())
     with pytest.raises(ValueError, match="a constant schedule with a share as warm-up needs an end"):
-        trainer(tmp_path, max_epochs=-1).fit(tuner(warmup_steps=0.1), datamodule=Digits())
+        trainer(tmp_path, max_epochs=-1).fit(tuner(schedule=Schedule(warmup_steps=0.1)), datamodule=Digits())
 
 
 @pytest.mark.parametrize("budget", ["steps", "layer_executions"])
@@ -338,7 +348,9 @@ def test_a_step_never_waits_for_the_device_unless_it_logs(tmp_path, position):
         limit_train_batches=10,
         gradient_clip_val=1.0,
     )
-    module = tuner(position=position, optimizer=lambda parameters: torch.optim.AdamW(parameters), schedule="cosine")
+    module = tuner(
+        position=position, optimizer=lambda parameters: torch.optim.AdamW(parameters), schedule=Schedule("cosine")
+    )
     with reads:
         run.fit(module, datamodule=Digits())
     per_step = [after - before for before, after in pairwise(steps.before)]
@@ -478,11 +490,11 @@ def test_class_weights_count_in_training_alone_and_are_recorded(tmp_path, monkey
 
     labels = torch.tensor([0, 1, 1, 2])
     images = torch.randn(4, 1, 8, 8)
-    module = tuner(num_classes=3, class_weights=[1.0, 2.0, 4.0])
+    module = tuner(num_classes=3, objective=Classification(class_weights=[1.0, 2.0, 4.0]))
     module.trainer = SimpleNamespace(is_last_batch=True, max_steps=-1, world_size=1, global_step=0, global_rank=0)
     losses = {}
     monkeypatch.setattr(module, "log_dict", lambda values, **_: losses.update(values))
-    weights, logits = torch.tensor([1.0, 2.0, 4.0])[labels], module.model(images, module.draw(0)).logits
+    weights, logits = torch.tensor([1.0, 2.0, 4.0])[labels], module.model(images, module.orders.sample(0)).logits
     plain = F.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(module.training_step((images, labels), 0), (weights * plain).sum() / weights.sum())
     # Of labels that are mixed, each class counts by its share.
@@ -491,15 +503,17 @@ def test_class_weights_count_in_training_alone_and_are_recorded(tmp_path, monkey
     torch.testing.assert_close(module.training_step((images, labels), 0), soft.sum() / 4)
     for wrong in ([1.0, 2.0], [1.0, 2.0, 0.0], [1.0, 2.0, math.inf]):
         with pytest.raises(UserError, match="class_weights is a number above 0 for each of the 3 classes, or balanced"):
-            tuner(num_classes=3, class_weights=wrong)
+            tuner(num_classes=3, objective=Classification(class_weights=wrong))
 
     monkeypatch.chdir(tmp_path)
     command = [*DIGITS, *QUIET, "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--model.timm_args.depth=1"]
-    run = train([*command, "--model.class_weights=balanced", "--trainer.precision=bf16-true"])
+    run = train([*command, "--model.objective.class_weights=balanced", "--trainer.precision=bf16-true"])
     found = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)[RECORD]["class_weights"]
     trained = labels_of(run.datamodule.sets["train"]).numpy()
     assert found == pytest.approx(compute_class_weight("balanced", classes=torch.arange(10).numpy(), y=trained))
     with pytest.raises(UserError, match="can't be balanced, because the class 0 has no training image: give a number"):
-        train([*command, "--model.class_weights=balanced", "--data.train_images=3"])
-    given = configured([*command, "--model.class_weights=[1,1,1,1,1,1,1,1,1,2]"]).model.loss_weights
+        train([*command, "--model.objective.class_weights=balanced", "--data.train_images=3"])
+    given = configured(
+        [*command, "--model.objective.class_weights=[1,1,1,1,1,1,1,1,1,2]"]
+    ).model.objective.weight_of_class
     assert given.tolist() == [1] * 9 + [2]

@@ -23,10 +23,13 @@ from layershuffle.commands.train import train
 from layershuffle.data import Digits
 from layershuffle.data.augmentation import Augmentation
 from layershuffle.orders.samplers import GrowingDepth, LayerDrop
-from layershuffle.training.callbacks import LastCheckpoint, WholeCheckpointIO
+from layershuffle.training.checkpointing import LastCheckpoint, WholeCheckpointIO
 from layershuffle.training.metrics_file import MetricsFile
 from layershuffle.training.module import FineTuner
-from layershuffle.training.resume import find_earlier_run
+from layershuffle.training.objectives import Classification
+from layershuffle.training.resume import EarlierRun, find_earlier_run
+from layershuffle.training.schedule import Schedule
+from layershuffle.training.trainable import Trainable
 
 KILLS = int(os.environ.get("LAYERSHUFFLE_KILLS", "1"))
 """How often the run is killed; more take longer, see docs/reliability.md."""
@@ -91,7 +94,9 @@ TUNED = {
     "augmentation": Augmentation(
         scale=(0.3, 1.0), flip=0.5, transforms=[v2.RandAugment(), v2.RandomErasing()], mixup=0.8, cutmix=1.0
     ),
-    **{"label_smoothing": 0.1, "layer_decay": 0.75, "decay_norms": False, "warmup_steps": 0.3},
+    "objective": Classification(label_smoothing=0.1),
+    "trainable": Trainable(layer_decay=0.75, decay_norms=False),
+    "schedule": Schedule("cosine", warmup_steps=0.3),
 }
 """All that the recipe finetune adds to a module."""
 
@@ -104,7 +109,7 @@ def fit(folder, ckpt_path=None, workers=0, tuned=False, growing=False, **options
     pl.seed_everything(7, verbose=False)
     module = FineTuner(
         **{"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode"},
-        **{"sampler": LayerDrop(0.4), "seed": 7, "schedule": "cosine", "warmup_steps": 2}
+        **{"sampler": LayerDrop(0.4), "seed": 7, "schedule": Schedule("cosine", warmup_steps=2)}
         | (TUNED if tuned else {})
         | (GROWING if growing else {}),
         timm_args=SMALL | {"drop_rate": 0.1, "drop_path_rate": 0.2, "depth": 3},
@@ -311,7 +316,7 @@ def test_wandbs_project_is_where_its_client_takes_it_from(tmp_path, monkeypatch)
     (folder / "checkpoints/last.ckpt").touch()
     monkeypatch.chdir(tmp_path)
     relative = Path("runs/mine/id")
-    assert find_earlier_run(config, "a: 1", "b: 2") == (relative, relative / "checkpoints/last.ckpt")
+    assert find_earlier_run(config, "a: 1", "b: 2") == EarlierRun(relative, relative / "checkpoints/last.ckpt")
     assert find_earlier_run(config, "a: 2", "b: 2") is None
     # The run was begun by a version that didn't know the option b.
     assert find_earlier_run(config, "{a: 1, b: 2}", "b: 2") is not None
@@ -364,7 +369,7 @@ def test_ctrl_c_is_the_main_process_s_alone_and_twice_it_ends_the_run_at_once():
     callback = LastCheckpoint("unused")
     callback._receive(signal.SIGINT, None)
     callback._receive(signal.SIGINT, None)  # from torchrun, which repeats it
-    callback.interrupted -= 1
+    callback._interrupted_at -= 1
     with pytest.raises(KeyboardInterrupt):
         callback._receive(signal.SIGINT, None)
 

@@ -16,9 +16,10 @@ from layershuffle.data import Digits
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import GrowingDepth, LayerDrop, Shuffle
-from layershuffle.training.callbacks import WholeCheckpointIO
+from layershuffle.training.checkpointing import WholeCheckpointIO
 from layershuffle.training.module import FineTuner
 from layershuffle.training.muon import Muon
+from layershuffle.training.objectives import InstanceWise
 
 RUN = [
     *(f"--config={ROOT}/configs/{name}.yaml" for name in ("model/mini_digits", "data/digits", "trainer/cpu")),
@@ -150,7 +151,7 @@ def main(out):
     for arguments in (
         {"orders_per_process": True},
         {"order": "sublayers", "sampler": Shuffle()},
-        {"choices": ["sequential", "reverse(0)"]},
+        {"choices": ["sequential", "reverse(0)"], "objective": InstanceWise()},
     ):
         try:
             trainer(sharded(), devices=2).fit(tuner(**arguments), datamodule=data())

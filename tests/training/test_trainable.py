@@ -12,8 +12,10 @@ from layershuffle.errors import UserError
 from layershuffle.models.create import create_fitting, create_model
 from layershuffle.orders.samplers import LayerDrop, Sequential, Shuffle
 from layershuffle.training.module import FineTuner
+from layershuffle.training.trainable import Trainable
 
 ORDER = [2, 0, 3, 1]
+DECAYED = Trainable(layer_decay=0.5, decay_norms=False)
 
 
 def tuner(**arguments):
@@ -33,7 +35,7 @@ def gradients(module, order=ORDER):
 
 
 def test_only_the_named_parts_of_the_backbone_and_new_modules_are_trained():
-    module = tuner(trainable=["norm", "head"], position="encode")
+    module = tuner(trainable=Trainable(only=["norm", "head"]), position="encode")
     trained = {name for name, value in module.model.named_parameters() if value.requires_grad}
     assert trained == {
         *(f"vit.blocks.{layer}.norm{n}.{part}" for layer in range(4) for n in (1, 2) for part in ("weight", "bias")),
@@ -42,19 +44,21 @@ def test_only_the_named_parts_of_the_backbone_and_new_modules_are_trained():
     }
     assert gradients(module).keys() == {f"model.{name}" for name in trained}
     with pytest.raises(UserError, match="with nrom in its name: they are attn, .*head, .*norm"):
-        tuner(trainable=["nrom"])
+        tuner(trainable=Trainable(only=["nrom"]))
 
 
 def test_a_head_that_is_not_used_stays_frozen():
     small = {"depth": 1, "embed_dim": 8, "num_heads": 2}
-    module = tuner(name="deit_tiny_distilled_patch16_224", timm_args=small, head="class", trainable=["head"])
+    module = tuner(
+        name="deit_tiny_distilled_patch16_224", timm_args=small, head="class", trainable=Trainable(only=["head"])
+    )
     trained = [name for name, value in module.model.named_parameters() if value.requires_grad]
     assert trained == ["vit.head.weight", "vit.head.bias"]
 
 
 def test_lora_changes_what_peft_says_and_its_checkpoint_is_the_plain_model(tmp_path):
     pytest.importorskip("peft")
-    module = tuner(lora=2, trainable=["lora", "head"]).eval()
+    module = tuner(trainable=Trainable(lora=2, only=["lora", "head"])).eval()
     plain = tuner().model.eval()
     assert torch.equal(module.model(images(), ORDER).logits, plain(images(), ORDER).logits)
     trained = [name for name, value in module.model.vit.named_parameters() if value.requires_grad]
@@ -83,13 +87,13 @@ def rates(module):
     names = {id(value): name for name, value in module.model.named_parameters()}
     return {
         names[id(value)]: (group["lr_scale"], group.get("weight_decay") is None)
-        for group in module._parameter_groups()
+        for group in module.trainable.parameter_groups(module.model, module.orders.examples())
         for value in group["params"]
     }
 
 
 def test_layer_wise_rates_fall_towards_the_images_or_are_shared_where_layers_have_no_depth():
-    sequential = rates(tuner(sampler=Sequential(), layer_decay=0.5, decay_norms=False, position="encode"))
+    sequential = rates(tuner(sampler=Sequential(), trainable=DECAYED, position="encode"))
     for layer in range(4):
         assert sequential[f"vit.blocks.{layer}.attn.qkv.weight"] == (0.5 ** (4 - layer), True)
         assert sequential[f"vit.blocks.{layer}.norm1.weight"] == (0.5 ** (4 - layer), False)
@@ -97,8 +101,8 @@ def test_layer_wise_rates_fall_towards_the_images_or_are_shared_where_layers_hav
     assert sequential["vit.patch_embed.proj.weight"] == (0.5**5, True)
     assert sequential["vit.head.weight"] == (1, True)
     assert sequential["encoding.projections.0.1.weight"] == (1, True)
-    assert rates(tuner(sampler=LayerDrop(0.5), layer_decay=0.5, decay_norms=False, position="encode")) == sequential
-    shuffled = rates(tuner(sampler=Shuffle(), layer_decay=0.5, decay_norms=False, position="encode"))
+    assert rates(tuner(sampler=LayerDrop(0.5), trainable=DECAYED, position="encode")) == sequential
+    shuffled = rates(tuner(sampler=Shuffle(), trainable=DECAYED, position="encode"))
     assert (
         shuffled.keys() == sequential.keys() == {name for name, _ in tuner(position="encode").model.named_parameters()}
     )
@@ -106,7 +110,7 @@ def test_layer_wise_rates_fall_towards_the_images_or_are_shared_where_layers_hav
         assert shuffled[f"vit.blocks.{layer}.attn.qkv.weight"] == (0.5**2.5, True)
     for name in ("vit.pos_embed", "vit.patch_embed.proj.weight", "vit.head.weight", "encoding.table.weight"):
         assert shuffled[name] == sequential[name]
-    assert {decays for _, decays in rates(tuner(layer_decay=0.5)).values()} == {True}
+    assert {decays for _, decays in rates(tuner(trainable=Trainable(layer_decay=0.5))).values()} == {True}
 
 
 @pytest.mark.parametrize("compiled", [False, True])
