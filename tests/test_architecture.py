@@ -18,7 +18,7 @@ def test_an_upward_import_is_found(tmp_path, monkeypatch):
     for room in rooms.split():
         (tmp_path / "upward" / room).mkdir(parents=True)
         (tmp_path / "upward" / room / "__init__.py").touch()
-    for module in ("__init__", "config_files", "files", "hardware", "processes", "errors", "version"):
+    for module in ("__init__", "config_files", "files", "hardware", "processes", "errors", "private_apis", "version"):
         (tmp_path / "upward" / f"{module}.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -376,9 +376,20 @@ class FineTuner(pl.LightningModule):
             # The last step made them so, and no loss has shown it yet.
             bad_step = max(0, self.global_step - 1)
         non_finite.stop_after(bad_step, self, self.orders)
-        metadata.write(checkpoint, self)
+
+        metadata.write(
+            checkpoint,
+            config=metadata.model_config(self.model, self.base_order),
+            method=self.method,
+            sampler=repr(self.sampler),
+            objective=self.objective,
+            seed=self.seed,
+            compute=self.compute,
+            trainer=self.trainer,
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume from a checkpoint of another run, and go on counting."""
-        metadata.check_resumed(checkpoint, self)
+        config = metadata.model_config(self.model, self.base_order)
+        metadata.check_resumed(checkpoint, config, self.objective)
         self.compute.restore(metadata.compute_of(checkpoint))
