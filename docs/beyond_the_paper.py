@@ -14,7 +14,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layershuffle.results.record import Estimate, Results, Score, estimate
+from layershuffle.results import Estimate, Results, Score, estimate
 from layershuffle.results.tables import markdown, percent
 
 COLUMNS = {
@@ -77,7 +77,7 @@ def draw_longer(found: list[list[Results]], path: Path) -> None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for runs in found:
             method = re.sub("-(twice|four|eight)$", "", runs[0].label)
-            million = runs[0].model["compute"]["layer_executions"] / 1e6
+            million = runs[0].model.compute["layer_executions"] / 1e6
             lines.setdefault(method, []).append((million, mean(runs, column)))
         draw(axis, lines, "million layer executions", column)
         axis.set_xscale("log", base=2)

@@ -27,17 +27,17 @@ from layershuffle.models.create import create_model
 from layershuffle.models.weights import read_file
 from layershuffle.orders.order import MAX_STEPS, Order
 from layershuffle.report.collect import collect
-from layershuffle.results.record import Results, Score
+from layershuffle.results import DataInfo, Environment, EvaluationInfo, ModelInfo, Results, Score
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def whole_results():
     score = Score("pruned", {"kept": 2}, "0 1", 10, 0.5, 0.9, 1.5, None)
-    config = {"name": "vit_tiny_patch16_224"}
-    model = {"name": "best", "method": "baseline", "seed": 0, "config": config}
-    data = {"name": "Digits", "images": 10, "split": "test"}
-    return Results(model, data, {"draws": 1}, {"torch": "2"}, [score])
+    config = {"name": "vit_tiny_patch16_224", "num_classes": 10}
+    model = ModelInfo(name="best", method="baseline", seed=0, config=config)
+    data = DataInfo(name="Digits", images=10, split="test")
+    return Results(model, data, EvaluationInfo(random_orders=1), Environment(torch="2"), [score])
 
 
 def peak(call):

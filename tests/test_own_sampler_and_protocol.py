@@ -29,8 +29,7 @@ from layershuffle.orders import (
     protocols,
 )
 from layershuffle.orders.order import Order
-from layershuffle.results import figures, tables
-from layershuffle.results.record import Results
+from layershuffle.results import Results, figures, tables
 
 SMALL = ["--model.depth=4", "--data.train_images=128", "--data.test_images=40", "--trainer.max_epochs=2"]
 
@@ -124,8 +123,8 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
     capsys.readouterr()
     results = evaluate_command([*arguments, "--data.test_images=40", "--output=r.json"])
     assert [score.order for score in results.scores[1:]] == ["1 0 2 3", "0 2 1 3", "0 1 3 2", "3 2 1 0"]
-    assert results.evaluation["protocols"] == ["sequential", "my_protocols.backwards"]
-    assert results.evaluation["lengths"] == [2, 4]
+    assert results.evaluation.protocols == ["sequential", "my_protocols.backwards"]
+    assert results.evaluation.options["lengths"] == [2, 4]
     said = capsys.readouterr().out
     assert re.search(r"first layer\s+turned\s+0\s+1\s+2", said)
     assert re.search(r"4 layers\s+[0-9.]+", said)

@@ -15,8 +15,7 @@ from layershuffle.models.create import OWN, create_fitting, cut
 from layershuffle.models.model import ImageFormat, OrderedViT
 from layershuffle.models.weights import read_file
 from layershuffle.orders.order import Order
-from layershuffle.results import tables
-from layershuffle.results.record import Results
+from layershuffle.results import Results, tables
 
 LOAD = "layershuffle.load"
 RECORD_FILE = "layershuffle.json"
@@ -155,11 +154,11 @@ def scores(record: dict[str, Any], results: Sequence[Results], order: Order | No
     Raises UserError if they are of another checkpoint than ``record``, or cut from it to other layers.
     """
     for other in (found.model for found in results):
-        if any(other.get(key) != record.get(key) for key in ("sha256", "cut")):
-            raise UserError(f"the results of {other.get('source')} are of another checkpoint than {record['source']}")
+        if (other.sha256, other.cut) != (record.get("sha256"), record.get("cut")):
+            raise UserError(f"the results of {other.source} are of another checkpoint than {record['source']}")
     if order is not None:
         results = [
-            replace(found, scores=kept, measures={})
+            replace(found, scores=kept, measures=())
             for found in results
             if (kept := [score for score in found.scores if score.order and Order(score.order) == order][:1])
         ]
@@ -168,8 +167,7 @@ def scores(record: dict[str, Any], results: Sequence[Results], order: Order | No
             for found in results
         ]
     text = "".join(
-        f"{found.data['name']}, {found.data['images']} images ({found.data.get('split')}):\n\n"
-        f"{tables.markdown(header, rows)}\n"
+        f"{found.data.name}, {found.data.images} images ({found.data.split}):\n\n{tables.markdown(header, rows)}\n"
         for found in results
         for header, rows in tables.of(found).values()
     )

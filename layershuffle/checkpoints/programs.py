@@ -17,7 +17,7 @@ from layershuffle.files import read_json, write_whole
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, OrderLike
-from layershuffle.results.record import Results
+from layershuffle.results import Results
 
 Format = Literal["torch-export", "onnx", "aoti"]
 SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "aoti": ".aoti.pt2"}

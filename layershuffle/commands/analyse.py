@@ -1,14 +1,13 @@
 """What a layer does at each position."""
 
-from typing import Any
-
 import torch
 
 from layershuffle.commands.studying import Study, study_parser
 from layershuffle.data.module import split_images
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import contributions, project, shuffled_runs
-from layershuffle.results.record import Results
+from layershuffle.results import EvaluationInfo, Measure, Results
+from layershuffle.results.measures import Contributions, Representations
 
 
 def analyse_command(args: list[str] | None = None) -> Results:
@@ -35,26 +34,28 @@ def analyse_command(args: list[str] | None = None) -> Results:
     if config.images < 3:
         raise UserError("--images is 3 or more")
     images, _ = split_images(study.batches.dataset, config.images, config.seed)
-    found: dict[str, Any] = {"orders": []}
-    if config.study == "contributions":
-        found |= {"token": model.backbone.summary, "added": [], "before": []}
-    else:
-        found |= {"layer": layer, "positions": []}
+    orders: list[str] = []
+    added: list[list[float]] = []
+    before: list[list[float]] = []
+    positions: list[int] = []
     outputs = []
     with study.progress(f"analysing {study.record['name']}", len(images), "images") as (bar, task):
         for order, states in shuffled_runs(model, study.preprocess, images, study.fabric, config.seed):
-            found["orders"].append(str(order))
+            orders.append(str(order))
             if config.study == "contributions":
                 norms = contributions([model.backbone.summarise(tokens) for tokens in states])
-                for name, values in zip(("added", "before"), norms):
-                    found[name].append([float(f"{value:.5g}") for value in values])
+                for rows, values in zip((added, before), norms):
+                    rows.append([float(f"{value:.5g}") for value in values])
             else:
                 visits = [position for position, step in enumerate(order) if layer in {unit.layer for unit in step}]
-                found["positions"] += visits
+                positions += visits
                 outputs += [states[position + 1].flatten().cpu() for position in visits]
             bar.advance(task)
-    if outputs:
+    measure: Measure
+    if config.study == "contributions":
+        measure = Contributions(orders, model.backbone.summary, added, before)
+    else:
         plane = project(torch.stack(outputs), config.seed).tolist()
-        found["plane"] = [[round(value, 3) for value in point] for point in plane]
-    used = {"study": config.study, "images": len(images), "order": str(model.order)}
-    return study.report([], used, {config.study: found})
+        measure = Representations(orders, layer, positions, [(round(x, 3), round(y, 3)) for x, y in plane])
+    used = EvaluationInfo(order=str(model.order), options={"study": config.study, "images": len(images)})
+    return study.report([], used, [measure])

@@ -6,7 +6,8 @@ from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.evaluation.early_exit import EarlyExit
 from layershuffle.orders.named import first
 from layershuffle.orders.protocols import trials
-from layershuffle.results.record import Results
+from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results.measures import SecondsPerImage
 
 
 def depth_command(args: list[str] | None = None) -> Results:
@@ -34,8 +35,9 @@ def depth_command(args: list[str] | None = None) -> Results:
     images = study.preprocess.to(device)(next(iter(study.batches))[0].to(device))
     with study.fabric.autocast():
         times = seconds_per_image(study.model, images, [first(k, len(own)).over(own) for k in depths], repeats)
-    measured = {str(k): float(f"{seconds:.4g}") for k, seconds in zip(depths, times)}
-    measures = {"seconds_per_image": measured, "early_exit": early_exit.found()}
-    results = study.report(scores, {"draws": draws, "repeats": repeats}, measures)
+    measured = {k: float(f"{seconds:.4g}") for k, seconds in zip(depths, times)}
+    measures = [SecondsPerImage(measured), early_exit.compute()]
+    used = EvaluationInfo(random_orders=draws, options={"repeats": repeats})
+    results = study.report(scores, used, measures)
     print("note: choose a threshold for early exit on other images than those whose accuracy you report (--split val)")
     return results

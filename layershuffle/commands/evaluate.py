@@ -14,7 +14,7 @@ from layershuffle.evaluation.by_class import ByClass
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import PROTOCOLS, find, trials
-from layershuffle.results.record import Results
+from layershuffle.results import EvaluationInfo, Results
 
 
 def _parser(args: Sequence[str]) -> Parser:
@@ -77,8 +77,8 @@ def evaluate_command(args: list[str] | None = None) -> Results:
     to_score = trials(protocols, model.order, draws, study.config.seed, orders, choices, **given)
     by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
     scores = study.score(to_score, on_output=by_class.add)
-    measures = {"by_class": by_class.compute()} if by_class.groups else {}
-    return study.report(scores, {"protocols": protocols, "draws": draws, **options}, measures)
+    used = EvaluationInfo(protocols=protocols, random_orders=draws, options=options)
+    return study.report(scores, used, [by_class.counts()] if by_class.groups else [])
 
 
 def _draws_and_orders(texts: list[str], own: Order) -> tuple[int, list[Order]]:

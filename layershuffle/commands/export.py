@@ -19,7 +19,7 @@ from layershuffle.data import ImageData, Preprocess
 from layershuffle.errors import UserError
 from layershuffle.models import OrderedViT
 from layershuffle.orders.order import Order, seeded
-from layershuffle.results.record import Results
+from layershuffle.results import Results
 
 TOLERANCE = 1e-4
 """The largest difference between the logits of a model and of its export, in float32."""

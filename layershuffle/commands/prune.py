@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -22,7 +21,8 @@ from layershuffle.models.create import OWN
 from layershuffle.orders.named import first
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
-from layershuffle.results.record import Results
+from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results.measures import Pruning
 
 REFINE = "refine.yaml"
 """A config of ``layershuffle train``, beside an export, that goes on training its model."""
@@ -80,15 +80,12 @@ def prune_command(args: list[str] | None = None) -> Results:
     to_score = [Trial("prune", found, {"kept": len(found)}) for found, _ in best]
     if order != best[-1][0]:
         to_score.append(Trial("prune", order, {"kept": keep, "sequence": "found"}))
-    measures: dict[str, Any] = {
-        "images": len(searched.dataset),  # type: ignore[arg-type]
-        "milliseconds": {str(k): time for k, time in times.items()},
-        "chosen": str(order),
-    }
+    measure = Pruning(len(searched.dataset), times, str(order))  # type: ignore[arg-type]
     used = {name: config[name] for name in ("keep", "milliseconds", "beam", "rounds", "fraction", "repeats")}
-    results = study.report(study.score([Trial("sequential", own), *to_score], reported), used, {"prune": measures})
+    scores = study.score([Trial("sequential", own), *to_score], reported)
+    results = study.report(scores, EvaluationInfo(options=used), [measure])
     how = "all choices of layers" if scores_all(own, keep) else f"a beam search of width {config.beam}"
-    print(f"chosen: {order} (by {how}, then exchanges, on {measures['images']} validation images)")
+    print(f"chosen: {order} (by {how}, then exchanges, on {measure.images} validation images)")
     if config.export:
         _export(study, order)
     else:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from layershuffle.commands.studying import Study, study_parser
 from layershuffle.errors import UserError
@@ -10,7 +9,8 @@ from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, 
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
-from layershuffle.results.record import Results
+from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results.measures import Search, SearchStep
 
 
 def search_command(args: list[str] | None = None) -> Results:
@@ -37,16 +37,15 @@ def search_command(args: list[str] | None = None) -> Results:
         scores = study.score([Trial("search", order) for order in orders], searched, f"{config.strategy}, searching")
         return [math.inf if score.loss is None else score.loss for score in scores]
 
-    measures: dict[str, Any] = {"strategy": config.strategy, "images": len(searched.dataset)}  # type: ignore[arg-type]
+    images = len(searched.dataset)  # type: ignore[arg-type]
     if config.strategy == "well-trained":
         exponents = heavy_tail_exponents(study.model)
         found = {"well-trained": well_trained_first(exponents, own)}
-        measures["exponents"] = [round(exponent, 4) for exponent in exponents]
+        measure = Search(config.strategy, images, exponents=[round(exponent, 4) for exponent in exponents])
     else:
         trace = list(greedy(own, losses) if config.strategy == "greedy" else climb(start, losses, config.rounds))
-        measures["trace"] = [
-            {"order": str(order), "loss": loss if math.isfinite(loss) else None} for order, loss in trace
-        ]
+        steps = [SearchStep(str(order), loss if math.isfinite(loss) else None) for order, loss in trace]
+        measure = Search(config.strategy, images, trace=steps)
         found = {config.strategy: trace[-1][0]}
         if config.strategy == "greedy":
             found["greedy, best length"] = min(trace, key=lambda step: step[1])[0]
@@ -55,7 +54,7 @@ def search_command(args: list[str] | None = None) -> Results:
     to_score = [Trial("search", order, {"strategy": strategy}) for strategy, order in found.items()]
     scores = study.score([Trial("sequential", own), *to_score], reported)
     used = {name: config[name] for name in ("strategy", "start", "rounds", "fraction")}
-    results = study.report(scores, used, {"search": measures})
+    results = study.report(scores, EvaluationInfo(options=used), [measure])
     for strategy, order in found.items():
         print(f"{strategy}: {order}")
     return results

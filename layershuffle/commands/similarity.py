@@ -2,7 +2,8 @@
 
 from layershuffle.commands.studying import Study, study_parser
 from layershuffle.evaluation.activations import cosine_similarities
-from layershuffle.results.record import Results
+from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results.measures import Cosine
 
 
 def similarity_command(args: list[str] | None = None) -> Results:
@@ -13,4 +14,4 @@ def similarity_command(args: list[str] | None = None) -> Results:
     with study.progress("comparing activations", len(batches), "batches") as (bar, task):
         matrix = cosine_similarities(model, preprocess, batches, study.fabric, lambda: bar.advance(task))
     cosine = [[round(value, 6) for value in row] for row in matrix.tolist()]
-    return study.report([], {"order": str(model.order)}, {"cosine": cosine})
+    return study.report([], EvaluationInfo(order=str(model.order)), [Cosine(cosine)])

@@ -3,8 +3,9 @@
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import count
@@ -33,8 +34,19 @@ from layershuffle.hardware import device_name
 from layershuffle.models.model import Output
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
-from layershuffle.results import figures, tables
-from layershuffle.results.record import Results, Score, summarise
+from layershuffle.results import (
+    DataInfo,
+    Environment,
+    EvaluationInfo,
+    Measure,
+    ModelInfo,
+    Results,
+    Score,
+    figures,
+    summarise,
+    tables,
+)
+from layershuffle.results.measures import ByClassCounts
 from layershuffle.training import wandb_runs
 from layershuffle.training.resume import place
 from layershuffle.version import __version__
@@ -156,7 +168,7 @@ class Study:
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=disable) as bar:
             yield bar, bar.add_task(what, total=total)
 
-    def report(self, scores: list[Score], used: dict[str, Any], measures: dict[str, Any] | None = None) -> Results:
+    def report(self, scores: list[Score], used: EvaluationInfo, measures: Sequence[Measure] = ()) -> Results:
         """Make the results of what was found with the settings ``used``.
 
         The first process also prints them, saves them, and sends them to W&B.
@@ -165,30 +177,32 @@ class Study:
         if self.fabric.device.type != "cuda":
             device = f"CPU: {device}, {torch.get_num_threads()} threads"
         images = scores[0].images if scores else len(self.batches.dataset)
+        data = self.data.config()
         results = Results(
-            model=self.record,
-            data={
-                "name": self.data.label,
-                **self.data.config(),
-                "split": config.split,
-                "images": images,
-                **({"classes": names} if (names := self.data.class_names) else {}),
-            },
-            evaluation=used | {"seed": config.seed, "batch_size": self.batch_size},
-            environment={
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "device": device,
-                "processes": self.fabric.world_size,
-                "precision": self.fabric._precision.precision,  # the one asked for, or what the device has instead
-                "compiled": config.compile,
-                "layershuffle": __version__,
-                "torch": torch.__version__,
-                "timm": version("timm"),
-                "lightning": version("lightning"),
-                "python": platform.python_version(),
-            },
+            model=ModelInfo.from_json(self.record),
+            data=DataInfo(
+                name=self.data.label,
+                data_class=data["class"],
+                args=data["args"],
+                split=config.split,
+                images=images,
+                classes=list(self.data.class_names) if self.data.class_names else data.get("classes"),
+            ),
+            evaluation=replace(used, seed=config.seed, batch_size=self.batch_size),
+            environment=Environment(
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                device=device,
+                processes=self.fabric.world_size,
+                precision=self.fabric._precision.precision,  # the one asked for, or what the device has instead
+                compiled=config.compile,
+                layershuffle=__version__,
+                torch=torch.__version__,
+                timm=version("timm"),
+                lightning=version("lightning"),
+                python=platform.python_version(),
+            ),
             scores=scores,
-            measures=measures or {},
+            measures=tuple(measures),
         )
         if not self.fabric.is_global_zero:
             return results
@@ -201,7 +215,7 @@ class Study:
                 f"means those of its base order: {self.model.order}",
                 highlight=False,
             )
-        title = f"{results.label} on {results.data['images']} images ({results.data['name']}, {results.data['split']})"
+        title = f"{results.label} on {results.data.images} images ({results.data.name}, {results.data.split})"
         found = tables.of(results)
         drawn = figures.draw(results, output, title)
         for name, (header, rows) in found.items():
@@ -216,7 +230,7 @@ class Study:
             more = f", and some in {len(nan) - 3} more, which the results file names" if len(nan) > 3 else ""
             what = f"of {images} images these count as wrong, because their logits are not numbers (NaN)"
             print(f"warning: {what}: {', '.join(each[:3])}{more}", file=sys.stderr)
-        by_class = {"classes": tables.classes, "confusion": tables.confusion} if "by_class" in results.measures else {}
+        by_class = {"classes": tables.classes, "confusion": tables.confusion} if results.measure(ByClassCounts) else {}
         saved = {output.with_suffix(f".{name}.csv"): table(results) for name, table in by_class.items()}
         for path, table in saved.items():
             write_whole(path, tables.as_csv(*table))

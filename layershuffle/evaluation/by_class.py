@@ -11,6 +11,7 @@ from layershuffle.evaluation.scoring import best_class
 from layershuffle.models.model import Output
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
+from layershuffle.results.measures import ByClassCounts, OrderCounts
 
 PROTOCOLS = ("sequential", "arbitrary", "given")
 """Those whose orders are counted by class. For all orders of a landscape this would take too much time and memory."""
@@ -61,22 +62,20 @@ class ByClass(Metric):
         for row in self.rows[order]:
             self.matrices[row].index_add_(0, cells, torch.ones_like(cells))
 
-    def compute(self) -> dict[str, Any]:
-        """What results files keep under "by_class".
+    def compute(self) -> Tensor:
+        """Images by group of orders, class and predicted class, int64; the last column is for logits with NaN."""
+        return self.matrices.view(len(self.groups), self.classes, -1)
 
-        Returns:
-            "images": how many there are of each class; "orders": for each group of orders its protocol and variant, the
-            number of orders ("draws"), and over all of these the images of each class that were classified rightly
-            ("right") and the most frequent [class, predicted class, images] of the others ("confused").
-        """
-        matrices = self.matrices.view(len(self.groups), self.classes, -1).cpu()
-        found = []
+    def counts(self) -> ByClassCounts:
+        """How many images there are of each class, and how they were classified in each group of orders."""
+        matrices = self.compute().cpu()
+        counts = []
         for index, (group, matrix) in enumerate(zip(self.groups, matrices)):
             right = matrix.diagonal().tolist()
             wrong = matrix[:, : self.classes].clone().fill_diagonal_(0).flatten()
             often = wrong.argsort(descending=True, stable=True)[: min(MOST_PAIRS, int(wrong.count_nonzero()))]
-            pairs = [[cell // self.classes, cell % self.classes, int(wrong[cell])] for cell in often.tolist()]
+            pairs = [(cell // self.classes, cell % self.classes, int(wrong[cell])) for cell in often.tolist()]
             draws = sum(row == index for rows in self.rows.values() for row in rows)
-            found.append(group | {"draws": draws, "right": right, "confused": pairs})
-        images = matrices[0].sum(dim=1) // found[0]["draws"]
-        return {"images": images.tolist(), "orders": found}
+            counts.append(OrderCounts(group["protocol"], group["variant"], draws, right, pairs))
+        images = matrices[0].sum(dim=1) // counts[0].samples
+        return ByClassCounts(images.tolist(), counts)

@@ -1,13 +1,12 @@
 """Early exit: each image stops as soon as the classifier is sure of it, so that easy images run fewer layers."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from layershuffle.evaluation.scoring import OrderMetrics
 from layershuffle.models.model import Output
 from layershuffle.orders.order import Order
+from layershuffle.results.measures import EarlyExits, Exit
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 """The probabilities that have to be exceeded: 0 always is, and 1 never."""
@@ -64,11 +63,12 @@ class EarlyExit:
         met[:, -1] = True
         return met.int().argmax(dim=1)  # the first of them
 
-    def found(self) -> list[dict[str, Any]]:
+    def compute(self) -> EarlyExits:
         """For each rule its threshold (or patience), the mean number of steps that an image ran, and its scores."""
-        rules: list[dict[str, Any]] = [{"rule": "confidence", "threshold": value} for value in THRESHOLDS]
-        rules += [{"rule": "patience", "threshold": value} for value in self.patiences.tolist()]
-        return [
-            rule | {"layers": steps / score["images"]} | {name: score[name] for name in ("top1", "top5", "loss")}
-            for rule, steps, score in zip(rules, self.steps_run.tolist(), self.metrics.compute())
-        ]
+        rules: list[tuple[str, float]] = [("confidence", threshold) for threshold in THRESHOLDS]
+        rules += [("patience", steps) for steps in self.patiences.tolist()]
+        exits = []
+        for (rule, threshold), steps, score in zip(rules, self.steps_run.tolist(), self.metrics.compute()):
+            layers = steps / score["images"]
+            exits.append(Exit(rule, threshold, layers, score["top1"], score["top5"], score["loss"]))
+        return EarlyExits(exits)

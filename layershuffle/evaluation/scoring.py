@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import Pick, SampleOrder, Trial
-from layershuffle.results.record import Score
+from layershuffle.results import Score
 
 
 def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Iterator[tuple[Order, Output]]:

@@ -18,8 +18,7 @@ from layershuffle.experiments import cells
 from layershuffle.experiments.definition import Cell
 from layershuffle.files import write_whole
 from layershuffle.report.collect import comparison
-from layershuffle.results import figures, tables
-from layershuffle.results.record import Results
+from layershuffle.results import Results, figures, tables
 
 CORES = len(os.sched_getaffinity(0))
 LOG = "log.txt"
@@ -174,8 +173,8 @@ def compare(setup: str, its: Sequence[Cell], folder: Path, console: Console) -> 
     pooled: dict[str, Results] = {}
     for results in several:
         pooled.setdefault(results.label, replace(results, scores=[])).scores.extend(results.scores)
-    data, draws = several[0].data, several[0].evaluation["draws"]
-    title = f"{data['name']}: {data['images']} test images, {draws} draws of each random order"
+    data, draws = several[0].data, several[0].evaluation.random_orders
+    title = f"{data.name}: {data.images} test images, {draws} draws of each random order"
     write_whole(folder / setup / "table.md", f"{tables.markdown(header, rows)}\n{caption}\n")
     figures.save(figures.overview(list(pooled.values()), title), folder / setup / "overview.png")
     if len(header) > 6:  # Too wide for a terminal: show a row for each method, and the pruned orders only in the file.

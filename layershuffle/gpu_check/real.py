@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from layershuffle.gpu_check.checks import Found, Setting, check, new_folder, require
-from layershuffle.results.record import Results, summarise
+from layershuffle.results import Results, summarise
 
 ORDERS = 20
 
@@ -55,4 +55,4 @@ def fine_tuning(setting: Setting) -> Found:
         for method, scores in found.items()
     )
     require(found["layershuffle"]["arbitrary"] > found["baseline"]["arbitrary"], f"shuffling did not help: {figure}")
-    return Found(f"{results.data['name']}: {figure}", details=found)
+    return Found(f"{results.data.name}: {figure}", details=found)

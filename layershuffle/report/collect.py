@@ -9,8 +9,8 @@ from typing import Any
 
 from layershuffle.errors import UserError
 from layershuffle.report import paper
-from layershuffle.results import figures, tables
-from layershuffle.results.record import Results, Score, estimate
+from layershuffle.results import Measure, Results, Score, estimate, figures, tables
+from layershuffle.results.measures import ByClassCounts
 
 SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
 """What a title says of a backbone whose shape isn't timm's, or isn't the paper's."""
@@ -59,9 +59,9 @@ class SetupResults:
         runs = [run for method in self.methods for run in self.of(method)]
         return {name: results for run in runs for name, results in run.files.items()} | self.studies
 
-    def measured(self, name: str) -> list[Results]:
+    def measured(self, kind: type[Measure]) -> list[Results]:
         """The studies that hold such a measure, in the sequence of the methods."""
-        found = [results for results in self.studies.values() if name in results.measures]
+        found = [results for results in self.studies.values() if results.measure(kind)]
         sequence = in_papers_sequence(results.label for results in found)
         return sorted(found, key=lambda results: sequence.index(results.label))
 
@@ -92,7 +92,7 @@ class SetupResults:
     def levels(self) -> dict[str, float]:
         """Accuracies to compare with, in percent, see ``figures.levels``."""
         several = list(self.files.values())
-        return figures.levels(next((results for results in several if "by_class" in results.measures), several[0]))
+        return figures.levels(next((results for results in several if results.measure(ByClassCounts)), several[0]))
 
     @property
     def in_paper(self) -> bool:
@@ -112,7 +112,7 @@ def comparison(several: Sequence[Results], without: Container[str] = ()) -> tupl
     methods: dict[str, dict[object, dict[tables.Group, list[Score]]]] = {}
     for results in several:
         models = methods.setdefault(results.label, {})
-        model = results.model.get("sha256") or results.model.get("seed")
+        model = results.model.sha256 or results.model.seed
         models[model] = results.groups() | models.get(model, {})  # a model may have several files
     groups = dict.fromkeys(group for models in methods.values() for found in models.values() for group in found)
     rows = [
@@ -152,21 +152,20 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
             continue
         try:
             results = Results.load(path)
-            _titles(results)
-            if results.data.get("split") == "test" or not _is_evaluation(results):
+            if results.data.split == "test" or results.evaluation.is_study:
                 read[name] = results
             else:
-                complaints.append(f"{name} is of the {results.data.get('split')} images; it was left out")
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                complaints.append(f"{name} is of the {results.data.split} images; it was left out")
+        except UserError as error:
             complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
     setups: dict[tuple[str, str], SetupResults] = {}
     for name, results in _agreeing(read, complaints).items():
         backbone, data = _titles(results)
         setup = setups.setdefault((backbone, data), SetupResults(backbone, data))
-        if not _is_evaluation(results):
+        if results.evaluation.is_study:
             setup.studies[name] = results
             continue
-        label, seed = results.label, results.model.get("seed") or 0
+        label, seed = results.label, results.model.seed or 0
         setup.runs.setdefault((label, seed), Run(label, seed)).files[name] = results
     if not setups:
         raise UserError(f"there are no results files below {folder}" + "".join(f"; {text}" for text in complaints))
@@ -175,11 +174,6 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
         replace(setup, name=", ".join(itertools.compress((setup.backbone, setup.data), several)))
         for setup in setups.values()
     ], complaints
-
-
-def _is_evaluation(results: Results) -> bool:
-    """Whether it isn't a study, which answers a question of its own on images of its own."""
-    return "protocols" in results.evaluation
 
 
 def _claims_to_be_results(path: Path) -> bool:
@@ -193,14 +187,15 @@ def _agreeing(read: dict[str, Results], complaints: list[str]) -> dict[str, Resu
     bad: set[str] = set()
     for name, results in read.items():
         model, data = results.model, results.data
-        cell = [model.get("config"), results.label, model.get("seed"), data["name"], data["images"], results.evaluation]
+        settings = results.evaluation.to_json()
+        cell = [model.config, results.label, model.seed, data.name, data.images, settings]
         others = by_cell.setdefault(json.dumps(cell, sort_keys=True), [])
         found = _found(results)
         for other in others:
             known = _found(read[other])
             if any(known[key] != found[key] for key in known.keys() & found.keys()):
                 complaints.append(
-                    f"{other} and {name} disagree about {results.label}, seed {model.get('seed')}, on {data['name']}; "
+                    f"{other} and {name} disagree about {results.label}, seed {model.seed}, on {data.name}; "
                     "both were left out: move one of them elsewhere, or train one with another --model.label"
                 )
                 bad |= {other, name}
@@ -214,15 +209,15 @@ def _found(results: Results) -> dict[str, Any]:
     scores: dict[str, list[Any]] = {}
     for score in results.scores:
         scores.setdefault(json.dumps([score.protocol, score.variant, score.order], sort_keys=True), []).append(score)
-    return scores | results.measures
+    return scores | {measure.name: measure for measure in results.measures}
 
 
 def _titles(results: Results) -> tuple[str, str]:
-    config = results.model["config"]
+    config = results.model.config
     known = paper.BACKBONES.get(config["name"])
     usual = paper.SHAPE if known else {}
     changed = [
         text.format(config[key]) for key, text in SHAPE.items() if config.get(key) != usual.get(key) and key in config
     ]
     backbone = (known or config["name"]) + (f" ({', '.join(changed)})" if changed else "")
-    return backbone, paper.DATA.get(results.data["name"], results.data["name"])
+    return backbone, paper.DATA.get(results.data.name, results.data.name)

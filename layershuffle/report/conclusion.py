@@ -4,14 +4,13 @@ from typing import Any
 
 from layershuffle.report.collect import SetupResults
 from layershuffle.report.curves import Bar
-from layershuffle.results import tables
-from layershuffle.results.record import Estimate, estimate, half_width, total
+from layershuffle.results import Estimate, estimate, half_width, tables, total
 
 
 def about(setup: SetupResults) -> str:
     """The backbone, the data, and how many images, classes, methods and seeds there are."""
     first = next(iter(setup.files.values()))
-    images, classes = int(first.data["images"]), int(first.model["config"]["num_classes"])
+    images, classes = first.data.images, first.model.num_classes
     text = f"{setup.backbone} on {setup.data}: {_several(images, 'test image')} in {_several(classes, 'class')}"
     if setup.methods:
         seeds = {len(setup.of(method)) for method in setup.methods}

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from layershuffle.report.collect import SetupResults
+from layershuffle.results import Estimate, Summary, summarise
 from layershuffle.results.figures import COLOURS, band, draw_levels, panels
-from layershuffle.results.record import Estimate, Summary, summarise
 
 SEQUENCES = {
     "original": "in original sequence",

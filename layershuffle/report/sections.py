@@ -12,8 +12,8 @@ from layershuffle.orders.order import Order
 from layershuffle.report import conclusion, curves, paper
 from layershuffle.report.collect import SetupResults, comparison, in_papers_sequence
 from layershuffle.report.page import Picture, Section, Table, TableCell
-from layershuffle.results import figures, tables
-from layershuffle.results.record import Estimate, Results, estimate, half_width, summarise, total
+from layershuffle.results import Estimate, Measure, Results, estimate, figures, half_width, summarise, tables, total
+from layershuffle.results.measures import ByClassCounts, Contributions, Cosine, Representations
 
 Rows = list[list[TableCell | str]]
 MADE = (
@@ -39,7 +39,7 @@ def sections(
     """
     made = [summary(setups), table_1(setups), position_accuracy(setups)]
     made += [*map(pruning, setups), *map(every_subset, setups), merged(setups), *map(classes, setups)]
-    made += [figure_4(setup, study) for setup in setups for study in ("representations", "contributions")]
+    made += [figure_4(setup, study) for setup in setups for study in (Representations, Contributions)]
     made += [*map(others, setups), everything(setups), missing(setups, complaints, missing_files), provenance(setups)]
     return [section for section in made if section is not None]
 
@@ -207,7 +207,7 @@ def classes(setup: SetupResults) -> Section | None:
     parts: list[Table | Picture] = [Table(caption, ["class", "images", *columns], rows, folded=len(rows) > 20)]
     for method, found in files.items():
         name, results = next(iter(found.items()))
-        caption = f"{method}, seed {results.model.get('seed')}. {figures.confusion.__doc__}"
+        caption = f"{method}, seed {results.model.seed}. {figures.confusion.__doc__}"
         header, counts = tables.confusion(results)
         data = Table("images", header, [list(row) for row in counts])
         slug = _slug("confusion", name.removesuffix(".json"))
@@ -217,26 +217,27 @@ def classes(setup: SetupResults) -> Section | None:
 
 def _counted(results: Results) -> list[int]:
     """How many images of each class there are; empty if nothing was counted by class."""
-    return list(results.measures.get("by_class", {}).get("images", []))
+    counts = results.measure(ByClassCounts)
+    return counts.images if counts else []
 
 
 def _class_accuracies(several: Sequence[Results], order: str) -> list[float]:
     """The accuracy of each class in percent, means over models; empty if they didn't run in such an order."""
     counted = [(tables.by_class(results).get(order), _counted(results)) for results in several]
     shares = [
-        [100 * right / max(1, orders["draws"] * count) for right, count in zip(orders["right"], images)]
+        [100 * right / max(1, orders.samples * count) for right, count in zip(orders.right, images)]
         for orders, images in counted
         if orders
     ]
     return list(map(fmean, zip(*shares)))
 
 
-def figure_4(setup: SetupResults, study: str) -> Section | None:
+def figure_4(setup: SetupResults, study: type[Measure]) -> Section | None:
     """Figures 4a and 4b (study "representations"), or 4c and 4d ("contributions")."""
     several = setup.measured(study)
     if not several:
         return None
-    if study == "representations":
+    if study is Representations:
         title, letters, draw = "What layers put out", "4a and 4b", figures.representations
         caption = (
             "UMAP of one layer's whole output, all tokens, a point for each image, run by itself in a random order; "
@@ -244,8 +245,8 @@ def figure_4(setup: SetupResults, study: str) -> Section | None:
         )
         data = Table("UMAP's plane has no unit", ["method", "position", "x", "y"], [])
         for results in several:
-            found = results.measures[study]
-            points = zip(found["positions"], found["plane"])
+            found = results.measure(Representations)
+            points = zip(found.positions, found.plane) if found else ()
             data.rows.extend([results.label, str(position), *map(str, point)] for position, point in points)
     else:
         title, letters, draw = "What layers change", "4c and 4d", figures.contributions
@@ -262,7 +263,7 @@ def figure_4(setup: SetupResults, study: str) -> Section | None:
                 std = "" if of_all.std is None else f"{of_all.std:.4g}"
                 numbers = [f"{of_all.mean:.4g}", std, str(of_all.n)]
                 data.rows.append([results.label, figures.change(results), *place, *numbers])
-    picture = _picture(study, setup, caption, lambda: draw(several[0], others=several[1:]), data)
+    picture = _picture(study.name, setup, caption, lambda: draw(several[0], others=several[1:]), data)
     return Section(_heading(f"{title} (figures {letters})" if setup.in_paper else title, setup), [], [picture])
 
 
@@ -272,7 +273,7 @@ def others(setup: SetupResults) -> Section | None:
     for name, results in setup.files.items():
         for plot in figures.plots(results):
             if plot.name not in ("landscape", "representations", "contributions", "confusion"):
-                caption = f"{results.label}, {results.data['images']} images ({results.data['split']}): {plot.caption}"
+                caption = f"{results.label}, {results.data.images} images ({results.data.split}): {plot.caption}"
                 slug, draw = _slug(plot.name, name.removesuffix(".json")), partial(plot.draw, results, "")
                 parts.append(Picture(slug, caption, draw, _data(plot, results)))
     return Section(_heading("Other orders", setup), [], parts) if parts else None
@@ -281,8 +282,9 @@ def others(setup: SetupResults) -> Section | None:
 def _data(plot: figures.Plot, results: Results) -> Table:
     """The numbers in a picture."""
     rows: Rows = []
-    if plot.measure == "cosine":
-        rows += [[str(step), *(f"{value:.4f}" for value in row)] for step, row in enumerate(results.measures["cosine"])]
+    cosine = results.measure(Cosine)
+    if plot.measure == "cosine" and cosine:
+        rows += [[str(step), *(f"{value:.4f}" for value in row)] for step, row in enumerate(cosine.matrix)]
         return Table("cosine similarity", ["after step", *map(str, range(len(rows)))], rows)
     for score in results.scores:
         if plot.measure or score.protocol in plot.protocols:
@@ -323,13 +325,13 @@ def provenance(setups: Sequence[SetupResults]) -> Section:
     for setup in setups:
         for name, results in setup.files.items():
             e = results.environment
-            made = f"{e.get('device')}, {e.get('precision')}, torch {e.get('torch')}, timm {e.get('timm')}"
-            settings = {key: value for key, value in results.evaluation.items() if value is not None}
+            made = f"{e.device}, {e.precision}, torch {e.torch}, timm {e.timm}"
+            settings = {key: value for key, value in results.evaluation.to_json().items() if value is not None}
             asked = (f"{k} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in settings.items())
-            model = f"{results.label}, seed {results.model.get('seed')}"
-            weights = str(results.model.get("sha256", ""))[:12]
-            images = f"{results.data['images']} ({results.data.get('split')})"
-            rows.append([name, model, weights, images, "; ".join(asked), made, str(e.get("created"))])
+            model = f"{results.label}, seed {results.model.seed}"
+            weights = (results.model.sha256 or "")[:12]
+            images = f"{results.data.images} ({results.data.split})"
+            rows.append([name, model, weights, images, "; ".join(asked), made, str(e.created)])
     header = ["file", "model", "checkpoint sha256", "images", "evaluated", "with", "on"]
     table = Table("The results files behind this report", header, rows, folded=True)
     return Section("How every number was made", [], [table])

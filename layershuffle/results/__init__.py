@@ -1,5 +1,26 @@
 """What was found: the record of an evaluation, and the tables and pictures made from it."""
 
-from layershuffle.results.record import Estimate, Results, Score, Summary, estimate, summarise
+from layershuffle.results import measures
+from layershuffle.results.estimates import Estimate, Summary, estimate, half_width, summarise, total
+from layershuffle.results.provenance import DataInfo, Environment, EvaluationInfo, ModelInfo
+from layershuffle.results.record import MEASURES, Measure, Results, register
+from layershuffle.results.score import Score
 
-__all__ = ["Estimate", "Results", "Score", "Summary", "estimate", "summarise"]
+__all__ = [
+    "MEASURES",
+    "DataInfo",
+    "Environment",
+    "Estimate",
+    "EvaluationInfo",
+    "Measure",
+    "ModelInfo",
+    "Results",
+    "Score",
+    "Summary",
+    "estimate",
+    "half_width",
+    "measures",
+    "register",
+    "summarise",
+    "total",
+]

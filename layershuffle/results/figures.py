@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib import colormaps
@@ -23,7 +23,19 @@ from layershuffle.files import write_whole
 from layershuffle.orders.order import Order, Step
 from layershuffle.orders.protocols import Protocol
 from layershuffle.results import tables
-from layershuffle.results.record import Results, Score, Summary, summarise
+from layershuffle.results.estimates import Summary, summarise
+from layershuffle.results.measures import (
+    ByClassCounts,
+    Contributions,
+    Cosine,
+    EarlyExits,
+    Pruning,
+    Representations,
+    Search,
+    SecondsPerImage,
+)
+from layershuffle.results.record import Measure, Results
+from layershuffle.results.score import Score
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -31,6 +43,7 @@ CHANCE: dict[str, Any] = {"color": "grey", "linewidth": 0.8, "linestyle": ":"}
 STRATEGIES = {"first": "first layers kept", "even": "evenly spaced layers kept", "random": "random layers kept"}
 MATRIX, MISTAKES = 30, 25
 """Up to so many classes are drawn as a matrix; of more classes this number of the most frequent mistakes is shown."""
+M = TypeVar("M", bound=Measure)
 SEQUENCES: dict[str, Any] = {"original": "-", "random": "--"}
 
 
@@ -47,7 +60,7 @@ class Plot:
 
 def plots(results: Results) -> Iterator[Plot]:
     """The pictures that ``results`` fill, but for the overview."""
-    measured = {name: drawn for name, drawn in MEASURES.items() if name in results.measures}
+    measured = {kind.name: drawn for kind, drawn in MEASURES.items() if results.measure(kind) is not None}
     covered = {name for _, protocols in measured.values() for name in protocols}
     by_picture: dict[str, list[Protocol]] = {}
     for protocol in tables.shown(results):
@@ -249,7 +262,7 @@ DRAWINGS = {"lines": lines, "bars": bars, "scatter": scatter, "matrix": matrix, 
 
 def depth(results: Results, title: str = "") -> Figure:
     """Accuracy against layers run, and against time. Choose early exit's threshold on other images than these."""
-    seconds = {int(k): value for k, value in results.measures["seconds_per_image"].items()}
+    seconds = _measure(results, SecondsPerImage).seconds
     strategies = list(dict.fromkeys(score.variant["strategy"] for score in results.of("pruned")))
     figure, (by_layers, by_time) = panels(2, 10.5, 4.4, title)
     for strategy, colour in zip(strategies, COLOURS):
@@ -258,8 +271,9 @@ def depth(results: Results, title: str = "") -> Figure:
         band(by_layers, points, colour, marker=".", label=label)
         band(by_time, {1000 * seconds[k]: summary for k, summary in points.items()}, colour, marker=".")
     by_rule: dict[str, list[tuple[float, float]]] = {}
-    for stopped in results.measures.get("early_exit", ()):
-        by_rule.setdefault(stopped["rule"], []).append((stopped["layers"], 100 * stopped["top1"]))
+    early_exits = results.measure(EarlyExits)
+    for stopped in early_exits.exits if early_exits else ():
+        by_rule.setdefault(stopped.rule, []).append((stopped.layers, 100 * stopped.top1))
     for (rule, exits), colour in zip(by_rule.items(), COLOURS[len(strategies) :]):
         label = f"early exit by {rule}"
         by_layers.plot(*zip(*exits), "x--", color=colour, markersize=4, linewidth=1, label=label)
@@ -267,43 +281,44 @@ def depth(results: Results, title: str = "") -> Figure:
     _levels(by_time, results, label=False)
     by_layers.set(xlabel="layers run (with early exit: mean)", xticks=sorted(seconds))
     by_layers.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
-    by_time.set(xlabel=f"ms per image, batches of {results.evaluation['batch_size']}", xlim=(0, None))
+    by_time.set(xlabel=f"ms per image, batches of {results.evaluation.batch_size}", xlim=(0, None))
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
 def search(results: Results, title: str = "") -> Figure:
     """The search for an order: the loss at each step, or the layers' ranks."""
-    measures = results.measures["search"]
-    figure, (axis,) = panels(1, 6.4, 4.2, f"{title}: {measures['strategy']}" if title else measures["strategy"])
-    if "trace" in measures:
-        losses = [np.nan if step["loss"] is None else step["loss"] for step in measures["trace"]]
-        first, label = (1, "layers appended") if measures["strategy"] == "greedy" else (0, "exchanges")
+    measures = _measure(results, Search)
+    figure, (axis,) = panels(1, 6.4, 4.2, f"{title}: {measures.strategy}" if title else measures.strategy)
+    if measures.trace is not None:
+        losses = [np.nan if step.loss is None else step.loss for step in measures.trace]
+        first, label = (1, "layers appended") if measures.strategy == "greedy" else (0, "exchanges")
         steps = range(first, first + len(losses))
         axis.plot(steps, losses, "o-", color=COLOURS[0], markersize=4)
-        axis.set(xlabel=label, ylabel=f"cross-entropy on the {measures['images']} images searched on", xticks=steps)
+        axis.set(xlabel=label, ylabel=f"cross-entropy on the {measures.images} images searched on", xticks=steps)
         axis.set_ylim(bottom=0)
     else:
-        layers = range(len(measures["exponents"]))
-        axis.bar(layers, measures["exponents"], color=COLOURS[0])
+        exponents = measures.exponents or []
+        layers = range(len(exponents))
+        axis.bar(layers, exponents, color=COLOURS[0])
         axis.set(xlabel="layer", ylabel="heavy-tail exponent", xticks=layers)
     return figure
 
 
 def prune(results: Results, title: str = "") -> Figure:
     """Accuracy against time of the best choice of each number of layers; the one that meets the budget is ringed."""
-    measures = results.measures["prune"]
-    figure, axis = _accuracy(results, title, xlabel=f"ms per image, batches of {results.evaluation['batch_size']}")
+    measures = _measure(results, Pruning)
+    figure, axis = _accuracy(results, title, xlabel=f"ms per image, batches of {results.evaluation.batch_size}")
     line = []
     for score in results.of("prune"):
         kept = score.variant["kept"]
-        point = measures["milliseconds"][str(kept)], 100 * score.top1
+        point = measures.milliseconds[kept], 100 * score.top1
         if "sequence" in score.variant:
             axis.plot(*point, "D", color=COLOURS[2], markersize=5, label="the same in the sequence found")
         else:
             line.append(point)
             _annotate(axis, str(kept), *point)
-        if score.order == measures["chosen"]:
+        if score.order == measures.chosen:
             axis.plot(*point, "o", color=COLOURS[1], markersize=11, fillstyle="none", label="chosen")
     axis.plot(*zip(*line), "o-", color=COLOURS[0], markersize=4, label="best layers, and their number")
     axis.set(xlim=(0, None))
@@ -313,7 +328,7 @@ def prune(results: Results, title: str = "") -> Figure:
 
 def cosine(results: Results, title: str = "") -> Figure:
     """Cosine similarity of the activations after every two steps (arXiv 2407.09298)."""
-    values = np.array(results.measures["cosine"])
+    values = np.array(_measure(results, Cosine).matrix)
     return _heat_map(values, range(len(values)), title, "cosine similarity of the activations", "after step", ".2f")
 
 
@@ -321,13 +336,13 @@ def representations(results: Results, title: str = "", others: Sequence[Results]
     """UMAP of a layer's output, coloured by the position that it held."""
     # Figures 4a and 4b of arXiv 2407.04513, with a panel for each model.
     several = [results, *others]
-    positions = range(max(len(Order(shown.measures["representations"]["orders"][0])) for shown in several))
+    positions = range(max(_measure(shown, Representations).steps for shown in several))
     figure, axes, colours = _coloured_panels(several, 4.6, "position", positions)
     for axis, shown in zip(axes, several):
-        found = shown.measures["representations"]
-        x, y = np.array(found["plane"]).T
-        axis.scatter(x, y, c=colours.to_rgba(np.array(found["positions"])), s=8, linewidths=0, rasterized=True)
-        axis.set(title=f"{shown.label}, layer {found['layer']}", xticks=[], yticks=[])
+        found = _measure(shown, Representations)
+        x, y = np.array(found.plane).T
+        axis.scatter(x, y, c=colours.to_rgba(np.array(found.positions)), s=8, linewidths=0, rasterized=True)
+        axis.set(title=f"{shown.label}, layer {found.layer}", xticks=[], yticks=[])
     return figure
 
 
@@ -365,9 +380,9 @@ def confusion(results: Results, title: str = "") -> Figure:
     columns, side = min(2, len(counted)), max(4.2, 1.6 + 0.26 * len(names))
     figure = Figure(figsize=(columns * side + 0.8, -(-len(counted) // columns) * side + 0.4), layout="constrained")
     axes = figure.subplots(-(-len(counted) // columns), columns, squeeze=False).flatten()
-    images = np.array(results.measures["by_class"]["images"])
+    images = np.array(_measure(results, ByClassCounts).images)
     for axis, (group, orders) in zip(axes, counted.items()):
-        shares = 100 * np.array(tables.confusion_matrix(orders)) / np.maximum(1, orders["draws"] * images)[:, None]
+        shares = 100 * np.array(orders.matrix()) / np.maximum(1, orders.samples * images)[:, None]
         drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
         for row, column in np.argwhere(shares >= 0.5):
             colour = "white" if shares[row, column] > 60 else "black"
@@ -388,12 +403,12 @@ def confusion(results: Results, title: str = "") -> Figure:
 def _mistakes(results: Results, title: str) -> Figure:
     """The most frequent mistakes in the first kind of order, beside how frequent they are in the others."""
     names, counted = tables.class_names(results), tables.by_class(results)
-    images = results.measures["by_class"]["images"]
-    pairs = [(true, predicted) for true, predicted, _ in next(iter(counted.values()))["confused"][:MISTAKES]]
+    images = _measure(results, ByClassCounts).images
+    pairs = [(true, predicted) for true, predicted, _ in next(iter(counted.values())).confused[:MISTAKES]]
     figure, (axis,) = panels(1, 7.6, 1.6 + 0.3 * len(pairs), title, grid=False)
     for index, (group, orders) in enumerate(counted.items()):
-        found = {(true, predicted): count for true, predicted, count in orders["confused"]}
-        shares = [100 * found.get(pair, 0) / orders["draws"] / images[pair[0]] for pair in pairs]
+        found = {(true, predicted): count for true, predicted, count in orders.confused}
+        shares = [100 * found.get(pair, 0) / orders.samples / images[pair[0]] for pair in pairs]
         thickness = 0.8 / len(counted)
         rows = [row - 0.4 + (index + 0.5) * thickness for row in range(len(pairs))]
         axis.barh(rows, shares, thickness, color=COLOURS[index % len(COLOURS)], label=textwrap.shorten(group, 30))
@@ -405,14 +420,14 @@ def _mistakes(results: Results, title: str) -> Figure:
     return figure
 
 
-MEASURES: dict[str, tuple[Callable[[Results, str], Figure], tuple[str, ...]]] = {
-    "cosine": (cosine, ()),
-    "search": (search, ("search",)),
-    "prune": (prune, ("prune",)),
-    "seconds_per_image": (depth, ("pruned",)),
-    "representations": (representations, ()),
-    "contributions": (contributions, ()),
-    "by_class": (confusion, ()),
+MEASURES: dict[type[Measure], tuple[Callable[[Results, str], Figure], tuple[str, ...]]] = {
+    Cosine: (cosine, ()),
+    Search: (search, ("search",)),
+    Pruning: (prune, ("prune",)),
+    SecondsPerImage: (depth, ("pruned",)),
+    Representations: (representations, ()),
+    Contributions: (contributions, ()),
+    ByClassCounts: (confusion, ()),
 }
 """The drawing of each measure, and the protocols whose scores it shows."""
 
@@ -452,8 +467,8 @@ def by_kept(results: Results, strategy: str, sequence: str) -> dict[int, Summary
 def changes_by_step(results: Results) -> dict[tuple[Step, int], np.ndarray]:
     """The changes of ``change`` in all images, by the step and the position that it held."""
     found: dict[tuple[Step, int], list[float]] = {}
-    measured = results.measures["contributions"]
-    for order, changes in zip(measured["orders"], measured.get("added") or measured["changes"]):
+    measured = _measure(results, Contributions)
+    for order, changes in zip(measured.orders, measured.values):
         for position, (step, value) in enumerate(zip(Order(order), changes)):
             found.setdefault((step, position), []).append(value)
     return {key: np.array(values) for key, values in sorted(found.items())}
@@ -461,9 +476,9 @@ def changes_by_step(results: Results) -> dict[tuple[Step, int], np.ndarray]:
 
 def change(results: Results) -> str:
     """What the study of contributions measured. Files of version 0.2 and before have nothing but the quotient."""
-    measured = results.measures["contributions"]
-    text = f"norm of the change of the {measured.get('token', 'class token')}"
-    return text if "added" in measured else f"{text}, over its norm"
+    measured = _measure(results, Contributions)
+    text = f"norm of the change of the {measured.token or 'class token'}"
+    return text if measured.added else f"{text}, over its norm"
 
 
 def distance(results: Results, step: Step, position: int) -> int:
@@ -471,18 +486,27 @@ def distance(results: Results, step: Step, position: int) -> int:
 
     Files of version 0.2 and before lack the model's base order, which is taken to have been ascending.
     """
-    own = results.evaluation.get("order") or sorted(Order(results.measures["contributions"]["orders"][0]))
+    own = results.evaluation.order or sorted(Order(_measure(results, Contributions).orders[0]))
     return min((position - place for place, other in enumerate(Order(own)) if other == step), key=abs)
+
+
+def _measure(results: Results, kind: type[M]) -> M:
+    """The measure of this kind, which the results have."""
+    measure = results.measure(kind)
+    if measure is None:
+        raise TypeError(f"these results have no {kind.name}")
+    return measure
 
 
 def chance(results: Results) -> float:
     """The accuracy of guessing, in percent."""
-    return 100 / int(results.model["config"]["num_classes"])
+    return 100 / results.model.num_classes
 
 
 def levels(results: Results) -> dict[str, float]:
     """Accuracy in percent of guessing and, if clearly higher, of always naming the most frequent class."""
-    images = results.measures.get("by_class", {}).get("images", [0])
+    counts = results.measure(ByClassCounts)
+    images = counts.images if counts else [0]
     most = 100 * max(images) / max(1, sum(images))
     found = {"chance": chance(results)}
     return found | ({"most frequent class": most} if most > found["chance"] + 0.5 else {})

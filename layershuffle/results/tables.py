@@ -11,7 +11,9 @@ from rich import box
 from rich.table import Table
 
 from layershuffle.orders.protocols import PROTOCOLS, Protocol
-from layershuffle.results.record import Estimate, Results, estimate, summarise
+from layershuffle.results.estimates import Estimate, estimate, summarise
+from layershuffle.results.measures import ByClassCounts, EarlyExits, OrderCounts, Pruning
+from layershuffle.results.record import Results
 
 Rows = list[list[str]]
 Group = tuple[object, ...]
@@ -117,9 +119,15 @@ def grid(results: Results, protocol: Protocol) -> tuple[list[str], Rows]:
 
 def pruning(results: Results) -> tuple[list[str], Rows]:
     """One model: the best orders of each number of layers, with time and accuracy; no rows if it wasn't pruned."""
-    times = results.measures.get("prune", {}).get("milliseconds", {})
+    measured = results.measure(Pruning)
+    times = measured.milliseconds if measured else {}
     rows = [
-        [str(score.order), str(kept := score.variant["kept"]), f"{times[str(kept)]:#.3g}", f"{100 * score.top1:.2f}"]
+        [
+            str(score.order),
+            str(score.variant["kept"]),
+            f"{times[int(score.variant['kept'])]:#.3g}",
+            f"{100 * score.top1:.2f}",
+        ]
         + ["infinite" if score.loss is None else f"{score.loss:.4f}"]
         for score in results.of("prune")
     ]
@@ -131,25 +139,32 @@ def early_exit(results: Results) -> tuple[list[str], Rows]:
 
     There are no rows if early exit wasn't measured.
     """
-    exits = results.measures.get("early_exit", [])
+    measure = results.measure(EarlyExits)
+    exits = measure.exits if measure else []
     together = results.of("pruned", strategy="first", sequence="original") if exits else []
     found = [(f"all after {score.variant['kept']}", score.variant["kept"], score.top1) for score in together]
     for measured in exits:
-        words = "probability above" if measured["rule"] == "confidence" else "steps without change:"
-        found.append((f"{words} {measured['threshold']}", measured["layers"], measured["top1"]))
+        words = "probability above" if measured.rule == "confidence" else "steps without change:"
+        found.append((f"{words} {measured.threshold}", measured.layers, measured.top1))
     rows = [[stop, f"{layers:.2f}", f"{100 * top1:.2f}"] for stop, layers, top1 in found]
     return ["stop", "layers run", "top-1 %"], rows
 
 
 def class_names(results: Results) -> list[str]:
     """What each class is called: its name where the data has names, else its number."""
-    return results.data.get("classes") or list(map(str, range(len(results.measures["by_class"]["images"]))))
+    return results.data.classes or list(map(str, range(len(_images(results)))))
 
 
-def by_class(results: Results) -> dict[str, dict[str, Any]]:
-    """What was counted by class, see ``layershuffle.evaluation.by_class``, by the name of the kind of order."""
-    counted = results.measures.get("by_class", {"orders": []})["orders"]
-    return {name_of((orders["protocol"], *orders["variant"].values())): orders for orders in counted}
+def _images(results: Results) -> list[int]:
+    counts = results.measure(ByClassCounts)
+    return counts.images if counts else []
+
+
+def by_class(results: Results) -> dict[str, OrderCounts]:
+    """What was counted by class, by the name of the kind of order."""
+    counts = results.measure(ByClassCounts)
+    counted = counts.orders if counts else []
+    return {name_of((orders.protocol, *orders.variant.values())): orders for orders in counted}
 
 
 def classes(results: Results) -> tuple[list[str], Rows]:
@@ -162,16 +177,14 @@ def classes(results: Results) -> tuple[list[str], Rows]:
         return [], []
     names, header = class_names(results), ["class", "images"]
     found: dict[int, tuple[list[float], list[str]]] = {
-        index: ([], [names[index], str(images)])
-        for index, images in enumerate(results.measures["by_class"]["images"])
-        if images
+        index: ([], [names[index], str(images)]) for index, images in enumerate(_images(results)) if images
     }
     for group, orders in counted.items():
         header += [group, "taken for"]
-        mistaken = {true: (predicted, count) for true, predicted, count in reversed(orders["confused"])}
+        mistaken = {true: (predicted, count) for true, predicted, count in reversed(orders.confused)}
         for index, (accuracies, row) in found.items():
-            images = orders["draws"] * int(row[1])
-            accuracies.append(orders["right"][index] / images)
+            images = orders.samples * int(row[1])
+            accuracies.append(orders.right[index] / images)
             row.append(f"{100 * accuracies[-1]:.2f}")
             predicted, count = mistaken.get(index, (0, 0))
             row.append(f"{names[predicted]} {100 * count / images:.0f}%" if count else "")
@@ -188,22 +201,11 @@ def confusion(results: Results) -> tuple[list[str], Rows]:
         return ["order", "class", "taken for", "images"], [
             [group, names[true], names[predicted], str(images)]
             for group, orders in counted
-            for true, predicted, images in orders["confused"]
+            for true, predicted, images in orders.confused
         ]
     return ["order", "class", *names], [
-        [group, name, *map(str, row)] for group, orders in counted for name, row in zip(names, confusion_matrix(orders))
+        [group, name, *map(str, row)] for group, orders in counted for name, row in zip(names, orders.matrix())
     ]
-
-
-def confusion_matrix(orders: Mapping[str, Any]) -> list[list[int]]:
-    """Images by class and by predicted class, from one of the values of ``by_class``."""
-    right = orders["right"]
-    matrix = [[0] * len(right) for _ in right]
-    for index, images in enumerate(right):
-        matrix[index][index] = images
-    for true, predicted, images in orders["confused"]:
-        matrix[true][predicted] = images
-    return matrix
 
 
 def terminal(header: list[str], rows: Rows, title: str = "") -> Table:

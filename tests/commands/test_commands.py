@@ -26,7 +26,7 @@ from layershuffle.commands.experiment import experiment_command
 from layershuffle.commands.studying import Study, study_parser
 from layershuffle.commands.train import train
 from layershuffle.data import ImageFolders
-from layershuffle.results.record import Results
+from layershuffle.results import Results
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +75,8 @@ def test_the_quickstart_leaves_what_it_says(compared):
     assert {path.name for path in folder.iterdir()} >= {"overview.png", "table.md", "base", "baseline", "layershuffle"}
     for result in results.values():
         assert result.environment["torch"] == torch.__version__
-        assert len(result.model["sha256"]) == 64
-        assert result.data["images"] == 359
+        assert len(result.model.sha256) == 64
+        assert result.data.images == 359
     table = (folder / "table.md").read_text()
     assert table.startswith("| top-1 % | baseline | layershuffle | layershuffle-predict |")
     assert f"| sequential | {100 * accuracy(results['baseline'], 'sequential'):.2f} ± " in table
@@ -137,7 +137,7 @@ def test_what_makes_it_faster_changes_no_result(monkeypatch):
     assert compiled.environment["compiled"]
     assert [score.top1 for score in compiled.scores] == [score.top1 for score in plain.scores]
     small = evaluate_command([*evaluate, "--precision=auto", "--batch-size=30"])
-    assert (small.evaluation["batch_size"], small.scores[0].images) == (30, 100)
+    assert (small.evaluation.batch_size, small.scores[0].images) == (30, 100)
     assert small.environment["precision"] in ("32-true", "bf16-mixed")
 
 
@@ -288,9 +288,9 @@ def test_results_are_never_written_over_unasked(compared):
 def test_the_checkpoints_data_can_be_overridden(compared):
     checkpoint = str(compared[0] / "layershuffle/seed0/best.ckpt")
     results = evaluate_command([checkpoint, "--protocols", "sequential", "--data.test_images=50", "--split=test"])
-    assert results.data["images"] == 50
-    assert results.data["args"]["split_seed"] == 0
-    assert evaluate_command([checkpoint, "--protocols", "sequential", "--split=val"]).data["images"] == 144
+    assert results.data.images == 50
+    assert results.data.args["split_seed"] == 0
+    assert evaluate_command([checkpoint, "--protocols", "sequential", "--split=val"]).data.images == 144
 
 
 def test_the_authors_checkpoints_are_evaluated(tmp_path, monkeypatch):
@@ -298,8 +298,8 @@ def test_the_authors_checkpoints_are_evaluated(tmp_path, monkeypatch):
     folder = reference_folder(tmp_path)
     data = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=7"]
     results = evaluate_command([str(folder), *data, "--orders", "2", "--keep", "3"])
-    assert results.data["images"] == 100
-    assert results.model["config"]["norm_eps"] == 1e-12
+    assert results.data.images == 100
+    assert results.model.config["norm_eps"] == 1e-12
     assert {score.protocol for score in results.scores} == {"sequential", "arbitrary", "pruned"}
 
 
@@ -309,7 +309,7 @@ def test_of_the_authors_classes_those_of_the_data_are_evaluated(tmp_path, monkey
     data = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=4"]
     results = evaluate_command([str(folder), *data, "--protocols=sequential", "--output=r.json"])
     assert "of the 7 classes of the authors' checkpoint, the first 4 are evaluated" in capsys.readouterr().out
-    assert Results.load("r.json").model["classes"] == "the first 4 of 7"
+    assert Results.load("r.json").model.classes == "the first 4 of 7"
     whole = load(str(folder)).model
     study = Study(study_parser("prog", ""), [str(folder), *data])
     images, labels = batches(study.batches)
@@ -356,8 +356,8 @@ def test_a_frozen_timm_model_is_evaluated(tmp_path):
     results = evaluate_command(
         [name, "--pretrained=weights.pth", *data, "--protocols", "sequential", "pruned", "--orders=1"]
     )
-    assert results.data["images"] == 30
-    assert results.data["args"]["image_size"] == 160
+    assert results.data.images == 30
+    assert results.data.args["image_size"] == 160
     assert Path("test_vit.evaluation.json").exists()
 
     # As timm itself preprocesses and evaluates, and as in the paper if that is asked for.
@@ -379,7 +379,7 @@ def test_a_frozen_timm_model_is_evaluated(tmp_path):
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor([label for _, label in images]))
         assert results.scores[0].loss == pytest.approx(expected.item(), rel=1e-6)
         names = ("crop_pct", "interpolation", "crop_mode")
-        assert {key: results.data["args"][key] for key in names} == {key: config[key] for key in names}
+        assert {key: results.data.args[key] for key in names} == {key: config[key] for key in names}
 
 
 def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():

@@ -13,7 +13,7 @@ from layershuffle.commands.errors import run
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.train import train
 from layershuffle.models import create_model
-from layershuffle.results.record import Results
+from layershuffle.results import Results
 
 NAME = "vit_tiny_patch16_224"
 TASK = ["--data=ImageFolders", "--data.root=pets", "--protocols=sequential", "--accelerator=cpu"]
@@ -32,9 +32,9 @@ def pets(tmp_path, monkeypatch):
 def test_weights_with_classes_of_their_own_and_random_ones_are_evaluated(capsys):
     torch.save(timm.create_model(NAME, num_classes=3).state_dict(), "three.pth")
     found = evaluate_command([NAME, *TASK, "--pretrained=three.pth"])
-    assert found.model["config"]["num_classes"] == 3
+    assert found.model.num_classes == 3
     one, other = (evaluate_command([NAME, *TASK, "--pretrained=random", "--output=r.json"]) for _ in range(2))
-    assert one.model["source"] == "random weights"
+    assert one.model.source == "random weights"
     assert one.scores == other.scores
     torch.save(timm.create_model(NAME, num_classes=0).state_dict(), "headless.pth")
     with pytest.raises(ValueError, match="headless.pth holds no classifier"):

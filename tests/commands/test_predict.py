@@ -237,7 +237,7 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
     results = evaluate_command(evaluate)
     assert tables.class_names(results) == loaded.classes
     # Matplotlib would read the one as a formula, and has no glyphs for the other.
-    results.data["classes"] = [r"$\frac$", "日本"]
+    results.data.classes[:] = [r"$\frac$", "日本"]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         set_up_logging()

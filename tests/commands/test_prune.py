@@ -14,7 +14,8 @@ from layershuffle.checkpoints.loading import load
 from layershuffle.commands.prune import prune_command
 from layershuffle.commands.train import train
 from layershuffle.orders.order import Order
-from layershuffle.results.record import Results
+from layershuffle.results import Results
+from layershuffle.results.measures import Pruning
 
 FEW = ["--repeats=1", "--data.train_images=600"]
 
@@ -41,12 +42,12 @@ def test_what_is_kept_is_scored_timed_exported_and_refined(trained, capsys, imag
     assert Results.load("p.json") == results
     own, *thinned = [score for score in results.of("prune") if "sequence" not in score.variant]
     assert own.order == "0 1 2 3 4"
-    assert results.measures["prune"]["images"] == results.data["images"] == 30
-    chosen = Order(results.measures["prune"]["chosen"])
+    assert results.measure(Pruning).images == results.data.images == 30
+    chosen = Order(results.measure(Pruning).chosen)
     assert f"chosen: {chosen}" in said
     assert [len(Order(score.order)) for score in thinned] == [4, 3, 2]
     assert sorted(chosen) == list(Order(thinned[-1].order))
-    for kept, time in results.measures["prune"]["milliseconds"].items():
+    for kept, time in results.measure(Pruning).milliseconds.items():
         assert f" {time:#.3g} " in said or int(kept) < 2
     assert plt.imread("p.png")[:, :, :3].std() > 0.05
     # The export: a plain model of two layers, its score on the images that weren't searched on, a config to refine it.
@@ -65,7 +66,7 @@ def test_what_is_kept_is_scored_timed_exported_and_refined(trained, capsys, imag
 
 def test_a_budget_of_time_and_refinement(trained, capsys):
     results = prune_command([trained, *FEW, "--milliseconds=1e6", "--output=p.json"])
-    assert results.measures["prune"]["chosen"].count(" ") == 4  # everything is quick enough
+    assert results.measure(Pruning).chosen.count(" ") == 4  # everything is quick enough
     assert "export it with: layershuffle export" in capsys.readouterr().out
     prune_command([trained, *FEW, "--keep=1", "--rounds=0", "--output=q.json", "--export=out", "--refine=1"])
     (best,) = re.findall("refined: (.*); export it with", capsys.readouterr().out)

@@ -22,7 +22,8 @@ from layershuffle.evaluation.activations import cosine_similarities, seconds_per
 from layershuffle.orders.order import Order
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
-from layershuffle.results.record import Results
+from layershuffle.results import Results
+from layershuffle.results.measures import Contributions, Cosine, EarlyExits, Search, SecondsPerImage
 
 
 def fit(folder, *options):
@@ -90,7 +91,7 @@ def test_named_orders_on_the_command_line(plain):
 
 def test_similarity_command(plain):
     results = similarity_command([plain, FEW])
-    matrix = np.array(results.measures["cosine"])
+    matrix = np.array(results.measure(Cosine).matrix)
     assert matrix.shape == (6, 6)
     assert np.allclose(matrix, matrix.T)
     assert np.allclose(np.diag(matrix), 1)
@@ -119,23 +120,23 @@ def test_similarities_token_by_token(small, images):
 
 def test_depth_command_scores_and_times_every_depth(plain, capsys):
     results = depth_command([plain, FEW, "--draws=2", "--repeats=1", "--output=d.json"])
-    assert list(results.measures["seconds_per_image"]) == list("123456")
-    assert all(seconds > 0 for seconds in results.measures["seconds_per_image"].values())
+    assert list(results.measure(SecondsPerImage).seconds) == [1, 2, 3, 4, 5, 6]
+    assert all(seconds > 0 for seconds in results.measure(SecondsPerImage).seconds.values())
     pruned = [s for s in results.scores if s.protocol == "pruned"]
     assert {s.variant["kept"] for s in pruned} == set(range(1, 7))
     assert {s.variant["strategy"] for s in pruned} == {"first", "even", "random"}
     assert all([int(layer) for layer in s.order.split()] == sorted(map(int, s.order.split())) for s in pruned)
     assert [path.name for path in Path().glob("*.png")] == ["d.png"]
-    exits, said = results.measures["early_exit"], capsys.readouterr().out
+    exits, said = results.measure(EarlyExits).exits, capsys.readouterr().out
     assert Results.load("d.json") == results
     assert "choose a threshold for early exit on other images than those whose accuracy you report" in said
     for f in exits:
-        assert f"{f['threshold']} {f['layers']:.2f} {100 * f['top1']:.2f}" in " ".join(said.split())
+        assert f"{f.threshold} {f.layers:.2f} {100 * f.top1:.2f}" in " ".join(said.split())
     # If no image is ever sure enough, all run the base order.
-    assert {f["top1"] for f in exits if f["layers"] == 6} == {results.of("sequential")[0].top1}
+    assert {f.top1 for f in exits if f.layers == 6} == {results.of("sequential")[0].top1}
     (setup,), _ = collect(Path())
     picture = next(s for s in sections([setup], []) if s.title.startswith("Other orders")).parts[0]
-    assert f"probability above 0.5, {exits[5]['layers']:.2f} layers" in [row[1] for row in picture.data.rows]
+    assert f"probability above 0.5, {exits[5].layers:.2f} layers" in [row[1] for row in picture.data.rows]
 
 
 def test_times_are_of_the_orders_asked_for(small, images):
@@ -155,17 +156,17 @@ def test_search_command(plain, strategy):
     assert own.protocol == "sequential"
     assert found.variant == {"strategy": strategy}
     assert sorted(Order(found.order)) == list(Order(range(6)))
-    assert results.data["split"] == "val"
+    assert results.data.split == "val"
     # 64 validation images: searched on 16, reported on the other 48.
-    assert results.measures["search"]["images"] == 16
+    assert results.measure(Search).images == 16
     assert {score.images for score in results.scores} == {48}
-    trace = results.measures["search"].get("trace", [])
+    trace = results.measure(Search).trace or []
     if strategy == "greedy":
-        assert [len(step["order"].split()) for step in trace] == list(range(1, 7))
-        assert trace[-1]["order"] == found.order
-        assert others[0].order == min(trace, key=lambda step: step["loss"])["order"]
+        assert [len(step.order.split()) for step in trace] == list(range(1, 7))
+        assert trace[-1].order == found.order
+        assert others[0].order == min(trace, key=lambda step: step.loss).order
     if strategy == "climb":
-        assert trace[0]["order"] == others[0].order == "0 5 4 3 2 1"
+        assert trace[0].order == others[0].order == "0 5 4 3 2 1"
         assert len(trace) == 3
     assert Path("s.png").exists()
 
@@ -196,7 +197,7 @@ def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
     line = "note: the model was trained with 2 of its 6 layers, so all layers means those of its base order: 0 1"
     assert line in capsys.readouterr().out.replace("\n", " ")
     assert results.label == "reduced-depth-2-predict"
-    assert results.model["config"]["order"] == "0 1"
+    assert results.model.config["order"] == "0 1"
     orders = {score.order for score in results.scores if score.protocol != "given"}
     assert orders == {None, "0 1", "1 0", "0", "1"}
     sequential, *_, given = results.scores
@@ -205,8 +206,8 @@ def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
     assert "runs the layers of the trained model in the order 0 1" in Path("exported/README.md").read_text()
     (exported,) = evaluate_command(["exported", FEW, "--protocols=sequential", "--output=e.json"]).scores
     assert exported == sequential
-    changes = analyse_command([checkpoint, FEW, "--study=contributions", "--images=5"]).measures["contributions"]
-    assert {*changes["orders"]} <= {"0 1", "1 0"}
+    changes = analyse_command([checkpoint, FEW, "--study=contributions", "--images=5"]).measure(Contributions)
+    assert {*changes.orders} <= {"0 1", "1 0"}
 
 
 def test_instancewise_from_training_to_results(tmp_path):

@@ -31,7 +31,7 @@ def counted(logits, labels):
     for first in range(0, len(labels), 30):
         for order, its_logits in logits.items():
             counts.add(order, Output(its_logits[first : first + 30]), labels[first : first + 30])
-    return counts.compute()
+    return counts.counts()
 
 
 @pytest.fixture
@@ -49,40 +49,40 @@ def logits(labels):
 
 def test_the_counts_are_those_of_torchmetrics(labels, logits):
     found = counted(logits, labels)
-    assert found["images"] == labels.bincount(minlength=CLASSES).tolist()
-    assert len(set(found["images"])) > 2
-    named = [(each["protocol"], each["variant"], each["draws"]) for each in found["orders"]]
+    assert found.images == labels.bincount(minlength=CLASSES).tolist()
+    assert len(set(found.images)) > 2
+    named = [(each.protocol, each.variant, each.samples) for each in found.orders]
     assert named == [("sequential", {}, 1), ("arbitrary", FIXED, 2), ("given", {"order": "1 0 2"}, 1)]
-    for each, orders in zip(found["orders"], ([OWN], [ONE, OTHER], [ONE])):
+    for each, orders in zip(found.orders, ([OWN], [ONE, OTHER], [ONE])):
         joined = torch.cat([logits[order] for order in orders]), labels.repeat(len(orders))
         expected = multiclass_confusion_matrix(*joined, CLASSES)
         accuracies = multiclass_accuracy(*joined, CLASSES, average=None).tolist()
-        assert each["right"] == expected.diagonal().tolist()
-        images = each["draws"] * torch.tensor(found["images"])
-        assert [right / int(count) if count else 0 for right, count in zip(each["right"], images)] == pytest.approx(
+        assert each.right == expected.diagonal().tolist()
+        images = each.samples * torch.tensor(found.images)
+        assert [right / int(count) if count else 0 for right, count in zip(each.right, images)] == pytest.approx(
             accuracies
         )
-        for true, predicted, count in each["confused"]:
+        for true, predicted, count in each.confused:
             assert count == expected[true, predicted]
             expected[true, predicted] = 0
-        assert int(expected.sum()) == sum(each["right"])
-        counts = [count for *_, count in each["confused"]]
+        assert int(expected.sum()) == sum(each.right)
+        counts = [count for *_, count in each.confused]
         assert counts == sorted(counts, reverse=True)
 
 
 def test_an_image_whose_logits_are_not_numbers_is_of_no_class(labels, logits):
-    before = counted(logits, labels)["orders"][0]
+    before = counted(logits, labels).orders[0]
     image = int((logits[OWN].argmax(dim=1) == labels).nonzero()[0])
     logits[OWN][image, 0] = math.nan
-    after = counted(logits, labels)["orders"][0]
-    before["right"][labels[image]] -= 1
+    after = counted(logits, labels).orders[0]
+    before.right[labels[image]] -= 1
     assert after == before
 
 
 def test_of_many_classes_the_most_frequent_pairs_are_kept(labels, logits, monkeypatch):
-    whole = counted(logits, labels)["orders"][0]
+    whole = counted(logits, labels).orders[0]
     monkeypatch.setattr(by_class, "MOST_PAIRS", 5)
-    cut = counted(logits, labels)["orders"][0]
-    assert len(whole["confused"]) > 5
-    assert cut["confused"] == whole["confused"][:5]
-    assert cut["right"] == whole["right"]
+    cut = counted(logits, labels).orders[0]
+    assert len(whole.confused) > 5
+    assert cut.confused == whole.confused[:5]
+    assert cut.right == whole.right

@@ -13,8 +13,8 @@ from layershuffle.data import Preprocess
 from layershuffle.evaluation.activations import contributions, project, shuffled_runs
 from layershuffle.models import create_model
 from layershuffle.orders.order import Order
-from layershuffle.results import figures
-from layershuffle.results.record import Results
+from layershuffle.results import DataInfo, Environment, EvaluationInfo, ModelInfo, Results, figures
+from layershuffle.results.measures import Contributions, Representations
 
 
 class Images(torch.utils.data.Dataset):
@@ -123,13 +123,13 @@ def test_contributions_as_typed(checkpoint, tmp_path):
     assert Results.load("c.json") == results
     found = figures.changes_by_step(results)
     assert sum(map(len, found.values())) == 40 * 4
-    measured = results.measures["contributions"]
-    step = Order(measured["orders"][7])[2]
-    assert measured["added"][7][2] in found[step, 2]
+    measured = results.measure(Contributions)
+    step = Order(measured.orders[7])[2]
+    assert measured.added[7][2] in found[step, 2]
     assert all(np.all(values > 0) for values in found.values())
-    assert measured["token"] == "class token"
+    assert measured.token == "class token"
     # All images begin with the same class token. No step can change its norm by more than the norm of what it adds.
-    added, before = np.array(measured["added"]), np.array(measured["before"])
+    added, before = np.array(measured.added), np.array(measured.before)
     assert np.all(before[:, 0] == before[0, 0])
     assert np.all(np.abs(np.diff(before)) <= added[:, :-1] + 1e-3)
     assert (tmp_path / "c.png").stat().st_size > 10_000
@@ -140,7 +140,7 @@ def test_contributions_without_a_class_token(trained):
     results = analyse_command(
         [trained(class_token=False, global_pool="avg"), "--study=contributions", "--images=5", "--output=c.json"]
     )
-    assert results.measures["contributions"]["token"] == "mean of the patch tokens"
+    assert results.measure(Contributions).token == "mean of the patch tokens"
     (axis, _) = figures.contributions(results).axes
     assert axis.get_ylabel() == "norm of the change of the mean of the patch tokens"
 
@@ -162,9 +162,14 @@ def test_the_images_are_a_random_sample(checkpoint, monkeypatch):
     assert min(max(first), max(other)) > 180
 
 
+def results_of(measure, **settings):
+    model = ModelInfo(name="m", config={"name": "vit_tiny_patch16_224", "num_classes": 10})
+    return Results(model, DataInfo(name="d", images=2), EvaluationInfo(**settings), Environment(), [], (measure,))
+
+
 def test_lines_are_drawn_by_the_distance_from_the_original_place():
-    measured = {"orders": ["0 1 0 1", "1 0 0 1"], "token": "class token", "added": [[1, 2, 3, 4], [5, 6, 7, 8]]}
-    results = Results({"name": "m"}, {}, {"order": "0 1 0 1"}, {}, [], {"contributions": measured})
+    measured = Contributions(["0 1 0 1", "1 0 0 1"], "class token", added=[[1, 2, 3, 4], [5, 6, 7, 8]])
+    results = results_of(measured, order="0 1 0 1")
     axis, _ = figures.contributions(results).axes
     one, other = ({int(x): y for x, y in zip(*line.get_data())} for line in axis.lines[:2])
     # Layer 0 belongs at 0 and 2. It ran there with changes 1, 3 and 7, and at 1 (a tie: later than 0) with 6.
@@ -174,8 +179,7 @@ def test_lines_are_drawn_by_the_distance_from_the_original_place():
 
 
 def test_older_files_are_drawn_with_the_quotient_that_they_hold():
-    measured = {"orders": ["0 1", "1 0"], "changes": [[1, 2], [3, 4]]}
-    results = Results({"name": "m"}, {}, {}, {}, [], {"contributions": measured})
+    results = results_of(Contributions(["0 1", "1 0"], changes=[[1, 2], [3, 4]]))
     axis, _ = figures.contributions(results).axes
     assert [list(line.get_data()[1]) for line in axis.lines[:2]] == [[1, 4], [3, 2]]
     assert axis.get_ylabel() == "norm of the change of the class token, over its norm"
@@ -189,20 +193,20 @@ def test_representations_of_every_visit(trained, monkeypatch, order, default, la
     monkeypatch.setattr(analyse, "project", lambda outputs, seed: torch.rand(len(outputs), 2))
     checkpoint = trained(f"--model.order={order}")
     results = analyse_command([checkpoint, "--images=20", f"--layer={layer}", "--output=r.json"])
-    measured = results.measures["representations"]
-    visits = [at for text in measured["orders"] for at, step in enumerate(text.split()) if step in steps]
-    assert measured["positions"] == visits
-    assert len(measured["plane"]) == len(visits) >= 20
-    assert analyse_command([checkpoint, "--images=3"]).measures["representations"]["layer"] == default
+    measured = results.measure(Representations)
+    visits = [at for text in measured.orders for at, step in enumerate(text.split()) if step in steps]
+    assert measured.positions == visits
+    assert len(measured.plane) == len(visits) >= 20
+    assert analyse_command([checkpoint, "--images=3"]).measure(Representations).layer == default
 
 
 def test_representations_as_typed(checkpoint, tmp_path):
     pytest.importorskip("umap")
     arguments = [checkpoint, "--layer=1", "--images=30"]
     results = analyse_command([*arguments, "--output=r.json"])
-    measured = results.measures["representations"]
-    assert len(measured["plane"]) == len(measured["positions"]) == 30
-    assert [str(Order(o)).split().index("1") for o in measured["orders"]] == measured["positions"]
+    measured = results.measure(Representations)
+    assert len(measured.plane) == len(measured.positions) == 30
+    assert [str(Order(o)).split().index("1") for o in measured.orders] == measured.positions
     assert (tmp_path / "r.png").stat().st_size > 10_000
 
 

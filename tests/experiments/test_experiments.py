@@ -20,7 +20,8 @@ from layershuffle.commands.experiment import experiment_command, perform
 from layershuffle.commands.report import report
 from layershuffle.experiments import cells
 from layershuffle.experiments.definition import list_cells, read
-from layershuffle.results.record import Results
+from layershuffle.results import Results
+from layershuffle.results.measures import Contributions
 
 TINY = (
     "--model.timm_args='{img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 16, depth: 3, num_heads: 2}' "
@@ -102,7 +103,7 @@ def test_a_frozen_model_is_studied_beside_the_methods(tiny):
     perform(cell, Path("out"))
     found = Results.load(Path("out") / cell.name / "original.json")
     assert found.label == "test_vit"
-    assert found.evaluation["images"] == len(found.measures["contributions"]["orders"]) == 3
+    assert found.evaluation.options["images"] == len(found.measure(Contributions).orders) == 3
 
 
 def test_the_scales_are_whole():

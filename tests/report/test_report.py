@@ -18,8 +18,17 @@ from layershuffle.experiments.definition import Evaluation, Experiment, Setup, l
 from layershuffle.report import paper
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
-from layershuffle.results import tables
-from layershuffle.results.record import Results, Score, estimate
+from layershuffle.results import (
+    DataInfo,
+    Environment,
+    EvaluationInfo,
+    ModelInfo,
+    Results,
+    Score,
+    estimate,
+    tables,
+)
+from layershuffle.results.measures import ByClassCounts, Contributions, OrderCounts, Search, SearchStep
 
 VIT = "vit_base_patch16_224.orig_in21k_ft_in1k"
 
@@ -36,12 +45,21 @@ def results(method="layershuffle", seed=0, sequential=0.75, arbitrary=(0.6, 0.7)
         for sequence in ("original", "random"):
             for value in (0.1 * kept, 0.2 * kept):
                 scores.append(score("pruned", value, kept=kept, strategy="random", sequence=sequence))
-    model = {"name": "best", "method": method, "seed": seed, "sha256": f"{seed}" * 64, "source": "best.ckpt"}
-    model["config"] = {"name": name, "num_classes": 1000}
-    about = {"protocols": ["sequential", "arbitrary", "pruned"], "draws": 2, "keep": [1, 2], "seed": 0}
-    made = {"device": "CPU", "precision": "32-true", "torch": "2", "timm": "1", "created": "2026-01-01T00:00:00+00:00"}
-    data = {"name": data, "images": 100, "split": "test"}
-    return replace(Results(model, data, about, made, scores), **changes)
+    model = ModelInfo(
+        name="best",
+        method=method,
+        seed=seed,
+        sha256=f"{seed}" * 64,
+        source="best.ckpt",
+        config={"name": name, "num_classes": 1000},
+    )
+    protocols = ["sequential", "arbitrary", "pruned"]
+    settings = EvaluationInfo(protocols=protocols, random_orders=2, seed=0, options={"keep": [1, 2]})
+    environment = Environment(
+        device="CPU", precision="32-true", torch="2", timm="1", created="2026-01-01T00:00:00+00:00"
+    )
+    info = DataInfo(name=data, images=100, split="test")
+    return replace(Results(model, info, settings, environment, scores), **changes)
 
 
 def table(found, title, at=0):
@@ -110,7 +128,7 @@ def test_the_authors_checkpoints_are_set_beside_the_paper_unless_they_have_anoth
     whole = config | {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12}
     for name, each in {"whole": whole, "small": config}.items():
         found = results()
-        replace(found, model=found.model | {"config": each}).save(tmp_path / f"{name}.json")
+        replace(found, model=replace(found.model, config=each)).save(tmp_path / f"{name}.json")
     small, whole = sorted((setup.backbone for setup in collect(tmp_path)[0]), key=len, reverse=True)
     assert whole == "ViT-B/16"
     assert small.startswith(f"ViT-B/16 ({config['depth']} layers, width {config['embed_dim']}")
@@ -118,9 +136,9 @@ def test_the_authors_checkpoints_are_set_beside_the_paper_unless_they_have_anoth
 
 def test_all_standard_deviations_are_of_samples(tmp_path):
     changes = [[0.1, 0.3], [0.2, 0.4], [0.6, 0.5]]
-    measures = {"contributions": {"orders": ["0 1"] * 3 + ["1 0"], "changes": [*changes, [0.7, 0.8]]}}
+    measure = Contributions(["0 1"] * 3 + ["1 0"], changes=[*changes, [0.7, 0.8]])
     found = results()
-    replace(found, scores=[], measures=measures, evaluation={}).save(tmp_path / "a.json")
+    replace(found, scores=[], measures=(measure,), evaluation=EvaluationInfo()).save(tmp_path / "a.json")
     section = next(s for s in sections(*collect(tmp_path)) if s.title.startswith("What layers change"))
     rows = [[cell.text for cell in row] for row in section.parts[0].data.cells()]
     assert rows[0][-3:] == ["0.3", f"{statistics.stdev([0.1, 0.2, 0.6]):.4g}", "3"]
@@ -190,9 +208,10 @@ def test_what_is_missing_or_wrong_is_said_and_the_rest_is_made(tmp_path, capsys)
 def test_files_of_one_model_agree_unless_they_score_the_same_order_otherwise(tmp_path):
     def file(name, *scored):
         scores = [Score("given", {"order": order}, order, 10, top1, 0.9, 1.5, None) for order, top1 in scored]
-        model = {"name": "best", "method": "baseline", "seed": 0, "config": {"name": "vit_tiny_patch16_224"}}
-        data = {"name": "Digits", "images": 10, "split": "test"}
-        Results(model, data, {"protocols": ["given"]}, {}, scores).save(tmp_path / name)
+        config = {"name": "vit_tiny_patch16_224", "num_classes": 10}
+        model = ModelInfo(name="best", method="baseline", seed=0, config=config)
+        data = DataInfo(name="Digits", images=10, split="test")
+        Results(model, data, EvaluationInfo(protocols=["given"]), Environment(), scores).save(tmp_path / name)
 
     file("a.json", ("0 1", 0.5))
     file("b.json", ("1 0", 0.6))
@@ -248,7 +267,9 @@ def test_results_of_one_model_in_several_files(tmp_path):
     found = results()
     landscape = [score("landscape", 0.1 * kept, kept=kept) for kept in (1, 1, 2)]
     found.save(tmp_path / "results.json")
-    replace(found, scores=landscape, evaluation={"protocols": ["landscape"]}).save(tmp_path / "landscape.json")
+    replace(found, scores=landscape, evaluation=EvaluationInfo(protocols=["landscape"])).save(
+        tmp_path / "landscape.json"
+    )
     (setup,) = collect(tmp_path)[0]
     (run,) = setup.of("layershuffle")
     assert list(run.files) == ["landscape.json", "results.json"]
@@ -261,9 +282,12 @@ def test_results_of_one_model_in_several_files(tmp_path):
 def test_studies_have_a_picture_each_and_no_part_in_the_tables(tmp_path):
     found = results("baseline")
     swaps = [score("swap-matrix", 0.5, one=one, other=other) for one in range(2) for other in range(one, 2)]
-    replace(found, scores=[*found.scores, *swaps], evaluation={"protocols": ["swap-matrix"]}).save(tmp_path / "a.json")
-    measures = {"search": {"strategy": "greedy", "images": 9, "trace": [{"order": "0", "loss": 2.0}]}}
-    searched = replace(found, measures=measures, evaluation={"strategy": "greedy"}, data=found.data | {"split": "val"})
+    replace(found, scores=[*found.scores, *swaps], evaluation=EvaluationInfo(protocols=["swap-matrix"])).save(
+        tmp_path / "a.json"
+    )
+    measure = Search("greedy", 9, trace=[SearchStep("0", 2.0)])
+    validation = replace(found.data, split="val")
+    searched = replace(found, measures=(measure,), evaluation=EvaluationInfo(), data=validation)
     replace(searched, scores=[score("sequential", 0.01), score("search", 0.25)]).save(tmp_path / "b.json")
     made = sections(*collect(tmp_path))
     others = next(s for s in made if s.title.startswith("Other orders"))
@@ -286,7 +310,9 @@ def test_a_models_files_count_once(tmp_path):
     one, other = results("baseline", seed=0), results("baseline", seed=1, sequential=0.85)
     for name, found in {"a": one, "b": one, "c": other}.items():
         named = replace(
-            found, model=found.model | {"sha256": str(found.model["seed"])}, evaluation={"protocols": [name]}
+            found,
+            model=replace(found.model, sha256=str(found.model.seed)),
+            evaluation=EvaluationInfo(protocols=[name]),
         )
         named.save(tmp_path / f"{name}.json")
     rows = table(sections(*collect(tmp_path)), "Every score")
@@ -297,12 +323,12 @@ def own(method, seed=0, sequential=0.75, arbitrary=(0.6, 0.7), images=(50, 30, 2
     """Results on data and with a model of the user's own."""
     found = results(method, seed, sequential, arbitrary, name="vit_small_patch16_224", data="birds")
     right = [count // 2 for count in images]
-    counted = {"protocol": "sequential", "variant": {}, "draws": 1, "right": right, "confused": [[0, 1, 25]]}
+    counts = OrderCounts("sequential", {}, 1, right, [(0, 1, 25)])
     return replace(
         found,
-        model=found.model | {"config": {"name": "vit_small_patch16_224", "num_classes": 3}},
-        data=found.data | {"classes": ["wren", "tit", "jay"]},
-        measures={"by_class": {"images": list(images), "orders": [counted]}},
+        model=replace(found.model, config={"name": "vit_small_patch16_224", "num_classes": 3}),
+        data=replace(found.data, classes=["wren", "tit", "jay"]),
+        measures=(ByClassCounts(list(images), [counts]),),
     )
 
 
@@ -336,11 +362,10 @@ def test_a_simulation_has_a_section(tmp_path, capsys):
 def test_of_many_classes_a_report_shows_the_worst(tmp_path):
     classes = 60
     right = [index % 9 for index in range(classes)]
-    counted = {"protocol": "sequential", "variant": {}, "draws": 1, "right": right, "confused": []}
-    measures = {"by_class": {"images": [10] * classes, "orders": [counted]}}
+    measures = (ByClassCounts([10] * classes, [OrderCounts("sequential", {}, 1, right, [])]),)
     names = [f"bird {index}" for index in range(classes)]
     found = own("baseline")
-    replace(found, data=found.data | {"classes": names}, measures=measures).save(tmp_path / "baseline/0.json")
+    replace(found, data=replace(found.data, classes=names), measures=measures).save(tmp_path / "baseline/0.json")
     rows = table(sections(*collect(tmp_path)), "Accuracy of each class")
     assert len(rows) == 50
     assert not {names[index] for index in range(classes) if right[index] == 8} & {row[0][0] for row in rows}
@@ -380,7 +405,7 @@ def test_the_conclusion_says_what_cannot_be_told_apart(tmp_path):
 def test_several_setups_are_told_apart_by_what_differs(tmp_path):
     own("baseline").save(tmp_path / "a.json")
     other = own("baseline")
-    replace(other, data=other.data | {"name": "fish"}).save(tmp_path / "b.json")
+    replace(other, data=replace(other.data, name="fish")).save(tmp_path / "b.json")
     setups, _ = collect(tmp_path)
     assert {setup.name for setup in setups} == {"birds", "fish"}
     rows = table(sections(setups, []), "Sequential")
@@ -421,7 +446,7 @@ def test_an_experiment_gives_its_report_a_title_and_what_is_missing(tmp_path, ca
 def test_the_accuracy_of_each_class_is_the_mean_over_seeds(tmp_path):
     for seed in (0, 1):
         found = own("baseline", seed)
-        found.measures["by_class"]["orders"][0]["right"][2] = 10 * seed
+        found.measure(ByClassCounts).orders[0].right[2] = 10 * seed
         found.save(tmp_path / f"{seed}.json")
     rows = table(sections(*collect(tmp_path)), "Accuracy of each class")
     assert rows == [

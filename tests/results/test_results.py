@@ -14,8 +14,19 @@ from rich.console import Console
 from layershuffle.files import write_whole
 from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.report.collect import comparison
-from layershuffle.results import figures, tables
-from layershuffle.results.record import Results, Score, estimate, summarise
+from layershuffle.results import (
+    DataInfo,
+    Environment,
+    EvaluationInfo,
+    ModelInfo,
+    Results,
+    Score,
+    estimate,
+    figures,
+    summarise,
+    tables,
+)
+from layershuffle.results.measures import ByClassCounts, OrderCounts
 
 
 def score(protocol, top1, order=None, **variant):
@@ -37,10 +48,10 @@ def results(method="layershuffle", **changes):
         ),
     ]
     fields = {
-        "model": {"name": "best", "method": method, "config": {"num_classes": 10}},
-        "data": {"name": "Digits", "images": 50},
-        "evaluation": {"seed": 0},
-        "environment": {"device": "cpu"},
+        "model": ModelInfo(name="best", method=method, config={"name": "vit_tiny_patch16_224", "num_classes": 10}),
+        "data": DataInfo(name="Digits", images=50),
+        "evaluation": EvaluationInfo(seed=0),
+        "environment": Environment(device="cpu"),
         "scores": scores,
     }
     return Results(**fields | changes)
@@ -76,7 +87,7 @@ def test_files_that_are_no_results_say_why(tmp_path):
         (
             "short",
             json.dumps({k: v for k, v in content.items() if k != "scores"}),
-            "not a whole results file: 'scores'",
+            "not a whole results file: it has no scores",
         ),
         ("other", json.dumps(content | {"scores": [{"top1": [1]}]}), "not a whole results file"),
     ):
@@ -207,7 +218,7 @@ def test_the_comparison_names_what_is_missing():
 
 
 def test_the_caption_says_which_methods_have_one_seed():
-    seeds = [results(model=results().model | {"seed": seed}) for seed in (0, 1)]
+    seeds = [results(model=replace(results().model, seed=seed)) for seed in (0, 1)]
     assert comparison(seeds)[2] == tables.SEVERAL_SEEDS
     assert comparison(seeds[:1])[2] == tables.ONE_SEED
     assert "Of baseline there is only one seed" in comparison([*seeds, results("baseline")])[2]
@@ -241,11 +252,10 @@ def test_plots_are_written(tmp_path, name):
 def by_class(classes=3):
     """10 images of each class but of the second, which has none. The first class is mistaken most often."""
     images = [10, 0, *[10] * (classes - 2)]
-    sequential = {"protocol": "sequential", "variant": {}, "draws": 1}
-    sequential |= {"right": [3, 0, *[9] * (classes - 2)], "confused": [[0, 2, 4], [0, 1, 2], [2, 0, 1]]}
-    fixed = {"protocol": "arbitrary", "variant": {"reading": "fixed"}, "draws": 2}
-    fixed |= {"right": [10, 0, *[20] * (classes - 2)], "confused": [[0, 1, 10]]}
-    return results(measures={"by_class": {"images": images, "orders": [sequential, fixed]}})
+    mistakes = [(0, 2, 4), (0, 1, 2), (2, 0, 1)]
+    sequential = OrderCounts("sequential", {}, 1, [3, 0, *[9] * (classes - 2)], mistakes)
+    fixed = OrderCounts("arbitrary", {"reading": "fixed"}, 2, [10, 0, *[20] * (classes - 2)], [(0, 1, 10)])
+    return results(measures=(ByClassCounts(images, [sequential, fixed]),))
 
 
 def test_accuracy_by_class_and_what_is_confused():
@@ -254,7 +264,7 @@ def test_accuracy_by_class_and_what_is_confused():
     assert header == ["class", "images", "sequential", "taken for", "arbitrary, fixed", "taken for"]
     # One of the first class was a NaN.
     assert rows == [["0", "10", "30.00", "2 40%", "50.00", "1 50%"], ["2", "10", "90.00", "0 10%", "100.00", ""]]
-    named = replace(found, data=found.data | {"classes": ["cat", "dog", "hen"]})
+    named = replace(found, data=replace(found.data, classes=["cat", "dog", "hen"]))
     assert tables.of(named)["classes"][1][0] == ["cat", "10", "30.00", "hen 40%", "50.00", "dog 50%"]
     header, rows = tables.confusion(named)
     assert header == ["order", "class", "cat", "dog", "hen"]

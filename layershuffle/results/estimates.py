@@ -1,0 +1,114 @@
+"""Means over orders and seeds, and how uncertain they are."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+from layershuffle.results.score import Score
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Number of values, mean, sample standard deviation (None for a single value), and extremes."""
+
+    n: int
+    mean: float
+    std: float | None
+    min: float
+    max: float
+
+
+def summarise(values: Iterable[float]) -> Summary:
+    """Summarise at least one value."""
+    values = list(values)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Summary(len(values), statistics.fmean(values), std, min(values), max(values))
+
+
+Variance = tuple[float, float]
+"""The estimated variance of a mean, and the degrees of freedom of the estimate."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean accuracy, and how uncertain it is, see ``estimate``.
+
+    Attributes:
+        mean: 0 to 1.
+        variance: of the mean, or None where it is unknown.
+        models: how many models, of different seeds, it is the mean of.
+    """
+
+    mean: float
+    variance: Variance | None
+    models: int
+
+    @property
+    def ci95(self) -> float | None:
+        """The half-width of the 95% confidence interval of the mean, by Student's t."""
+        return None if self.variance is None else half_width(self.variance)
+
+
+def estimate(
+    models: Iterable[Sequence[Score]], value: Callable[[Score], float | None] = lambda score: score.top1
+) -> Estimate | None:
+    """Estimate an accuracy from the scores of models of different seeds, which are draws of the same thing.
+
+    The variance of the mean is the sum of up to three parts. Seeds: the variance between the models' means, over their
+    number. Since models that are evaluated with seeds of their own run orders of their own, this includes the orders;
+    orders that were new in every batch, which files don't list, are taken to be such.
+    Orders: where all models ran the same orders, or there is just one model, the variance between the orders' means,
+    over their number (a two-way layout with random effects). Images: that of a binomial share, because results files
+    don't say which images were classified rightly. All models and orders share the images, so more of them don't make
+    this part smaller. The sum is on the safe side, for chance differences between images also add to the other two
+    parts. Its degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946, page 110), and the share has two
+    successes and two failures added (Agresti and Coull, The American Statistician 52, 1998, page 119), so that no share
+    is certain.
+
+    A single model has no variance between seeds; its interval is one for that model. If its images ran in different
+    orders, one score doesn't tell how it varies with these, and the variance is None.
+
+    Args:
+        models: the scores of each model. Models that have none, or one without the value, are left out.
+        value: the share to estimate.
+
+    Returns:
+        The estimate, or None if no model is left.
+    """
+    models = [scores for scores in models if scores and all(value(score) is not None for score in scores)]
+    if not models:
+        return None
+    values = [[float(value(score) or 0) for score in scores] for scores in models]
+    orders = [[score.order for score in scores] for scores in models]
+    means = [statistics.fmean(row) for row in values]
+    mean = statistics.fmean(means)
+    if len(models) == 1 and None in orders[0]:
+        return Estimate(mean, None, 1)
+    images = min(score.images for scores in models for score in scores)
+    share = (images * mean + 2) / (images + 4)
+    parts = [(share * (1 - share) / (images + 4), math.inf)]
+    if len(models) > 1:
+        parts.append(_of_mean(means))
+    if len(orders[0]) > 1 and all(own == orders[0] for own in orders):
+        parts.append(_of_mean([statistics.fmean(column) for column in zip(*values)]))
+    return Estimate(mean, total(parts), len(models))
+
+
+def _of_mean(values: Sequence[float]) -> Variance:
+    return statistics.variance(values) / len(values), len(values) - 1
+
+
+def total(parts: Iterable[Variance]) -> Variance:
+    """The sum of independent variances, with Satterthwaite's degrees of freedom; of two means' it is Welch's test."""
+    parts = list(parts)
+    variance = sum(part for part, _ in parts)
+    spread = sum(part**2 / freedom for part, freedom in parts)
+    return variance, variance**2 / spread if spread else math.inf
+
+
+def half_width(variance: Variance) -> float:
+    """The half-width of a 95% confidence interval."""
+    return float(stdtrit(variance[1], 0.975)) * math.sqrt(variance[0])

@@ -1,0 +1,24 @@
+"""What can be measured beside scores: one file for each kind of measure."""
+
+from layershuffle.results.measures.by_class import ByClassCounts, OrderCounts
+from layershuffle.results.measures.contributions import Contributions
+from layershuffle.results.measures.cosine import Cosine
+from layershuffle.results.measures.early_exit import EarlyExits, Exit
+from layershuffle.results.measures.prune import Pruning
+from layershuffle.results.measures.representations import Representations
+from layershuffle.results.measures.search import Search, SearchStep
+from layershuffle.results.measures.seconds_per_image import SecondsPerImage
+
+__all__ = [
+    "ByClassCounts",
+    "Contributions",
+    "Cosine",
+    "EarlyExits",
+    "Exit",
+    "OrderCounts",
+    "Pruning",
+    "Representations",
+    "Search",
+    "SearchStep",
+    "SecondsPerImage",
+]

@@ -1,0 +1,57 @@
+"""How early exit does: each image stops as soon as the classifier is sure of it."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from layershuffle.errors import UserError
+from layershuffle.results import typed_json
+from layershuffle.results.record import Measure, Results, register
+
+
+@dataclass(frozen=True)
+class Exit:
+    """One rule that says when an image stops, and how the images do that stop by it.
+
+    Attributes:
+        rule: "confidence" or "patience".
+        threshold: the probability to exceed, or the number of steps for which the predicted class stays the same.
+        layers: how many steps an image runs, on average.
+        top1: accuracy, 0 to 1.
+        top5: accuracy of the five likeliest classes, 0 to 1.
+        loss: mean cross-entropy, in nats, or None where it isn't finite.
+    """
+
+    rule: str
+    threshold: float
+    layers: float
+    top1: float
+    top5: float
+    loss: float | None
+
+
+@register
+@dataclass(frozen=True)
+class EarlyExits(Measure):
+    """Early exit by several rules. ``SecondsPerImage`` has the picture.
+
+    Attributes:
+        exits: one for each rule and threshold.
+    """
+
+    name: ClassVar[str] = "early_exit"
+    exits: list[Exit]
+
+    @classmethod
+    def from_json(cls, content: Any) -> "EarlyExits":
+        """Read the exits, which stand in the file by themselves."""
+        return cls(typed_json.read(list[Exit], content, cls.name))
+
+    def to_json(self) -> list[Any]:
+        """The exits by themselves."""
+        return list(typed_json.write(self.exits))
+
+    def check(self, results: Results) -> None:
+        """Raise a UserError if an accuracy is no share."""
+        for stop in self.exits:
+            if not (0 <= stop.top1 <= 1 and 0 <= stop.top5 <= 1):
+                raise UserError(f"early_exit has {stop}, whose accuracy is no share")

@@ -1,0 +1,119 @@
+"""How one order did on a data set, and the form that many such scores have in a results file."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from layershuffle.errors import UserError
+from layershuffle.results import typed_json
+
+Variant = dict[str, str | int | float | bool]
+"""What distinguishes orders of the same protocol, such as {"kept": 6, "strategy": "first"}."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one order did on a data set.
+
+    Attributes:
+        protocol: the family of orders it belongs to, such as "pruned".
+        variant: distinguishes it from others of the family, such as {"kept": 6, "strategy": "first"}.
+        order: its text form, or None where it differed: a new one for every batch, or one for each image.
+        images: how many images were classified.
+        top1: accuracy, 0 to 1.
+        top5: accuracy of the five likeliest classes, 0 to 1.
+        loss: mean cross-entropy, in nats, or None where it isn't finite.
+        position_accuracy: the share of positions that the layers predicted rightly, 0 to 1, or None without prediction.
+        chosen: the share of images that chose this order, 0 to 1, or None where they had no choice.
+        nan: how many images had logits that are not numbers (NaN). They count as classified wrongly.
+        ece: expected calibration error, 0 to 1: by how much the probability of the predicted class is off, on average
+            over 15 bins of it (arXiv 1706.04599). None in files of version 0.2 and before.
+    """
+
+    protocol: str
+    variant: dict[str, Any]
+    order: str | None
+    images: int
+    top1: float
+    top5: float
+    loss: float | None
+    position_accuracy: float | None
+    chosen: float | None = None
+    nan: int = 0
+    ece: float | None = None
+
+
+@dataclass(frozen=True)
+class ScoreColumns:
+    """Scores of the same protocol and variant as a results file has them: a column for each attribute of Score.
+
+    Files of older versions lack the columns that are None by default.
+    """
+
+    protocol: str
+    variant: Variant
+    order: list[str | None]
+    images: list[int]
+    top1: list[float]
+    top5: list[float]
+    loss: list[float | None]
+    position_accuracy: list[float | None]
+    chosen: list[float | None] | None = None
+    nan: list[int] | None = None
+    ece: list[float | None] | None = None
+
+    @classmethod
+    def of(cls, scores: Sequence[Score], without: Iterable[str]) -> "ScoreColumns":
+        """The columns of scores that share protocol and variant, but for the columns ``without``."""
+        columns: dict[str, Any] = {}
+        for column in COLUMNS:
+            if column not in without:
+                columns[column] = [getattr(score, column) for score in scores]
+        return cls(scores[0].protocol, scores[0].variant, **columns)
+
+    def scores(self) -> list[Score]:
+        """A Score for each row; raises UserError if the columns differ in length or a value is out of range."""
+        columns = {}
+        for column in COLUMNS:
+            values = getattr(self, column)
+            if values is None:
+                continue
+            if len(values) != len(self.order):
+                raise UserError(f"{column} has {len(values)} values for {len(self.order)} orders of {self.protocol}")
+            columns[column] = values
+        rows = zip(*columns.values())
+        scores = [Score(self.protocol, self.variant, **dict(zip(columns, row))) for row in rows]
+        for score in scores:
+            _check(score)
+        return scores
+
+
+COLUMNS = tuple(field.name for field in fields(Score) if field.name not in ("protocol", "variant"))
+NEWER_COLUMNS = ("chosen", "nan", "ece")
+"""Columns that files of older versions lack."""
+
+
+def read_scores(groups: Any) -> tuple[list[Score], frozenset[str]]:
+    """Read what a results file has under "scores".
+
+    Returns:
+        The scores, and the names of the columns that the file lacks because an older version wrote it.
+
+    Raises:
+        UserError: if something in it has the wrong type or is out of range.
+    """
+    read = typed_json.read(list[ScoreColumns], groups, "scores")
+    scores = []
+    lacking: set[str] = set()
+    for columns in read:
+        scores += columns.scores()
+        lacking.update(column for column in NEWER_COLUMNS if getattr(columns, column) is None)
+    return scores, frozenset(lacking)
+
+
+def _check(score: Score) -> None:
+    if not 0 <= score.nan <= score.images:
+        raise UserError(f"{score} can't be: of {score.images} images, {score.nan} can't be NaN")
+    for share in (score.top1, score.top5, score.position_accuracy, score.chosen, score.ece):
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"{score} can't be: {share} is no share")
