@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from layershuffle.checkpoints import export
 from layershuffle.checkpoints.authors import load_reference
+from layershuffle.checkpoints.metadata import METADATA_KEY, CheckpointMetadata
 from layershuffle.data.preprocessing import Preprocess, as_rgb, resize
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, sha256
@@ -20,8 +21,7 @@ from layershuffle.models.model import ImageFormat, OrderedViT
 from layershuffle.models.weights import read_file
 from layershuffle.orders.order import Order, OrderLike
 
-RECORD = "layershuffle"
-"""The key of the record in a checkpoint, which tells how to make its model and its data again."""
+RECORD = METADATA_KEY
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,14 @@ def load(source: str, pretrained: str | None = None, num_classes: int | None = N
         return LoadedModel(model, about, authors=True, names=export.class_names({"classes": named}, model))
     if _is_checkpoint(source):
         content = read_checkpoint(path)
-        record = content[RECORD]
+        metadata = CheckpointMetadata.from_content(content, path)
         weights = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
-        model = create_fitting(weights, str(path), **record["model"])
+        model = create_fitting(weights, str(path), **metadata.model)
         recorded = ("method", "sampler", "position_loss", "seed", "version", "merged", "compute")
-        kept = {key: record.get(key) for key in recorded}
+        kept = {key: getattr(metadata, key) for key in recorded}
         about = {"name": path.stem, "source": str(path), "sha256": sha256(path), **kept, "config": model.config}
-        data = record.get("data")
-        return LoadedModel(model.eval(), about, data, record.get("wandb"), names=export.class_names(data, model))
+        data = metadata.data
+        return LoadedModel(model.eval(), about, data, metadata.wandb, names=export.class_names(data, model))
     import timm  # Slow to import, and not needed above.
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -188,7 +188,9 @@ def trained_on(source: str) -> dict[str, Any] | None:
     """The data that ``load(source)`` would return, without loading the model; None if unknown."""
     if (Path(source) / export.RECORD_FILE).is_file():
         return export.read_record(Path(source))[1]
-    return read_checkpoint(source)[RECORD].get("data") if _is_checkpoint(source) else None
+    if not _is_checkpoint(source):
+        return None
+    return CheckpointMetadata.from_content(read_checkpoint(source), source).data
 
 
 def _is_checkpoint(source: str) -> bool:
@@ -199,16 +201,13 @@ def _is_checkpoint(source: str) -> bool:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint: ``RECORD`` is its record and ``"state_dict"`` holds the weights.
+    """The content of a checkpoint: ``METADATA_KEY`` is its metadata and ``"state_dict"`` holds the weights.
 
     Raises:
         UserError: if the file can't be read or is not a checkpoint of ``layershuffle train`` or ``layershuffle merge``.
     """
     content = read_file(path)
-    record = content.get(RECORD)
-    if not isinstance(record, dict) or not isinstance(record.get("model"), dict) or "state_dict" not in content:
-        raise UserError(
-            f"{path} is not a checkpoint of layershuffle train; to use plain weights of a timm model, name the model "
-            f"and give --pretrained {path}"
-        )
+    CheckpointMetadata.from_content(content, path)
+    if not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"{path} is damaged: it holds no weights")
     return content

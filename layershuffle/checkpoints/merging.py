@@ -1,12 +1,14 @@
 """Merges models of the same backbone: each layer comes from one of them (arXiv 2407.04513v1)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layershuffle.checkpoints.loading import RECORD, read_checkpoint
+from layershuffle.checkpoints.loading import read_checkpoint
+from layershuffle.checkpoints.metadata import METADATA_KEY, CheckpointMetadata
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.backbones import LAYER_ROWS, layer_of
@@ -26,10 +28,11 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
     if len(paths) < 2:
         raise UserError("merging takes two or more checkpoints")
     contents = [read_checkpoint(path) for path in paths]
+    several = [CheckpointMetadata.from_content(content, path) for content, path in zip(contents, paths)]
     first = contents[0]
-    for path, content in zip(paths, contents):
+    for path, metadata in zip(paths, several):
         for key in ("model", "method"):
-            if content[RECORD].get(key) != first[RECORD].get(key):
+            if getattr(metadata, key) != getattr(several[0], key):
                 raise UserError(f"{path} is of another {key} than {paths[0]}, so the two can't be merged")
     layers = {layer for layer in map(layer_of, first["state_dict"]) if layer is not None}
     rng = seeded(seed, "merge")
@@ -44,6 +47,5 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
         return contents[0 if layer is None else source[layer]]["state_dict"][name]
 
     merged = {"sources": [{"source": str(p), "sha256": sha256(p)} for p in paths], "layers": list(source.values())}
-    method = f"{first[RECORD]['method']}-merged"
-    record = first[RECORD] | {"method": method, "seed": seed, "merged": merged, "wandb": None}
-    return {"state_dict": {name: weights(name) for name in first["state_dict"]}, RECORD: record}
+    metadata = replace(several[0], method=f"{several[0].method}-merged", seed=seed, merged=merged, wandb=None)
+    return {"state_dict": {name: weights(name) for name in first["state_dict"]}, METADATA_KEY: metadata.to_dict()}

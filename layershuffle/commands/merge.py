@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from layershuffle.checkpoints.loading import RECORD
 from layershuffle.checkpoints.merging import merge
+from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
@@ -30,5 +30,5 @@ def merge_command(args: list[str] | None = None) -> None:
     buffer = io.BytesIO()
     torch.save(merged, buffer)
     write_whole(config.output, buffer.getbuffer())
-    layers = " ".join(str(source) for source in merged[RECORD]["merged"]["layers"])
+    layers = " ".join(str(source) for source in merged[METADATA_KEY]["merged"]["layers"])
     print(f"merged checkpoint: {config.output} (its layers come from the checkpoints {layers}, counted from 0)")

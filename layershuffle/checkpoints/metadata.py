@@ -1,0 +1,155 @@
+"""What a checkpoint says of its training: how to make the model and its data again, and what the training cost."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from layershuffle.errors import UserError
+
+METADATA_KEY = "layershuffle"
+"""The key of the metadata in a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointMetadata:
+    """The metadata of a checkpoint of ``layershuffle train`` or ``layershuffle merge``, in plain values.
+
+    Everything but the model may be missing, because other versions of the package wrote less.
+
+    Attributes:
+        version: of the package that trained the model.
+        model: the arguments of ``create_model`` that make the model again.
+        method: what the training is called, such as "layershuffle".
+        sampler: the order sampler of the training, as text.
+        position_loss: whether the loss has the "sum" or the "mean" of the layers' position predictions.
+        class_weights: how much the training loss of each class counts, or "balanced".
+        distillation: the options of the distillation and the "sha256" of the teacher's file, if there was a teacher.
+        seed: of the training; of a merged checkpoint, the seed that chose its layers.
+        compute: what the training cost: the fields of ``training.compute.Compute``.
+        precision: of the training, such as "bf16-mixed".
+        data: what ``ImageData.config`` returned, and the names of the "classes".
+        wandb: "id" and "project" of the W&B run.
+        merged: the "sources" of a merged checkpoint, each with its "source" and "sha256", and in "layers" the index of
+            the source of each layer.
+    """
+
+    version: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    method: str | None = None
+    sampler: str | None = None
+    position_loss: str | None = None
+    class_weights: list[float] | str | None = None
+    distillation: dict[str, Any] | None = None
+    seed: int | None = None
+    compute: dict[str, float] | None = None
+    precision: str | None = None
+    data: dict[str, Any] | None = None
+    wandb: dict[str, str] | None = None
+    merged: dict[str, Any] | None = None
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], path: str | Path) -> "CheckpointMetadata":
+        """Read the metadata out of the content of a checkpoint. Afterwards its types and bounds can be relied on.
+
+        Args:
+            content: what the checkpoint's file holds.
+            path: of the checkpoint, for error messages.
+
+        Raises:
+            UserError: if the checkpoint has no metadata, or some that can't be.
+        """
+        values = content.get(METADATA_KEY)
+        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+            raise UserError(
+                f"{path} is not a checkpoint of layershuffle train; to use plain weights of a timm model, name the "
+                f"model and give --pretrained {path}"
+            )
+        arguments = {}
+        for name in FIELDS:
+            value = values.get(name)
+            if value is None:
+                continue
+            if not _CHECKS[name](value):
+                raise UserError(f"{path} is damaged: its {name} can't be {str(value)[:100]}")
+            arguments[name] = value
+        return cls(**arguments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain values that a checkpoint holds under ``METADATA_KEY``."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        if self.merged is None:
+            del values["merged"]
+        return values
+
+
+FIELDS = tuple(field.name for field in fields(CheckpointMetadata))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether it is a finite number that isn't negative."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return 0 <= value < math.inf
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _are_amounts(value: Any) -> bool:
+    return _is_mapping(value) and all(map(_is_amount, value.values()))
+
+
+def _are_texts(value: Any) -> bool:
+    return _is_mapping(value) and all(map(_is_text, value.values()))
+
+
+def _are_class_weights(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_amount, value))
+    return _is_text(value)
+
+
+def _is_distillation(value: Any) -> bool:
+    return _is_mapping(value) and {"teacher", "sha256"} <= value.keys()
+
+
+def _is_merged(value: Any) -> bool:
+    """Whether each layer comes from one of the sources."""
+    if not _is_mapping(value):
+        return False
+    sources = value.get("sources")
+    layers = value.get("layers")
+    if not isinstance(sources, list) or not isinstance(layers, list):
+        return False
+    if not all(_are_texts(source) and {"source", "sha256"} <= source.keys() for source in sources):
+        return False
+    return all(_is_whole(layer) and 0 <= layer < len(sources) for layer in layers)
+
+
+_CHECKS = {
+    "version": _is_text,
+    "model": _is_mapping,
+    "method": _is_text,
+    "sampler": _is_text,
+    "position_loss": _is_text,
+    "class_weights": _are_class_weights,
+    "distillation": _is_distillation,
+    "seed": _is_whole,
+    "compute": _are_amounts,
+    "precision": _is_text,
+    "data": _is_mapping,
+    "wandb": _are_texts,
+    "merged": _is_merged,
+}
+"""Whether a value that isn't None can be that of a field."""

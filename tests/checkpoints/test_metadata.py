@@ -1,0 +1,72 @@
+import pytest
+
+from layershuffle.checkpoints.metadata import FIELDS, METADATA_KEY, CheckpointMetadata
+from layershuffle.errors import UserError
+
+MODEL = {"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "none"}
+MERGED = {"sources": [{"source": "a.ckpt", "sha256": "0"}, {"source": "b.ckpt", "sha256": "1"}], "layers": [0, 1, 1]}
+WHOLE = {
+    "version": "1.0",
+    "model": MODEL,
+    "method": "layershuffle",
+    "sampler": "Shuffle()",
+    "position_loss": "sum",
+    "class_weights": [1.0, 2.0],
+    "distillation": {"teacher": "a.ckpt", "weight": 0.5, "temperature": 1.0, "sha256": None},
+    "seed": 3,
+    "compute": {"images": 10, "seconds": 0.5},
+    "precision": "32-true",
+    "data": {"class": "Digits", "args": {}, "classes": None},
+    "wandb": {"id": "x", "project": "y"},
+}
+
+
+def read(values):
+    return CheckpointMetadata.from_content({METADATA_KEY: values}, "run.ckpt")
+
+
+def test_what_is_written_is_read():
+    for values in (WHOLE, {**WHOLE, "merged": MERGED}):
+        metadata = read(values)
+        assert metadata.to_dict() == values
+        assert list(metadata.to_dict()) == list(FIELDS[: len(values)])
+    assert "merged" not in read(WHOLE).to_dict()
+
+
+def test_only_the_model_has_to_be_there():
+    metadata = read({"model": MODEL})
+    assert metadata == CheckpointMetadata(model=MODEL)
+    assert (metadata.seed, metadata.compute, metadata.data) == (None, None, None)
+
+
+@pytest.mark.parametrize("content", [{}, {METADATA_KEY: 1}, {METADATA_KEY: {}}, {METADATA_KEY: {"model": "x"}}])
+def test_other_files_have_no_metadata(content):
+    with pytest.raises(UserError, match="--pretrained run.ckpt"):
+        CheckpointMetadata.from_content(content, "run.ckpt")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"version": 1},
+        {"model": {1: 2}},
+        {"seed": "x"},
+        {"seed": True},
+        {"compute": {"seconds": -1}},
+        {"compute": {"images": float("nan")}},
+        {"compute": {"images": "many"}},
+        {"class_weights": [1.0, -1.0]},
+        {"class_weights": 1},
+        {"distillation": {}},
+        {"data": [1]},
+        {"data": "x"},
+        {"wandb": {"id": 1}},
+        {"merged": {"sources": [], "layers": [0]}},
+        {"merged": {**MERGED, "layers": [2]}},
+        {"merged": {"layers": []}},
+    ],
+    ids=str,
+)
+def test_values_that_cannot_be(changed):
+    with pytest.raises(UserError, match=f"run.ckpt is damaged: its {next(iter(changed))}"):
+        read(WHOLE | changed)
