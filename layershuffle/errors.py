@@ -5,6 +5,13 @@ class UserError(ValueError):
     """What is wrong and what to do, in one sentence; the command lines print it without a traceback."""
 
 
+def user_error(error: BaseException | None) -> UserError | None:
+    """The UserError among an exception and its causes, if there is one."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
 def last_line(error: BaseException) -> str:
     """The last line of what an exception says, or the name of its class if it says nothing."""
     text = str(error).strip() or type(error).__name__

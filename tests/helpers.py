@@ -29,6 +29,13 @@ DIGITS = configs("model/mini_digits", "data/digits", "trainer/cpu", "optimizer/m
 QUIET = ["--trainer.enable_progress_bar=false"]
 
 
+def train(args):
+    """Train as on a command line; returns the trainer."""
+    from layershuffle.commands.train import train_command  # imports Lightning, which most tests don't need
+
+    return train_command(list(args)).trainer
+
+
 def fails(capsys, command, *args):
     """Run a command that must fail as users should see it: one line on stderr, exit code not 0. Returns the line."""
     with pytest.raises(SystemExit) as stop:

@@ -1,7 +1,16 @@
 """The rooms of the package: who may import whom, which pyproject.toml says under tool.importlinter."""
 
+import logging.config
+
+import pytest
 from helpers import ROOT
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+
+@pytest.fixture(autouse=True)
+def keep_the_loggers(monkeypatch):
+    """import-linter configures logging, which would silence the loggers of all later tests."""
+    monkeypatch.setattr(logging.config, "dictConfig", lambda _: None)
 
 
 def test_imports_run_downwards_and_never_in_a_circle(monkeypatch):
@@ -14,12 +23,13 @@ def test_an_upward_import_is_found(tmp_path, monkeypatch):
     content = (ROOT / "pyproject.toml").read_text().partition("[tool.importlinter]")
     contracts = content[2].partition("[tool.pytest")[0].replace("layershuffle", "upward")
     (tmp_path / "pyproject.toml").write_text(content[1] + contracts)
-    rooms = "commands gpu_check experiments report training evaluation checkpoints models data results orders serving"
-    for room in rooms.split():
-        (tmp_path / "upward" / room).mkdir(parents=True)
-        (tmp_path / "upward" / room / "__init__.py").touch()
-    for module in ("__init__", "config_files", "files", "hardware", "processes", "errors", "private_apis", "version"):
-        (tmp_path / "upward" / f"{module}.py").touch()
+    for path in (ROOT / "layershuffle").iterdir():
+        if (path / "__init__.py").is_file():
+            (tmp_path / "upward" / path.name).mkdir(parents=True)
+            (tmp_path / "upward" / path.name / "__init__.py").touch()
+        elif path.suffix == ".py":
+            (tmp_path / "upward").mkdir(exist_ok=True)
+            (tmp_path / "upward" / path.name).touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     config = str(tmp_path / "pyproject.toml")

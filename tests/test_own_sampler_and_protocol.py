@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import DIGITS, QUIET, ROOT, fails
+from helpers import DIGITS, QUIET, ROOT, fails, train
 
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.list import list_command
 from layershuffle.commands.report import report
-from layershuffle.commands.train import train
 from layershuffle.orders import (
     FirstLayers,
     GrowingDepth,

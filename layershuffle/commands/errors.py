@@ -1,28 +1,31 @@
-"""How commands fail: what a user can cause is one sentence on stderr and a non-zero exit code."""
+"""How commands fail: what a user can cause is a one-line error on stderr and a non-zero exit code."""
 
 import errno
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from layershuffle.commands.logs import set_up_logging
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, user_error
 
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """What can be wrong with a user's files and folders. Any other OSError is a bug, and keeps its traceback."""
 
 
 def run(command: Callable[[], Any]) -> None:
-    """Run a command and turn what a user can cause into one sentence on stderr, without a traceback."""
+    """Run a command and turn what a user can cause into a one-line error on stderr, without a traceback."""
     set_up_logging()
-    sys.path.append(os.getcwd())  # so that my_module.MyClass in a config or flag is found in the working folder
+    # So that my_module.MyClass in a config or an option is found in the working folder.
+    sys.path.append(os.getcwd())
     try:
         command()
-        print(end="", flush=True)  # so that an error in writing what is left is caught here too
+        # Errors in writing what is left are caught here too.
+        print(end="", flush=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -31,15 +34,21 @@ def run(command: Callable[[], Any]) -> None:
             raise  # some other pipe is broken
         sys.exit(1)
     except Exception as error:
-        if sentence := _sentence(error):
-            sys.exit(f"error: {sentence}")
-        if frames := _users_frames(error):
-            print(end="".join(traceback.format_list(frames)), file=sys.stderr)
-            what = " ".join("".join(traceback.format_exception_only(error)).split())
-            sys.exit(f"error: the code in {frames[-1].filename}, line {frames[-1].lineno}, failed: {what}")
-        raise
+        _fail(error)
     finally:
         _is_read()
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Exit with a one-line error if a user can cause ``error``, and raise it otherwise."""
+    if line := _line(error):
+        notes = getattr(user_error(error), "__notes__", ())
+        sys.exit("\n".join([f"error: {line}", *(textwrap.indent(note, "  ") for note in notes)]))
+    if frames := _users_frames(error):
+        print(end="".join(traceback.format_list(frames)), file=sys.stderr)
+        reason = " ".join("".join(traceback.format_exception_only(error)).split())
+        sys.exit(f"error: the code in {frames[-1].filename}, line {frames[-1].lineno}, failed: {reason}")
+    raise error
 
 
 def _is_read(text: str = "") -> bool:
@@ -47,45 +56,49 @@ def _is_read(text: str = "") -> bool:
     try:
         print(end=text, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again when it exits.
+        # Python tries again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
 
 
-def _sentence(error: Exception) -> str | None:
+def _line(error: Exception) -> str | None:
     """What went wrong, on one line; None for an error that no user can cause."""
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         return f"{error.filename or 'a file'} could not be read or written: {error.strerror}"
-    cause: Exception | None = user_error(error)
-    if not cause:
-        import torch  # here, because `layershuffle list` is quick only without it
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
+    if cause := user_error(error):
+        return _on_one_line(cause)
 
-        if isinstance(error, torch.OutOfMemoryError):
-            return "the GPU's memory is full: lower --data.batch_size, or --batch_size of layershuffle evaluate"
-        if not isinstance(error, MisconfigurationException):
-            return None
-    text = str(cause or error)
-    if "Original Traceback" in text:  # a DataLoader's worker wraps the message in its traceback
-        text = text.rstrip().rpartition("UserError: ")[2]
+    # Here, because `layershuffle list` is quick only without them.
+    import torch
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: lower --data.batch_size, or --batch_size of layershuffle evaluate"
+    if isinstance(error, MisconfigurationException):
+        return _on_one_line(error)
+    return None
+
+
+def _on_one_line(error: Exception) -> str:
+    """What an exception says, without line breaks."""
+    text = str(error)
+    # A DataLoader's worker wraps the message in its traceback.
+    if "Original Traceback" in text:
+        text = text.rstrip().rpartition(f"{UserError.__name__}: ")[2]
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
 def _users_frames(error: Exception) -> list[traceback.FrameSummary]:
-    """The part of the traceback in modules of the user's own that this package has called; empty if there are none."""
-    package, here, called = Path(__file__).parents[1], Path.cwd(), False
+    """The part of the traceback in the user's modules that this package has called; empty if there are none."""
+    package = Path(__file__).parents[1]
+    working_folder = Path.cwd()
+    is_called = False
     frames: list[traceback.FrameSummary] = []
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
-        ours = path.is_relative_to(package)
-        called = called or ours
-        if called and not ours and path.is_relative_to(here) and "site-packages" not in path.parts:
+        if path.is_relative_to(package):
+            is_called = True
+        elif is_called and path.is_relative_to(working_folder) and "site-packages" not in path.parts:
             frames.append(frame)
     return frames
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The UserError among an exception and its causes, if there is one."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error

@@ -12,13 +12,13 @@ from layershuffle.commands.analyse import analyse_command
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.commands.parser import Parser
-from layershuffle.commands.train import train
+from layershuffle.commands.train import train_command
 from layershuffle.config_files import find
 from layershuffle.errors import UserError
 from layershuffle.experiments import cells, plan, runner
 from layershuffle.experiments.definition import Cell, list_cells, read
 
-COMMANDS = {"train": train, "evaluate": evaluate_command, "analyse": analyse_command, "merge": merge_command}
+COMMANDS = {"train": train_command, "evaluate": evaluate_command, "analyse": analyse_command, "merge": merge_command}
 
 
 def experiment_command(args: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from layershuffle.checkpoints.export import check_new
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.export import export_command
 from layershuffle.commands.studying import Study, study_parser
-from layershuffle.commands.train import checkpoint_paths, train
+from layershuffle.commands.train import train_command
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.evaluation.search import climb, scores_all, thin
@@ -142,5 +142,5 @@ def _export(study: Study, order: Order) -> None:
     if not config.refine:
         print(f"refine it with: layershuffle train {' '.join(command)}")
         return
-    best = checkpoint_paths(train(command))["best"]
+    best = train_command(command).best
     print(f"refined: {best}; export it with: layershuffle export {best} FOLDER")

@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from layershuffle.commands.train import configured
+from layershuffle.api.compose import compose
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.samplers import TrainingSampler
 from layershuffle.errors import UserError
@@ -38,12 +39,12 @@ def show_data_command(args: list[str] | None = None) -> None:
     own, rest = parser.parse_known_args(args)
     if own.images < 1 or own.epochs < 1:
         raise UserError("--images and --epochs are at least 1")
-    cli = configured([*rest, *(f"--{name}={value}" for name, value in LIKE_HERE.items())])
-    module, data = cli.model, cli.datamodule
+    run = compose([*rest, *(f"--{name}={value}" for name, value in LIKE_HERE.items())])
+    module, data = run.model, run.data
     preprocess = data.prepare_for(*module.model.image_format)
     data.prepare_data()
     data.setup()
-    train = data.sets["train"]
+    train: Any = data.sets["train"]
     labels = data.training_labels("data.balanced") if data.balanced else None
     chosen = list(TrainingSampler(train, 1, module.seed, labels=labels))[: own.images]
 

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 
 from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loading import load, trained_on
-from layershuffle.commands.parser import Parser, option_values
+from layershuffle.commands.parser import Parser
+from layershuffle.config_parser import option_values
 from layershuffle.data import ImageData, from_config
 from layershuffle.errors import UserError
 from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch, make_fabric

@@ -50,7 +50,7 @@ def run(cell: Cell, folder: Path, commands: Commands) -> None:
                 arguments += [
                     "--trainer.logger.version=training",
                     "--trainer.enable_progress_bar=false",
-                    "--resume=auto",
+                    "--resume",
                 ]
             print(f"$ layershuffle {task.command} {shlex.join(arguments)}", flush=True)
             started = time.monotonic()

@@ -177,7 +177,7 @@ def _cells(setup_name: str, setup: Setup, seeds: Sequence[int], base_seed: int) 
         return f"{setup_name}/{kind}/seed{seed}"
 
     def training(seed: int, added: Arguments, *more: str) -> Task:
-        arguments = [*_expanded([*setup.train, *added]), f"--seed_everything={seed}", "--checkpoint.dirpath={}", *more]
+        arguments = [*_expanded([*setup.train, *added]), f"--seed={seed}", "--checkpoint.dirpath={}", *more]
         return Task("train", tuple(arguments), "best.ckpt")
 
     bases: tuple[str, ...] = ()

@@ -274,7 +274,7 @@ def resuming(setting: Setting) -> Found:
     for kill in ("10", ""):
         command, run = training(
             setting,
-            *("--data.images_per_class=50", "--trainer.max_epochs=2", "--save_every_n_steps=4", "--resume=auto"),
+            *("--data.images_per_class=50", "--trainer.max_epochs=2", "--save_every_n_steps=4", "--resume"),
             *("--trainer.deterministic=true", "--trainer.callbacks+=layershuffle.gpu_check.correct.Killed"),
         )
         runs.append((command, run, launch(command, KILL_AFTER=kill)))

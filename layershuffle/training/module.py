@@ -91,7 +91,7 @@ class FineTuner(pl.LightningModule):
         checkpoint_layers: keep only the input of each layer for the backward pass, and run the layer again there: less
             memory for a third more computation.
         seed: decides the orders, together with the step and the process; ``layershuffle train`` sets it to
-            seed_everything.
+            its ``--seed``.
         label: what tables and figures call the method, by default its name, such as ``layershuffle-position``. It tells
             two runs of one method apart that differ in something else, such as the recipe.
     """

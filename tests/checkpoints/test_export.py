@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from helpers import train
 from packaging.version import Version
 
 from layershuffle import Order
@@ -14,7 +15,6 @@ from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
-from layershuffle.commands.train import train
 from layershuffle.files import sha256
 from layershuffle.models.create import cut
 
@@ -41,7 +41,7 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def make(seed=0, *options):
-        train([*ARGUMENTS, f"--seed_everything={seed}", f"--checkpoint.dirpath=run{seed}", *options])
+        train([*ARGUMENTS, f"--seed={seed}", f"--checkpoint.dirpath=run{seed}", *options])
         return f"run{seed}/best.ckpt"
 
     return make

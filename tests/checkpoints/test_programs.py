@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL
+from helpers import SMALL, train
 
 from layershuffle import Order
 from layershuffle.checkpoints.programs import Programs, export_programs
 from layershuffle.commands.export import export_command
-from layershuffle.commands.train import train
 from layershuffle.data import Preprocess
 
 RECORD = {"sha256": "", "source": "here"}

@@ -5,13 +5,12 @@ import sys
 import pytest
 import timm
 import torch
-from helpers import fails
+from helpers import fails, train
 from PIL import Image
 
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.errors import run
 from layershuffle.commands.evaluate import evaluate_command
-from layershuffle.commands.train import train
 from layershuffle.models import create_model
 from layershuffle.results import Results
 

@@ -8,11 +8,10 @@ import pytest
 import timm
 import torch
 import yaml
-from helpers import DIGITS, QUIET, fails
+from helpers import DIGITS, QUIET, fails, train
 
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.prune import prune_command
-from layershuffle.commands.train import train
 from layershuffle.orders.order import Order
 from layershuffle.results import Results
 from layershuffle.results.measures import Pruning

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, fails
+from helpers import ROOT, fails, train
 from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
@@ -17,7 +17,6 @@ from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.search import search_command
 from layershuffle.commands.similarity import similarity_command
-from layershuffle.commands.train import train
 from layershuffle.evaluation.activations import cosine_similarities, seconds_per_image
 from layershuffle.orders.order import Order
 from layershuffle.report.collect import collect

@@ -4,11 +4,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, fails
+from helpers import SMALL, fails, train
 
 from layershuffle.commands import analyse
 from layershuffle.commands.analyse import analyse_command
-from layershuffle.commands.train import train
 from layershuffle.data import Preprocess
 from layershuffle.evaluation.activations import contributions, project, shuffled_runs
 from layershuffle.models import create_model

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from helpers import DIGITS, QUIET, SMALL
+from helpers import DIGITS, QUIET, SMALL, train
 from packaging.version import Version
 from test_compile import Graphs, several
 from torch import distributed, nn
@@ -19,7 +19,6 @@ from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
-from layershuffle.commands.train import train
 from layershuffle.evaluation.scoring import outputs
 from layershuffle.models.create import create_fitting
 from layershuffle.orders.named import permutation
@@ -208,7 +207,7 @@ def test_trained_merged_exported_and_read_again(tmp_path, monkeypatch, images):
     options = [*DIGITS, *QUIET, f"--model.name={MIXED}", f"--model.timm_args={sizes}", "--model.sampler=Shuffle"]
     options += ["--model.position=predict", "--trainer.max_epochs=1", "--data.train_images=200"]
     for seed in (0, 1):
-        train([*options, f"--seed_everything={seed}", f"--checkpoint.dirpath=run{seed}"])
+        train([*options, f"--seed={seed}", f"--checkpoint.dirpath=run{seed}"])
     merge_command(["run0/best.ckpt", "run1/best.ckpt", "--seed=3", "--output=merged.ckpt"])
     merged, sources = load("merged.ckpt"), [load("run0/best.ckpt"), load("run1/best.ckpt")]
     layers = merged.record["merged"]["layers"]

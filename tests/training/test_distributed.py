@@ -13,10 +13,10 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from test_resume import assert_same, rows, state
 from two_processes import FINETUNE, PARTS, SCORED, data, pixels_of, trainer, tuner
 
+from layershuffle.api.compose import compose
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import Study, study_parser
-from layershuffle.commands.train import configured
 from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
@@ -161,7 +161,7 @@ def test_killed_and_resumed_it_ends_as_without_the_kill(two):
 
 
 def test_processes_see_the_pixels_that_one_process_sees(two):
-    alone = configured([*(option for option in FINETUNE if "ddp" not in option and "devices" not in option)])
+    alone = compose([*(option for option in FINETUNE if "ddp" not in option and "devices" not in option)])
     alone.datamodule.trainer = SimpleNamespace(
         lightning_module=alone.model, training=False, world_size=1, global_rank=0
     )

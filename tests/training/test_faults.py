@@ -184,7 +184,7 @@ def test_a_full_gpu_is_one_sentence():
 
 KILL = """
 import os, signal, sys, time
-from layershuffle.commands.train import train
+from helpers import train
 from layershuffle.training.module import FineTuner
 
 def kill(module):

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import DIGITS, QUIET, SMALL
+from helpers import DIGITS, QUIET, SMALL, train
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from layershuffle.api.compose import compose
 from layershuffle.checkpoints.loading import RECORD
-from layershuffle.commands.train import configured, train
 from layershuffle.data import Digits
 from layershuffle.data.augmentation import Augmentation
 from layershuffle.data.module import labels_of
@@ -513,7 +513,5 @@ def test_class_weights_count_in_training_alone_and_are_recorded(tmp_path, monkey
     assert found == pytest.approx(compute_class_weight("balanced", classes=torch.arange(10).numpy(), y=trained))
     with pytest.raises(UserError, match="can't be balanced, because the class 0 has no training image: give a number"):
         train([*command, "--model.objective.class_weights=balanced", "--data.train_images=3"])
-    given = configured(
-        [*command, "--model.objective.class_weights=[1,1,1,1,1,1,1,1,1,2]"]
-    ).model.objective.weight_of_class
+    given = compose([*command, "--model.objective.class_weights=[1,1,1,1,1,1,1,1,1,2]"]).model.objective.weight_of_class
     assert given.tolist() == [1] * 9 + [2]

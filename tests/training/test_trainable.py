@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers import DIGITS, QUIET, ROOT, SMALL, configs
+from helpers import DIGITS, QUIET, ROOT, SMALL, configs, train
 from torch.nn import functional as F
 
+from layershuffle.api.compose import compose
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.show_data import show_data_command
-from layershuffle.commands.train import configured, train
 from layershuffle.errors import UserError
 from layershuffle.models.create import create_fitting, create_model
 from layershuffle.orders.samplers import LayerDrop, Sequential, Shuffle
@@ -154,7 +154,7 @@ def test_every_recipe_trains_with_every_kind_of_method(tmp_path, monkeypatch, re
 
 
 def test_the_recipe_paper_is_what_runs_without_one():
-    plain, paper = (configured([*DIGITS[:3], *recipe]) for recipe in ([], configs("recipe/paper")))
+    plain, paper = (compose([*DIGITS[:3], *recipe]) for recipe in ([], configs("recipe/paper")))
     assert {**plain.config.as_dict(), "config": None} == {**paper.config.as_dict(), "config": None}
 
 

@@ -10,11 +10,10 @@ import time
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, train
 from wandb.proto import wandb_internal_pb2 as pb
 
 from layershuffle.commands.evaluate import evaluate_command
-from layershuffle.commands.train import train
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

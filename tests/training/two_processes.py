@@ -11,7 +11,7 @@ from helpers import ROOT, SMALL
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from layershuffle.commands.evaluate import evaluate_command
-from layershuffle.commands.train import train
+from layershuffle.commands.train import train_command
 from layershuffle.data import Digits
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
@@ -31,7 +31,7 @@ RUN = [
         "--data.train_images=400",
         "--model.timm_args.depth=3",
     ),
-    *("--trainer.enable_progress_bar=false", "--resume=auto", "--trainer.log_every_n_steps=1"),
+    *("--trainer.enable_progress_bar=false", "--resume", "--trainer.log_every_n_steps=1"),
 ]
 FINETUNE = [*RUN, f"--config={ROOT}/configs/recipe/finetune.yaml", "--save_every_n_steps=2", "--data.workers=1"]
 PARTS = {"sampler": GrowingDepth(k0=1), "orders_per_batch": 2, "budget": "layer_executions", "optimizer": Muon}
@@ -99,7 +99,7 @@ def killed():
         return original(module, batch, batch_idx)
 
     FineTuner.training_step = step
-    train([*FINETUNE, "--trainer.default_root_dir=killed"])
+    train_command([*FINETUNE, "--trainer.default_root_dir=killed"])
 
 
 def pixels_of(images):
@@ -109,7 +109,7 @@ def pixels_of(images):
 def gone_on(said):
     """Go on with the run that was killed, and train another one without interruption, whose pixels are noted."""
     said["killed after"] = torch.load("killed/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    train([*FINETUNE, "--trainer.default_root_dir=killed"])
+    train_command([*FINETUNE, "--trainer.default_root_dir=killed"])
     said["pixels"], original = [], FineTuner.on_after_batch_transfer
 
     def noted(module, batch, dataloader_idx):
@@ -118,7 +118,7 @@ def gone_on(said):
         return original(module, batch, dataloader_idx)
 
     FineTuner.on_after_batch_transfer = noted
-    train([*FINETUNE, "--trainer.default_root_dir=whole"])
+    train_command([*FINETUNE, "--trainer.default_root_dir=whole"])
     FineTuner.on_after_batch_transfer = original
 
 
@@ -168,13 +168,13 @@ def main(out):
 
         FineTuner.training_step = preempted
     try:
-        train(RUN)
+        train_command(RUN)
     except SystemExit as stop:
         said["stopped"] = stop.code
     said["stopped at"] = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
     if rank == 1:
         FineTuner.training_step = original
-    said["ended at"] = train(RUN).global_step
+    said["ended at"] = train_command(RUN).trainer.global_step
     results = evaluate_command(["runs/version_0/checkpoints/last.ckpt", *SCORED])
     said["scores"] = [(score.images, score.top1, score.top5, score.loss) for score in results.scores]
     torch.save(said, out / f"{rank}.pt")

@@ -1,0 +1,260 @@
+"""Composes a run from its options: reads configs and options, and makes the model, the data and the trainer."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+
+from layershuffle import private_apis
+from layershuffle.checkpoints.loading import read_checkpoint
+from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.config_parser import ConfigParser
+from layershuffle.data import ImageData
+from layershuffle.errors import UserError
+from layershuffle.files import write_whole
+from layershuffle.hardware import fastest_precision
+from layershuffle.options import add_options
+from layershuffle.training import callbacks, checkpointing, resume, wandb_runs
+from layershuffle.training.module import FineTuner
+from layershuffle.training.optimizer import PAPER_ADAM
+
+logger = logging.getLogger(__name__)
+
+DEFAULTS = {
+    "trainer.max_epochs": 20,
+    # Lightning's summary says that a step takes no operations; ``fit`` says what is trained.
+    "trainer.enable_model_summary": False,
+    # ImageData divides the images between the processes itself.
+    "trainer.use_distributed_sampler": False,
+    "trainer.logger": {"class_path": "layershuffle.training.metrics_file.MetricsFile"},
+    "model.optimizer": {"class_path": "torch.optim.Adam", "init_args": PAPER_ADAM},
+    "checkpoint.filename": "best",
+    "checkpoint.monitor": "val/loss",
+    "checkpoint.enable_version_counter": False,
+}
+"""The defaults of options that are not those of Lightning and torch."""
+
+REFUSED = {
+    "BackboneFinetuning": "the optimizer and its schedule are made once, for all parameters",
+    "LearningRateFinder": "the learning rate is an argument of the optimizer; an experiment's grid compares several",
+}
+"""Lightning's callbacks that don't work here, and why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that can begin.
+
+    Attributes:
+        model: what learns.
+        data: what it learns from.
+        trainer: what runs it.
+        config: all options of the run.
+        from_step: the number of steps that an earlier run has done, which this one continues; None for a new run.
+    """
+
+    model: FineTuner
+    data: ImageData
+    trainer: pl.Trainer
+    config: Namespace
+    from_step: int | None
+
+
+def run_parser(parser_class: type[ConfigParser] = ConfigParser) -> ConfigParser:
+    """The parser of all options of a run."""
+    parser = parser_class(
+        prog="layershuffle train",
+        usage="%(prog)s [CONFIG ...] [options]",
+        description="Fine-tune a model. CONFIG is a name that `layershuffle list` shows, or a file; later ones "
+        "win, and so do options.",
+    )
+    parser.add_argument("-c", "--config", action="config", help="A file with some of these options.")
+    add_options(parser, "seed", "resume", accelerator=None, precision=None)
+    parser.add_class_arguments(pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True)
+    parser.add_class_arguments(FineTuner, "model", fail_untyped=False, sub_configs=True)
+    parser.add_subclass_arguments(ImageData, "data", fail_untyped=False, required=True)
+    parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint of the same model to continue from.")
+    parser.add_argument(
+        "--save_every_n_steps",
+        type=PositiveInt | None,
+        help="Also write last.ckpt within an epoch, each time after this number of steps.",
+    )
+    parser.add_class_arguments(checkpointing.BestCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
+    parser.set_defaults(DEFAULTS)
+    parser.link_arguments("seed", "model.seed")
+    parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+    return parser
+
+
+def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] = ConfigParser) -> Run:
+    """Make the model, the data and the trainer of a run.
+
+    Args:
+        args: configs by name, then options, as ``layershuffle train`` takes them; by default those of the process.
+        parser_class: what reads them.
+
+    Raises:
+        UserError: if an option is wrong, or options contradict each other.
+    """
+    parser = run_parser(parser_class)
+    config = parser.parse_args(args)
+    pl.seed_everything(config.seed, workers=True)
+    _apply_shortcuts(config)
+    if not config.checkpoint.monitor:
+        raise UserError("--checkpoint.monitor names the metric that selects the best checkpoint, such as val/loss")
+    if config.resume and config.ckpt_path:
+        raise UserError("--resume finds the checkpoint to continue from by itself: leave out --ckpt_path")
+
+    # What the run's folder keeps is the config as it was asked for, before it changes in order to continue a run.
+    saved_config = parser.dump(config, skip_none=False)
+    from_step, metadata = _prepare_to_continue(parser, config, saved_config)
+
+    objects = parser.instantiate_classes(config)
+    if config.precision == "auto":
+        # A resumed run keeps the precision that was measured when it began.
+        recorded = metadata.precision if metadata else None
+        precision = recorded or _fastest_precision(objects.model, objects.data, config)
+        objects.trainer.precision = config.trainer.precision = precision
+        logger.info("precision: %s, measured to be the faster one", precision)
+
+    added: list[Callback] = [objects.checkpoint, *_callbacks(config)]
+    if not config.trainer.fast_dev_run:
+        added.append(SaveConfig(saved_config, config))
+    given = objects.trainer.callbacks or []
+    objects.trainer.callbacks = [*(given if isinstance(given, list) else [given]), *added]
+    trainer = pl.Trainer(**vars(objects.trainer))
+    _check(trainer, config)
+    _write_whole_checkpoints(trainer)
+    return Run(objects.model, objects.data, trainer, config, from_step)
+
+
+def _apply_shortcuts(config: Namespace) -> None:
+    """Pass ``--accelerator`` and ``--precision``, which all commands have, to the trainer."""
+    if config.accelerator:
+        config.trainer.accelerator = config.accelerator
+        config.accelerator = None
+    if config.precision and config.precision != "auto":
+        config.trainer.precision = config.precision
+        config.precision = None
+
+
+def _prepare_to_continue(
+    parser: ConfigParser, config: Namespace, saved_config: str
+) -> tuple[int | None, CheckpointMetadata | None]:
+    """Find the checkpoint to continue from, if any, and change ``config`` so that the run continues there.
+
+    Returns the number of steps that are done and the checkpoint's metadata, both None for a new run.
+    """
+    resume.place_loggers(config)
+    earlier = None
+    if config.resume:
+        defaults = parser.dump(parser.get_defaults(), skip_none=False, skip_validation=True)
+        earlier = resume.find_earlier_run(config, saved_config, defaults)
+        if earlier and earlier.checkpoint:
+            config.ckpt_path = str(earlier.checkpoint)
+    step = 0
+    metadata = None
+    if config.ckpt_path:
+        content = read_checkpoint(config.ckpt_path)
+        step = int(content.get("global_step", 0))
+        metadata = CheckpointMetadata.from_content(content, config.ckpt_path)
+    if earlier:
+        resume.continue_run(config, earlier, step)
+        logger.info("continuing %s%s", earlier.folder, "" if earlier.checkpoint else " from the beginning")
+    if not metadata:
+        return None, None
+
+    # In another folder Lightning would forget which checkpoint is the best.
+    if not config.checkpoint.dirpath:
+        config.checkpoint.dirpath = str(Path(config.ckpt_path).parent)
+    for configured in resume.configured_loggers(config):
+        wandb_runs.continue_wandb(configured, metadata.wandb)
+    return step, metadata
+
+
+def _callbacks(config: Namespace) -> list[Callback]:
+    """The callbacks that every run has besides the best checkpoint and those of its options."""
+    added: list[Callback] = [
+        callbacks.DescribeData(),
+        callbacks.ThroughputLogger(),
+        # ModelCheckpoint's own save_last writes last.ckpt only when the best checkpoint changes.
+        checkpointing.LastCheckpoint(config.checkpoint.dirpath, config.save_every_n_steps),
+    ]
+    if config.trainer.enable_progress_bar is not False:
+        added.append(callbacks.ProgressBar())
+    # Without a logger, Lightning refuses LearningRateMonitor.
+    if config.trainer.logger is not False:
+        added.append(LearningRateMonitor())
+    return added
+
+
+def _check(trainer: pl.Trainer, config: Namespace) -> None:
+    """Raise a UserError if the trainer can't work here."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if reason := REFUSED.get(type(callback).__name__):
+            raise UserError(f"{type(callback).__name__} can't be used here: {reason}")
+    cores = len(os.sched_getaffinity(0))
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, cores):
+        raise UserError(f"--trainer.devices {trainer.num_devices} would start as many processes on {cores} CPU cores")
+    if config.precision == "auto" and trainer.world_size > 1:
+        raise UserError("several processes could measure different precisions: give another --precision than auto")
+
+
+def _write_whole_checkpoints(trainer: pl.Trainer) -> None:
+    """Let a trainer whose checkpoint is one file write it whole or not at all."""
+    strategy: Any = trainer.strategy
+    if isinstance(strategy, ModelParallelStrategy):
+        is_one_file = not private_apis.saves_many_files(strategy)
+    else:
+        is_one_file = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    if is_one_file:
+        strategy.checkpoint_io = checkpointing.WholeCheckpointIO()
+
+
+def _fastest_precision(module: FineTuner, data: ImageData, config: Namespace) -> str:
+    """The precision in which a training step of a small batch takes less time."""
+    is_gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
+    device = torch.device("cuda" if is_gpu else "cpu")
+    model = module.model.to(device)
+    images = torch.zeros(min(data.batch_size, 64 if is_gpu else 32), *model.image_shape, device=device)
+
+    def step() -> None:
+        model(images, model.order).logits.sum().backward()
+        model.zero_grad()
+
+    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        return fastest_precision(step, device)
+
+
+class SaveConfig(Callback):
+    """Saves a run's options in its folder and, if the run is logged at W&B, sends them there.
+
+    Args:
+        text: the options as they were asked for, which the file holds.
+        config: the options as they are, which W&B gets.
+    """
+
+    def __init__(self, text: str, config: Namespace) -> None:
+        self.text = text
+        self.config = config
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save before anything is trained; the other processes wait for the first one."""
+        if trainer.is_global_zero:
+            write_whole(resume.run_folder(trainer) / "config.yaml", self.text)
+            options = {name: value for name, value in self.config.as_dict().items() if name != "config"}
+            for run_logger in trainer.loggers:
+                if isinstance(run_logger, WandbLogger):
+                    wandb_runs.forgiving(run_logger.experiment.config.update)(options, allow_val_change=True)
+        trainer.strategy.barrier()

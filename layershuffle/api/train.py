@@ -1,0 +1,234 @@
+"""Trains a model: ``layershuffle.train``, and what ``layershuffle train`` does once its options are read."""
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import timm
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from layershuffle.api.compose import Run, compose
+from layershuffle.errors import UserError
+from layershuffle.models import OrderedViT
+from layershuffle.training import wandb_runs
+from layershuffle.training.checkpointing import LastCheckpoint, Preempted
+from layershuffle.training.compute import Compute
+from layershuffle.training.resume import refuse_to_overwrite, remove_empty, run_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A training that has ended.
+
+    Attributes:
+        best: the checkpoint of the lowest validation loss; None if the run was never validated, or in other processes
+            than the first.
+        last: the checkpoint after the last step; None as ``best``.
+        folder: the run's folder, with its config.yaml and its metrics.
+        compute: what the run cost.
+        metrics: the last value of everything that was logged, such as "val/sequential".
+        trainer: Lightning's trainer, whose ``lightning_module`` is the trained ``FineTuner``.
+    """
+
+    best: Path | None
+    last: Path | None
+    folder: Path
+    compute: Compute
+    metrics: dict[str, float]
+    trainer: pl.Trainer
+
+
+class TrainingStopped(Exception):
+    """A signal ended a training before its end.
+
+    Attributes:
+        message: what to tell the user, if this process tells.
+        exit_code: what a process exits with after this.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+
+
+def train(
+    model: str | Path,
+    data: str | Path,
+    method: str | Path = "layershuffle",
+    *,
+    optimizer: str | Path | None = None,
+    trainer: str | Path | None = None,
+    recipe: str | Path | None = None,
+    max_epochs: int | None = None,
+    max_steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> TrainedRun:
+    """Fine-tune a model whose layers run in another order in every step; ``layershuffle train`` does the same.
+
+    Args:
+        model: the name of a model's config, such as "vit_b16", the path of a config, or the name of a timm model.
+        data: the name of a data set's config, such as "cifar100", or the path of a config.
+        method: the name of a method's config, such as "layershuffle_position" or "layerdrop", or the path of a config.
+        optimizer: the name of an optimizer's config, or its path; by default the paper's Adam.
+        trainer: the name of a trainer's config, such as "cpu" or "gpu", or its path; by default the fastest device.
+        recipe: the name of a recipe's config, such as "finetune" or "lora", or its path.
+        max_epochs: the number of epochs; by default 20, or what the configs say.
+        max_steps: the number of updates after which the training ends, if that is earlier.
+        batch_size: images per batch and process; by default as the data set's config says.
+        learning_rate: the highest learning rate; by default as the optimizer's config says.
+        seed: decides everything random, together with the options.
+        folder: the run's folder; by default the first of runs/version_0, runs/version_1, ... that isn't there.
+        resume: continue the run that the same call began, or begin it.
+        options: any other options of ``layershuffle train`` by name, such as {"model.compile": True}.
+
+    Returns:
+        The checkpoints, and what the run cost.
+
+    Raises:
+        UserError: if an option is wrong, or the training fails for a reason that a user can change.
+        TrainingStopped: if a signal ended the training.
+    """
+    configs = [method, optimizer, trainer, recipe]
+    words = [str(config) for config in (data, *configs) if config is not None]
+    settings: dict[str, Any] = {"seed": seed, "resume": resume}
+    if timm.is_model(str(model)):
+        settings["model.name"] = str(model)
+    else:
+        words.insert(0, str(model))
+
+    shortcuts = {
+        "trainer.max_epochs": max_epochs,
+        "trainer.max_steps": max_steps,
+        "data.batch_size": batch_size,
+        "model.optimizer.lr": learning_rate,
+    }
+    settings.update({name: value for name, value in shortcuts.items() if value is not None})
+    if folder is not None:
+        settings["trainer.logger.save_dir"] = str(Path(folder).parent)
+        settings["trainer.logger.version"] = Path(folder).name
+    settings.update(options or {})
+    return fit(compose([*words, *as_options(settings)]))
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Options by name as the words of a command line: {"model.compile": True} is ``--model.compile=true``."""
+    options = []
+    for name, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        options.append(f"--{name}={text}")
+    return options
+
+
+def fit(run: Run) -> TrainedRun:
+    """Train until the end.
+
+    Raises:
+        UserError: if the training fails for a reason that a user can change.
+        TrainingStopped: if a signal ended the training.
+    """
+    model, trainer, ckpt_path = run.model, run.trainer, run.config.ckpt_path
+    run.data.prepare_for(*model.model.image_format)
+    # The wrong path of a teacher fails before the data are read.
+    model.objective.load(model.model)
+    _introduce(model.model, ckpt_path or run.config.model.pretrained)
+
+    folder = run_folder(trainer)
+    if not ckpt_path:
+        refuse_to_overwrite(trainer, run.config.checkpoint.dirpath)
+    wandb_runs.prepare(trainer, run.from_step)
+    is_new = not folder.exists()
+    try:
+        trainer.fit(model, datamodule=run.data, ckpt_path=ckpt_path, weights_only=True)
+        _raise_if_preempted(trainer)
+    except Preempted as stop:
+        raise _preempted(trainer, stop.number, stop.path) from stop
+    except SIGTERMException as stop:
+        raise _preempted(trainer, signal.SIGTERM, None) from stop
+    except SystemExit as stop:
+        # Lightning ends a training like this when Ctrl-C is pressed.
+        raise TrainingStopped(_interrupted(trainer, run), 130) from stop
+    except Exception as error:
+        if is_new and trainer.is_global_zero:
+            remove_empty(folder)
+        if str(error).startswith("Early stopping conditioned on metric"):
+            advice = str(error).replace("Pass in or modify your `EarlyStopping` callback to", "Instead,")
+            raise UserError(advice) from error
+        raise
+    wandb_runs.finish(trainer)
+    return _ended(run, folder)
+
+
+def _introduce(model: OrderedViT, weights: bool | str) -> None:
+    """Say in one line what is trained, and where its weights come from."""
+    if weights is True:
+        source = "timm's weights"
+    elif weights:
+        source = f"weights of {weights}"
+    else:
+        source = "random weights"
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    logger.info("model: %s, %d layers, %.3gM parameters, %s", model.config["name"], model.depth, size, source)
+
+
+def _raise_if_preempted(trainer: pl.Trainer) -> None:
+    """Raise Preempted if a signal came so late that the training has ended before it was looked at."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, LastCheckpoint) and callback.received:
+            raise Preempted(signal.Signals(callback.received), callback.best_model_path)
+
+
+def _preempted(trainer: pl.Trainer, number: signal.Signals, path: str | None) -> TrainingStopped:
+    """What a training that a signal has ended raises; ``path`` is the checkpoint to continue from."""
+    # If another process failed, the launcher could kill the first one before that has ended its W&B run.
+    if not trainer.is_global_zero:
+        return TrainingStopped("", 0)
+    saved = f"saved {os.path.relpath(path)}" if path else "nothing to save yet"
+    stopped = f"{number.name}: stopped after step {trainer.global_step}, {saved}"
+    return TrainingStopped(f"{stopped}; the same command with --resume continues", 128 + number)
+
+
+def _interrupted(trainer: pl.Trainer, run: Run) -> str:
+    """What to say after Ctrl-C."""
+    last = _checkpoints(trainer).get("last")
+    if not last:
+        return "interrupted"
+    if run.config.resume:
+        return "interrupted; the same command continues from the last checkpoint"
+    return f"interrupted; continue with --ckpt_path {last}"
+
+
+def _ended(run: Run, folder: Path) -> TrainedRun:
+    """What a training has left behind."""
+    checkpoints = _checkpoints(run.trainer) if run.trainer.is_global_zero else {}
+    return TrainedRun(
+        best=checkpoints.get("best"),
+        last=checkpoints.get("last"),
+        folder=folder,
+        compute=run.model.compute,
+        metrics={name: float(value) for name, value in run.trainer.callback_metrics.items()},
+        trainer=run.trainer,
+    )
+
+
+def _checkpoints(trainer: pl.Trainer) -> dict[str, Path]:
+    """The "last" and, once the run was validated, the "best" checkpoint, relative to the working folder."""
+    checkpoints = {}
+    for callback in trainer.checkpoint_callbacks:
+        path = getattr(callback, "best_model_path", "")
+        if path:
+            checkpoints[Path(path).stem] = Path(os.path.relpath(path))
+    return checkpoints

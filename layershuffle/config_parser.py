@@ -1,0 +1,264 @@
+"""The parser of configs and options that commands and the Python API share."""
+
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from jsonargparse import ArgumentParser
+
+from layershuffle.config_files import find, nearest
+from layershuffle.errors import UserError, user_error
+from layershuffle.files import read_yaml
+
+OPTION = re.compile("--?[a-z]")
+"""How an option begins, and no value, which may be a negative number."""
+
+# How jsonargparse's messages name what is wrong. They are shown as they are, under one line of ours.
+KEY = re.compile(r'Parser key "(?P<key>[^"]+)"(?: element \d+)?:')
+UNKNOWN_KEY = re.compile(r"Option '(?P<key>.+)' is not accepted")
+NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>[^\s']+)")
+VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)")
+
+
+class ConfigParser(ArgumentParser):
+    """jsonargparse's parser, with more ways to say the same and one-line errors.
+
+    - Words before the first option are configs, found by name: ``vit_b16`` is ``--config configs/model/vit_b16.yaml``.
+      They come after the positional arguments, such as the checkpoint, where a command has any.
+    - ``--batch-size`` is ``--batch_size``, and so for every option.
+    - An option that is true or false needs no value: ``--compile`` is ``--compile true``.
+    - A class is read before its arguments, wherever it stands: ``--data.root pets --data ImageFolders``.
+    - Keys and tokens are refused, because configs are saved and logged.
+    - What ``dump`` writes begins with the command line as a comment.
+    - A ``UserError`` says in one line what is wrong. Its notes are jsonargparse's own message.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self.command_line: list[str] = []
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """Parse a command line, by default that of the process."""
+        self.command_line = sys.argv[1:] if args is None else list(args)
+        self.dump_header = [shlex.join([*str(self.prog).split(), *self.command_line]).replace("\n", " ")]
+        args = self.expanded(self.command_line)
+        for path in option_values(args, "--config"):
+            # Where there is no such file, the parser says so.
+            if Path(path).is_file() and not isinstance(read_yaml(path), dict):
+                raise UserError(
+                    f"{path} holds no options: a config is a mapping, such as 'trainer: {{max_epochs: 20}}'"
+                )
+        config = super().parse_args(args, *rest, **kwargs)
+        refuse_secrets(config.as_dict())
+        return config
+
+    def expanded(self, args: Sequence[str]) -> list[str]:
+        """The command line in its long form.
+
+        Options have underscores and their values, configs stand as ``--config=PATH``, and a class stands before its
+        arguments.
+        """
+        args = [_with_underscores(arg) for arg in args]
+        words = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
+        options = [self._with_value(option) for option in _split(args[words:])]
+        if "--config" not in self._option_string_actions:
+            return [*args[:words], *_joined(options)]
+        positional = sum(not action.option_strings for action in self._actions)
+        configs = [f"--config={find(name)}" for name in args[positional:words]]
+        return [*args[: min(positional, words)], *configs, *_joined(self._classes_first(options))]
+
+    def _with_value(self, option: list[str]) -> list[str]:
+        """Give an option that is true or false its value, if it has none: ``--compile`` becomes ``--compile=true``.
+
+        What follows it and is neither ``true`` nor ``false`` is left for the positional arguments.
+        """
+        name, *values = option
+        if "=" in name:
+            return option
+        if values:
+            is_value = not self._is_only_boolean(name) or values[0].lower() in ("true", "false")
+            needs_value = not is_value
+        else:
+            needs_value = self._is_boolean(name) or self._is_argument_of_a_class(name)
+        return [f"{name}=true", *values] if needs_value else option
+
+    def _is_boolean(self, name: str) -> bool:
+        """Whether an option can be true or false, such as ``bool | None``."""
+        return bool in _alternatives(self._type(name))
+
+    def _is_only_boolean(self, name: str) -> bool:
+        """Whether an option can be nothing but true, false or null."""
+        return set(_alternatives(self._type(name))) <= {bool, type(None)}
+
+    def _is_argument_of_a_class(self, name: str) -> bool:
+        """Whether an option such as ``--data.balanced`` belongs to the class that another option names."""
+        if name in self._option_string_actions:
+            return False
+        return any(name.startswith(f"{option}.") and self._classes(option) for option in self._option_string_actions)
+
+    def _type(self, name: str) -> Any:
+        """The type of an option; None if it has none, or if there is no such option."""
+        return getattr(self._option_string_actions.get(name), "_typehint", None)
+
+    def _classes_first(self, options: Sequence[list[str]]) -> list[list[str]]:
+        """Move each option that names a class to before the first option of this class."""
+        ordered = list(options)
+        for option in options:
+            name = option[0].partition("=")[0]
+            if not self._classes(name):
+                continue
+            names = [other[0] for other in ordered]
+            arguments = (index for index, other in enumerate(names) if other.startswith(f"{name}."))
+            first_argument = next(arguments, len(ordered))
+            index = next(index for index, other in enumerate(ordered) if other is option)
+            if first_argument < index:
+                ordered.insert(first_argument, ordered.pop(index))
+        return ordered
+
+    def _classes(self, option: str) -> list[str]:
+        """The names of the classes that an option such as ``--model.sampler`` can be."""
+        kind = self._type(option)
+        return sorted(_subclasses(kind)) if kind else []
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a UserError; argparse and jsonargparse call this for every fault in arguments and configs.
+
+        jsonargparse's parsers of a class's arguments are of this class too, and know the options without the class's
+        own: their error is given its name here.
+        """
+        key = KEY.match(message)
+        if cause := user_error(ex):
+            if key and str(cause).startswith("--"):
+                raise _with_notes(f"--{key['key']}.{str(cause)[2:]}", getattr(cause, "__notes__", ())) from ex
+            raise cause
+        if message.startswith("unrecognized arguments: "):
+            raise UserError(self._unrecognized(message.removeprefix("unrecognized arguments: ").split())) from ex
+        if unknown := UNKNOWN_KEY.fullmatch(message):
+            names = [name.lstrip("-") for name in self._option_string_actions]
+            raise UserError(f"--{unknown['key']}: there is no such option{nearest(unknown['key'], names)}") from ex
+        if "required: model.name" in message or "required: data" in message:
+            raise UserError(
+                "name a model and a data set, as in layershuffle train vit_b16 cifar100 layershuffle gpu"
+            ) from ex
+        if not key:
+            raise UserError(message) from ex
+        self._refuse_value(f"--{key['key']}", textwrap.dedent(message[key.end() :].strip("\n")), ex)
+
+    def _refuse_value(self, option: str, message: str, ex: Exception | None) -> NoReturn:
+        """Raise a UserError about the value of an option, under which jsonargparse's ``message`` is shown."""
+        no_class = NO_CLASS.search(message)
+        value = VALUE.search(message)
+        classes = self._classes(option)
+        if no_class and classes:
+            choice = f": choose from {', '.join(classes)}" if len(classes) < 15 else ""
+            suggestion = f"{nearest(no_class['name'], classes)}{choice}"
+            line = f"there is no class named {no_class['name']}{suggestion}, or give the import path of your own"
+            raise _with_notes(f"{option}: {line}", [message]) from ex
+        if value:
+            raise _with_notes(f"{option} can't be {value['value'][:100]}: see --help", [message]) from ex
+        if "\n" in message:
+            raise _with_notes(f"{option} has a value that it can't have: see --help", [message]) from ex
+        raise UserError(f"{option}: {message.strip()}") from ex
+
+    def _unrecognized(self, words: Sequence[str]) -> str:
+        """What to say of a word that is no option and no option's value."""
+        wrong = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+        if wrong:
+            names = [name for name in self._option_string_actions if not name.endswith(("+", ".help"))]
+            return f"there is no option {wrong}{nearest(wrong, names)}: see --help"
+        if "--config" in self._option_string_actions:
+            return f"{words[0]} is no option's value: name configs before the first option"
+        return f"there is no use for {' '.join(words)}: see --help"
+
+
+def option_values(args: Sequence[str], name: str) -> list[str]:
+    """The values given for the option ``name``, as ``name value`` or ``name=value``."""
+    spaced = [value for arg, value in pairwise(args) if arg == name]
+    return spaced + [arg.partition("=")[2] for arg in args if arg.startswith(f"{name}=")]
+
+
+def refuse_secrets(config: Any, path: str = "") -> None:
+    """Raise a UserError if a config, which is saved and logged, holds a key or a token."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            refuse_secrets(value, f"{path}.{name}".removeprefix("."))
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            refuse_secrets(value, f"{path}.{index}")
+    elif config and re.search(r"(api_?key|(?<!class_)token|password|secret)$", path, re.IGNORECASE):
+        raise UserError(
+            f"{path} would be saved with the run: set the environment variable WANDB_API_KEY, or use wandb login"
+        )
+
+
+def _with_underscores(arg: str) -> str:
+    """``--batch-size=3`` as ``--batch_size=3``; values and dashes before an option stay."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.removeprefix("--").partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _split(args: Sequence[str]) -> list[list[str]]:
+    """The options, each as a list of its name and its values."""
+    options: list[list[str]] = []
+    for arg in args:
+        if options and not OPTION.match(arg):
+            options[-1].append(arg)
+        else:
+            options.append([arg])
+    return options
+
+
+def _joined(options: Sequence[list[str]]) -> list[str]:
+    """The options as a command line."""
+    return [arg for option in options for arg in option]
+
+
+def _with_notes(message: str, notes: Sequence[str]) -> UserError:
+    """A UserError under which the ``notes`` are shown."""
+    error = UserError(message)
+    for note in notes:
+        error.add_note(note)
+    return error
+
+
+def _alternatives(kind: Any) -> Iterator[Any]:
+    """The types that a type hint admits: both of ``int | None``."""
+    parts = get_args(kind)
+    if parts and not isinstance(kind, type):
+        for part in parts:
+            yield from _alternatives(part)
+    else:
+        yield kind
+
+
+def _subclasses(kind: Any) -> set[str]:
+    """The names of the classes that a type hint admits; none if it admits a number or a text, which can be anything."""
+    if isinstance(kind, type):
+        return _names_of_subclasses(kind)
+    parts = []
+    for part in get_args(kind):
+        # The arguments of a Callable are a list.
+        parts.extend(part if isinstance(part, list) else [part])
+    if {int, float, str} & set(parts):
+        return set()
+    return set().union(*(_subclasses(part) for part in parts))
+
+
+def _names_of_subclasses(kind: type) -> set[str]:
+    """The names of a class's public subclasses, direct or not; none of a class of Python's own such as ``list``."""
+    if kind.__module__ == "builtins":
+        return set()
+    names: set[str] = set()
+    subclasses: list[type] = kind.__subclasses__()
+    for subclass in subclasses:
+        names.add(subclass.__name__)
+        names |= _names_of_subclasses(subclass)
+    return {name for name in names if not name.startswith("_")}
