@@ -8,11 +8,14 @@ from layershuffle.orders import Order
 from layershuffle.version import __version__
 
 if TYPE_CHECKING:
+    from layershuffle.api.train import TrainedRun, train
     from layershuffle.checkpoints.authors import load_reference
     from layershuffle.checkpoints.loading import LoadedModel, load
     from layershuffle.models import OrderedViT, Output, create_model
 
 _HOMES = {
+    "train": "api.train",
+    "TrainedRun": "api.train",
     "load": "checkpoints.loading",
     "LoadedModel": "checkpoints.loading",
     "load_reference": "checkpoints.authors",
@@ -26,10 +29,12 @@ __all__ = [
     "Order",
     "OrderedViT",
     "Output",
+    "TrainedRun",
     "UserError",
     "create_model",
     "load",
     "load_reference",
+    "train",
     "__version__",
 ]
 

@@ -1,0 +1,97 @@
+"""``layershuffle.train``: a run composed by names and options, which is the run of the same command."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+import layershuffle
+from layershuffle import UserError
+from layershuffle.api.compose import compose
+from layershuffle.api.train import TrainingStopped, as_options
+from layershuffle.commands.train import train_command
+from layershuffle.training.module import FineTuner
+
+SMALL = {"model.timm_args.depth": 2, "data.train_images": 128, "trainer.enable_progress_bar": False}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def small(*args, **kwargs):
+    """Train a small model."""
+    options = SMALL | kwargs.pop("options", {})
+    return layershuffle.train("mini_digits", "digits", *args, trainer="cpu", options=options, **kwargs)
+
+
+def test_a_call_trains_what_the_command_trains():
+    run = small("layershuffle_position", optimizer="mini", max_epochs=1, seed=3, folder="by/call", batch_size=50)
+    options = ["--trainer.max_epochs=1", "--seed=3", "--data.batch_size=50", *as_options(SMALL)]
+    names = ["mini_digits", "digits", "layershuffle_position", "mini", "cpu"]
+    other = train_command([*names, *options, "--trainer.logger.save_dir=by", "--trainer.logger.version=command"])
+    assert run.folder.as_posix() == "by/call"
+    assert run.best.as_posix() == "by/call/checkpoints/best.ckpt"
+    assert run.last.is_file()
+    assert (run.folder / "config.yaml").is_file()
+    assert (run.compute.images, run.compute.updates) == (100, 2)
+    assert {"train/loss", "val/loss", "val/sequential"} <= set(run.metrics)
+    states = [torch.load(each.last, weights_only=True)["state_dict"] for each in (run, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_resuming_continues_the_run_of_the_same_call():
+    first = small(max_epochs=1, resume=True, options={"trainer.limit_train_batches": 1})
+    again = small(max_epochs=1, resume=True, options={"trainer.limit_train_batches": 1})
+    assert first.folder == again.folder
+    assert again.trainer.ckpt_path.endswith("last.ckpt")
+    other = small(max_epochs=1, resume=True, learning_rate=0.5, options={"trainer.limit_train_batches": 1})
+    assert other.folder != first.folder
+
+
+def test_a_model_may_be_one_of_timm():
+    options = {"model.timm_args": {"img_size": 8, "patch_size": 4, "in_chans": 1, "depth": 2, "embed_dim": 32}}
+    options["model.timm_args"]["num_heads"] = 2
+    options |= {"data.train_images": 64, "trainer.enable_progress_bar": False, "model.pretrained": False}
+    run = layershuffle.train("vit_tiny_patch16_224", "digits", trainer="cpu", max_steps=1, options=options)
+    assert run.trainer.lightning_module.model.depth == 2
+    assert run.best is None or run.best.is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"model": "vit_b61"}, "vit_b16"),
+        ({"method": "nonsense"}, "nonsense"),
+        ({"options": {"trainer.max_step": 1}}, "--trainer.max_steps"),
+        ({"max_epochs": "many"}, "--trainer.max_epochs"),
+    ],
+)
+def test_what_is_wrong_is_a_user_error(arguments, complaint):
+    with pytest.raises(UserError, match=complaint):
+        layershuffle.train(**{"model": "mini_digits", "data": "digits", "trainer": "cpu", **arguments})
+
+
+def test_a_signal_raises_and_ends_no_process(monkeypatch):
+    original = FineTuner.training_step
+
+    def told_to_stop(module, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(module, batch, batch_idx)
+
+    monkeypatch.setattr(FineTuner, "training_step", told_to_stop)
+    with pytest.raises(TrainingStopped, match="SIGTERM: stopped after step 1") as stop:
+        small(max_epochs=1)
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_shortcuts_reach_the_trainer():
+    args = ["mini_digits", "digits", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+    run = compose([*args, "--accelerator=cpu", "--precision=bf16-mixed"])
+    assert run.trainer.precision == "bf16-mixed"
+    assert run.config.trainer.accelerator == "cpu"
+    with pytest.raises(UserError, match="--precision"):
+        compose([*args, "--accelerator=cpu", "--precision=auto", "--trainer.devices=2"])
