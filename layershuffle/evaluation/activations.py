@@ -1,6 +1,7 @@
 """What layers do: how alike their activations are, what they change at each position, and how long they take."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -26,21 +27,32 @@ def cosine_similarities(
     """How alike the activations after each two steps of the model's base order are (arXiv 2407.09298).
 
     The cosine of a token after one step with the same token after the other, averaged over tokens and images.
-    ``on_batch`` is called after each batch, for a progress bar; the other arguments are those of ``scoring.evaluate``.
+
+    Args:
+        model: see ``scoring.evaluate``, like all that aren't named here.
+        preprocess: see there.
+        batches: see there.
+        fabric: see there.
+        on_batch: called after each batch, for a progress bar.
 
     Returns:
         float64 [steps, steps] on the CPU, symmetric, with ones on the diagonal.
     """
-    model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
-    total, tokens_seen = torch.zeros(len(model.order), len(model.order), dtype=torch.float64), 0
+    model = model.to(fabric.device).eval()
+    preprocess = preprocess.to(fabric.device)
+    total = torch.zeros(len(model.order), len(model.order), dtype=torch.float64)
+    tokens_seen = 0
     for images, _ in batches:
+        directions = []
         with fabric.autocast():
-            state, after = model.embed(preprocess(images.to(fabric.device))), []
+            state = model.embed(preprocess(images.to(fabric.device)))
             for position, step in enumerate(model.order):
                 state, _ = model.run_step(state, step, position)
-                after.append(F.normalize(state.tokens.float(), dim=-1).flatten())
-        states = torch.stack(after)
-        total += (states @ states.T).cpu()
+                directions.append(F.normalize(state.tokens.float(), dim=-1).flatten())
+
+        # With each token normalised, the product of two steps' activations is the sum of the tokens' cosines.
+        by_step = torch.stack(directions)
+        total += (by_step @ by_step.T).cpu()
         tokens_seen += state.tokens.shape[:2].numel()
         on_batch()
     return total / tokens_seen
@@ -48,37 +60,52 @@ def cosine_similarities(
 
 @torch.inference_mode()
 def seconds_per_image(model: OrderedViT, images: Tensor, orders: Sequence[Order], repeats: int = 10) -> list[float]:
-    """How long one image of the batch ``images`` takes in each of ``orders``, from the pixels to the logits.
+    """How long one image of a batch takes in each of ``orders``, from the pixels to the logits.
 
-    images: [batch, channels, height, width], preprocessed, on the model's device. Returns the shortest of ``repeats``
-    times, because other work on the machine can only add to it. The orders take turns, so that all of them are timed
-    under the same conditions.
+    The orders take turns, so that all of them are timed under the same conditions.
+
+    Args:
+        model: on the device of the images.
+        images: [batch, channels, height, width], preprocessed.
+        orders: what to run.
+        repeats: how many times each order is timed, after one run that warms up.
+
+    Returns:
+        For each order the shortest of its times, because other work on the machine can only add to it.
     """
-    took: list[list[float]] = [[] for _ in orders]
+    times_by_order: list[list[float]] = [[] for _ in orders]
     for repeat in range(repeats + 1):
-        for order, times in zip(orders, took):
-            once = seconds(lambda order=order: model(images, order), images.device)  # type: ignore[misc]
-            if repeat:  # the first one warms up
-                times.append(once / len(images))
-    return [min(times) for times in took]
+        for order, times in zip(orders, times_by_order):
+            batch_seconds = seconds(partial(model, images, order), images.device)
+            is_warm_up = repeat == 0
+            if not is_warm_up:
+                times.append(batch_seconds / len(images))
+    return [min(times) for times in times_by_order]
 
 
 @torch.inference_mode()
 def shuffled_runs(
     model: OrderedViT, preprocess: nn.Module, images: Dataset, fabric: Fabric, seed: int
 ) -> Iterator[tuple[Order, list[Tensor]]]:
-    """Run each image of (uint8 [channels, height, width], label) by itself, in a random order of its own.
+    """Run each image by itself, each in another random order.
 
-    The order depends on ``seed`` and the image's index. The other arguments are those of ``scoring.evaluate``.
+    Args:
+        model: see ``scoring.evaluate``.
+        preprocess: see there.
+        images: of (uint8 [channels, height, width], label).
+        fabric: see ``scoring.evaluate``.
+        seed: decides the orders, together with the index of the image.
 
     Yields:
         The order, and the tokens, float32 [tokens, dim], before its first step and after each step.
     """
-    model, preprocess = model.to(fabric.device).eval(), preprocess.to(fabric.device)
+    model = model.to(fabric.device).eval()
+    preprocess = preprocess.to(fabric.device)
     for index in range(len(images)):  # type: ignore[arg-type]
         order = model.order.shuffled(seeded(seed, "analysis", index))
+        image, _ = images[index]
         with fabric.autocast():
-            state = model.embed(preprocess(images[index][0][None].to(fabric.device)))
+            state = model.embed(preprocess(image[None].to(fabric.device)))
             states = [state]
             for position, step in enumerate(order):
                 state, _ = model.run_step(state, step, position)
@@ -93,7 +120,8 @@ def contributions(tokens: Sequence[Tensor]) -> tuple[list[float], list[float]]:
     quotient falls with the position in any model, even an untrained one. The change itself doesn't: a layer normalises
     its input, so that what an untrained layer adds has nearly the same norm at every position.
 
-    tokens: [dim], before the first step and after each step.
+    Args:
+        tokens: a token before the first step and after each step, [dim] each.
 
     Returns:
         For each step the L2 norm of what it adds to the token, and that of the token it got.
@@ -103,7 +131,11 @@ def contributions(tokens: Sequence[Tensor]) -> tuple[list[float], list[float]]:
 
 
 def project(outputs: Tensor, seed: int) -> Tensor:
-    """UMAP of ``outputs`` [images, features] to the plane, float32 [images, 2]; needs umap-learn."""
+    """UMAP of ``outputs`` [images, features] to the plane, float32 [images, 2].
+
+    Raises:
+        UserError: without the package umap-learn.
+    """
     try:
         import umap
     except ImportError as error:

@@ -1,17 +1,19 @@
 """Which classes a model takes for which, in the orders that matter most."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from layershuffle.evaluation.scoring import best_class
+from layershuffle.evaluation.metrics import best_class
 from layershuffle.models.model import Output
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
 from layershuffle.results.measures import ByClassCounts, OrderCounts
+from layershuffle.results.score import Variant
 
 PROTOCOLS = ("sequential", "arbitrary", "given")
 """Those whose orders are counted by class. For all orders of a landscape this would take too much time and memory."""
@@ -20,34 +22,38 @@ MOST_PAIRS = 10_000
 
 
 class ByClass(Metric):
-    """Counts by class how images are classified, for the fixed orders among ``to_score`` that are of PROTOCOLS.
+    """Counts by class how images are classified, for the fixed orders of the trials whose protocol is in PROTOCOLS.
 
     Orders of the same variant are counted together. torchmetrics has confusion matrices too, but takes NaN for a class
     and makes the device wait.
 
     Args:
-        to_score: what is evaluated.
+        trials: what is evaluated.
         classes: how many there are.
+
+    Attributes:
+        groups: the (protocol, variant) of each group of orders that are counted together.
+        rows: the groups that each order belongs to, by number, once for each trial.
     """
 
     full_state_update = False
     matrices: Tensor
 
-    def __init__(self, to_score: Sequence[Trial], classes: int) -> None:
+    def __init__(self, trials: Sequence[Trial], classes: int) -> None:
         super().__init__()
         self.classes = classes
-        self.groups: list[dict[str, Any]] = []
+        self.groups: list[tuple[str, Variant]] = []
         self.rows: dict[Order, list[int]] = {}
-        for trial in to_score:
+        for trial in trials:
             if trial.protocol in PROTOCOLS and isinstance(trial.order, Order):
-                group = {"protocol": trial.protocol, "variant": trial.variant}
+                group = (trial.protocol, trial.variant)
                 if group not in self.groups:
                     self.groups.append(group)
                 self.rows.setdefault(trial.order, []).append(self.groups.index(group))
-        # Images by group, class and predicted class; the last column is for logits with NaN.
-        self.add_state(
-            "matrices", torch.zeros(len(self.groups), classes * (classes + 1), dtype=torch.long), dist_reduce_fx="sum"
-        )
+
+        # Images by group, then flattened by class and predicted class; the last column is for logits with NaN.
+        matrices = torch.zeros(len(self.groups), classes * (classes + 1), dtype=torch.long)
+        self.add_state("matrices", matrices, dist_reduce_fx="sum")
 
     def add(self, order: Order, output: Output, labels: Tensor) -> None:
         """Take one order's output for a batch, as ``scoring.evaluate`` gives it; labels: int64 [batch]."""
@@ -69,13 +75,32 @@ class ByClass(Metric):
     def counts(self) -> ByClassCounts:
         """How many images there are of each class, and how they were classified in each group of orders."""
         matrices = self.compute().cpu()
+        orders_by_group = Counter(chain.from_iterable(self.rows.values()))
+
         counts = []
-        for index, (group, matrix) in enumerate(zip(self.groups, matrices)):
-            right = matrix.diagonal().tolist()
-            wrong = matrix[:, : self.classes].clone().fill_diagonal_(0).flatten()
-            often = wrong.argsort(descending=True, stable=True)[: min(MOST_PAIRS, int(wrong.count_nonzero()))]
-            pairs = [(cell // self.classes, cell % self.classes, int(wrong[cell])) for cell in often.tolist()]
-            draws = sum(row == index for rows in self.rows.values() for row in rows)
-            counts.append(OrderCounts(group["protocol"], group["variant"], draws, right, pairs))
+        for index, (protocol, variant) in enumerate(self.groups):
+            matrix = matrices[index]
+            order_counts = OrderCounts(
+                protocol=protocol,
+                variant=variant,
+                samples=orders_by_group[index],
+                right=matrix.diagonal().tolist(),
+                confused=self._most_confused(matrix),
+            )
+            counts.append(order_counts)
+
+        # Every order of a group has classified all images.
         images = matrices[0].sum(dim=1) // counts[0].samples
         return ByClassCounts(images.tolist(), counts)
+
+    def _most_confused(self, matrix: Tensor) -> list[tuple[int, int, int]]:
+        """The most frequent mistakes, as (class, predicted class, images); matrix: [classes, classes + 1]."""
+        mistakes = matrix[:, : self.classes].clone().fill_diagonal_(0).flatten()
+        kept = min(MOST_PAIRS, int(mistakes.count_nonzero()))
+        most_frequent = mistakes.argsort(descending=True, stable=True)[:kept]
+
+        pairs = []
+        for cell in most_frequent.tolist():
+            true_class, predicted_class = divmod(cell, self.classes)
+            pairs.append((true_class, predicted_class, int(mistakes[cell])))
+        return pairs

@@ -20,28 +20,35 @@ MOST_IMAGES = 2048
 def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: bool = False) -> Fabric:
     """The device and the precision to run with, and all the processes if torchrun started several.
 
-    ``accelerator`` and ``precision`` are Lightning's. The precision can also be "auto", to measure whether "32-true" or
-    "bf16-mixed" is faster for ``model``. ``shared`` says whether several processes may share the work. Raises a
-    UserError if there is no such accelerator, or several processes can't do what is asked.
+    Args:
+        accelerator: Lightning's name of it.
+        precision: Lightning's name of it, or "auto", to measure whether "32-true" or "bf16-mixed" is faster.
+        model: what will run.
+        shared: whether several processes may share the work.
+
+    Raises:
+        UserError: if there is no such accelerator, or several processes can't do what is asked.
     """
-    processes = int(os.environ["WORLD_SIZE"]) if is_torchelastic_launched() else 1
-    here = int(os.environ["LOCAL_WORLD_SIZE"]) if processes > 1 else 1
-    if processes > 1 and not shared:
-        raise UserError("only layershuffle evaluate shares its work between processes: run this without torchrun")
-    if processes > 1 and precision == "auto":
-        raise UserError("several processes could measure different precisions: name a --precision in place of auto")
+    processes = 1
+    processes_here = 1
+    if is_torchelastic_launched():
+        processes = int(os.environ["WORLD_SIZE"])
+    if processes > 1:
+        processes_here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if not shared:
+            raise UserError("only layershuffle evaluate shares its work between processes: run this without torchrun")
+        if precision == "auto":
+            raise UserError("several processes could measure different precisions: name a --precision in place of auto")
+
     try:
         if precision == "auto":
             device = Fabric(accelerator=accelerator, devices=1).device
-            batch = torch.zeros(256 if device.type == "cuda" else 32, *model.image_shape, device=device)
-            model.to(device).eval()
-            with torch.inference_mode():
-                precision = fastest_precision(lambda: model(batch, model.order), device)
+            precision = _fastest_precision(model, device)
         fabric = Fabric(
             accelerator=accelerator,
             strategy="ddp" if processes > 1 else "auto",
-            devices=here,
-            num_nodes=processes // here,
+            devices=processes_here,
+            num_nodes=processes // processes_here,
             precision=precision,
         )
     except (RuntimeError, MisconfigurationException) as error:
@@ -51,27 +58,40 @@ def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: boo
     return fabric
 
 
+def _fastest_precision(model: OrderedViT, device: torch.device) -> str:
+    """The precision in which the model runs a batch fastest on the device, to which it is moved."""
+    images = 256 if device.type == "cuda" else 32
+    batch = torch.zeros(images, *model.image_shape, device=device)
+    model.to(device).eval()
+    with torch.inference_mode():
+        return fastest_precision(lambda: model(batch, model.order), device)
+
+
 @torch.inference_mode()
 def largest_evaluation_batch(model: OrderedViT, data: ImageData, split: Literal["val", "test"], fabric: Fabric) -> int:
     """The most images that fit into the memory of all GPUs together, up to MOST_IMAGES for each.
 
-    A CPU gains nothing from larger batches than the data's own.
+    A CPU gains nothing from larger batches than the data set's ``evaluation_batch``.
     """
     data.loader(split)  # This moves a set that is kept on the device, which takes memory too.
     start = max(1, data.evaluation_batch // fabric.world_size)
     if fabric.device.type != "cuda":
         return fabric.world_size * start
+
     model.to(fabric.device).eval()
     preprocess = Preprocess(*model.image_format).to(fabric.device)
     image = torch.as_tensor(data.sets[split][0][0]).to(fabric.device)
 
     def attempt(count: int) -> None:
+        """Take as much memory as an evaluation with batches of ``count`` images."""
         with fabric.autocast():
             state = model.embed(preprocess(image.expand(count, *image.shape).contiguous()))
-            # The trie of orders holds one activation per step of an order, which may be longer than the model's own.
+            # The trie of orders holds one activation per step of an order, which may be longer than the base order.
             held = [state.tokens.clone() for _ in range(2 * len(model.order))]
             model.run(state, model.order)
             del held
 
-    images = len(data.sets[split]) // fabric.world_size  # type: ignore[arg-type]
-    return fabric.world_size * fabric.broadcast(largest_batch(attempt, start, min(MOST_IMAGES, images)))
+    images_per_process = len(data.sets[split]) // fabric.world_size  # type: ignore[arg-type]
+    largest = largest_batch(attempt, start, min(MOST_IMAGES, images_per_process))
+    # Processes may find different sizes, but must agree: the first one decides.
+    return fabric.world_size * fabric.broadcast(largest)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from layershuffle.evaluation.scoring import OrderMetrics
+from layershuffle.evaluation.metrics import OrderMetrics
 from layershuffle.models.model import Output
 from layershuffle.orders.order import Order
 from layershuffle.results.measures import EarlyExits, Exit
@@ -42,26 +42,33 @@ class EarlyExit:
         """
         if order in self.beginnings:
             self._logits.append(output.logits.float())
-        if order == self.order:
-            logits, self._logits = torch.stack(self._logits), []
-            stops = self._stops(logits)
-            images = torch.arange(len(labels), device=labels.device)
-            self.metrics.update(0, [Output(logits[stop, images]) for stop in stops], labels)
-            self.steps_run += (stops + 1).sum(dim=1)
 
-    def _stops(self, logits: Tensor) -> Tensor:
+        # The whole order comes after all of its beginnings, so the batch is complete.
+        if order == self.order:
+            logits = torch.stack(self._logits)
+            self._logits = []
+            last_steps = self._last_steps(logits)
+            images = torch.arange(len(labels), device=labels.device)
+            self.metrics.update(0, [Output(logits[steps, images]) for steps in last_steps], labels)
+            self.steps_run += (last_steps + 1).sum(dim=1)
+
+    def _last_steps(self, logits: Tensor) -> Tensor:
         """The index of the step after which each image stops by each rule, [rules, batch].
 
         logits: [steps, batch, classes].
         """
         confidence = logits.softmax(dim=-1).amax(dim=-1)
+        is_confident = confidence > self.thresholds.view(-1, 1, 1)
+
         predicted = logits.argmax(dim=-1)
-        unchanged = torch.zeros_like(predicted)  # for how many steps in a row
+        unchanged = torch.zeros_like(predicted)  # for how many steps in a row the predicted class has stayed the same
         for step in range(1, len(predicted)):
             unchanged[step] = (unchanged[step - 1] + 1) * (predicted[step] == predicted[step - 1])
-        met = torch.cat([confidence > self.thresholds.view(-1, 1, 1), unchanged >= self.patiences.view(-1, 1, 1)])
-        met[:, -1] = True
-        return met.int().argmax(dim=1)  # the first of them
+        is_patient = unchanged >= self.patiences.view(-1, 1, 1)
+
+        stops = torch.cat([is_confident, is_patient])  # [rules, steps, batch]
+        stops[:, -1] = True
+        return stops.int().argmax(dim=1)  # the first step at which it stops
 
     def compute(self) -> EarlyExits:
         """For each rule its threshold (or patience), the mean number of steps that an image ran, and its scores."""
@@ -69,6 +76,5 @@ class EarlyExit:
         rules += [("patience", steps) for steps in self.patiences.tolist()]
         exits = []
         for (rule, threshold), steps, score in zip(rules, self.steps_run.tolist(), self.metrics.compute()):
-            layers = steps / score["images"]
-            exits.append(Exit(rule, threshold, layers, score["top1"], score["top5"], score["loss"]))
+            exits.append(Exit(rule, threshold, steps / score.images, score.top1, score.top5, score.loss))
         return EarlyExits(exits)

@@ -17,93 +17,121 @@ from layershuffle.orders.order import Order, Step
 Losses = Callable[[Sequence[Order]], list[float]]
 """Scores orders: the validation loss of each."""
 
+MOST_CHOICES = 1 << 12
+"""Every choice of steps is scored if there are fewer than this."""
 
-def greedy(own: Order, losses: Losses) -> Iterator[tuple[Order, float]]:
-    """Append, until none is left, the step of ``own`` that leads to the lowest loss; ties go to the earlier step.
 
-    Yields the order and its loss after every step, so that the last is a permutation of ``own``.
+def greedy(base_order: Order, losses_of: Losses) -> Iterator[tuple[Order, float]]:
+    """Append, until none is left, the step of ``base_order`` that leads to the lowest loss.
+
+    Ties go to the earlier step. Yields the order and its loss after every step, so that the last is a permutation of
+    ``base_order``.
     """
-    order, left = Order(), list(own)
+    order = Order()
+    left = list(base_order)
     while left:
         candidates = [order + Order([step]) for step in left]
-        found = losses(candidates)
-        best = found.index(min(found))
+        losses = losses_of(candidates)
+        best = losses.index(min(losses))
         order = candidates[best]
         del left[best]
-        yield order, found[best]
+        yield order, losses[best]
 
 
-def climb(start: Order, losses: Losses, rounds: int) -> Iterator[tuple[Order, float]]:
+def climb(start: Order, losses_of: Losses, rounds: int) -> Iterator[tuple[Order, float]]:
     """From ``start`` on, make the exchange of two steps that lowers the loss most, ``rounds`` times or until none does.
 
     Yields each order and its loss, ``start`` first.
     """
-    order, (loss,) = start, losses([start])
+    order = start
+    (loss,) = losses_of([start])
     yield order, loss
+
+    pairs = list(combinations(range(len(order)), 2))
+    if not pairs:
+        return
     for _ in range(rounds):
-        candidates = [swap(*pair, len(order)).over(order) for pair in combinations(range(len(order)), 2)]
-        found = losses(candidates) if candidates else [math.inf]
-        if min(found) >= loss:
+        candidates = [swap(*pair, len(order)).over(order) for pair in pairs]
+        losses = losses_of(candidates)
+        if min(losses) >= loss:
             return
-        loss = min(found)
-        order = candidates[found.index(loss)]
+        loss = min(losses)
+        order = candidates[losses.index(loss)]
         yield order, loss
 
 
-def thin(own: Order, losses: Losses, keep: int, beam: int) -> Iterator[tuple[Order, float]]:
-    """Find the choice of each number of steps of ``own``, from all down to ``keep``, that has the lowest loss.
+def thin(base_order: Order, losses_of: Losses, keep: int, beam: int) -> Iterator[tuple[Order, float]]:
+    """Find the choice of each number of steps of ``base_order``, from all down to ``keep``, that has the lowest loss.
 
-    The steps stay in the sequence that they have in ``own``. Every choice is scored if ``scores_all(own, keep)``.
-    Otherwise it is a beam search: of each length the ``beam`` best orders go on, each without one of its steps in turn.
+    The steps stay in the sequence that they have in ``base_order``. Every choice is scored if
+    ``scores_all(base_order, keep)``. Otherwise it is a beam search: of each length the ``beam`` best orders go on, each
+    without one of its steps in turn.
 
     Yields the best order of each length and its loss, the longest first.
     """
-    kept = [own]
-    for length in range(len(own), keep - 1, -1):
-        if length < len(own):
-            kept = list(dict.fromkeys(order[:at] + order[at + 1 :] for order in kept for at in range(len(order))))
-        found = losses(kept)
-        ranked = sorted(range(len(kept)), key=found.__getitem__)
-        yield kept[ranked[0]], found[ranked[0]]
-        if not scores_all(own, keep):
-            kept = [kept[rank] for rank in ranked[:beam]]
+    candidates = [base_order]
+    is_beam_search = not scores_all(base_order, keep)
+    for length in range(len(base_order), keep - 1, -1):
+        if length < len(base_order):
+            candidates = _shortened(candidates)
+        losses = losses_of(candidates)
+        ranked = sorted(range(len(candidates)), key=losses.__getitem__)
+        yield candidates[ranked[0]], losses[ranked[0]]
+        if is_beam_search:
+            candidates = [candidates[rank] for rank in ranked[:beam]]
 
 
-def scores_all(own: Order, keep: int) -> bool:
-    """Whether there are so few choices of ``keep`` or more steps of ``own`` that ``thin`` scores every one."""
-    return sum(math.comb(len(own), length) for length in range(keep, len(own) + 1)) < 1 << 12
+def _shortened(orders: Sequence[Order]) -> list[Order]:
+    """Each of ``orders`` without one of its steps in turn, every result once."""
+    shortened: dict[Order, None] = {}  # a set that keeps the sequence
+    for order in orders:
+        for position in range(len(order)):
+            shortened[order[:position] + order[position + 1 :]] = None
+    return list(shortened)
+
+
+def scores_all(base_order: Order, keep: int) -> bool:
+    """Whether there are so few choices of ``keep`` or more steps that ``thin`` scores every one."""
+    depth = len(base_order)
+    return sum(math.comb(depth, length) for length in range(keep, depth + 1)) < MOST_CHOICES
 
 
 def heavy_tail_exponents(model: OrderedViT) -> list[float]:
     """How well each layer is trained, one exponent per layer, the smaller the better (arXiv 2302.02123).
 
     A layer's exponent is the mean over its weight matrices W of the alpha of a power law p(x) ~ x^-alpha, fitted to the
-    tail of the eigenvalues of W^T W. The tail begins where the fit has the smallest Kolmogorov-Smirnov distance. This
-    needs powerlaw.
+    tail of the eigenvalues of W^T W. The tail begins where the fit has the smallest Kolmogorov-Smirnov distance.
+
+    Raises:
+        UserError: without the package powerlaw.
     """
+    exponents = []
+    for block in model.layers:
+        of_matrices = [_exponent(module.weight) for module in block.modules() if isinstance(module, nn.Linear)]
+        exponents.append(sum(of_matrices) / len(of_matrices))
+    return exponents
+
+
+def _exponent(weight: Tensor) -> float:
     try:
         import powerlaw
     except ImportError as error:
         raise UserError("heavy-tail exponents need powerlaw: pip install 'layershuffle[spectra]'") from error
-
-    def exponent(weight: Tensor) -> float:
-        eigenvalues = torch.linalg.svdvals(weight.detach().double().cpu()).square().numpy()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return float(powerlaw.Fit(eigenvalues[eigenvalues > 0], verbose=False).power_law.alpha)
-
-    by_layer = [[exponent(m.weight) for m in block.modules() if isinstance(m, nn.Linear)] for block in model.layers]
-    return [sum(exponents) / len(exponents) for exponents in by_layer]
+    eigenvalues = torch.linalg.svdvals(weight.detach().double().cpu()).square().numpy()
+    with warnings.catch_warnings():
+        # powerlaw's warnings are about the details of its fit, of which only the exponent is used.
+        warnings.simplefilter("ignore")
+        return float(powerlaw.Fit(eigenvalues[eigenvalues > 0], verbose=False).power_law.alpha)
 
 
-def well_trained_first(exponents: Sequence[float], own: Order) -> Order:
-    """The steps of ``own`` by the mean ``heavy_tail_exponents`` of their layers, the best trained first.
+def well_trained_first(exponents: Sequence[float], base_order: Order) -> Order:
+    """The steps of ``base_order`` by the mean ``heavy_tail_exponents`` of their layers, the best trained first.
 
-    Steps of the same layers stay in the sequence that they have in ``own``.
+    Steps of the same layers stay in the sequence that they have in ``base_order``.
 
     The paper (arXiv 2302.02123) permutes the weight matrices of translation models before training, and its author has
     noted an error in its implementation. This applies its idea to the layers of a trained model, as a strategy to
     compare with.
     """
-    steps: list[Step] = sorted(own, key=lambda step: fmean(exponents[unit.layer] for unit in step))
+    steps: list[Step] = sorted(base_order, key=lambda step: fmean(exponents[unit.layer] for unit in step))
     return Order(steps)

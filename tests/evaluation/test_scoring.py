@@ -8,10 +8,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
-from torchmetrics.functional.classification import multiclass_calibration_error
 
-from layershuffle.evaluation.scoring import OrderMetrics, _picked, evaluate, outputs
-from layershuffle.models import Output
+from layershuffle.evaluation.scoring import evaluate, outputs
 from layershuffle.orders.named import permutation, random_subset, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import PROTOCOLS, Trial, trials
@@ -136,35 +134,6 @@ def test_logits_that_are_not_numbers_are_wrong(small):
     assert broken.loss is None
     (whole,) = evaluate(Answer(), ToFloat(), loader([0, 0, 0]), to_score, cpu())
     assert (whole.nan, whole.top1, whole.top5) == (0, 1, 1)
-
-
-def test_calibration_is_that_of_torchmetrics():
-    rng = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(2, 200, 4, generator=rng)
-    labels = torch.randint(4, (200,), generator=rng)
-    metrics = OrderMetrics(3)
-    for part in (slice(0, 150), slice(150, 200)):
-        metrics.update(1, [Output(each[part]) for each in logits], labels[part])
-        metrics.update(0, [Output(logits[1, part])], labels[part])
-    found = [score["ece"] for score in metrics.compute()]
-    expected = [float(multiclass_calibration_error(each, labels, 4, n_bins=15)) for each in logits]
-    assert expected[0] != pytest.approx(expected[1], abs=0.01)
-    assert found == pytest.approx([expected[1], *expected], abs=2e-6)
-
-
-def test_calibration_of_certain_predictions_and_of_those_that_are_not_numbers():
-    certain = torch.tensor([[0.0, 100.0]] * 4)  # their probability is exactly 1
-    metrics = OrderMetrics(1)
-    metrics.update(0, [Output(certain)], torch.tensor([1, 1, 1, 0]))
-    assert metrics.compute()[0]["ece"] == 0.25
-    metrics.update(0, [Output(certain + math.nan)], torch.tensor([1, 1, 1, 1]))
-    assert metrics.compute()[0]["ece"] == 0.125
-
-
-def test_the_oracle_does_not_choose_what_is_not_a_number():
-    logits = torch.tensor([[[math.nan, 1.0]], [[1.0, 0.0]]])  # of two orders, for one image
-    for label in (0, 1):
-        assert _picked(torch.zeros(1, 2), logits, torch.tensor([label]))["oracle"] == 1
 
 
 def test_a_fresh_order_for_every_batch():

@@ -13,7 +13,7 @@ from torch import Tensor
 from layershuffle.commands import main, studying
 from layershuffle.data.folders import PackedImages
 from layershuffle.evaluation import device
-from layershuffle.evaluation.scoring import OrderMetrics
+from layershuffle.evaluation.metrics import OrderMetrics
 from layershuffle.gpu_check import correct, fast
 from layershuffle.gpu_check.checks import CHECKS, Found, LeftOut, Setting
 from layershuffle.models import OrderedViT

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layershuffle import Order
-from layershuffle.evaluation.scoring import OrderMetrics, outputs
+from layershuffle.evaluation.metrics import OrderMetrics
+from layershuffle.evaluation.scoring import outputs
 from layershuffle.training.module import FineTuner
 from layershuffle.training.objectives.classification import position_cross_entropy
 

@@ -1,0 +1,163 @@
+"""Accuracy, cross-entropy and calibration of many orders at once, summed on the device."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from layershuffle.models.model import Output
+
+BINS = 15
+"""Bins of equal width, by the probability of the predicted class, whose calibration error is averaged."""
+PARTS = 1_000_000
+"""Calibration is summed in these parts of an image, because sums of integers don't depend on the order of adding."""
+COUNTED_AT_ONCE = 1 << 22
+"""Outputs are counted together once they hold this many numbers. For small models, counting each would be slow."""
+
+
+def best_class(logits: Tensor) -> Tensor:
+    """The index of the largest logit, int64 [...], from [..., classes]; -1, which is no class, where a logit is NaN."""
+    best = logits.max(dim=-1)  # torch takes NaN for the largest number
+    return best.indices.where(~best.values.isnan(), -1)
+
+
+class OrderScore(NamedTuple):
+    """How the images did in one order; the fields are those of ``results.Score``."""
+
+    images: int
+    top1: float
+    top5: float
+    loss: float | None
+    position_accuracy: float | None
+    nan: int
+    ece: float
+
+
+class OrderMetrics(Metric):
+    """Accuracy, cross-entropy, calibration and position accuracy of ``count`` orders, summed on the device.
+
+    The expected calibration error (arXiv 1706.04599, section 2) is the difference between accuracy and the mean
+    probability of the predicted class in each bin, averaged over the images. torchmetrics has it too, but keeps the
+    probability of every image, which is too much for thousands of orders.
+
+    Attributes:
+        images: how many images each order classified, int64 [count].
+        top1: how many of them were classified rightly.
+        top5: of how many the label was among the five likeliest classes.
+        nan: how many had logits that are not numbers.
+        positions: how many positions the layers predicted.
+        positions_right: how many of these rightly.
+        loss: the sum of the cross-entropies, float32 [count].
+        gaps: by bin, the sum of 1 for each image that was classified rightly, less the probability of its predicted
+            class, in PARTS, int64 [count, BINS].
+    """
+
+    full_state_update = False
+    images: Tensor
+    top1: Tensor
+    top5: Tensor
+    nan: Tensor
+    positions: Tensor
+    positions_right: Tensor
+    loss: Tensor
+    gaps: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        for name in ("images", "top1", "top5", "nan", "positions", "positions_right"):
+            self.add_state(name, torch.zeros(count, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("loss", torch.zeros(count), dist_reduce_fx="sum")
+        self.add_state("gaps", torch.zeros(count, BINS, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, first: int, outputs: Sequence[Output], labels: Tensor) -> None:
+        """Add a batch's outputs to the orders from number ``first`` on, one output each; labels: int64 [batch].
+
+        Nothing here waits for the device.
+        """
+        rows = slice(first, first + len(outputs))
+        logits = torch.stack([output.logits for output in outputs]).float()
+        predicted = best_class(logits)
+        right = predicted == labels
+        log_probabilities = logits.log_softmax(dim=-1)
+
+        self.images[rows] += len(labels)
+        self.nan[rows] += (predicted < 0).sum(dim=1)
+        # Not the first of the five likeliest, because topk may return equal logits in another sequence than argmax.
+        self.top1[rows] += right.sum(dim=1)
+        likeliest = logits.topk(min(5, logits.shape[-1])).indices
+        among_likeliest = (likeliest == labels.unsqueeze(1)).any(dim=-1)
+        self.top5[rows] += (among_likeliest & (predicted >= 0)).sum(dim=1)
+
+        losses = F.nll_loss(log_probabilities.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
+        self.loss[rows] += losses.view(len(outputs), -1).sum(dim=1)
+
+        confidence = log_probabilities.amax(dim=-1).exp().nan_to_num()
+        bins = ((BINS * confidence).ceil().long() - 1).clamp(0, BINS - 1)
+        self.gaps[rows].scatter_add_(1, bins, (PARTS * (right.float() - confidence)).round().long())
+
+        for row, output in enumerate(outputs, first):
+            if output.position_logits is not None:
+                self._add_positions(row, output.position_logits)
+
+    def _add_positions(self, row: int, position_logits: Tensor) -> None:
+        """Count the positions that the layers of one order predicted; position_logits: [steps, batch, positions]."""
+        predicted = best_class(position_logits)
+        actual = torch.arange(len(predicted), device=predicted.device).unsqueeze(1)
+        self.positions[row] += predicted.numel()
+        self.positions_right[row] += (predicted == actual).sum()
+
+    def compute(self) -> list[OrderScore]:
+        """The scores of each order, as plain numbers."""
+        columns = (self.images, self.top1, self.top5, self.nan, self.positions, self.positions_right, self.loss)
+        gaps = self.gaps.abs().sum(dim=1).tolist()
+
+        scores = []
+        for gap, *sums in zip(gaps, *(column.tolist() for column in columns)):
+            images, top1, top5, nan, positions, positions_right, loss = sums
+            score = OrderScore(
+                images=images,
+                top1=top1 / images,
+                top5=top5 / images,
+                # A float32 sum has no more than 7 digits.
+                loss=float(f"{loss / images:.7g}") if math.isfinite(loss) else None,
+                position_accuracy=positions_right / positions if positions else None,
+                nan=nan,
+                ece=round(gap / PARTS / images, 6),
+            )
+            scores.append(score)
+        return scores
+
+
+class CountedTogether:
+    """Adds the outputs of a batch to successive orders of ``metrics``, many at a time.
+
+    Args:
+        metrics: what counts them, from its first order on.
+        labels: int64 [batch].
+    """
+
+    def __init__(self, metrics: OrderMetrics, labels: Tensor) -> None:
+        self.metrics = metrics
+        self.labels = labels
+        self.counted = 0
+        self.waiting: list[Output] = []
+
+    def add(self, output: Output) -> None:
+        """Take the output of the next order."""
+        self.waiting.append(output)
+        numbers = output.logits.numel()
+        if output.position_logits is not None:
+            numbers += output.position_logits.numel()
+        if len(self.waiting) * numbers >= COUNTED_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Count what is waiting."""
+        if self.waiting:
+            self.metrics.update(self.counted, self.waiting, self.labels)
+            self.counted += len(self.waiting)
+            self.waiting = []
