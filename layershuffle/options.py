@@ -102,6 +102,11 @@ OPTIONS = {
     "recorded_orders": Option(
         "Event log of layershuffle serve or layershuffle simulate whose orders to run.", str | None, metavar="FILE"
     ),
+    "max_missed": Option("How many layers a request may miss, where requests skip layers.", NonNegativeInt, 3),
+    "patience": Option("Seconds that a request waits before it skips layers, where requests do.", float, 1.0),
+    "step_deadline": Option("Seconds after which a node that hasn't answered is suspected.", float, 10.0),
+    "request_deadline": Option("Seconds after which a request fails.", float, 60.0),
+    "visit": Option("How many layers a node may run in a row for a request.", PositiveInt, 1, metavar="N"),
     # What to write, and whether to go on.
     "top": Option("How many classes to name for a picture.", PositiveInt, 5, metavar="N"),
     "output": Option("File to write.", Path | None, metavar="FILE"),

@@ -112,8 +112,10 @@ def test_the_same_seed_gives_the_same_nodes_to_every_policy():
 
 def test_the_command_compares_and_records(tmp_path, capsys):
     record = tmp_path / "out" / "simulation.json"
-    arguments = ["--duration", "300", "--layers", "4", "--seeds", "2"]
-    simulate_command([*arguments, "--nodes", "4", "8", "--policies", "any", "chain", "--output", str(record)])
+    arguments = ["--duration", "300", "--layers", "4"]
+    two = ["--seeds", "0", "1"]
+    compared = ["--cluster_sizes", "4", "8", "--policies", "any", "chain"]
+    simulate_command([*arguments, *two, *compared, "--output", str(record)])
     printed = capsys.readouterr().out
     assert printed.count("chain") == 2
     assert record.with_suffix(".png").is_file()
@@ -122,21 +124,21 @@ def test_the_command_compares_and_records(tmp_path, capsys):
         (4, "any", 2), (4, "chain", 2), (8, "any", 2), (8, "chain", 2)
     ]  # fmt: skip
     log = tmp_path / "events.jsonl"
-    simulate_command([*arguments, "--nodes", "4", "--policies", "any", "--log", str(log)])
+    one_policy = ["--cluster_sizes", "4", "--policies", "any"]
+    simulate_command([*arguments, *two, *one_policy, "--event_log", str(log)])
     orders = read_orders(str(log))
-    arguments[-1] = "1"
-    record = simulate_command([*arguments, "--nodes", "4", "--policies", "any", "--first_seed", "1"])
-    assert record["outcomes"][0]["seeds"][0]["throughput"] == outcomes[0]["seeds"][1]["throughput"]
+    simulation = simulate_command([*arguments, *one_policy, "--seeds", "1"])
+    assert simulation.outcomes[4, "any"][0]["throughput"] == outcomes[0]["seeds"][1]["throughput"]
     assert sum(orders.values()) == sum(1 for line in log.open() if not json.loads(line)["failed"])
     assert len(orders) > 1
     assert all(order.layers == {0, 1, 2, 3} for order in orders)
 
 
 def test_what_cannot_be_simulated_is_refused(tmp_path, capsys):
-    assert "can't run a model" in fails(capsys, simulate_command, "--nodes", "5")
+    assert "can't run a model" in fails(capsys, simulate_command, "--cluster_sizes", "5")
     assert "seconds can't be -1.0" in fails(capsys, simulate_command, "--seconds", "-1")
-    assert "3 kills" in fails(capsys, simulate_command, "--kills", "3", "--nodes", "12")
-    assert "one policy" in fails(capsys, simulate_command, "--log", str(tmp_path / "log"))
+    assert "3 kills" in fails(capsys, simulate_command, "--kills", "3", "--cluster_sizes", "12")
+    assert "--event_log" in fails(capsys, simulate_command, "--event_log", str(tmp_path / "log"))
 
 
 @pytest.mark.parametrize(
