@@ -14,7 +14,7 @@ from helpers import DIGITS, QUIET, ROOT, fails, train
 
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.list import list_command
-from layershuffle.commands.report import report
+from layershuffle.commands.report import report_command
 from layershuffle.orders import (
     FirstLayers,
     GrowingDepth,
@@ -97,7 +97,7 @@ def test_an_order_sampler_is_in_every_table_and_figure():
     assert drawn == [module.sampler.sample_step(4, module.seed, step, 0, step / planned) for step in range(planned)]
     assert drawn[0] == Order(range(4))  # progress is 0 at the first step
     evaluate_command(["best.ckpt", "--data.test_images=40", "--orders=2", "--keep", "1", "2", "--output=r/r.json"])
-    report(Path("r"))
+    report_command([str(Path("r"))])
     said = Path("r/report/report.md").read_text()
     compared = said[said.index("## Sequential and arbitrary order") :].partition("\n| --- ")[0]
     assert compared.endswith("| annealed |")

@@ -17,7 +17,7 @@ import yaml
 from helpers import ROOT, fails, fake_cifar100, fake_imagenet
 
 from layershuffle.commands.experiment import experiment_command, perform
-from layershuffle.commands.report import report
+from layershuffle.commands.report import report_command
 from layershuffle.experiments import cells
 from layershuffle.experiments.definition import list_cells, read
 from layershuffle.results import Results
@@ -235,7 +235,7 @@ def test_the_papers_cifar100_cells_run(tmp_path, monkeypatch):
     ]
     record = torch.load(tmp_path / "out" / found[0].name / "best.ckpt", weights_only=True)["layershuffle"]
     assert record["data"]["args"]["val_fraction"] == 0
-    report(tmp_path / "out")
+    report_command([str(tmp_path / "out")])
     said = (tmp_path / "out/report/report.md").read_text()
     assert "| layershuffle-merged, sequential |" in said
     assert "CIFAR-100" in said

@@ -10,7 +10,7 @@ import pytest
 from helpers import paths
 
 from layershuffle.checkpoints.authors import load_reference
-from layershuffle.commands.report import report
+from layershuffle.commands.report import report_command
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.errors import UserError
 from layershuffle.experiments import plan
@@ -156,7 +156,7 @@ def test_curves_are_means_of_draws_then_over_seeds(tmp_path):
         found = results(seed=seed)
         scores = [replace(s, top1=s.top1 + 0.02 * seed) if s.protocol == "pruned" else s for s in found.scores]
         replace(found, scores=scores).save(tmp_path / f"{seed}.json")
-    report(tmp_path)
+    report_command([str(tmp_path)])
     (data,) = (tmp_path / "report/data").glob("pruning-*")
     rows = list(csv.reader(data.open()))
     assert rows[0] == ["sequence", "method", "layers kept", "mean", "std", "seeds"]
@@ -193,7 +193,7 @@ def test_what_is_missing_or_wrong_is_said_and_the_rest_is_made(tmp_path, capsys)
     results("layershuffle-predict", sequential=0.5).save(tmp_path / "one.json")
     results("layershuffle-predict", sequential=0.6).save(tmp_path / "other.json")
     results(seed=0).save(tmp_path / "again.json")
-    report(tmp_path)
+    report_command([str(tmp_path)])
     said = capsys.readouterr().err
     assert "cut.json is not a results file or is damaged" in said
     assert "old.json is not a results file of this version" in said
@@ -230,10 +230,10 @@ def test_files_of_one_model_agree_unless_they_score_the_same_order_otherwise(tmp
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(ValueError, match="there are no results files below"):
-        report(tmp_path)
+        report_command([str(tmp_path)])
     (tmp_path / "cut.json").write_text('{"layershuffle_results": 2, ')
     with pytest.raises(ValueError, match="cut.json is not a results file or is damaged"):
-        report(tmp_path)
+        report_command([str(tmp_path)])
 
 
 class Page(html.parser.HTMLParser):
@@ -252,7 +252,7 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_needs_nothing_else_and_trusts_no_file(tmp_path):
     results(name="<script>alert(1)</script>").save(tmp_path / "a.json")
-    report(tmp_path)
+    report_command([str(tmp_path)])
     text = (tmp_path / "report/index.html").read_text()
     assert "<script>" not in text
     page = Page()
@@ -336,7 +336,7 @@ def test_a_report_on_own_data_is_about_that_and_not_about_the_paper(tmp_path):
     for seed in (0, 1):
         own("baseline", seed, 0.8, (0.3, 0.32)).save(tmp_path / f"birds/baseline/{seed}.json")
         own("layershuffle", seed, 0.7, (0.6, 0.62)).save(tmp_path / f"birds/layershuffle/{seed}.json")
-    report(tmp_path)
+    report_command([str(tmp_path)])
     page = (tmp_path / "report/index.html").read_text()
     text = (tmp_path / "report/report.md").read_text()
     for word in ("paper", "Table 1", "igure 1", "igures 4", "layershuffle-predict", "missing", "Missing"):
@@ -349,10 +349,10 @@ def test_a_report_on_own_data_is_about_that_and_not_about_the_paper(tmp_path):
 
 def test_a_simulation_has_a_section(tmp_path, capsys):
     output = ["--output", str(tmp_path / "nodes.json")]
-    simulate_command(["--nodes=13", "--seeds=1", "--duration=100", "--policies", "any", "chain", *output])
+    simulate_command(["--cluster_sizes=13", "--seeds=0", "--duration=100", "--policies", "any", "chain", *output])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("13 chain")]
     (tmp_path / "half.json").write_text((tmp_path / "nodes.json").read_text()[:99])
-    report(tmp_path)
+    report_command([str(tmp_path)])
     text = (tmp_path / "report/report.md").read_text()
     assert text.count("## Simulated nodes: nodes") == 1
     assert row.split() in [line.replace("|", " ").split() for line in text.splitlines()]
@@ -426,7 +426,7 @@ def test_an_experiment_gives_its_report_a_title_and_what_is_missing(tmp_path, ca
         seeds=[0, 1],
     )
     plan.write(tmp_path, "Birds of the garden", list_cells(experiment))
-    report(tmp_path)
+    report_command([str(tmp_path)])
     text = (tmp_path / "report/report.md").read_text()
     assert text.startswith("# Birds of the garden\n")
     missing = text[text.index("## Missing") : text.index("## How")]
