@@ -67,7 +67,8 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, from_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         self.metrics: list[dict[str, Any]] = []
         self._folder = folder
         self._path = folder / ExperimentWriter.NAME_METRICS_FILE
