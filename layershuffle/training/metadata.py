@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import WandbLogger
 
-from layershuffle.checkpoints.loading import RECORD
+from layershuffle.checkpoints.metadata import METADATA_KEY, CheckpointMetadata
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
@@ -46,18 +46,19 @@ def write(
         compute: what the training has used up.
         trainer: knows the precision, the data and the loggers.
     """
-    checkpoint[RECORD] = {
-        "version": __version__,
-        "model": config,
-        "method": method,
-        "sampler": sampler,
+    metadata = CheckpointMetadata(
+        version=__version__,
+        model=config,
+        method=method,
+        sampler=sampler,
         **objective.metadata(),
-        "seed": seed,
-        "compute": asdict(compute),
-        "precision": trainer.precision,
-        "data": _data_of(trainer),
-        "wandb": _wandb_run_of(trainer),
-    }
+        seed=seed,
+        compute=asdict(compute),
+        precision=str(trainer.precision),
+        data=_data_of(trainer),
+        wandb=_wandb_run_of(trainer),
+    )
+    checkpoint[METADATA_KEY] = metadata.to_dict()
 
 
 def _data_of(trainer: pl.Trainer) -> dict[str, Any] | None:
@@ -74,15 +75,9 @@ def _wandb_run_of(trainer: pl.Trainer) -> dict[str, str] | None:
     return None
 
 
-def compute_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What the training had used up when the checkpoint was saved: the fields of ``Compute``."""
-    return checkpoint.get(RECORD, {}).get("compute", {})
-
-
-def check_resumed(checkpoint: dict[str, Any], config: dict[str, Any], objective: Objective) -> None:
+def check_resumed(metadata: CheckpointMetadata, config: dict[str, Any], objective: Objective) -> None:
     """Raise a UserError if the checkpoint is of a model with another ``config``, or the objective has changed."""
-    metadata = checkpoint.get(RECORD, {})
-    saved = metadata.get("model", {})
+    saved = metadata.model
     changed = sorted(key for key in saved | config if saved.get(key) != config.get(key))
     if changed:
         raise UserError(f"the checkpoint to resume from is of another model: {', '.join(changed)} differ")

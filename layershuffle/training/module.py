@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.data import ImageData, Preprocess
 from layershuffle.data.augmentation import Augmentation
 from layershuffle.errors import UserError
@@ -49,50 +50,50 @@ class FineTuner(pl.LightningModule):
     ``Shuffle`` with none, encode and predict.
 
     Args:
-        name: the backbone, a timm vision transformer.
-        num_classes: number of classes; ``layershuffle train`` takes it from the data.
-        sampler: samples the order of each training step.
-        position: whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
-        pretrained: false for random weights, true for timm's (fetched from the Hugging Face hub), or a path to weights
+        name: The backbone, a timm vision transformer.
+        num_classes: Number of classes; ``layershuffle train`` takes it from the data.
+        sampler: Samples the order of each training step.
+        position: Whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
+        pretrained: False for random weights, true for timm's (fetched from the Hugging Face hub), or a path to weights
             of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of ``layershuffle train``, or
             ``mini_glyphs``, which travels with the package. If the model has fewer layers, it takes the first ones.
-        positions: number of positions that the model can tell apart, by default the number of steps in its order.
+        positions: Number of positions that the model can tell apart, by default the number of steps in its order.
             Orders with repeats need more.
-        head: how a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.
-        order: the order that the model runs by default and whose steps samplers choose from: an order's text, or a name
+        head: How a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.
+        order: The order that the model runs by default and whose steps samplers choose from: an order's text, or a name
             such as ``cycle(6)``, ``cycle-rev(6)`` or ``sequence(6)`` (parameter sharing, arXiv 2104.06022),
             ``sandwich(3)`` or ``sublayers`` (arXiv 1911.03864). By default the layers run in sequence.
-        choices: orders in the same form; each image learns to choose one of them (IOT, arXiv 2103.03457), and no
-            sampler is used. They need the objective ``InstanceWise``.
-        norm_eps: the epsilon of the backbone's layer norms, by default timm's.
-        position_dim: width of the vectors that encode the positions, by default that of the authors' code.
-        position_dropout: dropout of the projections that mix these vectors into the tokens.
-        position_table: whether there is one table of these vectors for the model, "shared" by the layers as in the
+        choices: Orders, as texts or names, of which each image learns to choose one (IOT, arXiv 2103.03457). They need
+            the objective ``InstanceWise``, and no sampler is used.
+        norm_eps: The epsilon of the backbone's layer norms, by default timm's.
+        position_dim: Width of the vectors that encode the positions, by default that of the authors' code.
+        position_dropout: Dropout of the projections that mix these vectors into the tokens.
+        position_table: Whether there is one table of these vectors for the model, "shared" by the layers as in the
             authors' code, or one "per_layer", as the paper can be read too.
-        depth: number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
-        drop_path: timm's drop_path_rate: the probability with which the last layer's halves are skipped for an image
-            (arXiv 1603.09382). It falls to 0 at the first layer.
-        timm_args: further arguments of ``timm.create_model``, such as img_size.
-        objective: the loss that is minimised, and how the model is validated: ``Classification``, ``InstanceWise``,
+        depth: Number of layers, by default the backbone's. Of a deeper pretrained backbone the first ones are taken.
+        drop_path: The probability with which the last layer's halves are skipped for an image
+            (arXiv 1603.09382; timm's drop_path_rate). It falls to 0 at the first layer.
+        timm_args: Further arguments of ``timm.create_model``, such as img_size.
+        objective: The loss that is minimised, and how the model is validated: ``Classification``, ``InstanceWise``,
             ``Distillation``, or a subclass of ``Objective`` of your own.
-        augmentation: how the training images are changed at random.
-        trainable: which parameters are trained, and how fast.
-        optimizer: makes the optimizer; by default the paper's (section 4).
-        schedule: how the learning rate changes in the course of the training.
-        budget: what trainer.max_epochs and max_steps limit: "steps", or "layer_executions" (images x layers that they
+        augmentation: How the training images are changed at random.
+        trainable: Which parameters are trained, and how fast.
+        optimizer: Makes the optimizer; by default the paper's (section 4).
+        schedule: How the learning rate changes in the course of the training.
+        budget: What trainer.max_epochs and max_steps limit: "steps", or "layer_executions" (images x layers that they
             ran through). Then a step that runs half of the layers counts for half: the run lasts until it has executed
             as many layers as the limit's steps would if they ran all. The schedule, its warm-up and samplers that
             change with time go by the share of the budget that is used up.
-        orders_per_batch: into how many equal parts each batch is split. Each part runs in an order of its own, and one
+        orders_per_batch: Into how many equal parts each batch is split. Each part runs in an order of its own, and one
             update is made with the mean of their gradients.
-        orders_per_process: whether each of several processes samples its own orders, so that an update averages several
+        orders_per_process: Whether each of several processes samples its own orders, so that an update averages several
             orders. By default they do with DDP; with sharded strategies they can't.
-        compile: compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
-        checkpoint_layers: keep only the input of each layer for the backward pass, and run the layer again there: less
+        compile: Compile the layers, see OrderedViT.compile. The first steps take longer; no order adds to that.
+        checkpoint_layers: Keep only the input of each layer for the backward pass, and run the layer again there: less
             memory for a third more computation.
-        seed: decides the orders, together with the step and the process; ``layershuffle train`` sets it to
+        seed: Decides the orders, together with the step and the process; ``layershuffle train`` sets it to
             its ``--seed``.
-        label: what tables and figures call the method, by default its name, such as ``layershuffle-position``. It tells
+        label: What tables and figures call the method, by default its name, such as ``layershuffle-position``. It tells
             two runs of one method apart that differ in something else, such as the recipe.
     """
 
@@ -173,7 +174,7 @@ class FineTuner(pl.LightningModule):
         self.seed = seed
         self.label = label
         # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
-        _ = self.method
+        method_name(sampler, position)
         self.model.check(self.orders.sample(0))
 
         # Lightning's own mean over processes ignores that each may have a different number of images.
@@ -390,6 +391,7 @@ class FineTuner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume from a checkpoint of another run, and go on counting."""
+        saved = CheckpointMetadata.from_content(checkpoint, self.trainer.ckpt_path or "the checkpoint")
         config = metadata.model_config(self.model, self.base_order)
-        metadata.check_resumed(checkpoint, config, self.objective)
-        self.compute.restore(metadata.compute_of(checkpoint))
+        metadata.check_resumed(saved, config, self.objective)
+        self.compute.restore(saved.compute or {})

@@ -17,9 +17,9 @@ class Schedule:
     """How the learning rate changes in the course of a training.
 
     Attributes:
-        shape: the learning rate stays "constant" (how arXiv 2407.04513 is read here), or falls to zero as "linear" (the
+        shape: The learning rate stays "constant" (how arXiv 2407.04513 is read here), or falls to zero as "linear" (the
             authors' code) or "cosine".
-        warmup_steps: number of steps over which the learning rate first rises linearly, or if below 1, their share of
+        warmup_steps: Number of steps over which the learning rate first rises linearly, or if below 1, their share of
             all steps.
     """
 

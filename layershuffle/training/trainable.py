@@ -16,13 +16,13 @@ class Trainable:
     """Which parameters are trained, and how fast.
 
     Attributes:
-        only: train only those parameters of the backbone in whose names one of these words appears, such as [head] or
+        only: Train only those parameters of the backbone in whose names one of these words appears, such as [head] or
             [norm, head]. Position modules are always trained.
-        lora: the rank of the matrices that LoRA adds to each layer (arXiv 2106.09685); ``only: [lora, head]`` trains
+        lora: The rank of the matrices that LoRA adds to each layer (arXiv 2106.09685); ``only: [lora, head]`` trains
             these and the head alone.
-        layer_decay: the factor by which the learning rate falls with every layer from the head towards the images. In
+        layer_decay: The factor by which the learning rate falls with every layer from the head towards the images. In
             random orders a layer has no depth: then all layers share one rate, the geometric mean of these.
-        decay_norms: whether weight decay also holds for norms, biases and position embeddings.
+        decay_norms: Whether weight decay also holds for norms, biases and position embeddings.
     """
 
     only: list[str] | None = None

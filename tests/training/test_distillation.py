@@ -10,7 +10,8 @@ from helpers import DIGITS, QUIET, SMALL, fails
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from test_module import trainer, tuner
 
-from layershuffle.checkpoints.loading import RECORD, load
+from layershuffle.checkpoints.loading import load
+from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.commands.train import train_command
 from layershuffle.data import Digits
 from layershuffle.data.augmentation import Augmentation
@@ -35,7 +36,7 @@ def saved(tmp_path):
         torch.manual_seed(seed)
         torch.nn.init.normal_(module.model.vit.head.weight)
         record = {"model": module.model.config, "data": {"class": "Digits", "args": {}, "classes": names}}
-        torch.save({"state_dict": module.state_dict(), RECORD: record}, tmp_path / file)
+        torch.save({"state_dict": module.state_dict(), METADATA_KEY: record}, tmp_path / file)
         return str(tmp_path / file)
 
     return save
@@ -91,7 +92,7 @@ def test_the_loss_is_the_papers_formula_and_the_teacher_stays_out_of_everything(
 
     run.save_checkpoint(tmp_path / "student.ckpt")
     content, alone = torch.load(tmp_path / "student.ckpt", weights_only=True), tuner(position="predict")
-    assert content[RECORD]["distillation"] == {
+    assert content[METADATA_KEY]["distillation"] == {
         **{"teacher": path, "weight": 0.3, "temperature": 2.0, "sha256": sha256(path)}
     }
     assert {name for name in content["state_dict"] if "model." in name} == {*alone.state_dict()}

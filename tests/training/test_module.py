@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layershuffle.api.compose import compose
-from layershuffle.checkpoints.loading import RECORD
+from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.data import Digits
 from layershuffle.data.augmentation import Augmentation
 from layershuffle.data.module import labels_of
@@ -348,9 +348,7 @@ def test_a_step_never_waits_for_the_device_unless_it_logs(tmp_path, position):
         limit_train_batches=10,
         gradient_clip_val=1.0,
     )
-    module = tuner(
-        position=position, optimizer=lambda parameters: torch.optim.AdamW(parameters), schedule=Schedule("cosine")
-    )
+    module = tuner(position=position, optimizer=torch.optim.AdamW, schedule=Schedule("cosine"))
     with reads:
         run.fit(module, datamodule=Digits())
     per_step = [after - before for before, after in pairwise(steps.before)]
@@ -419,7 +417,7 @@ def test_a_checkpoint_is_plain_values_and_says_how_to_make_the_model(tmp_path):
     run = trainer(tmp_path)
     run.fit(tuner(position="encode", sampler=LayerDrop(0.3)), datamodule=Digits(batch_size=32, crop_pct=0.5))
     run.save_checkpoint(tmp_path / "run.ckpt")
-    record = read_file(tmp_path / "run.ckpt")[RECORD]
+    record = read_file(tmp_path / "run.ckpt")[METADATA_KEY]
     assert record["model"] == {
         **{"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode", "positions": None},
         **{"head": "average", "norm_eps": None},
@@ -508,7 +506,7 @@ def test_class_weights_count_in_training_alone_and_are_recorded(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     command = [*DIGITS, *QUIET, "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--model.timm_args.depth=1"]
     run = train([*command, "--model.objective.class_weights=balanced", "--trainer.precision=bf16-true"])
-    found = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)[RECORD]["class_weights"]
+    found = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)[METADATA_KEY]["class_weights"]
     trained = labels_of(run.datamodule.sets["train"]).numpy()
     assert found == pytest.approx(compute_class_weight("balanced", classes=torch.arange(10).numpy(), y=trained))
     with pytest.raises(UserError, match="can't be balanced, because the class 0 has no training image: give a number"):

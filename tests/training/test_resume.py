@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from torchvision.transforms import v2
 
-from layershuffle.checkpoints.loading import RECORD
+from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.data import Digits
 from layershuffle.data.augmentation import Augmentation
 from layershuffle.orders.samplers import GrowingDepth, LayerDrop
@@ -55,7 +55,7 @@ def state(path):
     """What a checkpoint says of the run: weights, optimizer, schedule and progress."""
     content = torch.load(path, weights_only=True)
     keys = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "loops", "global_step")
-    compute = content[RECORD]["compute"] | {"seconds": None}
+    compute = content[METADATA_KEY]["compute"] | {"seconds": None}
     return {key: content[key] for key in keys if key in content} | {"compute": compute}
 
 

@@ -19,11 +19,11 @@ class Classification(Objective):
     """Learns the classes, and the positions if the model predicts them (arXiv 2407.04513, section 3.3).
 
     Args:
-        label_smoothing: the share of each label that is spread evenly over all classes.
-        class_weights: how much the training loss of each class counts: a number for each class, in the sequence of the
+        label_smoothing: The share of each label that is spread evenly over all classes.
+        class_weights: How much the training loss of each class counts: a number for each class, in the sequence of the
             labels, or "balanced" for images / (classes x images of the class), as in scikit-learn. The losses of
             validation and evaluation are without them.
-        position_loss: whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
+        position_loss: Whether the "sum" (arXiv 2407.04513, section 3.3) or the "mean" (the authors' code) of the
             steps' position cross-entropies is added to the classification loss.
     """
 
@@ -113,11 +113,7 @@ class Classification(Objective):
         return torch.stack(losses).sum()
 
     def metadata(self) -> dict[str, Any]:
-        return {
-            "position_loss": self.position_loss,
-            "class_weights": self.class_weights,
-            "distillation": None,
-        }
+        return {"position_loss": self.position_loss, "class_weights": self.class_weights}
 
 
 def position_cross_entropy(position_logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layershuffle.checkpoints.loading import load
+from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
@@ -18,14 +19,14 @@ class Distillation(Classification):
     """Learns the classes from the labels and from a frozen teacher (arXiv 1503.02531, section 2).
 
     Args:
-        teacher: a checkpoint, or anything else that ``layershuffle.load`` takes. It runs in its base order, on the same
+        teacher: A checkpoint, or anything else that ``layershuffle.load`` takes. It runs in its base order, on the same
             images, augmented and mixed, as the model that is trained.
-        weight: the share of the distillation loss in the loss of the classes, above 0 and at most 1. The cross-entropy
+        weight: The share of the distillation loss in the loss of the classes, above 0 and at most 1. The cross-entropy
             with the labels has the rest.
-        temperature: what the logits of both models are divided by in the distillation loss.
-        label_smoothing: see ``Classification``.
-        class_weights: see ``Classification``.
-        position_loss: see ``Classification``.
+        temperature: What the logits of both models are divided by in the distillation loss.
+        label_smoothing: See ``Classification``.
+        class_weights: See ``Classification``.
+        position_loss: See ``Classification``.
     """
 
     def __init__(
@@ -82,14 +83,14 @@ class Distillation(Classification):
             "temperature": self.temperature,
             "sha256": self._loaded_teacher.sha256,
         }
-        return super().metadata() | {"distillation": distillation}
+        return {**super().metadata(), "distillation": distillation}
 
-    def check_resumed(self, metadata: dict[str, Any]) -> None:
+    def check_resumed(self, metadata: CheckpointMetadata) -> None:
         """Refuse a teacher whose file has changed since the run began."""
-        recorded = metadata.get("distillation")
-        if not recorded or recorded["teacher"] != self.teacher_name:
+        before = metadata.distillation
+        if before is None or before["teacher"] != self.teacher_name:
             return
-        if recorded["sha256"] != self._loaded_teacher.sha256:
+        if before["sha256"] != self._loaded_teacher.sha256:
             raise UserError(
                 f"the teacher {self.teacher_name} is another file than the one that this run began with: put that one "
                 "back, or begin a new run"
@@ -105,12 +106,12 @@ class Teacher:
     """The frozen teacher of a student. It is no module, so it is no part of the student or of its checkpoints.
 
     Args:
-        name: what ``layershuffle.load`` takes.
-        student: the model that it teaches.
+        name: What ``layershuffle.load`` takes.
+        student: The model that it teaches.
 
     Attributes:
-        sha256: the SHA-256 of the teacher's file, if it has one.
-        class_names: the names of its classes, if it was trained on data of ours.
+        sha256: The SHA-256 of the teacher's file, if it has one.
+        class_names: The names of its classes, if it was trained on data of ours.
 
     Raises:
         UserError: if the teacher can't be loaded, has other classes, or takes other images. They may be normalised in

@@ -20,16 +20,16 @@ class InstanceWise(Classification):
     In training every image runs in all of the orders, and their losses are weighted by a Gumbel-softmax of its choice.
 
     Args:
-        temperature: the temperature of the Gumbel-softmax at the first step.
-        decay: every step multiplies the temperature by exp(-decay).
-        min_temperature: the lowest temperature.
-        exploration: the weight of the loss that keeps the mean choice near uniform; the authors' example uses 0.1.
-        specialisation: the weight of the loss that keeps each choice far from uniform; the authors' example uses 0.01.
-        floor: the least value that a probability has in the specialisation loss, which would otherwise be unbounded;
+        temperature: The temperature of the Gumbel-softmax at the first step.
+        decay: Every step multiplies the temperature by exp(-decay).
+        min_temperature: The lowest temperature.
+        exploration: The weight of the loss that keeps the mean choice near uniform; the authors' example uses 0.1.
+        specialisation: The weight of the loss that keeps each choice far from uniform; the authors' example uses 0.01.
+        floor: The least value that a probability has in the specialisation loss, which would otherwise be unbounded;
             the authors' example uses 0.05.
-        label_smoothing: see ``Classification``.
-        class_weights: see ``Classification``. They don't change what the loss is divided by.
-        position_loss: of no use here, because images that choose their order can't predict positions.
+        label_smoothing: See ``Classification``.
+        class_weights: See ``Classification``. They don't change what the loss is divided by.
+        position_loss: Of no use here, because images that choose their order can't predict positions.
     """
 
     method = "instancewise"

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
@@ -95,10 +96,10 @@ class Objective(nn.Module):
     # --- In checkpoints -------------------------------------------------------------------------------------
 
     def metadata(self) -> dict[str, Any]:
-        """The fields ``position_loss``, ``class_weights`` and ``distillation`` of the checkpoint's metadata."""
-        return {"position_loss": "sum", "class_weights": None, "distillation": None}
+        """What a checkpoint tells of the objective: fields of ``CheckpointMetadata``."""
+        return {}
 
-    def check_resumed(self, metadata: dict[str, Any]) -> None:
+    def check_resumed(self, metadata: CheckpointMetadata) -> None:
         """Raise a UserError if a run whose ``metadata`` these are can't go on with this objective."""
 
 
