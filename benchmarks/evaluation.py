@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from benchmarks.common import arguments, ratio, report, take_turns
 from layershuffle import create_model
 from layershuffle.data import Preprocess
-from layershuffle.data.module import TensorImages
+from layershuffle.data.sets import TensorImages
 from layershuffle.evaluation.scoring import evaluate
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import Order, seeded

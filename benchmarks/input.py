@@ -29,7 +29,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from benchmarks.common import Times, arguments, ratio, report, seconds, take_turns
 from layershuffle.data import ImageFolders, PackedFolders
 from layershuffle.data.augmentation import Augmentation, Augmented
-from layershuffle.data.folders import PackedImages
+from layershuffle.data.packed import PackedImages
 from layershuffle.data.packing import Packing, pack
 
 SIZE, BATCH = 224, 128

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from layershuffle import files as reading
 from layershuffle.checkpoints.loading import RECORD, load
 from layershuffle.commands.parser import Parser
-from layershuffle.data import TorchvisionImages, from_config
+from layershuffle.data import DataConfig, TorchvisionImages, from_config
 from layershuffle.errors import UserError
 from layershuffle.experiments.definition import Experiment
 from layershuffle.models.create import create_model
@@ -223,7 +223,7 @@ def test_a_checkpoint_opens_no_other_file_and_no_connection(tmp_path, monkeypatc
 
 def test_a_checkpoint_does_not_make_one_download(monkeypatch):
     made = TorchvisionImages("FakeData", 10, download=True)
-    assert made.config()["args"]["download"] is True
+    assert made.config().args["download"] is True
     assert from_config(made.config()).download is False
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda _: pytest.fail("it downloads"))
     made = TorchvisionImages("MNIST", 10, root="/nowhere", test_args={"train": False, "download": True})
@@ -250,14 +250,14 @@ def test_a_checkpoint_does_not_make_one_download(monkeypatch):
 )
 def test_data_that_a_checkpoint_cannot_have_been_trained_on(data):
     with pytest.raises(UserError, match="the data set it was trained on is not known here"):
-        from_config(data)
-    assert from_config({"class": "Digits", "args": {"workers": 10**6}}).workers is None
+        from_config(DataConfig.from_dict(data))
+    assert from_config(DataConfig("Digits", {"workers": 10**6})).workers is None
 
 
 def test_no_module_is_imported_because_a_checkpoint_names_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "strangers.py").write_text("raise SystemExit('imported')")
-    recorded = {"class": "strangers.Data", "args": {}}
+    recorded = DataConfig("strangers.Data", {})
     for trusted in (None, "Digits", "strangers.Other"):
         with pytest.raises(
             UserError, match=r"strangers\.Data, is not known here: if you trust .* --data strangers\.Data"

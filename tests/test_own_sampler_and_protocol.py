@@ -93,9 +93,9 @@ def test_an_order_sampler_is_in_every_table_and_figure():
     assert 10 < write_files("Add an order sampler") < 21
     module = fit("--config=configs/method/annealed.yaml").lightning_module
     planned = module.trainer.global_step
-    drawn = [module.orders.sample(step) for step in range(planned)]
-    assert drawn == [module.sampler.sample_step(4, module.seed, step, 0, step / planned) for step in range(planned)]
-    assert drawn[0] == Order(range(4))  # progress is 0 at the first step
+    orders = [module.orders.sample(step) for step in range(planned)]
+    assert orders == [module.sampler.sample_step(4, module.seed, step, 0, step / planned) for step in range(planned)]
+    assert orders[0] == Order(range(4))  # progress is 0 at the first step
     evaluate_command(["best.ckpt", "--data.test_images=40", "--orders=2", "--keep", "1", "2", "--output=r/r.json"])
     report_command([str(Path("r"))])
     said = Path("r/report/report.md").read_text()

@@ -13,7 +13,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from layershuffle.checkpoints import export
 from layershuffle.checkpoints.authors import load_reference
 from layershuffle.checkpoints.metadata import METADATA_KEY, CheckpointMetadata
-from layershuffle.data.preprocessing import Preprocess, as_rgb, resize
+from layershuffle.data.decoding import as_rgb
+from layershuffle.data.preprocessing import Preprocess, Resizing, resize
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, sha256
 from layershuffle.models.create import classes_of, create_fitting, create_model
@@ -83,7 +84,7 @@ class LoadedModel:
         grey = len(mean) == 1
         pixels = []
         for image in images:
-            rgb = resize(as_rgb(image), size, *wanted[3:])
+            rgb = resize(as_rgb(image), size, Resizing(*wanted[3:]))
             pixels.append(pil_to_tensor(rgb.convert("L") if grey else rgb))
         return Preprocess(size, mean, std)(torch.stack(pixels))
 
@@ -101,7 +102,7 @@ class LoadedModel:
         """Classify PIL images, on the device that the model is on.
 
         Args:
-            images: the images, of any size and mode; see ``data.preprocessing.as_rgb`` for how they are read.
+            images: the images, of any size and mode; see ``data.decoding.as_rgb`` for how they are read.
             top: how many of the likeliest classes to return.
             order: the order that the layers run in; by default the model's own.
 

@@ -3,7 +3,7 @@
 import torch
 
 from layershuffle.commands.studying import Study, study_parser
-from layershuffle.data.module import split_images
+from layershuffle.data.sets import split_images
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import contributions, project, shuffled_runs
 from layershuffle.results import EvaluationInfo, Measure, Results

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.checkpoints.loading import LoadedModel, load
 from layershuffle.commands.parser import Parser
+from layershuffle.data.decoding import UNDECODABLE, open_image, why_left_out
 from layershuffle.data.folders import describe_left_out
-from layershuffle.data.preprocessing import UNDECODABLE, open_image, why_left_out
 from layershuffle.errors import UserError
 from layershuffle.evaluation.device import make_fabric
 from layershuffle.evaluation.scoring import outputs

@@ -121,10 +121,11 @@ def _check_export(study: Study) -> None:
 
 def _export(study: Study, order: Order) -> None:
     """Export the model in ``order`` with its score, beside it a config that trains it further; train if asked to."""
-    config, data = study.config, study.data.config()
+    config = study.config
+    data = study.data.config()
     folder = Path(config.export)
-    named = [f"--data={data['class']}"]
-    named += [f"--data.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in data["args"].items()]
+    named = [f"--data={data.name}"]
+    named += [f"--data.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in data.args.items()]
     export_command([config.checkpoint, config.export, f"--order={order}", f"--results={study.output}", *named])
     if study.model.encoding:
         return
@@ -132,7 +133,7 @@ def _export(study: Study, order: Order) -> None:
     timm_args = {k: v for k, v in exported.items() if k not in OWN}
     model = {"name": exported["name"], "timm_args": timm_args, "head": exported["head"], "sampler": "Sequential"}
     model["pretrained"] = str(folder / "model.safetensors")
-    refine = {"model": model, "data": {"class_path": data["class"], "init_args": data["args"]}}
+    refine = {"model": model, "data": {"class_path": data.name, "init_args": data.args}}
     path = folder / REFINE
     write_whole(
         path,

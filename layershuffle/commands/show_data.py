@@ -52,7 +52,7 @@ def show_data_command(args: list[str] | None = None) -> None:
         return torch.cat([preprocess(image[None]) for image in images])
 
     columns = {"evaluated": shown([train[index][0] for index in chosen])}
-    augmented = Augmented(train, module.augmentation, data.image_size, module.seed, *data.resizing)
+    augmented = Augmented(train, module.augmentation, data.image_size, module.seed, data.resizing)
     for epoch in range(own.epochs):
         columns[f"epoch {epoch}"] = shown([augmented[epoch, index][0] for index in chosen])
     if module.mix:

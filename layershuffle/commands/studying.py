@@ -26,7 +26,7 @@ from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loading import load, trained_on
 from layershuffle.commands.parser import Parser
 from layershuffle.config_parser import option_values
-from layershuffle.data import ImageData, from_config
+from layershuffle.data import DataConfig, ImageData, from_config
 from layershuffle.errors import UserError
 from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch, make_fabric
 from layershuffle.evaluation.scoring import evaluate
@@ -183,11 +183,11 @@ class Study:
             model=ModelInfo.from_json(self.record),
             data=DataInfo(
                 name=self.data.label,
-                data_class=data["class"],
-                args=data["args"],
+                data_class=data.name,
+                args=data.args,
                 split=config.split,
                 images=images,
-                classes=list(self.data.class_names) if self.data.class_names else data.get("classes"),
+                classes=self.data.class_names,
             ),
             evaluation=replace(used, seed=config.seed, batch_size=self.batch_size),
             environment=Environment(
@@ -283,9 +283,9 @@ def parse(parser: Parser, args: list[str], required: bool = True) -> Namespace:
     missing = None
     if recorded and named in (None, recorded.get("class") if isinstance(recorded, dict) else None):
         try:
-            data = from_config(recorded, trusted=named)
+            data = from_config(DataConfig.from_dict(recorded), trusted=named)
             path = f"{type(data).__module__}.{type(data).__qualname__}"
-            parser.set_defaults({"data": {"class_path": path, "init_args": data.config()["args"]}})
+            parser.set_defaults({"data": {"class_path": path, "init_args": data.config().args}})
         except UserError as error:
             # A config may name the data set.
             if named or (required and not option_values(args, "--config")):

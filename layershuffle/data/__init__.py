@@ -1,13 +1,18 @@
 """Image classification sets as LightningDataModules. Images stay uint8 until they are on the device."""
 
+from layershuffle.data.config import DataConfig
 from layershuffle.data.digits import Digits
-from layershuffle.data.folders import ImageFolders, PackedFolders
+from layershuffle.data.folders import ImageFolders
 from layershuffle.data.glyphs import Glyphs
-from layershuffle.data.module import ImageData, TensorImages, from_config
-from layershuffle.data.preprocessing import DecodedImages, Preprocess
+from layershuffle.data.module import ImageData
+from layershuffle.data.packed import PackedFolders
+from layershuffle.data.preprocessing import DecodedImages, Preprocess, Resizing
+from layershuffle.data.recorded import from_config
+from layershuffle.data.sets import TensorImages
 from layershuffle.data.torchvision_sets import TorchvisionImages
 
 __all__ = [
+    "DataConfig",
     "DecodedImages",
     "Digits",
     "Glyphs",
@@ -15,6 +20,7 @@ __all__ = [
     "ImageFolders",
     "PackedFolders",
     "Preprocess",
+    "Resizing",
     "TensorImages",
     "TorchvisionImages",
     "from_config",

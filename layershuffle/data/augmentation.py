@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from layershuffle.data.preprocessing import DecodedImages, replace_unreadable, resize
+from layershuffle.data.preprocessing import DEFAULT_RESIZING, DecodedImages, Resizing, replace_unreadable, resize
 from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
 
@@ -29,7 +29,7 @@ class Augmentation:
             width]. They may use no randomness but torch's.
         mixup: the alpha with which the images of a batch are mixed in pairs (arXiv 1710.09412), or 0.
         cutmix: the alpha with which a rectangle of another image is put into each image (arXiv 1905.04899), or 0. If
-            mixup is given too, each batch draws one of the two.
+            mixup is given too, each batch has one of the two at random.
     """
 
     scale: tuple[float, float] | None = None
@@ -52,36 +52,42 @@ class Augmentation:
         """Whether single images are changed, apart from being mixed with others."""
         return bool(self.scale or self.padding or self.flip or self.transforms)
 
-    def of_image(
-        self,
-        size: int,
-        crop_pct: float | None = None,
-        interpolation: str | None = None,
-        crop_mode: str | None = None,
-    ) -> v2.Compose:
+    def of_image(self, size: int, resizing: Resizing = DEFAULT_RESIZING) -> v2.Compose:
         """What changes one uint8 image [channels, height, width] into one of ``size`` x ``size`` pixels.
 
-        The arguments are those of ``preprocessing.resize``. A random crop uses the interpolation alone.
+        Args:
+            size: height and width of the result, in pixels.
+            resizing: how to resize and crop. A random crop uses its interpolation alone.
         """
+        crop: list[v2.Transform]
         if self.scale:
-            how = InterpolationMode(interpolation or "bilinear")
-            crop: list[v2.Transform] = [v2.RandomResizedCrop(size, tuple(self.scale), interpolation=how)]
+            crop = [v2.RandomResizedCrop(size, tuple(self.scale), interpolation=resizing.mode)]
         else:
-            whole = partial(resize, size=size, crop_pct=crop_pct, interpolation=interpolation, crop_mode=crop_mode)
-            crop = [v2.Lambda(whole), v2.RandomCrop(size, round(self.padding * size), padding_mode="reflect")]
+            shift = v2.RandomCrop(size, round(self.padding * size), padding_mode="reflect")
+            crop = [v2.Lambda(partial(resize, size=size, resizing=resizing)), shift]
         return v2.Compose([*crop, v2.RandomHorizontalFlip(self.flip), *self.transforms])
 
     def of_batch(self, num_classes: int) -> v2.Transform | None:
         """What mixes the images of a batch and makes of its labels probabilities [batch, classes], or None."""
-        mixers: list[v2.Transform] = [v2.MixUp(alpha=self.mixup, num_classes=num_classes)] if self.mixup else []
-        mixers += [v2.CutMix(alpha=self.cutmix, num_classes=num_classes)] if self.cutmix else []
+        mixers: list[v2.Transform] = []
+        if self.mixup:
+            mixers.append(v2.MixUp(alpha=self.mixup, num_classes=num_classes))
+        if self.cutmix:
+            mixers.append(v2.CutMix(alpha=self.cutmix, num_classes=num_classes))
         return v2.RandomChoice(mixers) if mixers else None
+
+
+Key = tuple[int, ...]
+"""Which training image is asked for: (epoch, index), or (epoch, index, how often it came before in this epoch)."""
+
+Item = tuple[Tensor, Tensor] | None
+"""An image and its label, or None if it can't be read."""
 
 
 class Augmented(Subset):
     """Training images that are changed at random. They are asked for by (epoch, index).
 
-    What follows the index, such as how often the image was drawn before in this epoch, changes it in another way too.
+    What follows the index, such as how often the image came before in this epoch, changes it in another way too.
 
     Images of varying size are decoded whole. Where all images have one size, their crops are no larger than that: the
     device enlarges them.
@@ -91,56 +97,81 @@ class Augmented(Subset):
         augmentation: how to change them.
         image_size: height and width that the model takes, in pixels.
         seed: the seed of the run.
-        resizing: the further arguments of ``preprocessing.resize``.
+        resizing: how to resize and crop.
     """
 
-    def __init__(self, images: Dataset, augmentation: Augmentation, image_size: int, seed: int, *resizing: Any) -> None:
+    def __init__(
+        self,
+        images: Dataset,
+        augmentation: Augmentation,
+        image_size: int,
+        seed: int,
+        resizing: Resizing = DEFAULT_RESIZING,
+    ) -> None:
         indices = list(range(len(images)))  # type: ignore[arg-type]
         while isinstance(images, Subset):
             indices = [images.indices[index] for index in indices]
             images = images.dataset
+
         source = copy(images)  # The validation images may be a part of the same set, and on another device.
         if isinstance(source, DecodedImages):
             source.size = None
         else:
             image_size = min(image_size, *source[0][0].shape[-2:])
         super().__init__(source, indices)
-        self.seed, self.transform = seed, augmentation.of_image(image_size, *resizing)
+
+        self.seed = seed
+        self.transform = augmentation.of_image(image_size, resizing)
         self.crop, *others = self.transform.transforms
-        if isinstance(self.crop, v2.RandomResizedCrop):  # its second half, for images of which only the crop is read
+        if isinstance(self.crop, v2.RandomResizedCrop):
+            # Its second half, for images of which only the crop is read.
             fit = partial(F.resize, size=list(self.crop.size), interpolation=self.crop.interpolation)
             self.of_region = v2.Compose([v2.Lambda(fit), *others])
 
-    def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([key])
         return images[0], labels[0]
 
-    def __getitems__(self, keys: list[tuple[int, ...]]) -> list[Tensor]:  # type: ignore[override]
+    def __getitems__(self, keys: list[Key]) -> list[Tensor]:  # type: ignore[override]
         """A batch: uint8 images [batch, channels, size, size] and int64 labels [batch]."""
-        source: Any = self.dataset
-        indices = [self.indices[key[1]] for key in keys]
-        names = [(key[0], index, *key[2:]) for key, index in zip(keys, indices)]
-        change = self.transform
+        # An image has the same randomness in every part of the set, so its index in the whole set counts.
+        keys = [(epoch, self.indices[index], *times) for epoch, index, *times in keys]
         with torch.random.fork_rng(devices=[]):
-            if isinstance(self.crop, v2.RandomResizedCrop) and hasattr(source, "regions"):
-                # Where to crop is decided first, so that nothing else is read.
-                boxes = []
-                for key, shape in zip(names, source.shapes[indices].tolist()):
-                    self._seed("crop", *key)
-                    box = self.crop.make_params([torch.empty(3, *shape, device="meta")])
-                    boxes.append(tuple(box[name] for name in ("top", "left", "height", "width")))
-                found: list[Any] = list(zip(source.regions(indices, boxes), source.labels[indices]))
+            if isinstance(self.crop, v2.RandomResizedCrop) and hasattr(self.dataset, "regions"):
+                items = self._read_crops(self.crop, keys)
                 change = self.of_region
-            elif hasattr(source, "__getitems__"):
-                found = list(zip(*source.__getitems__(indices)))
             else:
-                found = [source[index] for index in indices]
-            for at, key in enumerate(names):
-                if found[at] is not None:
-                    self._seed("augmentation", *key)
-                    found[at] = change(found[at][0]), found[at][1]
-        return replace_unreadable(found)
+                items = self._read_wholes(keys)
+                change = self.transform
 
-    def _seed(self, *key: Any) -> None:
+            for place, key in enumerate(keys):
+                item = items[place]
+                if item is not None:
+                    image, label = item
+                    self._seed("augmentation", *key)
+                    items[place] = (change(image), label)
+        return replace_unreadable(items)
+
+    def _read_crops(self, crop: v2.RandomResizedCrop, keys: list[Key]) -> list[Item]:
+        """Decide first where to crop, so that nothing else is read."""
+        source: Any = self.dataset
+        indices = [key[1] for key in keys]
+        boxes = []
+        for key, (height, width) in zip(keys, source.shapes[indices].tolist()):
+            self._seed("crop", *key)
+            box = crop.make_params([torch.empty(3, height, width, device="meta")])
+            boxes.append((box["top"], box["left"], box["height"], box["width"]))
+        return list(zip(source.regions(indices, boxes), source.labels[indices]))
+
+    def _read_wholes(self, keys: list[Key]) -> list[Item]:
+        source: Any = self.dataset
+        indices = [key[1] for key in keys]
+        if hasattr(source, "__getitems__"):
+            images, labels = source.__getitems__(indices)
+            return list(zip(images, labels))
+        return [source[index] for index in indices]
+
+    def _seed(self, *key: int | str) -> None:
         # torch.manual_seed would also seed the GPUs, which takes longer than all the rest.
-        torch.default_generator.manual_seed(int(seeded(self.seed, *key).random() * 2**53))
+        number = seeded(self.seed, *key).random()
+        torch.default_generator.manual_seed(int(number * 2**53))

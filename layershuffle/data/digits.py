@@ -4,12 +4,18 @@ from typing import Any
 
 import torch
 
-from layershuffle.data.module import ImageData, TensorImages, split_images
+from layershuffle.data.module import ImageData
+from layershuffle.data.sets import TensorImages, split_images
 from layershuffle.errors import UserError
 
 
 class Digits(ImageData):
-    """1,797 grey images of 8 x 8 pixels in 10 classes. A fixed random fifth of them (359) is the test set."""
+    """1,797 grey images of 8 x 8 pixels in 10 classes. A fixed random fifth of them (359) is the test set.
+
+    Args:
+        batch_size: images per training step and process.
+        kwargs: further arguments of ``ImageData``.
+    """
 
     num_classes = 10
 
@@ -27,7 +33,10 @@ class Digits(ImageData):
         except ImportError as error:
             raise UserError("the digits need scikit-learn: pip install 'layershuffle[digits]'") from error
         digits = load_digits()
-        images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+        pixels = torch.from_numpy(digits.images * (255 / 16))  # scikit-learn's white is 16
+        images = pixels.round().to(torch.uint8).unsqueeze(1)
         everything = TensorImages(images, torch.from_numpy(digits.target))
+
         test, rest = split_images(everything, len(everything) // 5, seed=0)
-        return TensorImages(*everything.__getitems__(list((rest if train else test).indices)))
+        part = rest if train else test
+        return TensorImages(*everything.__getitems__(list(part.indices)))

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from layershuffle.data.module import ImageData, TensorImages
+from layershuffle.data.module import ImageData
+from layershuffle.data.sets import TensorImages
 from layershuffle.errors import UserError
 
 FACES = [
@@ -22,14 +23,18 @@ FACES = [
     "Serif", "Serif-Bold", "Serif-Italic", "Serif-BoldItalic",
 ]  # fmt: skip
 """The typefaces of the DejaVu family that come with matplotlib and have all these characters."""
-CANVAS, IMAGE = 40, 28
-"""Side lengths in pixels: of the drawn characters, and of the images that are cut out of them."""
+CANVAS = 40
+"""Side length of the drawn characters, in pixels."""
+IMAGE = 28
+"""Side length of the images that are cut out of them, in pixels."""
+PART = 4096
+"""Images are distorted so many at a time, because they are floats meanwhile."""
 
 
 class Glyphs(ImageData):
     """Latin, Greek, Cyrillic, Armenian and Georgian letters, and digits, in grey images of 28 x 28 pixels.
 
-    The model has to tell the characters apart in typefaces that training doesn't show. Each image is one character in
+    The model has to classify the characters in typefaces that training doesn't show. Each image is one character in
     a random typeface, turned, slanted, stretched, shifted, thickened or thinned, with random contrast and noise. The
     images depend on the arguments alone: they are drawn once, and kept in memory.
 
@@ -63,25 +68,32 @@ class Glyphs(ImageData):
             raise UserError(f"test_faces are some, but not all, of {', '.join(FACES)}")
         if images_per_class < 1 or test_images_per_class < 1 or distortion < 0:
             raise UserError("a glyph has one image or more, and its distortion is from 0 up")
-        self.classes, self.test_faces, self.distortion = classes, list(test_faces), distortion
-        self.images_per_class, self.test_images_per_class = images_per_class, test_images_per_class
+        self.classes = classes
+        self.test_faces = list(test_faces)
+        self.images_per_class = images_per_class
+        self.test_images_per_class = test_images_per_class
+        self.distortion = distortion
         self.num_classes = classes
 
     @property
     def class_names(self) -> list[str]:
         """The characters."""
-        return [*characters()[: self.classes]]
+        return list(characters()[: self.classes])
 
     def load(self, train: bool) -> TensorImages:
         """The training or test images, which are the same for every seed of a run."""
-        shown = [index for index, face in enumerate(FACES) if (face not in self.test_faces) == train]
+        typefaces = [index for index, face in enumerate(FACES) if (face not in self.test_faces) == train]
         count = self.images_per_class if train else self.test_images_per_class
         labels = torch.arange(self.classes).repeat_interleave(count)
+
         rng = torch.Generator().manual_seed(int(train))
-        faces = torch.tensor(shown)[torch.randint(len(shown), (len(labels),), generator=rng)]
-        clean = drawn()[: self.classes]
-        parts = zip(labels.split(4096), faces.split(4096))  # in parts, because they are distorted as floats
-        images = [distorted(clean[label, face], self.distortion, rng) for label, face in parts]
+        choice = torch.randint(len(typefaces), (len(labels),), generator=rng)
+        faces = torch.tensor(typefaces)[choice]
+
+        clean = all_drawn()[: self.classes]
+        images = []
+        for label, face in zip(labels.split(PART), faces.split(PART)):
+            images.append(distorted(clean[label, face], self.distortion, rng))
         return TensorImages(torch.cat(images), labels)
 
 
@@ -92,13 +104,14 @@ def characters() -> str:
 
 
 @cache
-def drawn() -> Tensor:
+def all_drawn() -> Tensor:
     """Every character in every typeface in three strokes: uint8 [characters, typefaces, 3, CANVAS, CANVAS].
 
     The strokes are a pixel thinner than the typeface's own, its own, and a pixel thicker.
     """
     regular = torch.stack([draw(characters(), face) for face in FACES], dim=1)
-    thin, thick = 255 - F.max_pool2d(255 - regular, 3, 1, 1), F.max_pool2d(regular, 3, 1, 1)
+    thin = 255 - F.max_pool2d(255 - regular, 3, 1, 1)
+    thick = F.max_pool2d(regular, 3, 1, 1)
     return torch.stack([thin, regular, thick], dim=2)
 
 
@@ -119,7 +132,7 @@ def distorted(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     """Distort each image in its own way, and cut it to IMAGE x IMAGE pixels around its centre.
 
     Args:
-        images: what ``drawn`` returns for each image, uint8 [images, 3, CANVAS, CANVAS].
+        images: what ``all_drawn`` returns for each image, uint8 [images, 3, CANVAS, CANVAS].
         strength: see ``Glyphs``.
         rng: the only source of randomness.
 
@@ -130,18 +143,29 @@ def distorted(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return strength * torch.empty(len(images)).uniform_(low, high, generator=rng)
 
+    # Strokes between half-way to the thin drawing and the thick one.
     thickness = uniform(-0.6, 0.6).clamp(-1, 1).view(-1, 1, 1)
     thin, regular, thick = (images.float() / 255).unbind(dim=1)
-    ink = torch.where(thickness > 0, regular.lerp(thick, thickness.abs()), regular.lerp(thin, thickness.abs() / 2))
-    angle, slant, width, height = uniform(-0.15, 0.15), uniform(-0.15, 0.15), uniform(-0.12, 0.12), uniform(-0.12, 0.12)
-    rows = [
-        torch.stack([angle.cos(), slant - angle.sin()], dim=1) * width.exp()[:, None],
-        torch.stack([angle.sin(), angle.cos()], dim=1) * height.exp()[:, None],
-    ]
+    thicker = regular.lerp(thick, thickness.abs())
+    thinner = regular.lerp(thin, thickness.abs() / 2)
+    ink = torch.where(thickness > 0, thicker, thinner)
+
+    # The affine map from each pixel of the result to the canvas: [images, 2, 3]. The sequence of random numbers counts.
+    angle = uniform(-0.15, 0.15)
+    slant = uniform(-0.15, 0.15)
+    width = uniform(-0.12, 0.12)
+    height = uniform(-0.12, 0.12)
+    across = torch.stack([angle.cos(), slant - angle.sin()], dim=1) * width.exp()[:, None]
+    down = torch.stack([angle.sin(), angle.cos()], dim=1) * height.exp()[:, None]
+    linear = torch.stack([across, down], dim=1) * (IMAGE / CANVAS)
     shift = torch.stack([uniform(-0.09, 0.09), uniform(-0.09, 0.09)], dim=1)
-    affine = torch.cat([torch.stack(rows, dim=1) * (IMAGE / CANVAS), shift[:, :, None]], dim=2)
+    affine = torch.cat([linear, shift[:, :, None]], dim=2)
     grid = F.affine_grid(affine, [len(images), 1, IMAGE, IMAGE], align_corners=False)
     ink = F.grid_sample(ink[:, None], grid, align_corners=False)
-    dark, bright = uniform(0, 0.18).view(-1, 1, 1, 1), 1 - uniform(0, 0.3).view(-1, 1, 1, 1)
+
+    # The contrast of ink and page, and noise.
+    dark = uniform(0, 0.18).view(-1, 1, 1, 1)
+    bright = 1 - uniform(0, 0.3).view(-1, 1, 1, 1)
     noise = uniform(0, 0.05).view(-1, 1, 1, 1) * torch.randn(ink.shape, generator=rng)
-    return (255 * (dark + ink * (bright - dark) + noise).clamp(0, 1)).round().to(torch.uint8)
+    values = dark + ink * (bright - dark) + noise
+    return (255 * values.clamp(0, 1)).round().to(torch.uint8)

@@ -1,12 +1,5 @@
-"""The LightningDataModule behind every data set: splits, loaders, and how a run records its data."""
+"""The LightningDataModule behind every data set: its options, its splits and its loaders."""
 
-import importlib
-import inspect
-import json
-import os
-import re
-import signal
-import textwrap
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,56 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.data.augmentation import Augmented
-from layershuffle.data.preprocessing import DecodedImages, Preprocess, replace_unreadable, skip_unreadable
+from layershuffle.data.config import DataConfig
+from layershuffle.data.description import describe
+from layershuffle.data.loaders import image_loader
+from layershuffle.data.preprocessing import Preprocess, Resizing
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
+from layershuffle.data.sets import TensorImages, labels_of, split_images
 from layershuffle.errors import UserError
-from layershuffle.orders.order import seeded
-
-
-class TensorImages(Dataset):
-    """Images that fit in memory: uint8 [images, channels, height, width] and int64 labels [images], on any device."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def move(self, device: torch.device) -> None:
-        """Move the images to ``device``, where batches are then taken, also those of Subsets of this set."""
-        self.images, self.labels = self.images.to(device), self.labels.to(device)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A batch. Only the indices are copied to the device, without waiting for it."""
-        index = torch.tensor(indices, dtype=torch.int64, pin_memory=self.images.is_cuda)
-        index = index.to(self.images.device, non_blocking=True)
-        return self.images[index], self.labels[index]
-
-
-_LABELS = ("targets", "labels", "y", "_labels")
-"""What data sets, also torchvision's, call the labels of all their images."""
-MOST_CLASSES = 50
-"""The counts of more classes than this are summed up when training begins."""
-
-
-def labels_of(images: Any) -> Tensor | None:
-    """The labels of a data set, int64 [images], without reading its images; None if it doesn't tell them."""
-    if isinstance(images, Subset):
-        labels = labels_of(images.dataset)
-        return None if labels is None else labels[torch.tensor(images.indices, dtype=torch.int64)]
-    if isinstance(images, DecodedImages):
-        return labels_of(images.images)
-    labels = next((getattr(images, name) for name in _LABELS if hasattr(images, name)), None)
-    try:
-        return None if labels is None else torch.as_tensor(labels, dtype=torch.int64).flatten()
-    except (TypeError, ValueError, RuntimeError):
-        return None
 
 
 class ImageData(pl.LightningDataModule):
@@ -136,13 +89,28 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"val_fraction is a fraction from 0 to below 1, not {val_fraction}")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise UserError(f"crop_pct is a fraction above 0 and at most 1, not {crop_pct}")
-        self.batch_size, self.eval_batch_size, self.val_fraction = batch_size, eval_batch_size, val_fraction
-        self.train_images, self.test_images, self.split_seed = train_images, test_images, split_seed
-        self.workers, self.unreadable, self.image_size, self.on_device = workers, unreadable, image_size, on_device
-        self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
+        # Checkpoints record these, so each argument is an attribute of the same name.
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_fraction = val_fraction
+        self.train_images = train_images
+        self.test_images = test_images
+        self.split_seed = split_seed
+        self.workers = workers
+        self.unreadable = unreadable
+        self.image_size = image_size
+        self.on_device = on_device
+        self.crop_pct = crop_pct
+        self.interpolation = interpolation
+        self.crop_mode = crop_mode
         self.balanced = balanced
+
+        # The images of each split, once they are set up.
         self.sets: dict[str, Dataset] = {}
-        self.device, self.ranks, self.rank = torch.device("cpu"), 1, 0
+        # Where there is no trainer, whoever evaluates says on which device and in how many processes.
+        self.device = torch.device("cpu")
+        self.ranks = 1
+        self.rank = 0
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -176,84 +144,73 @@ class ImageData(pl.LightningDataModule):
         if "test" not in self.sets:
             self.sets["test"] = self._chosen(self.load(train=False), self.test_images, "test")
         if stage != "test" and "train" not in self.sets:
-            train = self._chosen(self.load(train=True), self.train_images, "train")
-            val = self.load_validation()
-            if val is None and self.val_fraction:
-                held_out = max(1, round(len(train) * self.val_fraction))  # type: ignore[arg-type]
-                val, train = split_images(train, held_out, self.split_seed)
-            if len(train) == 0:  # type: ignore[arg-type]
-                raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
-            self.sets |= {"train": train, "val": self.sets["test"] if val is None else val}
+            self._set_up_training()
+
+    def _set_up_training(self) -> None:
+        train = self._chosen(self.load(train=True), self.train_images, "train")
+        val = self.load_validation()
+        if val is None and self.val_fraction:
+            held_out = max(1, round(len(train) * self.val_fraction))  # type: ignore[arg-type]
+            val, train = split_images(train, held_out, self.split_seed)
+        if val is None:
+            val = self.sets["test"]
+        if len(train) == 0:  # type: ignore[arg-type]
+            raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
+        self.sets["train"] = train
+        self.sets["val"] = val
 
     def describe(self) -> str:
-        """Lines that say what ``setup`` found: how many images of each split and class, and what validates."""
-        kinds = {"training": "train", "validation": "val", "test": "test"}
-        sizes = ", ".join(f"{len(self.sets[split]):,} {kind}" for kind, split in kinds.items())  # type: ignore[arg-type]
-        lines = [f"{self.label}: {self.num_classes:,} classes; {sizes} images"]
-        train, val = self.sets["train"], self.sets["val"]
-        if val is self.sets["test"]:
-            lines[0] += "; the test images also select the checkpoint"
-        elif isinstance(train, Subset) and isinstance(val, Subset) and train.dataset is val.dataset:
-            lines[0] += "; the validation images are held out from training"
-        if self.balanced:
-            lines[0] += "; every class comes equally often in training"
-        labels = [labels_of(self.sets[split]) for split in kinds.values()]
-        counts = [found.bincount(minlength=self.num_classes).tolist() for found in labels if found is not None]
-        names = self.class_names or [str(label) for label in range(self.num_classes)]
-        if len(counts) < len(kinds) or any(len(count) != len(names) for count in counts):
-            return lines[0]
-        if len(names) <= MOST_CLASSES:
-            each = [f"{name} {'/'.join(map(str, count))}" for name, count in zip(names, zip(*counts))]
-            lines.append(f"images of each class ({'/'.join(kinds)}): {', '.join(each)}")
-        else:
-            spans = [dict.fromkeys((f"{min(count):,}", f"{max(count):,}")) for count in counts]
-            ranges = [f"{' to '.join(span)} {kind}" for kind, span in zip(kinds, spans)]
-            fewest = names[counts[0].index(min(counts[0]))]
-            lines.append(f"images of each class: {', '.join(ranges)}; {fewest} has the fewest training images")
-        return "\n".join(line for text in lines for line in textwrap.wrap(text, 80, subsequent_indent="  "))
+        """Lines that say what ``setup`` has loaded: how many images of each split and class, and what validates."""
+        return describe(self.label, self.num_classes, self.class_names, self.sets, self.balanced)
 
-    def prepare_for(self, size: int, mean: Sequence[float], std: Sequence[float], *resizing: Any) -> Preprocess:
+    def prepare_for(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        crop_mode: str | None = None,
+    ) -> Preprocess:
         """Read images for a model that takes them like this, and return what makes its input of them.
 
         The arguments are those of ``Preprocess``, but the set's own crop_pct, interpolation and crop_mode come first.
         """
         self.image_size = size
-        for name, own, wanted in zip(("crop_pct", "interpolation", "crop_mode"), self.resizing, resizing):
-            setattr(self, name, wanted if own is None else own)
-        return Preprocess(size, mean, std, *self.resizing)
+        resizing = self.resizing.or_else(Resizing(crop_pct, interpolation, crop_mode))
+        self.crop_pct = resizing.crop_pct
+        self.interpolation = resizing.interpolation  # type: ignore[assignment]
+        self.crop_mode = resizing.crop_mode  # type: ignore[assignment]
+        return Preprocess(size, mean, std, self.crop_pct, self.interpolation, self.crop_mode)
 
     @property
-    def resizing(self) -> tuple[float | None, str | None, str | None]:
-        """The further arguments of ``preprocessing.resize``."""
-        return self.crop_pct, self.interpolation, self.crop_mode
+    def resizing(self) -> Resizing:
+        """How images of another size are resized and cropped."""
+        return Resizing(self.crop_pct, self.interpolation, self.crop_mode)
 
     def loader(self, split: Literal["val", "test"], batch_size: int | None = None) -> DataLoader:
         """Every validation or test image once and in order, however many processes share them.
 
         A batch has ``batch_size`` images of all processes together, by default ``evaluation_batch``.
         """
-        images, batch_size = self.sets[split], batch_size or self.evaluation_batch
-        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (self.ranks, self.rank)
+        images = self.sets[split]
+        batch_size = batch_size or self.evaluation_batch
+        ranks = self.ranks
+        rank = self.rank
+        if self.trainer:
+            ranks = self.trainer.world_size
+            rank = self.trainer.global_rank
         if ranks == 1:
             return self._loader(images, batch_size)
+
         if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
             raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
-        parts = evaluation_batches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
-        return self._loader(images, 1, batch_sampler=parts)
+        batches = evaluation_batches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
+        return self._loader(images, 1, batch_sampler=batches)
 
-    def config(self) -> dict[str, Any]:
-        """What ``from_config`` needs: the arguments "args", and "class", the name or, if not ours, the import path."""
-        cls = type(self)
-        try:
-            args = {name: getattr(self, name) for name in _arguments(cls)}
-            json.dumps(args)  # fails where a checkpoint would save an object that evaluation refuses to load
-        except (AttributeError, TypeError) as error:
-            raise UserError(
-                f"checkpoints can't record the arguments of {cls.__name__} ({error}): keep each as an attribute of the "
-                "same name, and make it a number, a string, or a list or dictionary of these"
-            ) from error
-        ours = cls.__module__.startswith("layershuffle.")
-        return {"class": cls.__qualname__ if ours else _import_path(cls), "args": args}
+    def config(self) -> DataConfig:
+        """What ``from_config`` makes the set of again; raises UserError if its arguments can't be recorded."""
+        return DataConfig.of(self)
 
     def train_dataloader(self) -> DataLoader:
         """Batches shuffled by the run's seed and the epoch alone, so that a resumed run continues with the same ones.
@@ -261,16 +218,18 @@ class ImageData(pl.LightningDataModule):
         An incomplete last batch is left out, so that all steps are alike. So are images that can't be divided evenly
         between the processes: none is read twice.
         """
-        train, module = self.sets["train"], getattr(self.trainer, "lightning_module", None)
-        seed, augmentation = (
-            getattr(module, "seed", torch.initial_seed() % 2**32),
-            getattr(module, "augmentation", None),
-        )
+        train = self.sets["train"]
+        module = getattr(self.trainer, "lightning_module", None)
+        seed = getattr(module, "seed", torch.initial_seed() % 2**32)
+        augmentation = getattr(module, "augmentation", None)
         if augmentation and augmentation.changes_images:
-            train = Augmented(train, augmentation, self.image_size, seed, *self.resizing)
+            train = Augmented(train, augmentation, self.image_size, seed, self.resizing)
+
         labels = self.training_labels("data.balanced") if self.balanced else None
         sampler = TrainingSampler(train, self.batch_size, seed, self.trainer, labels)  # type: ignore[arg-type]
-        return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
+        # A set of less than one batch is a batch by itself.
+        drop_last = len(sampler) >= self.batch_size
+        return self._loader(train, self.batch_size, sampler=sampler, drop_last=drop_last)
 
     def training_labels(self, option: str) -> Tensor:
         """The labels of the training images, int64 [images]; a UserError names the option that needs them."""
@@ -291,57 +250,29 @@ class ImageData(pl.LightningDataModule):
     def parts(self, split: str, fraction: float, seed: int) -> tuple[DataLoader, DataLoader]:
         """Split the "val" or "test" images at random into a ``fraction`` to search on and the rest to report on."""
         images: Any = self.sets[split]
-        total, count = len(images), round(len(images) * fraction)
+        total = len(images)
+        count = round(total * fraction)
         if not 0 < count < total:
             raise UserError(
                 f"a search needs images to search on and others to report on: {fraction} of {total} leaves none for one"
             )
-        one, other = (self._loader(part, self.evaluation_batch) for part in split_images(images, count, seed))
-        return one, other
+        searched, reported = split_images(images, count, seed)
+        return self._loader(searched, self.evaluation_batch), self._loader(reported, self.evaluation_batch)
 
     def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:
-        source, workers, on_host, augmented = images, self.workers, True, isinstance(images, Augmented)
-        while isinstance(source, Subset):
-            source = source.dataset
-        if isinstance(source, TensorImages):
-            # Workers change the images, which they can't on the device.
-            home = torch.device("cpu") if augmented and self.on_device is not True else self._home(source)
-            source.move(home)
-            on_host = home.type == "cpu"
-            workers = 0 if not on_host else workers if augmented else workers or 0
-        elif self.on_device is True:
-            raise UserError(f"{self.label} is read from disk image by image, not held in memory: leave on_device out")
-        if workers is None:
-            workers = min(16, len(os.sched_getaffinity(0)))
-        collate = replace_unreadable if images is self.sets.get("train") else skip_unreadable
-        return DataLoader(
+        return image_loader(
             images,
             batch_size,
-            collate_fn=tuple if augmented or hasattr(source, "__getitems__") else collate,
-            num_workers=workers,
-            worker_init_fn=_ignore_interrupt,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available() and on_host,
+            label=self.label,
+            training=images is self.sets.get("train"),
+            workers=self.workers,
+            on_device=self.on_device,
+            device=self.trainer.strategy.root_device if self.trainer else self.device,
             **options,
         )
 
-    def _home(self, images: TensorImages) -> torch.device:
-        """The device to keep ``images`` on: the one that computes, if that is wanted and they fit."""
-        device = self.trainer.strategy.root_device if self.trainer else self.device
-        if images.images.device == device:
-            return device
-        needed = images.images.nbytes + images.labels.nbytes
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-        if self.on_device == "auto":
-            return device if free and 10 * needed <= free else torch.device("cpu")
-        if self.on_device and free is not None and needed > free:
-            raise UserError(
-                f"the images of {self.label} take {needed / 1e9:.1f} GB and the device has {free / 1e9:.1f} GB free: "
-                "leave on_device out"
-            )
-        return device if self.on_device else torch.device("cpu")
-
     def _chosen(self, images: Dataset, count: int | None, name: str) -> Dataset:
+        """``count`` random images of a split, or all."""
         total = len(images)  # type: ignore[arg-type]
         if total == 0:
             raise UserError(f"the {name} set is empty")
@@ -356,70 +287,3 @@ class ImageData(pl.LightningDataModule):
                 f"{name}_images is {count}, but the {name} set has {total} images: choose from 1 to {total}"
             )
         return split_images(images, count, self.split_seed)[0]
-
-
-def from_config(config: dict[str, Any], trusted: str | None = None) -> ImageData:
-    """Make a data module from what ``ImageData.config`` returned.
-
-    A checkpoint may come from anyone. So no module is imported because a checkpoint names it, nothing is downloaded,
-    and the number of workers is the default.
-
-    Args:
-        config: the class and its arguments.
-        trusted: the import path of a class, if the caller named it. It is imported if it is the one in ``config``.
-
-    Raises:
-        UserError: if the class is unknown or doesn't take these arguments.
-    """
-    name = config.get("class") if isinstance(config, dict) else None
-    if trusted and trusted == name:
-        try:
-            importlib.import_module(trusted.rpartition(".")[0])
-        except ImportError as error:
-            raise UserError(f"{trusted} can't be imported ({error}): run this in the folder that holds it") from error
-    known = {key: cls for cls in _subclasses(ImageData) for key in (cls.__name__, _import_path(cls))}
-    if isinstance(name, str) and name not in known and name != trusted and re.fullmatch(r"\w+(\.\w+)+", name):
-        raise UserError(
-            f"the data set it was trained on, {name}, is not known here: if you trust its code, add --data {name}"
-        )
-    try:
-        cls, args = known[name], dict(config["args"])  # type: ignore[index]
-        return cls(**args | {"workers": None} | ({"download": False} if "download" in args else {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"the data set it was trained on is not known here ({type(error).__name__}: {str(error)[:200]}): say which "
-            "to use with --data"
-        ) from error
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C, which the terminal sends to workers too, to the process that reads from them: it may save first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _subclasses(cls: type[ImageData]) -> list[type[ImageData]]:
-    children = cls.__subclasses__()
-    return children + [sub for child in children for sub in _subclasses(child)]
-
-
-def _import_path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _arguments(cls: type) -> list[str]:
-    """The named arguments of a class, and of its parents as long as it passes ``**kwargs`` on to them."""
-    found: list[str] = []
-    for parent in cls.__mro__:  # ImageData takes no **kwargs, so that the loop ends there at the latest.
-        kinds = {parameter.name: parameter.kind for parameter in inspect.signature(parent).parameters.values()}
-        named = [name for name, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD]
-        found += [name for name in named if name not in found]
-        if len(named) == len(kinds):
-            break
-    return found
-
-
-def split_images(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
-    """``count`` random images and the rest, both in their original sequence."""
-    rng = seeded(seed, "split")
-    shuffled = sorted(range(len(images)), key=lambda _: rng.random())  # type: ignore[arg-type]
-    return Subset(images, sorted(shuffled[:count])), Subset(images, sorted(shuffled[count:]))

@@ -8,8 +8,8 @@ packing continues wherever it was stopped.
 import fcntl
 import hashlib
 import json
+import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import groupby
@@ -21,20 +21,14 @@ import PIL
 import torchvision
 from torch.utils.data import DataLoader, Dataset
 
-from layershuffle.data.folders import (
-    FORMAT,
-    INDEX,
-    SPLITS,
-    WHOLE,
-    ImageFolders,
-    places,
-    read_index,
-    records_file,
-    write_index,
-)
-from layershuffle.data.preprocessing import READING, DecodedImages, whole_shape
+from layershuffle.data.decoding import READING
+from layershuffle.data.folders import SPLITS, ImageFolders
+from layershuffle.data.packed import FORMAT, INDEX, WHOLE, places, read_index, records_file, write_index
+from layershuffle.data.preprocessing import DecodedImages, whole_shape
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 256
 """Images that a worker packs at a time, and loses at most when it is killed."""
@@ -49,7 +43,8 @@ class Shapes(Dataset):
     """Height and width in pixels of class folders' images, once they are resized and not cropped."""
 
     def __init__(self, images: DecodedImages, size: int) -> None:
-        self.images, self.size = images, size
+        self.images = images
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,22 +73,34 @@ class Packing(Dataset):
     """
 
     def __init__(self, source: Path, folder: Path, size: int, whole: bool = False, workers: int = 0) -> None:
+        self.source = source
+        self.folder = folder
+        self.size = size
+        self.whole = whole
+        self.format = WHOLE if whole else FORMAT
+
         data = ImageFolders(str(source), image_size=size)
         data.crop_mode = "whole" if whole else None  # type: ignore[assignment]
-        splits = data.splits if data.splits[1:] else SPLITS[:2]  # of which reading says what is missing
+        splits = data.splits
+        if len(splits) < 2:
+            splits = list(SPLITS[:2])  # of which reading says what is missing
         self.images: dict[str, DecodedImages] = {split: data.read(split) for split in splits}
-        self.left_out = [file for files in data.left_out.values() for file in files]
-        self.source, self.folder, self.size, self.whole = source, folder, size, whole
-        self.format = WHOLE if whole else FORMAT
+        self.left_out: list[tuple[str, str]] = []
+        for files in data.left_out.values():
+            self.left_out += files
+
         self.shapes = {split: self._shapes(images, workers) for split, images in self.images.items()}
         self.places = {split: places(shapes) for split, shapes in self.shapes.items()}
         self.bytes = {split: int(ends[-1]) for split, ends in self.places.items()}
-        self.chunks = {
-            f"{split} {start}": (split, range(start, min(start + CHUNK, len(images))))
-            for split, images in self.images.items()
-            for start in range(0, len(images), CHUNK)
-        }
-        self.finished = self.read_only = (folder / INDEX).exists()
+
+        self.chunks: dict[str, tuple[str, range]] = {}  # the split and the images of each chunk, by name
+        for split, images in self.images.items():
+            for start in range(0, len(images), CHUNK):
+                end = min(start + CHUNK, len(images))
+                self.chunks[f"{split} {start}"] = (split, range(start, end))
+
+        self.finished = (folder / INDEX).exists()
+        self.read_only = self.finished
         self.noted: dict[str, list[str]] = {}  # key and checksum of each chunk that is written, by its name in chunks
 
     def _shapes(self, images: DecodedImages, workers: int) -> np.ndarray:
@@ -104,9 +111,12 @@ class Packing(Dataset):
 
     def missing(self) -> int:
         """The bytes that packing will still take on the disk."""
-        files = {split: records_file(self.folder, split) for split in self.bytes}
-        held = {split: file.stat().st_blocks * 512 if file.exists() else 0 for split, file in files.items()}
-        return sum(max(0, self.bytes[split] - held[split]) for split in self.bytes)
+        missing = 0
+        for split, length in self.bytes.items():
+            file = records_file(self.folder, split)
+            held = file.stat().st_blocks * 512 if file.exists() else 0
+            missing += max(0, length - held)
+        return missing
 
     def __getitem__(self, name: str) -> tuple[str, list[str], list[str]]:
         """Pack a chunk. Returns its name, its key and checksum, and a sentence for each image that can't be read.
@@ -114,49 +124,73 @@ class Packing(Dataset):
         Raises UserError if it can't be written, or when chunks are only compared, if it differs from its note.
         """
         split, images = self.chunks[name]
-        path, key = records_file(self.folder, split), self._key(split, images)
-        start, end = self.places[split][[images.start, images.stop]].tolist()
-        noted = self.noted.get(name, ["", ""])
-        if key == noted[0]:
-            with suppress(OSError), path.open("rb") as file:
-                file.seek(start)
-                if hashlib.sha256(file.read(end - start)).hexdigest() == noted[1]:
-                    return name, noted, []
-        if self.read_only and key == noted[0]:
-            remedy = "remove the folder and pack it again" if self.finished else "the same command packs them again"
-            raise UserError(f"images {images.start} to {images.stop - 1} of {path} are not what was written: {remedy}")
+        key = self._key(split, images)
+        noted_key, noted_checksum = self.noted.get(name, ["", ""])
+        if key == noted_key and self._checksum(split, images) == noted_checksum:
+            return name, [noted_key, noted_checksum], []
         if self.read_only:
-            remedy = "pack it into another folder" if self.finished else "the same command packs what has changed"
-            raise UserError(
-                f"{self.source}, or the version of Pillow, torchvision or this package, is not what {self.folder} was "
-                f"packed from: {remedy}"
-            )
-        digest, unreadable = hashlib.sha256(), []
+            raise self._difference(split, images, same_files=key == noted_key)
+        checksum, unreadable = self._write(split, images)
+        return name, [key, checksum], unreadable
+
+    def _checksum(self, split: str, images: range) -> str | None:
+        """The checksum of these images' pixels in the packed file, or None if that can't be read."""
+        start, end = self.places[split][[images.start, images.stop]].tolist()
+        try:
+            with records_file(self.folder, split).open("rb") as file:
+                file.seek(start)
+                return hashlib.sha256(file.read(end - start)).hexdigest()
+        except OSError:
+            return None
+
+    def _difference(self, split: str, images: range, same_files: bool) -> UserError:
+        """The error that these images aren't what was packed, though perhaps of the same files."""
+        if same_files:
+            path = records_file(self.folder, split)
+            remedy = "remove the folder and pack it again" if self.finished else "the same command packs them again"
+            return UserError(f"images {images.start} to {images.stop - 1} of {path} are not what was written: {remedy}")
+        remedy = "pack it into another folder" if self.finished else "the same command packs what has changed"
+        return UserError(
+            f"{self.source}, or the version of Pillow, torchvision or this package, is not what {self.folder} was "
+            f"packed from: {remedy}"
+        )
+
+    def _write(self, split: str, images: range) -> tuple[str, list[str]]:
+        """Decode and write these images; returns their checksum, and a sentence for each that can't be read."""
+        path = records_file(self.folder, split)
+        checksum = hashlib.sha256()
+        unreadable = []
         try:
             with path.open("r+b") as file:
-                file.seek(start)
+                file.seek(int(self.places[split][images.start]))
                 for image in images:
-                    height, width = self.shapes[split][image].tolist()
                     try:
-                        decoded = self.images[split].decode(image)[0]
-                        if decoded.shape != (3, height, width):
-                            folders: Any = self.images[split].images
-                            raise UserError(f"{folders.samples[image][0]} has another size than its header says")
-                        pixels = decoded.numpy().tobytes()
+                        pixels = self._pixels(split, image)
                     except UserError as error:
                         unreadable.append(str(error))
+                        height, width = self.shapes[split][image].tolist()
                         pixels = bytes(3 * height * width)
-                    digest.update(pixels)
+                    checksum.update(pixels)
                     file.write(pixels)
         except OSError as error:
             raise UserError(
                 f"{path} could not be written ({error.strerror}): once that is mended, the same command continues"
             ) from error
-        return name, [key, digest.hexdigest()], unreadable
+        return checksum.hexdigest(), unreadable
+
+    def _pixels(self, split: str, image: int) -> bytes:
+        decoded, _label = self.images[split].decode(image)
+        height, width = self.shapes[split][image].tolist()
+        if decoded.shape != (3, height, width):
+            folders: Any = self.images[split].images
+            raise UserError(f"{folders.samples[image][0]} has another size than its header says")
+        return decoded.numpy().tobytes()
 
     def _key(self, split: str, images: range) -> str:
+        """What stands for the files of these images and for how they are read."""
         folders: Any = self.images[split].images
-        key = hashlib.sha256(repr((self.format, READING, self.size, PIL.__version__, torchvision.__version__)).encode())
+        versions = (self.format, READING, self.size, PIL.__version__, torchvision.__version__)
+        key = hashlib.sha256(repr(versions).encode())
         for path, label in folders.samples[images.start : images.stop]:
             version = (-1, -1)  # of a file that is gone, which decoding it will report
             with suppress(OSError):
@@ -172,61 +206,91 @@ def pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
     ``workers`` processes do the work, or this one if there are 0. Yields "packing" or "checking" and the number of
     images that this was done with. Raises UserError if anything goes wrong; the next run continues from there.
     """
-    folder, unfinished, lock = packing.folder, packing.folder / UNFINISHED, packing.folder / LOCK
     if packing.finished:
-        index = read_index(folder)
-        whole = any("heights" in content for content in index["splits"].values())
-        if (index["size"], whole) != (packing.size, packing.whole):
-            held, asked = (
-                f"{'whole pictures' if is_whole else 'images'} of {size} pixels"
-                for size, is_whole in ((index["size"], whole), (packing.size, packing.whole))
-            )
-            raise UserError(f"{folder} holds {held}: pack {asked} into another folder")
-        lists = {split: content["chunks"] for split, content in index["splits"].items()}
-        noted = {f"{split} {number * CHUNK}": pair for split in lists for number, pair in enumerate(lists[split])}
-        # If there are more or fewer chunks than before, none counts as the one that was packed.
-        packing.noted = noted if noted.keys() == packing.chunks.keys() else {}
-        yield from _go_through(packing, workers, "checking")
+        yield from _compare(packing, workers)
     else:
-        with lock.open("w") as locked:
-            try:
-                # Unlike flock, lockf ends with this process even if its workers live on for a moment.
-                fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
-            packing.noted = read_json(unfinished) if unfinished.exists() else {}
-            paths = {split: records_file(folder, split) for split in packing.images}
-            for split, path in paths.items():
-                path.touch()
-                os.truncate(path, packing.bytes[split])
-            yield from _go_through(packing, workers, "packing")
-            packing.read_only = True
-            yield from _go_through(packing, workers, "checking")
-            splits = {}
-            for split, path in paths.items():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                folders: Any = packing.images[split].images
-                classes = {folders.classes[label]: len(list(same)) for label, same in groupby(folders.targets)}
-                chunks = [packing.noted[name] for name, chunk in packing.chunks.items() if chunk[0] == split]
-                splits[split] = {"classes": classes, "chunks": chunks}
-                if packing.whole:
-                    splits[split] |= dict(zip(("heights", "widths"), packing.shapes[split].T.tolist()))
-            write_index(
-                folder, packing.format, {"name": packing.source.absolute().name, "size": packing.size, "splits": splits}
-            )
-    for path in (unfinished, lock, *folder.glob(".*.json.*")):  # the last are what write_whole leaves when it is killed
+        yield from _pack(packing, workers)
+    leftovers = packing.folder.glob(".*.json.*")  # of write_whole, when it was killed
+    for path in (packing.folder / UNFINISHED, packing.folder / LOCK, *leftovers):
         path.unlink(missing_ok=True)
 
 
+def _compare(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
+    """Read a finished folder, and compare it with the index."""
+    index = read_index(packing.folder)
+    whole = any("heights" in content for content in index["splits"].values())
+    if (index["size"], whole) != (packing.size, packing.whole):
+        present = _kind(index["size"], whole)
+        raise UserError(
+            f"{packing.folder} holds {present}: pack {_kind(packing.size, packing.whole)} into another folder"
+        )
+
+    noted = {}
+    for split, content in index["splits"].items():
+        for number, key_and_checksum in enumerate(content["chunks"]):
+            noted[f"{split} {number * CHUNK}"] = key_and_checksum
+    # If there are more or fewer chunks than before, none counts as the one that was packed.
+    if noted.keys() == packing.chunks.keys():
+        packing.noted = noted
+    yield from _go_through(packing, workers, "checking")
+
+
+def _kind(size: int, whole: bool) -> str:
+    return f"{'whole pictures' if whole else 'images'} of {size} pixels"
+
+
+def _pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
+    """Pack what is missing, read all of it again, and write the index."""
+    folder = packing.folder
+    unfinished = folder / UNFINISHED
+    with (folder / LOCK).open("w") as locked:
+        try:
+            # Unlike flock, lockf ends with this process even if its workers live on for a moment.
+            fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
+
+        if unfinished.exists():
+            packing.noted = read_json(unfinished)
+        for split, length in packing.bytes.items():
+            path = records_file(folder, split)
+            path.touch()
+            os.truncate(path, length)
+        yield from _go_through(packing, workers, "packing")
+        packing.read_only = True
+        yield from _go_through(packing, workers, "checking")
+
+        # The index says that the folder is packed, so the pixels must be on the disk before.
+        for split in packing.images:
+            with records_file(folder, split).open("rb") as file:
+                os.fsync(file.fileno())
+        splits = {split: _index_of(packing, split) for split in packing.images}
+        content = {"name": packing.source.absolute().name, "size": packing.size, "splits": splits}
+        write_index(folder, packing.format, content)
+
+
+def _index_of(packing: Packing, split: str) -> dict[str, Any]:
+    """What the index says of a split, see ``read_index``."""
+    folders: Any = packing.images[split].images
+    content: dict[str, Any] = {
+        "classes": {folders.classes[label]: len(list(images)) for label, images in groupby(folders.targets)},
+        "chunks": [packing.noted[name] for name, (of_split, _) in packing.chunks.items() if of_split == split],
+    }
+    if packing.whole:
+        heights, widths = packing.shapes[split].T.tolist()
+        content["heights"] = heights
+        content["widths"] = widths
+    return content
+
+
 def _go_through(packing: Packing, workers: int, step: str) -> Iterator[tuple[str, int]]:
-    """Read every chunk, in any sequence, and note those that were packed. Unreadable images are named on stderr."""
+    """Read every chunk, in any sequence, and note those that were packed. Unreadable images are named in the log."""
     unreadable = 0
     loader = DataLoader(packing, None, sampler=list(packing.chunks), num_workers=workers, in_order=False)
     try:
         for name, noted, sentences in loader:
             for sentence in sentences:
-                print(sentence, file=sys.stderr)
+                logger.warning(sentence)
             unreadable += len(sentences)
             if unreadable >= MOST_UNREADABLE:
                 break
@@ -242,7 +306,9 @@ def _go_through(packing: Packing, workers: int, step: str) -> Iterator[tuple[str
             "with fewer --workers if need be"
         ) from error
     if unreadable:
-        count = f"{unreadable} images{' or more' if unreadable >= MOST_UNREADABLE else ''}"
+        count = f"{unreadable} images"
+        if unreadable >= MOST_UNREADABLE:
+            count += " or more"
         raise UserError(
             f"{count} of {packing.source} can't be read: replace or remove those named above, then the same command "
             "continues"

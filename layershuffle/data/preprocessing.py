@@ -1,172 +1,74 @@
-"""Decodes images when they are read, and makes the model's input of batches of them on the device."""
+"""Makes the model's input of images: resizes them when they are read, or in batches on the device, and normalises."""
 
+import logging
 import math
-import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from layershuffle.data.decoding import UNDECODABLE, as_rgb, open_file, open_image
 from layershuffle.errors import UserError
 
-MAX_PIXELS = 100_000_000
-"""Larger images are refused as decompression bombs. The largest of ImageNet-1k has 17 million pixels."""
-READING = 2
-"""The version of how files become pixels. Packed folders record it, because they hold what it made."""
-_UNREADABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"}
-"""Formats that Pillow recognises but can't draw, and EPS, which is a program that another program would run."""
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for files that are broken or are no images."""
+logger = logging.getLogger(__name__)
 
 
-class DecodedImages(Dataset):
-    """Converts the images of a data set to RGB, resizes and centre crops them when they are read.
+@dataclass(frozen=True)
+class Resizing:
+    """How images of another size become square images of the size that a model takes.
 
-    Args:
-        images: a data set of (PIL image, label). If it has ``samples``, (path, label), broken images are named by path.
-        size: height and width of the result, in pixels, or None to leave the images as large as they are.
-        unreadable: how many images may be broken. They are named on stderr and read as None; one more is a UserError.
-        resizing: the further arguments of ``resize``.
+    Attributes:
+        crop_pct: the part of the resized image's side that the centre crop keeps, above 0 and at most 1; if None, 1, as
+            in the paper.
+        interpolation: "bilinear" (the paper's, and what None means) or "bicubic", both antialiased.
+        crop_mode: whether the shorter side is resized ("center", and what None means), the image is squashed to a
+            square ("squash"), or the shorter side is resized and nothing is cropped ("whole").
     """
 
-    def __init__(self, images: Dataset, size: int | None, unreadable: int = 0, *resizing: Any) -> None:
-        self.images, self.size, self.unreadable, self.resizing = images, size, unreadable, resizing
-        # Shared by the worker processes, so that an image counts once however often it is read.
-        self.broken = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # type: ignore[arg-type]
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    crop_mode: str | None = None
 
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
+    @property
+    def mode(self) -> InterpolationMode:
+        """The interpolation as torchvision names it."""
+        return InterpolationMode(self.interpolation or "bilinear")
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
-        try:
-            return self.decode(index)
-        except UserError as error:
-            if not self.broken[index]:
-                self.broken[index] = True
-                count = int(self.broken.sum())
-                if count > self.unreadable:
-                    raise UserError(
-                        f"{error}, and the {count - 1} named before" if count > 1 else str(error)
-                    ) from error
-                print(f"{error}: {count} of at most {self.unreadable}", file=sys.stderr)
-            return None
-
-    def decode(self, index: int) -> tuple[Tensor, int]:
-        """The image, uint8 [3, height, width], and its label. A broken image raises a UserError that names it."""
-        try:
-            image, label = self.images[index]
-            image = as_rgb(image)
-            if self.size is not None:
-                image = resize(image, self.size, *self.resizing)
-        except UNDECODABLE as error:
-            name = self.images.samples[index][0] if hasattr(self.images, "samples") else f"image {index}"
-            raise UserError(f"{name} can't be read as an image ({error}): replace or remove it") from error
-        return F.pil_to_tensor(image), label
+    def or_else(self, other: "Resizing") -> "Resizing":
+        """This, but with the values of ``other`` in the place of those that are None."""
+        return Resizing(
+            crop_pct=other.crop_pct if self.crop_pct is None else self.crop_pct,
+            interpolation=other.interpolation if self.interpolation is None else self.interpolation,
+            crop_mode=other.crop_mode if self.crop_mode is None else self.crop_mode,
+        )
 
 
-def skip_unreadable(batch: Sequence[tuple[Tensor, int] | None]) -> list[Tensor]:
-    """Collate the images that could be read: uint8 [batch, 3, size, size] and int64 labels [batch]."""
-    found = [item for item in batch if item is not None]
-    return default_collate(found) if found else [torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0).long()]
+DEFAULT_RESIZING = Resizing()
+"""The paper's (arXiv 2407.04513, section 4)."""
 
 
-def replace_unreadable(batch: Sequence[tuple[Tensor, int] | None]) -> list[Tensor]:
-    """Collate a training batch of full size: others of the batch take the place of images that couldn't be read."""
-    found = [item for item in batch if item is not None]
-    if not found:
-        raise UserError(f"none of the {len(batch)} images of a batch can be read: is their disk still there?")
-    return default_collate([found[index % len(found)] for index in range(len(batch))])
-
-
-@cache
-def formats() -> dict[str, str]:
-    """The formats of images that can be read here, by the extensions of files: ``.jpg`` is ``JPEG``."""
-    readable = Image.registered_extensions().items()  # which also loads all of Pillow's formats
-    return {extension: name for extension, name in readable if name in Image.OPEN and name not in _UNREADABLE}
-
-
-def why_left_out(path: str, top: str) -> str | None:
-    """Why a file somewhere below the folder ``top`` is no image to be read, or None if it is one, perhaps broken.
-
-    The extension decides, because opening each of a million files would take long. Only files with an unknown one, or
-    with none, are opened to see what they are.
-    """
-    if f"{os.sep}." in path[len(top) - 1 :]:
-        return "hidden"
-    if os.path.splitext(path)[1].lower() not in formats():
-        try:
-            open_file(path).close()
-        except UNDECODABLE:
-            return "no image that Pillow can read"
-    return None
-
-
-def open_file(path: str | Path | IO[bytes]) -> Image.Image:
-    """Open an image of one of ``formats`` without decoding it. Raises ValueError if Pillow finds it far too large."""
-    try:
-        return Image.open(path, formats=sorted(set(formats().values())))
-    except Image.DecompressionBombError as error:  # which doesn't say how wide and how high the image is
-        raise ValueError(f"its pixels are more than {MAX_PIXELS:,}") from error
-
-
-def open_image(path: str | Path | IO[bytes]) -> Image.Image:
-    """Decode an image as RGB, or raise ValueError if its header says that it is larger than ``MAX_PIXELS``."""
-    with open_file(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-        return as_rgb(image)
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any image in 8-bit RGB, as a viewer shows it on a white page.
-
-    It is turned upright as its EXIF data says, and white shows through where it is transparent: icons and logos are
-    drawn for white pages. Of several frames the first is taken. In grey images of 16 or 32 bits, 65535 is white, or the
-    largest value if that is larger; in those of floats, 1 is.
-    """
-    with suppress(Exception):  # Damaged EXIF data, which Pillow raises anything for, says nothing.
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
-        white = max(65535 if image.mode.startswith("I") else 1, values.max())
-        image = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def resize(
-    images: Any,
-    size: int,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
-    crop_mode: str | None = None,
-) -> Any:
+def resize(images: Any, size: int, resizing: Resizing = DEFAULT_RESIZING) -> Any:
     """Resize and centre crop a PIL image, or uint8 images [batch, channels, height, width].
 
     Args:
         images: what to resize.
         size: height and width of the result, in pixels.
-        crop_pct: the part of the resized image's side that the crop keeps; by default 1, as in the paper.
-        interpolation: "bilinear" (the paper, and the default) or "bicubic", both antialiased.
-        crop_mode: whether the shorter side is resized ("center", the default), the image is squashed to a square
-            ("squash"), or the shorter side is resized and nothing is cropped ("whole").
+        resizing: how to resize and crop.
     """
-    side = math.floor(size / (crop_pct or 1.0))  # as timm rounds
-    sides = [side, side] if crop_mode == "squash" else [side]
-    resized = F.resize(images, sides, InterpolationMode(interpolation or "bilinear"), antialias=True)
-    return resized if crop_mode == "whole" else F.center_crop(resized, [size, size])
+    side = math.floor(size / (resizing.crop_pct or 1.0))  # as timm rounds
+    sides = [side, side] if resizing.crop_mode == "squash" else [side]
+    resized = F.resize(images, sides, resizing.mode, antialias=True)
+    if resizing.crop_mode == "whole":
+        return resized
+    return F.center_crop(resized, [size, size])
 
 
 def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
@@ -185,9 +87,88 @@ def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
                 width, height = open_image(path).size
     except Exception:  # Decoding it will say what is wrong.
         return size, size
-    shorter, longer = sorted((height, width))
-    longer = int(size * longer / shorter)  # as torchvision rounds
-    return (size, longer) if height <= width else (longer, size)
+    longer = int(size * max(height, width) / min(height, width))  # as torchvision rounds
+    if height <= width:
+        return size, longer
+    return longer, size
+
+
+class DecodedImages(Dataset):
+    """Converts the images of a data set to RGB, resizes and centre crops them when they are read.
+
+    Args:
+        images: a data set of (PIL image, label). If it has ``samples``, (path, label), broken images are named by path.
+        size: height and width of the result, in pixels, or None to leave the images as large as they are.
+        unreadable: how many images may be broken. They are named in the log and read as None; one more is a UserError.
+        resizing: how to resize and crop.
+    """
+
+    def __init__(
+        self,
+        images: Dataset,
+        size: int | None,
+        unreadable: int = 0,
+        resizing: Resizing = DEFAULT_RESIZING,
+    ) -> None:
+        self.images = images
+        self.size = size
+        self.unreadable = unreadable
+        self.resizing = resizing
+        # Shared by the worker processes, so that an image counts once however often it is read.
+        self.broken = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+        try:
+            return self.decode(index)
+        except UserError as error:
+            self._count_broken(index, error)
+            return None
+
+    def _count_broken(self, index: int, error: UserError) -> None:
+        """Name an image that is broken when it is first read. One more than ``unreadable`` is a UserError."""
+        if self.broken[index]:
+            return
+        self.broken[index] = True
+        count = int(self.broken.sum())
+        if count <= self.unreadable:
+            logger.warning("%s: %d of at most %d", error, count, self.unreadable)
+            return
+        if count == 1:
+            raise error
+        raise UserError(f"{error}, and the {count - 1} named before") from error
+
+    def decode(self, index: int) -> tuple[Tensor, int]:
+        """The image, uint8 [3, height, width], and its label. A broken image raises a UserError that names it."""
+        try:
+            image, label = self.images[index]
+            image = as_rgb(image)
+            if self.size is not None:
+                image = resize(image, self.size, self.resizing)
+        except UNDECODABLE as error:
+            name = f"image {index}"
+            if hasattr(self.images, "samples"):
+                name = self.images.samples[index][0]
+            raise UserError(f"{name} can't be read as an image ({error}): replace or remove it") from error
+        return F.pil_to_tensor(image), label
+
+
+def skip_unreadable(batch: Sequence[tuple[Tensor, Tensor | int] | None]) -> list[Tensor]:
+    """Collate the images that could be read: uint8 [batch, 3, size, size] and int64 labels [batch]."""
+    readable = [item for item in batch if item is not None]
+    if not readable:
+        return [torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)]
+    return default_collate(readable)
+
+
+def replace_unreadable(batch: Sequence[tuple[Tensor, Tensor | int] | None]) -> list[Tensor]:
+    """Collate a training batch of full size: others of the batch take the place of images that couldn't be read."""
+    readable = [item for item in batch if item is not None]
+    if not readable:
+        raise UserError(f"none of the {len(batch)} images of a batch can be read: is their disk still there?")
+    return default_collate([readable[index % len(readable)] for index in range(len(batch))])
 
 
 class Preprocess(nn.Module):
@@ -196,18 +177,32 @@ class Preprocess(nn.Module):
     Resize and crop images of another size with ``resize``, scale to 0..1, normalise by the backbone's own mean and
     standard deviation. Grey images are repeated over the backbone's channels.
 
+    The arguments are those of a model's ``image_format``.
+
     Args:
         size: height and width of the result, in pixels.
-        mean: of each channel, in units of 0..1; ``std`` alike.
-        resizing: the further arguments of ``resize``.
+        mean: the mean of each channel, in units of 0..1.
+        std: the standard deviation of each channel, in units of 0..1.
+        crop_pct: see ``Resizing``.
+        interpolation: see ``Resizing``.
+        crop_mode: see ``Resizing``.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], *resizing: Any) -> None:
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        crop_mode: str | None = None,
+    ) -> None:
         super().__init__()
-        self.size, self.resizing = size, resizing
+        self.size = size
+        self.resizing = Resizing(crop_pct, interpolation, crop_mode)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -225,7 +220,7 @@ class Preprocess(nn.Module):
         if not len(images):  # An empty batch can't be resized.
             images = images.new_empty((0, images.shape[1], self.size, self.size))
         if images.shape[-2:] != (self.size, self.size):
-            images = resize(images, self.size, *self.resizing)
+            images = resize(images, self.size, self.resizing)
         return images
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ class TrainingSampler(DistributedSampler):
     sampler keeps no state, and batches that worker processes have read ahead don't count.
 
     ``Augmented`` images are asked for by (epoch, index), or where they are balanced by (epoch, index, time): an image
-    that is drawn again in the same epoch is changed in another way.
+    that comes again in the same epoch is changed in another way.
 
     Args:
         images: the training set.
         batch_size: images per step and process.
         seed: the seed of the run.
         trainer: counts the epochs, batches and processes.
-        labels: int64 [images]. If they are given, the images of an epoch are drawn with replacement, every class with
+        labels: int64 [images]. If they are given, the images of an epoch are sampled with replacement, every class with
             the same probability and every image of a class with the same probability.
     """
 
@@ -38,43 +38,60 @@ class TrainingSampler(DistributedSampler):
         trainer: pl.Trainer | None = None,
         labels: Tensor | None = None,
     ) -> None:
-        ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        ranks = 1
+        rank = 0
+        if trainer is not None:
+            ranks = trainer.world_size
+            rank = trainer.global_rank
         super().__init__(images, ranks, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
-        self.batch_size, self.trainer = batch_size, trainer
+        self.batch_size = batch_size
+        self.trainer = trainer
         self.with_epoch = isinstance(images, Augmented)
-        self.weights = None if labels is None else 1 / labels.bincount()[labels].double()
+        self.weights: Tensor | None = None
+        if labels is not None:
+            images_of_class = labels.bincount()
+            self.weights = 1 / images_of_class[labels].double()
 
     def __iter__(self) -> Iterator[Any]:
-        # When a run is resumed, workers ask for images before Lightning calls set_epoch.
-        done = 0
-        if self.trainer is not None and self.trainer.training:
-            loop = self.trainer.fit_loop
-            epochs: Any = loop.epoch_progress.current
-            self.set_epoch(epochs.processed)
-            if epochs.ready > epochs.processed:  # an epoch has begun
-                batches: Any = loop.epoch_loop.batch_progress.current
-                done = batches.processed
-        drawn, mine = self._draw(), slice(self.rank, self.total_size, self.num_replicas)
-        columns = [drawn[mine].tolist()]
-        if self.with_epoch:
-            columns.insert(0, [self.epoch] * len(columns[0]))
-            if self.weights is not None:
-                columns.append(times(drawn)[mine].tolist())
-        yield from list(zip(*columns) if self.with_epoch else columns[0])[done * self.batch_size :]
+        batches_done = self._resume()
+        for_all = self._images_of_epoch()
+        mine = slice(self.rank, self.total_size, self.num_replicas)
 
-    def _draw(self) -> Tensor:
-        """The images of the epoch for all processes together."""
+        indices = for_all[mine].tolist()
+        keys: list[Any] = indices
+        if self.with_epoch and self.weights is None:
+            keys = [(self.epoch, index) for index in indices]
+        elif self.with_epoch:
+            keys = [(self.epoch, index, time) for index, time in zip(indices, times(for_all)[mine].tolist())]
+        yield from keys[batches_done * self.batch_size :]
+
+    def _resume(self) -> int:
+        """Set the epoch that the trainer is in, and return how many of its batches are done."""
+        # When a run is resumed, workers ask for images before Lightning calls set_epoch.
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        self.set_epoch(epochs.processed)
+        if epochs.ready <= epochs.processed:  # no epoch has begun
+            return 0
+        batches: Any = loop.epoch_loop.batch_progress.current
+        return batches.processed
+
+    def _images_of_epoch(self) -> Tensor:
+        """The images of the epoch for all processes together, int64 [images]."""
         rng = torch.Generator().manual_seed(self.seed + self.epoch)
         if self.weights is None:
             return torch.randperm(len(self.dataset), generator=rng)  # type: ignore[arg-type]
         return torch.multinomial(self.weights, len(self.weights), replacement=True, generator=rng)
 
 
-def times(drawn: Tensor) -> Tensor:
+def times(indices: Tensor) -> Tensor:
     """How often each of these numbers, int64 [numbers], has come before in the sequence."""
-    in_groups, places = drawn.sort(stable=True)
-    first = torch.searchsorted(in_groups, in_groups)
-    return torch.empty_like(places).scatter_(0, places, torch.arange(len(drawn)) - first)
+    in_groups, places = indices.sort(stable=True)
+    first_of_group = torch.searchsorted(in_groups, in_groups)
+    before = torch.arange(len(indices)) - first_of_group
+    return torch.empty_like(places).scatter_(0, places, before)
 
 
 def evaluation_batches(images: int, batch_size: int, ranks: int, rank: int) -> list[list[int]]:
@@ -83,7 +100,14 @@ def evaluation_batches(images: int, batch_size: int, ranks: int, rank: int) -> l
     All processes have the same number of batches, and a batch has the same images for any number of processes. A
     process's part of the last batch can be empty. ``batch_size`` counts the images of all processes together.
     """
-    if min(images, batch_size) < ranks:
-        raise UserError(f"{ranks} processes can't share batches of {min(images, batch_size)} images: use fewer")
-    batches = [range(start, min(start + batch_size, images)) for start in range(0, images, batch_size)]
-    return [list(batch[len(batch) * rank // ranks : len(batch) * (rank + 1) // ranks]) for batch in batches]
+    smallest = min(images, batch_size)
+    if smallest < ranks:
+        raise UserError(f"{ranks} processes can't share batches of {smallest} images: use fewer")
+
+    parts = []
+    for start in range(0, images, batch_size):
+        batch = range(start, min(start + batch_size, images))
+        first = len(batch) * rank // ranks
+        end = len(batch) * (rank + 1) // ranks
+        parts.append(list(batch[first:end]))
+    return parts

@@ -1,7 +1,7 @@
 """Any of torchvision's image classification sets, by name."""
 
 import inspect
-import sys
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from layershuffle.data.module import ImageData, TensorImages, labels_of
+from layershuffle.data.module import ImageData
 from layershuffle.data.preprocessing import DecodedImages
+from layershuffle.data.sets import TensorImages, labels_of
 from layershuffle.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class TorchvisionImages(ImageData):
@@ -34,6 +37,7 @@ class TorchvisionImages(ImageData):
         train_args: arguments with which it loads its training images; by default ``train: true`` or ``split: train``.
         test_args: the same for its test images.
         test_fraction: the part of each class that is the test set, if torchvision has no split.
+        kwargs: further arguments of ``ImageData``.
     """
 
     num_classes: int
@@ -50,8 +54,13 @@ class TorchvisionImages(ImageData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.dataset, self.num_classes, self.root, self.download = dataset, num_classes, root, download
-        self.train_args, self.test_args, self.test_fraction = train_args, test_args, test_fraction
+        self.dataset = dataset
+        self.num_classes = num_classes
+        self.root = root
+        self.download = download
+        self.train_args = train_args
+        self.test_args = test_args
+        self.test_fraction = test_fraction
         self._names: list[str] = []
 
     @property
@@ -76,26 +85,31 @@ class TorchvisionImages(ImageData):
         give the same images for training and test.
         """
         images = self._open(train, download=False)
-        in_memory = _in_memory(images)
         classes = getattr(images, "classes", getattr(images, "categories", ()))
         # ImageNet's have several names each.
         self._names = [name if isinstance(name, str) else ", ".join(name) for name in classes]
-        if in_memory is None and len(classes) > self.num_classes:
+
+        in_memory = _in_memory(images)
+        if in_memory is not None:
+            if not self._is_unsplit():
+                return in_memory
+            return TensorImages(*in_memory.__getitems__(self._part(images, train)))
+
+        if len(classes) > self.num_classes:
             raise UserError(f"num_classes is {self.num_classes}, but {self.dataset} has {len(classes)} classes")
-        whole = in_memory or DecodedImages(images, self.image_size, self.unreadable, *self.resizing)
+        decoded = DecodedImages(images, self.image_size, self.unreadable, self.resizing)
         if not self._is_unsplit():
-            return whole
-        indices = self._part(images, train)
-        return TensorImages(*in_memory.__getitems__(indices)) if in_memory else Subset(whole, indices)
+            return decoded
+        return Subset(decoded, self._part(images, train))
 
     def _part(self, images: Any, train: bool) -> list[int]:
-        """Which images of a set without an official split are for training, or for testing."""
+        """The indices of the images for training, or for testing, of a set without an official split."""
         labels = labels_of(images)
         if labels is None or self.train_args is not None or self.test_args is not None:
-            raise UserError(
-                f"the training and the test images of {self.dataset} would be the same: give --data.train_args and "
-                "--data.test_args that tell them apart" + (", or leave both out" if labels is not None else "")
-            )
+            remedy = "give --data.train_args and --data.test_args that select different ones"
+            if labels is not None:
+                remedy += ", or leave both out"
+            raise UserError(f"the training and the test images of {self.dataset} would be the same: {remedy}")
         try:
             from sklearn.model_selection import train_test_split
         except ImportError as error:
@@ -104,18 +118,20 @@ class TorchvisionImages(ImageData):
             ) from error
         try:
             fraction = float(self.test_fraction)  # 2 would mean two images
-            parts = train_test_split(range(len(labels)), test_size=fraction, stratify=labels, random_state=0)
+            training, testing = train_test_split(
+                range(len(labels)), test_size=fraction, stratify=labels, random_state=0
+            )
         except ValueError as error:
             raise UserError(
                 f"{self.dataset} can't be split with test_fraction {self.test_fraction}: {error}"
             ) from error
-        if not train:
-            rank_zero_only(print)(
-                f"{self.dataset} has no official split: {len(parts[0])} of its images, the same for every seed, are "
-                f"for training and {len(parts[1])} for testing (--data.test_fraction {self.test_fraction})",
-                file=sys.stderr,
-            )
-        return parts[0 if train else 1]
+        if train:
+            return training
+        rank_zero_only(logger.info)(
+            f"{self.dataset} has no official split: {len(training)} of its images, the same for every seed, are "
+            f"for training and {len(testing)} for testing (--data.test_fraction {self.test_fraction})"
+        )
+        return testing
 
     def _class(self) -> Any:
         cls: Any = getattr(torchvision.datasets, self.dataset, None)
@@ -130,21 +146,26 @@ class TorchvisionImages(ImageData):
         accepted = inspect.signature(self._class()).parameters
         if "train" in accepted:
             return {"train": train}
-        return {"split": "train" if train else "test"} if "split" in accepted else {}
+        if "split" in accepted:
+            return {"split": "train" if train else "test"}
+        return {}
 
     def _is_unsplit(self) -> bool:
         """Whether torchvision loads the same images for training and test, with the defaults of its arguments."""
-        parents = reversed(self._class().__mro__)  # EMNIST passes ``train`` on to its parent
-        known = [parameter for parent in parents for parameter in inspect.signature(parent).parameters.values()]
-        defaults = {parameter.name: parameter.default for parameter in known}
-        one, other = (
-            {name: value for name, value in (defaults | self._options(train)).items() if not name.startswith("target")}
-            for train in (True, False)
-        )
-        return one == other
+        return self._selecting_arguments(train=True) == self._selecting_arguments(train=False)
+
+    def _selecting_arguments(self, train: bool) -> dict[str, Any]:
+        """All arguments that may decide which images are loaded."""
+        arguments: dict[str, Any] = {}
+        for parent in reversed(self._class().__mro__):  # EMNIST passes ``train`` on to its parent
+            for parameter in inspect.signature(parent).parameters.values():
+                arguments[parameter.name] = parameter.default
+        arguments |= self._options(train)
+        return {name: value for name, value in arguments.items() if not name.startswith("target")}
 
     def _open(self, train: bool, download: bool) -> Any:
-        cls, options = self._class(), self._options(train)
+        cls = self._class()
+        options = self._options(train)
         if "download" in inspect.signature(cls).parameters:  # train_args or test_args may not ask for downloads
             options = options | {"download": download}
         try:
@@ -153,7 +174,7 @@ class TorchvisionImages(ImageData):
             if download:
                 raise UserError(f"{self.dataset} could not be downloaded: {error}") from error
             raise UserError(
-                f"{self.dataset} is not in the folder {self.root}: {_wanted(cls, self.root)}, "
+                f"{self.dataset} is not in the folder {self.root}: {_missing_files(cls, self.root)}, "
                 "or add --data.download=true to fetch it"
             ) from error
         except (TypeError, ValueError) as error:
@@ -162,7 +183,8 @@ class TorchvisionImages(ImageData):
 
 def _in_memory(images: Any) -> TensorImages | None:
     """The set's uint8 array as [images, channels, height, width], or None if it has none."""
-    data, labels = getattr(images, "data", None), getattr(images, "targets", getattr(images, "labels", None))
+    data = getattr(images, "data", None)
+    labels = getattr(images, "targets", getattr(images, "labels", None))
     if not isinstance(data, (np.ndarray, Tensor)) or labels is None or data.ndim not in (3, 4):
         return None
     tensor = torch.as_tensor(data)
@@ -176,11 +198,12 @@ def _in_memory(images: Any) -> TensorImages | None:
     return TensorImages(tensor.contiguous(), torch.as_tensor(labels, dtype=torch.int64))
 
 
-def _wanted(cls: Any, root: str) -> str:
-    """Which files to put where, if torchvision's class says which files it looks for."""
+def _missing_files(cls: Any, root: str) -> str:
+    """What to do about files that aren't there, by name if torchvision's class says which files it looks for."""
     if hasattr(cls, "train_list") and hasattr(cls, "base_folder"):
-        files = [entry[0] for entry in cls.train_list + cls.test_list]
-        files += [cls.meta["filename"]] if hasattr(cls, "meta") else []
+        files = [name for name, *_ in cls.train_list + cls.test_list]
+        if hasattr(cls, "meta"):
+            files.append(cls.meta["filename"])
         return f"put {', '.join(files)} into {root}/{cls.base_folder}"
     if hasattr(cls, "resources"):
         files = [name.removesuffix(".gz") for name, _ in cls.resources]

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import DeviceType, ProfilerActivity
 
-from layershuffle.data.folders import FORMAT, records_file, write_index
+from layershuffle.data.packed import FORMAT, records_file, write_index
 from layershuffle.files import read_json, write_whole
 from layershuffle.gpu_check.checks import Found, LeftOut, Setting, check, environment, new_folder, require
 from layershuffle.hardware import wait

@@ -14,7 +14,7 @@ from aiohttp import web
 from PIL import UnidentifiedImageError
 
 from layershuffle.checkpoints.loading import LoadedModel
-from layershuffle.data.preprocessing import UNDECODABLE, open_image
+from layershuffle.data.decoding import UNDECODABLE, open_image
 from layershuffle.errors import UserError
 from layershuffle.serving.cluster import Cluster
 

@@ -1,6 +1,6 @@
 """What a training's checkpoints tell of it, in plain values: how to make the model and its data again."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -65,7 +65,7 @@ def _data_of(trainer: pl.Trainer) -> dict[str, Any] | None:
     data: Any = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageData):
         return None
-    return {**data.config(), "classes": data.class_names}
+    return replace(data.config(), classes=data.class_names).to_dict()
 
 
 def _wandb_run_of(trainer: pl.Trainer) -> dict[str, str] | None:

@@ -19,9 +19,10 @@ from helpers import batches, fake_imagenet
 from PIL import Image
 
 from layershuffle.commands.pack import pack_command
-from layershuffle.data import ImageFolders, PackedFolders, folders, from_config, packing
+from layershuffle.data import ImageFolders, PackedFolders, from_config, packing
 from layershuffle.data.augmentation import Augmentation, Augmented
-from layershuffle.data.preprocessing import READING
+from layershuffle.data.decoding import READING
+from layershuffle.data.packed import read_index
 
 rng = np.random.default_rng(0)
 
@@ -376,7 +377,7 @@ def test_a_worker_that_is_killed(source, tmp_path, monkeypatch):
         ):
             pack(source, tmp_path / "packed", "--workers", "1")
     pack(source, tmp_path / "packed")
-    assert folders.read_index(tmp_path / "packed")["size"] == 32
+    assert read_index(tmp_path / "packed")["size"] == 32
 
 
 def test_the_format_of_finished_folders_stays(source, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Pictures of every kind that users have, against what they show; what is found in folders of pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from helpers import batches
 from PIL import Image, ImageOps
 
 from layershuffle.data import Digits, Glyphs, ImageFolders, PackedFolders, from_config
-from layershuffle.data.module import labels_of
+from layershuffle.data.decoding import as_rgb, open_image
 from layershuffle.data.packing import Packing, pack
-from layershuffle.data.preprocessing import as_rgb, open_image
+from layershuffle.data.sets import labels_of
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -77,8 +79,8 @@ def test_16_bit_grey_is_scaled(tmp_path, extension):
 
 
 def test_32_bit_grey_is_scaled(tmp_path):
-    for values, white in ((rng.random((20, 30), dtype=np.float32), 1), (rng.integers(0, 1 << 20, (20, 30)), None)):
-        values = values.astype(np.int32 if white is None else np.float32)
+    for raw, white in ((rng.random((20, 30), dtype=np.float32), 1), (rng.integers(0, 1 << 20, (20, 30)), None)):
+        values = raw.astype(np.int32 if white is None else np.float32)
         found = np.asarray(saved(Image.fromarray(values), tmp_path / "deep.tif"))[..., 0]
         assert np.abs(found - values * (255 / (white or values.max()))).max() <= 0.51
 
@@ -200,4 +202,4 @@ def test_sets_know_the_names_of_their_classes(tmp_path):
     counts = torch.stack([labels_of(data.sets[split]).bincount() for split in ("train", "val", "test")], dim=1)
     assert int(counts.sum()) == 1797
     assert f"8 {'/'.join(map(str, counts[8].tolist()))}" in data.describe().replace("\n ", "")
-    assert from_config(data.config() | {"classes": data.class_names}).config() == data.config()
+    assert from_config(replace(data.config(), classes=data.class_names)).config() == data.config()

@@ -12,8 +12,17 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from timm.data import create_transform
 from torchvision import transforms
 
-from layershuffle.data import DecodedImages, Digits, ImageFolders, Preprocess, TorchvisionImages, from_config
-from layershuffle.data.module import TensorImages
+from layershuffle.data import (
+    DataConfig,
+    DecodedImages,
+    Digits,
+    ImageFolders,
+    Preprocess,
+    Resizing,
+    TorchvisionImages,
+    from_config,
+)
+from layershuffle.data.sets import TensorImages
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 rng = np.random.default_rng(0)
@@ -40,7 +49,7 @@ def test_resizing_is_timms(shape, resizing):
     pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     names = ("crop_pct", "interpolation", "crop_mode")
     by_timm = create_transform((3, 112, 112), mean=MEAN, std=STD, **dict(zip(names, resizing)))(Image.fromarray(pixels))
-    decoded, _ = DecodedImages([(Image.fromarray(pixels), 0)], 112, 0, *resizing)[0]
+    decoded, _ = DecodedImages([(Image.fromarray(pixels), 0)], 112, 0, Resizing(*resizing))[0]
     torch.testing.assert_close(Preprocess(112, MEAN, STD, *resizing)(decoded[None])[0], by_timm)
     # Images in memory are resized as tensors, which rounds otherwise: by one grey level of 255, or two with bicubic.
     in_memory = Preprocess(112, MEAN, STD, *resizing)(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
@@ -50,7 +59,7 @@ def test_resizing_is_timms(shape, resizing):
 def test_a_sets_own_resizing_comes_before_the_models():
     data = Digits(interpolation="bicubic")
     preprocess = data.prepare_for(16, [0.5], [0.5], 0.8, "bilinear", "center")
-    assert data.resizing == preprocess.resizing == (0.8, "bicubic", "center")
+    assert data.resizing == preprocess.resizing == Resizing(0.8, "bicubic", "center")
     assert from_config(data.config()).resizing == data.resizing
     assert data.image_size == 16
     with pytest.raises(ValueError, match="crop_pct is a fraction above 0 and at most 1, not 90"):
@@ -123,7 +132,7 @@ def test_a_module_is_made_again_from_its_config():
     assert again.batch_size == 7
     for bad in ({"class": "os.system", "args": {}}, {"class": "Digits", "args": {"nope": 1}}, {"class": "Digits"}):
         with pytest.raises(ValueError, match="is not known here"):
-            from_config(bad)
+            from_config(DataConfig.from_dict(bad))
 
 
 def loaders(device, **arguments):
@@ -268,7 +277,7 @@ def test_a_set_that_torchvision_does_not_split_is_split_as_by_the_authors(tmp_pa
     images, found = batches(data.test_dataloader())
     assert images.shape == (6, 3, 16, 16)
     assert sorted(found.tolist()) == [0, 0, 0, 0, 1, 1]
-    assert data.config()["args"]["test_fraction"] == 0.4
+    assert data.config().args["test_fraction"] == 0.4
     with pytest.raises(ValueError, match=f"num_classes is 1, but {name} has 2 classes"):
         TorchvisionImages(name, 1, root=str(tmp_path)).setup("test")
     with pytest.raises(ValueError, match=f"{name} can't be split with test_fraction 2"):

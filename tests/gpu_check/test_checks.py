@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from layershuffle.commands import main, studying
-from layershuffle.data.folders import PackedImages
+from layershuffle.data.packed import PackedImages
 from layershuffle.evaluation import device
 from layershuffle.evaluation.metrics import OrderMetrics
 from layershuffle.gpu_check import correct, fast

@@ -19,7 +19,7 @@ from PIL import Image
 
 from layershuffle.commands.errors import run
 from layershuffle.commands.logs import set_up_logging
-from layershuffle.data import Digits, ImageFolders, preprocessing
+from layershuffle.data import Digits, ImageFolders, decoding
 from layershuffle.orders.samplers import GrowingDepth, Shuffle
 from layershuffle.training.checkpointing import LastCheckpoint, WholeCheckpointIO
 from layershuffle.training.module import FineTuner
@@ -140,11 +140,11 @@ def test_a_batch_without_any_image_stops_the_run(tmp_path):
 
 def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     root = fake_imagenet(tmp_path)
-    monkeypatch.setattr(preprocessing, "MAX_PIXELS", 999)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 999)
     Image.new("1", (100, 10)).save(root / "val/n01440764/bomb.png")
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match="100 x 10 pixels are more than 999"):
-        preprocessing.open_image(root / "val/n01440764/bomb.png")
+        decoding.open_image(root / "val/n01440764/bomb.png")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_images_that_pillow_finds_too_large_are_refused_in_our_own_words(tmp_pat
         warnings.simplefilter("always")
         set_up_logging()
         with pytest.raises(ValueError, match=complaint):
-            preprocessing.open_image(path)
+            decoding.open_image(path)
     assert not warned
 
 

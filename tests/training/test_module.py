@@ -20,7 +20,7 @@ from layershuffle.api.compose import compose
 from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.data import Digits
 from layershuffle.data.augmentation import Augmentation
-from layershuffle.data.module import labels_of
+from layershuffle.data.sets import labels_of
 from layershuffle.errors import UserError
 from layershuffle.models.weights import read_file
 from layershuffle.orders.named import permutation, sequential
@@ -427,7 +427,7 @@ def test_a_checkpoint_is_plain_values_and_says_how_to_make_the_model(tmp_path):
     assert record["sampler"] == "LayerDrop(p=0.3)"
     assert record["data"]["class"] == "Digits"
     assert record["data"]["args"]["batch_size"] == 32
-    assert record["data"]["args"]["crop_pct"] == run.lightning_module.preprocess.resizing[0] == 0.5
+    assert record["data"]["args"]["crop_pct"] == run.lightning_module.preprocess.resizing.crop_pct == 0.5
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):

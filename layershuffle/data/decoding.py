@@ -1,0 +1,81 @@
+"""Reads image files, of any format that Pillow can read, as 8-bit RGB."""
+
+import os
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused as decompression bombs. The largest of ImageNet-1k has 17 million pixels."""
+READING = 2
+"""The version of how files become pixels. Packed folders record it, because they hold what it made."""
+_UNREADABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"}
+"""Formats that Pillow recognises but can't draw, and EPS, which is a program that another program would run."""
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for files that are broken or are no images."""
+
+
+@cache
+def formats() -> dict[str, str]:
+    """The formats of images that can be read here, by the extensions of files: ``.jpg`` is ``JPEG``."""
+    readable = {}
+    for extension, name in Image.registered_extensions().items():  # which also loads all of Pillow's formats
+        if name in Image.OPEN and name not in _UNREADABLE:
+            readable[extension] = name
+    return readable
+
+
+def why_left_out(path: str, top: str) -> str | None:
+    """Why a file somewhere below the folder ``top`` is no image to be read, or None if it is one, perhaps broken.
+
+    The extension decides, because opening each of a million files would take long. Only files with an unknown one, or
+    with none, are opened to see what they are.
+    """
+    if f"{os.sep}." in path[len(top) - 1 :]:
+        return "hidden"
+    if os.path.splitext(path)[1].lower() not in formats():
+        try:
+            open_file(path).close()
+        except UNDECODABLE:
+            return "no image that Pillow can read"
+    return None
+
+
+def open_file(path: str | Path | IO[bytes]) -> Image.Image:
+    """Open an image of one of ``formats`` without decoding it. Raises ValueError if Pillow finds it far too large."""
+    try:
+        return Image.open(path, formats=sorted(set(formats().values())))
+    except Image.DecompressionBombError as error:  # which doesn't say how wide and how high the image is
+        raise ValueError(f"its pixels are more than {MAX_PIXELS:,}") from error
+
+
+def open_image(path: str | Path | IO[bytes]) -> Image.Image:
+    """Decode an image as RGB, or raise ValueError if its header says that it is larger than ``MAX_PIXELS``."""
+    with open_file(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any image in 8-bit RGB, as a viewer shows it on a white page.
+
+    It is turned upright as its EXIF data says, and white shows through where it is transparent: icons and logos are
+    drawn for white pages. Of several frames the first is taken. In grey images of 16 or 32 bits, 65535 is white, or the
+    largest value if that is larger; in those of floats, 1 is.
+    """
+    with suppress(Exception):  # Damaged EXIF data, which Pillow raises anything for, says nothing.
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255.
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
+        usual_white = 65535 if image.mode.startswith("I") else 1
+        white = max(usual_white, values.max())
+        image = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")

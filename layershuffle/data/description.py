@@ -1,0 +1,88 @@
+"""Says in words what a data set holds."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from torch.utils.data import Dataset, Subset
+
+from layershuffle.data.sets import labels_of
+
+MOST_CLASSES = 50
+"""The counts of more classes than this are summed up when training begins."""
+
+_KINDS = {"train": "training", "val": "validation", "test": "test"}
+"""What the images of a split are called."""
+
+
+def describe(
+    label: str,
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    sets: Mapping[str, Dataset],
+    balanced: bool,
+) -> str:
+    """Lines that say how many images there are of each split and class, and what validates.
+
+    Args:
+        label: the name of the data set.
+        num_classes: its number of classes.
+        class_names: their names, or None if they are unknown.
+        sets: the images that are used, by split: "train", "val" and "test".
+        balanced: whether every class comes equally often in training.
+    """
+    sizes = [f"{len(sets[split]):,} {kind}" for split, kind in _KINDS.items()]  # type: ignore[arg-type]
+    first = f"{label}: {num_classes:,} classes; {', '.join(sizes)} images"
+    first += _where_validation_comes_from(sets)
+    if balanced:
+        first += "; every class comes equally often in training"
+
+    names = list(class_names or [str(number) for number in range(num_classes)])
+    counts = _images_by_class(sets, num_classes)
+    texts = [first]
+    if len(counts) == len(_KINDS) and all(len(count) == len(names) for count in counts):
+        texts.append(_each_class(names, counts) if len(names) <= MOST_CLASSES else _ranges(names, counts))
+
+    lines = []
+    for text in texts:
+        lines += textwrap.wrap(text, 80, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _where_validation_comes_from(sets: Mapping[str, Dataset]) -> str:
+    train = sets["train"]
+    val = sets["val"]
+    if val is sets["test"]:
+        return "; the test images also select the checkpoint"
+    if isinstance(train, Subset) and isinstance(val, Subset) and train.dataset is val.dataset:
+        return "; the validation images are held out from training"
+    return ""
+
+
+def _images_by_class(sets: Mapping[str, Dataset], num_classes: int) -> list[list[int]]:
+    """How many images each class has, for each split that tells its labels."""
+    counts = []
+    for split in _KINDS:
+        labels = labels_of(sets[split])
+        if labels is not None:
+            counts.append(labels.bincount(minlength=num_classes).tolist())
+    return counts
+
+
+def _each_class(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    classes = []
+    for name, of_class in zip(names, zip(*counts)):
+        numbers = "/".join(str(count) for count in of_class)
+        classes.append(f"{name} {numbers}")
+    return f"images of each class ({'/'.join(_KINDS.values())}): {', '.join(classes)}"
+
+
+def _ranges(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    ranges = []
+    for kind, of_split in zip(_KINDS.values(), counts):
+        span = f"{min(of_split):,}"
+        if max(of_split) > min(of_split):
+            span += f" to {max(of_split):,}"
+        ranges.append(f"{span} {kind}")
+    training = counts[0]
+    fewest = names[training.index(min(training))]
+    return f"images of each class: {', '.join(ranges)}; {fewest} has the fewest training images"

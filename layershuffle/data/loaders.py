@@ -1,0 +1,108 @@
+"""How images get to the process that trains or evaluates: workers, memory, and the device that holds them."""
+
+import os
+import signal
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from layershuffle.data.augmentation import Augmented
+from layershuffle.data.preprocessing import replace_unreadable, skip_unreadable
+from layershuffle.data.sets import TensorImages, whole_set
+from layershuffle.errors import UserError
+
+MOST_WORKERS = 16
+"""More processes than this are not started unless the user says so."""
+
+
+def image_loader(
+    images: Dataset,
+    batch_size: int,
+    *,
+    label: str,
+    training: bool,
+    workers: int | None,
+    on_device: bool | Literal["auto"],
+    device: torch.device,
+    **options: Any,
+) -> DataLoader:
+    """A loader of uint8 images [batch, channels, height, width] and int64 labels [batch].
+
+    Args:
+        images: the set, or a part of it.
+        batch_size: images per batch.
+        label: the name of the data set.
+        training: whether batches must be full, so that others take the place of images that can't be read.
+        workers: see ``ImageData``.
+        on_device: see ``ImageData``.
+        device: the device that trains or evaluates.
+        options: further arguments of ``DataLoader``: ``sampler``, ``batch_sampler``, ``drop_last``.
+
+    Raises:
+        UserError: if the images can't be kept on the device.
+    """
+    source = whole_set(images)
+    augmented = isinstance(images, Augmented)
+    on_host = True
+
+    if isinstance(source, TensorImages):
+        # Workers change the images, which they can't on the device.
+        stays_on_host = augmented and on_device is not True
+        home = torch.device("cpu") if stays_on_host else _home(source, device, on_device, label)
+        source.move(home)
+        on_host = home.type == "cpu"
+        if not on_host:
+            workers = 0
+        elif not augmented:
+            workers = workers or 0  # Taking a batch from memory is faster than getting it from another process.
+    elif on_device is True:
+        raise UserError(f"{label} is read from disk image by image, not held in memory: leave on_device out")
+
+    if workers is None:
+        workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+    collate: Any = replace_unreadable if training else skip_unreadable
+    if augmented or hasattr(source, "__getitems__"):
+        collate = tuple  # The set makes batches itself.
+
+    return DataLoader(
+        images,
+        batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupt,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available() and on_host,
+        **options,
+    )
+
+
+def _home(images: TensorImages, device: torch.device, on_device: bool | Literal["auto"], label: str) -> torch.device:
+    """The device to keep ``images`` on: the one that computes, if the user wants that and they fit."""
+    host = torch.device("cpu")
+    if images.images.device == device:
+        return device
+    if on_device is False:
+        return host
+
+    needed = images.images.nbytes + images.labels.nbytes
+    free = None
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+
+    if on_device == "auto":
+        # A CPU holds them anyway, and other accelerators don't say how much memory is free.
+        plenty = free is not None and 10 * needed <= free
+        return device if plenty else host
+    if free is not None and needed > free:
+        raise UserError(
+            f"the images of {label} take {needed / 1e9:.1f} GB and the device has {free / 1e9:.1f} GB free: "
+            "leave on_device out"
+        )
+    return device
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which the terminal sends to workers too, to the process that reads from them: it may save first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,236 @@
+"""Class folders that ``layershuffle pack`` has packed: one file of uint8 images for each split, and an index.
+
+What ``layershuffle pack`` makes holds ``train.uint8`` and, of ``val.uint8`` and ``test.uint8``, those that there are.
+They are the images [3, size, size] one after the other in the sequence of their class folders. ``index.json`` has the
+number of images of each class. Whole pictures are [3, height, width], of which the shorter one is size; then the index
+also has all heights and widths.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from layershuffle.data.folders import ImageFolders
+from layershuffle.data.preprocessing import Resizing
+from layershuffle.errors import UserError
+from layershuffle.files import read_json, write_whole
+
+INDEX = "index.json"
+FORMAT = 1
+"""The format of folders with squares."""
+WHOLE = 2
+"""The format of folders with whole pictures."""
+MAX_INDEX_BYTES = 1 << 30
+"""A whole picture takes about 20 bytes of the index."""
+
+PAPERS = Resizing(crop_pct=1.0, interpolation="bilinear", crop_mode="center")
+"""How packed images were resized: as in the LayerShuffle paper."""
+
+Box = tuple[int, int, int, int]
+"""A part of an image: top, left, height and width, in pixels."""
+
+
+class PackedImages(Dataset):
+    """One split of a packed folder: a file of uint8 images [3, height, width], read as squares or in part.
+
+    Args:
+        path: the file.
+        labels: int64 [images].
+        shapes: height and width of the images, int64 [images, 2], of which the shorter one is size.
+        size: height and width of the squares in their centres, in pixels.
+    """
+
+    def __init__(self, path: Path, labels: Tensor, shapes: np.ndarray, size: int) -> None:
+        self.path = path
+        self.labels = labels
+        self.shapes = shapes
+        self.size = size
+        self.places = places(shapes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch of squares, uint8 [batch, 3, size, size]. Raises UserError as ``regions`` does."""
+        images = np.empty((len(indices), 3, self.size, self.size), np.uint8)
+        corners = ((self.shapes[indices] - self.size) / 2).round().astype(int).tolist()  # as torchvision rounds
+        boxes = [(top, left, self.size, self.size) for top, left in corners]
+        for place, region in enumerate(self._read(indices, boxes, into=images)):
+            if region.base is not images:
+                images[place] = region
+        return torch.from_numpy(images), self.labels[indices]
+
+    def regions(self, indices: list[int], boxes: Sequence[Box]) -> list[Tensor]:
+        """A part of each image, uint8 [3, height, width], of which only the rows are read.
+
+        Args:
+            indices: the images.
+            boxes: top, left, height and width of the parts, in pixels.
+
+        Raises:
+            UserError: if the file is gone or has become shorter.
+        """
+        return [torch.from_numpy(region) for region in self._read(indices, boxes)]
+
+    def _read(self, indices: list[int], boxes: Sequence[Box], into: np.ndarray | None = None) -> list[np.ndarray]:
+        """The parts, of which those that are as wide as their image are read straight ``into`` an array of squares."""
+        spans = [self._spans(index, box) for index, box in zip(indices, boxes)]
+        regions = []
+        try:
+            # The file is read, not mapped: if it were cut short or its disk failed, a map would kill the process.
+            with self.path.open("rb", buffering=0) as file:
+                # A disk that knows the whole batch can read it in the best sequence.
+                for start, length in itertools.chain.from_iterable(spans):
+                    os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
+
+                for place, (_top, left, height, width) in enumerate(boxes):
+                    whole_width = int(self.shapes[indices[place]][1])
+                    if into is not None and width == whole_width:
+                        rows = region = into[place]
+                    else:
+                        rows = np.empty((3, height, whole_width), np.uint8)
+                        region = rows[..., left : left + width]
+                    self._read_rows(file.fileno(), indices[place], spans[place], rows)
+                    regions.append(region)
+        except OSError as error:
+            raise UserError(f"{self.path} could not be read: {error.strerror}") from error
+        return regions
+
+    def _spans(self, index: int, box: Box) -> list[tuple[int, int]]:
+        """The first byte and the number of bytes of each channel's rows; those of all channels where they adjoin."""
+        top, _left, height, _width = box
+        whole_height, whole_width = self.shapes[index].tolist()
+        start = int(self.places[index]) + top * whole_width
+        length = height * whole_width
+        if height == whole_height:
+            return [(start, 3 * length)]
+        return [(start + channel * whole_height * whole_width, length) for channel in range(3)]
+
+    def _read_rows(self, file: int, index: int, spans: Sequence[tuple[int, int]], rows: np.ndarray) -> None:
+        """Read the spans of an image into rows, uint8 [3, height, width]."""
+        parts = [rows] if len(spans) == 1 else rows
+        for part, (start, length) in zip(parts, spans):
+            if os.preadv(file, [part], start) != length:
+                raise UserError(f"{self.path} ends before its image {index}: pack it again")
+
+
+class PackedFolders(ImageFolders):
+    """Class folders packed by ``layershuffle pack``: bit for bit the images and labels of ``ImageFolders``.
+
+    If they were packed larger than the model takes, they are resized on the device, or cropped at random. Of pictures
+    that were packed whole, random crops show all, and everything else the centre, which is what is packed otherwise.
+
+    Args:
+        root: the packed folder.
+        kwargs: further arguments of ``ImageData``.
+    """
+
+    def __init__(self, root: str = "data/imagenet_packed", **kwargs: Any) -> None:
+        super().__init__(root, **kwargs)
+
+    @property
+    def label(self) -> str:
+        """The name of the folder that was packed."""
+        return self._index["name"]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the class folders that were packed."""
+        return list(self._index["splits"]["train"]["classes"])
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that were packed."""
+        return list(self._index["splits"])
+
+    def read(self, split: str) -> PackedImages:  # type: ignore[override]
+        """Raises UserError if the images are not there, not whole, or not of the format that is wanted."""
+        size = self._index["size"]
+        if size < self.image_size:
+            raise UserError(
+                f"{self.root} holds images of {size} pixels, but the model takes {self.image_size}: pack the class "
+                f"folders with --size {self.image_size} into another folder, or read them with --data ImageFolders"
+            )
+        if self.resizing.or_else(PAPERS) != PAPERS:
+            raise UserError(
+                f"{self.root} holds images resized as in the paper, not with crop_pct {self.crop_pct}, "
+                f"{self.interpolation} and {self.crop_mode}: read the class folders with --data ImageFolders, or add "
+                "--data.crop_pct 1 --data.interpolation bilinear --data.crop_mode center"
+            )
+
+        packed = self._index["splits"][split]
+        counts = torch.tensor(list(packed["classes"].values()))
+        shapes = np.broadcast_to(np.int64(size), (int(counts.sum()), 2))
+        if "heights" in packed:
+            shapes = np.array([packed["heights"], packed["widths"]]).T
+
+        path = records_file(Path(self.root), split)
+        expected = int(places(shapes)[-1])
+        present = path.stat().st_size if path.is_file() else 0
+        if present != expected:
+            raise UserError(f"{path} has {present:,} bytes, not {expected:,}: remove {self.root} and pack it again")
+        labels = torch.arange(len(counts)).repeat_interleave(counts)
+        return PackedImages(path, labels, shapes, size)
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        return read_index(Path(self.root))
+
+
+def places(shapes: np.ndarray) -> np.ndarray:
+    """Where the images of these shapes, int64 [images, 2], begin in their file, in bytes; the last entry is its end."""
+    return np.concatenate([[0], (3 * shapes.prod(axis=1)).cumsum()])
+
+
+def records_file(folder: Path, split: str) -> Path:
+    """The file with the images of one of ``SPLITS``."""
+    return folder / f"{split}.uint8"
+
+
+def write_index(folder: Path, format: int, content: dict[str, Any]) -> None:
+    """Write what ``read_index`` reads, and ``FORMAT`` or ``WHOLE``. From then on the folder counts as packed."""
+    content = {"layershuffle_pack": format, **content}
+    write_whole(folder / INDEX, json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What a packed folder holds.
+
+    This is the "name" of the folder that was packed, the "size" of the images in pixels, and "splits", which has for
+    each of its ``SPLITS`` the number of images by class, "classes", the keys and checksums of its "chunks", see
+    ``packing``, and for whole pictures their "heights" and "widths" in pixels. Raises UserError if it is not there, is
+    damaged, or is of another version.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise UserError(
+            f"there is no {path}: layershuffle pack SRC {folder} makes it, and finishes what it has begun when started "
+            "again"
+        )
+    content = None
+    with suppress(UserError):
+        content = read_json(path, most=MAX_INDEX_BYTES)
+    if isinstance(content, dict) and content.get("layershuffle_pack", FORMAT) not in (FORMAT, WHOLE):
+        raise UserError(f"{folder} was packed by another version of this package: pack it again")
+    if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
+        raise UserError(f"{path} is damaged or has been changed: remove {folder} and pack it again")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
