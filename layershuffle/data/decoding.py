@@ -22,11 +22,9 @@ UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 @cache
 def formats() -> dict[str, str]:
     """The formats of images that can be read here, by the extensions of files: ``.jpg`` is ``JPEG``."""
-    readable = {}
-    for extension, name in Image.registered_extensions().items():  # which also loads all of Pillow's formats
-        if name in Image.OPEN and name not in _UNREADABLE:
-            readable[extension] = name
-    return readable
+    extensions = Image.registered_extensions()  # which also loads all of Pillow's formats
+    readable = Image.OPEN.keys() - _UNREADABLE
+    return {extension: name for extension, name in extensions.items() if name in readable}
 
 
 def why_left_out(path: str, top: str) -> str | None:

@@ -144,14 +144,11 @@ class ClassFolders(ImageFolder):
 
 def class_folders(folder: str | Path) -> list[str]:
     """The names of the folders in ``folder``, in alphabetical order, without those that begin with a dot."""
-    names = []
     try:
-        for entry in os.scandir(folder):
-            if entry.is_dir() and not entry.name.startswith("."):
-                names.append(entry.name)
+        names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     except OSError:
         return []
-    return sorted(names)
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def describe_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> list[str]:

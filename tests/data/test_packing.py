@@ -79,7 +79,7 @@ def test_packed_is_what_the_folders_give(source, tmp_path, workers):
     for name, count in (("train", 16), ("val", 4), ("test", 23)):
         loaders = [getattr(data, f"{name}_dataloader")() for data in (folders, ours)]
         if name == "train":
-            count = 15  # the last batch is incomplete
+            length = 15  # the last batch is incomplete
             for loader in loaders:
                 loader.sampler.set_epoch(2)
         one, other = map(batches, loaders)
