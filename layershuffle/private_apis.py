@@ -58,3 +58,11 @@ def set_wandb_mode(logger: WandbLogger, mode: str) -> None:
     can be reached.
     """
     logger._wandb_init["mode"] = mode
+
+
+def adds_distributed_sampler(trainer: pl.Trainer) -> bool:
+    """Whether the trainer puts a sampler of its own into the loaders of several processes.
+
+    Lightning 2.6.6: it keeps its argument ``use_distributed_sampler`` only here.
+    """
+    return bool(trainer._accelerator_connector.use_distributed_sampler)

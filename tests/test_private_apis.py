@@ -50,3 +50,9 @@ def test_a_wandb_logger_passes_on_its_mode(tmp_path):
     private_apis.set_wandb_mode(logger, "offline")
     assert "**self._wandb_init" in inspect.getsource(WandbLogger.experiment.fget.__wrapped__)
     assert logger._wandb_init["mode"] == "offline"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_trainer_tells_whether_it_adds_samplers(wanted):
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=wanted)
+    assert private_apis.adds_distributed_sampler(trainer) is wanted

@@ -17,6 +17,7 @@ from layershuffle.data.preprocessing import Preprocess, Resizing
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
 from layershuffle.data.sets import TensorImages, labels_of, split_images
 from layershuffle.errors import UserError
+from layershuffle.private_apis import adds_distributed_sampler
 
 
 class ImageData(pl.LightningDataModule):
@@ -203,7 +204,7 @@ class ImageData(pl.LightningDataModule):
         if ranks == 1:
             return self._loader(images, batch_size)
 
-        if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
+        if self.trainer and adds_distributed_sampler(self.trainer):
             raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
         batches = evaluation_batches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
         return self._loader(images, 1, batch_sampler=batches)

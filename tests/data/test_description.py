@@ -1,0 +1,46 @@
+"""What is said of a data set when training begins."""
+
+import torch
+from torch.utils.data import Subset
+
+from layershuffle.data import TensorImages
+from layershuffle.data.description import MOST_CLASSES, describe
+
+
+def images(*labels):
+    return TensorImages(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
+
+
+def words(sets, num_classes=2, names=None, balanced=False):
+    text = describe("Letters", num_classes, names, sets, balanced)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    return " ".join(text.split())
+
+
+def test_the_images_of_each_split_and_class():
+    sets = {"train": images(0, 0, 1), "val": images(1), "test": images(0, 1)}
+    text = words(sets, names=["a", "b"])
+    assert "2 classes; 3 training, 1 validation, 2 test images" in text
+    assert "a 2/0/1, b 1/1/1" in text
+    assert "equally often" not in text
+    assert "equally often" in words(sets, balanced=True)
+
+
+def test_where_the_validation_images_come_from():
+    whole, test = images(0, 1, 0), images(1, 0)
+    assert "select the checkpoint" in words({"train": whole, "val": test, "test": test})
+    held_out = {"train": Subset(whole, [0, 1]), "val": Subset(whole, [2]), "test": test}
+    assert "held out from training" in words(held_out)
+
+
+def test_many_classes_are_summed_up():
+    classes = MOST_CLASSES + 1
+    split = images(*range(classes), 0)
+    text = words({"train": split, "val": split, "test": split}, num_classes=classes)
+    assert "1 to 2 training" in text
+    assert "1 has the fewest training images" in text
+
+
+def test_labels_that_are_unknown_are_not_counted():
+    unknown = Subset([(torch.zeros(1, 2, 2), 0)], [0])
+    assert "of each class" not in words({"train": unknown, "val": unknown, "test": unknown})
