@@ -4,7 +4,7 @@ BIN = .venv/bin
 .PHONY: quickstart style test test-all gpu format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
-	$(BIN)/layershuffle experiment --scale quickstart --jobs 5
+	$(BIN)/layershuffle experiment quickstart --jobs 5
 
 style: .venv/ready  ## how dense the code is, beside six projects that read well
 	$(BIN)/python -m benchmarks.style

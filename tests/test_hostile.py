@@ -352,7 +352,7 @@ def test_any_bytes_are_results_or_a_user_error(tmp_path, data):
     assert isinstance(str(results.label), str)
 
 
-CONFIG = b"experiment:\n  seeds: &s [0]\n  setups: {a: {train: [model/vit_b16], methods: {b: []}, evaluations: {}}}\n"
+CONFIG = b"experiment:\n  seeds: &s [0]\n  setups: {a: {train: {configs: [model/vit_b16]}, methods: {b: {}}}}\n"
 
 
 @FEW

@@ -2,6 +2,7 @@
 
 import torch
 
+from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import Study, study_parser
 from layershuffle.data.sets import split_images
 from layershuffle.errors import UserError
@@ -10,11 +11,8 @@ from layershuffle.results import EvaluationInfo, Measure, Results
 from layershuffle.results.measures import Contributions, Representations
 
 
-def analyse_command(args: list[str] | None = None) -> Results:
-    """Analyse as ``args`` say, by default those of the process; saves what was found and its picture.
-
-    One model's half of figure 4 of arXiv 2407.04513.
-    """
+def analyse_parser() -> Parser:
+    """The options of ``layershuffle analyse``."""
     parser = study_parser(
         "layershuffle analyse",
         "Run random images, each in a random order of its own, and look at the layers: their outputs (representations: "
@@ -25,7 +23,15 @@ def analyse_command(args: list[str] | None = None) -> Results:
     parser.add_argument("--study", choices=studies, default=studies[0], help="what to look at")
     parser.add_argument("--layer", type=int | None, help="of the representations (default: the middle one)")
     parser.add_argument("--images", type=int, default=1000, help="how many of the images; the seed decides which ones")
-    study = Study(parser, args, "analysis")
+    return parser
+
+
+def analyse_command(args: list[str] | None = None) -> Results:
+    """Analyse as ``args`` say, by default those of the process; saves what was found and its picture.
+
+    One model's half of figure 4 of arXiv 2407.04513.
+    """
+    study = Study(analyse_parser(), args, "analysis")
     config, model = study.config, study.model
     layers = sorted(model.order.layers)
     layer = layers[len(layers) // 2] if config.layer is None else config.layer

@@ -17,7 +17,7 @@ from layershuffle.orders.protocols import PROTOCOLS, find, trials
 from layershuffle.results import EvaluationInfo, Results
 
 
-def _parser(args: Sequence[str]) -> Parser:
+def evaluate_parser(args: Sequence[str]) -> Parser:
     """The options, also those of the protocols that ``args`` name by their import path."""
     parser = study_parser("layershuffle evaluate", "Score a model in sequential, arbitrary, pruned and other orders.")
     parser.add_argument(
@@ -62,7 +62,7 @@ def _parser(args: Sequence[str]) -> Parser:
 def evaluate_command(args: list[str] | None = None) -> Results:
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
     args = sys.argv[1:] if args is None else args
-    study = Study(_parser(args), args, shared=True)
+    study = Study(evaluate_parser(args), args, shared=True)
     config, model = study.config, study.model
     draws, orders = _draws_and_orders(config.orders, model.order)
     protocols = config.protocols or (["sequential"] if orders else ["sequential", "arbitrary", "pruned"])

@@ -1,89 +1,158 @@
-"""Runs an experiment: trains and evaluates every cell that is missing and skips those that are finished."""
+"""Runs an experiment: does every run that is missing and skips those that are finished."""
 
+import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from layershuffle.commands.analyse import analyse_command
-from layershuffle.commands.evaluate import evaluate_command
-from layershuffle.commands.merge import merge_command
+from layershuffle.api.compose import run_parser
+from layershuffle.commands import analyse, evaluate, merge
+from layershuffle.commands.logs import set_up_logging
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.train import train_command
 from layershuffle.config_files import find
 from layershuffle.errors import UserError
-from layershuffle.experiments import cells, plan, runner
-from layershuffle.experiments.definition import Cell, list_cells, read
+from layershuffle.experiments import local, manifest
+from layershuffle.experiments.actions import Action
+from layershuffle.experiments.check import check
+from layershuffle.experiments.comparison import compare
+from layershuffle.experiments.definition import read
+from layershuffle.experiments.execution import execute, is_finished
+from layershuffle.experiments.runs import Run, list_runs
+from layershuffle.experiments.slurm import submit
+from layershuffle.options import add_options
 
-COMMANDS = {"train": train_command, "evaluate": evaluate_command, "analyse": analyse_command, "merge": merge_command}
+logger = logging.getLogger(__name__)
+
+
+def parse_train(args: list[str], data: Any) -> Namespace:
+    """Read the arguments of a training."""
+    return run_parser().parse_args(args)
+
+
+def parse_evaluate(args: list[str], data: Any) -> Namespace:
+    """Read the arguments of an evaluation."""
+    return _parse_with_data(evaluate.evaluate_parser(args), args, data)
+
+
+def parse_analyse(args: list[str], data: Any) -> Namespace:
+    """Read the arguments of a study."""
+    return _parse_with_data(analyse.analyse_parser(), args, data)
+
+
+def parse_merge(args: list[str], data: Any) -> Namespace:
+    """Read the arguments of a merge."""
+    return merge.merge_parser().parse_args(args)
+
+
+def _parse_with_data(parser: Parser, args: list[str], data: Any) -> Namespace:
+    """Read arguments; ``data`` is the data set that the model was trained on, which they don't have to name."""
+    if data:
+        parser.set_defaults({"data": data})
+    return parser.parse_args(args)
+
+
+ACTIONS = {
+    "train": Action(train_command, parse_train),
+    "evaluate": Action(evaluate.evaluate_command, parse_evaluate),
+    "analyse": Action(analyse.analyse_command, parse_analyse),
+    "merge": Action(merge.merge_command, parse_merge),
+}
+"""What runs can do."""
 
 
 def experiment_command(args: list[str] | None = None) -> None:
-    """Run an experiment as ``args`` say, by default those of the process; raises UserError if cells stay missing."""
+    """Run an experiment as ``args`` say, by default those of the process.
+
+    Raises:
+        UserError: if the experiment has a mistake, or runs stay missing.
+    """
+    args = sys.argv[1:] if args is None else args
+    config = _parser().parse_args(args)
+    path = find(config.experiment, experiment=True)
+    folder = config.folder or Path("experiments") / path.stem
+    experiment = read(path)
+    runs = list_runs(experiment, config.seeds, config.only or ())
+    if config.run:
+        perform(_named(config.run, runs), folder)
+        return
+
+    # A mistake should be known before the first training, not after it.
+    missing = [run for run in runs if not is_finished(run, folder)]
+    check(runs if config.dry_run else missing, folder, ACTIONS)
+    if config.dry_run:
+        print(f"{len(runs)} runs in {folder}, {len(missing)} to run")
+        for run in runs:
+            print(f"{run.name}: {'to run' if run in missing else 'finished'}")
+        return
+
+    manifest.write(folder, experiment.title, list_runs(experiment, config.seeds))
+    logger.info("%d runs in %s: %d finished, %d to run", len(runs), folder, len(runs) - len(missing), len(missing))
+    if config.slurm is not None:
+        submit(missing, folder, config.slurm, perform)
+        return
+    _run_here(args, config, runs, missing, folder)
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="layershuffle experiment",
-        description="Train and evaluate what an experiment lacks. Finished cells are skipped: it can be stopped at any "
+        description="Train and evaluate what an experiment lacks. Finished runs are skipped: it can be stopped at any "
         "point and started again.",
     )
+    parser.add_argument("experiment", help="An experiment that `layershuffle list` shows, or a YAML file of your own.")
+    add_options(parser, "seeds", "only", "folder")
     option = parser.add_argument
-    option("--scale", default="mini", help="an experiment that `layershuffle list` shows, or a YAML file of your own")
-    option("--seeds", nargs="+", type=NonNegativeInt, help="one run of every method for each (default: the scale's)")
     option(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="PATTERN",
-        help="just the cells with such names ('vit_b16_cifar100/*/seed0', or a part such as layershuffle or "
-        "layershuffle/seed0), and those that they start from",
+        "--jobs",
+        type=PositiveInt | None,
+        metavar="N",
+        help="How many runs to execute at a time (default: one per GPU, or per core up to 4).",
     )
-    option("--output", type=Path | None, help="checkpoints, results and logs (default: experiments/SCALE)")
-    option("--jobs", type=PositiveInt | None, help="cells to run at a time (default: one per GPU, or per core up to 4)")
-    option("--dry_run", action="store_true", help="list the cells and which are missing")
+    option("--dry_run", action="store_true", help="Check the experiment, and list its runs and which are missing.")
     option(
         "--slurm",
         type=dict[str, Any] | None,
-        help="submit a SLURM job per missing cell, with these parameters of submitit's AutoExecutor, such as "
-        "'{slurm_partition: gpu, gpus_per_node: 1, cpus_per_task: 16, timeout_min: 720}'",
+        help="Submit a SLURM job per missing run, with these parameters of submitit's AutoExecutor, such as "
+        "'{slurm_partition: gpu, gpus_per_node: 1, cpus_per_task: 16, timeout_min: 720}'.",
     )
     option(
-        "--cell",
-        help="run this one cell and no other, in this process; those that it starts from must be finished. For "
-        "schedulers other than SLURM",
+        "--run",
+        metavar="NAME",
+        help="Execute this one run and no other, in this process; those that it starts from must be finished. For "
+        "schedulers other than SLURM.",
     )
-    args = sys.argv[1:] if args is None else args
-    config = parser.parse_args(args)
-    path = find(config.scale, experiment=True)
-    folder = config.output or Path("experiments") / path.stem
-    experiment = read(path)
-    wanted = list_cells(experiment, config.seeds, config.only)
-    if config.cell:
-        chosen = next((cell for cell in wanted if cell.name == config.cell), None)
-        if not chosen:
-            raise UserError(f"no cell is named {config.cell}: --dry_run lists them all")
-        perform(chosen, folder)
-        return
-    missing = [cell for cell in wanted if not cells.finished(cell, folder)]
+    return parser
+
+
+def perform(run: Run, folder: Path) -> None:
+    """Execute a run of the experiment in ``folder``; a SLURM job does so in a process that knows nothing else."""
+    set_up_logging()
+    execute(run, folder, ACTIONS)
+
+
+def _named(name: str, runs: Sequence[Run]) -> Run:
+    for run in runs:
+        if run.name == name:
+            return run
+    raise UserError(f"no run is named {name}: --dry_run lists them all")
+
+
+def _run_here(
+    args: Sequence[str], config: Namespace, runs: Sequence[Run], missing: Sequence[Run], folder: Path
+) -> None:
+    """Execute the runs that are missing on this machine, and show what all runs have shown."""
+    jobs = config.jobs or torch.cuda.device_count() or min(4, local.CORES)
+    command = [sys.executable, "-m", "layershuffle", "experiment", *args, "--run"]
+    lost = local.run_all(missing, folder, jobs, command)
     console = Console(markup=False, highlight=False)
-    if config.dry_run:
-        console.print(runner.plan(wanted, missing, folder))
-        return
-    plan.write(folder, experiment.title, list_cells(experiment, config.seeds))
-    console.print(f"{len(wanted)} cells in {folder}: {len(wanted) - len(missing)} finished, {len(missing)} to run")
-    if config.slurm is not None:
-        runner.submit(missing, folder, config.slurm, console, perform)
-        return
-    jobs = config.jobs or torch.cuda.device_count() or min(4, runner.CORES)
-    again = [sys.executable, "-m", "layershuffle", "experiment", *args, "--cell"]
-    lost = runner.run(missing, folder, jobs, console, again)
-    for setup in dict.fromkeys(cell.name.partition("/")[0] for cell in wanted):
-        runner.compare(setup, [cell for cell in wanted if cell.name.startswith(f"{setup}/")], folder, console)
+    for setup in dict.fromkeys(run.setup for run in runs):
+        compare(setup, [run for run in runs if run.setup == setup], folder, console)
     if lost:
-        raise UserError(f"{lost} of {len(wanted)} cells are missing; the same command tries them again")
-
-
-def perform(cell: Cell, folder: Path) -> None:
-    """Run a cell of the experiment in ``folder``."""
-    cells.run(cell, folder, COMMANDS)
+        raise UserError(f"{lost} of {len(runs)} runs are missing; the same command tries them again")

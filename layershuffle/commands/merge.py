@@ -12,8 +12,8 @@ from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 
 
-def merge_command(args: list[str] | None = None) -> None:
-    """Merge as ``args`` say, by default those of the process."""
+def merge_parser() -> Parser:
+    """The options of ``layershuffle merge``."""
     parser = Parser(
         prog="layershuffle merge",
         description="Take each layer at random from one of several models of the same backbone.",
@@ -23,7 +23,12 @@ def merge_command(args: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which layer comes from which model")
     parser.add_argument("--output", type=Path, default=Path("merged.ckpt"), help="the merged checkpoint, a new file")
-    config = parser.parse_args(args)
+    return parser
+
+
+def merge_command(args: list[str] | None = None) -> None:
+    """Merge as ``args`` say, by default those of the process."""
+    config = merge_parser().parse_args(args)
     if config.output.exists():
         raise UserError(f"{config.output} is there already: give another --output, or remove it")
     merged = merge(config.checkpoints, config.seed)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from layershuffle.api.report import report
 from layershuffle.commands.parser import Parser
-from layershuffle.experiments import plan
+from layershuffle.experiments import manifest
 from layershuffle.options import add_options
 
 
@@ -26,6 +26,6 @@ def report_command(args: list[str] | None = None) -> None:
         "--title", type=str | None, help="Title of the page (default: that of the experiment, or the folder's name)."
     )
     config = parser.parse_args(args)
-    title, missing = plan.read(config.results)
+    title, missing = manifest.read(config.results)
     page = report(config.results, config.folder, config.title or title, missing)
     print(f"report: {page} and {page.with_name('report.md')}")

@@ -1,1 +1,5 @@
-"""Experiments: the cells that make one up, and how they are run."""
+"""Experiments: trainings, evaluations and studies that belong together, and how they are run.
+
+``definition`` reads an experiment's file, ``runs`` lists what is to be run, ``check`` finds mistakes beforehand,
+``execution`` executes one run, and ``local`` and ``slurm`` execute many.
+"""

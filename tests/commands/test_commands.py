@@ -40,15 +40,18 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     epochs = {"baseline": 2, "layershuffle": 8, "layershuffle_predict": 1}
     setup = {
-        "train": ["model/mini_glyphs", "data/digits", "trainer/cpu", "optimizer/mini"],
-        "base": ["method/baseline", "--trainer.max_epochs=3"],
-        "methods": {name: [f"method/{name}", f"--trainer.max_epochs={count}"] for name, count in epochs.items()},
-        "evaluations": {"results": {"arguments": ["--orders 5 --keep 3 9"]}},
+        "train": {"configs": ["model/mini_glyphs", "data/digits", "trainer/cpu", "optimizer/mini"]},
+        "base": {"configs": ["method/baseline"], "options": {"trainer.max_epochs": 3}},
+        "methods": {
+            name: {"configs": [f"method/{name}"], "options": {"trainer.max_epochs": count}}
+            for name, count in epochs.items()
+        },
+        "evaluations": {"results": {"options": {"orders": 5, "keep": [3, 9]}}},
     }
     (folder / "less.yaml").write_text(yaml.safe_dump({"seeds": [0], "setups": {"digits": setup}}))
-    command = [f"--scale={folder / 'less.yaml'}", f"--output={folder}"]
-    for cell in ("base", *epochs):  # in this process, because others take seconds to start
-        experiment_command([*command, f"--cell=digits/{cell}/seed0"])
+    command = [str(folder / "less.yaml"), f"--folder={folder}"]
+    for kind in ("base", *epochs):  # in this process, because others take seconds to start
+        experiment_command([*command, f"--run=digits/{kind}/seed0"])
     experiment_command(command)
     several = [Results.load(path) for path in folder.glob("digits/*/seed0/results.json")]
     return folder / "digits", {results.label: results for results in several}

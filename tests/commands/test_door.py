@@ -204,17 +204,17 @@ def test_the_saved_config_says_what_the_run_was_made_of_and_resumes(tmp_path):
 
 
 def test_experiments_are_found_by_name_too(tmp_path, capsys):
-    experiment_command(["--scale", "mini", "--dry-run"])
-    assert "29 cells in experiments/mini" in capsys.readouterr().out
+    experiment_command(["mini", "--dry-run"])
+    assert "29 runs in experiments/mini" in capsys.readouterr().out
     names = ", ".join(sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml")))
-    line = fails(capsys, experiment_command, "--scale=minni")
+    line = fails(capsys, experiment_command, "minni")
     assert f"there is no experiment minni: give a YAML file, or one of {names}" in line
-    assert "--seeds" in fails(capsys, experiment_command, "--seeds=-1")
+    assert "--seeds" in fails(capsys, experiment_command, "mini", "--seeds=-1")
     (tmp_path / "configs/experiment").mkdir(parents=True)
     quickstart = (ROOT / "configs/experiment/quickstart.yaml").read_text()
     (tmp_path / "configs/experiment/mini.yaml").write_text(quickstart)
-    experiment_command(["--scale", "mini", "--dry_run"])
-    assert "5 cells in experiments/mini" in capsys.readouterr().out
+    experiment_command(["mini", "--dry_run"])
+    assert "5 runs in experiments/mini" in capsys.readouterr().out
 
 
 def shown_commands():
@@ -433,7 +433,7 @@ def test_the_wheel_is_enough(tmp_path):
     installed(
         "evaluate", "runs/version_0/checkpoints/last.ckpt", "digits", "--orders=1", "--keep=1", "--data.test-images=20"
     )
-    assert "29 cells in experiments/mini" in installed("experiment", "--scale", "mini", "--dry-run")
+    assert "29 runs in experiments/mini" in installed("experiment", "mini", "--dry-run")
     installed("report", "runs")
     assert (empty / "runs/report/index.html").stat().st_size > 1000
     assert (empty / "runs/report/report.md").exists()

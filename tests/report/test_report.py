@@ -13,8 +13,9 @@ from layershuffle.checkpoints.authors import load_reference
 from layershuffle.commands.report import report_command
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.errors import UserError
-from layershuffle.experiments import plan
-from layershuffle.experiments.definition import Evaluation, Experiment, Setup, list_cells
+from layershuffle.experiments import manifest
+from layershuffle.experiments.definition import Evaluation, Experiment, Settings, Setup
+from layershuffle.experiments.runs import list_runs
 from layershuffle.report import paper
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
@@ -418,14 +419,14 @@ def test_an_experiment_gives_its_report_a_title_and_what_is_missing(tmp_path, ca
     experiment = Experiment(
         {
             "birds": Setup(
-                train=[],
-                methods={"baseline": [], "layershuffle": []},
-                evaluations={"results": Evaluation([]), "landscape": Evaluation([], ["baseline"])},
+                train=Settings(),
+                methods={"baseline": Settings(), "layershuffle": Settings()},
+                evaluations={"results": Evaluation(), "landscape": Evaluation(methods=["baseline"])},
             )
         },
         seeds=[0, 1],
     )
-    plan.write(tmp_path, "Birds of the garden", list_cells(experiment))
+    manifest.write(tmp_path, "Birds of the garden", list_runs(experiment))
     report_command([str(tmp_path)])
     text = (tmp_path / "report/report.md").read_text()
     assert text.startswith("# Birds of the garden\n")
@@ -436,11 +437,11 @@ def test_an_experiment_gives_its_report_a_title_and_what_is_missing(tmp_path, ca
         "birds/baseline/seed1/landscape.json",
         "birds/layershuffle/seed1/results.json",
     ]
-    plan.write(tmp_path, None, list_cells(experiment, seeds=[0]))
-    assert plan.read(tmp_path) == (tmp_path.name, ["birds/baseline/seed0/landscape.json"])
-    (tmp_path / plan.NAME).write_text("[]")
-    with pytest.raises(UserError, match="is not the plan of an experiment"):
-        plan.read(tmp_path)
+    manifest.write(tmp_path, None, list_runs(experiment, seeds=[0]))
+    assert manifest.read(tmp_path) == (tmp_path.name, ["birds/baseline/seed0/landscape.json"])
+    (tmp_path / manifest.NAME).write_text("[]")
+    with pytest.raises(UserError, match="is not the list of an experiment's results"):
+        manifest.read(tmp_path)
 
 
 def test_the_accuracy_of_each_class_is_the_mean_over_seeds(tmp_path):

@@ -1,0 +1,191 @@
+"""Runs one run of an experiment, and tells whether it has been run."""
+
+import csv
+import fcntl
+import json
+import logging
+import shlex
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from layershuffle.errors import UserError
+from layershuffle.experiments.actions import Actions, as_arguments
+from layershuffle.experiments.definition import Settings
+from layershuffle.experiments.runs import BEST, Run, Task
+from layershuffle.files import read_json, write_whole
+from layershuffle.version import __version__
+
+logger = logging.getLogger(__name__)
+
+RECORD = "run.json"
+"""This file in a run's folder says which of its tasks were finished, with which settings and in what time."""
+RUNNING = "running"
+"""What the record calls the task that was begun last, until it is finished."""
+METRICS = "training/metrics.csv"
+
+
+def execute(run: Run, folder: Path, actions: Actions) -> None:
+    """Do the tasks of ``run`` that aren't finished; a training continues where it was stopped.
+
+    Args:
+        run: the runs that it needs must be finished.
+        folder: of the experiment.
+        actions: what its tasks can do.
+
+    Raises:
+        UserError: if a task raises one, or another process is executing this run.
+    """
+    run_folder = folder / run.name
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with _locked(run_folder):
+        record = _read_record(run_folder)
+        for task in run.tasks:
+            request = _request(task, run, folder)
+            if _is_finished(task, request, record, run_folder):
+                continue
+            # If this process is killed, the next one can tell whether what it finds was made with the same settings.
+            write_whole(run_folder / RECORD, json.dumps({**record, RUNNING: request}, indent=1))
+            seconds = _perform(task, run, folder, actions)
+            record.pop(RUNNING, None)
+            record[task.output] = {
+                **request,
+                "seconds": round(seconds, 1),
+                "finished": datetime.now(UTC).isoformat(),
+                "version": __version__,
+            }
+            write_whole(run_folder / RECORD, json.dumps(record, indent=1))
+
+
+def is_finished(run: Run, folder: Path) -> bool:
+    """Whether every task has been done; raises UserError if one was done with other settings than it has now."""
+    run_folder = folder / run.name
+    record = _read_record(run_folder)
+    return all(_is_finished(task, _request(task, run, folder), record, run_folder) for task in run.tasks)
+
+
+def best_trial(trials: Iterable[str], folder: Path) -> str:
+    """The name of the trial with the lowest validation loss; raises UserError if one has no such loss."""
+    return min(trials, key=lambda name: validation_loss(folder / name))
+
+
+def validation_loss(run_folder: Path) -> float:
+    """The lowest validation loss of a run's training, which is that of its best.ckpt, in nats.
+
+    Raises UserError if it wasn't logged.
+    """
+    losses = [float(row["val/loss"]) for row in metrics(run_folder) if row.get("val/loss")]
+    if not losses:
+        raise UserError(f"{run_folder / METRICS} has no validation loss: a grid needs the trainer's default logger")
+    return min(losses)
+
+
+def metrics(run_folder: Path) -> list[dict[str, str]]:
+    """The rows that a run's training has logged until now."""
+    path = run_folder / METRICS
+    if not path.is_file():
+        return []
+    with path.open(newline="", errors="replace") as file:
+        return list(csv.DictReader(file))
+
+
+def arguments_of(task: Task, run: Run, folder: Path) -> list[str]:
+    """The arguments of a task's action."""
+    run_folder = folder / run.name
+    models = [_model_path(model, run, folder) for model in task.models]
+    options: dict[str, Any] = {}
+    if task.seed is not None:
+        options["seed"] = task.seed
+    if task.action != "train":
+        options["output"] = str(run_folder / task.output)
+        return as_arguments(models, task.settings.with_options(options))
+
+    if models:
+        options["model.pretrained"] = models[0]
+    # Checkpoints and metrics are kept in the run's folder, where the training continues with what is there.
+    options["checkpoint.dirpath"] = str(run_folder)
+    options["trainer.logger.save_dir"] = str(run_folder.parent)
+    options["trainer.logger.name"] = run_folder.name
+    options["trainer.logger.version"] = "training"
+    options["trainer.enable_progress_bar"] = False
+    options["resume"] = True
+    return as_arguments([], task.settings.with_options(options))
+
+
+def _perform(task: Task, run: Run, folder: Path, actions: Actions) -> float:
+    """Do a task, and return the seconds that it took."""
+    if task.action == "train" and run.trials:
+        chosen = run.trials[best_trial(run.trials, folder)]
+        task = Task(task.action, task.settings.with_options(chosen), task.output, task.models, task.seed)
+    arguments = arguments_of(task, run, folder)
+    logger.info("$ layershuffle %s %s", task.action, shlex.join(arguments))
+    started = time.monotonic()
+    actions[task.action].perform(arguments)
+    return time.monotonic() - started
+
+
+def _model_path(model: str, run: Run, folder: Path) -> str:
+    """A task's model as actions take it: the best checkpoint if it is one of a run, otherwise its name."""
+    if model == run.name or model in run.needs:
+        return str(folder / model / BEST)
+    return model
+
+
+def _is_finished(task: Task, request: dict[str, Any], record: dict[str, Any], run_folder: Path) -> bool:
+    """Whether a task has been done; raises UserError if it was done or begun with another request."""
+    finished = record.get(task.output)
+    running = record.get(RUNNING) or {}
+    begun = finished
+    if begun is None and running.get("output") == task.output:
+        begun = running
+    if begun and any(begun.get(key) != value for key, value in request.items()):
+        raise UserError(
+            f"{run_folder} was made with other options, or from another model, than it has now: remove it, or give "
+            "another --folder"
+        )
+    return finished is not None and (run_folder / task.output).is_file()
+
+
+def _request(task: Task, run: Run, folder: Path) -> dict[str, Any]:
+    """What a task is to do, as JSON has it; two tasks that request the same make the same."""
+    settings: Settings = task.settings
+    request = {
+        "output": task.output,
+        "action": task.action,
+        "models": list(task.models),
+        "seed": task.seed,
+        **asdict(settings),
+        # A model that was trained anew is another one.
+        "needs": {name: _finished_at(folder / name) for name in run.needs},
+    }
+    return dict(json.loads(json.dumps(request)))
+
+
+def _finished_at(run_folder: Path) -> str | None:
+    """When the model of a run was finished."""
+    entry = _read_record(run_folder).get(BEST, {})
+    return entry.get("finished")
+
+
+def _read_record(run_folder: Path) -> dict[str, Any]:
+    if not (run_folder / RECORD).exists():
+        return {}
+    try:
+        return dict(read_json(run_folder / RECORD, most=16 << 20))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{run_folder / RECORD} is damaged: remove {run_folder} to execute the run again") from error
+
+
+@contextmanager
+def _locked(run_folder: Path) -> Iterator[None]:
+    """Keep other processes out, also those on other machines if the file system supports it; a kill unlocks."""
+    with (run_folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{run_folder} is being run by another process") from error
+        yield

@@ -1,0 +1,171 @@
+"""Runs the runs of an experiment on this machine, several at a time, each in a process of its own."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import Progress, TaskID
+
+from layershuffle.experiments.execution import metrics
+from layershuffle.experiments.runs import Run
+from layershuffle.processes import Child, progress_bars, sigterm_as_interrupt
+
+logger = logging.getLogger(__name__)
+
+CORES = len(os.sched_getaffinity(0))
+LOG = "log.txt"
+"""This file in a run's folder has what its processes on this machine printed."""
+
+
+def run_all(runs: Sequence[Run], folder: Path, jobs: int, command: Sequence[str]) -> int:
+    """Execute runs, ``jobs`` at a time, each in a process of its own; returns how many failed or were left out.
+
+    A run that fails is reported, those that need it are left out, and the others go on. If this is interrupted, the
+    running processes are stopped; a training saves first.
+
+    Args:
+        runs: the runs, each after those it needs.
+        folder: of the experiment.
+        jobs: how many run at a time.
+        command: a program and its arguments; with the name of a run as the last argument it executes the run.
+
+    Raises:
+        OSError: if a run's log can't be written.
+    """
+    with progress_bars() as progress, sigterm_as_interrupt():
+        pool = Pool(runs, folder, jobs, command, progress)
+        try:
+            while pool.is_busy:
+                pool.leave_out_what_cannot_run()
+                pool.start_what_is_ready()
+                pool.show_progress()
+                time.sleep(0.5)
+                pool.take_out_what_has_ended()
+        finally:
+            pool.stop()
+    return len(pool.lost)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A run that is being executed.
+
+    Attributes:
+        run: the run.
+        child: its process.
+        slot: its place among the jobs, which decides its GPU.
+        bar: its line in the progress.
+    """
+
+    run: Run
+    child: Child
+    slot: int
+    bar: TaskID
+
+
+class Pool:
+    """Runs that wait, that are being executed, and that were lost.
+
+    Args:
+        runs: as in ``run_all``, and so are ``folder``, ``jobs`` and ``command``.
+        progress: where the progress is shown.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], folder: Path, jobs: int, command: Sequence[str], progress: Progress
+    ) -> None:
+        self.folder = folder
+        self.jobs = jobs
+        self.command = command
+        self.progress = progress
+        self.count = len(runs)
+        self.waiting = list(runs)
+        self.running: list[Running] = []
+        self.free_slots = list(range(jobs))
+        self.lost: set[str] = set()
+        self.devices = _visible_devices()
+        self.overall = progress.add_task("runs", total=self.count, state="")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is left to be done."""
+        return bool(self.waiting or self.running)
+
+    def leave_out_what_cannot_run(self) -> None:
+        """Give up the runs that need a run that was lost."""
+        for run in list(self.waiting):
+            if self.lost & set(run.needs):
+                logger.info("%s: left out, it needs a run that failed", run.name)
+                self.lost.add(run.name)
+                self.waiting.remove(run)
+
+    def start_what_is_ready(self) -> None:
+        """Start as many of the runs whose needs are finished as there are free slots."""
+        unfinished = {run.name for run in self.waiting} | {running.run.name for running in self.running}
+        ready = [run for run in self.waiting if not unfinished & set(run.needs)]
+        side_by_side = min(self.jobs, len(self.running) + len(ready))
+        threads = max(1, CORES // max(1, side_by_side))
+        for run in ready[: len(self.free_slots)]:
+            self._start(run, threads)
+
+    def show_progress(self) -> None:
+        """Say how many runs have ended."""
+        ended = self.count - len(self.waiting) - len(self.running)
+        self.progress.update(self.overall, completed=ended, state=f"{ended}/{self.count}")
+
+    def take_out_what_has_ended(self) -> None:
+        """Report the runs whose processes have ended, and free their slots."""
+        for running in list(self.running):
+            name = running.run.name
+            exit_code = running.child.exit_code
+            if exit_code is None:
+                state = _state_of_training(metrics(self.folder / name))
+                self.progress.update(running.bar, state=state)
+                continue
+            self.running.remove(running)
+            self.free_slots.append(running.slot)
+            self.progress.remove_task(running.bar)
+            if exit_code == 0:
+                logger.info("%s: finished", name)
+            else:
+                self.lost.add(name)
+                logger.warning("%s: failed, %s", name, running.child.failure())
+
+    def stop(self) -> None:
+        """Ask the processes that are left to end, and wait for all of them."""
+        for running in self.running:
+            running.child.terminate()
+        for running in self.running:
+            running.child.wait()
+
+    def _start(self, run: Run, threads: int) -> None:
+        slot = self.free_slots.pop(0)
+        # Unless the user says otherwise: with more threads than cores, runs side by side would stall each other.
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        child = Child([*self.command, run.name], self.folder / run.name / LOG, environment)
+        logger.info("%s: started, see %s", run.name, child.log)
+        bar = self.progress.add_task(f"  {run.name}", total=None, state="")
+        self.running.append(Running(run, child, slot, bar))
+        self.waiting.remove(run)
+
+
+def _visible_devices() -> list[str]:
+    """The GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    every = ",".join(str(number) for number in range(torch.cuda.device_count()))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", every)
+    return visible.split(",") if visible else []
+
+
+def _state_of_training(rows: Sequence[dict[str, str]]) -> str:
+    """How far a training is, by what it has logged."""
+    for row in reversed(rows):
+        for name in ("val/loss", "train/loss"):
+            if row.get(name):
+                return f"epoch {row['epoch']}, {name} {row[name][:6]}"
+    return ""
