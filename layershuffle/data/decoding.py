@@ -63,7 +63,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """Any image in 8-bit RGB, as a viewer shows it on a white page.
 
     It is turned upright as its EXIF data says, and white shows through where it is transparent: icons and logos are
-    drawn for white pages. Of several frames the first is taken. In grey images of 16 or 32 bits, 65535 is white, or the
+    made for white pages. Of several frames the first is taken. In grey images of 16 or 32 bits, 65535 is white, or the
     largest value if that is larger; in those of floats, 1 is.
     """
     with suppress(Exception):  # Damaged EXIF data, which Pillow raises anything for, says nothing.

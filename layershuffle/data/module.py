@@ -37,24 +37,24 @@ class ImageData(pl.LightningDataModule):
             in the LayerShuffle authors' code.
         train_images: use only this many training images, chosen at random. The validation images are a part of them.
         test_images: use only this many test images, chosen at random.
-        split_seed: seed of these random choices and of nothing else.
-        workers: processes that read images, and change them if that is asked for; by default one per core up to 16, and
-            none for images in memory that are not changed.
+        split_seed: seed of the random choice of training, validation and test images, and of nothing else.
+        workers: processes that read images, and augment them; by default one per core up to 16, and none for images in
+            memory that are not augmented.
         on_device: whether a set in memory is kept on the device that trains or evaluates, so that batches need no
             workers and no copies from the host. The batches are the same either way. "auto" does so on a CUDA device
-            that has ten times as much free memory as the set takes, but not with images that are changed at random:
-            their workers are faster.
+            that has ten times as much free memory as the set takes, but not with images that are augmented: their
+            workers are faster.
         unreadable: how many images may be broken. Broken images are named, left out of evaluations, and replaced by
             others of the same batch in training. One more than this ends the run.
         image_size: height and width that images of varying size are resized and cropped to when read, in pixels. The
             commands set it to what the model takes.
-        balanced: whether every class comes equally often in training, however many images it has. Each epoch draws as
-            many images as there are, with replacement, so that those of a small class come several times.
+        balanced: whether every class comes equally often in training, however many images it has. Each epoch samples
+            as many images as there are, with replacement, so that those of a small class come several times.
         crop_pct: images of another size than image_size are resized to image_size / crop_pct, and the centre is
             cropped. By default, this and the next two are as in the paper (1, bilinear, center), or for a pretrained
             timm model that is studied as it is, as timm has them.
-        interpolation: how they are resized.
-        crop_mode: whether the shorter side is resized (center), or the image is squashed to a square.
+        interpolation: how images of another size are interpolated.
+        crop_mode: whether the shorter side of an image is resized (center), or the image is squashed to a square.
     """
 
     if TYPE_CHECKING:

@@ -109,7 +109,7 @@ def test_evenly_spaced_is_layerdrops_every_other(k, drop_every):
 
 
 def test_permutations_are_uniform():
-    counts = Counter(permutation(3, seeded(draw)) for draw in range(6000))
+    counts = Counter(permutation(3, seeded(number)) for number in range(6000))
     assert len(counts) == 6
     # Six standard deviations of a binomial count.
     assert all(abs(count - 1000) < 6 * (6000 * 1 / 6 * 5 / 6) ** 0.5 for count in counts.values())
@@ -119,16 +119,16 @@ def test_permutations_are_uniform():
     "sampler",
     [*(Sequential(), Shuffle(), LayerDrop(0.3), FirstLayers(5)), *(ShuffleDrop(0.3), RandomSubset(), GrowingDepth())],
 )
-def test_draws_depend_on_seed_step_and_rank_alone(sampler):
+def test_sampled_orders_depend_on_seed_step_and_rank_alone(sampler):
     assert [sampler.sample_step(12, 7, step, 1) for step in range(20)] == [
         sampler.sample_step(12, 7, step, 1) for step in range(20)
     ]
     if not isinstance(sampler, (Sequential, FirstLayers)):
-        drawn = {sampler.sample_step(12, *key, progress=0.5) for key in [(7, 3, 1), (8, 3, 1), (7, 4, 1), (7, 3, 2)]}
-        assert len(drawn) == 4
+        sampled = {sampler.sample_step(12, *key, progress=0.5) for key in [(7, 3, 1), (8, 3, 1), (7, 4, 1), (7, 3, 2)]}
+        assert len(sampled) == 4
 
 
-def test_draws_never_change_between_versions():
+def test_sampled_orders_never_change_between_versions():
     # Published orders must stay what they were; these numbers were printed when the sampler was written.
     assert str(Shuffle().sample_step(12, seed=0, step=0)) == "11 7 0 4 9 5 10 1 6 2 3 8"
     assert str(Shuffle().sample_step(12, seed=0, step=1, rank=3)) == "7 9 5 0 1 2 3 11 10 6 4 8"
@@ -149,13 +149,13 @@ def in_words(order):
 
 
 def test_random_subsets_are_uniform_in_size_choice_and_sequence():
-    drawn = [in_words(RandomSubset(2).sample_step(4, 0, step)) for step in range(6000)]
-    assert all(len(set(layers)) == len(layers) for layers in drawn)
-    counts = Counter(map(len, drawn))
+    sampled = [in_words(RandomSubset(2).sample_step(4, 0, step)) for step in range(6000)]
+    assert all(len(set(layers)) == len(layers) for layers in sampled)
+    counts = Counter(map(len, sampled))
     assert counts.keys() == {2, 3, 4}
     # Six standard deviations of binomial counts.
     assert all(abs(count - 2000) < 6 * (6000 * 2 / 9) ** 0.5 for count in counts.values())
-    pairs = Counter(tuple(layers) for layers in drawn if len(layers) == 2)
+    pairs = Counter(tuple(layers) for layers in sampled if len(layers) == 2)
     assert len(pairs) == 12
     assert all(abs(count - counts[2] / 12) < 6 * (counts[2] * 11 / 144) ** 0.5 for count in pairs.values())
     assert {len(RandomSubset().sample_step(3, 0, step)) for step in range(100)} == {1, 2, 3}
@@ -182,9 +182,9 @@ def test_the_depth_grows_with_the_share_of_the_budget():
 
 
 def test_shuffledrop_shuffles_and_drops():
-    drawn = [in_words(ShuffleDrop(0.2).sample_step(12, 0, step)) for step in range(2000)]
-    assert abs(sum(map(len, drawn)) / 24_000 - 0.8) < 6 * (0.2 * 0.8 / 24_000) ** 0.5
-    assert sum(layers == sorted(layers) for layers in drawn) < 3
+    sampled = [in_words(ShuffleDrop(0.2).sample_step(12, 0, step)) for step in range(2000)]
+    assert abs(sum(map(len, sampled)) / 24_000 - 0.8) < 6 * (0.2 * 0.8 / 24_000) ** 0.5
+    assert sum(layers == sorted(layers) for layers in sampled) < 3
     assert sorted(in_words(ShuffleDrop(0.2).at_validation(12, seeded(0)))) == list(range(12))
     with pytest.raises(ValueError, match="ShuffleDrop's p is a probability"):
         ShuffleDrop(1)

@@ -1,4 +1,4 @@
-"""Orders that a cluster ran: drawn as often as they ran, trained on and scored."""
+"""Orders that a cluster ran: sampled as often as they ran, trained on and scored."""
 
 import json
 
@@ -24,20 +24,20 @@ def log(tmp_path):
     return str(path)
 
 
-def test_orders_are_drawn_as_often_as_they_ran(log):
-    drawn = [Recorded(log).sample_step(12, 0, step) for step in range(2000)]
-    assert {*drawn} == {Order(range(12)[::-1]), Order(range(10))}
-    assert len([order for order in drawn if len(order) == 12]) / 2000 == pytest.approx(0.75, abs=4 * 0.01)
+def test_orders_are_sampled_as_often_as_they_ran(log):
+    sampled = [Recorded(log).sample_step(12, 0, step) for step in range(2000)]
+    assert {*sampled} == {Order(range(12)[::-1]), Order(range(10))}
+    assert len([order for order in sampled if len(order) == 12]) / 2000 == pytest.approx(0.75, abs=4 * 0.01)
     with pytest.raises(UserError, match="layer 11"):
         [Recorded(log).sample_step(4, 0, step) for step in range(20)]
 
 
-def test_the_protocol_draws_too(log):
-    found = trials(["recorded"], 12, random_orders=40, seed=0, log=log)
-    assert {(str(trial.order), trial.variant["missed"]) for trial in found[1:]} == {
+def test_the_protocol_samples_too(log):
+    to_score = trials(["recorded"], 12, random_orders=40, seed=0, log=log)
+    assert {(str(trial.order), trial.variant["missed"]) for trial in to_score[1:]} == {
         (" ".join(map(str, range(12)[::-1])), 0), (" ".join(map(str, range(10))), 2)
     }  # fmt: skip
-    assert len(found) == 1 + 40
+    assert len(to_score) == 1 + 40
     with pytest.raises(UserError, match="--log"):
         trials(["recorded"], 12)
 

@@ -89,7 +89,7 @@ def test_the_middle_is_what_the_ends_leave(depth):
 
 
 def test_a_random_middle_keeps_the_ends():
-    orders = [random_middle(2, 9, seeded(draw)) for draw in range(30)]
+    orders = [random_middle(2, 9, seeded(number)) for number in range(30)]
     for order in orders:
         assert order[:3] == Order("0 1 2")
         assert order[7:] == Order("7 8")
@@ -152,20 +152,20 @@ def test_every_named_order_is_one_of_the_model(small, images):
 
 
 def by_variant(protocol, depth, **settings):
-    found = {}
+    orders = {}
     for trial in trials([protocol], depth, **settings):
-        found.setdefault(tuple(trial.variant.values()), []).append(trial.order)
-    return found
+        orders.setdefault(tuple(trial.variant.values()), []).append(trial.order)
+    return orders
 
 
 def test_painters_sweep_every_n():
-    found = by_variant("painters", 6, random_orders=4, loops=(2, 3))
+    orders = by_variant("painters", 6, random_orders=4, loops=(2, 3))
     strategies = {"skip", "middle-repeat", "reverse", "parallel", "looped-parallel 2x", "looped-parallel 3x", "random"}
-    assert found.keys() == {(affected, strategy) for affected in (1, 3, 5) for strategy in strategies}
-    assert found[3, "skip"] == [Order("0 1 5")]
-    assert found[5, "reverse"] == [Order("0 5 4 3 2 1")]
-    assert found[3, "looped-parallel 2x"] == [Order("0 1 (2|3|4)*2 5")]
-    assert all(len(found[affected, "random"]) == 4 for affected in (1, 3, 5))
+    assert orders.keys() == {(affected, strategy) for affected in (1, 3, 5) for strategy in strategies}
+    assert orders[3, "skip"] == [Order("0 1 5")]
+    assert orders[5, "reverse"] == [Order("0 5 4 3 2 1")]
+    assert orders[3, "looped-parallel 2x"] == [Order("0 1 (2|3|4)*2 5")]
+    assert all(len(orders[affected, "random"]) == 4 for affected in (1, 3, 5))
     assert by_variant("painters", 6, ends=(1,)).keys() == by_variant("painters", 6, ends=(1, 1)).keys()
     with pytest.raises(ValueError, match="with n = 3, 6 layers have no middle"):
         trials(["painters"], 6, ends=(1, 3))
@@ -181,17 +181,17 @@ def test_swaps_and_ablations_count_up():
 
 
 def test_sublayer_protocol():
-    found = by_variant("sublayers", 3, random_orders=5)
-    assert found["sandwich", 1] == [Order("0a 1a 0f 2a 1f 2f")]
-    assert len(found) == 5
-    assert all(sorted(order) == list(Order("0a 0f 1a 1f 2a 2f")) for order in found["random",])
-    assert len(set(found["random",])) == 5
+    orders = by_variant("sublayers", 3, random_orders=5)
+    assert orders["sandwich", 1] == [Order("0a 1a 0f 2a 1f 2f")]
+    assert len(orders) == 5
+    assert all(sorted(order) == list(Order("0a 0f 1a 1f 2a 2f")) for order in orders["random",])
+    assert len(set(orders["random",])) == 5
 
 
 def test_failing_protocol():
-    found = trials(["failing"], 40, random_orders=50, seed=3, dead=(0, 20, 50))
+    to_score = trials(["failing"], 40, random_orders=50, seed=3, dead=(0, 20, 50))
     alive = {}
-    for trial in found:
+    for trial in to_score:
         layers = [step[0].layer for step in trial.order]
         assert len(set(layers)) == len(layers)
         assert layers != sorted(layers)
@@ -274,7 +274,7 @@ def tuner(**arguments):
     return FineTuner("vit_tiny_patch16_224", 10, timm_args=dict(SMALL), **{"depth": 3, **arguments})
 
 
-def test_samplers_draw_from_the_steps_of_the_base_order():
+def test_samplers_sample_from_the_steps_of_the_base_order():
     shuffled = [tuner(order="cycle(6)", sampler=Shuffle()).orders.sample(step) for step in range(5)]
     assert all(sorted(order) == list(Order("0 0 1 1 2 2")) for order in shuffled)
     assert len(set(shuffled)) > 1
