@@ -6,7 +6,8 @@ import lightning.pytorch as pl
 
 from layershuffle.training.compute import Compute
 
-Unit = Literal["steps", "layer_executions"]
+BudgetUnit = Literal["steps", "layer_executions"]
+"""What a budget is counted in."""
 
 
 class Budget:
@@ -25,10 +26,11 @@ class Budget:
             a limit.
     """
 
-    def __init__(self, unit: Unit, compute: Compute) -> None:
+    def __init__(self, unit: BudgetUnit, compute: Compute) -> None:
         self.unit = unit
         self.compute = compute
         self.planned_steps: float = 0
+        # The trainer's limits, as Lightning has them: -1 is no limit, and None leaves the end to the other one.
         self._max_epochs: int | None = None
         self._max_steps = -1
 
@@ -46,6 +48,7 @@ class Budget:
 
     def plan(self, trainer: pl.Trainer) -> None:
         """Ask the trainer how many steps its limits allow. It reads the first images for that."""
+        # Without limits the trainer would plan for ever.
         if self.ends_the_run:
             self.give_limits_back(trainer)
         self.planned_steps = trainer.estimated_stepping_batches

@@ -40,5 +40,8 @@ class Compute:
 
 def layers_run(order: Order) -> float:
     """How many layers an order runs. Half a layer counts as 0.5, and each layer of a parallel step as 1."""
-    units = [unit for step in order for unit in step]
-    return sum(0.5 if unit.half else 1.0 for unit in units)
+    layers = 0.0
+    for step in order:
+        for unit in step:
+            layers += 0.5 if unit.half else 1.0
+    return layers

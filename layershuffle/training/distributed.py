@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
-from layershuffle.orders.order import Order
+from layershuffle.orders.order import Order, Unit
 
 
 def is_sharded(strategy: Strategy) -> bool:
@@ -42,8 +42,7 @@ def samples_own_orders(
         )
     if model.choice:
         raise UserError(f"images that choose their orders can't be trained with {name}: use the strategy ddp")
-    units = [unit for order in examples for step in order for unit in step]
-    if any(unit.half for unit in units):
+    if any(unit.half for unit in _units_of(examples)):
         raise UserError(f"{name} gathers whole layers, so orders of their halves need the strategy ddp")
     return False
 
@@ -57,9 +56,11 @@ def shard(model: OrderedViT, mesh: DeviceMesh) -> None:
 
 def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Parameter]:
     """The trainable parameters that no order of ``orders`` uses."""
-    run_units = {unit for order in orders for step in order for unit in step}
+    run_units = _units_of(orders)
     run_layers = {unit.layer for unit in run_units}
     unused = model.backbone.unused_parameters(run_units)
+
+    # The backbone knows nothing of the modules that each layer has for its position.
     for layer in range(model.depth):
         if layer in run_layers:
             continue
@@ -71,7 +72,17 @@ def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Par
     if model.encoding:
         # Layers may share a table, which is used if one of them runs.
         used_tables = {model.encoding.table_of(layer) for layer in run_layers}
-        for table in dict.fromkeys(model.encoding.table_of(layer) for layer in range(model.depth)):
+        all_tables = dict.fromkeys(model.encoding.table_of(layer) for layer in range(model.depth))
+        for table in all_tables:
             if table not in used_tables:
                 unused += table.parameters()
     return [parameter for parameter in unused if parameter.requires_grad]
+
+
+def _units_of(orders: Iterable[Order]) -> set[Unit]:
+    """The layers and halves of layers that any of the orders runs."""
+    units: set[Unit] = set()
+    for order in orders:
+        for step in order:
+            units.update(step)
+    return units

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from torch import Tensor
 
 from layershuffle.files import write_whole
 
@@ -80,8 +81,10 @@ class MetricsWriter:
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         """Add a row of numbers or tensors of one element."""
-        row = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
-        self.metrics.append({**row, "step": step})
+        row: dict[str, Any] = {"step": step}
+        for name, value in metrics.items():
+            row[name] = value.item() if isinstance(value, Tensor) else value
+        self.metrics.append(row)
 
     def log_hparams(self, parameters: dict[str, Any]) -> None:
         """Do nothing: a run's options are in its config.yaml."""
@@ -90,10 +93,10 @@ class MetricsWriter:
         """Write the rows that are not written yet."""
         if not self.metrics:
             return
-        names = {name for row in self.metrics for name in row}
-        if not names <= set(self._columns):
+        columns = set(self._columns).union(*self.metrics)
+        if len(columns) > len(self._columns):
             # Metrics that were not logged before need a new header.
-            self._columns = sorted({*self._columns, *names})
+            self._columns = sorted(columns)
             if self._path.is_file():
                 self._replace(self._read(before=math.inf)[1])
         self._append()

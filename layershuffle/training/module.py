@@ -27,7 +27,7 @@ from layershuffle.models.position import Position, PositionTable
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle
 from layershuffle.training import metadata, non_finite
-from layershuffle.training.budget import Budget, Unit
+from layershuffle.training.budget import Budget, BudgetUnit
 from layershuffle.training.callbacks import is_logged
 from layershuffle.training.checkpointing import LastCheckpoint
 from layershuffle.training.compute import Compute, layers_run
@@ -120,7 +120,7 @@ class FineTuner(pl.LightningModule):
         trainable: Trainable = Trainable(),  # noqa: B008 (it is frozen)
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, **PAPER_ADAM),
         schedule: Schedule = Schedule(),  # noqa: B008 (it is frozen)
-        budget: Unit = "steps",
+        budget: BudgetUnit = "steps",
         orders_per_batch: int = 1,
         orders_per_process: bool | None = None,
         compile: bool = False,
@@ -129,6 +129,7 @@ class FineTuner(pl.LightningModule):
         label: str | None = None,
     ) -> None:
         super().__init__()
+        # The model. Only arguments that differ from timm's defaults are passed on, because checkpoints record them.
         timm_args = dict(timm_args or {})
         if depth is not None:
             timm_args["depth"] = depth
@@ -150,32 +151,37 @@ class FineTuner(pl.LightningModule):
             **timm_args,
         )
         self.model.checkpoint_layers = checkpoint_layers
+        trainable.prepare(self.model)
         self.trainable = trainable
-        self.trainable.prepare(self.model)
 
+        # What it sees.
         self.preprocess = Preprocess(*self.model.image_format)
         self.augmentation = augmentation
         self.mix = augmentation.of_batch(num_classes)
-        # A copy, because an objective keeps what it learns of the data, and the default is one object for all modules.
+
+        # What it minimises. A copy, because an objective keeps what it reads of the data, and the default is one object
+        # for all modules.
         self.objective = deepcopy(objective)
         self.objective.check_model(self.model)
 
+        # How it is updated, and for how long.
         self.optimizer = optimizer
         self.schedule = schedule
         self.compute = Compute()
         self.budget = Budget(budget, self.compute)
 
+        # In which orders it runs. A sampler without a name, or whose orders the model can't run, should fail here and
+        # not after the data have been read.
         self.sampler = sampler
         self.orders_per_process = orders_per_process
         fixed_orders = self.objective.fixed_orders(self.model)
         self.orders = StepOrders(
             sampler, self.model.order, fixed_orders, seed, orders_per_batch, progress=self.budget.progress
         )
-        self.seed = seed
-        self.label = label
-        # A sampler without a name, or whose orders the model can't run, should fail here and not after the data.
         method_name(sampler, position)
         self.model.check(self.orders.sample(0))
+        self.seed = seed
+        self.label = label
 
         # Lightning's own mean over processes ignores that each may have a different number of images.
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
@@ -204,16 +210,19 @@ class FineTuner(pl.LightningModule):
 
         Raises a UserError if the strategy can't run the orders, or the objective doesn't fit the data.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, ImageData):
-            data = None
-        else:
+        # Any other data must come in the model's size.
+        datamodule = getattr(self.trainer, "datamodule", None)
+        data = datamodule if isinstance(datamodule, ImageData) else None
+        if data is not None:
             self.preprocess = data.prepare_for(*self.model.image_format)
 
         examples = self.orders.fixed_orders or (self.orders.sample(0),)
-        own = samples_own_orders(self.trainer.strategy, self.orders_per_process, self.model, examples)
-        self.orders.processes = self.trainer.world_size if own else 1
+        if samples_own_orders(self.trainer.strategy, self.orders_per_process, self.model, examples):
+            self.orders.processes = self.trainer.world_size
+        else:
+            self.orders.processes = 1
 
+        # Evaluation needs neither the objective's files nor a budget.
         if stage == "fit":
             self.objective.load(self.model)
             self.objective.read_data(data, self.model.config["num_classes"])
@@ -279,16 +288,20 @@ class FineTuner(pl.LightningModule):
     # --- A training step ------------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch. Batches that are accumulated into one update share their orders."""
+        """The loss of one batch. Nothing here waits for the device, unless the loggers write."""
         step = self.global_step
-        images, labels = batch
-        if self.mix:
-            images, labels = self.mix(images, labels)
 
+        # Mixup and cutmix make probabilities of the labels.
+        images, true_labels = batch
+        labels = true_labels
+        if self.mix:
+            images, labels = self.mix(images, true_labels)
+
+        # The step decides the orders, so batches that are accumulated into one update share them.
         orders = self.orders.of_batch(step, self.global_rank, len(images))
         loss = self.objective.loss(self.model, images, labels, orders, key=(self.seed, step, self.global_rank))
 
-        self._log_step(loss, true_labels=batch[1])
+        self._log_step(loss, true_labels)
         self._count_batch(len(images))
         self._first_non_finite.note(loss.total, step)
 
@@ -303,8 +316,7 @@ class FineTuner(pl.LightningModule):
         """Clear the gradients of layers that no process ran, so that the optimizer skips them; count the update."""
         step = self.global_step
         if self._is_replicated:
-            orders = [order for parts in self.orders.of_all_processes(step) for order in parts]
-            for parameter in unused_parameters(self.model, orders):
+            for parameter in unused_parameters(self.model, self.orders.of_update(step)):
                 parameter.grad = None
         self.compute.full_steps += self.orders.layers_run(step) / layers_run(self.model.order)
         self.compute.updates += 1

@@ -96,10 +96,19 @@ class StepOrders:
         orders = self.of_all_processes(step)
         return orders[rank % len(orders)]
 
+    def of_update(self, step: int) -> list[Order]:
+        """All orders that one update averages: those of all processes."""
+        orders = []
+        for parts in self.of_all_processes(step):
+            orders += parts
+        return orders
+
     def of_batch(self, step: int, rank: int, images: int) -> list[Order]:
         """``of_process`` for a batch of so many images, which has no more parts than images."""
         orders = self.of_process(step, rank)
-        return orders if self.fixed_orders else orders[:images]
+        if self.fixed_orders:
+            return orders
+        return orders[:images]
 
     def forget_before(self, step: int) -> None:
         """Forget the orders of the steps before this one, which nobody asks for any more."""
@@ -112,10 +121,10 @@ class StepOrders:
 
     def layers_run(self, step: int) -> float:
         """How many layers an image runs through in training step ``step``, the mean over all processes."""
+        # Every image runs in all of the fixed orders, but in only one of the sampled ones.
         if self.fixed_orders:
             return sum(layers_run(order) for order in self.fixed_orders)
-        orders = [order for parts in self.of_all_processes(step) for order in parts]
-        return fmean(layers_run(order) for order in orders)
+        return fmean(layers_run(order) for order in self.of_update(step))
 
     def examples(self) -> list[Order]:
         """Orders that a training may run: the fixed ones, or those of 16 points in the course of the training.

@@ -132,7 +132,9 @@ def add_lora(model: OrderedViT, rank: int) -> None:
 
 def in_sequence(order: Order) -> bool:
     """Whether an order runs no layer before one that comes earlier in the model."""
-    layers = [unit.layer for step in order for unit in step]
+    layers: list[int] = []
+    for step in order:
+        layers.extend(unit.layer for unit in step)
     return layers == sorted(layers)
 
 

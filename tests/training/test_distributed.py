@@ -162,11 +162,11 @@ def test_killed_and_resumed_it_ends_as_without_the_kill(two):
 
 def test_processes_see_the_pixels_that_one_process_sees(two):
     alone = compose([*(option for option in FINETUNE if "ddp" not in option and "devices" not in option)])
-    alone.datamodule.trainer = SimpleNamespace(
+    alone.data.trainer = SimpleNamespace(
         lightning_module=alone.model, training=False, world_size=1, global_rank=0
     )
-    alone.datamodule.setup()
-    seen = pixels_of(batches(alone.datamodule.train_dataloader())[0])
+    alone.data.setup()
+    seen = pixels_of(batches(alone.data.train_dataloader())[0])
     parts = [said["pixels"] for said in two[0]]
     assert [len(part) for part in parts] == [11 * 16] * 2
     # The 8 images of the 360 that make no whole batch are not the same for one process and for two.

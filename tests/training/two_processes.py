@@ -106,11 +106,12 @@ def pixels_of(images):
     return [image.numpy().tobytes() for image in images]
 
 
-def gone_on(said):
+def go_on(said):
     """Go on with the run that was killed, and train another one without interruption, whose pixels are noted."""
     said["killed after"] = torch.load("killed/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
     train_command([*FINETUNE, "--trainer.default_root_dir=killed"])
-    said["pixels"], original = [], FineTuner.on_after_batch_transfer
+    said["pixels"] = []
+    original = FineTuner.on_after_batch_transfer
 
     def noted(module, batch, dataloader_idx):
         if module.trainer.training and module.current_epoch == 0:
@@ -122,31 +123,39 @@ def gone_on(said):
     FineTuner.on_after_batch_transfer = original
 
 
-def main(out):
-    rank, said = int(os.environ["RANK"]), {}
-    gone_on(said)
-    steps, module = Steps(), tuner()
+def train_replicas(said):
+    """DDP, each process with its own orders."""
+    steps = Steps()
     run = trainer(devices=2, callbacks=[steps])
-    run.fit(module, datamodule=data())
+    run.fit(tuner(), datamodule=data())
     said["ddp"] = steps.seen
     said["validated"] = {name: float(value) for name, value in run.callback_metrics.items()}
 
+
+def train_in_the_same_orders(said, out):
+    """DDP and sharded, all processes with the same orders."""
     for name, strategy in {"same order": "ddp", "sharded": sharded()}.items():
-        steps, module = Steps(), tuner(orders_per_process=False if strategy == "ddp" else None)
+        steps = Steps()
+        module = tuner(orders_per_process=False if strategy == "ddp" else None)
         run = trainer(strategy, devices=2, callbacks=[steps])
         if strategy != "ddp":
             strategy.checkpoint_io = WholeCheckpointIO()
         run.fit(module, datamodule=data())
         run.save_checkpoint(out / f"{name}.ckpt")
-        said[name] = (
-            [step["order"] for step in steps.seen],
-            weights(module),
-            {name: float(value) for name, value in run.callback_metrics.items()},
-        )
+        metrics = {name: float(value) for name, value in run.callback_metrics.items()}
+        said[name] = ([step["order"] for step in steps.seen], weights(module), metrics)
+
+
+def train_in_parts(said):
+    """Several orders in a batch, and a budget of layer executions."""
     for name, strategy, own in (("own", "ddp", None), ("same", "ddp", False), ("parts sharded", sharded(), None)):
         module = tuner(**PARTS, orders_per_process=own)
         trainer(strategy, devices=2, limit_train_batches=3, limit_val_batches=0).fit(module, datamodule=data())
         said[name] = (vars(module.compute), weights(module))
+
+
+def try_what_is_refused(said):
+    """Sharded, what must run in DDP."""
     said["refused"] = []
     for arguments in (
         {"orders_per_process": True},
@@ -158,23 +167,36 @@ def main(out):
         except UserError as error:
             said["refused"].append(str(error))
 
+
+def stop_and_go_on(said, rank):
+    """Tell the second process to stop in the seventh step, and train to the end with the same command."""
+    original = FineTuner.training_step
+
+    def preempted(module, batch, batch_idx):
+        if module.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(module, batch, batch_idx)
+
     if rank == 1:
-        original = FineTuner.training_step
-
-        def preempted(module, batch, batch_idx):
-            if module.global_step == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(module, batch, batch_idx)
-
         FineTuner.training_step = preempted
     try:
         train_command(RUN)
     except SystemExit as stop:
         said["stopped"] = stop.code
     said["stopped at"] = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    if rank == 1:
-        FineTuner.training_step = original
+    FineTuner.training_step = original
     said["ended at"] = train_command(RUN).trainer.global_step
+
+
+def main(out):
+    rank = int(os.environ["RANK"])
+    said = {}
+    go_on(said)
+    train_replicas(said)
+    train_in_the_same_orders(said, out)
+    train_in_parts(said)
+    try_what_is_refused(said)
+    stop_and_go_on(said, rank)
     results = evaluate_command(["runs/version_0/checkpoints/last.ckpt", *SCORED])
     said["scores"] = [(score.images, score.top1, score.top5, score.loss) for score in results.scores]
     torch.save(said, out / f"{rank}.pt")
