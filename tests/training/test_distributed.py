@@ -162,9 +162,7 @@ def test_killed_and_resumed_it_ends_as_without_the_kill(two):
 
 def test_processes_see_the_pixels_that_one_process_sees(two):
     alone = compose([*(option for option in FINETUNE if "ddp" not in option and "devices" not in option)])
-    alone.data.trainer = SimpleNamespace(
-        lightning_module=alone.model, training=False, world_size=1, global_rank=0
-    )
+    alone.data.trainer = SimpleNamespace(lightning_module=alone.model, training=False, world_size=1, global_rank=0)
     alone.data.setup()
     seen = pixels_of(batches(alone.data.train_dataloader())[0])
     parts = [said["pixels"] for said in two[0]]
