@@ -5,7 +5,7 @@ import signal
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.preprocessing import replace_unreadable, skip_unreadable
@@ -25,7 +25,9 @@ def image_loader(
     workers: int | None,
     on_device: bool | Literal["auto"],
     device: torch.device,
-    **options: Any,
+    sampler: Sampler | None = None,
+    batch_sampler: list[list[int]] | None = None,
+    drop_last: bool = False,
 ) -> DataLoader:
     """A loader of uint8 images [batch, channels, height, width] and int64 labels [batch].
 
@@ -37,7 +39,9 @@ def image_loader(
         workers: see ``ImageData``.
         on_device: see ``ImageData``.
         device: the device that trains or evaluates.
-        options: further arguments of ``DataLoader``: ``sampler``, ``batch_sampler``, ``drop_last``.
+        sampler: which images come in which sequence; by default all of them in their own.
+        batch_sampler: the indices of the images of each batch; then batch_size is 1, as ``DataLoader`` demands.
+        drop_last: whether to leave out an incomplete last batch.
 
     Raises:
         UserError: if the images can't be kept on the device.
@@ -74,7 +78,9 @@ def image_loader(
         worker_init_fn=_ignore_interrupt,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and on_host,
-        **options,
+        sampler=sampler,
+        batch_sampler=batch_sampler,
+        drop_last=drop_last,
     )
 
 

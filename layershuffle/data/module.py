@@ -260,7 +260,14 @@ class ImageData(pl.LightningDataModule):
         searched, reported = split_images(images, count, seed)
         return self._loader(searched, self.evaluation_batch), self._loader(reported, self.evaluation_batch)
 
-    def _loader(self, images: Dataset, batch_size: int, **options: Any) -> DataLoader:
+    def _loader(
+        self,
+        images: Dataset,
+        batch_size: int,
+        sampler: TrainingSampler | None = None,
+        batch_sampler: list[list[int]] | None = None,
+        drop_last: bool = False,
+    ) -> DataLoader:
         return image_loader(
             images,
             batch_size,
@@ -269,7 +276,9 @@ class ImageData(pl.LightningDataModule):
             workers=self.workers,
             on_device=self.on_device,
             device=self.trainer.strategy.root_device if self.trainer else self.device,
-            **options,
+            sampler=sampler,
+            batch_sampler=batch_sampler,
+            drop_last=drop_last,
         )
 
     def _chosen(self, images: Dataset, count: int | None, name: str) -> Dataset:
