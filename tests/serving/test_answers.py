@@ -16,7 +16,8 @@ from PIL import Image
 
 import layershuffle
 from layershuffle import UserError
-from layershuffle.commands import serve
+from layershuffle.api import serve
+from layershuffle.commands.serve import serve_command
 from layershuffle.orders import Order, seeded
 from layershuffle.serving.cluster import Result
 
@@ -83,7 +84,7 @@ def lines(path="answers.jsonl"):
 
 
 def command(*more):
-    serve.serve_command(["m.ckpt", "--pictures", "pictures", "--output", "answers.jsonl", "--top", "2", *more])
+    serve_command(["m.ckpt", "--pictures", "pictures", "--answers", "answers.jsonl", "--top", "2", *more])
 
 
 def check(answers, numbers=range(30)):
@@ -172,11 +173,11 @@ def test_requests_that_fail_leave_their_pictures_for_the_next_time(monkeypatch, 
 
 def test_what_cannot_be_appended_to_is_refused(monkeypatch, capsys, small):
     monkeypatch.setattr(serve, "Cluster", Local)
-    arguments = ["m.ckpt", "--pictures", "pictures", "--output", "answers.jsonl"]
-    assert "give both, or neither" in fails(capsys, serve.serve_command, *arguments[:3])
-    assert "give both, or neither" in fails(capsys, serve.serve_command, arguments[0], *arguments[3:])
+    arguments = ["m.ckpt", "--pictures", "pictures", "--answers", "answers.jsonl"]
+    assert "give both, or neither" in fails(capsys, serve_command, *arguments[:3])
+    assert "give both, or neither" in fails(capsys, serve_command, arguments[0], *arguments[3:])
     Path("answers.jsonl").write_text("my notes")
-    assert "answers.jsonl is not a file of answers" in fails(capsys, serve.serve_command, *arguments)
+    assert "answers.jsonl is not a file of answers" in fails(capsys, serve_command, *arguments)
     Path("answers.jsonl").unlink()
     command()
     written = Path("answers.jsonl").read_text()
@@ -184,17 +185,27 @@ def test_what_cannot_be_appended_to_is_refused(monkeypatch, capsys, small):
     content = torch.load("same.ckpt")
     content["state_dict"]["model.vit.head.bias"] += 1
     torch.save(content, "m.ckpt")
-    assert "answers.jsonl has answers of another model (m)" in fails(capsys, serve.serve_command, *arguments)
+    assert "answers.jsonl has answers of another model (m)" in fails(capsys, serve_command, *arguments)
     assert Path("answers.jsonl").read_text() == written
     Path("answers.jsonl").write_text(written.replace('"picture"', '"image"', 1))
-    assert "line 2 is not an answer" in fails(capsys, serve.serve_command, "same.ckpt", *arguments[1:])
+    assert "line 2 is not an answer" in fails(capsys, serve_command, "same.ckpt", *arguments[1:])
 
 
 @pytest.mark.slow
 def test_a_coordinator_that_is_killed_goes_on_where_it_was():
     """SIGKILL leaves whole files and no process; the same command does the rest on another cluster."""
     draw(range(600))
-    arguments = ["m.ckpt", "--pictures", "pictures", "--output", "answers.jsonl", "--top", "2", "--log", "log.jsonl"]
+    arguments = [
+        "m.ckpt",
+        "--pictures",
+        "pictures",
+        "--answers",
+        "answers.jsonl",
+        "--top",
+        "2",
+        "--event_log",
+        "log.jsonl",
+    ]
     arguments += ["--nodes", "2", "--start_seconds", "300"]
     running = subprocess.Popen([sys.executable, "-m", "layershuffle", "serve", *arguments], stdout=subprocess.PIPE)
     output = Path("answers.jsonl")
