@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from layershuffle.checkpoints.loading import LoadedModel
 from layershuffle.data.folders import describe_left_out
-from layershuffle.data.preprocessing import UNDECODABLE, open_image, why_left_out
+from layershuffle.data.decoding import UNDECODABLE, open_image, why_left_out
 from layershuffle.errors import UserError
 
 logger = logging.getLogger(__name__)
