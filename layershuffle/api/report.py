@@ -80,7 +80,7 @@ def _simulation(content: dict[str, Any], name: str) -> page.Section:
         [list(row) for row in rows],
     )
     picture = page.Picture(
-        name.replace("/", "-"),
+        page.slug(name),
         "bands reach from the lowest seed to the highest.",
         partial(comparison.figure, outcomes),
         table,

@@ -47,7 +47,6 @@ from layershuffle.results import (
     summarise,
     tables,
 )
-from layershuffle.results.measures import ByClassCounts
 from layershuffle.training import wandb_runs
 from layershuffle.training.resume import place
 from layershuffle.version import __version__
@@ -231,8 +230,10 @@ class Study:
             more = f", and some in {len(nan) - 3} more, which the results file names" if len(nan) > 3 else ""
             what = f"of {images} images these count as wrong, because their logits are not numbers (NaN)"
             print(f"warning: {what}: {', '.join(each[:3])}{more}", file=sys.stderr)
-        by_class = {"classes": tables.classes, "confusion": tables.confusion} if results.measure(ByClassCounts) else {}
-        saved = {output.with_suffix(f".{name}.csv"): table(results) for name, table in by_class.items()}
+        saved: dict[Path, tables.Table] = {}
+        for measure in results.measures:
+            for name, table in measure.files(results).items():
+                saved[output.with_suffix(f".{name}.csv")] = table
         for path, table in saved.items():
             write_whole(path, tables.as_csv(*table))
         lines = [f"plot: {path}" for path in drawn.values()] + [f"table: {path}" for path in saved]

@@ -11,18 +11,16 @@ from torchmetrics import Metric
 from layershuffle.evaluation.metrics import best_class
 from layershuffle.models.model import Output
 from layershuffle.orders.order import Order
-from layershuffle.orders.protocols import Trial
+from layershuffle.orders.protocols import PROTOCOLS, Trial
 from layershuffle.results.measures import ByClassCounts, OrderCounts
 from layershuffle.results.score import Variant
 
-PROTOCOLS = ("sequential", "arbitrary", "given")
-"""Those whose orders are counted by class. For all orders of a landscape this would take too much time and memory."""
 MOST_PAIRS = 10_000
 """So many pairs of a class and another one are kept: all pairs of up to 100 classes, else the most frequent ones."""
 
 
 class ByClass(Metric):
-    """Counts by class how images are classified, for the fixed orders of the trials whose protocol is in PROTOCOLS.
+    """Counts by class how images are classified, in the fixed orders of the protocols that ask for it.
 
     Orders of the same variant are counted together. torchmetrics has confusion matrices too, but takes NaN for a class
     and makes the device wait.
@@ -45,7 +43,7 @@ class ByClass(Metric):
         self.groups: list[tuple[str, Variant]] = []
         self.rows: dict[Order, list[int]] = {}
         for trial in trials:
-            if trial.protocol in PROTOCOLS and isinstance(trial.order, Order):
+            if PROTOCOLS[trial.protocol].by_class and isinstance(trial.order, Order):
                 group = (trial.protocol, trial.variant)
                 if group not in self.groups:
                     self.groups.append(group)

@@ -9,7 +9,7 @@ from rich.console import Console
 from layershuffle.experiments.execution import is_finished, validation_loss
 from layershuffle.experiments.runs import Run
 from layershuffle.files import write_whole
-from layershuffle.report.collect import comparison
+from layershuffle.report.comparison import comparison
 from layershuffle.results import Results, figures, tables
 
 MAX_COLUMNS = 6
@@ -29,7 +29,7 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
     results = _first_results(runs, folder)
     if not results:
         return
-    header, rows, caption = comparison(results)
+    (header, rows), caption = comparison(results)
     data = results[0].data
     random_orders = results[0].evaluation.random_orders
     title = f"{data.name}: {data.images} test images, {random_orders} draws of each random order"

@@ -12,7 +12,7 @@ from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import Orders, protocol
 
 
-@protocol("sequential", "The original order.", figure=None)
+@protocol("sequential", "The original order.", figure=None, by_class=True)
 def sequential(depth: int) -> Orders:
     """The original order alone."""
     yield named.sequential(depth), {}
@@ -22,6 +22,7 @@ def sequential(depth: int) -> Orders:
     "arbitrary",
     "Random permutations: a new one for every batch, as in the paper, and some that each run on all images.",
     figure="overview",
+    by_class=True,
 )
 def arbitrary(depth: int, random_orders: int, seed: int) -> Orders:
     """Both readings of the arbitrary order of arXiv 2407.04513."""
@@ -89,6 +90,7 @@ def failing(depth: int, random_orders: int, seed: int, dead: tuple[int, ...] = (
     "Every choice of layers, in original sequence: 4,095 orders for 12 layers.",
     columns="layers kept",
     figure="scatter",
+    section="Every subset of the layers",
 )
 def landscape(depth: int) -> Orders:
     """Every choice of layers, of models of up to 16 layers."""
@@ -99,7 +101,7 @@ def landscape(depth: int) -> Orders:
             yield Order(layers), {"kept": kept}
 
 
-@protocol("given", "The orders that the user gives.", names_layers=True)
+@protocol("given", "The orders that the user gives.", names_layers=True, by_class=True)
 def given(depth: int, orders: Sequence[Order]) -> Orders:
     """The orders that the user gives."""
     if not orders:

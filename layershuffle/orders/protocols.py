@@ -85,6 +85,10 @@ class Protocol:
         picture: the name of the picture's file. Protocols with the same one are drawn into the same picture.
         label: what the picture calls the protocol.
         xlabel: what the picture calls the number in the variant.
+        section: the title of the report's section that shows the scores of all models together; if empty, the report
+            shows the picture of each model.
+        by_class: whether results count by class how the images were classified in its fixed orders. For a protocol of
+            thousands of orders that would take too much time and memory.
         names_layers: whether the orders name layers. Otherwise they name steps of the model's base order, which matters
             for models that run their layers repeatedly or by halves.
     """
@@ -98,6 +102,8 @@ class Protocol:
     picture: str = ""
     label: str = ""
     xlabel: str = ""
+    section: str = ""
+    by_class: bool = False
     names_layers: bool = False
 
 
@@ -115,6 +121,8 @@ def protocol(
     picture: str = "",
     label: str = "",
     xlabel: str = "",
+    section: str = "",
+    by_class: bool = False,
     names_layers: bool = False,
 ) -> Callable[[Callable[..., Orders]], Protocol]:
     """Make a protocol of a function, and register it.
@@ -133,6 +141,8 @@ def protocol(
         picture: see ``Protocol``.
         label: see ``Protocol``.
         xlabel: see ``Protocol``.
+        section: see ``Protocol``.
+        by_class: see ``Protocol``.
         names_layers: see ``Protocol``.
 
     Returns:
@@ -153,6 +163,8 @@ def protocol(
             picture=picture,
             label=label,
             xlabel=xlabel,
+            section=section,
+            by_class=by_class,
             names_layers=names_layers,
         )
         return PROTOCOLS[name]

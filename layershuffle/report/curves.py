@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layershuffle.report.collect import SetupResults
+from layershuffle.report.setups import SetupResults
 from layershuffle.results import Estimate, Summary, summarise
 from layershuffle.results.figures import COLOURS, band, draw_levels, panels
 
@@ -33,7 +34,7 @@ class Point:
 def pruned(setup: SetupResults) -> list[Point]:
     """Figures 1b and 1c of arXiv 2407.04513: accuracy by the number of layers kept, in every sequence.
 
-    Of models that were trained with all layers, random ones are kept, and a model's draws are averaged. Models that
+    Of models that were trained with all layers, random ones are kept, and a model's orders are averaged. Models that
     were refined at a reduced depth are shown at that depth, in the sequence of their training and in random ones.
     """
     points = []
@@ -41,24 +42,36 @@ def pruned(setup: SetupResults) -> list[Point]:
         for method in setup.samplers:
             points += _points(setup, panel, method, "pruned", strategy="random", sequence=sequence)
         for method in setup.methods:
-            if match := re.fullmatch(r"reduced-depth-(\d+)(.*)", method):  # such as reduced-depth-6-predict
-                found = _points(setup, panel, method, "pruned", strategy="first", sequence=sequence)
-                its_depth, rest = int(match[1]), match[2]
-                points += [replace(point, method=f"reduced-depth{rest}") for point in found if point.kept == its_depth]
+            reduced = re.fullmatch(r"reduced-depth-(\d+)(.*)", method)  # such as reduced-depth-6-predict
+            if not reduced:
+                continue
+            depth = int(reduced[1])
+            for point in _points(setup, panel, method, "pruned", strategy="first", sequence=sequence):
+                if point.kept == depth:
+                    points.append(replace(point, method=f"reduced-depth{reduced[2]}"))
     return points
 
 
 def all_subsets(setup: SetupResults) -> list[Point]:
     """The exact mean over all choices of k layers, for every k, in original sequence."""
-    panel = "all choices of k layers"
-    return [point for method in setup.methods for point in _points(setup, panel, method, "landscape")]
+    points = []
+    for method in setup.methods:
+        points += _points(setup, "all choices of k layers", method, "landscape")
+    return points
 
 
 def _points(setup: SetupResults, panel: str, method: str, protocol: str, **variant: Any) -> list[Point]:
-    depths = {score.variant["kept"] for run in setup.of(method) for score in run.scores(protocol, **variant)}
-    found = {kept: setup.over_seeds(method, protocol, kept=kept, **variant) for kept in sorted(depths)}
-    means = {kept: [100 * fmean(score.top1 for score in scores) for scores in seeds] for kept, seeds in found.items()}
-    return [Point(panel, method, kept, summarise(values)) for kept, values in means.items()]
+    """A point for each number of layers kept: the mean over a method's seeds of the means over orders."""
+    depths: set[int] = set()
+    for run in setup.of(method):
+        depths.update(score.variant["kept"] for score in run.scores(protocol, **variant))
+    points = []
+    for kept in sorted(depths):
+        means = []
+        for scores in setup.over_seeds(method, protocol, kept=kept, **variant):
+            means.append(100 * fmean(score.top1 for score in scores))
+        points.append(Point(panel, method, kept, summarise(means)))
+    return points
 
 
 @dataclass(frozen=True)
@@ -70,24 +83,17 @@ class Bar:
     accuracy: Estimate
 
 
-def bars(found: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
+def bars(accuracies: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
     """Bars for each method, one for each kind of order, with 95% intervals, and ``levels`` in percent as lines."""
-    methods = list(dict.fromkeys(bar.method for bar in found))
-    orders = list(dict.fromkeys(bar.order for bar in found))
+    methods = list(dict.fromkeys(bar.method for bar in accuracies))
+    orders = list(dict.fromkeys(bar.order for bar in accuracies))
     figure, (axis,) = panels(1, max(7.2, 2 + 1.25 * len(methods)), 4.2)
     width = 0.8 / len(orders)
     for index, order in enumerate(orders):
-        of_order = [bar for bar in found if bar.order == order]
-        xs = [methods.index(bar.method) + (index - (len(orders) - 1) / 2) * width for bar in of_order]
-        means = [100 * bar.accuracy.mean for bar in of_order]
-        errors = [100 * (bar.accuracy.ci95 or 0) for bar in of_order]
-        # The intervals are below 0 and above 100 at times, where no accuracy is.
-        low = [min(mean, error) for mean, error in zip(means, errors)]
-        high = [min(100 - mean, error) for mean, error in zip(means, errors)]
-        axis.bar(xs, means, 0.92 * width, color=COLOURS[index], alpha=0.85, label=order)
-        axis.errorbar(xs, means, (low, high), fmt="none", ecolor="black", elinewidth=1, capsize=3)
-        for x, mean, above in zip(xs, means, high):
-            axis.annotate(f"{mean:.1f}", (x, mean + above), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        shift = (index - (len(orders) - 1) / 2) * width
+        of_order = [bar for bar in accuracies if bar.order == order]
+        xs = [methods.index(bar.method) + shift for bar in of_order]
+        _draw_bars(axis, xs, of_order, width, COLOURS[index])
     draw_levels(axis, levels)
     axis.set(ylabel="top-1 accuracy, %", ylim=(0, 105), yticks=range(0, 101, 20))
     axis.set_xticks(range(len(methods)), [textwrap.fill(method, 14) for method in methods])
@@ -95,19 +101,49 @@ def bars(found: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
     return figure
 
 
+def _draw_bars(axis: Axes, xs: Sequence[float], of_order: Sequence[Bar], width: float, colour: str) -> None:
+    """Draw the bars of one kind of order, with their intervals and means."""
+    means = []
+    low = []
+    high = []
+    for bar in of_order:
+        mean = 100 * bar.accuracy.mean
+        half = 100 * (bar.accuracy.ci95 or 0)
+        # The intervals are below 0 and above 100 at times, where no accuracy is.
+        means.append(mean)
+        low.append(min(mean, half))
+        high.append(min(100 - mean, half))
+    axis.bar(xs, means, 0.92 * width, color=colour, alpha=0.85, label=of_order[0].order)
+    axis.errorbar(xs, means, (low, high), fmt="none", ecolor="black", elinewidth=1, capsize=3)
+    for x, mean, above in zip(xs, means, high):
+        axis.annotate(f"{mean:.1f}", (x, mean + above), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+
+
 def curves(points: Sequence[Point], levels: Mapping[str, float]) -> Figure:
     """A panel for each sequence, a line for each method; bands are one sample standard deviation over the seeds."""
     names = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points))
+    depths = sorted({point.kept for point in points})
     figure, axes = panels(len(names), 1.2 + 3.8 * len(names), 4.2)
     for axis, name in zip(axes, names):
         for index, method in enumerate(methods):
-            line = sorted((p.kept, p.accuracy) for p in points if (p.panel, p.method) == (name, method))
-            spread = {k: replace(a, min=a.mean - (a.std or 0), max=a.mean + (a.std or 0)) for k, a in line}
-            band(axis, spread, COLOURS[index % len(COLOURS)], 0.18, marker="o", markersize=3.5, label=method)
+            line = [point for point in points if (point.panel, point.method) == (name, method)]
+            colour = COLOURS[index % len(COLOURS)]
+            band(axis, _deviations(line), colour, 0.18, marker="o", markersize=3.5, label=method)
         draw_levels(axis, levels)
-        axis.set(title=name, xlabel="layers kept", ylim=(0, 100), xticks=sorted({point.kept for point in points}))
+        axis.set(title=name, xlabel="layers kept", ylim=(0, 100), xticks=depths)
     axes[0].set_ylabel("top-1 accuracy, %")
-    columns = min(len(methods) + len(levels), 3 * len(names) - 1)  # a wider legend would be cut off
+    # A wider legend would be cut off.
+    columns = min(len(methods) + len(levels), 3 * len(names) - 1)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     return figure
+
+
+def _deviations(line: Sequence[Point]) -> dict[int, Summary]:
+    """The accuracies by layers kept, with one standard deviation below and above the mean as extremes."""
+    spread = {}
+    for point in sorted(line, key=lambda point: point.kept):
+        accuracy = point.accuracy
+        deviation = accuracy.std or 0
+        spread[point.kept] = replace(accuracy, min=accuracy.mean - deviation, max=accuracy.mean + deviation)
+    return spread

@@ -1,11 +1,14 @@
 """The report as a page that needs nothing else, and as Markdown with its pictures and data beside it."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from layershuffle.files import write_whole
@@ -38,12 +41,23 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure under a caption, drawn by ``draw``, and its data; ``name`` is the name of its files."""
+    """A figure under a caption, and its data.
+
+    Attributes:
+        name: the name of its files, in lower-case letters, digits and dashes.
+        caption: what it shows.
+        draw: draws the figure.
+        data: the numbers in it.
+    """
 
     name: str
     caption: str
     draw: Callable[[], Figure]
     data: Table
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z0-9-]+", self.name):
+            raise ValueError(f"a picture can't be named {self.name!r}: names are made by slug()")
 
 
 @dataclass(frozen=True)
@@ -55,16 +69,17 @@ class Section:
     parts: list[Table | Picture] = field(default_factory=list)
 
 
+def slug(*words: str) -> str:
+    """The name of a picture's files, made of any words."""
+    return re.sub("[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
 def write(title: str, sections: Sequence[Section], folder: Path) -> None:
     """Write ``index.html``, ``report.md``, ``figures/*.png`` and ``data/*.csv``."""
-    environment = Environment(
-        loader=PackageLoader("layershuffle.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.tests["picture"] = lambda part: isinstance(part, Picture)
-    page = environment.get_template("report.html").render(title=title, sections=sections, svg=_svg)
-    write_whole(folder / "index.html", page)
-    environment.autoescape = False
-    write_whole(folder / "report.md", environment.get_template("report.md").render(title=title, sections=sections))
+    page = _environment(autoescape=True).get_template("report.html")
+    write_whole(folder / "index.html", page.render(title=title, sections=sections, svg=_svg))
+    markdown = _environment(autoescape=False, finalize=_markdown).get_template("report.md")
+    write_whole(folder / "report.md", markdown.render(title=title, sections=sections))
     for section in sections:
         for part in section.parts:
             if isinstance(part, Picture):
@@ -73,9 +88,28 @@ def write(title: str, sections: Sequence[Section], folder: Path) -> None:
                 write_whole(folder / "data" / f"{part.name}.csv", as_csv(part.data.header, rows))
 
 
-def _svg(picture: Picture) -> str:
-    with mpl.rc_context({"svg.hashsalt": "layershuffle"}):  # so that the same figure always gets the same ids
-        drawn = rendered(picture.draw(), "svg").decode()
-    drawn = drawn[drawn.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{picture.name}" ', 1)
-    mark = f"{picture.name}-"  # because two drawings in one page must not share ids
-    return drawn.replace('id="', f'id="{mark}').replace('href="#', f'href="#{mark}').replace("url(#", f"url(#{mark}")
+def _environment(**options: Any) -> Environment:
+    loader = PackageLoader("layershuffle.report")
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
+    environment.tests["picture"] = lambda part: isinstance(part, Picture)
+    return environment
+
+
+def _markdown(value: Any) -> Any:
+    """Escape what Markdown would take for HTML, or for the border of a cell."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def _svg(picture: Picture) -> Markup:
+    """The picture as SVG to stand in a page. matplotlib has escaped the texts in it."""
+    # The same figure always gets the same ids.
+    with mpl.rc_context({"svg.hashsalt": "layershuffle"}):
+        svg = rendered(picture.draw(), "svg").decode()
+    svg = svg[svg.index("<svg") :]
+    # Two drawings in one page must not share ids.
+    mark = f"{picture.name}-"
+    for reference in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(reference, f"{reference}{mark}")
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{picture.name}" ', 1))

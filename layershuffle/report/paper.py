@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 METHODS = ("baseline", "layershuffle", "layershuffle-position", "layershuffle-predict")
 
-
 SEEDS = 5
 """Of every number in table 1."""
 
 
-class Figure(NamedTuple):
+class Accuracy(NamedTuple):
     """Mean and standard deviation over the seeds, in percent."""
 
     mean: float
@@ -37,12 +36,13 @@ _ROWS = {
     ("DeiT-B", "CIFAR-100", "arbitrary"): "0.53 0.16 64.99 0.76 64.31 1.70 58.77 1.18",
 }
 
-TABLE_1 = {
-    (*row, method): Figure(*map(float, numbers))
-    for row, text in _ROWS.items()
-    for method, numbers in zip(METHODS, zip(text.split()[::2], text.split()[1::2]))
-}
+TABLE_1: dict[tuple[str, str, str, str], Accuracy] = {}
 """By (backbone, data, "sequential" or "arbitrary", method)."""
+
+for _row, _text in _ROWS.items():
+    _numbers = [float(number) for number in _text.split()]
+    for _place, _method in enumerate(METHODS):
+        TABLE_1[*_row, _method] = Accuracy(_numbers[2 * _place], _numbers[2 * _place + 1])
 
 POSITION_ACCURACY = 99.99
 """In percent, of layershuffle-predict (section 4.1)."""
@@ -52,3 +52,5 @@ PRUNED = (
     "with 6 layers the two are on par; with 9 layers they have from 70 to 80%."
 )
 """What figure 1b shows."""
+PRUNED_SETUP = ("ViT-B/16", "ImageNet-1k")
+"""The backbone and the data of figure 1b."""

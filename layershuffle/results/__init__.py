@@ -3,7 +3,7 @@
 from layershuffle.results import measures
 from layershuffle.results.estimates import Estimate, Summary, estimate, half_width, summarise, total
 from layershuffle.results.provenance import DataInfo, Environment, EvaluationInfo, ModelInfo
-from layershuffle.results.record import MEASURES, Measure, Results, register
+from layershuffle.results.record import MEASURES, Measure, ReportSection, Results, register, scores_of
 from layershuffle.results.score import Score
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "EvaluationInfo",
     "Measure",
     "ModelInfo",
+    "ReportSection",
     "Results",
     "Score",
     "Summary",
@@ -21,6 +22,7 @@ __all__ = [
     "half_width",
     "measures",
     "register",
+    "scores_of",
     "summarise",
     "total",
 ]

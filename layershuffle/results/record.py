@@ -1,28 +1,60 @@
 """Results of an evaluation or a study, with everything needed to repeat it, and their JSON file."""
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
+
+from matplotlib.figure import Figure
 
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 from layershuffle.results import typed_json
 from layershuffle.results.provenance import DataInfo, Environment, EvaluationInfo, ModelInfo
 from layershuffle.results.score import Score, ScoreColumns, read_scores
+from layershuffle.results.table import Table
 
 FORMAT = 2
 PARTS = ("model", "data", "evaluation", "environment", "measures", "scores")
 
 
+@dataclass(frozen=True)
+class ReportSection:
+    """A section of the report for what a measure says of all models together.
+
+    Attributes:
+        title: the heading.
+        caption: of the section's picture.
+        paper_figures: which figures of arXiv 2407.04513 it repeats, such as "4a and 4b".
+        side_by_side: whether it is nothing but one picture of all models, see ``Measure.compared``.
+    """
+
+    title: str
+    caption: str = ""
+    paper_figures: str = ""
+    side_by_side: bool = False
+
+
 class Measure:
-    """Something that was measured beside the scores. Its subclasses are dataclasses, registered with ``register``.
+    """Something that was measured beside the scores, and how it is shown.
+
+    Its subclasses are dataclasses, registered with ``register``. They check what they hold in ``check``, when a results
+    file is read; afterwards nothing does.
 
     Attributes:
         name: its key among the measures of a results file.
+        picture: the name of its picture's file; empty if another measure's picture shows it.
+        caption: of the picture.
+        protocols: the protocols whose scores the picture shows, so that no other picture needs to.
+        section: the report's section about it; without one, the report shows the picture of each model.
     """
 
     name: ClassVar[str]
+    picture: ClassVar[str] = ""
+    caption: ClassVar[str] = ""
+    protocols: ClassVar[tuple[str, ...]] = ()
+    section: ClassVar[ReportSection | None] = None
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
@@ -35,6 +67,32 @@ class Measure:
 
     def check(self, results: "Results") -> None:
         """Raise a UserError if the measure can't belong to these results."""
+
+    def figure(self, results: "Results", title: str = "") -> Figure:
+        """The picture of one model, which a measure with the name of a picture has."""
+        raise NotImplementedError
+
+    def tables(self, results: "Results") -> dict[str, Table]:
+        """The tables to print, by name."""
+        return {}
+
+    def files(self, results: "Results") -> dict[str, Table]:
+        """The tables to save beside the results file, by name."""
+        return {}
+
+    def data(self, results: "Results") -> tuple[str, Table]:
+        """What the report shows below the picture: what the numbers are, and the numbers."""
+        return "top-1 in percent", scores_of(results)
+
+    @classmethod
+    def compared(cls, several: Sequence["Results"]) -> Figure:
+        """The picture of several models side by side, for a section that is ``side_by_side``."""
+        raise NotImplementedError
+
+    @classmethod
+    def compared_data(cls, several: Sequence["Results"]) -> tuple[str, Table]:
+        """The numbers in the picture of several models: what they are, and a table of them."""
+        raise NotImplementedError
 
 
 MEASURES: dict[str, type[Measure]] = {}
@@ -159,6 +217,16 @@ class Results:
         for measure in results.measures:
             measure.check(results)
         return results
+
+
+def scores_of(results: Results, protocols: Collection[str] | None = None) -> Table:
+    """Every score of these protocols, by default of all."""
+    rows = []
+    for score in results.scores:
+        if protocols is None or score.protocol in protocols:
+            variant = " ".join(f"{key}={value}" for key, value in score.variant.items())
+            rows.append([score.protocol, variant, score.order or "", f"{100 * score.top1:.2f}"])
+    return Table(["protocol", "variant", "order", "top-1 %"], rows)
 
 
 def _read_measures(content: Any) -> tuple[Measure, ...]:

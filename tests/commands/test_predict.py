@@ -21,8 +21,8 @@ from layershuffle.commands.logs import set_up_logging
 from layershuffle.commands.predict import predict_command
 from layershuffle.commands.train import train_command
 from layershuffle.orders import Order, seeded
-from layershuffle.results import tables
-from layershuffle.results.figures import confusion, rendered
+from layershuffle.results.figures import rendered
+from layershuffle.results.measures import ByClassCounts
 
 rng = np.random.default_rng(0)
 CLASSES = ["cat", "dog", "emu", "fox", "gnu"]
@@ -235,13 +235,13 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
     assert loaded.classes == ["n01440764", "n01443537"]
     evaluate = ["runs/version_0/checkpoints/last.ckpt", "--protocols=sequential", "--data.workers=0"]
     results = evaluate_command(evaluate)
-    assert tables.class_names(results) == loaded.classes
+    assert results.measure(ByClassCounts).class_names(results) == loaded.classes
     # Matplotlib would read the one as a formula, and has no glyphs for the other.
     results.data.classes[:] = [r"$\frac$", "日本"]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         set_up_logging()
-        rendered(confusion(results), "png")
+        rendered(results.measure(ByClassCounts).figure(results), "png")
     assert not warned
     export(loaded.model, loaded.record, loaded.data, Path("exported"))
     picture = [Image.open(root / "val/n01440764/RGB.JPEG")]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from layershuffle.files import write_whole
 from layershuffle.orders.protocols import PROTOCOLS
-from layershuffle.report.collect import comparison
+from layershuffle.report.comparison import comparison
 from layershuffle.results import (
     DataInfo,
     Environment,
@@ -27,6 +27,7 @@ from layershuffle.results import (
     tables,
 )
 from layershuffle.results.measures import ByClassCounts, OrderCounts
+from layershuffle.results.measures.by_class import MOST_IN_PICTURE
 
 
 def score(protocol, top1, order=None, **variant):
@@ -203,7 +204,7 @@ def test_tables():
 
 def test_the_comparison_names_what_is_missing():
     partly = results("baseline", scores=[score("sequential", 0.95, "0 1 2")])
-    header, rows, caption = comparison([partly, results()])
+    (header, rows), caption = comparison([partly, results()])
     assert header == ["top-1 %", "baseline", "layershuffle"]
     sequential = [tables.percent(estimate([found.of("sequential")])) for found in (partly, results())]
     assert rows[0] == ["sequential", *sequential]
@@ -219,14 +220,14 @@ def test_the_comparison_names_what_is_missing():
 
 def test_the_caption_says_which_methods_have_one_seed():
     seeds = [results(model=replace(results().model, seed=seed)) for seed in (0, 1)]
-    assert comparison(seeds)[2] == tables.SEVERAL_SEEDS
-    assert comparison(seeds[:1])[2] == tables.ONE_SEED
-    assert "Of baseline there is only one seed" in comparison([*seeds, results("baseline")])[2]
+    assert comparison(seeds)[1] == tables.SEVERAL_SEEDS
+    assert comparison(seeds[:1])[1] == tables.ONE_SEED
+    assert "Of baseline there is only one seed" in comparison([*seeds, results("baseline")])[1]
 
 
 def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
     methods = ["baseline", "layershuffle", "layershuffle-position", "layershuffle-predict"]
-    header, rows, _ = comparison([results(method) for method in methods])
+    (header, rows), _ = comparison([results(method) for method in methods])
     console = Console(width=80, record=True, file=None)
     with console.capture() as capture:
         console.print(tables.terminal(header, rows, "title"))
@@ -266,20 +267,23 @@ def test_accuracy_by_class_and_what_is_confused():
     assert rows == [["0", "10", "30.00", "2 40%", "50.00", "1 50%"], ["2", "10", "90.00", "0 10%", "100.00", ""]]
     named = replace(found, data=replace(found.data, classes=["cat", "dog", "hen"]))
     assert tables.of(named)["classes"][1][0] == ["cat", "10", "30.00", "hen 40%", "50.00", "dog 50%"]
-    header, rows = tables.confusion(named)
+    header, rows = named.measure(ByClassCounts).confusion(named)
     assert header == ["order", "class", "cat", "dog", "hen"]
     assert rows[0] == ["sequential", "cat", "3", "2", "4"]
     assert rows[5] == ["arbitrary, fixed", "hen", "0", "0", "20"]
-    header, rows = tables.confusion(by_class(101))
+    many = by_class(101)
+    header, rows = many.measure(ByClassCounts).confusion(many)
     assert header == ["order", "class", "taken for", "images"]
     assert rows[0] == ["sequential", "0", "2", "4"]
     assert len(rows) == 4
 
 
 def test_pictures_of_confusion():
-    matrix, *_ = figures.confusion(by_class()).axes
+    few = by_class()
+    matrix, *_ = few.measure(ByClassCounts).figure(few).axes
     assert matrix.get_images()[0].get_array().tolist() == [[30, 20, 40], [0, 0, 0], [10, 0, 90]]
-    (pairs,) = figures.confusion(by_class(figures.MATRIX + 1)).axes
+    many = by_class(MOST_IN_PICTURE + 1)
+    (pairs,) = many.measure(ByClassCounts).figure(many).axes
     assert [text.get_text() for text in pairs.get_yticklabels()] == ["0 as 2", "0 as 1", "2 as 0"]
     assert [bar.get_width() for bar in pairs.patches] == [40, 20, 10, 0, 50, 0]
 

@@ -1,11 +1,27 @@
-"""Which classes are taken for which."""
+"""Which classes are taken for which: tables, and a picture."""
 
+import textwrap
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
 from layershuffle.errors import UserError
-from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.figures.drawing import COLOURS, chance, panels
+from layershuffle.results.record import Measure, ReportSection, Results, register
 from layershuffle.results.score import Variant
+from layershuffle.results.table import Rows, Table
+from layershuffle.results.tables.wording import name_of
+
+MOST_IN_TABLE = 100
+"""Up to so many classes have a whole confusion matrix in the table; of more the most frequent mistakes are listed."""
+MOST_IN_PICTURE = 30
+"""Up to so many classes are drawn as a matrix; of more the most frequent mistakes are drawn as bars."""
+MISTAKES = 25
+"""So many mistakes are drawn as bars."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,11 @@ class OrderCounts:
     samples: int = field(metadata={"json": "draws"})
     right: list[int]
     confused: list[tuple[int, int, int]]
+
+    @property
+    def name(self) -> str:
+        """What tables call these orders."""
+        return name_of((self.protocol, *self.variant.values()))
 
     def matrix(self) -> list[list[int]]:
         """Images by class (row) and by predicted class (column)."""
@@ -48,24 +69,182 @@ class ByClassCounts(Measure):
     """
 
     name: ClassVar[str] = "by_class"
+    picture: ClassVar[str] = "confusion"
+    caption: ClassVar[str] = (
+        "Which classes are taken for which: of the images of each class (row) the percentage taken for each (column)."
+    )
+    section: ClassVar[ReportSection | None] = ReportSection("Accuracy of each class")
     images: list[int]
     orders: list[OrderCounts]
 
     def check(self, results: Results) -> None:
         """Raise a UserError if a class has no name, or something is counted of a class that there isn't."""
         classes = len(self.images)
+        if not classes or not self.orders:
+            raise UserError("by_class counts nothing")
         names = results.data.classes
         if names is not None and len(names) != classes:
             raise UserError(f"by_class counts {classes} classes, but the data has {len(names)} names")
         if any(images < 0 for images in self.images):
             raise UserError("by_class counts fewer than 0 images")
         for counts in self.orders:
-            _check_counts(counts, classes)
+            _check_counts(counts, self.images)
+
+    def class_names(self, results: Results) -> list[str]:
+        """What each class is called: its name where the data has names, else its number."""
+        return results.data.classes or [str(index) for index in range(len(self.images))]
+
+    def of(self, name: str) -> OrderCounts | None:
+        """The counts of the orders that tables call so, if there are any."""
+        for counts in self.orders:
+            if counts.name == name:
+                return counts
+        return None
+
+    # --- Tables ---------------------------------------------------------------------------------------------
+
+    def tables(self, results: Results) -> dict[str, Table]:
+        """The accuracy of each class."""
+        return {"classes": self.accuracies(results)}
+
+    def files(self, results: Results) -> dict[str, Table]:
+        """The accuracy of each class, and the confusion matrix."""
+        return {"classes": self.accuracies(results), "confusion": self.confusion(results)}
+
+    def accuracies(self, results: Results) -> Table:
+        """The accuracy of each class, and what it is mistaken for most often. The lowest accuracies come first."""
+        header = ["class", "images"]
+        for counts in self.orders:
+            header += [counts.name, "taken for"]
+        names = self.class_names(results)
+        mistakes = [_worst_mistakes(counts) for counts in self.orders]
+        rows = []
+        for index, images in enumerate(self.images):
+            if not images:
+                continue
+            accuracies = []
+            row = [names[index], str(images)]
+            for counts, worst in zip(self.orders, mistakes):
+                in_all_orders = counts.samples * images
+                accuracy = counts.right[index] / in_all_orders
+                predicted, count = worst.get(index, (0, 0))
+                accuracies.append(accuracy)
+                row.append(f"{100 * accuracy:.2f}")
+                row.append(f"{names[predicted]} {100 * count / in_all_orders:.0f}%" if count else "")
+            rows.append((accuracies, row))
+        rows.sort(key=lambda pair: pair[0])
+        return Table(header, [row for _, row in rows])
+
+    def confusion(self, results: Results) -> Table:
+        """For each kind of order how many images of each class (row) were taken for each class (column).
+
+        Of more classes than MOST_IN_TABLE there is a row for each of the most frequent mistakes instead.
+        """
+        names = self.class_names(results)
+        rows: Rows = []
+        if len(names) > MOST_IN_TABLE:
+            for counts in self.orders:
+                for true, predicted, images in counts.confused:
+                    rows.append([counts.name, names[true], names[predicted], str(images)])
+            return Table(["order", "class", "taken for", "images"], rows)
+        for counts in self.orders:
+            for name, row in zip(names, counts.matrix()):
+                rows.append([counts.name, name, *map(str, row)])
+        return Table(["order", "class", *names], rows)
+
+    def data(self, results: Results) -> tuple[str, Table]:
+        """The confusion matrix."""
+        return "images", self.confusion(results)
+
+    # --- Picture --------------------------------------------------------------------------------------------
+
+    def figure(self, results: Results, title: str = "") -> Figure:
+        """A confusion matrix for each kind of order; of many classes the most frequent mistakes."""
+        names = self.class_names(results)
+        if len(names) > MOST_IN_PICTURE:
+            return self._draw_mistakes(names, title)
+        columns = min(2, len(self.orders))
+        rows = -(-len(self.orders) // columns)
+        side = max(4.2, 1.6 + 0.26 * len(names))
+        figure = Figure(figsize=(columns * side + 0.8, rows * side + 0.4), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        shown = [textwrap.shorten(name, 20) for name in names]
+        for axis, counts in zip(axes, self.orders):
+            image = self._draw_matrix(axis, counts, shown)
+        axes[0].set_ylabel("class")
+        for axis in axes[len(self.orders) :]:
+            axis.remove()
+        figure.colorbar(image, ax=figure.axes, label="images of the class, %", shrink=0.7)
+        figure.suptitle(title, fontsize="medium")
+        return figure
+
+    def _draw_matrix(self, axis: Axes, counts: OrderCounts, names: list[str]) -> AxesImage:
+        images = counts.samples * np.array(self.images)
+        shares = 100 * np.array(counts.matrix()) / np.maximum(1, images)[:, None]
+        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        for row, column in np.argwhere(shares >= 0.5):
+            share = shares[row, column]
+            colour = "white" if share > 60 else "black"
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=7)
+        axis.set(title=textwrap.shorten(counts.name, 40), xlabel="taken for")
+        turned = 90 if max(map(len, names)) > 3 else 0
+        # A class's name is no formula, even with dollars in it.
+        axis.set_xticks(range(len(names)), names, rotation=turned, fontsize=7, parse_math=False)
+        axis.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+        return image
+
+    def _draw_mistakes(self, names: list[str], title: str) -> Figure:
+        """The most frequent mistakes in the first kind of order, beside how frequent they are in the others."""
+        pairs = [(true, predicted) for true, predicted, _ in self.orders[0].confused[:MISTAKES]]
+        figure, (axis,) = panels(1, 7.6, 1.6 + 0.3 * len(pairs), title, grid=False)
+        thickness = 0.8 / len(self.orders)
+        for index, counts in enumerate(self.orders):
+            images_of_pair = {(true, predicted): images for true, predicted, images in counts.confused}
+            shares = []
+            for true, predicted in pairs:
+                images = images_of_pair.get((true, predicted), 0)
+                shares.append(100 * images / counts.samples / self.images[true])
+            rows = [row - 0.4 + (index + 0.5) * thickness for row in range(len(pairs))]
+            label = textwrap.shorten(counts.name, 30)
+            axis.barh(rows, shares, thickness, color=COLOURS[index % len(COLOURS)], label=label)
+        labels = []
+        for true, predicted in pairs:
+            labels.append(f"{textwrap.shorten(names[true], 30)} as {textwrap.shorten(names[predicted], 30)}")
+        axis.set_yticks(range(len(pairs)), labels, fontsize=7, parse_math=False)
+        axis.set(xlabel="images of the class taken for the other, %", xlim=(0, None))
+        axis.invert_yaxis()
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        return figure
 
 
-def _check_counts(counts: OrderCounts, classes: int) -> None:
-    if counts.samples < 1 or len(counts.right) != classes or any(images < 0 for images in counts.right):
-        raise UserError(f"by_class doesn't count {classes} classes in {counts.protocol} orders")
+def levels(results: Results) -> dict[str, float]:
+    """Accuracy in percent of guessing and, if clearly higher, of always naming the most frequent class."""
+    guessing = chance(results)
+    accuracies = {"chance": guessing}
+    counts = results.measure(ByClassCounts)
+    if counts:
+        most_frequent = 100 * max(counts.images, default=0) / max(1, sum(counts.images))
+        if most_frequent > guessing + 0.5:
+            accuracies["most frequent class"] = most_frequent
+    return accuracies
+
+
+def _worst_mistakes(counts: OrderCounts) -> dict[int, tuple[int, int]]:
+    """For each class the one that it is most often taken for, and how many images are."""
+    worst: dict[int, tuple[int, int]] = {}
     for true, predicted, images in counts.confused:
-        if not (0 <= true < classes and 0 <= predicted < classes and images >= 0):
-            raise UserError(f"by_class counts {images} images of class {true} taken for {predicted}, of {classes}")
+        worst.setdefault(true, (predicted, images))
+    return worst
+
+
+def _check_counts(counts: OrderCounts, images: list[int]) -> None:
+    if counts.samples < 1 or len(counts.right) != len(images):
+        raise UserError(f"by_class doesn't count {len(images)} classes in {counts.protocol} orders")
+    for right, present in zip(counts.right, images):
+        if not 0 <= right <= counts.samples * present:
+            raise UserError(f"by_class counts {right} images as right of a class that has {present}")
+    for true, predicted, count in counts.confused:
+        if not (0 <= true < len(images) and 0 <= predicted < len(images)):
+            raise UserError(f"by_class counts class {true} taken for {predicted}, of {len(images)} classes")
+        if not 0 < count <= counts.samples * images[true]:
+            raise UserError(f"by_class counts {count} mistakes of a class that has {images[true]} images")

@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from layershuffle.errors import UserError
 from layershuffle.results import typed_json
+from layershuffle.results.figures.drawing import heat_map
 from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.table import Table
 
 
 @register
@@ -18,6 +23,8 @@ class Cosine(Measure):
     """
 
     name: ClassVar[str] = "cosine"
+    picture: ClassVar[str] = "cosine"
+    caption: ClassVar[str] = "Cosine similarity of the activations after every two steps (arXiv 2407.09298)."
     matrix: list[list[float]]
 
     @classmethod
@@ -36,3 +43,18 @@ class Cosine(Measure):
         # Rounding can lead a little beyond 1.
         if any(abs(value) > 1.001 for row in self.matrix for value in row):
             raise UserError("cosine has similarities beyond 1")
+
+    def figure(self, results: Results, title: str = "") -> Figure:
+        """A heat map."""
+        steps = range(len(self.matrix))
+        return heat_map(
+            np.array(self.matrix), steps, title, "cosine similarity of the activations", "after step", ".2f"
+        )
+
+    def data(self, results: Results) -> tuple[str, Table]:
+        """The matrix."""
+        header = ["after step", *map(str, range(len(self.matrix)))]
+        rows = []
+        for step, similarities in enumerate(self.matrix):
+            rows.append([str(step), *(f"{value:.4f}" for value in similarities)])
+        return "cosine similarity", Table(header, rows)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from layershuffle.errors import UserError
 from layershuffle.results import typed_json
 from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.table import Table
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,18 @@ class EarlyExits(Measure):
         for stop in self.exits:
             if not (0 <= stop.top1 <= 1 and 0 <= stop.top5 <= 1):
                 raise UserError(f"early_exit has {stop}, whose accuracy is no share")
+
+    def table(self, results: Results) -> Table:
+        """Accuracy against the mean number of layers run, if all images stop together and if each stops by itself."""
+        rows = []
+        for score in results.of("pruned", strategy="first", sequence="original"):
+            kept = score.variant["kept"]
+            rows.append([f"all after {kept}", f"{kept:.2f}", f"{100 * score.top1:.2f}"])
+        for stop in self.exits:
+            words = "probability above" if stop.rule == "confidence" else "steps without change:"
+            rows.append([f"{words} {stop.threshold}", f"{stop.layers:.2f}", f"{100 * stop.top1:.2f}"])
+        return Table(["stop", "layers run", "top-1 %"], rows)
+
+    def tables(self, results: Results) -> dict[str, Table]:
+        """The table of all exits."""
+        return {"early exit": self.table(results)}

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from matplotlib.figure import Figure
+
 from layershuffle.errors import UserError
+from layershuffle.results.figures.drawing import COLOURS, accuracy_panel, annotate
 from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.table import Table
 
 
 @register
@@ -19,6 +23,11 @@ class Pruning(Measure):
     """
 
     name: ClassVar[str] = "prune"
+    picture: ClassVar[str] = "prune"
+    caption: ClassVar[str] = (
+        "Accuracy against time of the best choice of each number of layers; the one that meets the budget is ringed."
+    )
+    protocols: ClassVar[tuple[str, ...]] = ("prune",)
     images: int
     milliseconds: dict[int, float]
     chosen: str
@@ -28,3 +37,33 @@ class Pruning(Measure):
         for score in results.of("prune"):
             if score.variant.get("kept") not in self.milliseconds:
                 raise UserError(f"prune has no time for the layers kept of {score}")
+
+    def figure(self, results: Results, title: str = "") -> Figure:
+        """Accuracy against milliseconds, with the number of layers beside each point."""
+        xlabel = f"ms per image, batches of {results.evaluation.batch_size}"
+        figure, axis = accuracy_panel(results, title, xlabel=xlabel)
+        line = []
+        for score in results.of("prune"):
+            kept = score.variant["kept"]
+            point = (self.milliseconds[kept], 100 * score.top1)
+            if "sequence" in score.variant:
+                axis.plot(*point, "D", color=COLOURS[2], markersize=5, label="the same in the sequence found")
+            else:
+                line.append(point)
+                annotate(axis, str(kept), *point)
+            if score.order == self.chosen:
+                axis.plot(*point, "o", color=COLOURS[1], markersize=11, fillstyle="none", label="chosen")
+        axis.plot(*zip(*line), "o-", color=COLOURS[0], markersize=4, label="best layers, and their number")
+        axis.set(xlim=(0, None))
+        figure.legend(loc="outside right center", frameon=False)
+        return figure
+
+    def tables(self, results: Results) -> dict[str, Table]:
+        """The best orders of each number of layers, with time and accuracy."""
+        rows = []
+        for score in results.of("prune"):
+            kept = score.variant["kept"]
+            loss = "infinite" if score.loss is None else f"{score.loss:.4f}"
+            time = f"{self.milliseconds[kept]:#.3g}"
+            rows.append([str(score.order), str(kept), time, f"{100 * score.top1:.2f}", loss])
+        return {"prune": Table(["layers", "kept", "ms / image", "top-1 %", "loss"], rows)}

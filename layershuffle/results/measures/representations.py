@@ -1,11 +1,17 @@
 """What a layer puts out at each position."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
-from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.figures.drawing import coloured_panels
+from layershuffle.results.record import Measure, ReportSection, Results, register
+from layershuffle.results.table import Table
 
 
 @register
@@ -21,6 +27,15 @@ class Representations(Measure):
     """
 
     name: ClassVar[str] = "representations"
+    picture: ClassVar[str] = "representations"
+    caption: ClassVar[str] = "UMAP of a layer's output, coloured by the position that it held."
+    section: ClassVar[ReportSection | None] = ReportSection(
+        "What layers put out",
+        "UMAP of one layer's whole output, all tokens, a point for each image, run by itself in a random order; "
+        "its colour is the position that the layer held.",
+        paper_figures="4a and 4b",
+        side_by_side=True,
+    )
     orders: list[str]
     layer: int
     positions: list[int]
@@ -37,3 +52,35 @@ class Representations(Measure):
             raise UserError(f"representations has {len(self.positions)} positions for {len(self.plane)} points")
         if not all(0 <= position < self.steps for position in self.positions):
             raise UserError(f"representations has positions beyond the {self.steps} of the order")
+
+    def figure(self, results: Results, title: str = "") -> Figure:
+        """One panel: each output's place in the plane."""
+        return self.compared([results])
+
+    @classmethod
+    def compared(cls, several: Sequence[Results]) -> Figure:
+        """A panel for each model, as in figures 4a and 4b of arXiv 2407.04513."""
+        measured = list(_measured(several))
+        positions = range(max(measure.steps for _, measure in measured))
+        figure, axes, colours = coloured_panels(several, 4.6, "position", positions)
+        for axis, (results, measure) in zip(axes, measured):
+            x, y = np.array(measure.plane).T
+            axis.scatter(x, y, c=colours.to_rgba(np.array(measure.positions)), s=8, linewidths=0, rasterized=True)
+            axis.set(title=f"{results.label}, layer {measure.layer}", xticks=[], yticks=[])
+        return figure
+
+    @classmethod
+    def compared_data(cls, several: Sequence[Results]) -> tuple[str, Table]:
+        """Every point of every model."""
+        rows = []
+        for results, measure in _measured(several):
+            for position, (x, y) in zip(measure.positions, measure.plane):
+                rows.append([results.label, str(position), str(x), str(y)])
+        return "UMAP's plane has no unit", Table(["method", "position", "x", "y"], rows)
+
+
+def _measured(several: Sequence[Results]) -> Iterator[tuple[Results, Representations]]:
+    for results in several:
+        measure = results.measure(Representations)
+        if measure:
+            yield results, measure

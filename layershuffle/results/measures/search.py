@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from layershuffle.errors import UserError
+from layershuffle.results.figures.drawing import COLOURS, panels
 from layershuffle.results.record import Measure, Results, register
 
 
@@ -33,6 +38,9 @@ class Search(Measure):
     """
 
     name: ClassVar[str] = "search"
+    picture: ClassVar[str] = "search"
+    caption: ClassVar[str] = "The search for an order: the loss at each step, or the layers' ranks."
+    protocols: ClassVar[tuple[str, ...]] = ("search",)
     strategy: str
     images: int
     exponents: list[float] | None = None
@@ -42,3 +50,28 @@ class Search(Measure):
         """Raise a UserError if it has neither or both of a trace and exponents."""
         if (self.exponents is None) == (self.trace is None):
             raise UserError("search has either the trace of a search or the layers' exponents")
+
+    def figure(self, results: Results, title: str = "") -> Figure:
+        """The loss by step, or the exponents by layer."""
+        figure, (axis,) = panels(1, 6.4, 4.2, f"{title}: {self.strategy}" if title else self.strategy)
+        if self.trace is not None:
+            self._draw_trace(axis, self.trace)
+        elif self.exponents is not None:
+            layers = range(len(self.exponents))
+            axis.bar(layers, self.exponents, color=COLOURS[0])
+            axis.set(xlabel="layer", ylabel="heavy-tail exponent", xticks=layers)
+        return figure
+
+    def _draw_trace(self, axis: Axes, trace: list[SearchStep]) -> None:
+        losses = [np.nan if step.loss is None else step.loss for step in trace]
+        # A greedy search begins with one layer, the others with a whole order.
+        if self.strategy == "greedy":
+            first = 1
+            label = "layers appended"
+        else:
+            first = 0
+            label = "exchanges"
+        steps = range(first, first + len(losses))
+        axis.plot(steps, losses, "o-", color=COLOURS[0], markersize=4)
+        axis.set(xlabel=label, ylabel=f"cross-entropy on the {self.images} images searched on", xticks=steps)
+        axis.set_ylim(bottom=0)

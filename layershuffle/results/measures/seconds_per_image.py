@@ -3,9 +3,23 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from layershuffle.errors import UserError
 from layershuffle.results import typed_json
-from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.figures.drawing import (
+    COLOURS,
+    STRATEGIES,
+    band,
+    by_kept,
+    own_levels,
+    panels,
+    strategies_of,
+)
+from layershuffle.results.measures.early_exit import EarlyExits
+from layershuffle.results.record import Measure, Results, register, scores_of
+from layershuffle.results.table import Table
 
 
 @register
@@ -18,6 +32,11 @@ class SecondsPerImage(Measure):
     """
 
     name: ClassVar[str] = "seconds_per_image"
+    picture: ClassVar[str] = "depth"
+    caption: ClassVar[str] = (
+        "Accuracy against layers run, and against time. Choose early exit's threshold on other images than these."
+    )
+    protocols: ClassVar[tuple[str, ...]] = ("pruned",)
     seconds: dict[int, float]
 
     @classmethod
@@ -34,3 +53,42 @@ class SecondsPerImage(Measure):
         for score in results.of("pruned"):
             if score.variant.get("kept") not in self.seconds:
                 raise UserError(f"seconds_per_image has no time for the layers kept of {score}")
+
+    def figure(self, results: Results, title: str = "") -> Figure:
+        """Two panels: accuracy against layers, and against milliseconds."""
+        strategies = strategies_of([results])
+        figure, (by_layers, by_time) = panels(2, 10.5, 4.4, title)
+        for strategy, colour in zip(strategies, COLOURS):
+            points = by_kept(results, strategy, "original")
+            label = STRATEGIES.get(strategy, strategy).removesuffix(" kept")
+            band(by_layers, points, colour, marker=".", label=label)
+            in_milliseconds = {1000 * self.seconds[kept]: summary for kept, summary in points.items()}
+            band(by_time, in_milliseconds, colour, marker=".")
+        _draw_exits(by_layers, results, COLOURS[len(strategies) :])
+
+        own_levels(by_layers, results)
+        own_levels(by_time, results, label=False)
+        by_layers.set(xlabel="layers run (with early exit: mean)", xticks=sorted(self.seconds))
+        by_layers.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
+        by_time.set(xlabel=f"ms per image, batches of {results.evaluation.batch_size}", xlim=(0, None))
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return figure
+
+    def data(self, results: Results) -> tuple[str, Table]:
+        """All scores, and early exit's."""
+        table = scores_of(results)
+        early_exits = results.measure(EarlyExits)
+        if early_exits:
+            for stop, layers, top1 in early_exits.table(results).rows:
+                table.rows.append(["early exit", f"{stop}, {layers} layers", "", top1])
+        return "top-1 in percent", table
+
+
+def _draw_exits(axis: Axes, results: Results, colours: list[str]) -> None:
+    """Draw a line for each rule of early exit, if that was measured."""
+    early_exits = results.measure(EarlyExits)
+    by_rule: dict[str, list[tuple[float, float]]] = {}
+    for stop in early_exits.exits if early_exits else ():
+        by_rule.setdefault(stop.rule, []).append((stop.layers, 100 * stop.top1))
+    for (rule, points), colour in zip(by_rule.items(), colours):
+        axis.plot(*zip(*points), "x--", color=colour, markersize=4, linewidth=1, label=f"early exit by {rule}")

@@ -1,0 +1,48 @@
+"""Methods side by side: every score of every model."""
+
+from collections.abc import Container, Sequence
+
+from layershuffle.results import Results, Score, estimate, tables
+from layershuffle.results.tables import Group, Table
+
+Models = dict[object, dict[Group, list[Score]]]
+"""The scores of a method's models, by what identifies the model, then by group."""
+
+
+def comparison(several: Sequence[Results], without: Container[str] = ()) -> tuple[Table, str]:
+    """Methods side by side, shaped like table 1 of arXiv 2407.04513: top-1 in percent, with its 95% interval.
+
+    Args:
+        several: the results of all methods and seeds. A model may have several.
+        without: the protocols to leave out.
+
+    Returns:
+        The table, and a caption that says what ± stands for.
+    """
+    methods: dict[str, Models] = {}
+    for results in several:
+        models = methods.setdefault(results.label, {})
+        scores = models.setdefault(results.model.sha256 or results.model.seed, {})
+        # Of what several files of a model have, the first counts.
+        for group, of_group in results.groups().items():
+            scores.setdefault(group, of_group)
+
+    rows = []
+    for group in _groups(methods):
+        if group[0] in without:
+            continue
+        row = [tables.name_of(group)]
+        for models in methods.values():
+            row.append(tables.percent(estimate(scores.get(group, []) for scores in models.values())))
+        rows.append(row)
+    caption = tables.meaning({method: len(models) for method, models in methods.items()})
+    return Table(["top-1 %", *methods], rows), caption
+
+
+def _groups(methods: dict[str, Models]) -> list[Group]:
+    """Every group that a model has, once."""
+    groups: dict[Group, None] = {}
+    for models in methods.values():
+        for scores in models.values():
+            groups.update(dict.fromkeys(scores))
+    return list(groups)

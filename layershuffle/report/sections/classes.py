@@ -1,0 +1,97 @@
+"""The accuracy of each class, and what each method's first model takes it for."""
+
+from collections.abc import Sequence
+from functools import partial
+from statistics import fmean
+
+from layershuffle.report.page import Picture, Section, Table, TableCell, slug
+from layershuffle.report.sections.wording import Rows, heading, texts
+from layershuffle.report.setups import SetupResults
+from layershuffle.results import Results
+from layershuffle.results.measures import ByClassCounts
+
+MOST_CLASSES = 50
+"""How many rows the table of classes has at most."""
+
+Counted = dict[str, tuple[Results, ByClassCounts]]
+"""Results with their counts by class, by the path of the file."""
+
+
+def classes(setup: SetupResults) -> Section | None:
+    """A table of the methods, and the confusions of the first model of each."""
+    methods: dict[str, Counted] = {}
+    for method in setup.samplers:
+        files = _counted(setup, method)
+        if files:
+            methods[method] = files
+    if not methods or ByClassCounts.section is None:
+        return None
+    parts: list[Table | Picture] = [_table(methods)]
+    parts += [_confusion(method, files) for method, files in methods.items()]
+    return Section(heading(ByClassCounts.section.title, setup), [], parts)
+
+
+def _counted(setup: SetupResults, method: str) -> Counted:
+    files: Counted = {}
+    for run in setup.of(method):
+        for name, results in run.files.items():
+            counts = results.measure(ByClassCounts)
+            if counts:
+                files[name] = results, counts
+    return files
+
+
+def _table(methods: dict[str, Counted]) -> Table:
+    """A row for each class, those first that some method classifies worst."""
+    first_results, first_counts = next(iter(next(iter(methods.values())).values()))
+    names = first_counts.class_names(first_results)
+    images = first_counts.images
+    sequential: dict[str, list[float]] = {}
+    arbitrary: dict[str, list[float]] = {}
+    for method, files in methods.items():
+        # Only models that were tested on the same images can be averaged.
+        alike = [counts for _, counts in files.values() if counts.images == images]
+        sequential[method] = _accuracies(alike, "sequential")
+        arbitrary[method] = _accuracies(alike, "arbitrary, fixed")
+
+    def lowest(index: int) -> float:
+        columns = [*sequential.values(), *arbitrary.values()]
+        return min((accuracies[index] for accuracies in columns if accuracies), default=0)
+
+    present = [index for index, count in enumerate(images) if count]
+    shown = sorted(present, key=lowest)[:MOST_CLASSES]
+    rows: Rows = []
+    for index in shown:
+        row: list[TableCell | str] = [names[index], str(images[index])]
+        for method in methods:
+            text = f"{sequential[method][index]:.2f}" if sequential[method] else ""
+            notes = [f"arbitrary {arbitrary[method][index]:.2f}"] if arbitrary[method] else []
+            row.append(TableCell(text, notes))
+        rows.append(row)
+
+    caption = "Top-1 accuracy in percent in sequential order, and below it in arbitrary orders. Means over seeds."
+    if len(shown) < len(present):
+        caption += (
+            f" These are the {len(shown)} of {len(present)} classes with test images that some method classifies worst."
+        )
+    return Table(caption, ["class", "images", *methods], rows, folded=len(rows) > 20)
+
+
+def _accuracies(several: Sequence[ByClassCounts], order: str) -> list[float]:
+    """The accuracy of each class in percent, means over models; empty if they didn't run in such an order."""
+    of_models = []
+    for counts in several:
+        orders = counts.of(order)
+        if orders:
+            pairs = zip(orders.right, counts.images)
+            of_models.append([100 * right / max(1, orders.samples * images) for right, images in pairs])
+    return [fmean(of_class) for of_class in zip(*of_models)]
+
+
+def _confusion(method: str, files: Counted) -> Picture:
+    """The confusions of a method's first model."""
+    name, (results, counts) = next(iter(files.items()))
+    caption = f"{method}, seed {results.model.seed}. {counts.caption}"
+    what, table = counts.data(results)
+    data = Table(what, table.header, texts(table))
+    return Picture(slug(counts.picture, name.removesuffix(".json")), caption, partial(counts.figure, results), data)

@@ -1,0 +1,87 @@
+"""The summary: the accuracy of every method in sequential and in arbitrary order, as bars."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from layershuffle.report import curves
+from layershuffle.report.curves import Bar
+from layershuffle.report.page import Picture, Section, Table
+from layershuffle.report.sections.wording import picture
+from layershuffle.report.setups import SetupResults
+from layershuffle.results import Estimate, estimate
+
+
+def summary(setups: Sequence[SetupResults]) -> Section:
+    """What was compared, in a sentence, and the bars of each setup."""
+    text: list[str] = []
+    parts: list[Table | Picture] = []
+    for setup in setups:
+        text.append(_about(setup))
+        bars = accuracies(setup)
+        if bars:
+            caption = "top-1 accuracy; lines are 95% intervals."
+            draw = partial(curves.bars, bars, setup.levels)
+            parts.append(picture("orders", setup, caption, draw, _data(bars, setup)))
+    return Section("Summary", text, parts)
+
+
+def accuracies(setup: SetupResults) -> list[Bar]:
+    """The accuracy of each method in sequential and in arbitrary order.
+
+    Arbitrary order is the mean of orders that each ran over all images, if all methods have such, since one model tells
+    the interval of these; otherwise it is a new order in every batch.
+    """
+    arbitrary = _estimates(setup, "arbitrary", reading="fixed")
+    per_batch = _estimates(setup, "arbitrary", reading="per batch")
+    if len(per_batch) > len(arbitrary):
+        arbitrary = per_batch
+    bars = []
+    for order, estimates in (
+        ("sequential order", _estimates(setup, "sequential")),
+        ("arbitrary order", arbitrary),
+    ):
+        for method, accuracy in estimates.items():
+            bars.append(Bar(order, method, accuracy))
+    return bars
+
+
+def _estimates(setup: SetupResults, protocol: str, **variant: Any) -> dict[str, Estimate]:
+    estimates = {}
+    for method in setup.samplers:
+        accuracy = estimate(setup.over_seeds(method, protocol, **variant))
+        if accuracy is not None:
+            estimates[method] = accuracy
+    return estimates
+
+
+def _data(bars: Sequence[Bar], setup: SetupResults) -> Table:
+    """The bars in numbers, and the levels to compare them with."""
+    data = Table("top-1 in percent", ["order", "method", "mean", "95% interval, half", "seeds"], [])
+    for bar in bars:
+        half = bar.accuracy.ci95
+        interval = "" if half is None else f"{100 * half:.2f}"
+        data.rows.append([bar.order, bar.method, f"{100 * bar.accuracy.mean:.2f}", interval, str(bar.accuracy.models)])
+    for level, value in setup.levels.items():
+        data.rows.append(["", level, f"{value:.2f}", "", ""])
+    return data
+
+
+def _about(setup: SetupResults) -> str:
+    """The backbone, the data, and how many images, classes, methods and seeds there are."""
+    first = next(iter(setup.files.values()))
+    images = _counted(first.data.images, "test image", "test images")
+    classes = _counted(first.model.num_classes, "class", "classes")
+    text = f"{setup.backbone} on {setup.data}: {images} in {classes}"
+    if setup.methods:
+        methods = _counted(len(setup.methods), "method", "methods each")
+        seeds = [len(setup.of(method)) for method in setup.methods]
+        fewest = min(seeds)
+        most = max(seeds)
+        counts = str(most) if fewest == most else f"{fewest} to {most}"
+        text += f", {methods} with {counts} {'seed' if most == 1 else 'seeds'}"
+    return f"{text}."
+
+
+def _counted(count: int, singular: str, plural: str) -> str:
+    return f"{count:,} {singular if count == 1 else plural}"

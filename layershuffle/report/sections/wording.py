@@ -1,0 +1,59 @@
+"""What the sections share: headings, names of files, what ± means, and a table of several setups."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from layershuffle.report.page import Picture, Table, TableCell, slug
+from layershuffle.report.setups import SetupResults
+from layershuffle.results import tables
+
+Rows = list[list[TableCell | str]]
+
+READINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sequential": ("sequential", {}),
+    "arbitrary, per batch": ("arbitrary", {"reading": "per batch"}),
+    "arbitrary, fixed": ("arbitrary", {"reading": "fixed"}),
+}
+"""The rows that compare methods at full depth: protocols, and what their variants have."""
+
+
+def heading(title: str, setup: SetupResults) -> str:
+    """The title of a section about one setup."""
+    return f"{title}: {setup.name}" if setup.name else title
+
+
+def picture(kind: str, setup: SetupResults, caption: str, draw: Callable[[], Figure], data: Table) -> Picture:
+    """A picture of a setup, whose name the caption begins with if there are several."""
+    name = slug(kind, setup.data, setup.backbone)
+    caption = f"{setup.name}: {caption}" if setup.name else caption[0].upper() + caption[1:]
+    return Picture(name, caption, draw, data)
+
+
+def texts(table: tables.Table) -> Rows:
+    """The rows of a table of results, for a table of the report."""
+    return [list(row) for row in table.rows]
+
+
+def by_setup(setups: Sequence[SetupResults], rows_of: Callable[[SetupResults], Rows]) -> Rows:
+    """The rows of all setups; if there are several, the first row of each says which one it is."""
+    all_rows: Rows = []
+    for setup in setups:
+        rows = rows_of(setup)
+        if rows and setup.name:
+            rows[0][0] = TableCell(str(rows[0][0]), [setup.name])
+        all_rows += rows
+    return all_rows
+
+
+def meaning(setups: Sequence[SetupResults], methods: Sequence[str] | None = None) -> str:
+    """What ± stands for in a table of these methods, by default all."""
+    seeds: dict[str, int] = {}
+    for setup in setups:
+        for method in setup.methods if methods is None else methods:
+            runs = setup.of(method)
+            if runs:
+                name = f"{method} ({setup.name})" if setup.name else method
+                seeds[name] = len(runs)
+    return tables.meaning(seeds) if seeds else ""

@@ -1,0 +1,29 @@
+"""Results as pictures: an overview, the drawings that protocols name, and what the pictures of measures share."""
+
+from layershuffle.results.figures.drawing import (
+    COLOURS,
+    band,
+    chance,
+    draw_levels,
+    panels,
+    rendered,
+    save,
+)
+from layershuffle.results.figures.overview import overview
+from layershuffle.results.figures.plots import Plot, draw, plots
+from layershuffle.results.figures.protocols import DRAWINGS
+
+__all__ = [
+    "COLOURS",
+    "DRAWINGS",
+    "Plot",
+    "band",
+    "chance",
+    "draw",
+    "draw_levels",
+    "overview",
+    "panels",
+    "plots",
+    "rendered",
+    "save",
+]

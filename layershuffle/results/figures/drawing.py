@@ -1,0 +1,164 @@
+"""What pictures share: colours, panels, bands, heat maps, the levels to compare with, and writing them to files."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+
+from layershuffle.files import write_whole
+from layershuffle.results.estimates import Summary, summarise
+from layershuffle.results.record import Results
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+LEVEL: dict[str, Any] = {"color": "grey", "linewidth": 0.8, "linestyle": ":"}
+"""The style of lines to compare with, such as chance."""
+STRATEGIES = {"first": "first layers kept", "even": "evenly spaced layers kept", "random": "random layers kept"}
+"""What pictures call the strategies of the protocol "pruned"."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` to ``path``, whose suffix says in which format."""
+    write_whole(path, rendered(figure, path.suffix[1:]))
+
+
+def rendered(figure: Figure, form: str) -> bytes:
+    """The content of a file of ``figure``: "png", or "svg", which is always the same for the same figure."""
+    buffer = io.BytesIO()
+    # An SVG would hold the time at which it was made.
+    metadata = {"Date": None} if form == "svg" else None
+    figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
+    return buffer.getvalue()
+
+
+# --- Figures and axes ---------------------------------------------------------------------------------------
+
+
+def panels(count: int, width: float, height: float, title: str | None = None, grid: bool = True) -> tuple[Figure, Any]:
+    """A figure of that size in inches, and the axes of its panels, which stand side by side and share the y axis."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        if grid:
+            axis.grid(True, axis="y", alpha=0.3)
+        else:
+            axis.grid(False, axis="y")
+    if title is not None:
+        figure.suptitle(title)
+    return figure, axes
+
+
+def accuracy_panel(results: Results, title: str, **labels: str) -> tuple[Figure, Axes]:
+    """A figure with one panel of accuracies in percent, with the levels to compare with."""
+    figure, (axis,) = panels(1, 7.6, 4.2, title)
+    own_levels(axis, results)
+    axis.set(ylabel="top-1 accuracy, %", ylim=(0, 100), **labels)
+    return figure, axis
+
+
+def coloured_panels(
+    several: Sequence[Results], height: float, label: str, names: Sequence[Any]
+) -> tuple[Figure, list[Axes], ScalarMappable]:
+    """A panel for each of the results, which share a bar of colours: one for each of ``names``."""
+    viridis = colormaps["viridis"]
+    colours = ScalarMappable(BoundaryNorm(np.arange(-0.5, len(names)), viridis.N), viridis)
+    figure = Figure(figsize=(1.4 + 4.2 * len(several), height), layout="constrained")
+    axes = list(figure.subplots(1, len(several), squeeze=False)[0])
+    bar = figure.colorbar(colours, ax=axes, label=label, ticks=range(len(names)), shrink=0.8)
+    bar.minorticks_off()
+    bar.set_ticklabels(list(map(str, names)))
+    return figure, axes, colours
+
+
+# --- What is drawn into axes --------------------------------------------------------------------------------
+
+
+def annotate(axis: Axes, text: str, x: float, y: float, offset: tuple[int, int] = (0, 4), **style: Any) -> None:
+    """Write a small text beside a point, by default above it."""
+    style = {"ha": "center", **style}
+    axis.annotate(text, (x, y), offset, textcoords="offset points", fontsize=7, **style)
+
+
+def band(axis: Axes, points: Mapping[Any, Summary], colour: str, alpha: float = 0.12, **style: Any) -> None:
+    """Draw a line through the means by x, and a band from the smallest value to the largest."""
+    summaries = points.values()
+    axis.plot(list(points), [summary.mean for summary in summaries], color=colour, **style)
+    low = [summary.min for summary in summaries]
+    high = [summary.max for summary in summaries]
+    if low != high:
+        axis.fill_between(list(points), low, high, color=colour, alpha=alpha, linewidth=0)
+
+
+def draw_levels(axis: Axes, levels: Mapping[str, float]) -> None:
+    """Draw up to two accuracies to compare with, in percent, as level lines."""
+    for (name, value), linestyle in zip(levels.items(), (":", "-.")):
+        axis.axhline(value, label=name, **{**LEVEL, "linestyle": linestyle})
+
+
+def own_levels(axis: Axes, results: Results, label: bool = True) -> None:
+    """Draw the accuracy of the model's base order, and chance, as level lines."""
+    for score in results.of("sequential"):
+        axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="own order" if label else None)
+    axis.axhline(chance(results), label="chance" if label else None, **LEVEL)
+
+
+def heat_map(values: np.ndarray, ticks: Sequence[float], title: str, label: str, axis_label: str, form: str) -> Figure:
+    """A square of coloured cells with their values.
+
+    Args:
+        values: [size, size]; cells that are NaN stay empty.
+        ticks: what rows and columns are called.
+        title: of the picture.
+        label: of the bar of colours.
+        axis_label: of both axes.
+        form: how to write a value, such as ".2f".
+    """
+    size = len(values)
+    figure = Figure(figsize=(max(4.8, 1.9 + 0.42 * size), max(4.0, 1.1 + 0.42 * size)), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(values, cmap="viridis")
+    axis.set(xlabel=axis_label, ylabel=axis_label)
+    axis.set_xticks(range(size), map(str, ticks))
+    axis.set_yticks(range(size), map(str, ticks))
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = values[row, column]
+        colour = "white" if value <= middle else "black"
+        text = format(value, form).replace("0.", ".")
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+    figure.colorbar(image, label=label, shrink=0.8)
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+# --- Numbers ------------------------------------------------------------------------------------------------
+
+
+def chance(results: Results) -> float:
+    """The accuracy of guessing, in percent."""
+    return 100 / results.model.num_classes
+
+
+def by_kept(results: Results, strategy: str, sequence: str) -> dict[int, Summary]:
+    """Top-1 accuracy in percent by the number of layers kept, over the orders of a strategy of protocol "pruned"."""
+    grouped: dict[int, list[float]] = {}
+    for score in results.of("pruned", strategy=strategy, sequence=sequence):
+        grouped.setdefault(score.variant["kept"], []).append(100 * score.top1)
+    return {kept: summarise(values) for kept, values in sorted(grouped.items())}
+
+
+def strategies_of(several: Sequence[Results]) -> list[str]:
+    """The strategies of the protocol "pruned" in these results, each once."""
+    strategies: dict[str, None] = {}
+    for results in several:
+        for score in results.of("pruned"):
+            strategies[score.variant["strategy"]] = None
+    return list(strategies)

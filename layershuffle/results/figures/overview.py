@@ -1,0 +1,89 @@
+"""The overview: one or more models in their base order, in arbitrary orders, and with layers left out."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from layershuffle.results.figures.drawing import (
+    COLOURS,
+    LEVEL,
+    STRATEGIES,
+    annotate,
+    band,
+    by_kept,
+    chance,
+    panels,
+    strategies_of,
+)
+from layershuffle.results.record import Results
+
+SEQUENCES: dict[str, Any] = {"original": "-", "random": "--"}
+"""The line styles of the sequences in which the layers that are kept run."""
+
+
+def overview(several: Sequence[Results], title: str = "") -> Figure:
+    """Top-1 accuracy of one or more models at full depth and, if pruned orders were scored, by layers kept.
+
+    Full depth: a bar for the sequential order and one for arbitrary orders, with a dot for each order; that bar is the
+    mean of the orders that ran over all images. Pruned: one panel a strategy; lines are means over the orders, bands
+    reach from the worst order to the best.
+    """
+    strategies = strategies_of(several)
+    width = max(6.4, 4.2 + 3.2 * len(strategies))
+    figure, (full_depth, *axes) = panels(1 + len(strategies), width, 4.4, title)
+    for index, results in enumerate(several):
+        colour = COLOURS[index % len(COLOURS)]
+        _draw_full_depth(full_depth, results, colour, 0.8 * index / len(several) - 0.4, 0.8 / len(several))
+        for axis, strategy in zip(axes, strategies):
+            _draw_pruned(axis, results, strategy, colour)
+        for axis in (full_depth, *axes):
+            axis.axhline(chance(results), **LEVEL)
+
+    full_depth.set(title="all layers", ylabel="top-1 accuracy, %", ylim=(0, 100))
+    full_depth.set_xticks([0, 1], ["sequential\norder", "arbitrary\norders"])
+    for axis, strategy in zip(axes, strategies):
+        axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
+
+    handles = _legend(several, with_sequences=bool(strategies))
+    columns = len(handles) if strategies else 3
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def _draw_full_depth(axis: Axes, results: Results, colour: str, left: float, width: float) -> None:
+    for column, protocol in enumerate(("sequential", "arbitrary")):
+        scores = results.of(protocol)
+        if not scores:
+            continue
+        x = column + left + width / 2
+        # Without an order, a score is of a new one in every batch, and no dot of its own.
+        fixed = [score for score in scores if score.order is not None] or scores
+        mean = fmean(100 * score.top1 for score in fixed)
+        axis.bar(x, mean, 0.92 * width, color=colour, alpha=0.85)
+        annotate(axis, f"{mean:.1f}", x, 100 * max(score.top1 for score in scores))
+        if len(scores) > 1:
+            spread = [x + 0.6 * width * (place / (len(scores) - 1) - 0.5) for place in range(len(scores))]
+            accuracies = [100 * score.top1 for score in scores]
+            axis.scatter(spread, accuracies, s=4, color="black", alpha=0.5, zorder=3)
+
+
+def _draw_pruned(axis: Axes, results: Results, strategy: str, colour: str) -> None:
+    for sequence, style in SEQUENCES.items():
+        points = by_kept(results, strategy, sequence)
+        band(axis, points, colour, linestyle=style, marker=".")
+        axis.set_xticks(list(points))
+
+
+def _legend(several: Sequence[Results], with_sequences: bool) -> list[Line2D]:
+    handles = []
+    for index, results in enumerate(several):
+        handles.append(Line2D([], [], color=COLOURS[index % len(COLOURS)], lw=4, label=results.label))
+    if with_sequences:
+        for sequence, style in SEQUENCES.items():
+            handles.append(Line2D([], [], color="grey", linestyle=style, label=f"in {sequence} sequence"))
+    handles.append(Line2D([], [], label="chance", **LEVEL))
+    return handles

@@ -1,0 +1,100 @@
+"""Which pictures there are of one model's results, and how they get to files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from layershuffle.errors import UserError
+from layershuffle.orders.protocols import Protocol
+from layershuffle.results import tables
+from layershuffle.results.figures.drawing import save
+from layershuffle.results.figures.overview import overview
+from layershuffle.results.figures.protocols import DRAWINGS
+from layershuffle.results.record import Measure, Results
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of one model's results.
+
+    Attributes:
+        name: the name of its file.
+        caption: what it shows.
+        figure: draws it, from the results and a title.
+        protocols: the protocols whose scores it shows.
+        section: the title of the report's section that shows the same for all models together; empty if there is none.
+        measure: the measure that it shows, if any.
+    """
+
+    name: str
+    caption: str
+    figure: Callable[[Results, str], Figure]
+    protocols: tuple[str, ...] = ()
+    section: str = ""
+    measure: Measure | None = None
+
+
+def plots(results: Results) -> list[Plot]:
+    """The pictures that ``results`` fill, but for the overview."""
+    measured = [measure for measure in results.measures if measure.picture]
+    in_measures: set[str] = set()
+    for measure in measured:
+        in_measures.update(measure.protocols)
+
+    by_picture: dict[str, list[Protocol]] = {}
+    for protocol in tables.shown(results):
+        if protocol.figure not in (None, "overview") and protocol.name not in in_measures:
+            by_picture.setdefault(protocol.picture or protocol.name, []).append(protocol)
+
+    pictures = [_plot_of_protocols(name, protocols) for name, protocols in by_picture.items()]
+    for measure in measured:
+        section = measure.section.title if measure.section else ""
+        pictures.append(Plot(measure.picture, measure.caption, measure.figure, measure.protocols, section, measure))
+    return pictures
+
+
+def _plot_of_protocols(name: str, protocols: list[Protocol]) -> Plot:
+    """The picture that some protocols share."""
+    first = protocols[0]
+    figure = first.figure or ("lines" if first.columns else "bars")
+    draw: Callable[[Results, str], Figure]
+    if callable(figure):
+        draw = figure
+    elif figure in DRAWINGS:
+        draw = partial(DRAWINGS[figure], protocols)
+    else:
+        raise UserError(f"the protocol {name} has no figure {figure}: choose from {', '.join(DRAWINGS)}")
+    caption = " ".join(["Top-1 accuracy:", *(protocol.caption for protocol in protocols)])
+    if figure == "lines":
+        caption += " Bands reach from the worst order to the best."
+    return Plot(name, caption, draw, tuple(protocol.name for protocol in protocols), first.section)
+
+
+def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
+    """Every picture that ``results`` fill, beside the results file ``output``; returns where each went, by name."""
+    figures: dict[str, Callable[[Results, str], Figure]] = {}
+    if _needs_overview(results):
+        figures["overview"] = lambda results, title: overview([results], title)
+    for plot in plots(results):
+        figures[plot.name] = plot.figure
+
+    # The first picture is named like the results file.
+    paths: dict[str, Path] = {}
+    for name, figure in figures.items():
+        path = output.with_suffix(f".{name}.png" if paths else ".png")
+        save(figure(results, title), path)
+        paths[name] = path
+    return paths
+
+
+def _needs_overview(results: Results) -> bool:
+    """Whether there are scores that belong into the overview, or that no other picture shows."""
+    covered: set[str] = set()
+    for plot in plots(results):
+        covered.update(plot.protocols)
+    if results.scores and not covered:
+        return True
+    return any(protocol.figure == "overview" and protocol.name not in covered for protocol in tables.shown(results))

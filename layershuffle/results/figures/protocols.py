@@ -1,0 +1,160 @@
+"""The drawings that protocols can name as their figure."""
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from layershuffle.orders.protocols import Protocol
+from layershuffle.results.estimates import summarise
+from layershuffle.results.figures.drawing import (
+    COLOURS,
+    LEVEL,
+    accuracy_panel,
+    annotate,
+    band,
+    chance,
+    heat_map,
+    panels,
+)
+from layershuffle.results.record import Results
+from layershuffle.results.score import Score
+
+MARKERS = "osD^vP*"
+
+
+def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
+    """Top-1 accuracy against the first number in the variant, a line for each value of the rest.
+
+    Lines are means over orders and bands reach from the worst order to the best. Scores whose variant has no number are
+    a level line.
+    """
+    # Accuracies by line and number; None stands for scores without a number.
+    by_label: dict[str, dict[float | None, list[float]]] = {}
+    keys = []
+    for protocol in protocols:
+        for score in results.of(protocol.name):
+            key, number = next(_numbers(score), ("", None))
+            rest = ", ".join(str(value) for name, value in score.variant.items() if name != key)
+            line = by_label.setdefault(rest or protocol.label or protocol.name, {})
+            line.setdefault(number, []).append(100 * score.top1)
+            keys.append(key)
+
+    numbers = sorted({number for line in by_label.values() for number in line if number is not None})
+    if not numbers:
+        return bars(protocols, results, title)
+
+    xlabel = protocols[0].xlabel or protocols[0].columns or max(keys)
+    figure, axis = accuracy_panel(results, title, xlabel=xlabel)
+    for index, (label, line) in enumerate(by_label.items()):
+        level = line.get(None)
+        means = {x: summarise(level or line[x]) for x in numbers if level or x in line}
+        colour = COLOURS[index % len(COLOURS)]
+        marker = MARKERS[index % len(MARKERS)]
+        band(axis, means, colour, marker=marker, markersize=4, label=label)
+    axis.set_xticks(numbers)
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
+    """Mean top-1 accuracy of each variant, with a line from the worst order to the best, beside the base order's."""
+    names = {"sequential", *(protocol.name for protocol in protocols)}
+    groups = {group: scores for group, scores in results.groups().items() if group[0] in names}
+    figure, (axis,) = panels(1, 7.6, 1.6 + 0.42 * len(groups), title, grid=False)
+    labels = []
+    for row, (group, scores) in enumerate(groups.items()):
+        name, *variant = group
+        summary = summarise(100 * score.top1 for score in scores)
+        colour = COLOURS[0] if name == "sequential" else COLOURS[1]
+        axis.barh(row, summary.mean, color=colour, alpha=0.85)
+        if summary.n > 1:
+            axis.plot([summary.min, summary.max], [row, row], color="black", linewidth=0.8)
+        annotate(axis, f"{summary.mean:.1f}", summary.max, row, (3, 0), ha="left", va="center")
+        label = ", ".join(map(str, variant)) or name
+        labels.append("own order" if label == "sequential" else textwrap.shorten(label, 44))
+    axis.set_yticks(range(len(groups)), labels, fontsize=7)
+    axis.axvline(chance(results), label="chance", **LEVEL)
+    axis.set(xlabel="top-1 accuracy, %", xlim=(0, 105))
+    axis.invert_yaxis()
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def scatter(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
+    """Top-1 accuracy of every order against the first number in the variant, with the best, the mean and the worst."""
+    by_number: dict[float, list[float]] = {}
+    for score in results.of(*(protocol.name for protocol in protocols)):
+        _, number = next(_numbers(score))
+        by_number.setdefault(number, []).append(100 * score.top1)
+
+    figure, axis = accuracy_panel(results, title, xlabel=protocols[0].xlabel or protocols[0].columns)
+    for number, values in by_number.items():
+        # Side by side within the number's column, so that equal ones don't hide each other.
+        spread = [number + 0.5 * ((index + 0.5) / len(values) - 0.5) for index in range(len(values))]
+        axis.scatter(spread, values, s=3, color=COLOURS[0], alpha=0.35, linewidth=0)
+    for name, summary, style in (("best choice", max, "^-"), ("mean", fmean, ".-"), ("worst choice", min, "v-")):
+        points = [summary(values) for values in by_number.values()]
+        axis.plot(list(by_number), points, style, color=COLOURS[1], markersize=4, linewidth=1, label=name)
+    axis.set_xticks(list(by_number))
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def matrix(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
+    """Top-1 accuracy by the first two numbers in the variant. A pair that has no score gets its mirror image's."""
+    (protocol,) = protocols
+    by_pair: dict[tuple[float, float], list[float]] = {}
+    for score in results.of(protocol.name):
+        (_, row), (_, column), *_ = _numbers(score)
+        by_pair.setdefault((row, column), []).append(100 * score.top1)
+
+    ticks = sorted({number for pair in by_pair for number in pair})
+    values = np.full((len(ticks), len(ticks)), np.nan)
+    for i, row in enumerate(ticks):
+        for j, column in enumerate(ticks):
+            accuracies = by_pair.get((row, column)) or by_pair.get((column, row))
+            if accuracies:
+                values[i, j] = fmean(accuracies)
+    label = f"top-1 accuracy with {protocol.label}, %" if protocol.label else "top-1 accuracy, %"
+    return heat_map(values, ticks, title, label, protocol.xlabel, ".0f")
+
+
+def choices(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
+    """Top-1 accuracy when images choose their order, at best, and in each order, with how many chose it."""
+    scores = results.of(*(protocol.name for protocol in protocols))
+    figure, axis = accuracy_panel(results, title)
+    names = ["each image's\nchoice", "each image's\nbest (oracle)"]
+    for index, score in enumerate(scores):
+        text = f"{100 * score.top1:.1f}"
+        if score.chosen is not None:
+            text += f"\n{100 * score.chosen:.0f}% chose it"
+        colour = COLOURS[0] if score.order is None else COLOURS[1]
+        axis.bar(index, 100 * score.top1, color=colour, alpha=0.85)
+        annotate(axis, text, index, 100 * score.top1)
+        if score.order is not None:
+            names.append(textwrap.fill(score.order, 16))
+    axis.set_xticks(range(len(scores)), names, fontsize=7)
+    axis.set(ylim=(0, 112), yticks=range(0, 101, 20))
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+DRAWINGS: dict[str, Callable[[Sequence[Protocol], Results, str], Figure]] = {
+    "lines": lines,
+    "bars": bars,
+    "scatter": scatter,
+    "matrix": matrix,
+    "choices": choices,
+}
+"""What a protocol can name as its figure."""
+
+
+def _numbers(score: Score) -> Iterator[tuple[str, Any]]:
+    """The entries of the variant that are numbers."""
+    for key, value in score.variant.items():
+        if isinstance(value, (int, float)):
+            yield key, value

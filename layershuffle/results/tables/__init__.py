@@ -1,0 +1,23 @@
+"""Results as tables, for the terminal, for Markdown and as CSV."""
+
+from layershuffle.results.table import Rows, Table, as_csv, markdown, terminal
+from layershuffle.results.tables.scores import full_depth, grid, of, shown
+from layershuffle.results.tables.wording import ONE_SEED, SEVERAL_SEEDS, Group, meaning, name_of, percent
+
+__all__ = [
+    "ONE_SEED",
+    "SEVERAL_SEEDS",
+    "Group",
+    "Rows",
+    "Table",
+    "as_csv",
+    "full_depth",
+    "grid",
+    "markdown",
+    "meaning",
+    "name_of",
+    "of",
+    "percent",
+    "shown",
+    "terminal",
+]

@@ -1,0 +1,108 @@
+"""The scores of one model as tables."""
+
+from statistics import fmean
+from typing import Any
+
+from layershuffle.orders.protocols import PROTOCOLS, Protocol
+from layershuffle.results.estimates import Estimate, estimate, summarise
+from layershuffle.results.record import Results
+from layershuffle.results.score import Score
+from layershuffle.results.table import Rows, Table
+from layershuffle.results.tables.wording import name_of, percent, strategy_of
+
+MOST_INTERVALS = 4
+"""Of more columns than this, 80 characters have no room for the intervals."""
+
+
+def of(results: Results) -> dict[str, Table]:
+    """Every table that the results fill, by name: "orders", each protocol with columns, and those of the measures."""
+    tables = {"orders": full_depth(results)}
+    for protocol in shown(results):
+        if protocol.columns:
+            tables[protocol.name] = grid(results, protocol)
+    for measure in results.measures:
+        tables.update(measure.tables(results))
+    return {name: table for name, table in tables.items() if table.rows}
+
+
+def shown(results: Results) -> list[Protocol]:
+    """The protocols of the scores, as they are registered.
+
+    One that isn't, such as a user's own, gets columns if the first entry of its variants is a number.
+    """
+    first_variants: dict[str, dict[str, Any]] = {}
+    for score in results.scores:
+        first_variants.setdefault(score.protocol, score.variant)
+    protocols = [protocol for name, protocol in PROTOCOLS.items() if name in first_variants]
+    for name, variant in first_variants.items():
+        if name not in PROTOCOLS:
+            key, value = next(iter(variant.items()), ("", None))
+            columns = key if isinstance(value, (int, float)) else ""
+            protocols.append(Protocol(name, lambda: iter(()), columns=columns))
+    return protocols
+
+
+def full_depth(results: Results) -> Table:
+    """Everything measured for each group of orders, but those of protocols with columns or a matrix."""
+    elsewhere = {protocol.name for protocol in shown(results) if protocol.columns or protocol.figure == "matrix"}
+    predicts = any(score.position_accuracy is not None for score in results.scores)
+    chooses = any(score.chosen is not None for score in results.scores)
+    header = ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss", "ECE %"]
+    if predicts:
+        header.append("pos. %")
+    if chooses:
+        header.append("chosen %")
+    rows = []
+    for group, scores in results.groups().items():
+        if group[0] in elsewhere:
+            continue
+        row = [name_of(group), *_numbers(scores)]
+        if predicts:
+            row.append(_mean_percent([score.position_accuracy for score in scores]))
+        if chooses:
+            chosen = scores[0].chosen
+            row.append("" if chosen is None else f"{100 * chosen:.1f}")
+        rows.append(row)
+    return Table(header, rows)
+
+
+def _numbers(scores: list[Score]) -> list[str]:
+    """The cells from "n" to "ECE %"."""
+    top1 = summarise(score.top1 for score in scores)
+    top5 = fmean(score.top5 for score in scores)
+    losses = [score.loss for score in scores if score.loss is not None]
+    cells = [str(top1.n), percent(estimate([scores]))]
+    for share in (top1.std, top1.min, top1.max, top5):
+        cells.append("" if share is None else f"{100 * share:.2f}")
+    # A loss of None was not finite, and neither is a mean with it.
+    cells.append(f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite")
+    cells.append(_mean_percent([score.ece for score in scores]))
+    return cells
+
+
+def _mean_percent(shares: list[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    return f"{100 * fmean(known):.2f}" if known else ""
+
+
+def grid(results: Results, protocol: Protocol) -> Table:
+    """Top-1 accuracy, a column for each value of the variant's first entry, a row for each of the rest."""
+    by_rest: dict[tuple[object, ...], dict[Any, Estimate | None]] = {}
+    for (name, *variant), scores in results.groups().items():
+        if name == protocol.name:
+            first, *rest = variant
+            by_rest.setdefault(tuple(rest), {})[first] = estimate([scores])
+    columns = sorted({column for cells in by_rest.values() for column in cells})
+    rows: Rows = []
+    for key, cells in by_rest.items():
+        row = [strategy_of(list(key)) or "top-1 %"]
+        for column in columns:
+            accuracy = cells.get(column)
+            if accuracy is None:
+                row.append("")
+            elif len(columns) <= MOST_INTERVALS:
+                row.append(percent(accuracy))
+            else:
+                row.append(f"{100 * accuracy.mean:.1f}")
+        rows.append(row)
+    return Table([protocol.columns, *map(str, columns)], rows)
