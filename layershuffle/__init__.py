@@ -10,14 +10,15 @@ from layershuffle.version import __version__
 if TYPE_CHECKING:
     from layershuffle.api.train import TrainedRun, train
     from layershuffle.checkpoints.authors import load_reference
-    from layershuffle.checkpoints.loading import LoadedModel, load
+    from layershuffle.checkpoints.loaded_model import LoadedModel
+    from layershuffle.checkpoints.loading import load
     from layershuffle.models import OrderedViT, Output, create_model
 
 _HOMES = {
     "train": "api.train",
     "TrainedRun": "api.train",
     "load": "checkpoints.loading",
-    "LoadedModel": "checkpoints.loading",
+    "LoadedModel": "checkpoints.loaded_model",
     "load_reference": "checkpoints.authors",
     "OrderedViT": "models",
     "Output": "models",

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layershuffle import files as reading
-from layershuffle.checkpoints.loading import RECORD, load
+from layershuffle.checkpoints.loading import load
+from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.commands.parser import Parser
 from layershuffle.data import DataConfig, TorchvisionImages, from_config
 from layershuffle.errors import UserError
@@ -171,7 +172,7 @@ def checkpoint(path, **changed):
     config = {"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode", **SMALL}
     model = create_model(**config)
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    torch.save({"state_dict": state, RECORD: {"model": config | changed}}, path)
+    torch.save({"state_dict": state, METADATA_KEY: {"model": config | changed}}, path)
     return path
 
 
@@ -319,7 +320,7 @@ def damaged(draw, *contents):
 
 def torch_file():
     buffer = io.BytesIO()
-    torch.save({"state_dict": {"a": torch.arange(6.0).view(2, 3)}, RECORD: {"model": {"name": "x"}}}, buffer)
+    torch.save({"state_dict": {"a": torch.arange(6.0).view(2, 3)}, METADATA_KEY: {"model": {"name": "x"}}}, buffer)
     return buffer.getvalue()
 
 

@@ -32,7 +32,7 @@ def test_a_loss_is_one_file_and_a_config():
     assert objective.position_loss == "mean"  # as the config optimizer/mini says
     assert float(run.callback_metrics["train/focal_loss"]) == float(run.callback_metrics["train/loss"]) > 0
     checkpoint = Path("runs/version_0/checkpoints/last.ckpt")
-    assert load(str(checkpoint)).record["method"] == "layershuffle"
+    assert load(str(checkpoint)).info.method == "layershuffle"
     assert train([*DIGITS, *QUIET, *FEW, *logged, f"--ckpt_path={checkpoint}"]).global_step == 2
 
 

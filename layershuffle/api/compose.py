@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from layershuffle import private_apis
-from layershuffle.checkpoints.loading import read_checkpoint
+from layershuffle.checkpoints.checkpoint import read_checkpoint
 from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.config_parser import ConfigParser
 from layershuffle.data import ImageData
@@ -166,9 +166,9 @@ def _prepare_to_continue(
     step = 0
     metadata = None
     if config.ckpt_path:
-        content = read_checkpoint(config.ckpt_path)
-        step = int(content.get("global_step", 0))
-        metadata = CheckpointMetadata.from_content(content, config.ckpt_path)
+        checkpoint = read_checkpoint(config.ckpt_path)
+        step = checkpoint.global_step
+        metadata = checkpoint.metadata
     if earlier:
         resume.continue_run(config, earlier, step)
         logger.info("continuing %s%s", earlier.folder, "" if earlier.checkpoint else " from the beginning")

@@ -1,20 +1,32 @@
 """Loads checkpoints of the LayerShuffle authors' six model classes, which use Hugging Face's parameter names."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.training_data import class_names
 from layershuffle.errors import UserError
-from layershuffle.files import read_json
+from layershuffle.files import read_json, sha256
 from layershuffle.models.create import create_fitting
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position
 from layershuffle.models.weights import read_file
+from layershuffle.results import ModelInfo
 
-# From Hugging Face's names to timm's. The weights of keys and values join those of the queries, as timm has one matrix.
+CONFIG_FILE = "config.json"
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+"""The names that transformers gives a file of weights; the first that is there is read."""
+MAX_CONFIG_BYTES = 16 << 20
+
+VIT = "vit_base_patch16_224.orig_in21k_ft_in1k"
+DEIT = "deit_base_distilled_patch16_224.fb_in1k"
+"""The models that the authors start from, as timm names them."""
+
 _NAMES = {
     r"embeddings\.cls_token": "vit.cls_token",
     r"embeddings\.distillation_token": "vit.dist_token",
@@ -32,6 +44,22 @@ _NAMES = {
     r"encoder\.layer\.(\d+)\.projection\.net\.(\d)\.(\w+)": r"encoding.projections.\1.\2.\3",
     r"encoder\.embedding\.weight": "encoding.table.weight",
 }
+"""From Hugging Face's names to ours and timm's. Those of keys and values are missing, see ``_rename``."""
+
+
+def load_authors_folder(folder: Path) -> LoadedModel:
+    """Load a folder with a checkpoint of the LayerShuffle authors' code.
+
+    Raises:
+        UserError: if it has no config.json with weights beside it, or as ``load_reference``.
+    """
+    config = folder / CONFIG_FILE
+    weights = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
+    if weights is None or not config.is_file():
+        raise UserError(f"{folder} has no {CONFIG_FILE} with a {' or '.join(WEIGHTS_FILES)} beside it")
+    model = load_reference(weights, config)
+    info = ModelInfo(name=folder.name, source=str(weights), sha256=sha256(weights), config=model.config)
+    return LoadedModel(model, info, authors=True, class_names=_class_names(config, info.num_classes))
 
 
 def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
@@ -51,25 +79,18 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
     Raises:
         UserError: if a file is damaged or of another model, or the two don't belong together.
     """
-    settings = read_json(config, most=16 << 20)
-    if not isinstance(settings, dict) or settings.get("model_type") not in ("vit", "deit"):
-        raise UserError(f"{config} is not the config of a ViT or DeiT: its model_type should be vit or deit")
-    if settings.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{config} asks for the activation {settings['hidden_act']}; only gelu is supported")
-    weights = _renamed(read_file(checkpoint), checkpoint)
-    distilled = "vit.dist_token" in weights
-    kinds: dict[str, Position] = {"encoding": "encode", "prediction": "predict"}
-    position = next((kind for part, kind in kinds.items() if any(name.startswith(part) for name in weights)), "none")
+    settings = _read_config(config)
+    weights = _rename(read_file(checkpoint), checkpoint)
+    is_distilled = "vit.dist_token" in weights
+    if is_distilled:
+        _add_distillation_head(weights)
     try:
-        for kind in ("weight", "bias") if distilled else ():
-            weights[f"vit.head_dist.{kind}"] = torch.zeros_like(weights[f"vit.head.{kind}"])
         model = create_fitting(
             weights,
             f"{checkpoint}, described by {config},",
-            # The weights that the authors start from, as timm names them.
-            name="deit_base_distilled_patch16_224.fb_in1k" if distilled else "vit_base_patch16_224.orig_in21k_ft_in1k",
+            name=DEIT if is_distilled else VIT,
             num_classes=len(settings["id2label"]),
-            position=position,
+            position=_position(weights),
             head="class",
             norm_eps=settings["layer_norm_eps"],
             img_size=settings["image_size"],
@@ -89,25 +110,77 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
 
 
 def keep_classes(model: OrderedViT, count: int) -> None:
-    """Leave out all but the first ``count`` classes of a model that ``load_reference`` made.
+    """Leave out all but the first ``count`` classes of a model that ``load_reference`` returned.
 
     The authors fine-tuned on CIFAR-100 with the head of 1,000 classes that ImageNet needs.
     """
     head: Any = model.vit.head
-    head.weight, head.bias = nn.Parameter(head.weight[:count]), nn.Parameter(head.bias[:count])
-    head.out_features = model.config["num_classes"] = count
+    head.weight = nn.Parameter(head.weight[:count])
+    head.bias = nn.Parameter(head.bias[:count])
+    head.out_features = count
+    model.config["num_classes"] = count
 
 
-def _renamed(content: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    content = {re.sub(r"^(vit|deit)\.", "", name): value for name, value in content.items()}
+def _read_config(path: str | Path) -> dict[str, Any]:
+    """The content of a config.json; raises UserError if it isn't that of a ViT or DeiT."""
+    settings = read_json(path, most=MAX_CONFIG_BYTES)
+    if not isinstance(settings, dict) or settings.get("model_type") not in ("vit", "deit"):
+        raise UserError(f"{path} is not the config of a ViT or DeiT: its model_type should be vit or deit")
+    activation = settings.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise UserError(f"{path} asks for the activation {activation}; only gelu is supported")
+    return settings
+
+
+def _class_names(config: Path, num_classes: int) -> list[str] | None:
+    """The names that a config.json has for the classes, if it has one for each."""
+    by_label = _read_config(config)["id2label"]
+    if not isinstance(by_label, dict):
+        return None
+    names = [by_label.get(str(label)) for label in range(len(by_label))]
+    return class_names({"classes": names}, num_classes)
+
+
+def _position(weights: Mapping[str, Tensor]) -> Position:
+    """What the layers of the model with these weights do with their position."""
+    if any(name.startswith("encoding.") for name in weights):
+        return "encode"
+    if any(name.startswith("prediction.") for name in weights):
+        return "predict"
+    return "none"
+
+
+def _add_distillation_head(weights: dict[str, Tensor]) -> None:
+    """Add a second head of zeros, which timm's distilled DeiT has and the authors' code leaves out."""
+    for kind in ("weight", "bias"):
+        head = weights.get(f"vit.head.{kind}")
+        if head is not None:
+            weights[f"vit.head_dist.{kind}"] = torch.zeros_like(head)
+
+
+def _rename(content: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The weights under our names. Other entries of the checkpoint are left out.
+
+    timm has one matrix for queries, keys and values, so that the weights of the keys and of the values are appended to
+    those of the queries.
+    """
+    theirs = {re.sub(r"^(vit|deit)\.", "", name): value for name, value in content.items()}
     weights: dict[str, Tensor] = {}
     for pattern, ours in _NAMES.items():
-        for name in filter(re.compile(pattern).fullmatch, content):
-            parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-            if not all(part in content for part in parts):
-                raise UserError(f"{path} lacks the keys or values of layer {name.split('.')[2]}")
-            joined = torch.cat([content[part] for part in parts]) if ".query." in name else content[name]
-            weights[re.sub(pattern, ours, name)] = joined
+        for name, value in theirs.items():
+            if not re.fullmatch(pattern, name):
+                continue
+            if ".query." in name:
+                value = _joined(theirs, name, path)
+            weights[re.sub(pattern, ours, name)] = value
     if not weights:
         raise UserError(f"{path} holds none of the names that the LayerShuffle authors' checkpoints have")
     return weights
+
+
+def _joined(theirs: Mapping[str, Tensor], query: str, path: str | Path) -> Tensor:
+    """The weights of queries, keys and values, by the name of those of the queries."""
+    names = [query.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+    if not all(name in theirs for name in names):
+        raise UserError(f"{path} lacks the keys or values of layer {query.split('.')[2]}")
+    return torch.cat([theirs[name] for name in names])

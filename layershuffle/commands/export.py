@@ -10,9 +10,11 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from layershuffle.checkpoints.export import LOAD, check_new, export, why_only_here
-from layershuffle.checkpoints.loading import LoadedModel, load
-from layershuffle.checkpoints.programs import Format, Programs, export_programs
+from layershuffle.checkpoints.export import LOAD, check_new, export, why_not_timm
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.loading import load
+from layershuffle.checkpoints.program_export import export_programs
+from layershuffle.checkpoints.programs import Format, Programs
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.studying import parse
 from layershuffle.data import ImageData, Preprocess
@@ -67,8 +69,8 @@ def export_command(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     config = parse(parser, args, required=False)
     subject, folder = load(config.checkpoint), config.folder
-    model, record = subject.model.eval(), subject.record
-    if "method" not in record:
+    model = subject.model.eval()
+    if "method" not in subject.record:
         raise UserError(f"{config.checkpoint} is not a checkpoint of layershuffle train")
     order = model.check(config.order) if config.order else None
     programs = config.format != "timm"
@@ -85,9 +87,9 @@ def export_command(args: list[str] | None = None) -> None:
         if programs:
             difference = _export_programs(config, subject, order, results, images)
         else:
-            export(model, record, subject.data, folder, results, config.license, order)
+            export(subject, folder, order=order, results=results, license=config.license)
             exported = load(folder).model.eval()
-            why = why_only_here(exported)
+            why = why_not_timm(exported)
             normalise = Preprocess(*model.image_format)
             run = (lambda images: exported(images).logits) if why else exported.vit
             difference = _difference(model, lambda images, _: run(normalise(images)), [order], images)
@@ -118,15 +120,13 @@ def _export_programs(
     own = model.order if order is None else order
     inside = config.normalise == "inside"
     export_programs(
-        model,
-        subject.record,
-        subject.data,
+        subject,
         config.folder,
         config.format,
-        None if config.split else own,
-        inside,
-        results,
-        config.license,
+        order=None if config.split else own,
+        normalises=inside,
+        results=results,
+        license=config.license,
     )
     run = Programs(config.folder)
     normalise = Preprocess(*model.image_format).to(config.device)

@@ -16,7 +16,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from layershuffle.checkpoints.loading import LoadedModel, load
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.loading import load
 from layershuffle.commands.parser import Parser
 from layershuffle.data.decoding import UNDECODABLE, open_image, why_left_out
 from layershuffle.data.folders import describe_left_out

@@ -17,7 +17,7 @@ from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.evaluation.search import climb, scores_all, thin
 from layershuffle.files import write_whole
-from layershuffle.models.create import OWN
+from layershuffle.models.create import ARGUMENTS
 from layershuffle.orders.named import first
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
@@ -130,7 +130,7 @@ def _export(study: Study, order: Order) -> None:
     if study.model.encoding:
         return
     exported = load(config.export).model.config
-    timm_args = {k: v for k, v in exported.items() if k not in OWN}
+    timm_args = {k: v for k, v in exported.items() if k not in ARGUMENTS}
     model = {"name": exported["name"], "timm_args": timm_args, "head": exported["head"], "sampler": "Sequential"}
     model["pretrained"] = str(folder / "model.safetensors")
     refine = {"model": model, "data": {"class_path": data.name, "init_args": data.args}}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from layershuffle.checkpoints.export import RECORD_FILE
+from layershuffle.checkpoints.exported import DESCRIPTION_FILE
 from layershuffle.checkpoints.programs import MANIFEST
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError, is_network_error
@@ -20,7 +20,7 @@ def push_command(args: list[str] | None = None) -> None:
     parser.add_argument("--public", action="store_true", help="let everybody see a new model (default: only you can)")
     parser.add_argument("--message", default="Upload with layershuffle", help="of the commit")
     config = parser.parse_args(args)
-    if not any((config.folder / name).is_file() for name in (RECORD_FILE, MANIFEST)):
+    if not any((config.folder / name).is_file() for name in (DESCRIPTION_FILE, MANIFEST)):
         raise UserError(f"{config.folder} is not a folder of layershuffle export")
     from huggingface_hub import HfApi
 

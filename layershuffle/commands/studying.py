@@ -129,6 +129,7 @@ class Study:
         classes, needed = model.config["num_classes"], self.data.num_classes
         if loaded.authors and classes > needed:
             keep_classes(model, needed)
+            self.record["config"]["num_classes"] = needed
             self.record["classes"] = f"the first {needed} of {classes}"
             if fabric.is_global_zero:
                 print(f"of the {classes} classes of the authors' checkpoint, the first {needed} are evaluated")

@@ -106,7 +106,7 @@ def create_model(
     return model
 
 
-OWN = inspect.signature(create_model).parameters.keys() - {"pretrained", "timm_args"}
+ARGUMENTS = inspect.signature(create_model).parameters.keys() - {"pretrained", "timm_args"}
 """The arguments of ``create_model`` that describe a model and are not timm's."""
 
 
@@ -118,7 +118,7 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
         source: the file that the weights and the description came from, for error messages.
         config: arguments of ``create_model``. They come from the file, so those that read or fetch others are refused.
     """
-    known = OWN | {name for path in FAMILIES for name in inspect.signature(resolve_name(path)).parameters}
+    known = ARGUMENTS | {name for path in FAMILIES for name in inspect.signature(resolve_name(path)).parameters}
     if strange := config.keys() - known:
         raise UserError(f"the model it names has {sorted(map(str, strange))[0][:200]}, which describes no model")
     depth, positions = config.get("depth"), config.get("positions")

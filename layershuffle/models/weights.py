@@ -57,13 +57,20 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def weights_file(path: str | Path) -> Path:
+    """The file of weights that ``path`` means: itself, or where there is none, the packaged weights of this name."""
+    packaged = PACKAGED / f"{path}.safetensors"
+    if packaged.is_file() and not Path(path).is_file():
+        return packaged
+    return Path(path)
+
+
 def read_backbone(path: str | Path) -> dict[str, Tensor]:
     """The backbone's weights under timm's names, from a timm state dict or a checkpoint of ``layershuffle train``.
 
     A ``path`` without a file can be the name of weights that travel with the package.
     """
-    packaged = PACKAGED / f"{path}.safetensors"
-    content = read_file(packaged if packaged.is_file() and not Path(path).is_file() else path)
+    content = read_file(weights_file(path))
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layershuffle.checkpoints.likely_classes import likely_classes
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
@@ -49,10 +50,9 @@ class Result(NamedTuple):
 
     def described(self, classes: Sequence[str], top: int) -> dict[str, Any]:
         """What the first image shows: the ``top`` likeliest of ``classes``, and how they came about, for JSON."""
-        best = self.logits[0].softmax(dim=-1).topk(min(top, len(classes)))
         likeliest = [
-            {"class": classes[label], "probability": round(probability, 6)}
-            for probability, label in zip(best.values.tolist(), best.indices.tolist())
+            {"class": likely.name, "probability": round(likely.probability, 6)}
+            for likely in likely_classes(self.logits[:1], classes, top)
         ]
         seconds, missed = round(self.seconds, 4), [*self.missed]
         return {"classes": likeliest, "order": str(self.order), "missed": missed, "seconds": seconds}

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 from PIL import UnidentifiedImageError
 
-from layershuffle.checkpoints.loading import LoadedModel
+from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.data.decoding import UNDECODABLE, open_image
 from layershuffle.errors import UserError
 from layershuffle.serving.cluster import Cluster

@@ -1,6 +1,5 @@
 """A node of the Ray cluster: a process that holds some layers and runs them on the tokens that it is sent."""
 
-import copy
 import hashlib
 import os
 import threading
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
+from layershuffle.models.part import copy_with_layers
 from layershuffle.orders.order import Step
 
 remote: Any = ray.remote  # Its types lack concurrency_groups.
@@ -21,15 +21,7 @@ remote: Any = ray.remote  # Its types lack concurrency_groups.
 
 def part(model: OrderedViT, step: Step) -> OrderedViT:
     """A copy of the model that can run ``step`` and nothing else: it has no weights of other layers."""
-    layers = {unit.layer for unit in step}
-    kept: set[nn.Module | None] = {model.layers, *(model.layers[layer] for layer in layers)}
-    needless = [*model.vit.children(), *model.layers]
-    if model.encoding:
-        kept |= {model.encoding.projections[layer] for layer in layers}
-        needless += model.encoding.projections
-    memo: dict[int, nn.Module | None] = {id(module): nn.Identity() for module in needless if module not in kept}
-    memo |= {id(module): None for module in (model.prediction, model.choice) if module is not None}
-    return copy.deepcopy(model, memo).eval()
+    return copy_with_layers(model, {unit.layer for unit in step}, only_layers=True).eval()
 
 
 def fingerprint(model: OrderedViT) -> str:

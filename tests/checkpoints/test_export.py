@@ -11,12 +11,14 @@ from packaging.version import Version
 
 from layershuffle import Order
 from layershuffle.checkpoints.export import export
+from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.files import sha256
 from layershuffle.models.create import cut
+from layershuffle.results import ModelInfo
 
 pytestmark = pytest.mark.skipif(
     Version(timm.__version__) < Version("1.0.31"), reason="older ones read no safetensors from a local-dir"
@@ -54,7 +56,7 @@ def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, image
     export_command([checkpoint, "out", "--results", "results.json", "--license=mit"])
     assert ("timm can't run this model" in capsys.readouterr().out) == (position == "encode")
     before, after = load(checkpoint), load("out")
-    assert after.record == before.record
+    assert after.info == before.info
     assert after.data == before.data
     order = Order("3 (1|2) 0")
     with torch.inference_mode():
@@ -119,7 +121,7 @@ def test_an_order_is_exported_with_its_score(trained, tmp_path, images, position
     # The layers of an exported model are counted anew, so its scores are not those of the checkpoint's layers.
     evaluate_command(["out", "--protocols=sequential", "--output=cut.json"])
     export_command(["out", "again", "--order=2 0"])
-    assert load("again").record["cut"] == "4 3"
+    assert load("again").info.cut == "4 3"
     with pytest.raises(ValueError, match="are of another checkpoint"):
         export_command([checkpoint, "wrong", "--order=0 1 2", "--results=cut.json"])
 
@@ -167,7 +169,8 @@ def test_layers_in_an_order_of_their_own_become_a_plain_model(trained, tmp_path,
     ],
 )
 def test_what_timm_cannot_run_it_refuses(trained, tmp_path, images, capsys, option, why):
-    checkpoint = trained(0, f"--model.{option}")
+    objective = ["--model.objective=InstanceWise"] if option.startswith("choices") else []
+    checkpoint = trained(0, f"--model.{option}", *objective)
     export_command([checkpoint, "out"])
     assert f"note: timm can't run this model, because {why}" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match=re.escape(f"timm can't run it, because {why}; use layershuffle.")):
@@ -200,7 +203,7 @@ def test_a_model_is_cut_to_any_order_of_whole_layers(small, images, name, order)
 
 def test_orders_that_are_no_text_are_recorded_as_text(small, images, tmp_path):
     model = small(choices=[Order("0 1"), [3, 2]], order=Order("0 1 2 3 0"))
-    export(model, {"sha256": "", "config": model.config}, None, tmp_path / "out")
+    export(LoadedModel(model, ModelInfo(name="small", config=model.config)), tmp_path / "out")
     with torch.inference_mode():
         assert torch.equal(load(tmp_path / "out").model.eval()(images).logits, model(images).logits)
 
@@ -216,7 +219,7 @@ def test_exports_that_would_mislead(trained, tmp_path):
         export_command([first, "out"])
     export_command([first, "new"])
     (tmp_path / "new/layershuffle.json").write_text("{")
-    with pytest.raises(ValueError, match=r"layershuffle\.json is not a record of export or is damaged"):
+    with pytest.raises(ValueError, match=r"new/layershuffle\.json is not"):
         load("new")
 
 
@@ -227,7 +230,7 @@ def test_merged_layers_bring_their_own_position_tables(trained):
     merged = load("merged.ckpt")
     sources = [load(path).model.encoding.tables for path in paths]
     assert len({tables[0].weight.sum().item() for tables in sources}) == 3
-    for layer, source in enumerate(merged.record["merged"]["layers"]):
+    for layer, source in enumerate(merged.info.merged["layers"]):
         assert torch.equal(merged.model.encoding.tables[layer].weight, sources[source][layer].weight)
     export_command(["merged.ckpt", "out"])
     assert torch.equal(load("out").model.encoding.tables[1].weight, merged.model.encoding.tables[1].weight)
@@ -238,7 +241,7 @@ def test_merged_layers_come_from_the_models_that_the_record_names(trained):
     merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
     merged = load("merged.ckpt")
     sources = [load(path) for path in paths]
-    layers = merged.record["merged"]["layers"]
+    layers = merged.info.merged["layers"]
     assert len(set(layers)) > 1
     for layer, source in enumerate(layers):
         for mine, its in (
@@ -248,11 +251,11 @@ def test_merged_layers_come_from_the_models_that_the_record_names(trained):
             for name, value in its[layer].state_dict().items():
                 assert torch.equal(mine[layer].state_dict()[name], value)
     assert torch.equal(merged.model.vit.patch_embed.proj.weight, sources[0].model.vit.patch_embed.proj.weight)
-    assert [source["sha256"] for source in merged.record["merged"]["sources"]] == [sha256(path) for path in paths]
+    assert [source["sha256"] for source in merged.info.merged["sources"]] == [sha256(path) for path in paths]
     results = evaluate_command(["merged.ckpt", "--orders=2", "--protocols", "arbitrary"])
     assert results.label == "layershuffle-predict-merged"
     merge_command([*paths, "--seed=3", "--output=again.ckpt"])
-    assert load("again.ckpt").record["merged"]["layers"] == layers
+    assert load("again.ckpt").info.merged["layers"] == layers
     before = Path("again.ckpt").read_bytes()
     with pytest.raises(ValueError, match=r"again\.ckpt is there already: give another --output, or remove it"):
         merge_command([*paths, "--seed=4", "--output=again.ckpt"])

@@ -10,12 +10,18 @@ import torch
 from helpers import SMALL, train
 
 from layershuffle import Order
-from layershuffle.checkpoints.programs import Programs, export_programs
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.program_export import export_programs
+from layershuffle.checkpoints.programs import Programs
 from layershuffle.commands.export import export_command
 from layershuffle.data import Preprocess
+from layershuffle.results import ModelInfo
 
-RECORD = {"sha256": "", "source": "here"}
 PIXELS = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def loaded(model):
+    return LoadedModel(model, ModelInfo(name="small", source="here", config=model.config))
 
 
 def logits(model, order):
@@ -44,7 +50,7 @@ def snippet(folder):
 )
 def test_a_program_runs_one_order_of_any_kind(small, tmp_path, form, name, arguments):
     model, order = small(name, **arguments), Order("3 (1|2) 1a 1f")
-    export_programs(model, RECORD, None, tmp_path / "out", form, order, inside=True)
+    export_programs(loaded(model), tmp_path / "out", form, order=order)
     programs = Programs(tmp_path / "out")
     expected = logits(model, order)
     for count in (3, 1):
@@ -64,7 +70,7 @@ def test_a_program_runs_one_order_of_any_kind(small, tmp_path, form, name, argum
 )
 def test_layers_in_files_of_their_own_run_in_any_order(small, tmp_path, form, name, position):
     model = small(name, position=position, depth=3)
-    export_programs(model, RECORD, None, tmp_path / "out", form, None, inside=False)
+    export_programs(loaded(model), tmp_path / "out", form, normalises=False)
     programs = Programs(tmp_path / "out")
     normalised = Preprocess(*model.image_format)(PIXELS)
     for order in ("2 0 1", "1 (0|2) 2", "1"):
@@ -79,7 +85,7 @@ def test_layers_in_files_of_their_own_run_in_any_order(small, tmp_path, form, na
 
 def test_a_compiled_program(small, tmp_path):
     model = small(position="encode")
-    export_programs(model, RECORD, None, tmp_path / "out", "aoti", Order("2"), inside=True)
+    export_programs(loaded(model), tmp_path / "out", "aoti", order=Order("2"))
     for count in (3, 1):
         found = Programs(tmp_path / "out")(PIXELS[:count])
         torch.testing.assert_close(found, logits(model, "2")[:count], rtol=0, atol=1e-5)

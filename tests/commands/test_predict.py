@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 
 import layershuffle
-from layershuffle.checkpoints import loading
+from layershuffle.checkpoints import named
 from layershuffle.checkpoints.export import export
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.logs import set_up_logging
@@ -89,8 +89,8 @@ def test_a_model_predicts_in_python(checkpoint, pictures):
         found = loaded.predict(images, top=3, order=order)
         assert [len(classes) for classes in found] == [3] * 6
         for classes, row in zip(found, expected):
-            assert [name for name, _ in classes] == [CLASSES[label] for label in row.argsort(descending=True)[:3]]
-            assert all(close(value, row[CLASSES.index(name)].item()) for name, value in classes)
+            assert [likely.name for likely in classes] == [CLASSES[label] for label in row.argsort(descending=True)[:3]]
+            assert all(close(likely.probability, row[CLASSES.index(likely.name)].item()) for likely in classes)
     assert len(loaded.predict(images[:1], top=100)[0]) == 5
     with pytest.raises(ValueError, match="names layer 9"):
         loaded.predict(images, order="9")
@@ -243,7 +243,7 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
         set_up_logging()
         rendered(results.measure(ByClassCounts).figure(results), "png")
     assert not warned
-    export(loaded.model, loaded.record, loaded.data, Path("exported"))
+    export(loaded, Path("exported"))
     picture = [Image.open(root / "val/n01440764/RGB.JPEG")]
     exported = layershuffle.load("exported")
     assert exported.classes == loaded.classes
@@ -251,8 +251,8 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
 
 
 def test_timms_models_know_the_classes_of_imagenet(monkeypatch):
-    make = loading.create_model
-    monkeypatch.setattr(loading, "create_model", lambda name, classes, pretrained: make(name, classes))
+    make = named.create_model
+    monkeypatch.setattr(named, "create_model", lambda name, classes, pretrained: make(name, classes))
     loaded = layershuffle.load("vit_tiny_patch16_224")
     assert len(loaded.classes) == 1000
     assert (loaded.classes[0], loaded.classes[999]) == (

@@ -210,7 +210,7 @@ def test_trained_merged_exported_and_read_again(tmp_path, monkeypatch, images):
         train([*options, f"--seed={seed}", f"--checkpoint.dirpath=run{seed}"])
     merge_command(["run0/best.ckpt", "run1/best.ckpt", "--seed=3", "--output=merged.ckpt"])
     merged, sources = load("merged.ckpt"), [load("run0/best.ckpt"), load("run1/best.ckpt")]
-    layers = merged.record["merged"]["layers"]
+    layers = merged.info.merged["layers"]
     assert set(layers) == {0, 1}
     for layer, source in enumerate(layers):
         mine, its = merged.model, sources[source].model

@@ -97,7 +97,7 @@ def check(answers, numbers=range(30)):
             continue
         (expected,) = loaded.predict([Image.open(picture)], top=2, order=answer["order"])
         assert [(each["class"], each["probability"]) for each in answer["classes"]] == [
-            (name, pytest.approx(probability, abs=1e-5)) for name, probability in expected
+            (likely.name, pytest.approx(likely.probability, abs=1e-5)) for likely in expected
         ]
         assert answer["seconds"] > 0
         assert {*answer["missed"]} == {0, 1, 2, 3} - {int(step) for step in answer["order"].split()}

@@ -277,7 +277,7 @@ def test_the_door(served):
             found = json.loads(text)
             (expected,) = loaded.predict([picture], top=2, order=found["order"])
             assert [(each["class"], each["probability"]) for each in found["classes"]] == [
-                (name, pytest.approx(probability, abs=1e-6)) for name, probability in expected
+                (likely.name, pytest.approx(likely.probability, abs=1e-6)) for likely in expected
             ]
     assert json.loads(state[1]).keys() == cluster.state().keys()
     assert (page[0], "<!doctype html>" in page[1]) == (200, True)

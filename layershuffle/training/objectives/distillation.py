@@ -123,9 +123,9 @@ class Teacher:
         loaded = load(name)
         self.name = name
         self.model = loaded.model.requires_grad_(False)
-        self.sha256 = loaded.record.get("sha256")
+        self.sha256 = loaded.info.sha256
         # timm's names of a class may differ from the data's, so they are not compared.
-        self.class_names = loaded.names if loaded.data else None
+        self.class_names = loaded.class_names if loaded.data else None
         self._check_classes(student)
         self._check_images(student)
 

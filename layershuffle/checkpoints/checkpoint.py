@@ -1,0 +1,63 @@
+"""Reads the checkpoints that ``layershuffle train`` and ``layershuffle merge`` write."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.errors import UserError
+from layershuffle.models.weights import read_file
+
+SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
+"""What the names of files with weights end in."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What this package reads in a checkpoint. Lightning, which writes it, also keeps the optimizer's state there.
+
+    Attributes:
+        metadata: how to make the model again, and what is known about its training.
+        weights: the state dict of the trained ``FineTuner``, in which the model's names begin with ``model.``.
+        global_step: after how many updates it was written; 0 if it was merged.
+    """
+
+    metadata: CheckpointMetadata
+    weights: dict[str, Tensor]
+    global_step: int
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint. Tensors are read from the file as they are used.
+
+    Raises:
+        UserError: if the file can't be read, or neither ``layershuffle train`` nor ``layershuffle merge`` wrote it.
+    """
+    content = read_file(path)
+    metadata = CheckpointMetadata.from_content(content, path)
+    weights = content.get("state_dict")
+    if not isinstance(weights, dict) or not all(_is_weight(*item) for item in weights.items()):
+        raise UserError(f"{path} is damaged: it holds no weights")
+    global_step = content.get("global_step", 0)
+    if not isinstance(global_step, int) or global_step < 0:
+        raise UserError(f"{path} is damaged: its global_step can't be {str(global_step)[:100]}")
+    return Checkpoint(metadata, weights, global_step)
+
+
+def is_checkpoint(source: str | Path) -> bool:
+    """Whether a source of ``layershuffle.load`` is the path of a file rather than the name of a model.
+
+    A file that isn't there counts if its path looks like one, so that the error says what is missing.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return False
+    # A name on the Hugging Face hub has its slash after a colon.
+    looks_like_path = "/" in str(source).partition(":")[0]
+    return path.exists() or path.suffix in SUFFIXES or looks_like_path
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)

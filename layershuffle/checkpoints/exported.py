@@ -1,0 +1,80 @@
+"""The folders that ``layershuffle export`` writes: their files, and how they are read."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.training_data import class_names
+from layershuffle.errors import UserError
+from layershuffle.files import read_json, write_whole
+from layershuffle.models.create import create_fitting
+from layershuffle.models.weights import read_file
+from layershuffle.results import ModelInfo
+
+DESCRIPTION_FILE = "layershuffle.json"
+"""Says what is known about the model."""
+WEIGHTS_FILE = "model.safetensors"
+"""Holds the weights of timm's model, under timm's names."""
+MORE_WEIGHTS_FILE = "layershuffle.safetensors"
+"""Holds the weights that timm's models lack: of position encoding or prediction, and of choices of orders."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a folder says about its model.
+
+    Attributes:
+        info: its name, its source and how to make it again.
+        data: the data it was trained on, see ``LoadedModel``.
+    """
+
+    info: ModelInfo
+    data: dict[str, Any] | None
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether ``layershuffle export`` wrote this folder, for timm and this package."""
+    return (Path(folder) / DESCRIPTION_FILE).is_file()
+
+
+def load_exported(folder: Path) -> LoadedModel:
+    """Load the model of an exported folder; raises UserError if one of its files is damaged."""
+    description = read_description(folder / DESCRIPTION_FILE)
+    config = description.info.config
+    weights = {}
+    for name, value in read_file(folder / WEIGHTS_FILE).items():
+        weights[f"vit.{name}"] = value
+    if config["position"] != "none" or "choices" in config:
+        weights.update(read_file(folder / MORE_WEIGHTS_FILE))
+    return loaded_model(description, weights, str(folder))
+
+
+def loaded_model(description: Description, weights: dict[str, Tensor], source: str) -> LoadedModel:
+    """The model that a description and a state dict make, both of which come from ``source``."""
+    model = create_fitting(weights, source, **description.info.config).eval()
+    names = class_names(description.data, description.info.num_classes)
+    return LoadedModel(model, description.info, description.data, class_names=names)
+
+
+def read_description(path: Path) -> Description:
+    """Read what ``write_description`` wrote; raises UserError if it is damaged."""
+    content = read_json(path, what="a description of export")
+    try:
+        info = ModelInfo.from_json(content["record"])
+        data = content["data"]
+        has_position = "position" in info.config
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not has_position or not (data is None or isinstance(data, dict)):
+        raise UserError(f"{path} is damaged: it has no position, or data that is none")
+    return Description(info, data)
+
+
+def write_description(path: Path, description: Description) -> None:
+    """Write what is known about a model; raises UserError if it can't be written."""
+    content = {"record": description.info.to_json(), "data": description.data}
+    write_whole(path, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,119 @@
+"""The model card, which is the README.md of an exported folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.errors import UserError
+from layershuffle.orders.order import Order
+from layershuffle.results import ModelInfo, Results, tables
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model card says besides what is known about the model.
+
+    Attributes:
+        title: the name of the folder.
+        library: what the Hugging Face hub shows as the library that loads the model.
+        use: how to load the model and run it, in Markdown.
+        scores: what ``scores_of`` returned.
+        license: of the weights; if None, the card says nothing about it.
+        config_file: the file of the folder that says how images are resized.
+        normalises: whether the model itself normalises its images.
+    """
+
+    title: str
+    library: str
+    use: str
+    scores: str
+    license: str | None
+    config_file: str
+    normalises: bool = False
+
+    def markdown(self, loaded: LoadedModel) -> str:
+        """The whole card of a model."""
+        info = loaded.info
+        config = info.config
+        license_line = f"license: {self.license}\n" if self.license else ""
+        return f"""---
+library_name: {self.library}
+{license_line}pipeline_tag: image-classification
+tags: [image-classification, timm, layershuffle]
+---
+# {self.title}
+
+{config["name"]}, {config["num_classes"]} classes, fine-tuned by the method {info.method} with
+[LayerShuffle](https://arxiv.org/abs/2407.04513):
+order sampler `{info.sampler}`, position `{config["position"]}`, seed {info.seed}.
+{_origin(info)}
+## Use
+
+{self.use}
+Images: {self._images(loaded)}, resized and cropped as
+{self.config_file} says.
+
+## Accuracy
+
+{self.scores}
+"""
+
+    def _images(self, loaded: LoadedModel) -> str:
+        image_format = loaded.model.image_format
+        size = image_format.size
+        colours = "RGB" if len(image_format.mean) == 3 else "grey"
+        values = ""
+        if not self.normalises:
+            mean = ", ".join(f"{value:.4g}" for value in image_format.mean)
+            std = ", ".join(f"{value:.4g}" for value in image_format.std)
+            values = f" in 0..1, minus mean ({mean}), divided by standard deviation ({std})"
+        return f"{colours}{values}, {size} x {size} pixels"
+
+
+def _origin(info: ModelInfo) -> str:
+    """From which checkpoints and layers the model's layers come, a line each."""
+    text = ""
+    if info.merged:
+        sources = ", ".join(source["sha256"][:12] for source in info.merged["sources"])
+        text += f"Merged: its layers come from the checkpoints {info.merged['layers']} of {sources}.\n"
+    if info.cut:
+        text += f"It runs the layers of the trained model in the order {info.cut}.\n"
+    return text
+
+
+def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | None) -> str:
+    """The scores of a model as Markdown.
+
+    Args:
+        info: the model.
+        evaluations: results of the model.
+        order: the order whose scores are wanted, or None for those of all orders.
+
+    Raises:
+        UserError: if an evaluation is of another checkpoint, or of a model that was cut from it to other layers.
+    """
+    text = ""
+    for results in evaluations:
+        evaluated = results.model
+        if (evaluated.sha256, evaluated.cut) != (info.sha256, info.cut):
+            raise UserError(f"the results of {evaluated.source} are of another checkpoint than {info.source}")
+    for results in evaluations:
+        if order is not None:
+            results = _only(order, results)
+        for header, rows in tables.of(results).values():
+            text += f"{results.data.name}, {results.data.images} images ({results.data.split}):\n\n"
+            text += f"{tables.markdown(header, rows)}\n"
+    if text:
+        return text + tables.ONE_SEED
+    if order is not None:
+        return f"Not measured in the order {order}."
+    return "Not measured."
+
+
+def _only(order: Order, results: Results) -> Results:
+    """The results with nothing but the first score of ``order``, which is shown as an order that the user gave."""
+    for score in results.scores:
+        if score.order and Order(score.order) == order:
+            score = replace(score, protocol="given", variant={"order": str(order)})
+            return replace(results, scores=[score], measures=())
+    return replace(results, scores=[], measures=())

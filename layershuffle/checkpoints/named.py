@@ -1,0 +1,113 @@
+"""Loads models by their names: timm's models, and those of the config files in configs/model.
+
+timm is imported where it is used, because that takes most of a second.
+"""
+
+from typing import Any
+
+from layershuffle import config_files
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.errors import UserError
+from layershuffle.files import read_yaml, sha256
+from layershuffle.models.create import ARGUMENTS, classes_of, create_model
+from layershuffle.models.weights import weights_file
+from layershuffle.results import ModelInfo
+
+IMAGENET_CLASSES = 1000
+"""How many classes a model has if timm doesn't say it."""
+
+
+def load_timm(
+    name: str, pretrained: str | None, num_classes: int | None, arguments: dict[str, Any] | None = None
+) -> LoadedModel:
+    """Load a timm model.
+
+    Args:
+        name: timm's name of the model.
+        pretrained: a path to its weights, whose classes it then has, or "random"; by default timm's weights.
+        num_classes: the number of classes of a model with random weights; by default as many as timm's weights have.
+        arguments: further arguments of ``create_model``.
+
+    Raises:
+        UserError: if timm has no such model, or its weights can't be fetched or read, or have no classifier.
+    """
+    arguments = arguments or {}
+    if pretrained == "random":
+        model = create_model(name, num_classes or _timm_classes(name), **arguments).eval()
+        info = ModelInfo(name=name, source="random weights", config=model.config)
+        return LoadedModel(model, info, image_format=model.timm_format)
+
+    if pretrained is None:
+        model = create_model(name, _timm_classes(name), pretrained=True, **arguments).eval()
+        info = ModelInfo(name=name, source=name, config=model.config)
+        return LoadedModel(model, info, image_format=model.timm_format, class_names=_imagenet_names(model.vit))
+
+    classes = classes_of(pretrained, name)
+    # Weights that don't fit are refused first: of those, it would be of no use to train a classifier.
+    model = create_model(name, classes or _timm_classes(name), pretrained=pretrained, **arguments).eval()
+    if classes is None:
+        raise UserError(
+            f"{pretrained} holds no classifier: train one first (layershuffle train, --model.pretrained {pretrained})"
+        )
+    info = ModelInfo(name=name, source=pretrained, sha256=sha256(weights_file(pretrained)), config=model.config)
+    return LoadedModel(model, info, image_format=model.timm_format)
+
+
+def is_config(name: str) -> bool:
+    """Whether ``name``, such as ``vit_b16`` or ``model/vit_b16``, is that of a model's config, and of no timm model."""
+    if _full_name(name) not in config_files.known():
+        return False
+    import timm
+
+    return not timm.is_model(name)
+
+
+def load_config(name: str, pretrained: str | None, num_classes: int | None) -> LoadedModel:
+    """Load the model of a config, with the weights that its training would start from.
+
+    Args:
+        name: the config's name.
+        pretrained: see ``load_timm``; by default what the config says.
+        num_classes: see ``load_timm``.
+
+    Raises:
+        UserError: if the config is no model's or names no weights, or as ``load_timm``.
+    """
+    content = read_yaml(config_files.find(_full_name(name)))
+    settings = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
+        raise UserError(f"the config {name} names no model")
+    if pretrained is None:
+        # A path, or true for timm's weights.
+        weights = settings.get("pretrained")
+        if not weights:
+            raise UserError(f"the config {name} has no weights: train its model first, or give --pretrained")
+        pretrained = weights if isinstance(weights, str) else None
+
+    # The other settings are those of a training.
+    arguments = {key: value for key, value in settings.items() if key in ARGUMENTS - {"name", "num_classes"}}
+    arguments.update(settings.get("timm_args") or {})
+    return load_timm(settings["name"], pretrained, num_classes, arguments)
+
+
+def _full_name(name: str) -> str:
+    return f"model/{name.removeprefix('model/')}"
+
+
+def _timm_classes(name: str) -> int:
+    """How many classes timm's weights of a model have."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return getattr(config, "num_classes", IMAGENET_CLASSES)
+
+
+def _imagenet_names(vit: Any) -> list[str] | None:
+    """The names of the classes, if timm's model has as many classes as a version of ImageNet."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(vit)
+    if not subset:
+        return None
+    names: Any = ImageNetInfo(subset).label_descriptions()
+    return names

@@ -1,0 +1,273 @@
+"""Exports models as programs that run without this package and timm: by torch.export, ONNX and AOTInductor."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layershuffle.checkpoints.export import as_cut, check_new
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.model_card import ModelCard, scores_of
+from layershuffle.checkpoints.programs import MANIFEST, SUFFIXES, Format, require
+from layershuffle.checkpoints.training_data import class_names, trained_format
+from layershuffle.data.preprocessing import Preprocess
+from layershuffle.errors import UserError
+from layershuffle.files import write_whole
+from layershuffle.models.backbones import State
+from layershuffle.models.model import ImageFormat, OrderedViT
+from layershuffle.models.part import copy_with_layers
+from layershuffle.orders.order import Order
+from layershuffle.results import Results
+
+USE: dict[Format, str] = {
+    "torch-export": """import torch
+
+logits = torch.export.load("FOLDER/{file}").module()(images)
+""",
+    "onnx": """import onnxruntime
+
+logits = onnxruntime.InferenceSession("FOLDER/{file}").run(None, {{"images": images.numpy()}})[0]
+""",
+    "aoti": """import torch
+
+logits = torch._inductor.aoti_load_package("FOLDER/{file}")(images)
+""",
+}
+"""How to run a program of one order."""
+
+USE_LAYERS = """from layershuffle.checkpoints.programs import Programs
+
+logits = Programs("FOLDER")(images, "2 0 1")  # whole layers in any order
+"""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a model that becomes a program.
+
+    Attributes:
+        module: what computes.
+        inputs: the names of its inputs.
+        outputs: the names of its outputs.
+        example: inputs to trace it with.
+    """
+
+    module: nn.Module
+    inputs: list[str]
+    outputs: list[str]
+    example: tuple[Tensor, ...]
+
+
+def export_programs(
+    loaded: LoadedModel,
+    folder: Path,
+    form: Format,
+    *,
+    order: Order | None = None,
+    normalises: bool = True,
+    results: Sequence[Results] = (),
+    license: str | None = None,
+) -> None:
+    """Write a model to ``folder`` as programs for the device that it is on, their manifest, and a model card.
+
+    With an order it is one program, from images [batch, channels, size, size] of any batch size to logits
+    [batch, classes]. Without, whoever calls the programs decides on the order: they are those of ``LayerPrograms``.
+
+    Args:
+        loaded: a model in evaluation mode.
+        folder: a new folder.
+        form: the format of the programs.
+        order: the only order that the program runs, or None.
+        normalises: whether the program takes uint8 images and normalises them; otherwise it takes float32 ones which
+            the manifest's mean and standard deviation have normalised. Resizing is left to whoever reads the images.
+        results: evaluations of the model, for the card.
+        license: of the weights, for the card, which otherwise says nothing about it.
+
+    Raises:
+        UserError: if the folder is not empty, a package is missing, results are of another model, or a file can't be
+            written.
+    """
+    check_new(folder)
+    if form == "onnx":
+        require("onnxscript")
+        require("onnxruntime")
+    scores = scores_of(loaded.info, results, order)
+    if order is not None:
+        loaded = replace(loaded, info=as_cut(loaded.info, order))
+
+    model = loaded.model
+    device = next(model.parameters()).device
+    image_format = trained_format(model.image_format, loaded.data, str(loaded.info.source))
+    preprocess = Preprocess(*image_format).to(device) if normalises else None
+    dtype = torch.uint8 if normalises else torch.float32
+    images = torch.zeros(2, *model.image_shape, dtype=dtype, device=device)
+    if order is None:
+        parts = _parts_in_any_order(model, preprocess, images)
+    else:
+        parts = {"model": _Part(_Whole(model, order, preprocess), ["images"], ["logits"], (images,))}
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, part in parts.items():
+            _write(form, folder / f"{name}{SUFFIXES[form]}", part)
+    except OSError as error:
+        raise UserError(f"{folder} could not be written: {error.strerror or error}") from error
+
+    manifest = _manifest(loaded, form, order, image_format, images)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    card = ModelCard(
+        title=folder.name,
+        library="onnx" if form == "onnx" else "pytorch",
+        use=_use(form, order, images, normalises),
+        scores=scores,
+        license=license,
+        config_file=MANIFEST,
+        normalises=normalises,
+    )
+    write_whole(folder / "README.md", card.markdown(loaded))
+
+
+class _Whole(nn.Module):
+    """The whole model in one order."""
+
+    def __init__(self, model: OrderedViT, order: Order, preprocess: Preprocess | None) -> None:
+        super().__init__()
+        # The weights of layers that don't run would otherwise be in the program's file.
+        self.model = copy_with_layers(model, order.layers)
+        self.order = order
+        self.preprocess = preprocess
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.run(self._embed(images), self.order).logits
+
+    def _embed(self, images: Tensor) -> State:
+        if self.preprocess:
+            images = self.preprocess.normalise(images)
+        return self.model.embed(images)
+
+
+class _Embed(_Whole):
+    """What comes before the layers."""
+
+    def __init__(self, model: OrderedViT, preprocess: Preprocess | None) -> None:
+        super().__init__(model, Order(), preprocess)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        tokens, context = self._embed(images)
+        if context is None:
+            return (tokens,)
+        return tokens, context
+
+
+class _Layer(nn.Module):
+    """One layer, with the projection of its position if there is one."""
+
+    def __init__(self, model: OrderedViT, layer: int) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.layer = layer
+        self.block = model.layers[layer]
+        self.has_encoding = model.encoding is not None
+        if model.encoding:
+            self.table = model.encoding.table_of(layer)
+            self.projection = model.encoding.projections[layer]
+
+    def forward(self, tokens: Tensor, position: Tensor, context: Tensor | None = None) -> Tensor:
+        if self.has_encoding:
+            tokens = self.projection(tokens, self.table(position))
+        return self.backbone.run(self.block, tokens, self.backbone.context_of(self.layer, context))
+
+
+class _Classify(_Whole):
+    """What comes after the layers."""
+
+    def __init__(self, model: OrderedViT) -> None:
+        super().__init__(model, Order(), None)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model.classify(State(tokens), []).logits
+
+
+def _parts_in_any_order(model: OrderedViT, preprocess: Preprocess | None, images: Tensor) -> dict[str, _Part]:
+    """The parts of a model whose order is decided by whoever calls the programs, by the names of their files."""
+    embed = _Embed(model, preprocess)
+    with torch.inference_mode():
+        tokens, *context = embed(images)
+    context_names = ["context"] if context else []
+    position = torch.tensor(0, device=images.device)
+
+    parts = {"embed": _Part(embed, ["images"], ["tokens", *context_names], (images,))}
+    for layer in range(model.depth):
+        inputs = ["tokens", "position", *context_names]
+        example = (tokens, position, *context)
+        parts[f"layer{layer}"] = _Part(_Layer(model, layer), inputs, ["output"], example)
+    parts["classify"] = _Part(_Classify(model), ["tokens"], ["logits"], (tokens,))
+    return parts
+
+
+def _manifest(
+    loaded: LoadedModel, form: Format, order: Order | None, image_format: ImageFormat, images: Tensor
+) -> dict[str, Any]:
+    """The content of the manifest."""
+    model = loaded.model
+    suffix = SUFFIXES[form]
+    files: dict[str, Any] = {"model": f"model{suffix}"}
+    if order is None:
+        layers = [f"layer{layer}{suffix}" for layer in range(model.depth)]
+        files = {"embed": f"embed{suffix}", "layers": layers, "classify": f"classify{suffix}"}
+    return {
+        "format": form,
+        "device": images.device.type,
+        "files": files,
+        "images": {"dtype": _name(images.dtype), "shape": ["batch", *model.image_shape], **image_format._asdict()},
+        "classes": class_names(loaded.data, loaded.info.num_classes),
+        "order": str(model.order if order is None else order),
+        "record": loaded.info.to_json(),
+    }
+
+
+def _use(form: Format, order: Order | None, images: Tensor, normalises: bool) -> str:
+    """How to run the programs, in Markdown."""
+    code = USE_LAYERS if order is None else USE[form].format(file=f"model{SUFFIXES[form]}")
+    shape = ", ".join(map(str, images.shape[1:]))
+    takes = f"`images` are {_name(images.dtype)} [batch, {shape}]"
+    if normalises:
+        takes += ", which the program scales and normalises."
+    else:
+        takes += ", scaled and normalised by its caller."
+    return f"```python\n{code}```\n\n{takes}\n"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@torch.no_grad()
+def _write(form: Format, path: Path, part: _Part) -> None:
+    """Write a part as a program that takes batches of any size."""
+    # A position has no dimensions, and the context is the same for all images.
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} if name in ("images", "tokens") else None for name in part.inputs)
+    module = part.module.eval()
+    if form == "onnx":
+        program = torch.onnx.export(
+            module,
+            part.example,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=part.inputs,
+            output_names=part.outputs,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path)
+        return
+    exported = torch.export.export(module, part.example, dynamic_shapes=shapes)
+    if form == "aoti":
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+    else:
+        torch.export.save(exported, path)

@@ -1,0 +1,123 @@
+"""What ``layershuffle.load`` makes of the things that it takes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SMALL
+
+import layershuffle
+from layershuffle import create_model
+from layershuffle.checkpoints.checkpoint import is_checkpoint, read_checkpoint
+from layershuffle.checkpoints.loading import load, trained_on
+from layershuffle.checkpoints.metadata import METADATA_KEY
+from layershuffle.checkpoints.published import published_names
+from layershuffle.data import DataConfig, Glyphs, from_config
+from layershuffle.errors import UserError
+
+CONFIG = {"name": "vit_tiny_patch16_224", "num_classes": 5, "position": "none", **SMALL}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save(path, **changed):
+    model = create_model(**CONFIG)
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    content = {"state_dict": weights, "global_step": 7, METADATA_KEY: {"model": CONFIG, "seed": 3}}
+    torch.save(content | changed, path)
+    return model
+
+
+def test_a_checkpoint(folder, images):
+    expected = save("run.ckpt").eval()
+    for path in ("run.ckpt", Path("run.ckpt")):
+        loaded = load(path)
+        assert torch.equal(loaded.model(images).logits, expected(images).logits)
+        assert (loaded.info.name, loaded.info.seed, loaded.info.method) == ("run", 3, None)
+    assert read_checkpoint("run.ckpt").global_step == 7
+    # A results file says of a checkpoint what isn't known.
+    assert loaded.info.to_json()["method"] is None
+
+
+@pytest.mark.parametrize(
+    "changed", [{"state_dict": [1]}, {"state_dict": {"model.x": 1}}, {"global_step": -1}, {"global_step": "x"}], ids=str
+)
+def test_a_checkpoint_with_values_that_cannot_be(folder, changed):
+    save("run.ckpt", **changed)
+    with pytest.raises(UserError, match=r"run\.ckpt is damaged"):
+        load("run.ckpt")
+
+
+def test_the_models_that_travel_with_the_package(folder):
+    assert published_names() == ["mini_glyphs"]
+    loaded = layershuffle.load("mini_glyphs")
+    assert loaded.info.backbone == "vit_tiny_patch16_224"
+    assert trained_on("mini_glyphs") == loaded.data
+
+    data = from_config(DataConfig.from_dict(loaded.data))
+    assert isinstance(data, Glyphs)
+    assert loaded.classes == data.class_names
+    preprocess = data.prepare_for(*loaded.model.image_format)
+    data.setup("test")
+    pixels, labels = next(iter(data.loader("test", 500)))
+    right = loaded.model(preprocess(pixels)).logits.argmax(dim=1) == labels
+    assert right.float().mean() > 0.9
+
+    # In training it lends its layers to models with another classifier.
+    assert torch.equal(create_glyphs(500).state_dict()["vit.head.weight"], loaded.model.vit.head.weight)
+    assert len(create_glyphs(7).vit.head.weight) == 7
+
+
+def create_glyphs(num_classes):
+    timm_args = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 48, "num_heads": 3}
+    return create_model("vit_tiny_patch16_224", num_classes, pretrained="mini_glyphs", **timm_args)
+
+
+def test_weights_that_travel_with_the_package_as_those_of_a_config(folder):
+    loaded = load("model/mini_glyphs")
+    assert loaded.info.sha256 == load("mini_glyphs").info.sha256
+    images = torch.randn(2, 1, 28, 28)
+    assert torch.equal(loaded.model(images).logits, load("mini_glyphs").model(images).logits)
+
+
+def test_a_config(folder):
+    loaded = load("mini_digits", pretrained="random", num_classes=10)
+    assert (loaded.model.depth, loaded.info.num_classes) == (12, 10)
+    with pytest.raises(UserError, match="--pretrained"):
+        load("mini_digits")
+    Path("configs/model").mkdir(parents=True)
+    Path("configs/model/mine.yaml").write_text(
+        "model: {name: deit_tiny_distilled_patch16_224, head: class, compile: true, timm_args: {depth: 2}}"
+    )
+    loaded = load("mine", pretrained="random", num_classes=3)
+    assert (loaded.model.depth, loaded.info.config["head"]) == (2, "class")
+    Path("configs/model/none.yaml").write_text("data: {}")
+    with pytest.raises(UserError, match="names no model"):
+        load("none")
+
+
+def test_what_is_none_of_these(folder):
+    Path("empty").mkdir()
+    for source, complaint in [
+        ("nothing", "timm has no model named nothing"),
+        ("nothing.ckpt", "there is no file nothing.ckpt"),
+        ("empty", "config.json"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(complaint)):
+            load(source)
+        if source != "nothing.ckpt":
+            assert trained_on(source) is None
+
+
+def test_paths_are_told_from_names(folder):
+    for source in ("a.ckpt", "a/b", "a.safetensors"):
+        assert is_checkpoint(source)
+    for source in ("vit_tiny_patch16_224", "hf-hub:timm/vit_tiny_patch16_224", "mini_glyphs", "."):
+        assert not is_checkpoint(source)
+    Path("vit_tiny_patch16_224").write_bytes(b"")
+    assert is_checkpoint("vit_tiny_patch16_224")

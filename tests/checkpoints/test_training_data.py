@@ -1,0 +1,26 @@
+import pytest
+
+from layershuffle.checkpoints.training_data import class_names, trained_format
+from layershuffle.errors import UserError
+from layershuffle.models.model import ImageFormat
+
+FORMAT = ImageFormat(224, (0.5,), (0.5,))
+
+
+def test_class_names():
+    assert class_names({"classes": ["a", "b"]}, 2) == ["a", "b"]
+    for data in (None, {}, {"classes": ["a"]}, {"classes": ["a", 1]}, {"classes": "ab"}):
+        assert class_names(data, 2) is None
+
+
+def test_what_the_data_does_not_say_is_as_the_model_has_it():
+    for data in (None, {}, {"args": None}, {"args": {"crop_pct": None, "batch_size": 3}}):
+        assert trained_format(FORMAT, data, "run.ckpt") == FORMAT
+    data = {"args": {"crop_pct": 0.9, "crop_mode": "squash"}}
+    assert trained_format(FORMAT, data, "run.ckpt") == FORMAT._replace(crop_pct=0.9, crop_mode="squash")
+
+
+@pytest.mark.parametrize("changed", [{"crop_pct": 0}, {"crop_pct": "x"}, {"interpolation": "x"}, {"crop_mode": []}])
+def test_images_that_cannot_be_preprocessed_so(changed):
+    with pytest.raises(UserError, match=r"run\.ckpt is damaged"):
+        trained_format(FORMAT, {"args": changed}, "run.ckpt")
