@@ -19,6 +19,7 @@ from layershuffle.orders.samplers import OrderSampler, RandomSubset, Shuffle
 from layershuffle.training.compute import layers_run
 from layershuffle.training.module import FineTuner
 from layershuffle.training.muon import Muon
+from layershuffle.training.objectives import StepKey
 
 REFERENCE = "layershuffle, AdamW"
 
@@ -54,7 +55,7 @@ def main() -> None:
                 orders = module.orders.sample_parts(step, 0)
                 made["optimizer"].zero_grad()
                 with precision:
-                    loss = module.objective.loss(module.model, images, labels, orders, key=(0, step, 0)).total
+                    loss = module.objective.loss(module.model, images, labels, orders, StepKey(0, step, 0)).total
                 loss.backward()
                 made["optimizer"].step()
                 step, ahead = step + 1, ahead + statistics.fmean(map(layers_run, orders))

@@ -34,6 +34,7 @@ from layershuffle.hardware import fastest_precision, wait
 from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
 from layershuffle.training.callbacks import ThroughputLogger
 from layershuffle.training.module import FineTuner
+from layershuffle.training.objectives import StepKey
 from layershuffle.training.optimizer import PAPER_ADAM
 
 PLAIN, FACE, EAGER = "timm, eager, in sequence", "Hugging Face, permuted by hand", "ours, eager"
@@ -250,7 +251,7 @@ def main() -> None:
 
         def loss(step: int) -> Tensor:
             orders = module.orders.sample_parts(step, 0)
-            return module.objective.loss(module.model, images, labels, orders, key=(0, step, 0)).total
+            return module.objective.loss(module.model, images, labels, orders, StepKey(0, step, 0)).total
 
         def forward() -> object:
             return module.model.eval()(images, module.orders.sample(random.randrange(10**6)))

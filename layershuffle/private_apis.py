@@ -4,11 +4,14 @@ Each entry says why there is no public way and with which version it was checked
 it still exists.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import lightning.pytorch as pl
-from lightning.pytorch.loggers import WandbLogger
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # All rooms use this module, and not all of them need these libraries, which are slow to import.
+    import lightning.pytorch as pl
+    from lightning.pytorch.loggers import WandbLogger
+    from torch.optim import Optimizer
 
 
 def allow_clipping_of_scaled_gradients(optimizer: Optimizer) -> None:

@@ -143,7 +143,7 @@ def fit(run: Run) -> TrainedRun:
     model, trainer, ckpt_path = run.model, run.trainer, run.config.ckpt_path
     run.data.prepare_for(*model.model.image_format)
     # The wrong path of a teacher fails before the data are read.
-    model.objective.load(model.model)
+    model.load_objective()
     _introduce(model.model, ckpt_path or run.config.model.pretrained)
 
     folder = run_folder(trainer)

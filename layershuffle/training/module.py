@@ -35,7 +35,7 @@ from layershuffle.training.device_copies import BatchCopier
 from layershuffle.training.distributed import is_sharded, samples_own_orders, shard, unused_parameters
 from layershuffle.training.method import method_name
 from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
-from layershuffle.training.objectives import Classification, Objective, StepLoss
+from layershuffle.training.objectives import Classification, Objective, StepKey, StepLoss
 from layershuffle.training.optimizer import PAPER_ADAM, make_optimizer
 from layershuffle.training.schedule import Schedule, make_scheduler, set_rates_again
 from layershuffle.training.step_orders import StepOrders
@@ -163,6 +163,7 @@ class FineTuner(pl.LightningModule):
         # for all modules.
         self.objective = deepcopy(objective)
         self.objective.check_model(self.model)
+        self._objective_is_loaded = False
 
         # How it is updated, and for how long.
         self.optimizer = optimizer
@@ -205,6 +206,12 @@ class FineTuner(pl.LightningModule):
 
     # --- Before the first step ------------------------------------------------------------------------------
 
+    def load_objective(self) -> None:
+        """Read the files that the objective needs, once. ``setup`` does it, but only after the data are prepared."""
+        if not self._objective_is_loaded:
+            self.objective.load(self.model)
+            self._objective_is_loaded = True
+
     def setup(self, stage: str) -> None:
         """Preprocess as the data say, and decide which processes sample their own orders.
 
@@ -224,7 +231,7 @@ class FineTuner(pl.LightningModule):
 
         # Evaluation needs neither the objective's files nor a budget.
         if stage == "fit":
-            self.objective.load(self.model)
+            self.load_objective()
             self.objective.read_data(data, self.model.config["num_classes"])
             self.budget.take_limits(self.trainer)
 
@@ -299,7 +306,8 @@ class FineTuner(pl.LightningModule):
 
         # The step decides the orders, so batches that are accumulated into one update share them.
         orders = self.orders.of_batch(step, self.global_rank, len(images))
-        loss = self.objective.loss(self.model, images, labels, orders, key=(self.seed, step, self.global_rank))
+        key = StepKey(self.seed, step, self.global_rank)
+        loss = self.objective.loss(self.model, images, labels, orders, key)
 
         self._log_step(loss, true_labels)
         self._count_batch(len(images))

@@ -70,7 +70,7 @@ def test_the_loss_is_the_papers_formula_and_the_teacher_stays_out_of_everything(
         objective=Distillation(path, 0.3, 2.0, label_smoothing=0.1, class_weights=[1.0, 5.0] * 5),
     )
     averaged = EMAWeightAveraging(decay=0.9)
-    module.objective.load(module.model)
+    module.load_objective()
     run = trainer(tmp_path, callbacks=[steps, averaged], max_epochs=-1, max_steps=2, log_every_n_steps=1)
     run.fit(module, datamodule=Digits(batch_size=8))
     teacher = load(path).model

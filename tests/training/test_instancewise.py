@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from layershuffle.orders.order import seeded
 from layershuffle.orders.protocols import trials
-from layershuffle.training.objectives.instancewise import InstanceWise, choice_losses
+from layershuffle.training.objectives import InstanceWise, StepKey
+from layershuffle.training.objectives.instancewise import choice_losses
 
 CHOICES = ["sequential", "3 2 1 0", "0 (1|2) 3"]
 
@@ -68,7 +69,7 @@ def test_the_expected_loss_written_out(choosy, many):
         temperature=4.0, decay=0.1, min_temperature=1.0, exploration=0.3, specialisation=0.2, floor=0.1
     )
     orders = objective.fixed_orders(choosy)
-    loss = objective.loss(choosy, many, labels, orders, key=(7, 5, 1))
+    loss = objective.loss(choosy, many, labels, orders, StepKey(7, 5, 1))
     logits = choosy.choice(choosy.embed(many).tokens)
     generator = torch.Generator().manual_seed(int(seeded(7, 5, 1).random() * 2**53))
     gumbel = -torch.log(-torch.log(torch.rand(40, 3, generator=generator)))
@@ -86,8 +87,8 @@ def test_the_expected_loss_written_out(choosy, many):
     chosen = [orders[k] for k in chosen_by_hand(choosy, many)]
     by_choice = [choosy(image[None], order).logits[0] for image, order in zip(many, chosen)]
     torch.testing.assert_close(loss.logits, torch.stack(by_choice), rtol=1e-4, atol=1e-4)
-    again = objective.loss(choosy, many, labels, orders, key=(7, 5, 1))
-    other = objective.loss(choosy, many, labels, orders, key=(7, 6, 1))
+    again = objective.loss(choosy, many, labels, orders, StepKey(7, 5, 1))
+    other = objective.loss(choosy, many, labels, orders, StepKey(7, 6, 1))
     assert again.total.item() == loss.total.item() != other.total.item()
     loss.total.backward()
     assert choosy.choice.predictor.weight.grad.abs().sum() > 0

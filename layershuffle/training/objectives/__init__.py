@@ -3,6 +3,6 @@
 from layershuffle.training.objectives.classification import Classification
 from layershuffle.training.objectives.distillation import Distillation
 from layershuffle.training.objectives.instancewise import InstanceWise
-from layershuffle.training.objectives.objective import Objective, StepLoss
+from layershuffle.training.objectives.objective import Objective, StepKey, StepLoss
 
-__all__ = ["Classification", "Distillation", "InstanceWise", "Objective", "StepLoss"]
+__all__ = ["Classification", "Distillation", "InstanceWise", "Objective", "StepKey", "StepLoss"]

@@ -12,7 +12,7 @@ from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order
-from layershuffle.training.objectives.objective import Objective, StepLoss
+from layershuffle.training.objectives.objective import Objective, StepKey, StepLoss
 
 
 class Classification(Objective):
@@ -46,9 +46,9 @@ class Classification(Objective):
 
     def check_model(self, model: OrderedViT) -> None:
         super().check_model(model)
-        self._check_class_weights(model.config["num_classes"])
+        self._set_class_weights(model.config["num_classes"])
 
-    def _check_class_weights(self, num_classes: int) -> None:
+    def _set_class_weights(self, num_classes: int) -> None:
         if not isinstance(self.class_weights, list):
             return
         all_positive = all(0 < weight < math.inf for weight in self.class_weights)
@@ -67,12 +67,13 @@ class Classification(Objective):
             self.class_weights = self.weight_of_class.tolist()
 
     def loss(
-        self, model: OrderedViT, images: Tensor, labels: Tensor, orders: Sequence[Order], key: tuple[int, int, int]
+        self, model: OrderedViT, images: Tensor, labels: Tensor, orders: Sequence[Order], key: StepKey
     ) -> StepLoss:
         """Run equal parts of the batch in an order each: the loss of the classes plus that of the positions.
 
         A part has one image more than another where they can't be equal.
         """
+        # The parts are forward passes of their own, but they have one loss and make one update.
         parts = images.tensor_split(len(orders))
         outputs = [model(part, order) for part, order in zip(parts, orders)]
         logits = torch.cat([output.logits for output in outputs])
@@ -109,6 +110,7 @@ class Classification(Objective):
             assert output.position_logits is not None
             of_steps = position_cross_entropy(output.position_logits)
             of_part = of_steps.sum() if self.position_loss == "sum" else of_steps.mean()
+            # A part counts by its images, of which one part may have one more than another.
             losses.append(len(output.logits) / images * of_part)
         return torch.stack(losses).sum()
 

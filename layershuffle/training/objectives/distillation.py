@@ -47,9 +47,8 @@ class Distillation(Classification):
         self.teacher: Teacher | None = None
 
     def load(self, model: OrderedViT) -> None:
-        """Load the teacher, once."""
-        if self.teacher is None:
-            self.teacher = Teacher(self.teacher_name, model)
+        """Load the teacher."""
+        self.teacher = Teacher(self.teacher_name, model)
 
     def read_data(self, data: ImageData | None, num_classes: int) -> None:
         super().read_data(data, num_classes)

@@ -11,7 +11,7 @@ from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, seeded
 from layershuffle.training.objectives.classification import Classification
-from layershuffle.training.objectives.objective import StepLoss, mean_cross_entropy
+from layershuffle.training.objectives.objective import StepKey, StepLoss, mean_cross_entropy
 
 
 class InstanceWise(Classification):
@@ -62,7 +62,7 @@ class InstanceWise(Classification):
                 "InstanceWise needs orders to choose from: add them as --model.choices, as configs/method/instancewise "
                 "does"
             )
-        self._check_class_weights(model.config["num_classes"])
+        self._set_class_weights(model.config["num_classes"])
 
     def fixed_orders(self, model: OrderedViT) -> tuple[Order, ...] | None:
         """All the choices."""
@@ -74,20 +74,19 @@ class InstanceWise(Classification):
         return max(self.temperature * math.exp(-self.decay * step), self.min_temperature)
 
     def loss(
-        self, model: OrderedViT, images: Tensor, labels: Tensor, orders: Sequence[Order], key: tuple[int, int, int]
+        self, model: OrderedViT, images: Tensor, labels: Tensor, orders: Sequence[Order], key: StepKey
     ) -> StepLoss:
         """The expected cross-entropy over the choices, plus the exploration and the specialisation loss.
 
         The logits are those of the order that each image finds most probable.
         """
         assert model.choice is not None
-        _, step, _ = key
         state = model.embed(images)
         choice_logits = model.choice(state.tokens).float()
 
         # A Gumbel-softmax: random choices that have a gradient, the closer to a single order the lower the temperature.
         noise = gumbel_noise(choice_logits, key)
-        weights = ((choice_logits + noise) / self.temperature_at(step)).softmax(dim=1)
+        weights = ((choice_logits + noise) / self.temperature_at(key.step)).softmax(dim=1)
 
         # The expected loss of each image, whose orders all start from the same embedding.
         logits_by_order = torch.stack([model.run(state, order).logits for order in orders])
@@ -110,7 +109,7 @@ class InstanceWise(Classification):
         return mean_cross_entropy(model(images).logits, labels)
 
 
-def gumbel_noise(logits: Tensor, key: tuple[int, int, int]) -> Tensor:
+def gumbel_noise(logits: Tensor, key: StepKey) -> Tensor:
     """Gumbel noise of the shape of ``logits``, which the key alone decides."""
     # Sampled on the CPU, so that it is the same on every device, and copied without waiting for the device.
     generator = torch.Generator().manual_seed(int(seeded(*key).random() * 2**53))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +12,14 @@ from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order
+
+
+class StepKey(NamedTuple):
+    """What decides the randomness of a training step: the run's seed, the step, and the rank of the process."""
+
+    seed: int
+    step: int
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Objective(nn.Module):
         return None
 
     def loss(
-        self, model: OrderedViT, images: Tensor, labels: Tensor, orders: Sequence[Order], key: tuple[int, int, int]
+        self, model: OrderedViT, images: Tensor, labels: Tensor, orders: Sequence[Order], key: StepKey
     ) -> StepLoss:
         """The loss of a training step.
 
@@ -78,7 +86,7 @@ class Objective(nn.Module):
             images: [batch, channels, height, width], normalised, augmented and mixed.
             labels: int64 [batch], or probabilities [batch, classes] if the images are mixed.
             orders: ``fixed_orders``, or one order for each of several equal parts of the batch.
-            key: seed, step and process, which decide everything that is random. See ``orders.order.seeded``.
+            key: decides everything that is random, see ``orders.order.seeded``.
         """
         raise NotImplementedError
 
