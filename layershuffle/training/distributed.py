@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, Unit
+from layershuffle.training.objectives import Objective
 
 
 def is_sharded(strategy: Strategy) -> bool:
@@ -18,18 +19,18 @@ def is_sharded(strategy: Strategy) -> bool:
 
 
 def samples_own_orders(
-    strategy: Strategy, orders_per_process: bool | None, model: OrderedViT, examples: Iterable[Order]
+    strategy: Strategy, orders_per_process: bool | None, objective: Objective, examples: Iterable[Order]
 ) -> bool:
     """Whether each process samples its own orders.
 
     Args:
         strategy: the trainer's.
         orders_per_process: the user's choice; by default they do wherever the strategy allows it.
-        model: the model.
+        objective: what is minimised.
         examples: some of the orders that will run.
 
     Raises:
-        UserError: if the strategy can't train the model in such orders.
+        UserError: if the strategy can't train with this objective or in such orders.
     """
     if not is_sharded(strategy):
         return orders_per_process is not False
@@ -40,8 +41,8 @@ def samples_own_orders(
             f"{name} spreads each layer over the processes, which would wait for each other for ever in different "
             "orders: leave out orders_per_process, or use the strategy ddp"
         )
-    if model.choice:
-        raise UserError(f"images that choose their orders can't be trained with {name}: use the strategy ddp")
+    if not objective.allows_sharding:
+        raise UserError(f"{type(objective).__name__} can't be trained with {name}: use the strategy ddp")
     if any(unit.half for unit in _units_of(examples)):
         raise UserError(f"{name} gathers whole layers, so orders of their halves need the strategy ddp")
     return False

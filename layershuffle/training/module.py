@@ -224,7 +224,7 @@ class FineTuner(pl.LightningModule):
             self.preprocess = data.prepare_for(*self.model.image_format)
 
         examples = self.orders.fixed_orders or (self.orders.sample(0),)
-        if samples_own_orders(self.trainer.strategy, self.orders_per_process, self.model, examples):
+        if samples_own_orders(self.trainer.strategy, self.orders_per_process, self.objective, examples):
             self.orders.processes = self.trainer.world_size
         else:
             self.orders.processes = 1

@@ -50,8 +50,8 @@ class StepOrders:
     ) -> None:
         if orders_per_batch < 1 or (orders_per_batch > 1 and fixed_orders):
             raise UserError(
-                "orders_per_batch is a number from 1 up, and 1 where the images choose their orders, which run in all "
-                f"of them, not {orders_per_batch}"
+                "orders_per_batch is a number from 1 up, and 1 where every image runs in all orders, as with "
+                f"InstanceWise, not {orders_per_batch}"
             )
         self.sampler = sampler
         self.model_order = model_order

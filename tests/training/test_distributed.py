@@ -21,6 +21,7 @@ from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
 from layershuffle.training.distributed import samples_own_orders, unused_parameters
+from layershuffle.training.objectives import Classification
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_wrong_combinations_are_refused_before_the_first_step(two):
         own, halves, choices = said["refused"]
         assert "would wait for each other for ever in different orders: leave out orders_per_process" in own
         assert "gathers whole layers, so orders of their halves need the strategy ddp" in halves
-        assert "images that choose their orders can't be trained with ModelParallelStrategy" in choices
+        assert "InstanceWise can't be trained with ModelParallelStrategy" in choices
 
 
 def test_all_processes_stop_after_the_same_step_and_go_on(two):
@@ -162,7 +163,8 @@ def test_killed_and_resumed_it_ends_as_without_the_kill(two):
 
 def test_processes_see_the_pixels_that_one_process_sees(two):
     alone = compose([*(option for option in FINETUNE if "ddp" not in option and "devices" not in option)])
-    alone.data.trainer = SimpleNamespace(lightning_module=alone.model, training=False, world_size=1, global_rank=0)
+    one_process = {"world_size": 1, "global_rank": 0, "strategy": alone.trainer.strategy}
+    alone.data.trainer = SimpleNamespace(lightning_module=alone.model, training=False, **one_process)
     alone.data.setup()
     seen = pixels_of(batches(alone.data.train_dataloader())[0])
     parts = [said["pixels"] for said in two[0]]
@@ -216,13 +218,13 @@ def test_unused_parameters_are_those_without_gradients(small, images, position, 
     assert unused == {id(parameter) for parameter in model.parameters() if parameter.grad is None}
 
 
-def test_which_processes_draw_orders_is_the_strategys_choice(small):
-    model, shuffled = small(), [Shuffle().sample_step(4, 0, 0)]
-    sharded = ModelParallelStrategy()
-    assert [samples_own_orders(DDPStrategy(), choice, model, shuffled) for choice in (None, True, False)] == [
-        *(True, True, False),
-    ]
-    assert [samples_own_orders(sharded, choice, model, shuffled) for choice in (None, False)] == [False, False]
+def test_the_strategy_decides_which_processes_sample_orders():
+    objective = Classification()
+    shuffled = [Shuffle().sample_step(4, 0, 0)]
+    for choice, own in ((None, True), (True, True), (False, False)):
+        assert samples_own_orders(DDPStrategy(), choice, objective, shuffled) is own
+    for choice in (None, False):
+        assert samples_own_orders(ModelParallelStrategy(), choice, objective, shuffled) is False
 
 
 def test_only_evaluation_runs_under_torchrun(monkeypatch, two):

@@ -33,6 +33,8 @@ class InstanceWise(Classification):
     """
 
     method = "instancewise"
+    # In validation each process runs the orders that its own images choose.
+    allows_sharding = False
 
     def __init__(
         self,

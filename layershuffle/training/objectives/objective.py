@@ -47,9 +47,11 @@ class Objective(nn.Module):
 
     Attributes:
         method: the method's name in results, or None to name it after the sampler.
+        allows_sharding: whether all processes always run the same layers, as strategies that shard them need it.
     """
 
     method: str | None = None
+    allows_sharding = True
 
     # --- Before the first step, in this sequence ------------------------------------------------------------
 
