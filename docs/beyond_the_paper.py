@@ -3,7 +3,7 @@
     python docs/beyond_the_paper.py docs/results/beyond_the_paper/glyphs baseline layershuffle
 
 The first argument is a folder METHOD/SEED/results.json; the methods to show follow, by default all. ``--failing FILE``
-draws accuracy against the probability that a layer is dead, and ``--longer FILE`` against the length of the training.
+plots accuracy against the probability that a layer is dead, and ``--longer FILE`` against the length of the training.
 """
 
 import argparse
@@ -49,37 +49,44 @@ def mean(runs: list[Results], column: str) -> float:
     return 100 * fmean(score.top1 for run in runs for score in scores(run, column))
 
 
-def draw(axis: Axes, lines: dict[str, list[tuple[float, float]]], xlabel: str, title: str = "") -> None:
-    """Draw top-1 accuracy in percent: a line of points (x, y) for each name."""
+Lines = dict[str, list[tuple[float, float]]]
+"""The points (x, y) of each line by its name."""
+
+
+def plot_lines(axis: Axes, lines: Lines, xlabel: str, title: str = "") -> None:
+    """Plot top-1 accuracy in percent."""
     for (name, points), marker in zip(lines.items(), "osD^vP*X<>"):
         axis.plot(*zip(*sorted(points)), marker=marker, markersize=5, label=name)
     axis.set(xlabel=xlabel, ylim=(0, 100), title=title)
     axis.grid(axis="y", alpha=0.3)
 
 
-def draw_failing(found: list[list[Results]], path: Path) -> None:
-    """Draw accuracy against the probability that a layer is dead."""
+def plot_failing(methods: list[list[Results]], path: Path) -> None:
+    """Plot accuracy against the probability that a layer is dead."""
     dead = {0: "arbitrary", 20: "20% dead", 30: "30% dead", 50: "50% dead"}
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    lines = {runs[0].label: [(share, mean(runs, column)) for share, column in dead.items()] for runs in found}
-    draw(axis, lines, "each layer is dead with this probability, %")
+    lines: Lines = {}
+    for runs in methods:
+        lines[runs[0].label] = [(share, mean(runs, column)) for share, column in dead.items()]
+    plot_lines(axis, lines, "each layer is dead with this probability, %")
     axis.set(ylabel="top-1 accuracy, %", xticks=[*dead])
     figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def draw_longer(found: list[list[Results]], path: Path) -> None:
-    """Draw accuracy against the layer executions of the training, a line for each method."""
+def plot_longer(methods: list[list[Results]], path: Path) -> None:
+    """Plot accuracy against the layer executions of the training, a line for each method."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for axis, column in zip(axes, ("sequential", "arbitrary", "50% dead")):
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for runs in found:
+        lines: Lines = {}
+        for runs in methods:
+            # Trainings of several lengths are the points of one line.
             method = re.sub("-(twice|four|eight)$", "", runs[0].label)
             million = runs[0].model.compute["layer_executions"] / 1e6
             lines.setdefault(method, []).append((million, mean(runs, column)))
-        draw(axis, lines, "million layer executions", column)
+        plot_lines(axis, lines, "million layer executions", column)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.2g}")
     axes[0].set_ylabel("top-1 accuracy, %")
@@ -87,29 +94,34 @@ def draw_longer(found: list[list[Results]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def row(runs: list[Results]) -> list[str]:
+    """A method's row of the table."""
+    accuracies = [percent(accuracy(runs, column)) for column in COLUMNS]
+    errors = f"{calibration(runs, 'sequential'):.1f} / {calibration(runs, 'arbitrary'):.1f}"
+    return [f"`{runs[0].label}`", str(len(runs)), *accuracies, errors]
+
+
 def main() -> None:
-    """Print a table, and draw the pictures that are asked for."""
+    """Print a table, and plot what the options say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("methods", nargs="*")
     parser.add_argument("--failing", type=Path, metavar="FILE")
     parser.add_argument("--longer", type=Path, metavar="FILE")
     args = parser.parse_args()
-    methods = args.methods or sorted(path.name for path in args.folder.iterdir() if path.is_dir())
-    found = {
-        method: [Results.load(path) for path in sorted((args.folder / method).glob("seed*/results.json"))]
-        for method in methods
-    }
-    rows = [
-        [f"`{runs[0].label}`", str(len(runs)), *(percent(accuracy(runs, column)) for column in COLUMNS)]
-        + [f"{calibration(runs, 'sequential'):.1f} / {calibration(runs, 'arbitrary'):.1f}"]
-        for runs in found.values()
-    ]
-    print(markdown(["", "seeds", *COLUMNS, "ECE, sequential / arbitrary"], rows))
+
+    names = args.methods or sorted(path.name for path in args.folder.iterdir() if path.is_dir())
+    methods = []
+    for name in names:
+        paths = sorted((args.folder / name).glob("seed*/results.json"))
+        methods.append([Results.load(path) for path in paths])
+
+    header = ["", "seeds", *COLUMNS, "ECE, sequential / arbitrary"]
+    print(markdown(header, [row(runs) for runs in methods]))
     if args.failing:
-        draw_failing([*found.values()], args.failing)
+        plot_failing(methods, args.failing)
     if args.longer:
-        draw_longer([*found.values()], args.longer)
+        plot_longer(methods, args.longer)
 
 
 if __name__ == "__main__":

@@ -16,29 +16,38 @@ from pathlib import Path
 
 TEST = 0.3
 """The share of each class that is kept for testing."""
+LEFT_OUT = ("People & Body", "Component")
+"""The categories that have pictures which are nearly the same."""
+
+
+def pictures_by_class(package: Path) -> dict[str, list[Path]]:
+    """The pictures of each class, without people and without two that are the same."""
+    classes: dict[str, list[Path]] = {}
+    seen: set[bytes] = set()
+    for emoji in json.loads((package / "emoji.json").read_text()):
+        if not emoji["has_img_google"] or emoji["category"] in LEFT_OUT:
+            continue
+        path = package / "img" / "google" / "64" / emoji["image"]
+        content = path.read_bytes()
+        if content not in seen:
+            seen.add(content)
+            name = emoji["category"].split(" & ")[0].lower()
+            classes.setdefault(name, []).append(path)
+    return classes
 
 
 def main() -> None:
     """Copy the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", type=Path, help="the unpacked npm package")
-    parser.add_argument("folder", type=Path, help="where to write train/CLASS/*.png and test/CLASS/*.png")
+    parser.add_argument("package", type=Path, help="The unpacked npm package.")
+    parser.add_argument("folder", type=Path, help="Where to write train/CLASS/*.png and test/CLASS/*.png.")
     args = parser.parse_args()
-    pictures = args.package / "img" / "google" / "64"
-    classes: dict[str, list[Path]] = {}
-    seen: set[bytes] = set()
-    for emoji in json.loads((args.package / "emoji.json").read_text()):
-        path = pictures / emoji["image"]
-        if emoji["has_img_google"] and emoji["category"] not in ("People & Body", "Component"):
-            content = path.read_bytes()
-            if content not in seen:
-                classes.setdefault(emoji["category"].split(" & ")[0].lower(), []).append(path)
-            seen.add(content)
-    for name, paths in classes.items():
+    for name, paths in pictures_by_class(args.package).items():
         random.Random(0).shuffle(paths)
         tests = round(TEST * len(paths))
         for index, path in enumerate(paths):
-            target = args.folder / ("test" if index < tests else "train") / name / path.name
+            split = "test" if index < tests else "train"
+            target = args.folder / split / name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         print(f"{name}: {len(paths) - tests} training, {tests} test pictures")

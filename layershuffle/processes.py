@@ -52,6 +52,11 @@ class Child:
             )
 
     @property
+    def pid(self) -> int:
+        """The number of the process, and of its group if it has its own."""
+        return self._process.pid
+
+    @property
     def exit_code(self) -> int | None:
         """The exit code, the negative number of the signal that ended the process, or None while it runs."""
         return self._process.poll()
@@ -71,19 +76,18 @@ class Child:
 
         The group gets SIGTERM first, because torchrun ends its own processes then.
         """
-        group = self._process.pid
         with suppress(ProcessLookupError):
             for number in (signal.SIGTERM, signal.SIGKILL):
-                os.killpg(group, number)
-                self._wait_for_group(group)
+                os.killpg(self.pid, number)
+                self._wait_for_group()
 
-    def _wait_for_group(self, group: int) -> None:
+    def _wait_for_group(self) -> None:
         """Wait until the time to end is over; raises ProcessLookupError as soon as the group is empty."""
         end = time.monotonic() + LEFT_TO_END
         while time.monotonic() < end:
             # A process that has ended belongs to the group until it is polled.
             self._process.poll()
-            os.killpg(group, 0)
+            os.killpg(self.pid, 0)
             time.sleep(0.1)
 
     def failure(self) -> str:

@@ -2,86 +2,133 @@
 
 import fnmatch
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 
-from layershuffle.commands import main
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
-from layershuffle.files import read_json
-from layershuffle.gpu_check import machine, runner
+from layershuffle.gpu_check import machine, page, runner
 from layershuffle.gpu_check.checks import CHECKS, PARTS, Setting
+from layershuffle.gpu_check.result import CheckResult, make
+from layershuffle.options import add_options
 
-DEVICES = {"cuda": torch.device("cuda", 0), "cpu": torch.device("cpu")}
-TIMES = {"cuda": 1, "cpu": 4}
-"""How many times as long the checks may take on a device as on an H100."""
+MINUTES = 20
+QUICK_MINUTES = 3
+CPU_FACTOR = 4
+"""How many times as long the checks may take on a CPU as on an H100."""
 
 
 def check_gpu_command(args: list[str] | None = None) -> None:
-    """Make the checks that ``args`` ask for, by default those of the process; raises UserError if one fails."""
+    """Make the checks that ``args`` name, by default those of the process; raises UserError if one fails."""
+    args = sys.argv[1:] if args is None else args
+    config = _parser().parse_args(args)
+    if config.pretrained and not Path(config.pretrained).is_file():
+        raise UserError(f"there is no file {config.pretrained}")
+    setting = Setting(_device(config.accelerator), config.quick, config.pretrained)
+    if config.check:
+        make(CHECKS[config.check], setting, config.folder / f"{config.check}.json")
+        return
+
+    _require_known([*config.only, *config.skip])
+    factor = 1 if setting.is_gpu else CPU_FACTOR
+    limits = _limits(config.only, config.quick, factor)
+    about = machine.describe()
+    results = _earlier_results(config, about)
+    for name in limits:
+        if name not in results and _matches(name, config.skip):
+            results[name] = CheckResult("left out", "--skip")
+    to_make = {name: limit for name, limit in limits.items() if name not in results}
+    minutes = config.minutes or factor * (QUICK_MINUTES if config.quick else MINUTES)
+    command = [sys.executable, "-m", "layershuffle", "check-gpu", *args, "--check"]
+    results = runner.run_all(to_make, results, config.folder, about, minutes, command)
+
+    Console().print(page.table(results))
+    print(f"{page.summary(results)}; page: {config.folder / page.PAGE}")
+    failed = [name for name, check_result in results.items() if check_result.state == "failed"]
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed: {config.folder / 'logs'} says what happened")
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="layershuffle check-gpu",
         description="Check on this machine's GPU that the package computes what it should, and how fast. Each check "
         f"runs in a process of its own. They are: {', '.join(CHECKS)}.",
     )
     option = parser.add_argument
-    option("--quick", action="store_true", help="only the checks that take seconds, in 3 minutes")
+    option("--quick", action="store_true", help="Make only the checks that take seconds, in 3 minutes.")
     option(
-        "--only", nargs="+", default=["*"], metavar="PATTERN", help=f"just these checks, or parts: {', '.join(PARTS)}"
+        "--only",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help=f"Checks to make, by their names, or parts: {', '.join(PARTS)}; all others are left out.",
     )
-    option("--skip", nargs="+", default=[], metavar="PATTERN", help="leave these checks or parts out")
-    option("--device", choices=[*DEVICES], default="cuda", help="cpu: try the command, with smaller models")
-    option("--output", type=Path, default=Path("gpu_check"), help="a folder for the page, the JSON and the logs")
-    option("--pretrained", type=str | None, help="a file with timm's weights of ViT-B/16, for the fine-tuning")
+    option("--skip", nargs="+", default=[], metavar="PATTERN", help="Checks or parts to leave out.")
+    add_options(parser, "resume", accelerator="gpu", folder=Path("gpu_check"))
+    option(
+        "--pretrained",
+        type=str | None,
+        metavar="FILE",
+        help="File with timm's weights of ViT-B/16 for the fine-tuning (default: train them first).",
+    )
     option(
         "--minutes",
         type=float | None,
-        help="how long all may take together (default: 20, or 3 with --quick; 4 times that on a CPU)",
+        metavar="N",
+        help="Minutes that all checks may take together (default: 20, or 3 with --quick; 4 times that on a CPU).",
     )
-    option("--resume", action="store_true", help="keep what the page in --output says of checks that have passed")
-    option("--check", choices=[*CHECKS], help="make this one check, in this process, and write what it found as JSON")
-    args = sys.argv[1:] if args is None else args
-    config = parser.parse_args(args)
-    if config.pretrained and not Path(config.pretrained).is_file():
-        raise UserError(f"there is no file {config.pretrained}")
-    if config.check:
-        setting = Setting(DEVICES[config.device], main, config.quick, config.pretrained)
-        runner.make(CHECKS[config.check], setting, config.output / f"{config.check}.json")
-        return
-    for pattern in (*config.only, *config.skip):
-        if not any(_matches(name, [pattern]) for name in CHECKS):
-            raise UserError(f"no check or part is called {pattern}: choose from {', '.join([*PARTS, *CHECKS])}")
-    times = TIMES[config.device]
-    limits = {name: times * (check.quick if config.quick else check.seconds) for name, check in CHECKS.items()}
-    names = [name for name in CHECKS if _matches(name, config.only) and limits[name]]
-    if config.device == "cuda" and not torch.cuda.is_available():
+    option("--check", choices=[*CHECKS], help="Make this one check, in this process, and write its result as JSON.")
+    return parser
+
+
+def _device(accelerator: str) -> torch.device:
+    """The device to check; raises UserError if it isn't there."""
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    if accelerator == "mps":
+        raise UserError("check-gpu knows NVIDIA GPUs alone: try the command with --accelerator cpu")
+    if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise UserError(
             f"torch {torch.__version__}, {built}, finds no GPU here: see what nvidia-smi says, or try the command with "
-            "--device cpu"
+            "--accelerator cpu"
         )
-    about, earlier = machine.describe(), config.output / "gpu_check.json"
-    chosen = {
-        name: dict(runner.LATER, figure="--skip") if _matches(name, config.skip) else limits[name] for name in names
-    }
-    if config.resume and earlier.is_file():
-        before = read_json(earlier)
-        if any(before["machine"][key] != about[key] for key in about if key != "other processes on the GPUs"):
-            raise UserError(f"{earlier} is of another machine or other versions: leave out --resume")
-        chosen |= {
-            name: found
-            for name, found in before["checks"].items()
-            if found["state"] in ("passed", "missed") and name in CHECKS
-        }
-    again = [sys.executable, "-m", "layershuffle", "check-gpu", *args, "--check"]
-    results = runner.run(chosen, config.output, about, config.minutes or times * (3 if config.quick else 20), again)
-    Console().print(runner.table(results))
-    print(f"{runner.summary(results)}; page: {config.output / 'gpu_check.md'}")
-    if failed := [name for name, result in results.items() if result["state"] == "failed"]:
-        raise UserError(f"{', '.join(failed)} failed: {config.output / 'logs'} says what happened")
+    return torch.device("cuda", 0)
 
 
-def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatch(word, pattern) for word in (name, CHECKS[name].part) for pattern in patterns)
+def _limits(only: Sequence[str], quick: bool, factor: int) -> dict[str, float]:
+    """The checks to make, and how many seconds each may take."""
+    limits: dict[str, float] = {}
+    for name, check in CHECKS.items():
+        seconds = factor * (check.quick_seconds if quick else check.seconds)
+        if seconds and _matches(name, only):
+            limits[name] = seconds
+    return limits
+
+
+def _earlier_results(config: Namespace, about: dict[str, object]) -> dict[str, CheckResult]:
+    """With ``--resume``, the results that the page in the folder has; those that failed are made again."""
+    path = config.folder / page.JSON
+    if not config.resume or not path.is_file():
+        return {}
+    earlier_about, earlier = page.read(config.folder)
+    if not machine.is_same_machine(about, earlier_about):
+        raise UserError(f"{path} is of another machine or other versions: leave out --resume")
+    return {name: result for name, result in earlier.items() if result.state in ("passed", "missed") and name in CHECKS}
+
+
+def _require_known(patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(_matches(name, [pattern]) for name in CHECKS):
+            raise UserError(f"no check or part is called {pattern}: choose from {', '.join([*PARTS, *CHECKS])}")
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern matches the name of a check or of its part."""
+    words = (name, CHECKS[name].part)
+    return any(fnmatch.fnmatch(word, pattern) for word in words for pattern in patterns)

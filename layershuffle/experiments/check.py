@@ -52,6 +52,7 @@ class Checker:
 
     def check(self, task: Task, run: Run) -> None:
         """Read the arguments of a task; raises UserError if one is wrong."""
+        # Evaluations and studies don't name the data, but have options of it.
         data = self.data_of.get(task.models[0]) if task.models else None
         key = json.dumps([task.action, asdict(task.settings), str(data)])
         if key not in self.parsed:

@@ -37,6 +37,7 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
     plot_path = folder / setup / "overview.png"
     write_whole(table_path, f"{tables.markdown(header, rows)}\n{caption}\n")
     figures.save(figures.overview(_pooled(results), title), plot_path)
+    # Each method becomes a row, and the pruned orders, of which there are many, are in the file alone.
     if len(header) > MAX_COLUMNS:
         header, rows = _turned(header, [row for row in rows if not row[0].startswith("keep")])
     console.print(tables.terminal(header, rows, title))

@@ -132,6 +132,7 @@ def read(path: Path) -> Experiment:
         raise unknown(str(path), experiment=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, "experiment")
+    # The matrices come first: the parser would take "{k}" for a mapping.
     try:
         content = _expanded(read_yaml(path))
         parsed = parser.parse_object({"experiment": content})
@@ -150,15 +151,19 @@ def _expanded(content: Any) -> Any:
     """The file's content in which each ``matrix`` is written out."""
     if not isinstance(content, dict) or not isinstance(content.get("setups"), dict):
         return content
-    setups = {}
-    for name, setup in content["setups"].items():
-        if isinstance(setup, dict):
-            setup = dict(setup)
-            for part in ("methods", "evaluations"):
-                if part in setup:
-                    setup[part] = expand(setup[part])
-        setups[name] = setup
+    setups = {name: _with_expanded_parts(setup) for name, setup in content["setups"].items()}
     return {**content, "setups": setups}
+
+
+def _with_expanded_parts(setup: Any) -> Any:
+    # What is no mapping is left to the parser, which says what should stand there.
+    if not isinstance(setup, dict):
+        return setup
+    expanded = dict(setup)
+    for part in ("methods", "evaluations"):
+        if part in setup:
+            expanded[part] = expand(setup[part])
+    return expanded
 
 
 def _check_names(path: Path, setup: Setup) -> None:

@@ -118,6 +118,7 @@ def arguments_of(task: Task, run: Run, folder: Path) -> list[str]:
 
 def _perform(task: Task, run: Run, folder: Path, actions: Actions) -> float:
     """Do a task, and return the seconds that it took."""
+    # Which trial is the best one isn't known before all of them are finished.
     if task.action == "train" and run.trials:
         chosen = run.trials[best_trial(run.trials, folder)]
         task = Task(task.action, task.settings.with_options(chosen), task.output, task.models, task.seed)
@@ -142,6 +143,7 @@ def _is_finished(task: Task, request: dict[str, Any], record: dict[str, Any], ru
     begun = finished
     if begun is None and running.get("output") == task.output:
         begun = running
+    # Results of other settings must not pass for those of these.
     if begun and any(begun.get(key) != value for key, value in request.items()):
         raise UserError(
             f"{run_folder} was made with other options, or from another model, than it has now: remove it, or give "

@@ -137,12 +137,14 @@ class Pool:
 
     def stop(self) -> None:
         """Ask the processes that are left to end, and wait for all of them."""
+        # All of them at once: each may need a while to save.
         for running in self.running:
             running.child.terminate()
         for running in self.running:
             running.child.wait()
 
     def _start(self, run: Run, threads: int) -> None:
+        # Runs that are side by side are on different GPUs.
         slot = self.free_slots.pop(0)
         # Unless the user says otherwise: with more threads than cores, runs side by side would stall each other.
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}

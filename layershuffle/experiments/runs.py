@@ -87,11 +87,13 @@ def list_runs(experiment: Experiment, seeds: Sequence[int] | None = None, only: 
         seeds = experiment.seeds
     if len(set(seeds)) < len(seeds) or not seeds:
         raise UserError(f"seeds are different numbers, at least one, not {' '.join(map(str, seeds))}")
+
     runs: list[Run] = []
     for name, setup in experiment.setups.items():
         runs += SetupRuns(name, setup, seeds, experiment.seeds[0]).all()
+
+    # What a chosen run needs is chosen too. It stands before the run, and so is looked at after it here.
     chosen = _matching(runs, only)
-    # A run comes after those it needs, so that those are looked at later here.
     for run in reversed(runs):
         if run.name in chosen:
             chosen.update(run.needs)
@@ -155,6 +157,7 @@ class SetupRuns:
         runs = []
         for seed in self.seeds:
             for method in self.setup.methods:
+                # The grid is tried with one seed, and its choice holds for all.
                 trials = {
                     run_name(self.name, method, self.first_seed, point): options
                     for point, options in self._points().items()
@@ -185,6 +188,7 @@ class SetupRuns:
             needs = []
             for name in models:
                 frozen = self.setup.frozen.get(name)
+                # A frozen model needs no run, but its settings have to name data.
                 if frozen:
                     model = frozen.model
                     settings = frozen.settings
@@ -217,6 +221,7 @@ class SetupRuns:
         for values in itertools.product(*self.setup.grid.values()):
             options = dict(zip(self.setup.grid, values))
             name = ",".join(f"{option.split('.')[-1]}={value}" for option, value in options.items())
+            # The name becomes a folder, and a value may be a path.
             points[name.replace("/", "_")] = options
         return points
 

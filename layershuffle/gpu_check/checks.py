@@ -1,14 +1,16 @@
-"""What a check is, what it is given and what it returns; the list of all of them."""
+"""What a check is, what it is told and what it returns; the list of all of them."""
 
 import csv
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from layershuffle.api.train import TrainedRun, train
 
 PARTS = ("correct", "fast", "real")
 """Does it compute what it should, is it as fast as it should be, and does a fine-tuning that means something work?"""
@@ -16,29 +18,32 @@ PARTS = ("correct", "fast", "real")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a check is given.
+    """What a check is told.
 
     Attributes:
         device: where it runs. On a CPU the models are smaller.
-        command: runs ``layershuffle`` with these arguments in this process; ends with SystemExit if that fails.
         quick: whether it should take seconds rather than minutes.
         pretrained: a file with weights of ViT-B/16, if there is one.
     """
 
     device: torch.device
-    command: Callable[[list[str]], Any]
     quick: bool = False
     pretrained: str | None = None
 
     @property
-    def cuda(self) -> bool:
+    def is_gpu(self) -> bool:
         """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
+    @property
+    def trainer(self) -> str:
+        """The name of the trainer's config for this device."""
+        return "gpu" if self.is_gpu else "cpu"
+
 
 @dataclass(frozen=True)
-class Found:
-    """What a check that didn't fail has found.
+class Outcome:
+    """What a check that didn't fail has found out.
 
     Attributes:
         figure: its result, in a few words.
@@ -51,56 +56,55 @@ class Found:
     details: Any = field(default_factory=dict)
 
 
-class LeftOut(Exception):
+class CannotCheckError(Exception):
     """A check can't be made here; the message says why."""
+
+
+class WrongResultError(Exception):
+    """A check has found something wrong; the message says what."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check; ``run`` raises an exception if it fails.
+    """A check.
 
     Attributes:
         name: what the command line and the page call it.
         part: one of PARTS.
+        meaning: what it means if it passes.
+        run: makes it; raises an exception if it fails.
         seconds: how long it may take; twice what it should take on an H100.
-        quick: the same with ``--quick``; 0 if that leaves it out.
-        gpu: whether it says nothing about a CPU.
+        quick_seconds: the same with ``--quick``; 0 if that leaves it out.
+        needs_gpu: whether it says nothing about a CPU.
     """
 
     name: str
     part: str
-    run: Callable[[Setting], Found]
+    meaning: str
+    run: Callable[[Setting], Outcome]
     seconds: int
-    quick: int
-    gpu: bool
-
-    @property
-    def meaning(self) -> str:
-        """What it means if it passes."""
-        return " ".join((self.run.__doc__ or "").split())
+    quick_seconds: int = 0
+    needs_gpu: bool = False
 
 
 CHECKS: dict[str, Check] = {}
 """All checks by name, in the sequence in which they are made."""
 
 
-def check(
-    part: str, seconds: int, quick: int = 0, gpu: bool = False
-) -> Callable[[Callable[[Setting], Found]], Callable[[Setting], Found]]:
-    """Put a function in CHECKS. Its docstring is the meaning of the check."""
+def check(name: str, part: str, meaning: str, **limits: Any) -> Callable[[Callable[[Setting], Outcome]], Any]:
+    """Put a function in CHECKS, with these attributes of its ``Check``."""
 
-    def register(run: Callable[[Setting], Found]) -> Callable[[Setting], Found]:
-        name = run.__name__.replace("_", "-")
-        CHECKS[name] = Check(name, part, run, seconds, quick, gpu)
+    def register(run: Callable[[Setting], Outcome]) -> Callable[[Setting], Outcome]:
+        CHECKS[name] = Check(name, part, meaning, run, **limits)
         return run
 
     return register
 
 
 def require(condition: Any, complaint: str) -> None:
-    """Fail with a sentence unless the condition holds."""
+    """Raise WrongResultError with a complaint unless the condition holds."""
     if not condition:
-        raise AssertionError(complaint)
+        raise WrongResultError(complaint)
 
 
 def new_folder() -> Path:
@@ -108,28 +112,36 @@ def new_folder() -> Path:
     return Path(tempfile.mkdtemp())
 
 
-def training(setting: Setting, *arguments: str, configs: tuple[str, ...] = ()) -> tuple[list[str], Path]:
-    """The arguments that train a small model on a few glyphs, and the folder of its run."""
-    root = new_folder()
-    return [
-        *("train", "mini_glyphs", "glyphs", "gpu" if setting.cuda else "cpu", "mini", *configs),
-        *(
-            "--model.pretrained=false",
-            "--model.schedule.warmup_steps=5",
-            "--data.classes=10",
-            "--data.test_images_per_class=10",
-        ),
-        *(f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false", *arguments),
-    ], root / "version_0"
+def train_small(setting: Setting, method: str = "layershuffle", **arguments: Any) -> TrainedRun:
+    """Train a small model on a few glyphs.
+
+    Args:
+        setting: the device.
+        method: the name of the method's config.
+        arguments: further arguments of ``layershuffle.api.train.train``; ``options`` win over those that make the
+            training small.
+    """
+    options: dict[str, Any] = {
+        "model.pretrained": False,
+        "model.schedule.warmup_steps": 5,
+        "data.classes": 10,
+        "data.test_images_per_class": 10,
+        "trainer.enable_progress_bar": False,
+    }
+    options.update(arguments.pop("options", {}))
+    arguments.setdefault("trainer", setting.trainer)
+    arguments.setdefault("folder", new_folder() / "run")
+    return train("mini_glyphs", "glyphs", method, optimizer="mini", options=options, **arguments)
 
 
-def metric(run: Path, name: str) -> list[float]:
-    """The values of a metric that a run has logged, in sequence."""
-    with (run / "metrics.csv").open(newline="") as file:
+def logged(folder: Path, name: str) -> list[float]:
+    """The values of a metric that the run in a folder has logged, in sequence."""
+    with (folder / "metrics.csv").open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def environment() -> dict[str, str]:
+def environment() -> Mapping[str, str]:
     """The variables of this process, for another one that is to import the same package."""
     root = str(Path(__file__).parents[2])
-    return os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}

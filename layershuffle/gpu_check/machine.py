@@ -9,6 +9,7 @@ from typing import Any
 
 from layershuffle.version import __version__
 
+LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "triton", "transformers")
 FIELDS = {
     "GPU": "name",
     "driver": "driver_version",
@@ -17,36 +18,45 @@ FIELDS = {
     "default power limit": "power.default_limit",
 }
 """What the page says, and nvidia-smi's name for it."""
+OTHERS = "other processes on the GPUs"
 
 
 def describe() -> dict[str, Any]:
     """The machine, its GPUs and what else runs on them as nvidia-smi tells it, and the versions of the libraries."""
     about: dict[str, Any] = {"layershuffle": __version__}
-    for name in ("torch", "torchvision", "timm", "lightning", "torchmetrics", "triton", "transformers"):
+    for name in LIBRARIES:
         try:
             about[name] = version(name)
         except PackageNotFoundError:
             continue
-    about |= {"python": platform.python_version(), "system": platform.platform()}
+    about["python"] = platform.python_version()
+    about["system"] = platform.platform()
     about["cores"] = len(os.sched_getaffinity(0))
-    gpus = [dict(zip(FIELDS, row)) for row in _smi(f"--query-gpu={','.join(FIELDS.values())}")]
-    about["GPUs"] = gpus or "nvidia-smi is not here"
-    about["other processes on the GPUs"] = [", ".join(row) for row in _smi("--query-compute-apps=pid,used_memory")]
+    gpus = _ask_nvidia_smi(f"--query-gpu={','.join(FIELDS.values())}")
+    about["GPUs"] = [dict(zip(FIELDS, values)) for values in gpus] or "nvidia-smi is not here"
+    about[OTHERS] = [", ".join(values) for values in _ask_nvidia_smi("--query-compute-apps=pid,used_memory")]
     return about
 
 
-def reasons(about: Mapping[str, Any]) -> str:
+def is_same_machine(about: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two descriptions are of one machine with the same versions, whatever else runs on it."""
+    return all(other.get(name) == value for name, value in about.items() if name != OTHERS)
+
+
+def reasons_for_slowness(about: Mapping[str, Any]) -> str:
     """Why a GPU may be slower than it should be, as far as ``describe`` tells."""
-    found = []
-    if others := about["other processes on the GPUs"]:
-        found.append(f"{len(others)} other processes are on the GPU")
-    for gpu in about["GPUs"] if isinstance(about["GPUs"], list) else ():
-        limit, default = gpu["power limit"], gpu["default power limit"]
+    reasons = []
+    if about[OTHERS]:
+        reasons.append(f"{len(about[OTHERS])} other processes are on the GPU")
+    gpus = about["GPUs"] if isinstance(about["GPUs"], list) else []
+    for gpu in gpus:
+        limit = gpu["power limit"]
+        default = gpu["default power limit"]
         if _watts(limit) < _watts(default):
-            found.append(f"its power limit is {limit} in place of {default}")
+            reasons.append(f"its power limit is {limit} in place of {default}")
     if "triton" not in about:
-        found.append("triton, which compiles for GPUs, is not installed")
-    return "; ".join(found) or "not the power limit, other processes or a missing compiler: a profile would tell"
+        reasons.append("triton, which compiles for GPUs, is not installed")
+    return "; ".join(reasons) or "not the power limit, other processes or a missing compiler: a profile would tell"
 
 
 def _watts(text: str) -> float:
@@ -56,12 +66,13 @@ def _watts(text: str) -> float:
         return float("nan")
 
 
-def _smi(query: str) -> list[list[str]]:
+def _ask_nvidia_smi(query: str) -> list[list[str]]:
     """The rows that nvidia-smi answers; none if it isn't there or doesn't answer."""
+    command = ["nvidia-smi", query, "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=30
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [line.split(", ") for line in done.stdout.splitlines() if done.returncode == 0 and line.strip()]
+    if done.returncode != 0:
+        return []
+    return [line.split(", ") for line in done.stdout.splitlines() if line.strip()]

@@ -9,8 +9,10 @@ import torch
 from helpers import fails
 
 from layershuffle.commands.check_gpu import check_gpu_command
+from layershuffle.errors import UserError
 from layershuffle.gpu_check import machine, runner
-from layershuffle.gpu_check.checks import CHECKS, Check, Found, LeftOut, Setting
+from layershuffle.gpu_check.checks import CHECKS, CannotCheckError, Check, Outcome, Setting, WrongResultError
+from layershuffle.gpu_check.result import CheckResult, make
 
 ABOUT = {"torch": "2", "triton": "3", "GPUs": [], "other processes on the GPUs": []}
 BEHAVE = """
@@ -39,42 +41,41 @@ def checks(monkeypatch):
     """Replaces the checks by some that behave as they are called."""
 
     def replace(*names):
-        def run(setting):
-            """What it means."""
-
         for name in [*CHECKS]:
             monkeypatch.delitem(CHECKS, name)
         for name in names:
-            monkeypatch.setitem(CHECKS, name, Check(name, "correct", run, 2, quick=2 * (name == "passes"), gpu=False))
+            quick_seconds = 2 if name == "passes" else 0
+            monkeypatch.setitem(CHECKS, name, Check(name, "correct", "What it means.", print, 2, quick_seconds))
         return dict.fromkeys(names, 2)
 
     return replace
 
 
-def run(chosen, folder, minutes=5.0, about=ABOUT):
-    return runner.run(chosen, folder, about, minutes, [sys.executable, "-c", BEHAVE, str(folder)])
+def run(limits, folder, minutes=5.0, results=None):
+    command = [sys.executable, "-c", BEHAVE, str(folder)]
+    return runner.run_all(limits, results or {}, folder, ABOUT, minutes, command)
 
 
 def test_one_that_hangs_or_crashes_ends_no_other(tmp_path, checks, capsys):
     found = run(checks("hangs", "is-killed", "exits", "misses", "passes"), tmp_path)
-    assert {name: result["state"] for name, result in found.items()} == {
+    assert {name: result.state for name, result in found.items()} == {
         **{"hangs": "failed", "is-killed": "failed", "exits": "failed", "misses": "missed", "passes": "passed"},
     }
-    assert found["hangs"]["figure"] == f"it took longer than 2 s, see {tmp_path}/logs/hangs.txt"
-    assert found["is-killed"]["figure"].startswith("its process ended with SIGKILL, see ")
-    assert found["exits"]["figure"].startswith("its process ended with the code 3, see ")
+    assert found["hangs"].figure == f"it took longer than 2 s, see {tmp_path}/logs/hangs.txt"
+    assert found["is-killed"].figure.startswith("its process ended with SIGKILL, see ")
+    assert found["exits"].figure.startswith("its process ended with the code 3, see ")
     assert (tmp_path / "logs/exits.txt").read_text() == "what happened\n"
-    assert "likely reason: not the power limit" in found["misses"]["figure"]
+    assert "likely reason: not the power limit" in found["misses"].figure
     group = next(tmp_path.glob("*.pid")).stem
     with pytest.raises(ProcessLookupError):
         os.killpg(int(group), 0)
     content = json.loads((tmp_path / "gpu_check.json").read_text())
     assert content["device"] == "H100"
-    assert content["checks"] == found
+    assert {name: CheckResult.from_json(result) for name, result in content["checks"].items()} == found
     page = (tmp_path / "gpu_check.md").read_text()
     assert "5 checks: 1 passed, 1 missed, 3 failed, on 20" in page
     assert "| correct | passes | passed | passes \\| found | What it means. |" in page
-    assert "hangs: failed" in capsys.readouterr().out
+    assert "hangs: failed" in capsys.readouterr().err
 
 
 def test_the_page_of_an_interrupted_run_has_what_there_is(tmp_path, checks):
@@ -87,14 +88,15 @@ def test_the_page_of_an_interrupted_run_has_what_there_is(tmp_path, checks):
 
 def test_what_does_not_fit_into_the_time_is_left_out(tmp_path, checks):
     found = run(checks("hangs", "passes"), tmp_path, minutes=1.5 / 60)
-    assert {result["figure"] for result in found.values()} == {"not reached: --resume makes it"}
+    assert {result.figure for result in found.values()} == {"not reached: --resume makes it"}
 
 
 def test_earlier_results_are_kept(tmp_path, checks):
-    earlier = {"state": "passed", "figure": "before", "seconds": 1.0}
-    found = run(checks("exits", "passes") | {"exits": earlier}, tmp_path)
+    earlier = CheckResult("passed", "before", seconds=1.0)
+    checks("exits", "passes")
+    found = run({"passes": 2}, tmp_path, results={"exits": earlier})
     assert found["exits"] == earlier
-    assert found["passes"]["state"] == "passed"
+    assert found["passes"].state == "passed"
 
 
 # --- The command --------------------------------------------------------------------------------------------
@@ -110,17 +112,17 @@ def raises(error):
 @pytest.mark.parametrize(
     ("what", "state", "figure"),
     [
-        (lambda setting: Found("42"), "passed", "42"),
-        (lambda setting: Found("42", "too slow"), "missed", "42; missed: too slow"),
-        (raises(AssertionError("they differ")), "failed", "they differ"),
+        (lambda setting: Outcome("42"), "passed", "42"),
+        (lambda setting: Outcome("42", "too slow"), "missed", "42; missed: too slow"),
+        (raises(WrongResultError("they differ")), "failed", "they differ"),
         (raises(RuntimeError("CUDA error: an illegal access\nCompile with")), "failed", "RuntimeError: CUDA error: an"),
-        (raises(SystemExit("error: no data")), "failed", "error: no data"),
-        (raises(LeftOut("no checkout")), "left out", "no checkout"),
+        (raises(UserError("no data")), "failed", "no data"),
+        (raises(CannotCheckError("no checkout")), "left out", "no checkout"),
     ],
 )
 def test_what_a_check_leads_to(tmp_path, monkeypatch, what, state, figure):
-    monkeypatch.setitem(CHECKS, "logits", Check("logits", "correct", what, 9, quick=9, gpu=False))
-    check_gpu_command(["--device=cpu", "--check=logits", f"--output={tmp_path}"])
+    monkeypatch.setitem(CHECKS, "logits", Check("logits", "correct", "What it means.", what, 9))
+    check_gpu_command(["--accelerator=cpu", "--check=logits", f"--folder={tmp_path}"])
     found = json.loads((tmp_path / "logits.json").read_text())
     assert found["state"] == state
     assert found["figure"].startswith(figure)
@@ -128,14 +130,14 @@ def test_what_a_check_leads_to(tmp_path, monkeypatch, what, state, figure):
 
 def test_only_skip_resume_and_the_exit_code(tmp_path, monkeypatch, capsys, checks):
     checks("passes", "exits")
-    original, commands = runner.run, []
+    original, commands = runner.run_all, []
 
-    def stand_in(chosen, folder, about, minutes, command):
+    def stand_in(limits, results, folder, about, minutes, command):
         commands.append((command, minutes))
-        return original(chosen, folder, about, minutes, [sys.executable, "-c", BEHAVE, str(folder)])
+        return original(limits, results, folder, about, minutes, [sys.executable, "-c", BEHAVE, str(folder)])
 
-    monkeypatch.setattr(runner, "run", stand_in)
-    output = ["--device=cpu", f"--output={tmp_path}"]
+    monkeypatch.setattr(runner, "run_all", stand_in)
+    output = ["--accelerator=cpu", f"--folder={tmp_path}"]
     assert "exits failed:" in fails(capsys, check_gpu_command, *output)
     check_gpu_command([*output, "--skip", "ex*"])
     found = json.loads((tmp_path / "gpu_check.json").read_text())
@@ -158,13 +160,13 @@ def test_only_skip_resume_and_the_exit_code(tmp_path, monkeypatch, capsys, check
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_sentence(tmp_path, capsys):
-    said = fails(capsys, check_gpu_command, f"--output={tmp_path / 'new'}")
+    said = fails(capsys, check_gpu_command, f"--folder={tmp_path / 'new'}")
     assert "finds no GPU here" in said
     assert not (tmp_path / "new").exists()
 
 
 def test_what_needs_a_gpu_says_so(tmp_path):
-    runner.make(CHECKS["memory"], Setting(torch.device("cpu"), print), tmp_path / "memory.json")
+    make(CHECKS["memory"], Setting(torch.device("cpu")), tmp_path / "memory.json")
     assert json.loads((tmp_path / "memory.json").read_text())["state"] == "left out"
 
 
@@ -181,12 +183,12 @@ def test_likely_reasons_of_a_slow_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     about = machine.describe() | {"triton": "3"}
     assert about["GPUs"][0]["driver"] == "580.1"
-    assert machine.reasons(about) == (
+    assert machine.reasons_for_slowness(about) == (
         "1 other processes are on the GPU; its power limit is 350.00 W in place of 700.00 W"
     )
     about.pop("triton")
-    assert "triton" in machine.reasons(about)
+    assert "triton" in machine.reasons_for_slowness(about)
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     alone = machine.describe() | {"triton": "3"}
     assert alone["other processes on the GPUs"] == []
-    assert machine.reasons(alone).startswith("not the power limit")
+    assert machine.reasons_for_slowness(alone).startswith("not the power limit")
