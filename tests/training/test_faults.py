@@ -184,7 +184,8 @@ def test_a_full_gpu_is_one_sentence():
 
 KILL = """
 import os, signal, sys, time
-from helpers import train
+from layershuffle.commands.errors import run
+from layershuffle.commands.train import train_command
 from layershuffle.training.module import FineTuner
 
 def kill(module):
@@ -198,7 +199,7 @@ def kill(module):
             print("killed")
 
 FineTuner.on_train_epoch_start = kill
-train(sys.argv[1:])
+run(lambda: train_command(sys.argv[1:]))
 """
 
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import yaml
+from google.protobuf.message import DecodeError
 from helpers import ROOT, train
 from wandb.proto import wandb_internal_pb2 as pb
 
@@ -57,6 +58,19 @@ def read_back(folder):
     return runs
 
 
+def read_when_written(folder):
+    """The runs once W&B's own process, which may still be writing on a busy machine, has written all of them."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            found = read_back(folder)
+        except DecodeError:  # half a record
+            found = []
+        if time.monotonic() > end or (found and all(run["summary"] for run in found)):
+            return found
+        time.sleep(0.5)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Train, go on from the checkpoint, evaluate: three offline runs."""
@@ -74,11 +88,7 @@ def runs(tmp_path_factory):
     options = ["--orders", "1", "--keep", "3", "--logger=WandbLogger", "--logger.offline=true", "--data.test_images=20"]
     evaluate_command([f"{folder}/kept/last.ckpt", *options, f"--logger.save_dir={folder}"])
     patch.undo()
-    found, end = read_back(folder), time.monotonic() + 60
-    while not all(run["summary"] for run in found) and time.monotonic() < end:
-        time.sleep(0.5)  # On a busy machine W&B's own process may still be writing.
-        found = read_back(folder)
-    return folder, found
+    return folder, read_when_written(folder)
 
 
 def test_metrics_config_and_sampler(runs):
