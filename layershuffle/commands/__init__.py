@@ -1,6 +1,6 @@
 """The ``layershuffle`` command. It finds the subcommand; each is a module of this package.
 
-Only the module of the command that is asked for is imported: torch and Lightning take seconds.
+Only the module of the command that is typed is imported: torch and Lightning take seconds.
 """
 
 import os
@@ -46,22 +46,34 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(name: str, *args: str) -> None:
+    """Run the command ``name``, or show the help or the version."""
     if name in ("-h", "--help"):
-        print("usage: layershuffle COMMAND ...\n\nVision transformers whose layers run in any order.\n")
-        print("\n".join(f"  {command:12}{does}" for command, does in COMMANDS.items()))
-        print("\nlayershuffle COMMAND --help explains the options of a command.")
-        print("An example: layershuffle train mini_glyphs glyphs layershuffle cpu mini")
-    elif name == "--version":
+        print(_help())
+        return
+    if name == "--version":
         print(f"layershuffle {__version__}")
-    elif name not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        raise UserError(f"there is no command {name}{config_files.nearest(name, COMMANDS)}: choose from {known}")
-    else:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports, which take seconds, without a traceback
-        name = name.replace("-", "_")
-        module = import_module(f"layershuffle.commands.{name}")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        getattr(module, f"{name}_command")([*args])  # In this module, `list` is the command of that name.
+        return
+    if name not in COMMANDS:
+        choice = ", ".join(COMMANDS)
+        raise UserError(f"there is no command {name}{config_files.nearest(name, COMMANDS)}: choose from {choice}")
+
+    # Ctrl-C ends the imports, which take seconds, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    name = name.replace("-", "_")
+    module = import_module(f"layershuffle.commands.{name}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = getattr(module, f"{name}_command")
+    # Once it is imported, `list` is the module of that name here.
+    command([*args])
+
+
+def _help() -> str:
+    lines = ["usage: layershuffle COMMAND ...", "", "Vision transformers whose layers run in any order.", ""]
+    for command, summary in COMMANDS.items():
+        lines.append(f"  {command:12}{summary}")
+    lines += ["", "layershuffle COMMAND --help explains the options of a command."]
+    lines += ["An example: layershuffle train mini_glyphs glyphs layershuffle cpu mini"]
+    return "\n".join(lines)
 
 
 def _complete() -> list[str]:
@@ -74,11 +86,14 @@ def _complete() -> list[str]:
 
     import argcomplete
 
-    start = int(os.environ["_ARGCOMPLETE"])  # how many words come before the arguments
-    words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")[start:]
+    # How many words come before the arguments.
+    start = int(os.environ["_ARGCOMPLETE"])
+    line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
+    words = line.split(" ")[start:]
     if words[0] in COMMANDS and any(word.startswith("-") for word in words):
         os.environ["_ARGCOMPLETE"] = str(start + 1)
         return words
+
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("command", choices=COMMANDS)
     names = parser.add_argument("names", nargs="*")

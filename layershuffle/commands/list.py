@@ -5,6 +5,8 @@ import itertools
 import re
 import shutil
 import textwrap
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NoReturn
 
 from layershuffle.config_files import known, nearest
@@ -12,6 +14,27 @@ from layershuffle.errors import UserError
 from layershuffle.orders.named import NAMED
 from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.orders.samplers import all_samplers
+
+SECTIONS = {
+    "model": "models",
+    "data": "data",
+    "method": "methods",
+    "trainer": "trainers",
+    "optimizer": "optimizers",
+    "recipe": "recipes",
+    "experiment": "experiments",
+}
+"""The section that lists the configs of a folder. Those of a user's other folders are in a section "FOLDERs"."""
+
+MOST_COLUMNS = 120
+
+
+class Parser(argparse.ArgumentParser):
+    """Python's own parser, because jsonargparse takes long to import."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError; argparse calls this for every fault in the arguments."""
+        raise UserError(message)
 
 
 def list_command(args: list[str] | None = None) -> None:
@@ -22,35 +45,41 @@ def list_command(args: list[str] | None = None) -> None:
         "orders": {order.form: order.summary for order in NAMED.values()},
         "samplers": {sampler.__name__: sampler.summary for sampler in all_samplers()},
     }
-    parser = argparse.ArgumentParser(prog="layershuffle list", description="List what there is.")
-    parser.add_argument("section", nargs="*", help=f"from {', '.join(sections)} (default: all)")
-    parser.error = _refuse  # type: ignore[method-assign]
-    wanted = parser.parse_args(args).section or list(sections)
-    if unknown := [name for name in wanted if name not in sections]:
-        suggestion = nearest(unknown[0], sections)
-        raise UserError(f"there is nothing called {unknown[0]} to list{suggestion}: choose from {', '.join(sections)}")
-    width = min(shutil.get_terminal_size().columns, 120)
-    blocks = []
-    for section in wanted:
-        margin = 4 + max(map(len, sections[section]))
-        rows = [f"  {name:{margin - 2}}{line}" for name, line in sections[section].items()]
-        blocks.append(
-            "\n".join([section, *(textwrap.fill(row, width, subsequent_indent=" " * margin) for row in rows)])
-        )
-    print("\n\n".join(blocks))
+    parser = Parser(prog="layershuffle list", description="List what there is.")
+    choice = ", ".join(sections)
+    parser.add_argument("section", nargs="*", help=f"Sections to list, from {choice} (default: all).")
+    names = parser.parse_args(args).section or list(sections)
+    for name in names:
+        if name not in sections:
+            suggestion = nearest(name, sections)
+            raise UserError(f"there is nothing called {name} to list{suggestion}: choose from {choice}")
+    width = min(shutil.get_terminal_size().columns, MOST_COLUMNS)
+    print("\n\n".join(_block(name, sections[name], width) for name in names))
 
 
-def _refuse(message: str) -> NoReturn:
-    raise UserError(message)
+def _block(title: str, lines: Mapping[str, str], width: int) -> str:
+    """A section: its title, and a line for each name, the texts below each other."""
+    margin = 4 + max(len(name) for name in lines)
+    rows = [title]
+    for name, text in lines.items():
+        row = f"  {name:{margin - 2}}{text}"
+        rows.append(textwrap.fill(row, width, subsequent_indent=" " * margin))
+    return "\n".join(rows)
 
 
 def _configs() -> dict[str, dict[str, str]]:
     """The first sentence of each config's comment, by section and name: ``model/vit_b16`` is in section ``models``."""
-    sections: dict[str, dict[str, str]] = {"models": {}, "data": {}, "methods": {}, "trainers": {}, "optimizers": {}}
-    for full, path in (known() | known(experiment=True)).items():
-        kind, _, name = full.rpartition("/")
-        section = {"": "configs", "data": "data"}.get(kind, f"{kind}s")
-        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-        comment = " ".join(line.lstrip("# ") for line in lines if not re.fullmatch(r"# *\S+\.ya?ml", line))  # its path
-        sections.setdefault(section, {})[name] = re.split(r"(?<=\.)\s", comment)[0]
-    return sections
+    sections: dict[str, dict[str, str]] = {section: {} for section in SECTIONS.values()}
+    for full_name, path in (known() | known(experiment=True)).items():
+        folder, _, name = full_name.rpartition("/")
+        section = SECTIONS.get(folder, f"{folder}s" if folder else "configs")
+        sections.setdefault(section, {})[name] = _summary(path)
+    return {section: lines for section, lines in sections.items() if lines}
+
+
+def _summary(path: Path) -> str:
+    """The first sentence of the comment with which a config begins."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    # The comment may begin with the config's own path.
+    texts = [line.lstrip("# ") for line in lines if not re.fullmatch(r"# *\S+\.ya?ml", line)]
+    return re.split(r"(?<=\.)\s", " ".join(texts))[0]
