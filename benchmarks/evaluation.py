@@ -32,95 +32,152 @@ DEPTH = 12
 
 def families() -> dict[str, list[Order]]:
     """Families of orders of a 12-layer model, from those that share most of their steps to those that share least."""
-    layers = range(DEPTH)
-    subsets = {k: [Order(chosen) for chosen in itertools.combinations(layers, k)] for k in range(1, DEPTH + 1)}
-    pairs = list(itertools.combinations(range(DEPTH + 1), 2))
-    swapped = [list(layers) for _ in range(DEPTH * (DEPTH - 1) // 2)]
-    for order, (one, other) in zip(swapped, itertools.combinations(layers, 2)):
-        order[one], order[other] = order[other], order[one]
+    layers = list(range(DEPTH))
+    all_subsets: list[Order] = []
+    for count in range(1, DEPTH + 1):
+        all_subsets += _subsets(count)
+    skips = []
+    for start, end in itertools.combinations(range(DEPTH + 1), 2):
+        skips.append(Order([*layers[:start], *layers[end:]]))
+    swaps = []
+    for one, other in itertools.combinations(layers, 2):
+        swapped = list(layers)
+        swapped[one] = other
+        swapped[other] = one
+        swaps.append(Order(swapped))
     return {
-        "all in-order subsets": [order for orders in subsets.values() for order in orders],
-        "six-layer subsets": subsets[6],
-        "contiguous skips": [Order([*layers[:start], *layers[end:]]) for start, end in pairs],
-        "swaps": [Order(order) for order in swapped],
-        "random permutations": [permutation(DEPTH, seeded(draw)) for draw in range(100)],
+        "all in-order subsets": all_subsets,
+        "six-layer subsets": _subsets(6),
+        "contiguous skips": skips,
+        "swaps": swaps,
+        "random permutations": [permutation(DEPTH, seeded(number)) for number in range(100)],
+    }
+
+
+def _subsets(count: int) -> list[Order]:
+    """All orders of so many layers in the original sequence."""
+    return [Order(chosen) for chosen in itertools.combinations(range(DEPTH), count)]
+
+
+class Scoring:
+    """A model and images, and two ways to score orders. Both return the right answers and the loss of each order.
+
+    Args:
+        device: where the model runs.
+        is_full: whether the model and the images are those of ViT-B/16, or small.
+        width: the width of the layers.
+        batch: images in a batch.
+        images: the number of images.
+    """
+
+    def __init__(self, device: torch.device, is_full: bool, width: int, batch: int, images: int) -> None:
+        self.device = device
+        self.images = images
+        size, patch, channels, mlp = (224, 16, 3, 4) if is_full else (28, 7, 1, 2)
+        timm_args: dict[str, Any] = {
+            "img_size": size,
+            "patch_size": patch,
+            "in_chans": channels,
+            "depth": DEPTH,
+            "embed_dim": width,
+            "num_heads": max(1, width // (64 if is_full else 32)),
+            "mlp_ratio": mlp,
+        }
+        torch.manual_seed(0)
+        self.model = create_model("vit_base_patch16_224", 10, **timm_args).to(device).eval()
+        pixels = torch.randint(0, 256, (images, channels, size, size), dtype=torch.uint8)
+        labels = torch.randint(0, 10, (images,))
+        self.batches = DataLoader(TensorImages(pixels, labels), batch, collate_fn=tuple)
+        self.preprocess = Preprocess(*self.model.image_format).to(device)
+        is_gpu = device.type == "cuda"
+        self.precision: Any = "bf16-mixed" if is_gpu else "32-true"
+        devices: Any = [device.index or 0] if is_gpu else 1
+        self.fabric = Fabric(accelerator="gpu" if is_gpu else "cpu", devices=devices, precision=self.precision)
+
+    def together(self, orders: list[Order]) -> list[tuple[int, float]]:
+        """Score all orders at once, as the package does."""
+        trials = [Trial("given", order) for order in orders]
+        scores = evaluate(self.model, self.preprocess, self.batches, trials, self.fabric)
+        return [(round(score.top1 * score.images), score.loss or 0.0) for score in scores]
+
+    @torch.inference_mode()
+    def one_at_a_time(self, orders: list[Order]) -> list[tuple[int, float]]:
+        """Score one order after the other, as a user would write it."""
+        scores = []
+        for order in orders:
+            right, loss = torch.zeros(2, device=self.device)
+            for raw, labels_on_host in self.batches:
+                with self.fabric.autocast():
+                    logits = self.model(self.preprocess(raw.to(self.device)), order).logits.float()
+                labels = labels_on_host.to(self.device)
+                right += (logits.argmax(dim=1) == labels).sum()
+                loss += F.cross_entropy(logits, labels, reduction="sum")
+            scores.append((int(right), float(loss) / self.images))
+        return scores
+
+
+def row(family: str, orders: list[Order], scoring: Scoring, rounds: int) -> dict[str, Any]:
+    """Time both ways, and require that they find the same."""
+    scores: dict[str, list[tuple[int, float]]] = {}
+    ways: dict[str, Callable[[], object]] = {
+        "together": lambda: scores.update(together=scoring.together(orders)),
+        "alone": lambda: scores.update(alone=scoring.one_at_a_time(orders)),
+    }
+    times = take_turns(ways, rounds, scoring.device, warm_up=0)
+    for (right, loss), (right_alone, loss_alone) in zip(scores["together"], scores["alone"], strict=True):
+        assert right == right_alone, "the results differ"
+        assert math.isclose(loss, loss_alone, rel_tol=1e-5), "the results differ"
+
+    # Together, layers run once for all orders that begin alike.
+    passes_alone = sum(len(order) for order in orders)
+    beginnings = set()
+    for order in orders:
+        beginnings.update(order.steps[:end] for end in range(1, len(order) + 1))
+    return {
+        "orders": family,
+        "count": len(orders),
+        "passes alone": passes_alone,
+        "passes together": len(beginnings),
+        "times fewer": passes_alone / len(beginnings),
+        "seconds alone": statistics.median(times["alone"]),
+        "seconds together": statistics.median(times["together"]),
+        "times as fast": ratio(times, "together", "alone"),
     }
 
 
 def main() -> None:
     """Run the benchmark, print the table and write the JSON."""
     parser = arguments("evaluation", "Measure the seconds to score families of orders, all together and one at a time.")
-    parser.add_argument("--width", type=int, default=None, help="width of the layers (default: 64 small, 768 full)")
-    parser.add_argument("--batch", type=int, default=None, help="images per batch (default: 16 small, 512 full)")
-    parser.add_argument("--compile", action="store_true", help="compile the layers, in both cases")
-    parser.add_argument("--images", type=int, default=None, help="images to score (default: two batches)")
-    parser.add_argument("--families", nargs="+", default=[*families()], help="families of orders (default: all)")
+    option = parser.add_argument
+    option("--width", type=int, help="Width of the layers (default: 64 small, 768 full).")
+    option("--batch", type=int, help="Images per batch (default: 16 small, 512 full).")
+    option("--compile", action="store_true", help="Compile the layers, in both cases.")
+    option("--images", type=int, help="Images to score (default: two batches).")
+    option("--families", nargs="+", default=[*families()], help="Families of orders (default: all).")
     args = parser.parse_args()
-    full, device = args.size == "full", torch.device(args.device)
-    width, batch, rounds = args.width or (768 if full else 64), args.batch or (512 if full else 16), args.rounds or 2
-    size, patch, channels, mlp = (224, 16, 3, 4) if full else (28, 7, 1, 2)
-    timm_args: dict[str, Any] = {"img_size": size, "patch_size": patch, "in_chans": channels, "depth": DEPTH}
-    timm_args |= {"embed_dim": width, "num_heads": max(1, width // (64 if full else 32)), "mlp_ratio": mlp}
-    torch.manual_seed(0)
-    model = create_model("vit_base_patch16_224", 10, **timm_args).to(device).eval()
-    count = args.images or 2 * batch
-    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
-    batches = DataLoader(TensorImages(images, torch.randint(0, 10, (count,))), batch, collate_fn=tuple)
-    preprocess = Preprocess(*model.image_format).to(device)
-    gpu = device.type == "cuda"
-    precision: Any = "bf16-mixed" if gpu else "32-true"
-    fabric = Fabric(accelerator="gpu" if gpu else "cpu", devices=[device.index or 0] if gpu else 1, precision=precision)
-
-    def together(orders: list[Order]) -> list[tuple[int, float]]:
-        scores = evaluate(model, preprocess, batches, [Trial("given", order) for order in orders], fabric)
-        return [(round(score.top1 * score.images), score.loss or 0.0) for score in scores]
-
-    @torch.inference_mode()
-    def one_at_a_time(orders: list[Order]) -> list[tuple[int, float]]:
-        found = []
-        for order in orders:
-            right, loss = torch.zeros(2, device=device)
-            for raw, labels in batches:
-                with fabric.autocast():
-                    logits = model(preprocess(raw.to(device)), order).logits.float()
-                labels = labels.to(device)
-                right += (logits.argmax(dim=1) == labels).sum()
-                loss += F.cross_entropy(logits, labels, reduction="sum")
-            found.append((int(right), float(loss) / len(images)))
-        return found
-
+    is_full = args.size == "full"
+    width = args.width or (768 if is_full else 64)
+    batch = args.batch or (512 if is_full else 16)
+    rounds = args.rounds or 2
+    scoring = Scoring(torch.device(args.device), is_full, width, batch, args.images or 2 * batch)
     if args.compile:
-        model.compile()
-        together([Order("0")])
-    rows = []
-    for family in args.families:
-        orders = families()[family]
-        found: dict[str, list[tuple[int, float]]] = {}
-        ways: dict[str, Callable[[], object]] = {
-            "together": lambda orders=orders, found=found: found.update(together=together(orders)),  # type: ignore[misc]
-            "alone": lambda orders=orders, found=found: found.update(alone=one_at_a_time(orders)),  # type: ignore[misc]
-        }
-        times = take_turns(ways, rounds, device, warm_up=0)
-        for (right, loss), (right_alone, loss_alone) in zip(found["together"], found["alone"], strict=True):
-            assert right == right_alone, "the results differ"
-            assert math.isclose(loss, loss_alone, rel_tol=1e-5), "the results differ"
-        alone = sum(map(len, orders))
-        shared = len({order.steps[: end + 1] for order in orders for end in range(len(order))})
-        rows.append(
-            {
-                "orders": family,
-                "count": len(orders),
-                "passes alone": alone,
-                "passes together": shared,
-                "times fewer": alone / shared,
-                "seconds alone": statistics.median(times["alone"]),
-                "seconds together": statistics.median(times["together"]),
-                "times as fast": ratio(times, "together", "alone"),
-            }
-        )
-    setting = {"size": args.size, "layers": DEPTH, "width": width, "images": len(images), "batch": batch}
-    setting |= {"rounds": rounds, "precision": precision, "compiled": args.compile}
-    report("evaluation", rows, device, setting, args.output)
+        scoring.model.compile()
+        # The compiler's time belongs to neither way.
+        scoring.together([Order("0")])
+
+    all_families = families()
+    rows = [row(family, all_families[family], scoring, rounds) for family in args.families]
+    setting = {
+        "size": args.size,
+        "layers": DEPTH,
+        "width": width,
+        "images": scoring.images,
+        "batch": batch,
+        "rounds": rounds,
+        "precision": scoring.precision,
+        "compiled": args.compile,
+    }
+    report("evaluation", rows, scoring.device, setting, args.output)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,13 @@ def device_name(device: torch.device) -> str:
     """The name of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    # Where Linux tells the processor's name; Python only knows its architecture.
     cpus = Path("/proc/cpuinfo")
-    name = re.search(r"^model name\s*: *(.+?) *$", cpus.read_text() if cpus.exists() else "", re.MULTILINE)
-    return name[1] if name else platform.machine()
+    text = cpus.read_text() if cpus.exists() else ""
+    name = re.search(r"^model name\s*: *(.+?) *$", text, re.MULTILINE)
+    if not name:
+        return platform.machine()
+    return name[1]
 
 
 def wait(device: torch.device) -> None:
@@ -42,19 +46,26 @@ def fastest_precision(work: Callable[[], object], device: torch.device, repeats:
     for it, and would take minutes for the work. float16 is not considered, because it can overflow.
     """
 
-    def product(dtype: torch.dtype) -> float:
-        one = torch.ones(128, 128, device=device, dtype=dtype)
-        _ = one @ one  # the first product also loads the kernel
-        return min(seconds(lambda: one @ one, device) for _ in range(3))
-
-    if product(torch.bfloat16) > 4 * product(torch.float32):
+    if _product_seconds(torch.bfloat16, device) > 4 * _product_seconds(torch.float32, device):
         return "32-true"
-    took: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
+
+    # In turns, so that changes of the machine's speed affect both alike.
+    times: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
     for _ in range(repeats + 1):
-        for precision, times in took.items():
+        for precision, precision_times in times.items():
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                times.append(seconds(work, device))
-    return min(took, key=lambda precision: statistics.median(took[precision][1:]))  # the first run is a warm-up
+                precision_times.append(seconds(work, device))
+    # The first run is a warm-up.
+    medians = {precision: statistics.median(precision_times[1:]) for precision, precision_times in times.items()}
+    return min(medians, key=medians.__getitem__)
+
+
+def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    """The time that a small matrix product takes."""
+    matrix = torch.ones(128, 128, device=device, dtype=dtype)
+    # The first product also loads the kernel.
+    _ = matrix @ matrix
+    return min(seconds(lambda: matrix @ matrix, device) for _ in range(3))
 
 
 def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> int:
@@ -72,6 +83,7 @@ def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> i
         except torch.OutOfMemoryError:
             break
         finally:
-            torch.cuda.empty_cache()  # which does nothing without a GPU
+            # Without a GPU this does nothing.
+            torch.cuda.empty_cache()
         batch *= 2
     return min(batch, max(start, limit))
