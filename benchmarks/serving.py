@@ -40,9 +40,13 @@ from layershuffle.files import write_whole
 from layershuffle.orders.order import Order, seeded
 from layershuffle.results.figures import COLOURS, save
 from layershuffle.results.tables import markdown
-from layershuffle.serving.cluster import Cluster, connect
-from layershuffle.serving.router import Policy, Router
-from layershuffle.serving.simulator import Scenario, draw_nodes, ideal_throughput, simulate
+from layershuffle.serving.cluster import Cluster
+from layershuffle.serving.ideal import ideal_throughput
+from layershuffle.serving.policy import Policy
+from layershuffle.serving.ray_connection import connect
+from layershuffle.serving.router import Router
+from layershuffle.serving.scenario import Scenario, sample_machines
+from layershuffle.serving.simulator import simulate
 
 
 async def load(url: str, picture: bytes, requests: int, clients: int, kill: int) -> None:
@@ -140,7 +144,7 @@ def run(scenario: Scenario, policy: Policy, seed: int) -> dict[str, float]:
     outcome = simulate(scenario, policy, seed)
     there = scenario.lifetime / (scenario.lifetime + scenario.absence) if scenario.lifetime else 1.0
     capacity = Counter()
-    for held, seconds in draw_nodes(scenario, seeded(seed, "nodes")):
+    for held, seconds in sample_machines(scenario, seeded(seed, "nodes")):
         capacity[held] += there / seconds
     bound = ideal_throughput(capacity, scenario.layers)
     measures = {
@@ -268,9 +272,9 @@ class SleepingCluster(Cluster):
         """Let all nodes take part in a scenario; those that were killed are started again."""
         self.policy, self.router = policy, Router(scenario.layers, policy)
         start = ray.remote(max_restarts=0, num_cpus=1, concurrency_groups={"watch": 1})(SleepingNode).remote
-        nodes = {f"node{at}": node for at, node in enumerate(draw_nodes(scenario, seeded(0, "nodes")))}
-        living = self._actors.keys() - self._gone.keys()
-        actors = {name: self._actors[name] if name in living else start() for name in nodes}
+        nodes = {f"node{at}": node for at, node in enumerate(sample_machines(scenario, seeded(0, "nodes")))}
+        living = self._workers.keys() - self._gone.keys()
+        actors = {name: self._workers[name] if name in living else start() for name in nodes}
         await asyncio.gather(*(actors[name].set_up.remote(*node, scenario.noise) for name, node in nodes.items()))
         for name, node in nodes.items():
             await self.join(name, actors[name], node.layers)

@@ -6,9 +6,12 @@ it still exists.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # All rooms use this module, and not all of them need these libraries, which are slow to import.
+    from collections.abc import Iterator
+
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import WandbLogger
     from torch.optim import Optimizer
@@ -69,3 +72,43 @@ def adds_distributed_sampler(trainer: pl.Trainer) -> bool:
     Lightning 2.6.6: it keeps its argument ``use_distributed_sampler`` only here.
     """
     return bool(trainer._accelerator_connector.use_distributed_sampler)
+
+
+@contextmanager
+def ray_keeps_loopback_addresses() -> Iterator[None]:
+    """Let Ray start, or look for, a cluster on the loopback address meanwhile.
+
+    Ray 2.60: it replaces the loopback address by one that other machines can reach. A cluster that it starts would
+    listen there, and one that listens on loopback would be looked for there, for ever. The only public way to prevent
+    this is the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the program has
+    imported ray already. With 127.0.0.2, which Ray doesn't replace, it would listen on all interfaces.
+    """
+    from ray._private import services
+
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = resolve
+
+
+def start_ray_on_loopback(system_config: dict[str, Any], **options: Any) -> None:
+    """Start a Ray cluster on this machine, without a dashboard, that only this machine can reach.
+
+    Ray 2.60: ``ray.init`` takes the address to listen on and the health checks only by these private arguments. It also
+    needs ``ray_keeps_loopback_addresses``.
+
+    Args:
+        system_config: settings of Ray itself, such as its health checks.
+        options: other arguments of ``ray.init``.
+    """
+    import ray
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _system_config=system_config,
+        **options,
+    )

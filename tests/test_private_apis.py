@@ -1,5 +1,6 @@
 """What we use of other libraries without their promise is still there."""
 
+import importlib
 import inspect
 
 import pytest
@@ -56,3 +57,17 @@ def test_a_wandb_logger_passes_on_its_mode(tmp_path):
 def test_a_trainer_tells_whether_it_adds_samplers(wanted):
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=wanted)
     assert private_apis.adds_distributed_sampler(trainer) is wanted
+
+
+def test_ray_can_be_kept_on_loopback():
+    ray = pytest.importorskip("ray")
+    services = importlib.import_module("ray._private.services")
+    resolve = services.resolve_ip_for_localhost
+    with private_apis.ray_keeps_loopback_addresses():
+        assert services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
+    assert services.resolve_ip_for_localhost is resolve
+    assert "resolve_ip_for_localhost(" in inspect.getsource(ray._private.worker)
+    # ray.init refuses private arguments that it doesn't know.
+    source = inspect.getsource(ray.init)
+    assert '"_node_ip_address"' in source
+    assert '"_system_config"' in source

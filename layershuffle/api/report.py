@@ -70,7 +70,7 @@ def simulations(folder: Path) -> list[page.Section]:
 
 def _simulation(content: dict[str, Any], name: str) -> page.Section:
     """The section of a file of ``layershuffle simulate``; raises KeyError or TypeError if it is something else."""
-    outcomes: comparison.Found = {}
+    outcomes: comparison.Outcomes = {}
     for outcome in content["outcomes"]:
         outcomes[outcome["nodes"], outcome["policy"]] = outcome["seeds"]
     header, rows = comparison.table(outcomes)

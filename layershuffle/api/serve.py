@@ -15,8 +15,9 @@ from layershuffle.api.pictures import Pictures, Unreadable, find_pictures
 from layershuffle.checkpoints.loading import LoadedModel, load
 from layershuffle.errors import UserError
 from layershuffle.serving.answers import Answers
-from layershuffle.serving.cluster import NEEDS_RAY, Cluster
-from layershuffle.serving.router import Policy
+from layershuffle.serving.cluster import Cluster
+from layershuffle.serving.model_parts import fingerprint
+from layershuffle.serving.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class ClusterOptions:
             self.policy,
             window=self.most_running,
             address=self.address,
-            log=self.event_log,
+            event_log=self.event_log,
             threads=self.threads,
             start_seconds=self.start_seconds,
         )
@@ -101,7 +102,7 @@ def serve(
     cluster = (options or ClusterOptions()).cluster(loaded)
     token = token or os.environ.get(TOKEN) or secrets.token_urlsafe(24)
     try:
-        from layershuffle.serving.door import door, listening
+        from layershuffle.serving.http_server import HttpServer, listening
     except ImportError as error:
         raise UserError('serving needs aiohttp: install it with pip install "layershuffle[serving]"') from error
 
@@ -111,7 +112,7 @@ def serve(
             await stack.enter_async_context(cluster)
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-            application = door(cluster, loaded, token, most_waiting, top)
+            application = HttpServer(cluster, loaded, token, most_waiting, top).application()
             address = await stack.enter_async_context(listening(application, host, port))
             if on_ready:
                 on_ready(address, token)
@@ -178,10 +179,6 @@ def _loaded(model: str | Path | LoadedModel, pretrained: str | None) -> LoadedMo
 
 def _open_answers(path: Path, model: LoadedModel) -> Answers:
     """The file of a model's answers."""
-    try:
-        from layershuffle.serving.node import fingerprint
-    except ImportError as error:
-        raise UserError(NEEDS_RAY) from error
     answers = Answers(path, model.record, fingerprint(model.model))
     if answers.torn:
         logger.warning("the last line of %s was cut off: it is removed, and its picture classified again", path)
@@ -258,7 +255,7 @@ async def _work(
             failures.add(error)
             continue
         failures.in_a_row = 0
-        answers.append({"picture": path, **result.described(model.classes, top)})
+        answers.append({"picture": path, **result.to_json(model.classes, top)})
         advance()
 
 

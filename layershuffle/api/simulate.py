@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from layershuffle.errors import UserError
-from layershuffle.serving.comparison import Found, compare
-from layershuffle.serving.events import EventLog
-from layershuffle.serving.router import Policy
-from layershuffle.serving.simulator import Scenario
+from layershuffle.serving.comparison import Outcomes, compare
+from layershuffle.serving.event_log import EventLog
+from layershuffle.serving.policy import Policy
+from layershuffle.serving.scenario import Scenario
 
 POLICIES = {
     "any": Policy("any"),
@@ -36,7 +36,7 @@ class Simulation:
     scenario: Scenario
     limits: dict[str, float]
     seeds: tuple[int, ...]
-    outcomes: Found
+    outcomes: Outcomes
 
     def to_json(self) -> dict[str, Any]:
         """The plain values that a file of ``layershuffle simulate --output`` holds."""

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -20,7 +20,8 @@ from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.options import add_options, add_positionals
 from layershuffle.serving.cluster import Cluster
-from layershuffle.serving.router import OnLoss, Policy, Routing
+from layershuffle.serving.cluster_state import ClusterState
+from layershuffle.serving.policy import OnLoss, Policy, Routing
 
 COLOURS = {"busy": "yellow", "idle": "green", "suspected": "magenta", "gone": "red"}
 """The colour of each status of a node."""
@@ -169,15 +170,18 @@ def _watch(console: Console, starting: Status, *more: RenderableType) -> Watch:
     return watch
 
 
-def status(state: dict[str, Any]) -> Group:
+def status(state: ClusterState) -> Group:
     """The state of a cluster as a table."""
     table = Table(box=None, header_style="bold")
     for name in ("node", "process", "status", "seconds", "steps"):
         table.add_column(name, justify="right" if name in ("process", "seconds") else "left")
-    for node in state["nodes"]:
-        steps = [f"[reverse]{step}[/]" if step in node["runs"] else str(step) for step in node["steps"]]
-        seconds = "" if node["seconds"] is None else f"{node['seconds']:.3f}"
-        colour = COLOURS[node["status"]]
-        table.add_row(node["node"], str(node["process"]), f"[{colour}]{node['status']}[/]", seconds, " ".join(steps))
-    summary = "{rate:.1f} requests/s, {in_flight} running, {waiting} waiting, {ended} done, {failed} failed, "
-    return Group(table, (summary + "{missed} layers missed, {late} late answers").format(**state))
+    for node in state.nodes:
+        steps = [f"[reverse]{step}[/]" if step in node.runs else str(step) for step in node.steps]
+        seconds = "" if node.seconds is None else f"{node.seconds:.3f}"
+        colour = COLOURS[node.status]
+        table.add_row(node.node, str(node.process), f"[{colour}]{node.status}[/]", seconds, " ".join(steps))
+    summary = (
+        f"{state.rate:.1f} requests/s, {state.in_flight} running, {state.waiting} waiting, {state.ended} done, "
+        f"{state.failed} failed, {state.missed} layers missed, {state.late} late answers"
+    )
+    return Group(table, summary)

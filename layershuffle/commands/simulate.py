@@ -13,7 +13,7 @@ from layershuffle.options import add_options
 from layershuffle.results.figures import save
 from layershuffle.results.tables import terminal
 from layershuffle.serving.comparison import figure, table
-from layershuffle.serving.simulator import Scenario
+from layershuffle.serving.scenario import Scenario
 
 SCENARIO_HELP = {
     "layers": "Layers of the model.",

@@ -5,15 +5,15 @@ import os
 from typing import Any
 
 from layershuffle.errors import UserError
-from layershuffle.serving.events import Lines
+from layershuffle.serving.json_lines import JsonLines
 
 
-class Answers(Lines):
+class Answers(JsonLines):
     """Appends what a model says of pictures. The first line is about the model; each other one is about a picture.
 
     Args:
         path: the file, which may already have answers of the model.
-        model: the record of the model, as results have it.
+        model: what is known of the model, as results files have it.
         weights: the fingerprint of its weights, by which it is known.
 
     Attributes:
@@ -27,28 +27,37 @@ class Answers(Lines):
     def __init__(self, path: str | os.PathLike, model: dict[str, Any], weights: str) -> None:
         super().__init__(path, "model", "a file of answers")
         self.done: set[str] = set()
-        self.unreadable = number = 0
+        self.unreadable = 0
+        has_lines = self._read(weights)
+        if not has_lines:
+            super().append({"model": model, "weights": weights})
+
+    def _read(self, weights: str) -> bool:
+        """Read what the file already has, and return whether it has any line."""
+        number = 0
         try:
-            with open(path, encoding="utf-8") as lines:
+            with open(self.path, encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
-                    found = json.loads(line)
+                    content = json.loads(line)
                     if number > 1:
-                        self._count(found)
-                    elif found["weights"] != weights:
-                        name = found["model"]["name"]
-                        raise UserError(f"{path} has answers of another model ({name}): give the name of a new file")
+                        self._count(content)
+                    elif content["weights"] != weights:
+                        name = content["model"]["name"]
+                        raise UserError(
+                            f"{self.path} has answers of another model ({name}): give the name of a new file"
+                        )
         except UserError:
             raise
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: line {number} is not an answer") from error
-        if not number:
-            super().append({"model": model, "weights": weights})
+            raise UserError(f"{self.path} is damaged: line {number} is not an answer") from error
+        return number > 0
 
     def append(self, content: dict[str, Any]) -> None:
-        """Append what is known of a picture, whose path is ``content["picture"]``; raises OSError as ``Lines``."""
+        """Append what is known of a picture, whose path is ``content["picture"]``; raises as ``JsonLines.append``."""
         super().append(content)
         self._count(content)
 
     def _count(self, content: dict[str, Any]) -> None:
         self.done.add(content["picture"])
-        self.unreadable += "unreadable" in content
+        if "unreadable" in content:
+            self.unreadable += 1

@@ -1,70 +1,52 @@
 """Serves a model from the nodes of a Ray cluster, some of which may be slow, busy or gone."""
 
 import asyncio
-import logging
+import math
 import os
-import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from layershuffle.checkpoints.likely_classes import likely_classes
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order
-from layershuffle.serving.events import EventLog
-from layershuffle.serving.router import Action, Ended, Load, Policy, Router, Run
+from layershuffle.serving.actions import Action, Ended, Load, Run
+from layershuffle.serving.cluster_state import ClusterState, NodeState
+from layershuffle.serving.event_log import EventLog
+from layershuffle.serving.model_parts import fingerprint, part_for
+from layershuffle.serving.placement import checked, spread
+from layershuffle.serving.policy import Policy
+from layershuffle.serving.ray_connection import connect, ray_reason
+from layershuffle.serving.result import Result
+from layershuffle.serving.router import Router
 
-NEEDS_RAY = 'serving needs Ray: install it with pip install "layershuffle[serving]"'
-HEALTH_CHECKS = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 200,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 3,
-}
-"""With Ray's defaults it takes 15 s until a machine that has gone is noticed."""
-
-
-class Result(NamedTuple):
-    """What a request gets back.
-
-    Attributes:
-        logits: [batch, classes].
-        order: the order that ran.
-        missed: the steps of the model's base order that were missed, by their indices.
-        seconds: from the time when the request was routed until its last layer was done.
-    """
-
-    logits: Tensor
-    order: Order
-    missed: tuple[int, ...]
-    seconds: float
-
-    def described(self, classes: Sequence[str], top: int) -> dict[str, Any]:
-        """What the first image shows: the ``top`` likeliest of ``classes``, and how they came about, for JSON."""
-        likeliest = [
-            {"class": likely.name, "probability": round(likely.probability, 6)}
-            for likely in likely_classes(self.logits[:1], classes, top)
-        ]
-        seconds, missed = round(self.seconds, 4), [*self.missed]
-        return {"classes": likeliest, "order": str(self.order), "missed": missed, "seconds": seconds}
+FIRST_ESTIMATE = 0.1
+"""The seconds that a node is expected to take for a step before it has run one."""
 
 
 @dataclass
 class _Flight:
-    """A request that runs: its current tokens [batch, tokens, dim], and who waits for its end."""
+    """A request that runs.
+
+    Attributes:
+        tokens: the input of its next step, [batch, tokens, dim].
+        context: what the model's layers read besides, or None.
+        ended: who waits for its end.
+        error: why it failed, if it isn't that its deadline came.
+    """
 
     tokens: np.ndarray
     context: np.ndarray | None
-    ended: asyncio.Future
+    ended: asyncio.Future[Ended]
     error: str = ""
 
 
@@ -82,9 +64,14 @@ class Cluster:
         window: how many requests may run at a time; others wait in ``submit``. By default twice the number of nodes.
         address: of a Ray cluster that runs, where this package is installed, or "auto" for the one that was started on
             this machine; by default a new one is started on this machine, which listens on loopback alone.
-        log: a file to which events are appended, among them the order of each request; see ``EventLog``.
+        event_log: a file to which events are appended, among them the order of each request; see ``EventLog``.
         threads: how many threads each node computes with.
         start_seconds: how long the nodes may take to start.
+
+    Attributes:
+        router: decides which node runs what.
+        waiting: how many calls of ``submit`` wait for the window.
+        counts: how many requests "ended" and "failed", and how many layers they "missed".
 
     Raises:
         UserError: on entering, if there is no such cluster, the model is too large for it, or a step has no node.
@@ -98,38 +85,40 @@ class Cluster:
         *,
         window: int | None = None,
         address: str | None = None,
-        log: str | os.PathLike | None = None,
+        event_log: str | os.PathLike | None = None,
         threads: int = 1,
         start_seconds: float = 120.0,
     ) -> None:
         steps = len(model.order)
-        self.placement = spread(placement, steps) if isinstance(placement, int) else [[*held] for held in placement]
-        if missing := set(range(steps)) - {index for held in self.placement for index in held}:
-            raise UserError(f"no node holds step {min(missing)} of the model's {steps}: give each step to a node")
-        if wrong := {index for held in self.placement for index in held} - set(range(steps)):
-            raise UserError(f"a node holds step {max(wrong)}, but the model has only steps 0 to {steps - 1}")
-        self.model, self.address, self.log_path = model, address, log
-        self.policy, self.threads, self.start_seconds = policy or Policy(), threads, start_seconds
+        self.placement = spread(placement, steps) if isinstance(placement, int) else checked(placement, steps)
+        self.model = model
+        self.policy = policy or Policy()
         self.window = window or 2 * len(self.placement)
+        self.address = address
+        self.event_log_path = event_log
+        self.threads = threads
+        self.start_seconds = start_seconds
         self.router = Router(steps, self.policy)
         self.waiting = 0
-        """How many calls of ``submit`` wait for the window."""
         self.counts = {"ended": 0, "failed": 0, "missed": 0}
+
+        # By name of a node: the handle of its worker, and the id of its process, while it lives and after.
+        self._workers: dict[str, Any] = {}
         self._processes: dict[str, int] = {}
         self._gone: dict[str, int] = {}
-        self._recent: deque[float] = deque(maxlen=1000)  # when requests ended
-        self._actors: dict[str, Any] = {}
+
+        self._numbers = count(1)
         self._flights: dict[int, _Flight] = {}
+        self._ended_at: deque[float] = deque(maxlen=1000)
         self._tasks: set[asyncio.Task] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._numbers = count(1)
 
     # --- Begin and end ---------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(self.window)
-        self._log = EventLog(self.log_path)
+        self._log = EventLog(self.event_log_path)
         self._log.write("started", time.time(), steps=len(self.model.order), policy=vars(self.policy))
         self._ray, self._owns_ray = await asyncio.to_thread(connect, self.address, len(self.placement))
         try:
@@ -150,67 +139,76 @@ class Cluster:
         for flight in self._flights.values():
             if not flight.ended.done():
                 flight.ended.set_exception(UserError("the cluster has stopped"))
-        for actor in self._actors.values():
-            self._ray.kill(actor)
+        for worker in self._workers.values():
+            self._ray.kill(worker)
         if self._owns_ray:
             await asyncio.to_thread(self._ray.shutdown)
         self._log.close()
 
     async def _start_nodes(self) -> None:
-        from layershuffle.serving.node import Node, fingerprint, part
+        from layershuffle.serving.worker import Worker
 
-        self._parts = [part(self.model, step) for step in self.model.order]
-        self._fingerprints = [fingerprint(held) for held in self._parts]
-        sizes = [sum(value.nbytes for value in held.state_dict().values()) for held in self._parts]
-        needed = sum(sizes[index] for held in self.placement for index in held)
-        if needed > (room := self._ray.cluster_resources().get("memory", float("inf"))):
-            raise UserError(
-                f"the nodes hold {needed / 2**30:.1f} GiB of weights, but the cluster has {room / 2**30:.1f} GiB of "
-                "memory: start fewer nodes, or let each hold fewer layers"
-            )
+        self._parts = [part_for(self.model, step) for step in self.model.order]
+        self._fingerprints = [fingerprint(part) for part in self._parts]
+        self._check_memory()
+
         # Importing torch takes seconds, so all processes are started before any is waited for.
-        start = Node.options(scheduling_strategy="SPREAD").remote  # type: ignore[attr-defined]
-        actors = [start(self.threads) for _ in self.placement]
-        self._actors = {f"node{at}": actor for at, actor in enumerate(actors)}
-        joining = asyncio.gather(*(self._set_up(*each) for each in zip(self._actors, actors, self.placement)))
+        start = Worker.options(scheduling_strategy="SPREAD").remote  # type: ignore[attr-defined]
+        names = [f"node{number}" for number in range(len(self.placement))]
+        self._workers = {name: start(self.threads) for name in names}
+        loading = [self._load_parts(self._workers[name], steps) for name, steps in zip(names, self.placement)]
         try:
-            await asyncio.wait_for(joining, self.start_seconds)
+            await asyncio.wait_for(asyncio.gather(*loading), self.start_seconds)
         except TimeoutError as error:
             raise UserError(
-                f"the {len(actors)} nodes didn't start within {self.start_seconds:.0f} s: the cluster must have a free "
+                f"the {len(names)} nodes didn't start within {self.start_seconds:.0f} s: the cluster must have a free "
                 "CPU for each"
             ) from error
         except self._ray.exceptions.RayError as error:
-            raise UserError(f"a node could not load its layers: {_reason(error)}") from error
-        for (name, actor), held in zip(self._actors.items(), self.placement):
-            await self.join(name, actor, held)
+            raise UserError(f"a node could not load its layers: {ray_reason(error)}") from error
+        for name, steps in zip(names, self.placement):
+            await self.join(name, self._workers[name], steps)
 
-    async def _set_up(self, name: str, actor: Any, held: Sequence[int]) -> None:
-        for index in held:
-            await actor.hold.remote(index, self._parts[index], self.model.order[index])
+    def _check_memory(self) -> None:
+        """Raise a UserError if the nodes would hold more than the cluster has memory for."""
+        sizes = []
+        for part in self._parts:
+            sizes.append(sum(value.nbytes for value in part.state_dict().values()))
+        needed = sum(sizes[index] for steps in self.placement for index in steps)
+        available = self._ray.cluster_resources().get("memory", math.inf)
+        if needed > available:
+            raise UserError(
+                f"the nodes hold {needed / 2**30:.1f} GiB of weights, but the cluster has {available / 2**30:.1f} GiB "
+                "of memory: start fewer nodes, or let each hold fewer layers"
+            )
 
-    async def join(self, name: str, actor: Any, held: Sequence[int]) -> None:
+    async def _load_parts(self, worker: Any, steps: Sequence[int]) -> None:
+        for index in steps:
+            await worker.hold.remote(index, self._parts[index], self.model.order[index])
+
+    async def join(self, name: str, worker: Any, steps: Sequence[int]) -> None:
         """Let a node take part that holds these steps. One that has joined before under this name is replaced.
 
         Args:
             name: what the node is called.
-            actor: a handle of a ``serving.node.Node``.
-            held: the steps that it holds.
+            worker: the handle of its ``serving.worker.Worker``.
+            steps: the steps that it holds.
 
         Raises:
             UserError: if its weights aren't those of the model.
         """
-        found = await actor.weights.remote()
-        if wrong := [index for index in held if found.get(index) != self._fingerprints[index]]:
-            raise UserError(f"{name} is refused: its weights of step {wrong[0]} aren't those of the model")
+        weights = await worker.weights.remote()
+        for index in steps:
+            if weights.get(index) != self._fingerprints[index]:
+                raise UserError(f"{name} is refused: its weights of step {index} aren't those of the model")
         if name in self._processes:
             self._lose(name)
-        self._actors[name] = actor
-        self._processes[name] = await actor.process.remote()
+        self._workers[name] = worker
+        self._processes[name] = await worker.process.remote()
         self._gone.pop(name, None)
-        self._log.write("joined", time.time(), node=name, steps=[*held], process=self._processes[name])
-        self._perform(self.router.join(name, held, 0.1, self._loop.time()))
-        self._in_background(self._watch(name, actor))
+        self._log.write("joined", time.time(), node=name, steps=[*steps], process=self._processes[name])
+        self._perform(self.router.join(name, steps, FIRST_ESTIMATE, self._loop.time()))
+        self._in_background(self._watch(name, worker))
 
     # --- Requests --------------------------------------------------------------------------------------------
 
@@ -221,31 +219,42 @@ class Cluster:
             UserError: if the images aren't what the model takes, or the request reached its deadline.
         """
         if images.ndim != 4 or tuple(images.shape[1:]) != self.model.image_shape or not len(images):
-            wanted = ", ".join(map(str, self.model.image_shape))
-            raise UserError(f"the images are {list(images.shape)}, but the model takes [1 or more, {wanted}]")
+            shape = ", ".join(map(str, self.model.image_shape))
+            raise UserError(f"the images are {list(images.shape)}, but the model takes [1 or more, {shape}]")
+        async with self._slot_of_window():
+            tokens, context = await asyncio.to_thread(self._embed, images)
+            flight = _Flight(tokens, context, self._loop.create_future())
+            ended = await self._run_layers(flight)
+            logits = await asyncio.to_thread(self._classify, flight)
+        return Result(logits, Order(ended.order).over(self.model.order), ended.missed, ended.seconds)
+
+    @asynccontextmanager
+    async def _slot_of_window(self) -> AsyncIterator[None]:
         self.waiting += 1
         try:
             await self._slots.acquire()
         finally:
             self.waiting -= 1
         try:
-            tokens, context = await asyncio.to_thread(self._embed, images)
-            number = next(self._numbers)
-            flight = self._flights[number] = _Flight(tokens, context, self._loop.create_future())
-            try:
-                self._perform(self.router.submit(number, self._loop.time()))
-                ended: Ended = await flight.ended
-            finally:
-                del self._flights[number]
-                # Does something only if the caller has gone, whose request then needn't go on.
-                self._perform(self.router.cancel(number, self._loop.time()))
-            if ended.failed:
-                reason = f"was not done within {self.policy.request_deadline:g} s: too few nodes are left, or too slow"
-                raise UserError(f"request {number} {flight.error or reason}")
-            logits = await asyncio.to_thread(self._classify, flight)
-            return Result(logits, Order(ended.order).over(self.model.order), ended.missed, ended.seconds)
+            yield
         finally:
             self._slots.release()
+
+    async def _run_layers(self, flight: _Flight) -> Ended:
+        """Run a request through the layers, so that its tokens are those after the last; UserError if it fails."""
+        number = next(self._numbers)
+        self._flights[number] = flight
+        try:
+            self._perform(self.router.submit(number, self._loop.time()))
+            ended = await flight.ended
+        finally:
+            del self._flights[number]
+            # Does something only if the caller has gone, whose request then needn't go on.
+            self._perform(self.router.cancel(number, self._loop.time()))
+        if ended.failed:
+            reason = f"was not done within {self.policy.request_deadline:g} s: too few nodes are left, or too slow"
+            raise UserError(f"request {number} {flight.error or reason}")
+        return ended
 
     @torch.inference_mode()
     def _embed(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
@@ -256,47 +265,53 @@ class Cluster:
     def _classify(self, flight: _Flight) -> Tensor:
         return self.model.classify(State(torch.tensor(flight.tokens)), []).logits
 
-    # --- Nodes -----------------------------------------------------------------------------------------------
+    # --- What the router wants -------------------------------------------------------------------------------
 
     def _perform(self, actions: list[Action]) -> None:
         """Do what the router says, and come back when it next has something to do."""
         for action in actions:
             if isinstance(action, Run):
-                self._in_background(self._step(action))
+                self._in_background(self._run(action))
             elif isinstance(action, Load):
                 self._in_background(self._load(action))
             else:
                 self._end(action)
         if self._timer is not None:
             self._timer.cancel()
-        if (due := self.router.next_time()) < float("inf"):
-            self._timer = self._loop.call_at(due, lambda: self._perform(self.router.tick(self._loop.time())))
+        due = self.router.next_time()
+        if due < math.inf:
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._perform(self.router.tick(self._loop.time()))
 
     def _end(self, ended: Ended) -> None:
         self._log.ended(ended, time.time())
         self.counts["failed" if ended.failed else "ended"] += 1
         self.counts["missed"] += len(ended.missed)
-        self._recent.append(self._loop.time())
+        self._ended_at.append(self._loop.time())
         flight = self._flights.get(ended.request)
         if flight is not None and not flight.ended.done():
             flight.ended.set_result(ended)
 
-    async def _step(self, run: Run) -> None:
-        name, flight = str(run.node), self._flights.get(run.request)
-        actor, errors = self._actors[name], self._ray.exceptions
+    async def _run(self, run: Run) -> None:
+        """Let a node run layers on the tokens of a request, and keep the new ones if its answer still counts."""
+        name = str(run.node)
+        worker = self._workers[name]
+        flight = self._flights.get(run.request)
         if flight is None:  # Its caller has gone.
             self._perform(self.router.answered(run, self._loop.time()))
             return
         try:
-            tokens = await actor.run.remote(flight.tokens, flight.context, run.layers, run.position)
-        except errors.RayActorError as error:
-            self._unreachable(name, actor, error)
+            tokens = await worker.run.remote(flight.tokens, flight.context, run.layers, run.position)
+        except self._ray.exceptions.RayActorError as error:
+            self._unreachable(name, worker, error)
             return
-        except errors.RayError as error:
+        except self._ray.exceptions.RayError as error:
             # The node lives but can't run this: another one couldn't either, or it would take all down one by one.
-            self._log.write("error", time.time(), node=name, request=run.request, why=_reason(error))
+            self._log.write("error", time.time(), node=name, request=run.request, why=ray_reason(error))
             if self.router.is_current(run):
-                flight.error = f"could not be run by {name}: {_reason(error)}"
+                flight.error = f"could not be run by {name}: {ray_reason(error)}"
                 self._perform(self.router.cancel(run.request, self._loop.time()))
         else:
             if self.router.is_current(run):
@@ -306,49 +321,58 @@ class Cluster:
         self._perform(self.router.answered(run, self._loop.time()))
 
     async def _load(self, load: Load) -> None:
-        name, actor = str(load.node), self._actors[str(load.node)]
+        """Let a node load another layer."""
+        name = str(load.node)
+        worker = self._workers[name]
         try:
-            await actor.hold.remote(load.layer, self._parts[load.layer], self.model.order[load.layer])
+            await self._load_parts(worker, [load.layer])
         except self._ray.exceptions.RayActorError as error:
-            self._unreachable(name, actor, error)
+            self._unreachable(name, worker, error)
             return
         except self._ray.exceptions.RayError as error:
-            self._log.write("error", time.time(), node=name, why=_reason(error))
-            self._ray.kill(actor)  # It has too little memory, and what it holds can be loaded elsewhere.
+            self._log.write("error", time.time(), node=name, why=ray_reason(error))
+            self._ray.kill(worker)  # It has too little memory, and what it holds can be loaded elsewhere.
             return
         self._log.write("loaded", time.time(), node=name, step=load.layer)
         self._perform(self.router.answered(load, self._loop.time()))
 
-    async def _watch(self, name: str, actor: Any) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # The event loop itself would forget a task that nobody holds.
+        task.add_done_callback(self._tasks.discard)
+
+    # --- Nodes that go ---------------------------------------------------------------------------------------
+
+    async def _watch(self, name: str, worker: Any) -> None:
         """Notice that a node is gone even while it has nothing to do."""
         try:
-            await actor.watch.remote()
+            await worker.watch.remote()
         except self._ray.exceptions.RayActorError as error:
-            self._unreachable(name, actor, error)
+            self._unreachable(name, worker, error)
 
-    def _unreachable(self, name: str, actor: Any, error: Exception) -> None:
-        if self._actors.get(name) is not actor or name in self._gone:
+    def _unreachable(self, name: str, worker: Any, error: Exception) -> None:
+        if self._workers.get(name) is not worker or name in self._gone:
             return  # It is known already.
         if isinstance(error, self._ray.exceptions.ActorUnavailableError):
             self._log.write("suspected", time.time(), node=name)
             self._perform(self.router.suspect(name, self._loop.time()))
-            self._in_background(self._recover(name, actor))
+            self._in_background(self._recover(name, worker))
         else:
             self._lose(name)
 
-    async def _recover(self, name: str, actor: Any) -> None:
+    async def _recover(self, name: str, worker: Any) -> None:
         """Wait until a node that may live can be reached again, or is known to be gone."""
         while True:
             await asyncio.sleep(0.5)
             try:
-                await actor.process.remote()
+                await worker.process.remote()
             except self._ray.exceptions.ActorUnavailableError:
                 continue
             except self._ray.exceptions.RayActorError:
                 self._lose(name)
                 return
             self._perform(self.router.recover(name, self._loop.time()))
-            self._in_background(self._watch(name, actor))
+            self._in_background(self._watch(name, worker))
             return
 
     def _lose(self, name: str) -> None:
@@ -356,91 +380,19 @@ class Cluster:
         self._gone[name] = self._processes.pop(name)
         self._perform(self.router.lose(name, self._loop.time()))
 
-    def _in_background(self, work: Any) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)  # The event loop itself would forget a task that nobody holds.
-        task.add_done_callback(self._tasks.discard)
-
     # --- What is known ---------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """The nodes and the queue at this moment, as plain values."""
-        nodes: list[dict[str, Any]] = []
-        for found in self.router.nodes():
-            runs = [*found.task.layers] if isinstance(found.task, Run) else []
-            status = "suspected" if found.suspected else "busy" if found.task else "idle"
-            about = {"node": found.node, "process": self._processes.get(str(found.node)), "status": status}
-            nodes.append({**about, "steps": [*found.layers], "runs": runs, "seconds": round(found.estimate, 4)})
-        nodes += [
-            {"node": name, "process": process, "status": "gone", "steps": [], "runs": [], "seconds": None}
-            for name, process in self._gone.items()
-        ]
+    def state(self) -> ClusterState:
+        """The nodes and the queue at this moment."""
+        nodes = [NodeState.of(node, self._processes.get(str(node.key))) for node in self.router.nodes()]
+        nodes += [NodeState.gone(name, process) for name, process in self._gone.items()]
         now = self._loop.time()
-        rate = sum(ended > now - 5 for ended in self._recent) / 5
-        return {
-            "steps": len(self.model.order),
-            "nodes": nodes,
-            "in_flight": len(self._flights),
-            "waiting": self.waiting,
-            "rate": rate,
-            "late": self.router.late,
+        return ClusterState(
+            steps=len(self.model.order),
+            nodes=nodes,
+            in_flight=len(self._flights),
+            waiting=self.waiting,
+            rate=sum(ended_at > now - 5 for ended_at in self._ended_at) / 5,
+            late=self.router.late,
             **self.counts,
-        }
-
-
-def spread(nodes: int, steps: int) -> list[list[int]]:
-    """For each of ``nodes`` nodes the successive steps that it holds, so that each step has one node or more.
-
-    Raises:
-        UserError: if there is no node.
-    """
-    if nodes < 1:
-        raise UserError("a cluster needs 1 node or more")
-    each = -(-steps // nodes)
-    return [sorted((at * each + i) % steps for i in range(each)) for at in range(nodes)]
-
-
-def connect(address: str | None, cpus: int) -> tuple[Any, bool]:
-    """The module ray, connected, and whether this process has started it.
-
-    Raises:
-        UserError: if ray isn't installed, or there is no cluster at ``address``.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will change some day
-    try:
-        import ray
-        import ray._private.services as services
-    except ImportError as error:
-        raise UserError(NEEDS_RAY) from error
-    if ray.is_initialized():
-        return ray, False
-    if address is None:
-        arguments: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-        arguments |= {"_node_ip_address": "127.0.0.1", "_system_config": HEALTH_CHECKS}
-    else:
-        arguments = {"address": address}
-    # Ray replaces the loopback address by one that other machines can reach. A cluster that it starts would listen
-    # there, and one that listens on loopback would be looked for there, for ever. The only public way to prevent this
-    # is the environment variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which comes too late if the program has imported
-    # ray already. With 127.0.0.2, which Ray doesn't replace, it would listen on all interfaces.
-    resolve, services.resolve_ip_for_localhost = services.resolve_ip_for_localhost, lambda host: host
-    try:
-        host, _, port = (address or "").rpartition(":")
-        if port.isdigit():  # Ray itself would try for minutes.
-            socket.create_connection((host, int(port)), 5).close()
-        ray.init(**arguments, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
-        if address is None:
-            raise
-        reason = f"{_reason(error)} (if it wants a token, set the environment variable RAY_AUTH_MODE=token)"
-        raise UserError(f"there is no Ray cluster at {address}: {reason}") from error
-    finally:
-        services.resolve_ip_for_localhost = resolve
-    return ray, True
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an error that says something; Ray's begin with a traceback."""
-    lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1]
+        )

@@ -6,56 +6,70 @@ from math import isnan
 from statistics import fmean
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from layershuffle.results.figures import COLOURS
 from layershuffle.results.tables import Rows
-from layershuffle.serving.router import Policy
-from layershuffle.serving.simulator import Scenario, simulate
+from layershuffle.serving.policy import Policy
+from layershuffle.serving.scenario import Scenario
+from layershuffle.serving.simulator import simulate
 
-Found = dict[tuple[int, str], list[dict[str, Any]]]
-"""The outcomes of each seed, by number of nodes and name of the policy."""
+Outcomes = dict[tuple[int, str], list[dict[str, Any]]]
+"""The outcome of each seed, as files have it, by number of nodes and name of the policy."""
 
 
 def compare(
     scenario: Scenario,
-    nodes: Sequence[int],
+    cluster_sizes: Sequence[int],
     policies: Mapping[str, Policy],
     seeds: Sequence[int],
     on_ended: Callable[..., Any] | None = None,
-) -> Found:
-    """Simulate each policy with each number of nodes and each seed."""
-    found: Found = {}
-    for count in nodes:
+) -> Outcomes:
+    """Simulate each policy with each number of nodes and each seed; ``on_ended`` is that of ``simulate``."""
+    outcomes: Outcomes = {}
+    for nodes in cluster_sizes:
+        sized = replace(scenario, nodes=nodes)
         for name, policy in policies.items():
-            outcomes = [simulate(replace(scenario, nodes=count), policy, seed, on_ended) for seed in seeds]
-            found[count, name] = [{**asdict(outcome), "share": outcome.share} for outcome in outcomes]
-    return found
+            by_seed = []
+            for seed in seeds:
+                outcome = simulate(sized, policy, seed, on_ended)
+                by_seed.append({**asdict(outcome), "share": outcome.share})
+            outcomes[nodes, name] = by_seed
+    return outcomes
 
 
-def table(found: Found) -> tuple[list[str], Rows]:
+def table(outcomes: Outcomes) -> tuple[list[str], Rows]:
     """The header and the rows of a table, with means over the seeds, and the lowest and the highest share."""
     header = ["nodes and policy", "requests/s", "% of ideal", "p50 s", "p95 s", "layers missed", "% failed"]
     rows = []
-    for (nodes, name), outcomes in found.items():
-        shares = [100 * outcome["share"] for outcome in outcomes]
-        spread = f" ({min(shares):.0f}-{max(shares):.0f})" if len(shares) > 1 else ""
-        share = "no ideal" if any(map(isnan, shares)) else f"{fmean(shares):.1f}{spread}"
-        rows.append(
-            [
-                f"{nodes:,} {name}",
-                f"{fmean(outcome['throughput'] for outcome in outcomes):.3g}",
-                share,
-                *(f"{fmean(outcome['latency'][at] for outcome in outcomes):.0f}" for at in (0, 1)),
-                f"{fmean(outcome['missed'] for outcome in outcomes):.2f}",
-                f"{100 * fmean(outcome['failed'] for outcome in outcomes):.1f}",
-            ]
-        )
+    for (nodes, name), by_seed in outcomes.items():
+        row = [
+            f"{nodes:,} {name}",
+            f"{fmean(outcome['throughput'] for outcome in by_seed):.3g}",
+            _share(by_seed),
+            f"{fmean(outcome['latency'][0] for outcome in by_seed):.0f}",
+            f"{fmean(outcome['latency'][1] for outcome in by_seed):.0f}",
+            f"{fmean(outcome['missed'] for outcome in by_seed):.2f}",
+            f"{100 * fmean(outcome['failed'] for outcome in by_seed):.1f}",
+        ]
+        rows.append(row)
     return header, rows
 
 
-def figure(found: Found, title: str = "") -> Figure:
+def _share(by_seed: Sequence[Mapping[str, Any]]) -> str:
+    """The mean share of the ideal in percent, with the lowest and the highest of several seeds."""
+    shares = [100 * outcome["share"] for outcome in by_seed]
+    if any(isnan(share) for share in shares):
+        return "no ideal"
+    mean = f"{fmean(shares):.1f}"
+    if len(shares) == 1:
+        return mean
+    return f"{mean} ({min(shares):.0f}-{max(shares):.0f})"
+
+
+def figure(outcomes: Outcomes, title: str = "") -> Figure:
     """Throughput as a share of the ideal, and latency, by the number of nodes; a line for each policy.
 
     Lines are means over the seeds, and the bands of the throughput reach from the lowest to the highest.
@@ -63,27 +77,41 @@ def figure(found: Found, title: str = "") -> Figure:
     drawn = Figure(figsize=(9.6, 4.4), layout="constrained")
     drawn.suptitle(title)
     throughput, latency = drawn.subplots(1, 2)
-    names = list(dict.fromkeys(name for _, name in found))
-    for colour, name in zip(COLOURS, names):
-        points = {nodes: outcomes for (nodes, policy), outcomes in found.items() if policy == name}
-        x = list(points)
-        for axis, style, values in (
-            (throughput, "-", [[100 * outcome["share"] for outcome in at] for at in points.values()]),
-            (latency, "--", [[outcome["latency"][0] for outcome in at] for at in points.values()]),
-            (latency, "-", [[outcome["latency"][1] for outcome in at] for at in points.values()]),
-        ):
-            axis.plot(x, [fmean(each) for each in values], style, color=colour, marker=".")
-            if axis is throughput:
-                axis.fill_between(x, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.12, linewidth=0)
+
+    policies = list(dict.fromkeys(policy for _, policy in outcomes))
+    for colour, policy in zip(COLOURS, policies):
+        by_size = {nodes: by_seed for (nodes, name), by_seed in outcomes.items() if name == policy}
+        _plot_policy(throughput, latency, by_size, colour)
+
     throughput.axhline(100, color="grey", linewidth=0.8, linestyle=":")
     throughput.set(ylabel="throughput, % of the ideal with all layers", ylim=(0, None))
     latency.set(ylabel="seconds: median (dashed), 95th percentile", ylim=(0, None))
+
+    sizes = sorted({nodes for nodes, _ in outcomes})
     for axis in (throughput, latency):
         axis.set(xlabel="nodes", xscale="log")
-        axis.set_xticks(sorted({nodes for nodes, _ in found}), [f"{n:,}" for n in sorted({n for n, _ in found})])
+        axis.set_xticks(sizes, [f"{nodes:,}" for nodes in sizes])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
-    handles = [Line2D([], [], color=colour, label=name) for colour, name in zip(COLOURS, names)]
-    drawn.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False)
+
+    handles = [Line2D([], [], color=colour, label=policy) for colour, policy in zip(COLOURS, policies)]
+    drawn.legend(handles=handles, loc="outside lower center", ncols=len(policies), frameon=False)
     return drawn
+
+
+def _plot_policy(throughput: Axes, latency: Axes, by_size: Mapping[int, Sequence[Any]], colour: str) -> None:
+    """The lines of one policy, whose outcomes are given by the number of nodes."""
+    sizes = list(by_size)
+    shares, medians, p95s = [], [], []
+    for by_seed in by_size.values():
+        shares.append([100 * outcome["share"] for outcome in by_seed])
+        medians.append(fmean(outcome["latency"][0] for outcome in by_seed))
+        p95s.append(fmean(outcome["latency"][1] for outcome in by_seed))
+
+    throughput.plot(sizes, [fmean(values) for values in shares], "-", color=colour, marker=".")
+    lowest = [min(values) for values in shares]
+    highest = [max(values) for values in shares]
+    throughput.fill_between(sizes, lowest, highest, color=colour, alpha=0.12, linewidth=0)
+    latency.plot(sizes, medians, "--", color=colour, marker=".")
+    latency.plot(sizes, p95s, "-", color=colour, marker=".")

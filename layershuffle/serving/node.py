@@ -1,77 +1,53 @@
-"""A node of the Ray cluster: a process that holds some layers and runs them on the tokens that it is sent."""
+"""What a router knows of a node."""
 
-import hashlib
-import os
-import threading
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Hashable, Iterable
 
-import numpy as np
-import ray
-import torch
-from torch import Tensor
+from layershuffle.serving.actions import Task
 
-from layershuffle.models.backbones import State
-from layershuffle.models.model import OrderedViT
-from layershuffle.models.part import copy_with_layers
-from layershuffle.orders.order import Step
-
-remote: Any = ray.remote  # Its types lack concurrency_groups.
+Place = int | tuple[int]
+"""A queue: that of a layer, by its index, or that of a node, by (its number,)."""
 
 
-def part(model: OrderedViT, step: Step) -> OrderedViT:
-    """A copy of the model that can run ``step`` and nothing else: it has no weights of other layers."""
-    return copy_with_layers(model, {unit.layer for unit in step}, only_layers=True).eval()
-
-
-def fingerprint(model: OrderedViT) -> str:
-    """The SHA-256 of the weights and their names, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-@remote(max_restarts=0, max_task_retries=0, num_cpus=1, concurrency_groups={"watch": 1})
 class Node:
-    """The actor. A step here is the index of a step in the model's base order.
+    """What a router knows of a node.
 
-    Args:
-        threads: how many threads it computes with.
+    Attributes:
+        key: what the driver calls it.
+        number: nodes are numbered as they joined.
+        layers: the layers that it holds, a set that keeps the sequence in which it got them.
+        estimate: the seconds that it is expected to take for a layer.
+        task: what it was told last and hasn't answered, or None.
+        told: when it was told that.
+        to_load: the layers that it is to load after its task.
+        places: the queues that it serves.
+        planned: how many layers of how many requests it is to run, by their paths.
+        suspected: whether it gets no work until it answers.
+        epoch: counts up whenever it begins or ends something.
     """
 
-    def __init__(self, threads: int = 1) -> None:
-        self.threads = threads
-        self.parts: dict[int, tuple[OrderedViT, Step]] = {}
+    __slots__ = (
+        "epoch", "estimate", "key", "layers", "number", "places", "planned", "suspected", "task", "to_load", "told"
+    )  # fmt: skip
 
-    def hold(self, index: int, held: OrderedViT, step: Step) -> None:
-        """Hold another step, by the part of the model that runs it."""
-        self.parts[index] = (held, step)
+    def __init__(self, key: Hashable, number: int, layers: Iterable[int], estimate: float) -> None:
+        self.key = key
+        self.number = number
+        self.layers = dict.fromkeys(layers)
+        self.estimate = estimate
+        self.task: Task | None = None
+        self.told = 0.0
+        self.to_load: deque[int] = deque()
+        self.places: list[Place] = []
+        self.planned = 0
+        self.suspected = False
+        self.epoch = 0
 
-    def weights(self) -> dict[int, str]:
-        """The fingerprint of each part that it holds."""
-        return {index: fingerprint(held) for index, (held, _) in self.parts.items()}
+    @property
+    def own_place(self) -> Place:
+        """The queue of the requests that wait for this node alone."""
+        return (self.number,)
 
-    @torch.inference_mode()
-    def run(self, tokens: np.ndarray, context: np.ndarray | None, indices: Sequence[int], position: int) -> np.ndarray:
-        """Run steps in a row on tokens [batch, tokens, dim]; the first holds ``position``. Returns the new tokens."""
-        torch.set_num_threads(self.threads)  # which holds for the thread that calls it
-        state = State(_tensor(tokens), None if context is None else _tensor(context))
-        for at, index in enumerate(indices, position):
-            held, step = self.parts[index]
-            state, _ = held.run_step(state, step, at)
-        return state.tokens.numpy()
-
-    def process(self) -> int:
-        """The id of the process."""
-        return os.getpid()
-
-    @ray.method(concurrency_group="watch")
-    def watch(self) -> None:
-        """Never returns: the call fails when the process ends, however long it has been idle."""
-        threading.Event().wait()
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.tensor(array)  # a copy: what Ray hands over can't be written to
+    def learn(self, seconds_per_layer: float) -> None:
+        """Move the estimate towards what it took for a layer this time."""
+        self.estimate += 0.2 * (seconds_per_layer - self.estimate)

@@ -1,84 +1,28 @@
 """The router on simulated time: thousands of nodes that differ in speed, go away and come back."""
 
 import math
-import random
 from array import array
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import lil_array
 
-from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
-from layershuffle.serving.router import Action, Ended, Load, Policy, Router, Run
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """The nodes, and the load on them. Times are in seconds.
-
-    Attributes:
-        nodes: how many there are, living or away.
-        layers: the layers of the model.
-        layers_per_node: how many successive layers each node holds. Each node in turn begins with the layer whose
-            holders are the slowest, taken together, as the servers of Petals do (arXiv 2209.01188).
-        seconds: what a request takes in a layer on the median node.
-        spread: the standard deviation of the logarithm of the nodes' speeds.
-        straggler: how many times as long as that every tenth node takes, beginning with the first.
-        noise: the standard deviation of the logarithm of the time of a step on the same node.
-        latency: the mean time of a message to a node and its answer; exponentially distributed.
-        lifetime: the mean time for which a node stays, exponentially distributed; 0 if it stays for ever.
-        absence: the mean time until it comes back, with the same layers; exponentially distributed.
-        detection: the time until it is noticed that a node has gone.
-        loading: the time in which a node loads another layer.
-        window: how many requests are in flight, for each node; when one ends, the next one is submitted.
-        duration: the time that is simulated. The first quarter warms up, and isn't measured.
-        kills: how many nodes go for good, the first ones, evenly spread over the time that is measured. It needs a
-            lifetime of 0.
-        burst: if above 0, this many requests come at the beginning, and no others. Then all is measured until the last
-            one ends.
-    """
-
-    nodes: int = 100
-    layers: int = 12
-    layers_per_node: int = 1
-    seconds: float = 5.0
-    spread: float = 0.5
-    straggler: float = 1.0
-    noise: float = 0.2
-    latency: float = 0.1
-    lifetime: float = 3600.0
-    absence: float = 600.0
-    detection: float = 5.0
-    loading: float = 30.0
-    window: float = 1.0
-    duration: float = 3600.0
-    kills: int = 0
-    burst: int = 0
-
-    def __post_init__(self) -> None:
-        positive = ("nodes", "layers", "layers_per_node", "seconds", "window", "duration")
-        for name, value in vars(self).items():
-            if not value >= 0 or (name in positive and not value > 0):
-                raise UserError(f"{name} can't be {value}: give a number above 0")
-        if self.kills and (self.lifetime or self.kills > self.nodes):
-            raise UserError(f"{self.kills} kills need a lifetime of 0, and as many nodes")
-        if self.layers_per_node > self.layers or self.nodes * self.layers_per_node < self.layers:
-            raise UserError(
-                f"{self.nodes} nodes that hold {self.layers_per_node} each of {self.layers} layers can't run a model: "
-                "each layer needs a node, and no node holds a layer twice"
-            )
+from layershuffle.serving.actions import Action, Ended, Load, Run, Task
+from layershuffle.serving.ideal import ideal_throughput
+from layershuffle.serving.policy import Policy
+from layershuffle.serving.router import Router
+from layershuffle.serving.scenario import Machine, Scenario, sample_machines
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a simulation found.
+    """What a simulation has shown.
 
     Attributes:
         throughput: requests that ended in a second, those that failed left out. A burst takes its number over this.
@@ -105,37 +49,6 @@ class Outcome:
         return self.throughput / self.ideal if self.ideal else math.nan
 
 
-class Node(NamedTuple):
-    """The layers that a node holds when it comes, and the seconds that it takes for one."""
-
-    layers: tuple[int, ...]
-    seconds: float
-
-
-def draw_nodes(scenario: Scenario, fate: random.Random) -> list[Node]:
-    """The nodes of a scenario, as ``Scenario.layers_per_node`` describes them."""
-    speeds = [0.0] * scenario.layers
-    nodes = []
-    for number in range(scenario.nodes):
-        seconds = scenario.seconds * math.exp(scenario.spread * fate.gauss(0, 1))
-        seconds *= scenario.straggler if number % 10 == 0 else 1
-        slowest = speeds.index(min(speeds))
-        held = tuple((slowest + i) % scenario.layers for i in range(scenario.layers_per_node))
-        for layer in held:
-            speeds[layer] += 1 / seconds
-        nodes.append(Node(held, seconds))
-    return nodes
-
-
-class _Node:
-    __slots__ = ("generation", "holds", "layers", "living", "seconds", "since")
-
-    def __init__(self, layers: tuple[int, ...], seconds: float) -> None:
-        self.layers, self.seconds = layers, seconds
-        self.generation = 0  # counts up whenever the node goes
-        self.living, self.since, self.holds = False, 0.0, layers
-
-
 def simulate(
     scenario: Scenario, policy: Policy, seed: int = 0, on_ended: Callable[[Ended, float], Any] | None = None
 ) -> Outcome:
@@ -143,142 +56,244 @@ def simulate(
 
     One request per ``window`` and node is in flight: when one ends, the next is submitted, unless it was a burst.
 
-    The speeds, lifetimes and absences of the nodes are a function of the seed and the scenario alone, the same for
-    every policy. ``on_ended`` is called with each request that ended and the time.
-    """
-    fate, chance = seeded(seed, "nodes"), seeded(seed, "steps")
-    nodes = [_Node(*node) for node in draw_nodes(scenario, fate)]
-    router = Router(scenario.layers, policy, seed)
-    events: list[tuple[float, int, int, int, Any]] = []  # time, number, node, its generation, task
-    numbers, submitted, steps = count(), count(1), 0
-    warm_up, now = 0.0 if scenario.burst else scenario.duration / 4, 0.0
-    seconds, missed, failed = array("d"), 0, 0
-    to_come = scenario.burst or math.inf  # how many requests are yet to be submitted
-    capacity: defaultdict[tuple[int, ...], float] = defaultdict(float)
-
-    def schedule(after: float, at: int, task: Any) -> None:
-        heappush(events, (now + after, next(numbers), at, nodes[at].generation, task))
-
-    def begin(at: int) -> list[Action]:
-        node = nodes[at]
-        node.living, node.since, node.holds = True, now, node.layers
-        if scenario.lifetime:
-            schedule(fate.expovariate(1 / scenario.lifetime), at, "goes")
-        return router.join(at, node.layers, node.seconds, now)
-
-    def count_presence(node: _Node) -> None:
-        """What it could have run since it last began to hold the layers that it holds."""
-        capacity[node.holds] += max(0.0, now - max(node.since, warm_up)) / node.seconds
-        node.since = now
-
-    def end(at: int, for_good: bool = False) -> None:
-        node = nodes[at]
-        count_presence(node)
-        node.living = False
-        node.generation += 1
-        schedule(scenario.detection, at, "is noticed")
-        if not for_good:
-            schedule(fate.expovariate(1 / scenario.absence) if scenario.absence else 0.0, at, "comes")
-
-    def submit() -> list[Action]:
-        nonlocal to_come
-        to_come -= 1
-        return router.submit(next(submitted), now) if to_come >= 0 else []
-
-    def perform(actions: list[Action]) -> None:
-        nonlocal missed, failed, steps
-        while actions:
-            following: list[Action] = []
-            for action in actions:
-                if isinstance(action, Ended):
-                    if now >= warm_up:
-                        failed += action.failed
-                        if not action.failed:
-                            seconds.append(action.seconds)
-                            missed += len(action.missed)
-                    if on_ended is not None:
-                        on_ended(action, now)
-                    following += submit()
-                    continue
-                at: Any = action.node
-                if nodes[at].living:  # else it has gone, and nobody knows yet
-                    taken = scenario.loading
-                    if isinstance(action, Run):
-                        steps += 1
-                        noise = scenario.noise and math.exp(chance.gauss(-(scenario.noise**2) / 2, scenario.noise))
-                        taken = nodes[at].seconds * len(action.layers) * (noise or 1.0)
-                    wait = chance.expovariate(1 / scenario.latency) if scenario.latency else 0.0
-                    schedule(taken + wait, at, action)
-            actions = following
-
-    present = scenario.lifetime / (scenario.lifetime + scenario.absence) if scenario.lifetime else 1.0
-    for at in range(scenario.nodes):
-        perform(begin(at))
-        if fate.random() >= present:
-            end(at)
-    for at in range(scenario.kills):
-        schedule(warm_up + (scenario.duration - warm_up) * (at + 1) / (scenario.kills + 1), at, "is killed")
-    for _ in range(scenario.burst or max(1, round(scenario.window * scenario.nodes))):
-        perform(submit())
-    while len(seconds) + failed < (scenario.burst or math.inf):
-        time = events[0][0] if events else math.inf
-        due = router.next_time()
-        if min(time, due) >= scenario.duration:
-            now = scenario.duration
-            break
-        if due < time:
-            now = due
-            perform(router.tick(now))
-            continue
-        now, _, at, generation, task = heappop(events)
-        if nodes[at].generation != generation:
-            continue  # It has gone since, and has taken its answer with it.
-        if task in ("goes", "is killed"):
-            end(at, task == "is killed")
-        elif task == "comes":
-            perform(begin(at))
-        elif task == "is noticed":
-            if not nodes[at].living:
-                perform(router.lose(at, now))
-        else:
-            if isinstance(task, Load):
-                count_presence(nodes[at])
-                nodes[at].holds += (task.layer,)
-            perform(router.answered(task, now))
-    for node in nodes:
-        if node.living:
-            count_presence(node)
-    measured = now - warm_up
-    ideal = ideal_throughput({held: ran / measured for held, ran in capacity.items()}, scenario.layers)
-    ended = len(seconds)
-    p50, p95 = np.percentile(seconds, [50, 95]) if ended else (math.nan, math.nan)
-    share_failed = failed / max(1, ended + failed)
-    return Outcome(
-        ended / measured,
-        ideal,
-        (float(p50), float(p95)),
-        missed / max(1, ended),
-        share_failed,
-        router.late,
-        steps,
-    )
-
-
-def ideal_throughput(capacity: Mapping[tuple[int, ...], float], layers: int) -> float:
-    """The most requests a second that nodes can run through all layers, by linear programming.
-
-    It takes no queue, no message and no loss into account.
-
     Args:
-        capacity: for each choice of layers that nodes hold, how many layers these nodes together run in a second.
-        layers: the number of layers.
+        scenario: the nodes, and the load on them.
+        policy: how requests are routed.
+        seed: decides all chance. The speeds, lifetimes and absences of the nodes are a function of the seed and the
+            scenario alone, the same for every policy.
+        on_ended: called with each request that ended, and the time.
     """
-    shares = [(group, layer) for group, held in enumerate(capacity) for layer in held]
-    # The last variable is the throughput, and each other one how often a group runs one of its layers in a second.
-    limits = lil_array((len(capacity) + layers, len(shares) + 1))
-    for column, (group, layer) in enumerate(shares):
-        limits[group, column] = 1
-        limits[len(capacity) + layer, column] = -1
-    limits[len(capacity) :, len(shares)] = 1
-    most = [*capacity.values()] + [0.0] * layers
-    return float(-linprog([0.0] * len(shares) + [-1.0], limits.tocsr(), most, method="highs").fun)
+    return _Simulation(scenario, policy, seed, on_ended).run()
+
+
+class _Event(NamedTuple):
+    """Something that will happen to a node, unless the node goes before.
+
+    Attributes:
+        time: when.
+        number: events are numbered as they are scheduled, which decides between those of the same time.
+        node: to which node, by its index.
+        generation: that of the node when the event was scheduled.
+        happen: what to call then.
+    """
+
+    time: float
+    number: int
+    node: int
+    generation: int
+    happen: Callable[[], None]
+
+
+class _SimulatedNode:
+    """A node of the simulation.
+
+    Attributes:
+        machine: what it is.
+        is_there: whether it is there; the router may not know yet that it has gone.
+        generation: counts up whenever it goes.
+        holds: the layers that it holds now.
+        since: since when it has held these.
+    """
+
+    __slots__ = ("generation", "holds", "is_there", "machine", "since")
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.is_there = False
+        self.generation = 0
+        self.holds = machine.layers
+        self.since = 0.0
+
+
+class _Simulation:
+    """One simulation. Nodes are called by their index, which is also their key in the router."""
+
+    def __init__(
+        self, scenario: Scenario, policy: Policy, seed: int, on_ended: Callable[[Ended, float], Any] | None
+    ) -> None:
+        self.scenario = scenario
+        self.on_ended = on_ended
+        self.router = Router(scenario.layers, policy, seed)
+
+        # The fate of the nodes has a source of chance of its own, so that it is the same for every policy.
+        self.fate = seeded(seed, "nodes")
+        self.chance = seeded(seed, "steps")
+        self.nodes = [_SimulatedNode(machine) for machine in sample_machines(scenario, self.fate)]
+
+        self.now = 0.0
+        self.warm_up = 0.0 if scenario.burst else scenario.duration / 4
+        self.events: list[_Event] = []
+        self.event_numbers = count()
+        self.request_numbers = count(1)
+        self.to_submit = scenario.burst or math.inf
+
+        # What is measured after the warm-up.
+        self.latencies = array("d")
+        self.missed = 0
+        self.failed = 0
+        self.steps = 0  # these are also counted before
+        self.capacity: defaultdict[tuple[int, ...], float] = defaultdict(float)
+
+    def run(self) -> Outcome:
+        """Simulate from the beginning to the end."""
+        scenario = self.scenario
+        self._begin()
+        requests = scenario.burst or math.inf
+        while len(self.latencies) + self.failed < requests:
+            event_time = self.events[0].time if self.events else math.inf
+            router_time = self.router.next_time()
+            if min(event_time, router_time) >= scenario.duration:
+                self.now = scenario.duration
+                break
+            if router_time < event_time:
+                self.now = router_time
+                self._perform(self.router.tick(self.now))
+                continue
+            event = heappop(self.events)
+            self.now = event.time
+            # A node that has gone since has taken its answer with it.
+            if self.nodes[event.node].generation == event.generation:
+                event.happen()
+        return self._outcome()
+
+    def _begin(self) -> None:
+        """Let the nodes come, schedule the kills, and submit the first requests."""
+        scenario = self.scenario
+        share_there = 1.0
+        if scenario.lifetime:
+            share_there = scenario.lifetime / (scenario.lifetime + scenario.absence)
+        for index in range(scenario.nodes):
+            self._come(index)
+            if self.fate.random() >= share_there:
+                self._go(index)
+
+        measured = scenario.duration - self.warm_up
+        for index in range(scenario.kills):
+            time = self.warm_up + measured * (index + 1) / (scenario.kills + 1)
+            self._schedule(time, index, partial(self._go, index, for_good=True))
+
+        for _ in range(scenario.burst or max(1, round(scenario.window * scenario.nodes))):
+            self._perform(self._submit())
+
+    # --- Nodes -----------------------------------------------------------------------------------------------
+
+    def _schedule(self, seconds: float, index: int, happen: Callable[[], None]) -> None:
+        """Let something happen to a node after ``seconds``."""
+        event = _Event(self.now + seconds, next(self.event_numbers), index, self.nodes[index].generation, happen)
+        heappush(self.events, event)
+
+    def _come(self, index: int) -> None:
+        node = self.nodes[index]
+        node.is_there = True
+        node.since = self.now
+        node.holds = node.machine.layers
+        if self.scenario.lifetime:
+            self._schedule(self.fate.expovariate(1 / self.scenario.lifetime), index, partial(self._go, index))
+        self._perform(self.router.join(index, node.machine.layers, node.machine.seconds, self.now))
+
+    def _go(self, index: int, for_good: bool = False) -> None:
+        node = self.nodes[index]
+        self._count_presence(node)
+        node.is_there = False
+        node.generation += 1
+        self._schedule(self.scenario.detection, index, partial(self._notice, index))
+        if for_good:
+            return
+        absence = 0.0
+        if self.scenario.absence:
+            absence = self.fate.expovariate(1 / self.scenario.absence)
+        self._schedule(absence, index, partial(self._come, index))
+
+    def _notice(self, index: int) -> None:
+        """The router learns that a node has gone, unless it has come back."""
+        if not self.nodes[index].is_there:
+            self._perform(self.router.lose(index, self.now))
+
+    def _count_presence(self, node: _SimulatedNode) -> None:
+        """Count what a node could have run since it last began to hold the layers that it holds."""
+        seconds = max(0.0, self.now - max(node.since, self.warm_up))
+        self.capacity[node.holds] += seconds / node.machine.seconds
+        node.since = self.now
+
+    # --- What the router wants -------------------------------------------------------------------------------
+
+    def _perform(self, actions: Iterable[Action]) -> None:
+        """Do what the router says, and what it then says about the requests that follow those that end."""
+        waiting = deque(actions)
+        while waiting:
+            action = waiting.popleft()
+            if isinstance(action, Ended):
+                self._count(action)
+                waiting.extend(self._submit())
+            else:
+                self._begin_task(action)
+
+    def _submit(self) -> list[Action]:
+        """Submit the next request, if there is one."""
+        if not self.to_submit:
+            return []
+        self.to_submit -= 1
+        return self.router.submit(next(self.request_numbers), self.now)
+
+    def _count(self, ended: Ended) -> None:
+        if self.now >= self.warm_up:
+            if ended.failed:
+                self.failed += 1
+            else:
+                self.latencies.append(ended.seconds)
+                self.missed += len(ended.missed)
+        if self.on_ended is not None:
+            self.on_ended(ended, self.now)
+
+    def _begin_task(self, task: Task) -> None:
+        index: Any = task.node
+        node = self.nodes[index]
+        if not node.is_there:
+            return  # It has gone, and the router doesn't know yet.
+        seconds = self.scenario.loading
+        if isinstance(task, Run):
+            self.steps += 1
+            seconds = node.machine.seconds * len(task.layers) * self._noise()
+        message = 0.0
+        if self.scenario.latency:
+            message = self.chance.expovariate(1 / self.scenario.latency)
+        self._schedule(seconds + message, index, partial(self._answer, task))
+
+    def _noise(self) -> float:
+        """By what the time of a step is multiplied, 1 in the mean."""
+        deviation = self.scenario.noise
+        if not deviation:
+            return 1.0
+        return math.exp(self.chance.gauss(-(deviation**2) / 2, deviation))
+
+    def _answer(self, task: Task) -> None:
+        if isinstance(task, Load):
+            index: Any = task.node
+            node = self.nodes[index]
+            self._count_presence(node)
+            node.holds += (task.layer,)
+        self._perform(self.router.answered(task, self.now))
+
+    # --- The end ---------------------------------------------------------------------------------------------
+
+    def _outcome(self) -> Outcome:
+        for node in self.nodes:
+            if node.is_there:
+                self._count_presence(node)
+        measured = self.now - self.warm_up
+        capacity = {layers: layers_run / measured for layers, layers_run in self.capacity.items()}
+
+        ended = len(self.latencies)
+        latency = (math.nan, math.nan)
+        if ended:
+            median, p95 = np.percentile(self.latencies, [50, 95])
+            latency = (float(median), float(p95))
+        return Outcome(
+            throughput=ended / measured,
+            ideal=ideal_throughput(capacity, self.scenario.layers),
+            latency=latency,
+            missed=self.missed / max(1, ended),
+            failed=self.failed / max(1, ended + self.failed),
+            late=self.router.late,
+            steps=self.steps,
+        )

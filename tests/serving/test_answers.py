@@ -19,7 +19,7 @@ from layershuffle import UserError
 from layershuffle.api import serve
 from layershuffle.commands.serve import serve_command
 from layershuffle.orders import Order, seeded
-from layershuffle.serving.cluster import Result
+from layershuffle.serving.result import Result
 
 CLASSES = ["ant", "bee", "cow", "doe", "elk"]
 

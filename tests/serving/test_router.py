@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from layershuffle import UserError
-from layershuffle.serving.router import Ended, Load, Policy, Router, Routing, Run
+from layershuffle.serving.actions import Ended, Load, Run
+from layershuffle.serving.policy import Policy, Routing
+from layershuffle.serving.router import Router
 
 DEPTH = 4
 LAYERS = st.lists(st.integers(0, DEPTH - 1), min_size=1, max_size=3, unique=True)
@@ -141,7 +143,7 @@ class Failures(RuleBasedStateMachine):
 
     @invariant()
     def nothing_idles_while_work_could_be_done(self):
-        suspected = {node.node for node in self.router.nodes() if node.suspected}
+        suspected = {node.key for node in self.router.nodes() if node.suspected}
         idle = {node: layers for node, layers in self.holds.items() if node not in self.tasks.keys() | suspected}
         for request in range(1, self.submitted + 1):
             if request in self.ended or request in self.running:
@@ -162,10 +164,10 @@ class Failures(RuleBasedStateMachine):
 
     @invariant()
     def what_nobody_holds_is_loaded(self):
-        living = {node.node for node in self.router.nodes() if not node.suspected}
+        living = {node.key for node in self.router.nodes() if not node.suspected}
         if self.policy.on_loss == "reassign" and living:
             held = set().union(*(self.holds[node] for node in living))
-            assert self.ever_held - held == self.router._loading.keys() - held
+            assert self.ever_held - held == self.router._holders.loading.keys() - held
 
     def teardown(self):
         if hasattr(self, "router"):

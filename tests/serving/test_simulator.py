@@ -11,8 +11,10 @@ from layershuffle import Order, UserError
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.orders.recorded import read_orders
 from layershuffle.serving.comparison import compare, table
-from layershuffle.serving.router import Policy
-from layershuffle.serving.simulator import Scenario, ideal_throughput, simulate
+from layershuffle.serving.ideal import ideal_throughput
+from layershuffle.serving.policy import Policy
+from layershuffle.serving.scenario import Scenario
+from layershuffle.serving.simulator import simulate
 
 STEADY = {"spread": 0.0, "noise": 0.0, "latency": 0.0, "lifetime": 0.0, "seconds": 1.0}
 PATIENT = {"step_deadline": 120.0, "request_deadline": 3600.0}

@@ -1,0 +1,29 @@
+"""The most that nodes could do, if no request ever waited."""
+
+from collections.abc import Mapping
+
+from scipy.optimize import linprog
+from scipy.sparse import lil_array
+
+
+def ideal_throughput(capacity: Mapping[tuple[int, ...], float], layers: int) -> float:
+    """The most requests a second that nodes can run through all layers, by linear programming.
+
+    It takes no queue, no message and no loss into account.
+
+    Args:
+        capacity: for each choice of layers that nodes hold, how many layers these nodes together run in a second.
+        layers: the number of layers.
+    """
+    shares = [(group, layer) for group, held in enumerate(capacity) for layer in held]
+    throughput = len(shares)  # The last variable; each other one is how often a group runs one of its layers a second.
+    limits = lil_array((len(capacity) + layers, len(shares) + 1))
+    for column, (group, layer) in enumerate(shares):
+        limits[group, column] = 1
+        limits[len(capacity) + layer, column] = -1
+    limits[len(capacity) :, throughput] = 1
+
+    # No group runs more than its capacity, and no layer runs less often than requests end.
+    most = [*capacity.values()] + [0.0] * layers
+    costs = [0.0] * len(shares) + [-1.0]
+    return float(-linprog(costs, limits.tocsr(), most, method="highs").fun)

@@ -1,0 +1,37 @@
+"""Which node holds which steps of a model's base order."""
+
+from collections.abc import Sequence
+
+from layershuffle.errors import UserError
+
+
+def spread(nodes: int, steps: int) -> list[list[int]]:
+    """For each of ``nodes`` nodes the successive steps that it holds, so that each step has one node or more.
+
+    Raises:
+        UserError: if there is no node.
+    """
+    if nodes < 1:
+        raise UserError("a cluster needs 1 node or more")
+    steps_per_node = -(-steps // nodes)  # rounded up
+    placement = []
+    for node in range(nodes):
+        first = node * steps_per_node
+        placement.append(sorted((first + offset) % steps for offset in range(steps_per_node)))
+    return placement
+
+
+def checked(placement: Sequence[Sequence[int]], steps: int) -> list[list[int]]:
+    """The placement as lists.
+
+    Raises:
+        UserError: if a step has no node, or a node holds a step that the model lacks.
+    """
+    held = {index for node_steps in placement for index in node_steps}
+    missing = set(range(steps)) - held
+    if missing:
+        raise UserError(f"no node holds step {min(missing)} of the model's {steps}: give each step to a node")
+    unknown = held - set(range(steps))
+    if unknown:
+        raise UserError(f"a node holds step {max(unknown)}, but the model has only steps 0 to {steps - 1}")
+    return [list(node_steps) for node_steps in placement]

@@ -1,0 +1,51 @@
+"""How requests are routed: the policy of a router."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from layershuffle.errors import UserError
+
+Routing = Literal["any", "sequential", "chain", "path"]
+OnLoss = Literal["reassign", "skip"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How requests are routed. Times are in seconds.
+
+    Attributes:
+        routing: "any" runs whichever remaining layer has an idle node, "sequential" the next layer in order on an idle
+            node. In both, an idle node takes the oldest request. "chain" runs the next layer on a node that is drawn at
+            random by speed and waits for it, as the chains of Petals (arXiv 2209.01188) do. "path" chooses such a chain
+            when the request comes, the one with the least estimated time if all requests that are on their way to
+            its nodes go first, and chooses again for the layers that are left when the next node is gone.
+        on_loss: what happens to a layer whose last holder is lost. With "reassign" another node loads it. With "skip" a
+            request does without it.
+        max_missed: with "skip", how many layers a request may miss.
+        patience: with "skip", the seconds that a request waits before it gives up what it waits for: in sequence the
+            next layer, in any order all that are left.
+        step_deadline: the seconds after which a node that hasn't answered is suspected. Its step then runs elsewhere,
+            and it gets no work until it answers.
+        request_deadline: the seconds after which a request fails.
+        visit: how many layers a node may run in a row for a request, if it holds several that the request can run.
+
+    Raises:
+        UserError: if the routing or what happens on a loss is unknown, or a number is out of its range.
+    """
+
+    routing: Routing = "any"
+    on_loss: OnLoss = "reassign"
+    max_missed: int = 3
+    patience: float = 1.0
+    step_deadline: float = 10.0
+    request_deadline: float = 60.0
+    visit: int = 1
+
+    def __post_init__(self) -> None:
+        if self.routing not in get_args(Routing) or self.on_loss not in get_args(OnLoss):
+            raise UserError(
+                f"routing is one of {', '.join(get_args(Routing))} and on_loss one of {', '.join(get_args(OnLoss))}, "
+                f"not {self.routing} and {self.on_loss}"
+            )
+        if self.max_missed < 0 or self.visit < 1 or min(self.patience, self.step_deadline, self.request_deadline) < 0:
+            raise UserError("max_missed, patience and the deadlines are 0 or more, and visit is 1 or more")

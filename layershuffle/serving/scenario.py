@@ -1,0 +1,97 @@
+"""What is simulated: nodes that differ in speed, go away and come back, and the load on them."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from layershuffle.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The nodes, and the load on them. Times are in seconds.
+
+    Attributes:
+        nodes: how many there are, living or away.
+        layers: the layers of the model.
+        layers_per_node: how many successive layers each node holds. Each node in turn begins with the layer whose
+            holders are the slowest, taken together, as the servers of Petals do (arXiv 2209.01188).
+        seconds: what a request takes in a layer on the median node.
+        spread: the standard deviation of the logarithm of the nodes' speeds.
+        straggler: how many times as long as that every tenth node takes, beginning with the first.
+        noise: the standard deviation of the logarithm of the time of a step on the same node.
+        latency: the mean time of a message to a node and its answer; exponentially distributed.
+        lifetime: the mean time for which a node stays, exponentially distributed; 0 if it stays for ever.
+        absence: the mean time until it comes back, with the same layers; exponentially distributed.
+        detection: the time until it is noticed that a node has gone.
+        loading: the time in which a node loads another layer.
+        window: how many requests are in flight, for each node; when one ends, the next one is submitted.
+        duration: the time that is simulated. The first quarter warms up, and isn't measured.
+        kills: how many nodes go for good, the first ones, evenly spread over the time that is measured. It needs a
+            lifetime of 0.
+        burst: if above 0, this many requests come at the beginning, and no others. Then all is measured until the last
+            one ends.
+
+    Raises:
+        UserError: if a number is out of its range, or the nodes can't run a model.
+    """
+
+    nodes: int = 100
+    layers: int = 12
+    layers_per_node: int = 1
+    seconds: float = 5.0
+    spread: float = 0.5
+    straggler: float = 1.0
+    noise: float = 0.2
+    latency: float = 0.1
+    lifetime: float = 3600.0
+    absence: float = 600.0
+    detection: float = 5.0
+    loading: float = 30.0
+    window: float = 1.0
+    duration: float = 3600.0
+    kills: int = 0
+    burst: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ("nodes", "layers", "layers_per_node", "seconds", "window", "duration")
+        for name, value in vars(self).items():
+            if not value >= 0 or (name in positive and not value > 0):
+                raise UserError(f"{name} can't be {value}: give a number above 0")
+        if self.kills and (self.lifetime or self.kills > self.nodes):
+            raise UserError(f"{self.kills} kills need a lifetime of 0, and as many nodes")
+        if self.layers_per_node > self.layers or self.nodes * self.layers_per_node < self.layers:
+            raise UserError(
+                f"{self.nodes} nodes that hold {self.layers_per_node} each of {self.layers} layers can't run a model: "
+                "each layer needs a node, and no node holds a layer twice"
+            )
+
+
+class Machine(NamedTuple):
+    """What a simulated node is.
+
+    Attributes:
+        layers: the layers that it holds whenever it comes.
+        seconds: what it takes for a layer.
+    """
+
+    layers: tuple[int, ...]
+    seconds: float
+
+
+def sample_machines(scenario: Scenario, rng: random.Random) -> list[Machine]:
+    """The nodes of a scenario, as ``Scenario.layers_per_node`` describes them."""
+    speeds = [0.0] * scenario.layers  # layers a second, by layer, of all its holders together
+    machines = []
+    for number in range(scenario.nodes):
+        seconds = scenario.seconds * math.exp(scenario.spread * rng.gauss(0, 1))
+        if number % 10 == 0:
+            seconds *= scenario.straggler
+
+        slowest = speeds.index(min(speeds))
+        layers = tuple((slowest + offset) % scenario.layers for offset in range(scenario.layers_per_node))
+        for layer in layers:
+            speeds[layer] += 1 / seconds
+        machines.append(Machine(layers, seconds))
+    return machines
