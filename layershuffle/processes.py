@@ -40,6 +40,7 @@ class Child:
         own_group: bool = False,
     ) -> None:
         self.log = log
+        # Output is appended: what an earlier attempt has said stays there.
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -92,6 +93,7 @@ class Child:
 
     def failure(self) -> str:
         """Why the process has failed: its own error message, or how it ended and where its log is."""
+        # What a command says before it ends with an error is the best reason; a signal leaves no time to say anything.
         code = self._process.returncode
         last = last_line_of(self.log)
         if code < 0:

@@ -26,6 +26,7 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
         console: where to print.
     """
     compare_trials(setup, runs, folder, console)
+    # A run's first evaluation is that of table 1; its other ones have pages of the report.
     results = _first_results(runs, folder)
     if not results:
         return
@@ -59,6 +60,7 @@ def compare_trials(setup: str, runs: Sequence[Run], folder: Path, console: Conso
     if not losses:
         return
 
+    # Which point is best is only known once all of a method's have been tried.
     header = ["cross-entropy", *points, "best"]
     rows = []
     for method, by_point in losses.items():

@@ -139,6 +139,8 @@ def read(path: Path) -> Experiment:
         experiment: Experiment = parser.instantiate_classes(parsed).experiment
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not an experiment: {error}") from error
+
+    # The parser knows the types, but not which names have to be there.
     for setup in experiment.setups.values():
         _check_names(path, setup)
         for option, values in setup.grid.items():
@@ -169,6 +171,7 @@ def _with_expanded_parts(setup: Any) -> Any:
 def _check_names(path: Path, setup: Setup) -> None:
     """Raise UserError if a setup names a method that it doesn't have."""
     named = list(setup.merge)
+    # A study may also look at frozen models.
     for methods in setup.analyse.values():
         named += [method for method in methods if method not in setup.frozen]
     for evaluation in setup.evaluations.values():

@@ -42,6 +42,7 @@ def execute(run: Run, folder: Path, actions: Actions) -> None:
     """
     run_folder = folder / run.name
     run_folder.mkdir(parents=True, exist_ok=True)
+    # Two processes in one folder would overwrite each other's checkpoints.
     with _locked(run_folder):
         record = _read_record(run_folder)
         for task in run.tasks:
@@ -104,6 +105,7 @@ def arguments_of(task: Task, run: Run, folder: Path) -> list[str]:
         options["output"] = str(run_folder / task.output)
         return as_arguments(models, task.settings.with_options(options))
 
+    # A training has its model among the options.
     if models:
         options["model.pretrained"] = models[0]
     # Checkpoints and metrics are kept in the run's folder, where the training continues with what is there.
@@ -164,6 +166,7 @@ def _request(task: Task, run: Run, folder: Path) -> dict[str, Any]:
         # A model that was trained anew is another one.
         "needs": {name: _finished_at(folder / name) for name in run.needs},
     }
+    # As it will be when the record is read again: tuples are lists then.
     return dict(json.loads(json.dumps(request)))
 
 

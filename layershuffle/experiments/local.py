@@ -43,6 +43,7 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int, command: Sequence[str]
                 pool.leave_out_what_cannot_run()
                 pool.start_what_is_ready()
                 pool.show_progress()
+                # Processes take seconds or hours: nobody notices half a second.
                 time.sleep(0.5)
                 pool.take_out_what_has_ended()
         finally:
@@ -107,6 +108,7 @@ class Pool:
         """Start as many of the runs whose needs are finished as there are free slots."""
         unfinished = {run.name for run in self.waiting} | {running.run.name for running in self.running}
         ready = [run for run in self.waiting if not unfinished & set(run.needs)]
+        # The cores are shared between as many runs as there can be at once.
         side_by_side = min(self.jobs, len(self.running) + len(ready))
         threads = max(1, CORES // max(1, side_by_side))
         for run in ready[: len(self.free_slots)]:
@@ -123,6 +125,7 @@ class Pool:
             name = running.run.name
             exit_code = running.child.exit_code
             if exit_code is None:
+                # What a training logs says how far it is.
                 state = _state_of_training(metrics(self.folder / name))
                 self.progress.update(running.bar, state=state)
                 continue
@@ -159,6 +162,7 @@ class Pool:
 
 def _visible_devices() -> list[str]:
     """The GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    # An empty variable hides all GPUs.
     every = ",".join(str(number) for number in range(torch.cuda.device_count()))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", every)
     return visible.split(",") if visible else []

@@ -46,7 +46,9 @@ def _rows(name: str, entry: Any) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"the matrix of {name} is a list of rows, such as [{{k: 3}}, {{k: 6}}], not {rows}")
     for row in rows:
-        if missing := set(re.findall(r"{(\w+)}", name)) - row.keys():
+        # The names of the entry's rows would otherwise keep their braces.
+        missing = set(re.findall(r"{(\w+)}", name)) - row.keys()
+        if missing:
             raise UserError(f"the matrix of {name} has a row without {', '.join(sorted(missing))}: {row}")
     return rows
 
@@ -58,7 +60,7 @@ def _without_matrix(entry: Any) -> Any:
 
 
 def _fill(value: Any, row: dict[str, Any]) -> Any:
-    """A value in which the names in braces are replaced; a text that is nothing else becomes the row's value itself."""
+    """A value in which the names in braces are replaced by the row's values."""
     if isinstance(value, dict):
         return {_fill(key, row): _fill(item, row) for key, item in value.items()}
     if isinstance(value, list):
@@ -66,6 +68,7 @@ def _fill(value: Any, row: dict[str, Any]) -> Any:
     if not isinstance(value, str):
         return value
     for name, replacement in row.items():
+        # A number stays a number where it stands alone.
         placeholder = f"{{{name}}}"
         if value == placeholder:
             return replacement

@@ -33,6 +33,8 @@ def submit(
         import submitit
     except ImportError as error:
         raise UserError("SLURM jobs need submitit: pip install 'layershuffle[slurm]'") from error
+
+    # Jobs may start in another folder.
     logs = folder.absolute() / "slurm"
     jobs: dict[str, str] = {}
     try:
@@ -44,8 +46,10 @@ def submit(
                 jobs[run.name] = earlier.job_id
                 logger.info("%s: job %s is at it", run.name, earlier.job_id)
                 continue
+            # What a run needs and has no job for is finished.
             needed = [jobs[name] for name in run.needs if name in jobs]
             executor.update_parameters(**_job_parameters(run, parameters, needed))
+            # The number is kept, so that the same command doesn't submit the run once more.
             jobs[run.name] = executor.submit(execute, run, folder.absolute()).job_id
             write_whole(path, jobs[run.name])
             logger.info("%s: job %s", run.name, jobs[run.name])
