@@ -78,6 +78,19 @@ def test_the_papers_experiment_is_whole():
     assert {run.seed for run in mini} == {0, 1, 2}
 
 
+def test_the_recipe_in_contributing(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    content = text.split("# configs/experiment/dropping.yaml")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    path = Path("configs/experiment/dropping.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    experiment_command(["dropping", "--dry_run", "--seeds=0"])
+    listed = capsys.readouterr().out
+    assert "9 runs in experiments/dropping, 9 to run" in listed
+    assert "digits/layerdrop_30/grid/lr=0.004/seed0" in listed
+
+
 # --- A matrix -----------------------------------------------------------------------------------------------
 
 
