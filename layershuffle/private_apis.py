@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # All rooms use this module, and not all of them need these l
 
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import WandbLogger
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
 
@@ -112,3 +113,12 @@ def start_ray_on_loopback(system_config: dict[str, Any], **options: Any) -> None
         _system_config=system_config,
         **options,
     )
+
+
+def embed_patches(vit: nn.Module, patches: Tensor) -> Any:
+    """Add position embeddings, class tokens and registers to the embedded patches of a timm model.
+
+    timm 1.0.31: its public methods run the layers, too. ``VisionTransformer`` returns the tokens; ``Eva`` returns the
+    tokens and the rotary embeddings, or None if it has none.
+    """
+    return vit._pos_embed(patches)  # type: ignore[operator]

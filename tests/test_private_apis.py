@@ -4,6 +4,7 @@ import importlib
 import inspect
 
 import pytest
+import timm
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -71,3 +72,14 @@ def test_ray_can_be_kept_on_loopback():
     source = inspect.getsource(ray.init)
     assert '"_node_ip_address"' in source
     assert '"_system_config"' in source
+
+
+def test_timm_adds_position_embeddings_and_class_tokens():
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    images = torch.randn(2, 3, 8, 8)
+    vit = timm.create_model("vit_tiny_patch16_224", **sizes)
+    assert private_apis.embed_patches(vit, vit.patch_embed(images)).shape == (2, 5, 32)
+    eva = timm.create_model("eva02_tiny_patch14_224", **sizes)
+    tokens, rope = private_apis.embed_patches(eva, eva.patch_embed(images))
+    assert tokens.shape == (2, 5, 32)
+    assert len(rope) == 4

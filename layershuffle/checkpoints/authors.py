@@ -12,7 +12,7 @@ from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.training_data import class_names
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, sha256
-from layershuffle.models.create import create_fitting
+from layershuffle.models.fitting import create_fitting
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position
 from layershuffle.models.weights import read_file

@@ -14,7 +14,8 @@ from layershuffle.checkpoints.model_card import ModelCard, scores_of
 from layershuffle.checkpoints.training_data import class_names, trained_format
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
-from layershuffle.models.create import ARGUMENTS, create_fitting, cut
+from layershuffle.models.create import ARGUMENTS
+from layershuffle.models.fitting import create_fitting, cut
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order
 from layershuffle.results import ModelInfo, Results

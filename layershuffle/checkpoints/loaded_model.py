@@ -14,7 +14,8 @@ from layershuffle.checkpoints.training_data import trained_format
 from layershuffle.data.decoding import as_rgb
 from layershuffle.data.preprocessing import Preprocess, Resizing, resize
 from layershuffle.errors import UserError
-from layershuffle.models.model import ImageFormat, OrderedViT
+from layershuffle.models.image_format import ImageFormat
+from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.results import ModelInfo
 

@@ -11,7 +11,7 @@ from layershuffle.checkpoints.named import is_config, load_config, load_timm
 from layershuffle.checkpoints.published import describe_published, is_published, load_published
 from layershuffle.checkpoints.training_data import class_names
 from layershuffle.files import sha256
-from layershuffle.models.create import create_fitting
+from layershuffle.models.fitting import create_fitting
 from layershuffle.results import ModelInfo
 
 

@@ -12,7 +12,7 @@ from layershuffle.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
-from layershuffle.models.backbones import LAYER_ROWS, layer_of
+from layershuffle.models.layers import LAYER_ROWS, layer_of
 from layershuffle.models.weights import BACKBONE_PREFIX
 from layershuffle.orders.order import seeded
 

@@ -9,7 +9,8 @@ from layershuffle import config_files
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.errors import UserError
 from layershuffle.files import read_yaml, sha256
-from layershuffle.models.create import ARGUMENTS, classes_of, create_model
+from layershuffle.models.create import ARGUMENTS, create_model
+from layershuffle.models.timm_models import classes_of
 from layershuffle.models.weights import weights_file
 from layershuffle.results import ModelInfo
 

@@ -18,7 +18,8 @@ from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.models.backbones import State
-from layershuffle.models.model import ImageFormat, OrderedViT
+from layershuffle.models.image_format import ImageFormat
+from layershuffle.models.model import OrderedViT
 from layershuffle.models.part import copy_with_layers
 from layershuffle.orders.order import Order
 from layershuffle.results import Results

@@ -6,7 +6,7 @@ It is what ``ImageData.config`` returned, the "class" of the data and its "args"
 from typing import Any
 
 from layershuffle.errors import UserError
-from layershuffle.models.model import ImageFormat
+from layershuffle.models.image_format import ImageFormat
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 CROP_MODES = ("center", "squash")

@@ -4,16 +4,16 @@ To support another family, subclass ``Backbone`` and enter the class in ``FAMILI
 timm is imported when a model is made: that takes most of a second, for which a command's --help should not wait.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Set
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from layershuffle.errors import UserError
+from layershuffle.models.layers import LAYER_ROWS
 from layershuffle.orders.order import Unit
+from layershuffle.private_apis import embed_patches
 
 Head = Literal["average", "class"]
 
@@ -31,9 +31,10 @@ class State(NamedTuple):
     context: Tensor | None = None
 
     def of(self, images: Tensor) -> "State":
-        """The state of some of the images, given by their indices in the batch, int64 [images]."""
-        shared = self.context is None or len(self.context) == 1
-        return State(self.tokens[images], self.context if shared else self.context[images])  # type: ignore[index]
+        """The state of some of the images, by their indices in the batch, int64 [images]."""
+        if self.context is None or len(self.context) == 1:
+            return State(self.tokens[images], self.context)
+        return State(self.tokens[images], self.context[images])
 
 
 Run = Callable[[Any, Tensor, Tensor | None], Tensor]
@@ -80,7 +81,8 @@ class Backbone:
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Everything after the layers. Returns logits [batch, classes]."""
-        if self.vit.global_pool == "token":  # The head reads no other tokens, so they need not be normalised.
+        # With "token" the head reads no other tokens, so they need not be normalised.
+        if self.vit.global_pool == "token":
             tokens = tokens[:, : self.vit.num_prefix_tokens]
         return self.vit.forward_head(self.vit.norm(tokens))
 
@@ -101,6 +103,7 @@ class Backbone:
 
     @property
     def dim(self) -> int:
+        """The width of the tokens."""
         return self.vit.embed_dim
 
     @property
@@ -112,16 +115,24 @@ class Backbone:
 
     def unused_parameters(self, units: Set[Unit]) -> list[nn.Parameter]:
         """The parameters of the layers that none of ``units`` runs."""
+        unused = []
+        for layer, block in enumerate(self.layers):
+            for name, parameter in block.named_parameters():
+                if Unit(layer) not in units and Unit(layer, self._half_of(name)) not in units:
+                    unused.append(parameter)
 
-        def is_used(layer: int, name: str) -> bool:
-            half = next((half for half, parts in self.parts.items() if name.split(".")[0] in parts), "")
-            return Unit(layer) in units or Unit(layer, half) in units
-
-        layers = [(layer, *named) for layer, block in enumerate(self.layers) for named in block.named_parameters()]
-        unused = [parameter for layer, name, parameter in layers if not is_used(layer, name)]
+        # Those that hold something for the attention of each layer are used where any attention is.
         if all(unit.half == "f" for unit in units):
             unused += [parameter for name, parameter in self.vit.named_parameters() if name in LAYER_ROWS]
         return unused
+
+    def _half_of(self, name: str) -> str:
+        """The half of a block that a parameter of this name belongs to, or "" if it belongs to neither."""
+        part = name.split(".")[0]
+        for half, parts in self.parts.items():
+            if part in parts:
+                return half
+        return ""
 
 
 def _vit_attention(block: Any, tokens: Tensor, context: Tensor | None) -> Tensor:
@@ -145,7 +156,8 @@ class ViT(Backbone):
 
     def embed(self, images: Tensor) -> State:
         vit = self.vit
-        return State(vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))))
+        tokens = embed_patches(vit, vit.patch_embed(images))
+        return State(vit.norm_pre(vit.patch_drop(tokens)))
 
     def classify(self, tokens: Tensor) -> Tensor:
         if not self.ignores_second_head:
@@ -158,12 +170,16 @@ class ViT(Backbone):
 
 def _eva_attention(block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
     change = block.attn(block.norm1(tokens), rope=rope)
-    return tokens + block.drop_path1(change if block.gamma_1 is None else block.gamma_1 * change)
+    if block.gamma_1 is not None:
+        change = block.gamma_1 * change
+    return tokens + block.drop_path1(change)
 
 
 def _eva_feed_forward(block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
     change = block.mlp(block.norm2(tokens))
-    return tokens + block.drop_path2(change if block.gamma_2 is None else block.gamma_2 * change)
+    if block.gamma_2 is not None:
+        change = block.gamma_2 * change
+    return tokens + block.drop_path2(change)
 
 
 def _eva_attention_post_norm(block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
@@ -187,19 +203,29 @@ class Eva(Backbone):
     }
 
     def embed(self, images: Tensor) -> State:
-        tokens, rope = self.vit._pos_embed(self.vit.patch_embed(images))
-        # Dropped patches differ between images, so that timm's ropes then have a batch dimension.
-        if self.vit.rope_mixed:  # [depth, heads, patches, size] or [depth, batch, heads, patches, size]
-            rope = rope[None] if rope.ndim == 4 else rope.transpose(0, 1)
-        elif rope is not None and rope.ndim == 2:  # [patches, size], otherwise [batch, 1, patches, size]
-            rope = rope[None, None]
-        return State(self.vit.norm_pre(tokens), rope)
+        tokens, rope = embed_patches(self.vit, self.vit.patch_embed(images))
+        return State(self.vit.norm_pre(tokens), self._batch_first(rope))
+
+    def _batch_first(self, rope: Tensor | None) -> Tensor | None:
+        """timm's rotary embeddings with a batch dimension in front, which is 1 where all images share them.
+
+        Dropped patches differ between images, so that timm's embeddings then have a batch dimension of their own.
+        """
+        if rope is None:
+            return None
+        if self.vit.rope_mixed:
+            # [depth, heads, patches, size], or with dropped patches [depth, batch, heads, patches, size].
+            return rope[None] if rope.ndim == 4 else rope.transpose(0, 1)
+        # [patches, size], or with dropped patches [batch, 1, patches, size].
+        return rope[None, None] if rope.ndim == 2 else rope
 
     def run(self, block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
         return block(tokens, rope=rope)
 
     def context_of(self, layer: int, rope: Tensor | None) -> Tensor | None:
-        return rope[:, layer] if rope is not None and self.vit.rope_mixed else rope
+        if rope is None or not self.vit.rope_mixed:
+            return rope
+        return rope[:, layer]
 
 
 FAMILIES: dict[str, type[Backbone]] = {
@@ -207,10 +233,6 @@ FAMILIES: dict[str, type[Backbone]] = {
     "timm.models.eva.Eva": Eva,
 }
 """The supported families, by the class of timm's model."""
-
-LAYER_ROWS = {"rope.freqs": 1}
-"""The parameters outside the blocks that hold something for the attention of each layer: their names in timm, and the
-dimension along which the layers lie."""
 
 
 def backbone_of(vit: nn.Module, head: Head = "average") -> Backbone:
@@ -222,35 +244,3 @@ def backbone_of(vit: nn.Module, head: Head = "average") -> Backbone:
     raise UserError(
         f"timm's {type(vit).__name__} can't run its layers in any order: the supported families are {known}"
     )
-
-
-_LAYER = re.compile(
-    r"((?:model\.)?(?:(?:vit\.)?blocks|encoding\.(?:projections|tables)|prediction\.heads)\.)([0-9]{1,4})(\..*)"
-)
-
-
-def layer_of(name: str) -> int | None:
-    """The layer that a weight belongs to, or None if it is outside the layers.
-
-    ``name`` is its name in the state dict of timm's model, of an OrderedViT or of a checkpoint.
-    """
-    found = _LAYER.fullmatch(name)
-    return int(found[2]) if found else None
-
-
-def take_layers(weights: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
-    """The weights of a model whose layers are some of another model's; they may be left out, moved or repeated.
-
-    Args:
-        weights: the other model's, under the names that ``layer_of`` knows.
-        layers: for each layer of the new model, which one of the other model it is.
-    """
-    taken: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if found := _LAYER.fullmatch(name):
-            taken |= {f"{found[1]}{new}{found[3]}": value for new, old in enumerate(layers) if old == int(found[2])}
-        elif (rows := LAYER_ROWS.get(name.removeprefix("vit."))) is not None:
-            taken[name] = value.index_select(rows, torch.tensor(layers, device=value.device))
-        else:
-            taken[name] = value
-    return taken

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head, State, backbone_of
+from layershuffle.models.choice import OrderChoice
+from layershuffle.models.image_format import ImageFormat, papers_format, timms_format
 from layershuffle.models.position import Position, PositionEncoding, PositionPrediction, PositionTable
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, sequential
@@ -29,38 +30,6 @@ class Output(NamedTuple):
     position_logits: Tensor | None = None
 
 
-class ImageFormat(NamedTuple):
-    """The images that a model takes: ``size`` x ``size`` pixels from 0 to 1, less ``mean``, divided by ``std``.
-
-    The other fields say how they are resized, see ``data.preprocessing.resize``; by default as in the LayerShuffle
-    paper (arXiv 2407.04513, section 4).
-    """
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float = 1.0
-    interpolation: str = "bilinear"
-    crop_mode: str = "center"
-
-
-class OrderChoice(nn.Module):
-    """Predicts from the mean of an image's embedded tokens which of ``orders`` suits it (IOT, arXiv 2103.03457)."""
-
-    def __init__(self, orders: Sequence[Order], dim: int) -> None:
-        super().__init__()
-        if not orders:
-            raise UserError("there is nothing to choose from: give one order or more as choices")
-        if twice := [order for order in orders if orders.count(order) > 1]:
-            raise UserError(f"the orders to choose from must differ, but '{twice[0]}' is given more than once")
-        self.orders = tuple(orders)
-        self.predictor = nn.Linear(dim, len(orders))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: [batch, tokens, dim], before the first layer. Returns logits [batch, orders]."""
-        return self.predictor(tokens.mean(dim=1))
-
-
 class OrderedViT(nn.Module):
     """A timm vision transformer whose layers run in the order that the call asks for.
 
@@ -73,11 +42,17 @@ class OrderedViT(nn.Module):
             ``create_model``.
 
     Attributes:
+        order: the base order, which runs by default.
+        positions: how many positions the layers tell apart.
+        encoding: the position encoding, or None.
+        prediction: the position prediction, or None.
+        choice: how an image chooses its order, in an ``InstanceWiseViT``; None in all other models.
+        config: the arguments of ``create_model`` that make the model again.
         checkpoint_layers: whether gradients are computed from the input of each layer, by running the layer again,
             instead of from everything that it computed (arXiv 1604.06174). It takes less memory and a third more time.
 
     Raises:
-        UserError: if the family isn't supported, or the model can't run its base order or one of the choices.
+        UserError: if the family isn't supported, or the model can't run its base order.
     """
 
     def __init__(
@@ -87,7 +62,6 @@ class OrderedViT(nn.Module):
         positions: int | None = None,
         head: Head = "average",
         order: OrderLike | None = None,
-        choices: Sequence[OrderLike] | None = None,
         *,
         position_dim: int = 32,
         position_dropout: float = 0.0,
@@ -96,22 +70,29 @@ class OrderedViT(nn.Module):
         super().__init__()
         self.vit = vit
         self.backbone = backbone_of(vit, head)
-        self.depth, dim = len(self.layers), self.backbone.dim
-        self.order = sequential(self.depth)  # An order's name is read for a model whose base order this is.
-        self.order = self._parsed("sequential" if order is None else order)
+        self.depth = len(self.layers)
+        dim = self.backbone.dim
+
+        # A named order, such as cycle(6), is read for a model that runs its layers in sequence.
+        self.order = sequential(self.depth)
+        if order is not None:
+            self.order = self._parse(order)
+
         self.positions = positions or len(self.order)
-        encoding = (self.depth, dim, self.positions, position_dim, position_dropout, position_table)
-        self.encoding = PositionEncoding(*encoding) if position == "encode" else None
-        self.prediction = PositionPrediction(self.depth, dim, self.positions) if position == "predict" else None
-        own = [] if choices is None else [self._parsed(choice) for choice in choices]
-        self.choice = None if choices is None else OrderChoice(own, dim)
-        if self.choice and self.prediction:
-            raise UserError("images that choose their order can't predict positions: use position none or encode")
+        self.encoding: PositionEncoding | None = None
+        if position == "encode":
+            self.encoding = PositionEncoding(
+                self.depth, dim, self.positions, position_dim, position_dropout, position_table
+            )
+        self.prediction: PositionPrediction | None = None
+        if position == "predict":
+            self.prediction = PositionPrediction(self.depth, dim, self.positions)
+        self.choice: OrderChoice | None = None
+
         self.halves = dict(self.backbone.halves)
         self.checkpoint_layers = False
         self.config: dict[str, Any] = {}
-        for each in (self.order, *own):
-            self.check(each)
+        self.check(self.order)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -119,14 +100,92 @@ class OrderedViT(nn.Module):
         return self.backbone.layers
 
     def forward(self, images: Tensor, order: OrderLike | None = None) -> Output:
-        """Classify normalised ``images`` [batch, channels, height, width], running the layers in ``order``.
+        """Classify images, running the layers in an order.
 
-        Without ``order`` the model's own runs, or if the model has choices, each image in the order it chooses. Raises
-        UserError if the model can't run ``order``, see ``check``.
+        Args:
+            images: normalised images, [batch, channels, height, width].
+            order: the order; by default the model's base order.
+
+        Raises:
+            UserError: if the model can't run the order, see ``check``.
         """
-        if order is None and self.choice:
-            return self._run_chosen(self.choice, self.embed(images))
-        return self.run(self.embed(images), self.order if order is None else self.check(order))
+        order = self.order if order is None else self.check(order)
+        return self.run(self.embed(images), order)
+
+    def run(self, state: State, order: Order) -> Output:
+        """Run embedded images to the output, in an order that was checked."""
+        position_logits = []
+        for position, step in enumerate(order):
+            state, step_logits = self.run_step(state, step, position)
+            position_logits.append(step_logits)
+        return self.classify(state, position_logits)
+
+    def embed(self, images: Tensor) -> State:
+        """Run everything before the layers, for images [batch, channels, height, width]."""
+        state = self.backbone.embed(images)
+        # Without a class token they are not contiguous, and compiled layers would differ for the first step.
+        return state._replace(tokens=state.tokens.contiguous())
+
+    def run_step(self, state: State, step: Step, position: int) -> tuple[State, Tensor | None]:
+        """Run the step at ``position``. Returns the new state and, with prediction, [batch, positions] logits."""
+        outputs = [self._run_unit(state, unit, position) for unit in step]
+        new_state = state._replace(tokens=_mean(outputs))
+        if self.prediction is None:
+            return new_state, None
+        logits = [self.prediction(output, unit.layer) for output, unit in zip(outputs, step)]
+        return new_state, _mean(logits)
+
+    def _run_unit(self, state: State, unit: Unit, position: int) -> Tensor:
+        """Run a layer, or half of it. Returns the tokens [batch, tokens, dim]."""
+        tokens = state.tokens
+        if self.encoding:
+            tokens = self.encoding(tokens, unit.layer, position)
+        run = self.halves[unit.half] if unit.half else self.backbone.run
+        block = self.layers[unit.layer]
+        context = self.backbone.context_of(unit.layer, state.context)
+        if self._runs_layers_again and torch.is_grad_enabled():
+            return checkpoint(run, block, tokens, context, use_reentrant=False)
+        return run(block, tokens, context)
+
+    def classify(self, state: State, position_logits: list[Tensor | None]) -> Output:
+        """Run everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
+        logits = self.backbone.classify(state.tokens)
+        predicted = [step_logits for step_logits in position_logits if step_logits is not None]
+        if not predicted:
+            return Output(logits)
+        return Output(logits, torch.stack(predicted))
+
+    @property
+    def _runs_layers_again(self) -> bool:
+        """Whether the backward pass does, as ``checkpoint_layers`` or timm's ``set_grad_checkpointing`` asks for."""
+        return self.checkpoint_layers or getattr(self.vit, "grad_checkpointing", False)
+
+    def check(self, order: OrderLike) -> Order:
+        """The order, or the one that a name of orders.named.NAMED means.
+
+        Raises UserError if it names a layer that the model lacks, splits layers that don't split, or is longer than the
+        positions that the model can encode or predict.
+        """
+        order = self._parse(order).check(self.depth)
+        if (self.encoding or self.prediction) and len(order) > self.positions:
+            raise UserError(
+                f"the order has {len(order)} steps, but the model knows only {self.positions} positions: "
+                f"create it with positions={len(order)}"
+            )
+        has_halves = any(unit.half for step in order for unit in step)
+        if has_halves and not self.halves:
+            raise UserError(f"the layers of this model ({self.backbone.block_name}) don't split into sublayers")
+        return order
+
+    def _parse(self, order: OrderLike) -> Order:
+        if isinstance(order, str):
+            return parse_order(order, self.order)
+        return Order(order)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return self.backbone.image_shape
 
     @property
     def image_format(self) -> ImageFormat:
@@ -134,27 +193,14 @@ class OrderedViT(nn.Module):
 
         Raises UserError if the images are not square.
         """
-        channels, height, width = self.backbone.image_shape
-        if height != width:
-            raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
         cfg: Any = self.vit.pretrained_cfg
-        mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-        if channels == 1:
-            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-        return ImageFormat(height, mean, std)
+        return papers_format(self.image_shape, cfg)
 
     @property
     def timm_format(self) -> ImageFormat:
         """``image_format``, but resized as timm's configuration says, with which timm's accuracies were measured."""
-        from timm.data import resolve_data_config
-
-        found = resolve_data_config(pretrained_cfg=self.vit.pretrained_cfg)
-        return self.image_format._replace(**{name: found[name] for name in ("crop_pct", "interpolation", "crop_mode")})
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images."""
-        return self.backbone.image_shape
+        cfg: Any = self.vit.pretrained_cfg
+        return timms_format(self.image_format, cfg)
 
     def compile(self, **options: Any) -> None:
         """Compile each layer in place, so that all orders share a few graphs. ``options`` are those of torch.compile.
@@ -166,84 +212,26 @@ class OrderedViT(nn.Module):
         compiler = os.environ.get("CXX", "g++")
         if "backend" not in options and not (shutil.which(compiler) or shutil.which("clang++")):
             raise UserError("compiling needs a C++ compiler: install g++, or leave the layers uncompiled")
-        # Images that choose their orders run in groups of varying size.
-        options = {"dynamic": None if self.choice else False} | options
+        options = {"dynamic": False, **options}
+
         # Layers that differ, for example in their stochastic depth, each have their own graph; torch's limit is 8.
         dynamo: Any = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * (1 + self.depth))
         # This would split each layer of ViT-B in two, to overlap what DDP overlaps between layers anyway.
         dynamo.optimize_ddp = False
-        projections = self.encoding.projections if self.encoding else ()
-        heads = self.prediction.heads if self.prediction else ()
-        for module in (*self.layers, *projections, *heads):
+
+        modules = list(self.layers)
+        if self.encoding:
+            modules += self.encoding.projections
+        if self.prediction:
+            modules += self.prediction.heads
+        for module in modules:
             module.compile(**options)
         self.halves = {half: torch.compile(run, **options) for half, run in self.backbone.halves.items()}
 
-    def run(self, state: State, order: Order) -> Output:
-        """Run embedded images to the output, in an order that was checked."""
-        position_logits = []
-        for position, step in enumerate(order):
-            state, step_logits = self.run_step(state, step, position)
-            position_logits.append(step_logits)
-        return self.classify(state, position_logits)
-
-    def _run_chosen(self, choice: OrderChoice, state: State) -> Output:
-        """Run each image in the order it chooses; images that choose the same order run together."""
-        chosen = choice(state.tokens).argmax(dim=1)
-        rows = [(chosen == index).nonzero().squeeze(1) for index in range(len(choice.orders))]
-        parts = [self.run(state.of(group), order) for group, order in zip(rows, choice.orders) if len(group)]
-        back = torch.cat(rows).argsort()
-        return parts[0]._replace(logits=torch.cat([part.logits for part in parts])[back])
-
-    def _parsed(self, order: OrderLike) -> Order:
-        return parse_order(order, self.order) if isinstance(order, str) else Order(order)
-
-    def check(self, order: OrderLike) -> Order:
-        """The order, or the one that a name of orders.named.NAMED means.
-
-        Raises UserError if it names a layer that the model lacks, splits layers that don't split, or is longer than the
-        positions that the model can encode or predict.
-        """
-        order = self._parsed(order).check(self.depth)
-        if (self.encoding or self.prediction) and len(order) > self.positions:
-            raise UserError(
-                f"the order has {len(order)} steps, but the model knows only {self.positions} positions: "
-                f"create it with positions={len(order)}"
-            )
-        if not self.halves and any(unit.half for step in order for unit in step):
-            raise UserError(f"the layers of this model ({self.backbone.block_name}) don't split into sublayers")
-        return order
-
-    def embed(self, images: Tensor) -> State:
-        """Run everything before the layers, for images [batch, channels, height, width]."""
-        state = self.backbone.embed(images)
-        # Without a class token they are not contiguous, and compiled layers would differ for the first step.
-        return state._replace(tokens=state.tokens.contiguous())
-
-    def run_step(self, state: State, step: Step, position: int) -> tuple[State, Tensor | None]:
-        """Run the step at ``position``. Returns the new state and, with prediction, [batch, positions] logits."""
-        outputs = [self._run_unit(state, unit, position) for unit in step]
-        logits = [self.prediction(out, unit.layer) for out, unit in zip(outputs, step)] if self.prediction else []
-        return state._replace(tokens=_mean(outputs)), _mean(logits) if logits else None
-
-    def classify(self, state: State, position_logits: list[Tensor | None]) -> Output:
-        """Run everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
-        predicted = [step_logits for step_logits in position_logits if step_logits is not None]
-        return Output(self.backbone.classify(state.tokens), torch.stack(predicted) if predicted else None)
-
-    def _run_unit(self, state: State, unit: Unit, position: int) -> Tensor:
-        tokens, block = state.tokens, self.layers[unit.layer]
-        if self.encoding:
-            tokens = self.encoding(tokens, unit.layer, position)
-        run = self.halves[unit.half] if unit.half else self.backbone.run
-        context = self.backbone.context_of(unit.layer, state.context)
-        recomputed = self.checkpoint_layers or getattr(
-            self.vit, "grad_checkpointing", False
-        )  # set by timm's own method
-        if recomputed and torch.is_grad_enabled():
-            return checkpoint(run, block, tokens, context, use_reentrant=False)
-        return run(block, tokens, context)
-
 
 def _mean(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(dim=0)
+    """The mean of what the layers of a parallel step return; a single layer's output stays as it is."""
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.stack(tensors).mean(dim=0)

@@ -46,32 +46,41 @@ class PositionEncoding(nn.Module):
                 "position encoding takes a position_dim of 1 or more, a position_dropout from 0 to below 1, and a "
                 f"position_table that is shared or per_layer, not {size}, {dropout} and {table}"
             )
+        # A checkpoint has the weights of one or the other.
         if table == "shared":
             self.table = _zeros(positions, size)
         else:
             self.tables = nn.ModuleList(_zeros(positions, size) for _ in range(depth))
-        self.projections = nn.ModuleList(
-            _Projection(nn.LayerNorm(dim + size), nn.Linear(dim + size, dim), nn.GELU(), nn.Dropout(dropout))
-            for _ in range(depth)
-        )
+
+        self.projections = nn.ModuleList()
+        for _ in range(depth):
+            norm = nn.LayerNorm(dim + size)
+            linear = nn.Linear(dim + size, dim)
+            self.projections.append(_Projection(norm, linear, nn.GELU(), nn.Dropout(dropout)))
 
     def forward(self, tokens: Tensor, layer: int, position: int) -> Tensor:
         """tokens: [batch, tokens, dim], returned in the same shape with the position mixed in."""
         return self.projections[layer](tokens, self.table_of(layer).weight[position])
 
     def table_of(self, layer: int) -> nn.Embedding:
-        """The table of the vectors that a layer is told its position by."""
-        return self.tables[layer] if hasattr(self, "tables") else self.table  # type: ignore[return-value]
+        """The table of the vectors that tell a layer its position."""
+        if hasattr(self, "tables"):
+            return self.tables[layer]  # type: ignore[return-value]
+        return self.table
 
 
 def _zeros(positions: int, size: int) -> nn.Embedding:
+    """A table that starts from zero."""
     table = nn.Embedding(positions, size)
     nn.init.zeros_(table.weight)
     return table
 
 
 class _Projection(nn.Sequential):
-    """Takes the position as a vector, because a number would be compiled into the graph as a constant."""
+    """Mixes a position into tokens.
+
+    It takes the position as a vector, because a number would be compiled into the graph as a constant.
+    """
 
     def forward(self, tokens: Tensor, vector: Tensor) -> Tensor:  # type: ignore[override]
         vectors = vector.to(tokens.dtype).expand(*tokens.shape[:-1], -1)
@@ -79,10 +88,15 @@ class _Projection(nn.Sequential):
 
 
 class PositionPrediction(nn.Module):
-    """Asks a layer which position it holds (LayerShuffle-predict, arXiv 2407.04513, section 3.3).
+    """Predicts the position of a layer from its output (LayerShuffle-predict, arXiv 2407.04513, section 3.3).
 
-    One head per layer, on the layer's output. The paper doesn't say how tokens are combined; as in the authors' code,
-    they are averaged before the LayerNorm. The heads start like the projections of ``PositionEncoding``.
+    One head per layer. The paper doesn't say how tokens are combined; as in the authors' code, they are averaged before
+    the LayerNorm. The heads start like the projections of ``PositionEncoding``.
+
+    Args:
+        depth: the number of layers.
+        dim: of the tokens.
+        positions: the number of positions.
     """
 
     def __init__(self, depth: int, dim: int, positions: int) -> None:

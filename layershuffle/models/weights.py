@@ -31,12 +31,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        if zipped := zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > path.stat().st_size:  # torch doesn't compress
-                raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than its size: it was not loaded")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        content = _load_torch_file(path)
     except UserError:
         raise
     except PermissionError as error:
@@ -50,11 +45,44 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
     for tensor in _tensors(content):
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise UserError(f"{path} holds a tensor that is {tensor.layout} on {tensor.device}, which no weights are")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path} holds a tensor of shape {tuple(tensor.shape)}, but not the values of all of it")
+        _check_tensor(tensor, path)
     return content
+
+
+def _load_torch_file(path: Path) -> Any:
+    """The content of a file of ``torch.save``, without unpickling code."""
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        # torch doesn't compress, so that a larger content can only be meant to fill the memory.
+        if unpacked > path.stat().st_size:
+            raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than its size: it was not loaded")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _check_tensor(tensor: Tensor, path: Path) -> None:
+    """Raise a UserError if a tensor is none that weights are, or claims more values than the file has."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise UserError(f"{path} holds a tensor that is {tensor.layout} on {tensor.device}, which no weights are")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise UserError(f"{path} holds a tensor of shape {tuple(tensor.shape)}, but not the values of all of it")
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers, which may contain each other."""
+    waiting = [content]
+    seen = set()
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            yield part
+        if not isinstance(part, (dict, list, tuple, set)) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        waiting.extend(part)
+        if isinstance(part, dict):
+            waiting.extend(part.values())
 
 
 def weights_file(path: str | Path) -> Path:
@@ -71,15 +99,25 @@ def read_backbone(path: str | Path) -> dict[str, Tensor]:
     A ``path`` without a file can be the name of weights that travel with the package.
     """
     content = read_file(weights_file(path))
+    # The keys under which Lightning and several authors save the state dict.
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]
-    weights = {key.removeprefix("module."): value for key, value in content.items()}
-    if any(key.startswith(BACKBONE_PREFIX) for key in weights):
-        weights = {k.removeprefix(BACKBONE_PREFIX): v for k, v in weights.items() if k.startswith(BACKBONE_PREFIX)}
+    weights = {name.removeprefix("module."): value for name, value in content.items()}
+    if any(name.startswith(BACKBONE_PREFIX) for name in weights):
+        weights = _without_prefix(weights, BACKBONE_PREFIX)
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} holds no state dict")
     return merge_lora(weights)
+
+
+def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with the prefix, under the rest of their names."""
+    stripped = {}
+    for name, value in weights.items():
+        if name.startswith(prefix):
+            stripped[name.removeprefix(prefix)] = value
+    return stripped
 
 
 def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,25 +128,17 @@ def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     merged = {}
     for name, value in weights.items():
-        if found := re.fullmatch(r"(.*\.)base_layer\.(weight|bias)", name):
-            if found[2] == "weight":
-                up, down = (weights[f"{found[1]}lora_{part}.default.weight"] for part in "BA")
-                if value.shape != up.shape[:1] + down.shape[1:]:  # The product could be of any size.
-                    raise RuntimeError(f"LoRA's matrices of {name} don't fit")
-                value = value + up @ down
-            name = found[1] + found[2]
-        if not re.search(r"\.lora_[AB]\.", name):
+        if re.search(r"\.lora_[AB]\.", name):
+            continue
+        base = re.fullmatch(r"(?P<module>.*\.)base_layer\.(?P<parameter>weight|bias)", name)
+        if not base:
             merged[name] = value
+            continue
+        if base["parameter"] == "weight":
+            up = weights[f"{base['module']}lora_B.default.weight"]
+            down = weights[f"{base['module']}lora_A.default.weight"]
+            if value.shape != up.shape[:1] + down.shape[1:]:  # The product could be of any size.
+                raise RuntimeError(f"LoRA's matrices of {name} don't fit")
+            value = value + up @ down
+        merged[base["module"] + base["parameter"]] = value
     return merged
-
-
-def _tensors(content: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers, which may contain each other."""
-    waiting, seen = [content], set()
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, Tensor):
-            yield part
-        elif isinstance(part, (dict, list, tuple, set)) and id(part) not in seen:
-            seen.add(id(part))
-            waiting += [*part.keys(), *part.values()] if isinstance(part, dict) else part

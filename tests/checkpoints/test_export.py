@@ -17,7 +17,7 @@ from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.files import sha256
-from layershuffle.models.create import cut
+from layershuffle.models.fitting import cut
 from layershuffle.results import ModelInfo
 
 pytestmark = pytest.mark.skipif(

@@ -2,7 +2,7 @@ import pytest
 
 from layershuffle.checkpoints.training_data import class_names, trained_format
 from layershuffle.errors import UserError
-from layershuffle.models.model import ImageFormat
+from layershuffle.models.image_format import ImageFormat
 
 FORMAT = ImageFormat(224, (0.5,), (0.5,))
 

@@ -20,7 +20,7 @@ from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.evaluation.scoring import outputs
-from layershuffle.models.create import create_fitting
+from layershuffle.models.fitting import create_fitting
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import seeded
 from layershuffle.training.distributed import shard, unused_parameters

@@ -11,7 +11,7 @@ from torch import nn
 
 import layershuffle
 from layershuffle.models import backbones
-from layershuffle.models.create import create_fitting
+from layershuffle.models.fitting import create_fitting
 
 
 @pytest.fixture

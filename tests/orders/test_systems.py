@@ -264,7 +264,7 @@ def test_a_shared_model_starts_from_the_first_layers_of_a_pretrained_one(small, 
         return deep.vit
 
     monkeypatch.setattr(timm, "create_model", fetched)
-    monkeypatch.setattr(layershuffle.models.create, "_cached", lambda name: {})
+    monkeypatch.setattr(layershuffle.models.timm_models, "_cached", lambda name: {})
     check(layershuffle.create_model(name, 5, pretrained=True, **arguments))
     with pytest.raises(ValueError, match="has only 4 layers: a model of depth 7 can't start from it"):
         layershuffle.create_model(name, 5, pretrained=True, **SMALL, depth=7)

@@ -9,7 +9,8 @@ from layershuffle.api.compose import compose
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.show_data import show_data_command
 from layershuffle.errors import UserError
-from layershuffle.models.create import create_fitting, create_model
+from layershuffle.models.create import create_model
+from layershuffle.models.fitting import create_fitting
 from layershuffle.orders.samplers import LayerDrop, Sequential, Shuffle
 from layershuffle.training.module import FineTuner
 from layershuffle.training.trainable import Trainable

@@ -1,0 +1,90 @@
+"""Creates models with the weights of another one: of a checkpoint, or of the layers that an order runs."""
+
+import inspect
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layershuffle.errors import UserError, last_line
+from layershuffle.models.backbones import FAMILIES
+from layershuffle.models.create import ARGUMENTS, create_model
+from layershuffle.models.layers import layer_of, take_layers
+from layershuffle.models.model import OrderedViT
+from layershuffle.models.weights import merge_lora
+from layershuffle.orders.order import MAX_STEPS, OrderLike
+
+MAX_BUFFERS = 1 << 26
+"""How many values the tables may have that a model computes: 100 times as many as in timm's largest models."""
+
+
+def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) -> OrderedViT:
+    """Create the model that ``config`` describes, with these weights. Memory is only taken once they are known to fit.
+
+    Args:
+        weights: the whole state dict of an OrderedViT. LoRA's matrices in it are added to the weights.
+        source: the file that the weights and the description came from, for error messages.
+        config: arguments of ``create_model``. They come from the file, so those that read or fetch others are refused.
+
+    Raises:
+        UserError: if the description is that of no model, or the weights don't fit it.
+    """
+    known = set(ARGUMENTS)
+    for path in FAMILIES:
+        known.update(inspect.signature(resolve_name(path)).parameters)
+    unknown = sorted(map(str, config.keys() - known))
+    if unknown:
+        raise UserError(f"the model it names has {unknown[0][:200]}, which describes no model")
+    try:
+        weights = merge_lora(weights)
+        _check_fit(weights, config)
+        model = create_model(**config)
+        model.load_state_dict(weights)
+    except (TypeError, RuntimeError, AttributeError, KeyError) as error:
+        reason = last_line(error)[:300]
+        raise UserError(f"{source} is damaged, its weights don't fit the model it names: {reason}") from error
+    return model
+
+
+def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Raise a RuntimeError if the weights are not those of the model that ``config`` describes; takes no memory."""
+    depth = config.get("depth")
+    layers = {layer_of(name) for name in weights} - {None}
+    if depth is not None and depth != len(layers):
+        raise RuntimeError(f"there are weights of {len(layers)} layers, not of {depth}")
+    positions = config.get("positions")
+    if positions is not None and not 0 < positions <= MAX_STEPS:
+        raise RuntimeError(f"it can't have {positions} positions")
+
+    # A model of shapes without values, with which the weights are compared.
+    with torch.device("meta"):
+        shapes = create_model(**config)
+    shapes.load_state_dict(weights, assign=True)
+
+    # Tables that are computed and not stored, such as rotary embeddings, are bounded by no weight's shape.
+    if sum(buffer.numel() for buffer in shapes.buffers()) > MAX_BUFFERS:
+        raise RuntimeError("its tables of positions are too large: the image size can't be right")
+
+
+def cut(model: OrderedViT, order: OrderLike | None = None) -> OrderedViT:
+    """A model whose layers are copies of those that ``model`` runs in an order, one after the other.
+
+    In sequence it gives the same logits and position logits. Its images choose no orders.
+
+    Args:
+        model: the model.
+        order: the order; by default the model's base order.
+
+    Raises:
+        UserError: if ``model`` can't run the order, or some of its steps are halves of layers or several in parallel.
+    """
+    order = model.order if order is None else model.check(order)
+    layers = order.whole_layers
+    if layers is None:
+        raise UserError(f"only whole layers, one after the other, make a plain model, and '{order}' runs others")
+    config = {name: value for name, value in model.config.items() if name not in ("order", "choices")}
+    config.update(depth=len(layers), positions=model.positions)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("choice.")}
+    return create_fitting(take_layers(weights, layers), "the model", **config).train(model.training)

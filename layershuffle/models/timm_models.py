@@ -1,0 +1,194 @@
+"""Makes timm's models, with random weights, with timm's, or with those of a file.
+
+timm is imported where it is used: that takes most of a second, for which a command's --help should not wait.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layershuffle.errors import UserError, is_network_error, last_line
+from layershuffle.models.layers import layer_of, take_layers
+from layershuffle.models.weights import read_backbone
+
+CONNECTION_SECONDS = 5
+"""How long to wait for an answer of the Hugging Face hub."""
+
+
+def make_timm_model(name: str, num_classes: int, pretrained: bool | str, timm_args: Mapping[str, Any]) -> nn.Module:
+    """Make a timm model; the arguments are those of ``create_model``, which says what is raised."""
+    import timm
+
+    if not timm.is_model(name):  # timm.create_model would also look in folders and on the hub.
+        raise _unknown(name)
+    if num_classes < 1:
+        raise UserError(f"{name} needs to know how many classes there are: it has no classifier of its own")
+    depth = timm_args.get("depth")
+    if depth is not None and depth < 1:
+        raise UserError(f"a model has one layer or more, not {depth}")
+    try:
+        vit = _make(name, num_classes, pretrained, dict(timm_args))
+    except Exception as error:
+        raise _explained(error, name, pretrained) from error
+
+    # Otherwise the model would keep a second copy of the weights, and the path of their file.
+    cfg: Any = vit.pretrained_cfg
+    cfg.pop("file", None)
+    cfg.pop("state_dict", None)
+    return vit
+
+
+def classes_of(path: str, name: str) -> int | None:
+    """How many classes the weights in a file have, for the timm model ``name``; None without a classifier.
+
+    Raises a UserError if the file can't be read.
+    """
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    head = _classifiers(cfg)[0]
+    weight = read_backbone(path).get(f"{head}.weight")
+    return None if weight is None else len(weight)
+
+
+def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if pretrained is True and "pretrained_cfg_overlay" not in timm_args:
+        timm_args.update(_cached(name))
+
+    # timm's weights of a whole model need no preparation.
+    depth = timm_args.get("depth")
+    given = None
+    if isinstance(pretrained, str):
+        weights = _first_layers(read_backbone(pretrained), depth, pretrained)
+        given = _GivenWeights.fitted(weights, name, num_classes)
+    elif pretrained and depth:
+        whole = {key: value for key, value in timm_args.items() if key != "depth"}
+        deeper = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole).state_dict()
+        weights = _first_layers(deeper, depth, f"the pretrained {name}")
+        given = _GivenWeights.fitted(weights, name, num_classes)
+    if given:
+        timm_args["pretrained_cfg_overlay"] = given.overlay
+
+    # As a dict, so that jsonargparse doesn't make timm's further arguments options of layershuffle train.
+    vit: Any = timm.create_model(name, **{"pretrained": bool(pretrained), "num_classes": num_classes, **timm_args})
+    if given:
+        # Some families start from small logits: they scale down a new head.
+        for head in given.new_heads:
+            vit.get_submodule(head).weight.data *= getattr(vit, "head_init_scale", 1)
+    return vit
+
+
+@dataclass(frozen=True)
+class _GivenWeights:
+    """Weights that timm loads in place of its own.
+
+    Attributes:
+        overlay: the changes of timm's configuration that make it load exactly these weights.
+        new_heads: the names of the classifiers that are new.
+    """
+
+    overlay: dict[str, Any]
+    new_heads: list[str]
+
+    @classmethod
+    def fitted(cls, weights: dict[str, Tensor], name: str, num_classes: int) -> "_GivenWeights":
+        """The weights for a timm model with ``num_classes`` classes.
+
+        A head for another number of classes is replaced here: if timm did it, it would no longer check that the other
+        weights fit.
+        """
+        import timm
+
+        cfg = timm.get_pretrained_cfg(name)
+        first_conv = (cfg and cfg.first_conv) or "patch_embed.proj"
+        patches = weights.get(f"{first_conv}.weight")
+        if patches is None or patches.ndim != 4:
+            raise KeyError(f"{first_conv}.weight")
+        dim, channels = patches.shape[:2]
+
+        new_heads = []
+        for head in _classifiers(cfg):
+            if len(weights.get(f"{head}.weight", ())) != num_classes:
+                new_heads.append(head)
+                weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.02)
+                weights[f"{head}.bias"] = torch.zeros(num_classes)
+
+        overlay: dict[str, Any] = {"state_dict": weights, "custom_load": False, "num_classes": num_classes}
+        if cfg:
+            overlay["input_size"] = (channels, *cfg.input_size[1:])
+        return cls(overlay, new_heads)
+
+
+def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) -> dict[str, Tensor]:
+    """The weights that a model of ``depth`` layers takes from a deeper one, or all if ``depth`` is None."""
+    if depth is None:
+        return weights
+    layers = [layer for layer in map(layer_of, weights) if layer is not None]
+    count = 1 + max(layers, default=-1)
+    if count < depth:
+        raise UserError(f"{source} has only {count} layers: a model of depth {depth} can't start from it")
+    return take_layers(weights, range(depth))
+
+
+def _classifiers(cfg: Any) -> tuple[str, ...]:
+    """The names of a timm model's classifiers, by its pretrained configuration."""
+    names = (cfg and cfg.classifier) or "head"
+    if isinstance(names, str):
+        return (names,)
+    return tuple(names)
+
+
+def _cached(name: str) -> dict[str, Any]:
+    """The argument that makes timm read weights that are in the hub's cache without asking the hub about them.
+
+    If they have to be fetched, this is empty, or an error without a network. timm would try for a minute.
+    """
+    import huggingface_hub as hub
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    # timm reads the files of "hf" in a way of its own.
+    if not cfg or not cfg.hf_hub_id or cfg.custom_load == "hf":
+        return {}
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    location: Any = {"filename": cfg.hf_hub_filename or "model.safetensors", "revision": revision or None}
+    path = hub.try_to_load_from_cache(repository, **location)
+    if isinstance(path, str):
+        return {"pretrained_cfg_overlay": {"file": path, "custom_load": False}}
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, **location), timeout=CONNECTION_SECONDS)
+    except hub.errors.EntryNotFoundError:
+        pass  # The file has another name, which timm finds.
+    except Exception as error:
+        raise _not_fetched(name, error) from error
+    return {}
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(f"timm has no model named {name}: timm.list_models('vit*') lists those it has")
+
+
+def _not_fetched(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, download "
+        "them elsewhere and give their path (--model.pretrained of layershuffle train, --pretrained of the other "
+        "commands)"
+    )
+
+
+def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception:
+    """The one-line error to raise in place of an error of ``timm.create_model``."""
+    if isinstance(error, UserError):
+        return error
+    if "Invalid pretrained tag" in str(error):
+        return _unknown(name)
+    if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
+        return UserError(f"{pretrained} holds weights of another backbone than {name}: {last_line(error)}")
+    if is_network_error(error):
+        return _not_fetched(name, error)
+    return UserError(f"{name} can't be created with these arguments: {last_line(error)}")
