@@ -31,7 +31,7 @@ container:  ## lint and build the image, then train a step and evaluate in it (d
 	docker build --tag layershuffle --file docker/Dockerfile .
 	docker run --rm layershuffle bash -euc 'cd "$$(mktemp -d)"; \
 		layershuffle train mini_digits digits layershuffle cpu --trainer.max_steps 1; \
-		layershuffle evaluate runs/version_0/checkpoints/last.ckpt --orders 1 --keep 6'
+		layershuffle evaluate runs/version_0/checkpoints/last.ckpt --random_orders 1 --depths 6'
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

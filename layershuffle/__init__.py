@@ -8,33 +8,95 @@ from layershuffle.orders import Order
 from layershuffle.version import __version__
 
 if TYPE_CHECKING:
+    from layershuffle.api.analyse import analyse
+    from layershuffle.api.depth import depth
+    from layershuffle.api.evaluate import evaluate
+    from layershuffle.api.export import ExportedModel, export
+    from layershuffle.api.merge import MergedCheckpoint, merge
+    from layershuffle.api.pack import PackedFolder, pack
+    from layershuffle.api.predict import Prediction, Predictions, predict
+    from layershuffle.api.prune import PrunedModel, prune, refine
+    from layershuffle.api.push import PushedModel, push
+    from layershuffle.api.search import search
+    from layershuffle.api.show_data import show_data
+    from layershuffle.api.similarity import similarity
+    from layershuffle.api.simulate import simulate
     from layershuffle.api.train import TrainedRun, train
     from layershuffle.checkpoints.authors import load_reference
+    from layershuffle.checkpoints.likely_classes import LikelyClass
     from layershuffle.checkpoints.loaded_model import LoadedModel
     from layershuffle.checkpoints.loading import load
     from layershuffle.models import OrderedViT, Output, create_model
+    from layershuffle.results import Results
 
 _HOMES = {
-    "train": "api.train",
-    "TrainedRun": "api.train",
-    "load": "checkpoints.loading",
+    "ExportedModel": "api.export",
+    "LikelyClass": "checkpoints.likely_classes",
     "LoadedModel": "checkpoints.loaded_model",
-    "load_reference": "checkpoints.authors",
+    "MergedCheckpoint": "api.merge",
     "OrderedViT": "models",
     "Output": "models",
+    "PackedFolder": "api.pack",
+    "Prediction": "api.predict",
+    "Predictions": "api.predict",
+    "PrunedModel": "api.prune",
+    "PushedModel": "api.push",
+    "Results": "results",
+    "TrainedRun": "api.train",
+    "analyse": "api.analyse",
     "create_model": "models",
+    "depth": "api.depth",
+    "evaluate": "api.evaluate",
+    "export": "api.export",
+    "load": "checkpoints.loading",
+    "load_reference": "checkpoints.authors",
+    "merge": "api.merge",
+    "pack": "api.pack",
+    "predict": "api.predict",
+    "prune": "api.prune",
+    "push": "api.push",
+    "refine": "api.prune",
+    "search": "api.search",
+    "show_data": "api.show_data",
+    "similarity": "api.similarity",
+    "simulate": "api.simulate",
+    "train": "api.train",
 }
+"""The modules of what the package offers, which are imported when it is first used."""
 
 __all__ = [
+    "ExportedModel",
+    "LikelyClass",
     "LoadedModel",
+    "MergedCheckpoint",
     "Order",
     "OrderedViT",
     "Output",
+    "PackedFolder",
+    "Prediction",
+    "Predictions",
+    "PrunedModel",
+    "PushedModel",
+    "Results",
     "TrainedRun",
     "UserError",
+    "analyse",
     "create_model",
+    "depth",
+    "evaluate",
+    "export",
     "load",
     "load_reference",
+    "merge",
+    "pack",
+    "predict",
+    "prune",
+    "push",
+    "refine",
+    "search",
+    "show_data",
+    "similarity",
+    "simulate",
     "train",
     "__version__",
 ]

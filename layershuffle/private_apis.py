@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # All rooms use this module, and not all of them need these l
     from collections.abc import Iterator
 
     import lightning.pytorch as pl
+    from lightning.fabric import Fabric
     from lightning.pytorch.loggers import WandbLogger
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -122,3 +123,11 @@ def embed_patches(vit: nn.Module, patches: Tensor) -> Any:
     tokens and the rotary embeddings, or None if it has none.
     """
     return vit._pos_embed(patches)  # type: ignore[operator]
+
+
+def precision_of(fabric: Fabric) -> str:
+    """The precision that a fabric computes in, such as "bf16-mixed": the one asked for, or what the device has instead.
+
+    Lightning 2.6.6: ``Fabric`` has no property for it.
+    """
+    return str(fabric._precision.precision)

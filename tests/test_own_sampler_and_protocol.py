@@ -53,8 +53,9 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(protocols, "PROTOCOLS", registered := dict(protocols.PROTOCOLS))
-    for module in ("layershuffle.commands.evaluate", "layershuffle.results.tables"):
-        monkeypatch.setattr(f"{module}.PROTOCOLS", registered)
+    importers = ("api.evaluate", "commands.evaluate", "evaluation.by_class", "results.tables.scores")
+    for module in importers:
+        monkeypatch.setattr(f"layershuffle.{module}.PROTOCOLS", registered)
     yield
     for module in ("my_samplers", "my_protocols"):
         sys.modules.pop(module, None)
@@ -96,7 +97,9 @@ def test_an_order_sampler_is_in_every_table_and_figure():
     orders = [module.orders.sample(step) for step in range(planned)]
     assert orders == [module.sampler.sample_step(4, module.seed, step, 0, step / planned) for step in range(planned)]
     assert orders[0] == Order(range(4))  # progress is 0 at the first step
-    evaluate_command(["best.ckpt", "--data.test_images=40", "--orders=2", "--keep", "1", "2", "--output=r/r.json"])
+    evaluate_command(
+        ["best.ckpt", "--data.test_images=40", "--random_orders=2", "--depths", "1", "2", "--output=r/r.json"]
+    )
     report_command([str(Path("r"))])
     said = Path("r/report/report.md").read_text()
     compared = said[said.index("## Sequential and arbitrary order") :].partition("\n| --- ")[0]
@@ -148,8 +151,8 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
         ("@protocol('mine', '')\ndef mine(depth, length: int = 1): ...", "has an option length: give it a help text"),
         ("@protocol('mine', '', options={'length': ''})\ndef mine(depth): ...", "help texts of length, which are no"),
         (
-            "@protocol('mine', '', options={'seeds': '', 'keep': ''})\n"
-            "def mine(depth, seeds: int = 1, keep: int = 2): ...",
+            "@protocol('mine', '', options={'seeds': '', 'depths': ''})\n"
+            "def mine(depth, seeds: int = 1, depths: int = 2): ...",
             "can't have an option of that name",
         ),
         ("def mine(depth): ...", "there is no protocol named my_protocols.mine: decorate it with"),

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import timm
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops import training_epoch_loop
@@ -83,3 +84,7 @@ def test_timm_adds_position_embeddings_and_class_tokens():
     tokens, rope = private_apis.embed_patches(eva, eva.patch_embed(images))
     assert tokens.shape == (2, 5, 32)
     assert len(rope) == 4
+
+
+def test_a_fabric_tells_its_precision():
+    assert private_apis.precision_of(Fabric(accelerator="cpu", precision="bf16-mixed")) == "bf16-mixed"

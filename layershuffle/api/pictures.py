@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from layershuffle.checkpoints.loading import LoadedModel
+from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.data.decoding import UNDECODABLE, open_image, why_left_out
 from layershuffle.data.folders import describe_left_out
 from layershuffle.errors import UserError

@@ -34,17 +34,17 @@ def arbitrary(depth: int, random_orders: int, seed: int) -> Orders:
 @protocol(
     "pruned",
     "Some layers left out, by each strategy, the others in original and in random sequence.",
-    options={"keep": "Numbers of layers to keep (default: quarters of the depth)."},
+    options={"depths": "Numbers of layers to keep (default: quarters of the depth)."},
     columns="layers kept",
     figure="overview",
 )
-def pruned(depth: int, random_orders: int, seed: int, keep: tuple[int, ...] = ()) -> Orders:
+def pruned(depth: int, random_orders: int, seed: int, depths: tuple[int, ...] = ()) -> Orders:
     """Layers left out by each strategy.
 
     Random layers in random sequence are also sampled anew for every batch, as in figure 1c of arXiv 2407.04513.
     """
     quarters = {max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)}
-    for kept in keep or sorted(quarters):
+    for kept in depths or sorted(quarters):
         for strategy, sequence in itertools.product(("first", "even", "random"), ("original", "random")):
             variant = {"kept": kept, "strategy": strategy, "sequence": sequence}
             is_random = strategy == "random" or sequence == "random"
@@ -105,7 +105,7 @@ def landscape(depth: int) -> Orders:
 def given(depth: int, orders: Sequence[Order]) -> Orders:
     """The orders that the user gives."""
     if not orders:
-        raise UserError("the protocol given scores orders of your own: name them after --orders")
+        raise UserError("the protocol given scores orders of your own: name them after --order")
     for order in orders:
         yield order, {"order": str(order)}
 
@@ -211,13 +211,15 @@ def instancewise(depth: int, choices: Sequence[Order]) -> Orders:
 @protocol(
     "recorded",
     "Orders that a cluster or a simulation ran, as often as it ran them: a new one for every batch, and fixed ones.",
-    options={"log": "The event log of layershuffle serve or layershuffle simulate."},
+    options={"recorded_orders": "Event log of layershuffle serve or layershuffle simulate."},
 )
-def recorded(depth: int, random_orders: int, seed: int, log: str = "") -> Orders:
+def recorded(depth: int, random_orders: int, seed: int, recorded_orders: str = "") -> Orders:
     """Orders from an event log."""
-    if not log:
-        raise UserError("recorded orders are read from a log: name that of layershuffle serve or simulate after --log")
-    yield partial(event_log.sample, log), {"reading": "per batch"}
+    if not recorded_orders:
+        raise UserError(
+            "recorded orders are read from a log: name that of layershuffle serve or simulate after --recorded_orders"
+        )
+    yield partial(event_log.sample, recorded_orders), {"reading": "per batch"}
     for number in range(random_orders):
-        order = event_log.sample(log, seeded(seed, "recorded", number)).check(depth)
+        order = event_log.sample(recorded_orders, seeded(seed, "recorded", number)).check(depth)
         yield order, {"reading": "fixed", "missed": depth - len(order.layers)}

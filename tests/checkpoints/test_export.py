@@ -52,9 +52,9 @@ def trained(tmp_path, monkeypatch):
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])
 def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, images, position, capsys):
     checkpoint = trained(0, f"--model.position={position}")
-    results = evaluate_command([checkpoint, "--orders=2", "--keep=2", "--output=results.json"])
+    results = evaluate_command([checkpoint, "--random_orders=2", "--depths=2", "--output=results.json"])
     export_command([checkpoint, "out", "--results", "results.json", "--license=mit"])
-    assert ("timm can't run this model" in capsys.readouterr().out) == (position == "encode")
+    assert ("timm can't run it" in capsys.readouterr().out) == (position == "encode")
     before, after = load(checkpoint), load("out")
     assert after.info == before.info
     assert after.data == before.data
@@ -97,7 +97,7 @@ def test_a_distilled_model_keeps_its_head(trained, images, head):
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])
 def test_an_order_is_exported_with_its_score(trained, tmp_path, images, position, capsys):
     checkpoint = trained(0, f"--model.position={position}")
-    given = evaluate_command([checkpoint, "--orders", "3 1 4", "--output=results.json"]).of("given")
+    given = evaluate_command([checkpoint, "--order", "3 1 4", "--output=results.json"]).of("given")
     export_command([checkpoint, "out", "--order=3 1 4", "--results=results.json"])
     assert (
         "checked: on 8 test images of Digits its logits differ from the original's by at most 0"
@@ -138,7 +138,7 @@ def test_an_export_that_differs_is_not_kept(trained, tmp_path, monkeypatch, caps
     torch.save(content, "nowhere.ckpt")
     export_command(["nowhere.ckpt", "out"])
     said = capsys.readouterr()
-    assert "on random pixels, because there are no images (the checkpoint doesn't say" in said.err
+    assert "on random pixels, because there are no images (nowhere doesn't say" in said.err
     assert "checked: on 8 images of random pixels" in said.out
 
 
@@ -172,7 +172,7 @@ def test_what_timm_cannot_run_it_refuses(trained, tmp_path, images, capsys, opti
     objective = ["--model.objective=InstanceWise"] if option.startswith("choices") else []
     checkpoint = trained(0, f"--model.{option}", *objective)
     export_command([checkpoint, "out"])
-    assert f"note: timm can't run this model, because {why}" in capsys.readouterr().out
+    assert f"timm can't run it, because {why}" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match=re.escape(f"timm can't run it, because {why}; use layershuffle.")):
         timm.create_model("local-dir:out", pretrained=True)
     with torch.inference_mode():
@@ -252,12 +252,12 @@ def test_merged_layers_come_from_the_models_that_the_record_names(trained):
                 assert torch.equal(mine[layer].state_dict()[name], value)
     assert torch.equal(merged.model.vit.patch_embed.proj.weight, sources[0].model.vit.patch_embed.proj.weight)
     assert [source["sha256"] for source in merged.info.merged["sources"]] == [sha256(path) for path in paths]
-    results = evaluate_command(["merged.ckpt", "--orders=2", "--protocols", "arbitrary"])
+    results = evaluate_command(["merged.ckpt", "--random_orders=2", "--protocols", "arbitrary"])
     assert results.label == "layershuffle-predict-merged"
     merge_command([*paths, "--seed=3", "--output=again.ckpt"])
     assert load("again.ckpt").info.merged["layers"] == layers
     before = Path("again.ckpt").read_bytes()
-    with pytest.raises(ValueError, match=r"again\.ckpt is there already: give another --output, or remove it"):
+    with pytest.raises(ValueError, match=r"again\.ckpt is there already"):
         merge_command([*paths, "--seed=4", "--output=again.ckpt"])
     assert Path("again.ckpt").read_bytes() == before
 

@@ -108,13 +108,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert Programs(Path("out")).manifest["classes"] == list("0123456789")
     card = Path("out/README.md").read_text()
     assert "Images: grey in 0..1, minus mean (0.5), divided by standard deviation (0.5)" in card
-    export_command(["best.ckpt", "split", "--format=torch-export", "--split"])
+    export_command(["best.ckpt", "split", "--format=torch-export", "--per_layer"])
     assert len(list((tmp_path / "split").glob("*.pt2"))) == 2 + 2
     assert "Images: grey, 8 x 8 pixels" in Path("split/README.md").read_text()  # The program normalises them.
     for options, complaint in [
         (["--format=onnx"], "each image chooses its order"),
-        (["--split"], "--split is for programs that run any order"),
-        (["--split", "--format=onnx", "--order=1"], "--split is for programs that run any order"),
+        (["--per_layer"], "programs of single layers run any order"),
+        (["--per_layer", "--format=onnx", "--order=1"], "programs of single layers run any order"),
         (["--order=1a"], "only whole layers, one after the other, make a plain model"),
     ]:
         with pytest.raises(ValueError, match=complaint):

@@ -23,8 +23,7 @@ from torchvision.datasets import ImageFolder
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.experiment import experiment_command
-from layershuffle.commands.studying import Study, study_parser
-from layershuffle.data import ImageFolders
+from layershuffle.data import ImageFolders, TorchvisionImages
 from layershuffle.results import Results
 
 
@@ -46,7 +45,7 @@ def compared(tmp_path_factory):
             name: {"configs": [f"method/{name}"], "options": {"trainer.max_epochs": count}}
             for name, count in epochs.items()
         },
-        "evaluations": {"results": {"options": {"orders": 5, "keep": [3, 9]}}},
+        "evaluations": {"results": {"options": {"random_orders": 5, "depths": [3, 9]}}},
     }
     (folder / "less.yaml").write_text(yaml.safe_dump({"seeds": [0], "setups": {"digits": setup}}))
     command = [str(folder / "less.yaml"), f"--folder={folder}"]
@@ -100,7 +99,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
     assert {"train/loss", "train/images_per_second", "lr-AdamW", "val/sequential", "val/arbitrary"} <= set(header)
 
     command = [sys.executable, str(ROOT / "evaluate.py"), "runs/version_0/checkpoints/best.ckpt"]
-    done = subprocess.run([*command, "--orders", "2", "--keep", "3", "12"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--random_orders", "2", "--depths", "3", "12"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "layershuffle-position on 359 images (Digits, test)" in done.stdout
     assert re.search(r"^first, shuffled +\d", done.stdout, re.MULTILINE)
@@ -134,7 +133,7 @@ def test_what_makes_it_faster_changes_no_result(monkeypatch):
     assert resolved["model"]["compile"] is True
     if resolved["trainer"]["precision"] == "32-true":  # else the processor is faster in bf16
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    evaluate = ["runs/version_0/checkpoints/best.ckpt", "--orders=2", "--data.test_images=100"]
+    evaluate = ["runs/version_0/checkpoints/best.ckpt", "--random_orders=2", "--data.test_images=100"]
     plain = evaluate_command(evaluate)
     compiled = evaluate_command([*evaluate, "--compile", "--batch-size=auto"])
     assert compiled.environment["compiled"]
@@ -266,9 +265,7 @@ def test_cifar100_is_trained_on_at_another_size(tmp_path, monkeypatch):
 
 
 def test_orders_of_ones_own(compared):
-    results = evaluate_command(
-        [str(compared[0] / "layershuffle/seed0/best.ckpt"), "--orders", "3 1 2", "(0|1)*2 5a 5f"]
-    )
+    results = evaluate_command([str(compared[0] / "layershuffle/seed0/best.ckpt"), "--order", "3 1 2", "(0|1)*2 5a 5f"])
     assert [(s.protocol, s.order) for s in results.scores] == [
         ("sequential", " ".join(map(str, range(12)))),
         ("given", "3 1 2"),
@@ -300,7 +297,7 @@ def test_the_authors_checkpoints_are_evaluated(tmp_path, monkeypatch):
     fake_cifar100(tmp_path / "data", monkeypatch, classes=7)
     folder = reference_folder(tmp_path)
     data = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=7"]
-    results = evaluate_command([str(folder), *data, "--orders", "2", "--keep", "3"])
+    results = evaluate_command([str(folder), *data, "--random_orders", "2", "--depths", "3"])
     assert results.data.images == 100
     assert results.model.config["norm_eps"] == 1e-12
     assert {score.protocol for score in results.scores} == {"sequential", "arbitrary", "pruned"}
@@ -311,17 +308,19 @@ def test_of_the_authors_classes_those_of_the_data_are_evaluated(tmp_path, monkey
     folder = reference_folder(tmp_path)
     data = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=4"]
     results = evaluate_command([str(folder), *data, "--protocols=sequential", "--output=r.json"])
-    assert "of the 7 classes of the authors' checkpoint, the first 4 are evaluated" in capsys.readouterr().out
+    assert "of the 7 classes of the authors' checkpoint, the first 4 are used" in capsys.readouterr().err
     assert Results.load("r.json").model.classes == "the first 4 of 7"
     whole = load(str(folder)).model
-    study = Study(study_parser("prog", ""), [str(folder), *data])
-    images, labels = batches(study.batches)
+    cifar = TorchvisionImages("CIFAR100", num_classes=4)
+    preprocess = cifar.prepare_for(*whole.image_format)
+    cifar.setup("test")
+    images, labels = batches(cifar.loader("test"))
     with torch.inference_mode():
-        logits = whole(study.preprocess(images)).logits[:, :4]
+        logits = whole(preprocess(images)).logits[:, :4]
     assert results.scores[0].top1 == (logits.argmax(dim=1) == labels).double().mean()
     assert results.scores[0].loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
     more = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=9"]
-    assert "the model tells 7 classes apart, but the data has 9" in fails(capsys, evaluate_command, str(folder), *more)
+    assert "the model has 7 classes, but the data has 9" in fails(capsys, evaluate_command, str(folder), *more)
 
 
 def test_logits_that_are_not_numbers_are_reported(tmp_path, monkeypatch, capsys):
@@ -331,13 +330,13 @@ def test_logits_that_are_not_numbers_are_reported(tmp_path, monkeypatch, capsys)
     weights["vit.encoder.layer.5.output.dense.bias"][0] = torch.nan
     save_file(weights, folder / "model.safetensors")
     args = [str(folder), f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=7", "--output=r.json"]
-    evaluate_command([*args, "--orders", "0 1 2"])
+    evaluate_command([*args, "--order", "0 1 2"])
     assert [score.nan for score in Results.load("r.json").scores] == [100, 0]
     assert "numbers (NaN): 100 in order 0 1 2 3 4 5\n" in capsys.readouterr().err
-    evaluate_command([*args, "--orders=5", "--protocols=arbitrary"])
+    evaluate_command([*args, "--random_orders=5", "--protocols=arbitrary"])
     warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
     assert "100 in order arbitrary, per batch, 100 in order " in warning
-    assert warning.endswith(", and some in 3 more, which the results file names")
+    assert warning.endswith(", and some in 3 more, which the results name")
 
 
 def test_a_frozen_timm_model_is_evaluated(tmp_path):
@@ -357,7 +356,7 @@ def test_a_frozen_timm_model_is_evaluated(tmp_path):
         "--data.workers=0",
     ]
     results = evaluate_command(
-        [name, "--pretrained=weights.pth", *data, "--protocols", "sequential", "pruned", "--orders=1"]
+        [name, "--pretrained=weights.pth", *data, "--protocols", "sequential", "pruned", "--random_orders=1"]
     )
     assert results.data.images == 30
     assert results.data.args["image_size"] == 160
@@ -456,13 +455,13 @@ def test_a_config_that_is_none(capsys, content, complaint):
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (["--orders", "0 12"], "names layer 12, but the model has only layers 0 to 11"),
-        (["--orders", "1,2"], "'1,2' is not a step of an order"),
-        (["--orders", "0"], "--orders takes one number from 1 up"),
-        (["--orders", "3", "4"], "--orders takes one number"),
-        (["--orders", ""], "--orders takes one number"),
-        (["--keep", "13"], "13 layers can't be kept of 12"),
-        (["--keep", "0"], "0 layers can't be kept of 12"),
+        (["--order", "0 12"], "names layer 12, but the model has only layers 0 to 11"),
+        (["--order", "1,2"], "'1,2' is not a step of an order"),
+        (["--order", "3", "1", "2"], "--order 3"),
+        (["--order", ""], "at least one layer"),
+        (["--random_orders", "0"], "--random_orders"),
+        (["--depths", "13"], "13 layers can't be kept of 12"),
+        (["--depths", "0"], "--depths"),
         (["--protocols", "sideways"], "no protocol named sideways"),
         (["--protocols", "./sideways.py"], "the protocol ./sideways.py can't be imported"),
         (["--nonsense", "1"], "nonsense"),
@@ -482,7 +481,7 @@ def test_evaluate_says_what_is_wrong(capsys, compared, args, complaint):
 def test_a_class_count_that_disagrees(capsys, compared, tmp_path):
     data = ["--data=ImageFolders", f"--data.root={fake_imagenet(tmp_path)}"]
     complaint = fails(capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), *data)
-    assert "the model tells 10 classes apart, but the data has 2" in complaint
+    assert "the model has 10 classes, but the data has 2" in complaint
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])

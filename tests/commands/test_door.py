@@ -431,7 +431,12 @@ def test_the_wheel_is_enough(tmp_path):
     installed("train", *TINY)
     assert "layershuffle/configs/model/mini_digits.yaml" not in installed("list")
     installed(
-        "evaluate", "runs/version_0/checkpoints/last.ckpt", "digits", "--orders=1", "--keep=1", "--data.test-images=20"
+        "evaluate",
+        "runs/version_0/checkpoints/last.ckpt",
+        "digits",
+        "--random_orders=1",
+        "--depths=1",
+        "--data.test-images=20",
     )
     assert "29 runs in experiments/mini" in installed("experiment", "mini", "--dry-run")
     installed("report", "runs")

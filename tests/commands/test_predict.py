@@ -131,59 +131,71 @@ def test_the_authors_class_names(tmp_path):
 def test_the_command_predicts_what_the_model_does(checkpoint, pictures, capsys):
     model = checkpoint()
     Path("pictures/notes.txt").write_text("no image")
-    found = predict_command(["best.ckpt", "pictures", "--top=2", "--order=backwards", "--output", "p.csv", "p.json"])
+    arguments = ["best.ckpt", "pictures", "--top=2", "--order=backwards"]
+    predict_command([*arguments, "--output=p.csv"])
+    capsys.readouterr()
+    predictions = predict_command([*arguments, "--output=p.json"])
     said = capsys.readouterr()
     assert "files left out: 1\n  pictures/notes.txt: no image that Pillow can read\n" in said.err
-    assert [picture["picture"] for picture in found] == sorted(pictures)
-    assert json.loads(Path("p.json").read_text())["pictures"] == found
-    assert json.loads(Path("p.json").read_text())["orders"] == ["3 2 1 0"]
+    assert [prediction.path for prediction in predictions] == sorted(pictures)
+    content = json.loads(Path("p.json").read_text())
+    assert content["orders"] == ["3 2 1 0"]
+    for prediction, entry in zip(predictions, content["pictures"], strict=True):
+        assert entry["picture"] == prediction.path
+        for likely, class_entry in zip(prediction.classes, entry["classes"], strict=True):
+            assert class_entry["class"] == likely.name
+            assert class_entry["probability"] == round(likely.probability, 6)
+            assert class_entry["first"] == likely.first
     with Path("p.csv").open() as file:
         rows = [*csv.DictReader(file)]
-    expected = probabilities(model, [pictures[picture["picture"]] for picture in found], "3 2 1 0")
-    for at, (picture, row, line) in enumerate(zip(found, expected, said.out.splitlines(), strict=True)):
+    expected = probabilities(model, [pictures[prediction.path] for prediction in predictions], "3 2 1 0")
+    lines = said.out.splitlines()
+    for index, (prediction, row, line) in enumerate(zip(predictions, expected, lines, strict=True)):
         best = row.argsort(descending=True)[:2].tolist()
-        assert [named["class"] for named in picture["classes"]] == [CLASSES[label] for label in best]
-        assert all(close(named["probability"], row[label].item()) for named, label in zip(picture["classes"], best))
-        named = "; ".join(f"{entry['probability']:.1%} {entry['class']}" for entry in picture["classes"])
-        assert line == f"{picture['picture']}: {named}"
-        for rank, entry in enumerate(picture["classes"], 1):
-            written = rows[2 * at + rank - 1]
+        assert [likely.name for likely in prediction.classes] == [CLASSES[label] for label in best]
+        assert all(close(likely.probability, row[label].item()) for likely, label in zip(prediction.classes, best))
+        named = "; ".join(f"{likely.probability:.1%} {likely.name}" for likely in prediction.classes)
+        assert line == str(prediction) == f"{prediction.path}: {named}"
+        for rank, likely in enumerate(prediction.classes, 1):
+            written = rows[2 * index + rank - 1]
             assert (written["picture"], written["rank"], written["class"]) == (
-                picture["picture"],
+                prediction.path,
                 str(rank),
-                entry["class"],
+                likely.name,
             )
-            assert float(written["probability"]) == entry["probability"]
+            assert float(written["probability"]) == round(likely.probability, 6)
 
 
 def test_many_orders_are_averaged_and_counted(checkpoint, pictures, capsys):
     model = checkpoint()
     one = next(iter(pictures))
     # Worker processes read them if there are more than a batch.
-    found = predict_command(["best.ckpt", one, "pictures", "--orders=6", "--seed=3", "--batch_size=4"])
-    assert len(found) == len(pictures)
+    predictions = predict_command(["best.ckpt", one, "pictures", "--random_orders=6", "--seed=3", "--batch_size=4"])
+    assert len(predictions) == len(pictures)
     drawn = [Order(range(4)).shuffled(seeded(3, "arbitrary", draw)) for draw in range(6)]
-    images = [pictures[picture["picture"]] for picture in found]
+    images = [pictures[prediction.path] for prediction in predictions]
     each = torch.stack([probabilities(model, images, order) for order in drawn])
     lines = capsys.readouterr().out.splitlines()
     votes = []
-    for at, picture in enumerate(found):
-        for entry in picture["classes"]:
-            label = CLASSES.index(entry["class"])
-            first = int((each[:, at].argmax(dim=-1) == label).sum())
+    for index, prediction in enumerate(predictions):
+        for likely in prediction.classes:
+            label = CLASSES.index(likely.name)
+            first = int((each[:, index].argmax(dim=-1) == label).sum())
             votes.append(first)
-            assert close(entry["probability"], each[:, at, label].mean().item())
-            assert close(entry["first"], first / 6)
-            assert (f"{entry['class']} (first in {first} of 6 orders)" in lines[at]) == (first > 0)
+            assert close(likely.probability, each[:, index, label].mean().item())
+            assert close(likely.first, first / 6)
+            assert (f"{likely.name} (first in {first} of 6 orders)" in lines[index]) == (first > 0)
     assert sum(votes) == 6 * len(pictures)
     assert {*votes} - {0, 6}  # in some pictures the orders disagree
 
 
 def test_images_that_choose_their_orders(checkpoint, pictures):
     model = checkpoint(choices=["0 1 2 3", "3 2 1 0"])
-    found = predict_command(["best.ckpt", "pictures"])
-    expected = probabilities(model, [pictures[picture["picture"]] for picture in found])
-    assert [picture["classes"][0]["class"] for picture in found] == [CLASSES[row.argmax()] for row in expected]
+    predictions = predict_command(["best.ckpt", "pictures"])
+    assert predictions.orders == []
+    expected = probabilities(model, [pictures[prediction.path] for prediction in predictions])
+    likeliest = [prediction.classes[0].name for prediction in predictions]
+    assert likeliest == [CLASSES[row.argmax()] for row in expected]
 
 
 def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
@@ -192,8 +204,8 @@ def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
     broken = [whole.with_name("broken.png"), whole.with_name("no_image.jpg")]
     broken[0].write_bytes(whole.read_bytes()[:200])
     broken[1].write_text("no image")
-    found = predict_command(["best.ckpt", "pictures", "--output", "p.json"])
-    assert [picture["picture"] for picture in found] == sorted(pictures)
+    predictions = predict_command(["best.ckpt", "pictures", "--output", "p.json"])
+    assert [prediction.path for prediction in predictions] == sorted(pictures)
     said = capsys.readouterr().err
     assert all(f"{path} can't be read as an image (" in said for path in broken)
     unreadable = json.loads(Path("p.json").read_text())["unreadable"]
@@ -207,13 +219,13 @@ def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
     [
         (["nowhere.jpg"], "there is no file or folder nowhere.jpg"),
         (["empty"], "there is no picture in empty"),
-        (["pictures", "--order=0", "--orders=2"], "give one of the two"),
+        (["pictures", "--order=0", "--random_orders=2"], "give one of the two"),
         (["pictures", "--order=7"], "the order names layer 7"),
         (["pictures", "--order="], "needs at least one layer"),
-        (["pictures", "--order=", "--orders=2"], "give one of the two"),
+        (["pictures", "--order=", "--random_orders=2"], "give one of the two"),
         (["pictures", "--output=p.txt"], "is not the name of a file that ends in .csv or .json"),
-        (["pictures", "--top=0"], "--top: expected a whole number from 1 up (given: 0)"),
-        (["pictures", "--top=x"], "--top: expected a whole number from 1 up (given: x)"),
+        (["pictures", "--top=0"], "--top: "),
+        (["pictures", "--top=x"], "--top: "),
     ],
 )
 def test_what_can_not_be_predicted(checkpoint, pictures, capsys, args, complaint):
@@ -228,9 +240,9 @@ def test_training_says_what_it_found_and_keeps_the_class_names(tmp_path, capsys)
     data = ["--data=ImageFolders", f"--data.root={root}", "--data.workers=0", "--data.batch_size=4"]
     trainer = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     train_command(["--model.name=vit_tiny_patch16_224", *small, *data, *trainer, *QUIET])
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().err.split())
     assert "fish: 2 classes; 9 training, 1 validation, 10 test images; the validation images are held out" in said
-    assert said.index("fish: 2 classes") < said.index("last checkpoint")
+    assert said.index("fish: 2 classes") < said.index("cost: ")
     loaded = layershuffle.load("runs/version_0/checkpoints/last.ckpt")
     assert loaded.classes == ["n01440764", "n01443537"]
     evaluate = ["runs/version_0/checkpoints/last.ckpt", "--protocols=sequential", "--data.workers=0"]

@@ -13,8 +13,10 @@ import torch
 from helpers import fails
 
 from layershuffle.checkpoints.export import export
+from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.push import push_command
+from layershuffle.results import ModelInfo
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -88,7 +90,7 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def exported(small, tmp_path):
     model = small()
-    export(model, {"sha256": "", "config": model.config}, None, tmp_path / "out")
+    export(LoadedModel(model, ModelInfo(name="small", config=model.config)), tmp_path / "out")
     return model
 
 
@@ -103,7 +105,9 @@ def test_what_is_uploaded_is_what_was_exported(hub, exported, tmp_path, images, 
     with torch.inference_mode():
         assert torch.equal(load("again").model.eval()(images).logits, exported(images).logits)
     push_command(["out", "me/model", "--public"])
-    assert "only you can see\nnote: it was there already and is private" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "which only you can see" in said.out
+    assert "the model was there already and is private" in said.err
     push_command(["out", "me/open", "--public"])
     assert "/me/open, which everybody can see" in capsys.readouterr().out
     assert hub["me/open"]["private"] is False

@@ -35,7 +35,7 @@ def test_the_class_in_contributing_trains_and_evaluates(tmp_path, monkeypatch):
     trained = run(tmp_path, "train.py", *train, "--trainer.max_steps=1")
     assert trained.returncode == 0, trained.stderr
     checkpoint = tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt"
-    evaluate = ["evaluate.py", checkpoint, "--orders=1", "--keep=6", "--output=out.json"]
+    evaluate = ["evaluate.py", checkpoint, "--random_orders=1", "--depths=6", "--output=out.json"]
 
     unnamed = run(tmp_path, *evaluate)
     assert unnamed.returncode == 1

@@ -22,7 +22,7 @@ def swept(model, order):
     early_exit = EarlyExit(order, torch.device("cpu"))
     fabric = Fabric(accelerator="cpu", devices=1)
     batches = DataLoader(list(zip(IMAGES, LABELS)), 5)
-    asked = trials(["pruned"], order, random_orders=1, keep=tuple(range(1, len(order) + 1)))
+    asked = trials(["pruned"], order, random_orders=1, depths=tuple(range(1, len(order) + 1)))
     scores = evaluate(model, nn.Identity(), batches, asked, fabric, on_output=early_exit.add)
     return early_exit.compute().exits, [s for s in scores if s.variant["strategy"] == "first"][::2]
 

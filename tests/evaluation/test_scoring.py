@@ -159,7 +159,7 @@ def test_pruned_layers_in_a_fresh_order_for_every_batch():
     per_batch = [
         [
             trial
-            for trial in trials(["arbitrary", "pruned"], Order(own), random_orders=1, keep=(1, 2))
+            for trial in trials(["arbitrary", "pruned"], Order(own), random_orders=1, depths=(1, 2))
             if callable(trial.order)
         ]
         for own in ("0 1 2", "2 0 1")
@@ -213,7 +213,7 @@ def test_protocols():
 
 def test_pruned_orders_by_every_strategy_in_both_sequences():
     by_variant = {}
-    for trial in trials(["pruned"], 12, random_orders=5, keep=(3, 6)):
+    for trial in trials(["pruned"], 12, random_orders=5, depths=(3, 6)):
         by_variant.setdefault(tuple(trial.variant.values()), []).append(trial.order)
     assert by_variant.keys() == {
         (k, strategy, sequence)
@@ -244,7 +244,7 @@ def test_protocols_that_ask_too_much():
         trials(["shuffled"], 12)
     with pytest.raises(ValueError, match="nothing to score"):
         trials(["failing"], 12, dead=())
-    with pytest.raises(ValueError, match="name them after --orders"):
+    with pytest.raises(ValueError, match="name them after --order"):
         trials(["given"], 12)
     with pytest.raises(ValueError, match="13 layers can't be kept of 12"):
-        trials(["pruned"], 12, keep=(13,))
+        trials(["pruned"], 12, depths=(13,))

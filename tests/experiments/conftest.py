@@ -16,7 +16,7 @@ def tiny(tmp_path, monkeypatch):
                 "baseline": settings("method/baseline", trainer__max_epochs=1),
                 "layershuffle": settings("method/layershuffle", trainer__max_epochs=2),
             },
-            "evaluations": {"results": settings(orders=2, keep=[1])},
+            "evaluations": {"results": settings(random_orders=2, depths=[1])},
         }
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump({"seeds": [0, 1], "setups": {"digits": setup | changes}}))

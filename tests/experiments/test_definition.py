@@ -96,7 +96,7 @@ def test_the_recipe_in_contributing(tmp_path, monkeypatch, capsys):
 
 def test_a_matrix_stands_for_an_entry_per_row(tiny):
     shallow = settings("method/reduced_depth", model__sampler__k="{k}", model__label="first-{k}")
-    recorded = settings(protocols=["recorded"], log="logs/{routing}.jsonl")
+    recorded = settings(protocols=["recorded"], recorded_orders="logs/{routing}.jsonl")
     methods = {
         "layershuffle": settings("method/layershuffle"),
         "reduced_depth_{k}": {**shallow, "matrix": [{"k": 1}, {"k": 2}]},
@@ -106,7 +106,7 @@ def test_a_matrix_stands_for_an_entry_per_row(tiny):
     assert list(setup.methods) == ["layershuffle", "reduced_depth_1", "reduced_depth_2"]
     options = {"model.sampler.k": 2, "model.label": "first-2"}
     assert setup.methods["reduced_depth_2"] == Settings(["method/reduced_depth"], options)
-    options = {"protocols": ["recorded"], "log": "logs/any.jsonl"}
+    options = {"protocols": ["recorded"], "recorded_orders": "logs/any.jsonl"}
     assert setup.evaluations["any_nodes"] == Evaluation([], options)
 
 
@@ -161,7 +161,11 @@ def test_files_that_are_no_experiment(tmp_path):
         ({"base": settings("method/baseline", trainer__max_epoch=1)}, "base/seed0 can't train", "max_epoch"),
         ({"grid": {"lr": [1e-3]}}, "baseline/grid/lr=0.001/seed0 can't train", "--lr"),
         ({"evaluations": {"results": settings(oders=3)}}, "baseline/seed0 can't evaluate", "--oders"),
-        ({"evaluations": {"results": settings(orders=3, keep=["x"])}}, "baseline/seed0 can't evaluate", "keep"),
+        (
+            {"evaluations": {"results": settings(random_orders=3, depths=["x"])}},
+            "baseline/seed0 can't evaluate",
+            "depths",
+        ),
         ({"evaluations": {"results": settings(data__nothing=3)}}, "baseline/seed0 can't evaluate", "nothing"),
         ({"analyse": {"colours": ["baseline"]}}, "colours/seed0 can't analyse", "study"),
     ],

@@ -105,7 +105,7 @@ def test_the_papers_runs_on_cifar100(tmp_path, monkeypatch):
     setup["train"]["options"] |= {"trainer.accelerator": "cpu", "trainer.precision": "32-true"}
     for method in setup["methods"].values():
         method["options"] = {"trainer.max_epochs": 1}
-    setup["evaluations"]["results"]["options"] |= {"orders": 2, "keep": [6], "precision": "32-true"}
+    setup["evaluations"]["results"]["options"] |= {"random_orders": 2, "depths": [6], "precision": "32-true"}
     content["setups"] = {"vit_b16_cifar100": setup}
     path = tmp_path / "paper.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -216,7 +216,7 @@ def test_trained_merged_exported_and_read_again(tmp_path, monkeypatch, images):
         mine, its = merged.model, sources[source].model
         assert torch.equal(mine.vit.rope.freqs[:, layer], its.vit.rope.freqs[:, layer])
         assert torch.equal(mine.layers[layer].mlp.fc1.weight, its.layers[layer].mlp.fc1.weight)
-    scores = evaluate_command(["run0/best.ckpt", "--orders=3", "--output=results.json"]).scores
+    scores = evaluate_command(["run0/best.ckpt", "--random_orders=3", "--output=results.json"]).scores
     assert all(score.loss > 0 for score in scores)
     export_command(["run0/best.ckpt", "out", "--results", "results.json"])
     before, after = sources[0].model.eval(), load("out").model.eval()

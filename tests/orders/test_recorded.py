@@ -33,12 +33,12 @@ def test_orders_are_sampled_as_often_as_they_ran(log):
 
 
 def test_the_protocol_samples_too(log):
-    to_score = trials(["recorded"], 12, random_orders=40, seed=0, log=log)
+    to_score = trials(["recorded"], 12, random_orders=40, seed=0, recorded_orders=log)
     assert {(str(trial.order), trial.variant["missed"]) for trial in to_score[1:]} == {
         (" ".join(map(str, range(12)[::-1])), 0), (" ".join(map(str, range(10))), 2)
     }  # fmt: skip
     assert len(to_score) == 1 + 40
-    with pytest.raises(UserError, match="--log"):
+    with pytest.raises(UserError, match="--recorded_orders"):
         trials(["recorded"], 12)
 
 
@@ -49,7 +49,9 @@ def test_training_on_a_log_and_scoring_on_it(log, tmp_path, capsys):
     )  # fmt: skip
     checkpoint = str(tmp_path / "version_0/checkpoints/last.ckpt")
     assert torch.load(checkpoint, weights_only=True)["layershuffle"]["method"] == "recorded"
-    results = evaluate_command([checkpoint, "--protocols", "recorded", "--orders", "4", "--log", log])
+    results = evaluate_command(
+        [checkpoint, "--protocols", "recorded", "--random_orders", "4", "--recorded_orders", log]
+    )
     assert len(results.of("recorded")) == 5
     assert "recorded" in capsys.readouterr().out
-    assert "--log" in fails(capsys, evaluate_command, checkpoint, "--protocols", "recorded")
+    assert "--recorded_orders" in fails(capsys, evaluate_command, checkpoint, "--protocols", "recorded")

@@ -208,7 +208,7 @@ def test_failing_protocol():
 def test_protocols_speak_of_the_steps_of_the_base_order():
     own = parse_order("cycle-rev(6)", sequential(3))
     assert [t.order for t in trials(["sequential"], own)] == [own]
-    first, *_ = trials(["pruned"], own, random_orders=1, keep=(4,))
+    first, *_ = trials(["pruned"], own, random_orders=1, depths=(4,))
     assert first.order == Order("0 1 2 2")
     for trial in trials(["arbitrary"], own, random_orders=3)[1:]:
         assert sorted(trial.order) == sorted(own)

@@ -13,10 +13,9 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from test_resume import assert_same, rows, state
 from two_processes import FINETUNE, PARTS, SCORED, data, pixels_of, trainer, tuner
 
+import layershuffle
 from layershuffle.api.compose import compose
 from layershuffle.commands.evaluate import evaluate_command
-from layershuffle.commands.parser import Parser
-from layershuffle.commands.studying import Study, study_parser
 from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
@@ -230,6 +229,6 @@ def test_the_strategy_decides_which_processes_sample_orders():
 def test_only_evaluation_runs_under_torchrun(monkeypatch, two):
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    command: Parser = study_parser("similarity", "")
+    checkpoint = str(two[1] / "runs/version_0/checkpoints/last.ckpt")
     with pytest.raises(ValueError, match="only layershuffle evaluate shares its work between processes"):
-        Study(command, [str(two[1] / "runs/version_0/checkpoints/last.ckpt"), f"--output={os.devnull}.json"])
+        layershuffle.similarity(checkpoint)

@@ -85,7 +85,15 @@ def runs(tmp_path_factory):
     args += ["--data.train_images=256", f"--checkpoint.dirpath={folder}/kept", "--trainer.log_every_n_steps=1"]
     train([*args, "--trainer.max_epochs=1"])
     train([*args, "--trainer.max_epochs=2", f"--ckpt_path={folder}/kept/last.ckpt"])
-    options = ["--orders", "1", "--keep", "3", "--logger=WandbLogger", "--logger.offline=true", "--data.test_images=20"]
+    options = [
+        "--random_orders",
+        "1",
+        "--depths",
+        "3",
+        "--logger=WandbLogger",
+        "--logger.offline=true",
+        "--data.test_images=20",
+    ]
     evaluate_command([f"{folder}/kept/last.ckpt", *options, f"--logger.save_dir={folder}"])
     patch.undo()
     return folder, read_when_written(folder)

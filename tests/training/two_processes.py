@@ -35,7 +35,7 @@ RUN = [
 ]
 FINETUNE = [*RUN, f"--config={ROOT}/configs/recipe/finetune.yaml", "--save_every_n_steps=2", "--data.workers=1"]
 PARTS = {"sampler": GrowingDepth(k0=1), "orders_per_batch": 2, "budget": "layer_executions", "optimizer": Muon}
-SCORED = ["--protocols", "sequential", "arbitrary", "--orders=3", "--data.test_images=65"]
+SCORED = ["--protocols", "sequential", "arbitrary", "--random_orders=3", "--data.test_images=65"]
 
 
 class Steps(pl.Callback):

@@ -1,0 +1,88 @@
+"""Accuracy and time against the number of layers run, the same for all images or each image's own."""
+
+from layershuffle.api.data import DataLike
+from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, Study, start_study
+from layershuffle.errors import UserError
+from layershuffle.evaluation.activations import seconds_per_image
+from layershuffle.evaluation.early_exit import EarlyExit
+from layershuffle.orders.named import first
+from layershuffle.orders.protocols import trials
+from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results.measures import SecondsPerImage
+
+
+def depth(
+    model: ModelLike,
+    data: DataLike = None,
+    *,
+    random_orders: int = 10,
+    repeats: int = 20,
+    split: Split = "test",
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
+    compile: bool = False,
+    batch_size: BatchSize = None,
+) -> Results:
+    """Accuracy and time per image against the number of layers run.
+
+    Scores the first, evenly spaced and random layers in original sequence, from one layer to all, and measures how long
+    each number of layers takes. The logits after the first layers also tell how early exit does, where each image stops
+    once the classifier is sure.
+
+    Args:
+        model: a model, or what ``layershuffle.load`` takes.
+        data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
+        random_orders: how many random choices of layers to sample for each number of layers.
+        repeats: how often to measure the time of each number of layers; the shortest time counts.
+        split: which images of the data set to use. A threshold for early exit should be chosen on other images than
+            those whose accuracy is reported.
+        seed: decides everything random.
+        accelerator: Lightning's name of the device to run on.
+        precision: of the forward pass; "auto" measures which one is faster.
+        compile: whether to compile the layers, which takes about a minute.
+        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+
+    Returns:
+        Scores, and the measures ``SecondsPerImage`` and ``EarlyExits``.
+
+    Raises:
+        UserError: if there is no such model or data set.
+    """
+    if random_orders < 1 or repeats < 1:
+        raise UserError("random_orders and repeats are 1 or more")
+    study = start_study(
+        model,
+        data,
+        split=split,
+        seed=seed,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
+        batch_size=batch_size,
+    )
+    base_order = study.model.order
+    depths = range(1, len(base_order) + 1)
+    pruned = trials(["sequential", "pruned"], base_order, random_orders, seed, depths=tuple(depths))
+    in_sequence = [trial for trial in pruned if trial.variant.get("sequence", "original") == "original"]
+    early_exit = EarlyExit(base_order, study.fabric.device)
+    scores = study.score(in_sequence, on_output=early_exit.add)
+
+    # More digits would be noise.
+    times = {depth: float(f"{seconds:.4g}") for depth, seconds in seconds_by_depth(study, repeats).items()}
+    used = EvaluationInfo(random_orders=random_orders, options={"repeats": repeats})
+    return study.results(scores, used, [SecondsPerImage(times), early_exit.compute()])
+
+
+def seconds_by_depth(study: Study, repeats: int) -> dict[int, float]:
+    """The time per image, in seconds, by how many steps of the model's base order run.
+
+    The number of the steps decides on the time, not which ones they are.
+    """
+    base_order = study.model.order
+    depths = range(1, len(base_order) + 1)
+    orders = [first(depth, len(base_order)).over(base_order) for depth in depths]
+    model = study.model.to(study.fabric.device).eval()
+    with study.fabric.autocast():
+        times = seconds_per_image(model, study.first_batch(), orders, repeats)
+    return dict(zip(depths, times))

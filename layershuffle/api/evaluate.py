@@ -1,0 +1,143 @@
+"""Scores one model under many orders."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from layershuffle.api.data import DataLike
+from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, start_study
+from layershuffle.errors import UserError
+from layershuffle.evaluation.by_class import ByClass
+from layershuffle.orders.named import parse_order
+from layershuffle.orders.order import Order, OrderLike
+from layershuffle.orders.protocols import PROTOCOLS, find, trials
+from layershuffle.results import EvaluationInfo, Results
+
+DEFAULT_PROTOCOLS = ("sequential", "arbitrary", "pruned")
+KEYS_IN_FILES = {"depths": "keep", "recorded_orders": "log"}
+"""The keys that results files have for options whose names are newer than the files' format."""
+
+
+def evaluate(
+    model: ModelLike,
+    data: DataLike = None,
+    *,
+    protocols: Sequence[str] | None = None,
+    orders: Sequence[OrderLike] = (),
+    random_orders: int = 10,
+    split: Split = "test",
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
+    compile: bool = False,
+    batch_size: BatchSize = None,
+    **protocol_options: Any,
+) -> Results:
+    """Score a model in sequential, arbitrary, pruned and other orders.
+
+    Args:
+        model: a model, or what ``layershuffle.load`` takes.
+        data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
+        protocols: families of orders, which ``layershuffle list protocols`` shows, or the import path of a protocol of
+            your own. By default "sequential", "arbitrary" and "pruned", or with ``orders``, "sequential" alone.
+        orders: further orders, each as text such as "3 1 2" or "sandwich(3)", or as layers such as [3, 1, 2].
+        random_orders: how many random orders to sample where a protocol has random ones.
+        split: which images of the data set to use.
+        seed: decides everything random.
+        accelerator: Lightning's name of the device to run on.
+        precision: of the forward pass; "auto" measures which one is faster.
+        compile: whether to compile the layers, which takes about a minute.
+        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+        protocol_options: options of the protocols by name, such as ``depths=[3, 6]`` of "pruned".
+
+    Returns:
+        The score of each order, and for the most important orders the counts by class.
+
+    Raises:
+        UserError: if there is no such model, data set or protocol, or the model can't run an order.
+    """
+    study = start_study(
+        model,
+        data,
+        split=split,
+        seed=seed,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
+        batch_size=batch_size,
+        is_shared=True,
+    )
+    parsed_orders = _parse(orders, study.model.order)
+    names = _names(protocols, parsed_orders)
+    options = _options(names, protocol_options)
+    to_score = trials(
+        names,
+        study.model.order,
+        random_orders,
+        seed,
+        parsed_orders,
+        study.model.choice.orders if study.model.choice else (),
+        **_arguments(options),
+    )
+    by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
+    scores = study.score(to_score, on_output=by_class.add)
+    measures = [by_class.counts()] if by_class.groups else []
+    recorded = {KEYS_IN_FILES.get(name, name): value for name, value in options.items()}
+    used = EvaluationInfo(protocols=names, random_orders=random_orders, options=recorded)
+    return study.results(scores, used, measures)
+
+
+def _parse(orders: Sequence[OrderLike], base_order: Order) -> list[Order]:
+    """The orders that the caller gives, each with one layer or more, and each once."""
+    parsed: list[Order] = []
+    for order in orders:
+        one = parse_order(order, base_order) if isinstance(order, str) else Order(order)
+        if not one:
+            raise UserError("an order to evaluate needs at least one layer, such as '3 1 2'")
+        if one in parsed:
+            raise UserError(f"the order '{one}' is given more than once")
+        parsed.append(one)
+    return parsed
+
+
+def _names(protocols: Sequence[str] | None, orders: Sequence[Order]) -> list[str]:
+    """The protocols to run, each once."""
+    if protocols is not None:
+        names = list(protocols)
+    elif orders:
+        names = ["sequential"]
+    else:
+        names = list(DEFAULT_PROTOCOLS)
+    if orders:
+        names.append("given")
+    return list(dict.fromkeys(names))
+
+
+def _options(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of all protocols that are known, those of ``names`` among them; None leaves an option as it is."""
+    # A protocol of the user's own is imported here, which makes it known.
+    for name in names:
+        find(name)
+    options: dict[str, Any] = {}
+    for protocol in PROTOCOLS.values():
+        for option in protocol.options:
+            options[option.name] = option.default
+    unknown = [name for name in chosen if name not in options]
+    if unknown:
+        raise UserError(f"no protocol has an option {unknown[0]}: choose from {', '.join(options)}")
+    options.update({name: value for name, value in chosen.items() if value is not None})
+    for name, value in options.items():
+        # As JSON has them. No values at all stand for a default that depends on the model.
+        if isinstance(value, (list, tuple)):
+            options[name] = list(value) or None
+    return options
+
+
+def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the protocols take them: without those that have no value, and each value of a list once."""
+    arguments = {}
+    for name, value in options.items():
+        if isinstance(value, list):
+            arguments[name] = tuple(dict.fromkeys(value))
+        elif value is not None:
+            arguments[name] = value
+    return arguments

@@ -1,0 +1,104 @@
+"""Packs class folders such as ImageNet's: resized and cropped once, so that training reads without decoding."""
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from layershuffle.data import packing
+from layershuffle.data.folders import describe_left_out
+from layershuffle.data.packing import Packing
+from layershuffle.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackedFolder:
+    """A folder of packed images, of which every image has been checked.
+
+    Attributes:
+        folder: the folder, which ``layershuffle.data.PackedFolders`` reads.
+        images: the number of images of each split.
+        bytes: the length of all images.
+        was_finished: whether it was packed already, so that it was only checked.
+    """
+
+    folder: Path
+    images: dict[str, int]
+    bytes: int
+    was_finished: bool
+
+
+def pack(
+    source: str | Path, folder: str | Path, *, size: int = 224, whole: bool = False, workers: int | None = None
+) -> PackedFolder:
+    """Resize and crop the images of class folders once, into files that are read without decoding.
+
+    If it is stopped or killed, the same call continues and ends with the same bytes.
+
+    Args:
+        source: the folder with train/CLASS/*, and val/CLASS/* or test/CLASS/* or both.
+        folder: where to pack it: a new folder, or one that the same call has begun.
+        size: height and width that the model takes, in pixels.
+        whole: pack whole pictures, whose shorter side is ``size``, instead of the squares in their centres.
+        workers: processes that pack; by default one per core.
+
+    Raises:
+        UserError: if the folders can't be read, don't fit on the disk, or are not what was packed before.
+    """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    if size < 1 or workers < 0:
+        raise UserError("the size is in pixels, at least 1, and workers are at least 0")
+    folder = Path(folder)
+    work = Packing(Path(source), folder, size, whole, workers)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder to pack into")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    images = {split: len(of_split) for split, of_split in work.images.items()}
+    _announce(work, images)
+    steps = ["checking"] if work.finished else ["packing", "checking"]
+    was_finished = work.finished
+    # Refreshing by itself would need a thread, which must not run while worker processes are forked.
+    with Progress(console=Console(stderr=True), auto_refresh=False) as bar:
+        tasks = {step: bar.add_task(step, total=sum(images.values())) for step in steps}
+        for step, done in packing.pack(work, workers):
+            bar.update(tasks[step], advance=done, refresh=True)
+    return PackedFolder(folder, images, sum(work.bytes.values()), was_finished)
+
+
+def _announce(work: Packing, images: dict[str, int]) -> None:
+    """Say what will be packed and how much room it takes; raise a UserError if the disk has less."""
+    for line in describe_left_out(work.left_out):
+        logger.info("%s", line)
+    counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
+    if work.whole:
+        kind = f"whole pictures of {work.size} pixels and more"
+    else:
+        kind = f"images of {work.size} x {work.size} pixels"
+    total = _gigabytes(sum(work.bytes.values()))
+    missing = work.missing()
+    free = shutil.disk_usage(work.folder).free
+    logger.info(
+        "%s %s take %s; %s are still to be written, %s are free",
+        counts,
+        kind,
+        total,
+        _gigabytes(missing),
+        _gigabytes(free),
+    )
+    if missing > free and not work.finished:
+        raise UserError(
+            f"{work.folder} has {_gigabytes(free)} free and {_gigabytes(missing)} are needed: free the rest or pack "
+            "into a folder on another disk"
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.3g} GB"

@@ -1,0 +1,235 @@
+"""Finds which layers of a model to keep, and in which order; exports what is left, and trains it further."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from layershuffle.api.compose import compose
+from layershuffle.api.data import DataLike
+from layershuffle.api.depth import seconds_by_depth
+from layershuffle.api.export import ExportedModel, export
+from layershuffle.api.search import losses_on
+from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, Study, as_loaded, start_study
+from layershuffle.api.train import TrainedRun, as_options, fit
+from layershuffle.checkpoints.export import check_new
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.loading import load
+from layershuffle.data import ImageData
+from layershuffle.errors import UserError
+from layershuffle.evaluation.search import climb, scores_all, thin
+from layershuffle.files import write_whole
+from layershuffle.models.create import ARGUMENTS
+from layershuffle.orders.named import first
+from layershuffle.orders.order import Order
+from layershuffle.orders.protocols import Trial
+from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results.measures import Pruning
+
+REFINE = "refine.yaml"
+"""A config of ``layershuffle train``, beside an export, that trains its model further."""
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """Which layers of a model to keep.
+
+    Attributes:
+        order: the layers to keep, in the order in which they do best.
+        results: the scores of the best choices of each number of layers, on images that were not searched on.
+        tried_all: whether every choice of layers was tried; otherwise it was a beam search.
+        loaded: the model that was pruned.
+        data: the data set.
+    """
+
+    order: Order
+    results: Results
+    tried_all: bool
+    loaded: LoadedModel
+    data: ImageData
+
+    @property
+    def images(self) -> int:
+        """How many images were searched on."""
+        measure = self.results.measure(Pruning)
+        assert measure is not None
+        return measure.images
+
+    def export(self, folder: str | Path) -> ExportedModel:
+        """Write the layers that are kept to a new folder, with their scores, and a config that trains them further.
+
+        There is no such config for a model that encodes positions: training would start without the encoding, which
+        its layers expect.
+
+        Raises:
+            UserError: if the model can't be exported, or the folder is there already.
+        """
+        exported = export(self.loaded, folder, order=self.order, results=[self.results], data=self.data)
+        if not self.loaded.model.encoding:
+            _write_refine_config(exported.folder, self.data)
+        return exported
+
+
+def prune(
+    model: ModelLike,
+    data: DataLike = None,
+    *,
+    keep: int | None = None,
+    milliseconds: float | None = None,
+    beam: int = 8,
+    rounds: int = 20,
+    fraction: float = 0.5,
+    repeats: int = 20,
+    split: Split = "val",
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
+    compile: bool = False,
+    batch_size: BatchSize = None,
+) -> PrunedModel:
+    """Find which layers to keep, and in which order, by the loss on one part of the validation images.
+
+    What was found is scored on the other part. Test images are never used.
+
+    Args:
+        model: a model, or what ``layershuffle.load`` takes.
+        data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
+        keep: how many layers to keep.
+        milliseconds: in place of ``keep``, keep as many layers as run in this time per image, as measured here.
+        beam: with too many choices to try all, how many to pursue.
+        rounds: the most exchanges of two layers that the search for their order makes.
+        fraction: the share of the images that the search uses; the others score its result.
+        repeats: how often to measure the time of each number of layers; the shortest time counts.
+        split: must be "val"; it is an argument so that asking for "test" is an error.
+        seed: decides everything random.
+        accelerator: Lightning's name of the device to run on.
+        precision: of the forward pass; "auto" measures which one is faster.
+        compile: whether to compile the layers, which takes about a minute.
+        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+
+    Raises:
+        UserError: if there is no such model or data set, or so many layers can't be kept.
+    """
+    if (keep is None) == (milliseconds is None):
+        raise UserError("say how much to keep: either a number of layers, or milliseconds per image")
+    if min(beam, repeats) < 1 or rounds < 0:
+        raise UserError("beam and repeats are 1 or more, and rounds is 0 or more")
+    study = start_study(
+        model,
+        data,
+        split=split,
+        seed=seed,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
+        batch_size=batch_size,
+    )
+    if split == "test" or study.data.sets["val"] is study.data.sets["test"]:
+        raise UserError(
+            "the layers to keep are not chosen by test images: use the split val, and where a data set has no "
+            "validation images of its own, hold out some of its training images (data.val_fraction 0.1)"
+        )
+    base_order = study.model.order
+    times = _milliseconds(study, repeats)
+    count = _most_within(milliseconds, times) if keep is None else keep
+    # Raises a UserError if there aren't as many.
+    first(count, len(base_order))
+
+    searched, reported = study.data.parts("val", fraction, seed)
+    losses = losses_on(study, searched, "searching the layers to keep of")
+    thinned = [order for order, _ in thin(base_order, losses, count, beam)]
+    *_, (order, _) = climb(thinned[-1], losses, rounds)
+
+    to_score = [Trial("sequential", base_order)]
+    for shorter in thinned:
+        to_score.append(Trial("prune", shorter, {"kept": len(shorter)}))
+    if order != thinned[-1]:
+        to_score.append(Trial("prune", order, {"kept": count, "sequence": "found"}))
+    scores = study.score(to_score, reported)
+    options = {
+        "keep": keep,
+        "milliseconds": milliseconds,
+        "beam": beam,
+        "rounds": rounds,
+        "fraction": fraction,
+        "repeats": repeats,
+    }
+    measure = Pruning(len(searched.dataset), times, str(order))  # type: ignore[arg-type]
+    results = study.results(scores, EvaluationInfo(options=options), [measure])
+    return PrunedModel(order, results, scores_all(base_order, count), study.loaded, study.data)
+
+
+def refine(
+    folder: str | Path, *, epochs: int, accelerator: str = "auto", options: dict[str, Any] | None = None
+) -> TrainedRun:
+    """Train a pruned and exported model further, in its base order, on the data that it was trained on.
+
+    Args:
+        folder: where ``PrunedModel.export`` wrote the model.
+        epochs: for how many epochs to train.
+        accelerator: Lightning's name of the device to train on.
+        options: any other options of ``layershuffle train`` by name.
+
+    Raises:
+        UserError: if the folder has no config for this, or the training fails.
+    """
+    return fit(compose([*refine_options(folder, epochs, accelerator), *as_options(options or {})]))
+
+
+def refine_options(folder: str | Path, epochs: int, accelerator: str) -> list[str]:
+    """The arguments of ``layershuffle train`` that train a pruned and exported model further."""
+    path = Path(folder) / REFINE
+    return [str(path), f"--trainer.accelerator={accelerator}", f"--trainer.max_epochs={epochs}"]
+
+
+def check_export(model: ModelLike, folder: str | Path, is_refined: bool) -> None:
+    """Raise a UserError, before the search begins, if what it finds can't be exported or refined.
+
+    Args:
+        model: the model that will be pruned.
+        folder: the folder that it will be exported to.
+        is_refined: whether it will be trained further.
+    """
+    check_new(Path(folder))
+    loaded = as_loaded(model)
+    if loaded.info.method is None:
+        raise UserError(f"{loaded.info.source} is not a checkpoint of layershuffle train, so it can't be exported")
+    if loaded.order.whole_layers is None:
+        raise UserError("exports have whole layers, one after the other, and the model's base order runs others")
+    if is_refined and loaded.model.encoding:
+        raise UserError(
+            "refining starts from the backbone alone, without the position encoding that this model's layers expect"
+        )
+
+
+def _milliseconds(study: Study, repeats: int) -> dict[int, float]:
+    """The time per image, in ms, by how many steps of the model's base order run."""
+    # More digits would be noise.
+    return {kept: float(f"{1000 * seconds:.4g}") for kept, seconds in seconds_by_depth(study, repeats).items()}
+
+
+def _most_within(milliseconds: float | None, times: dict[int, float]) -> int:
+    """The most layers that run within this time per image."""
+    quick_enough = [kept for kept, time in times.items() if milliseconds is not None and time <= milliseconds]
+    if not quick_enough:
+        raise UserError(f"one layer already takes {times[1]:.3g} ms per image: allow more")
+    return max(quick_enough)
+
+
+def _write_refine_config(folder: Path, data: ImageData) -> None:
+    """Write the config that trains the model in ``folder`` further on ``data``."""
+    exported = load(str(folder)).model.config
+    described = data.config()
+    config = {
+        "model": {
+            "name": exported["name"],
+            "timm_args": {name: value for name, value in exported.items() if name not in ARGUMENTS},
+            "head": exported["head"],
+            "sampler": "Sequential",
+            "pretrained": str(folder / "model.safetensors"),
+        },
+        "data": {"class_path": described.name, "init_args": described.args},
+    }
+    comment = "# Trains the model in this folder further, in its base order."
+    write_whole(folder / REFINE, f"{comment}\n{yaml.safe_dump(config, sort_keys=False)}")

@@ -1,0 +1,119 @@
+"""Finds an order on one part of the images and scores it on the other."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch.utils.data import DataLoader
+
+from layershuffle.api.data import DataLike
+from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, Study, start_study
+from layershuffle.errors import UserError
+from layershuffle.evaluation.search import Losses, climb, greedy, heavy_tail_exponents, well_trained_first
+from layershuffle.orders.named import parse_order
+from layershuffle.orders.order import Order, OrderLike
+from layershuffle.orders.protocols import Trial
+from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results.measures import Search, SearchStep
+
+Strategy = Literal["greedy", "climb", "well-trained"]
+
+
+def search(
+    model: ModelLike,
+    data: DataLike = None,
+    *,
+    strategy: Strategy = "greedy",
+    start: OrderLike | None = None,
+    rounds: int = 20,
+    fraction: float = 0.5,
+    split: Split = "val",
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
+    compile: bool = False,
+    batch_size: BatchSize = None,
+) -> Results:
+    """Find an order on one part of the images and score it on the other.
+
+    Args:
+        model: a model, or what ``layershuffle.load`` takes.
+        data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
+        strategy: "greedy" appends the best next layer, "climb" exchanges two layers while that helps, and
+            "well-trained" ranks the layers by the spectra of their weights (arXiv 2302.02123).
+        start: the order that "climb" begins with; by default the model's own.
+        rounds: the most exchanges that "climb" makes.
+        fraction: the share of the images that the search uses; the others score its result.
+        split: which images of the data set to use.
+        seed: decides everything random.
+        accelerator: Lightning's name of the device to run on.
+        precision: of the forward pass; "auto" measures which one is faster.
+        compile: whether to compile the layers, which takes about a minute.
+        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+
+    Returns:
+        The scores of the base order and of what the search found, and the measure ``Search``.
+
+    Raises:
+        UserError: if there is no such model or data set, or there are too few images.
+    """
+    if start is not None and strategy != "climb":
+        raise UserError(f"start is where climb begins; {strategy} has no use for it")
+    study = start_study(
+        model,
+        data,
+        split=split,
+        seed=seed,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
+        batch_size=batch_size,
+    )
+    base_order = study.model.order
+    first_order = base_order
+    if start is not None:
+        first_order = study.model.check(parse_order(start, base_order) if isinstance(start, str) else start)
+    searched, reported = study.data.parts(split, fraction, seed)
+    images = len(searched.dataset)  # type: ignore[arg-type]
+    losses = losses_on(study, searched, f"{strategy}, searching")
+
+    orders: dict[str, Order]
+    if strategy == "well-trained":
+        exponents = heavy_tail_exponents(study.model)
+        orders = {strategy: well_trained_first(exponents, base_order)}
+        measure = Search(strategy, images, exponents=[round(exponent, 4) for exponent in exponents])
+    elif strategy == "greedy":
+        trace = list(greedy(base_order, losses))
+        best, _ = min(trace, key=lambda step: step[1])
+        orders = {strategy: trace[-1][0], "greedy, best length": best}
+        measure = Search(strategy, images, trace=_steps(trace))
+    else:
+        trace = list(climb(first_order, losses, rounds))
+        orders = {strategy: trace[-1][0]}
+        if start is not None:
+            orders["start"] = first_order
+        measure = Search(strategy, images, trace=_steps(trace))
+
+    to_score = [Trial("sequential", base_order)]
+    for name, order in orders.items():
+        to_score.append(Trial("search", order, {"strategy": name}))
+    scores = study.score(to_score, reported)
+    used = {"strategy": strategy, "start": start, "rounds": rounds, "fraction": fraction}
+    if start is not None and not isinstance(start, str):
+        used["start"] = str(first_order)
+    return study.results(scores, EvaluationInfo(options=used), [measure])
+
+
+def losses_on(study: Study, images: DataLoader, doing: str) -> Losses:
+    """The function that gives the losses of orders on these images, with a progress bar that says ``doing``."""
+
+    def losses(orders: Sequence[Order]) -> list[float]:
+        scores = study.score([Trial("search", order) for order in orders], images, doing)
+        return [math.inf if score.loss is None else score.loss for score in scores]
+
+    return losses
+
+
+def _steps(trace: Sequence[tuple[Order, float]]) -> list[SearchStep]:
+    """The steps of a search as results files have them."""
+    return [SearchStep(str(order), loss if math.isfinite(loss) else None) for order, loss in trace]

@@ -1,0 +1,112 @@
+"""Draws training images as the model of a run sees them, beside what it is evaluated on."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from layershuffle.api.compose import Run, compose
+from layershuffle.api.train import as_options
+from layershuffle.data.augmentation import Augmented
+from layershuffle.data.samplers import TrainingSampler
+from layershuffle.errors import UserError
+from layershuffle.results.figures import panels
+
+LIKE_HERE = {
+    "model.pretrained": False,
+    "model.compile": False,
+    "trainer.logger": False,
+    "trainer.accelerator": "cpu",
+    "trainer.devices": 1,
+    "trainer.strategy": "auto",
+    "trainer.precision": "32-true",
+}
+"""Options that change nothing in the images, and with which no weights are fetched and no GPU is needed."""
+PADDING = 4
+"""Pixels between two images."""
+
+
+def show_data(
+    model: str | Path,
+    data: str | Path,
+    recipe: str | Path | None = None,
+    *,
+    images: int = 6,
+    epochs: int = 5,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Figure:
+    """Draw the first training images of a run.
+
+    There is a row for each image: as it is evaluated, as the model sees it in the first epochs, and mixed with another
+    if the run does that.
+
+    Args:
+        model: the name of a model's config, or its path.
+        data: the name of a data set's config, or its path.
+        recipe: the name of a recipe's config, such as "finetune", or its path.
+        images: how many images to draw.
+        epochs: how many epochs to draw.
+        seed: the seed of the run.
+        options: any other options of ``layershuffle train`` by name.
+
+    Raises:
+        UserError: if an option is wrong.
+    """
+    configs = [str(config) for config in (model, data, recipe) if config is not None]
+    return draw_data([*configs, *as_options({"seed": seed, **(options or {})})], images, epochs)
+
+
+def draw_data(args: Sequence[str], images: int, epochs: int) -> Figure:
+    """Draw the first training images of the run that ``args`` describe, as ``layershuffle train`` takes them."""
+    if images < 1 or epochs < 1:
+        raise UserError("--images and --epochs are at least 1")
+    run = compose([*args, *as_options(LIKE_HERE)])
+    preprocess = run.data.prepare_for(*run.model.model.image_format)
+    run.data.prepare_data()
+    run.data.setup()
+    columns = _columns(run, preprocess, images, epochs)
+    pixels = torch.stack(list(columns.values()), dim=1).flatten(0, 1) * preprocess.std + preprocess.mean
+    return _draw(list(columns), pixels.clamp(0, 1))
+
+
+def _columns(run: Run, preprocess: nn.Module, count: int, epochs: int) -> dict[str, Tensor]:
+    """The images as they are in each column, float32 [images, channels, size, size], normalised."""
+    module = run.model
+    train: Any = run.data.sets["train"]
+    labels = run.data.training_labels("data.balanced") if run.data.balanced else None
+    chosen = list(TrainingSampler(train, 1, module.seed, labels=labels))[:count]
+
+    def stack(images: Sequence[Tensor]) -> Tensor:
+        return torch.cat([preprocess(image[None]) for image in images])
+
+    columns = {"evaluated": stack([train[index][0] for index in chosen])}
+    augmented = Augmented(train, module.augmentation, run.data.image_size, module.seed, run.data.resizing)
+    for epoch in range(epochs):
+        columns[f"epoch {epoch}"] = stack([augmented[epoch, index][0] for index in chosen])
+    if module.mix:
+        torch.manual_seed(module.seed)
+        mixed, _ = module.mix(columns["epoch 0"], torch.tensor([int(train[index][1]) for index in chosen]))
+        columns["mixed"] = mixed
+    return columns
+
+
+def _draw(titles: Sequence[str], pixels: Tensor) -> Figure:
+    """Draw images row by row, [rows * columns, channels, size, size], from 0 to 1, with a title above each column."""
+    columns = len(titles)
+    rows = len(pixels) // columns
+    grid = make_grid(pixels, nrow=columns, padding=PADDING, pad_value=1)
+    side = pixels.shape[-1]
+    centres = [PADDING + (side + PADDING) * column + side / 2 for column in range(columns)]
+    figure, (axis,) = panels(1, 1.5 * columns, 1.5 * rows + 0.3, grid=False)
+    axis.imshow(grid.permute(1, 2, 0).numpy())
+    axis.set_xticks(centres, titles)
+    axis.xaxis.tick_top()
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    return figure

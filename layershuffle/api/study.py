@@ -1,0 +1,262 @@
+"""What all studies of a model begin and end with: the model with its images and a device, and the results."""
+
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from layershuffle.api.data import DataLike, as_data
+from layershuffle.api.progress import progress_bar
+from layershuffle.checkpoints.authors import keep_classes
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.loading import load
+from layershuffle.data import ImageData, Preprocess
+from layershuffle.errors import UserError
+from layershuffle.evaluation import scoring
+from layershuffle.evaluation.device import largest_evaluation_batch, make_fabric
+from layershuffle.hardware import device_name
+from layershuffle.models.model import OrderedViT, Output
+from layershuffle.orders.order import Order
+from layershuffle.orders.protocols import Trial
+from layershuffle.private_apis import precision_of
+from layershuffle.results import DataInfo, Environment, EvaluationInfo, Measure, Results, Score, tables
+from layershuffle.version import __version__
+
+logger = logging.getLogger(__name__)
+
+ModelLike = str | Path | LoadedModel
+"""A model, or what ``layershuffle.load`` takes."""
+Split = Literal["test", "val"]
+"""Which images of a data set to use."""
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "auto"]
+"""The precision of the forward pass; "auto" measures whether 32-true or bf16-mixed is faster for a model here."""
+BatchSize = int | Literal["auto"] | None
+"""Images per batch; "auto" takes the most that fit the GPU's memory, None as many as the data set says."""
+
+MOST_NAMED = 3
+"""A warning about logits that are not numbers names so many orders."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model, the images that it is studied on, and the device that computes.
+
+    Attributes:
+        loaded: the model and what is known about it.
+        data: the data set.
+        split: which of its images are used.
+        preprocess: makes the model's input of these images, on the device.
+        batches: the images in batches. Each of several processes has a part of them.
+        batch_size: images per batch, of all processes together.
+        fabric: the device and the precision.
+        seed: decides everything random.
+        is_compiled: whether the layers are compiled.
+    """
+
+    loaded: LoadedModel
+    data: ImageData
+    split: Split
+    preprocess: Preprocess
+    batches: DataLoader
+    batch_size: int
+    fabric: Fabric
+    seed: int
+    is_compiled: bool
+
+    @property
+    def model(self) -> OrderedViT:
+        """The model itself."""
+        return self.loaded.model
+
+    def score(
+        self,
+        to_score: Sequence[Trial],
+        batches: DataLoader | None = None,
+        doing: str = "evaluating",
+        on_output: Callable[[Order, Output, Tensor], None] | None = None,
+    ) -> list[Score]:
+        """Score orders, with a progress bar.
+
+        Args:
+            to_score: the orders.
+            batches: the images, by default all.
+            doing: what the progress bar says before the model's name.
+            on_output: see ``layershuffle.evaluation.scoring.evaluate``.
+        """
+        if batches is None:
+            batches = self.batches
+        # What each image chooses runs no order of its own.
+        orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
+        with progress_bar(f"{doing} {self.loaded.info.name}", len(batches) * len(orders), "runs") as advance:
+
+            def pass_on(order: Order, output: Output, labels: Tensor) -> None:
+                if on_output:
+                    on_output(order, output, labels)
+                advance()
+
+            return scoring.evaluate(self.model, self.preprocess, batches, to_score, self.fabric, self.seed, pass_on)
+
+    def first_batch(self) -> Tensor:
+        """The first batch of images as the model takes it, float32 [batch, channels, size, size], on the device."""
+        images, _ = next(iter(self.batches))
+        return self.preprocess.to(self.fabric.device)(images.to(self.fabric.device))
+
+    def results(self, scores: list[Score], used: EvaluationInfo, measures: Sequence[Measure] = ()) -> Results:
+        """The results of the study, with everything needed to repeat it.
+
+        Args:
+            scores: the scores of orders, if there are any.
+            used: the settings that were used, besides the seed and the batch size.
+            measures: what else was measured.
+        """
+        _warn_of_nan(scores)
+        return Results(
+            model=self.loaded.info,
+            data=self._data_info(scores[0].images if scores else len(self.batches.dataset)),  # type: ignore[arg-type]
+            evaluation=replace(used, seed=self.seed, batch_size=self.batch_size),
+            environment=self._environment(),
+            scores=scores,
+            measures=tuple(measures),
+        )
+
+    def _data_info(self, images: int) -> DataInfo:
+        config = self.data.config()
+        return DataInfo(
+            name=self.data.label,
+            data_class=config.name,
+            args=config.args,
+            split=self.split,
+            images=images,
+            classes=self.data.class_names,
+        )
+
+    def _environment(self) -> Environment:
+        device = device_name(self.fabric.device)
+        if self.fabric.device.type != "cuda":
+            device = f"CPU: {device}, {torch.get_num_threads()} threads"
+        return Environment(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            device=device,
+            processes=self.fabric.world_size,
+            precision=precision_of(self.fabric),
+            compiled=self.is_compiled,
+            layershuffle=__version__,
+            torch=torch.__version__,
+            timm=version("timm"),
+            lightning=version("lightning"),
+            python=platform.python_version(),
+        )
+
+
+def start_study(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    split: Split,
+    seed: int,
+    accelerator: str,
+    precision: Precision,
+    compile: bool,
+    batch_size: BatchSize,
+    is_shared: bool = False,
+) -> Study:
+    """Load a model and its images, and find the device.
+
+    Args:
+        model: a model, or what ``layershuffle.load`` takes. A model that is given is moved to the device.
+        data: see ``layershuffle.api.data.as_data``.
+        split: which of its images to use.
+        seed: decides everything random.
+        accelerator: Lightning's name of the device to run on.
+        precision: of the forward pass.
+        compile: whether to compile the layers, which takes about a minute.
+        batch_size: images per batch.
+        is_shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
+
+    Raises:
+        UserError: if there is no such model or data, or the two don't fit.
+    """
+    torch.manual_seed(seed)
+    loaded = as_loaded(model)
+    data = as_data(data, loaded)
+    fabric = make_fabric(accelerator, precision, loaded.model, is_shared)
+    data.device = fabric.device
+    data.ranks = fabric.world_size
+    data.rank = fabric.global_rank
+    preprocess = data.prepare_for(*(loaded.image_format or loaded.model.image_format))
+    with fabric.rank_zero_first():
+        data.prepare_data()
+    data.setup("test" if split == "test" else "fit")
+
+    loaded = _with_classes_of(data, loaded)
+    _tell_untrained_layers(loaded.model)
+    if batch_size == "auto":
+        batch_size = largest_evaluation_batch(loaded.model, data, split, fabric)
+    elif batch_size is None:
+        batch_size = data.evaluation_batch
+    if compile:
+        loaded.model.compile()
+    batches = data.loader(split, batch_size)
+    return Study(loaded, data, split, preprocess, batches, batch_size, fabric, seed, compile)
+
+
+def as_loaded(model: ModelLike) -> LoadedModel:
+    """The model itself, loaded if need be; raises UserError if there is none."""
+    return model if isinstance(model, LoadedModel) else load(str(model))
+
+
+def _with_classes_of(data: ImageData, loaded: LoadedModel) -> LoadedModel:
+    """The model, with no more classes than the data if it is one of the authors' checkpoints.
+
+    Their checkpoints have 1,000 classes whatever they were trained on. Any other model must have as many as the data.
+    """
+    classes = loaded.info.num_classes
+    if classes == data.num_classes:
+        return loaded
+    if not loaded.authors or classes < data.num_classes:
+        raise UserError(f"the model has {classes} classes, but the data has {data.num_classes}: give other data")
+    # The model that the caller may still hold stays as it is.
+    model = deepcopy(loaded.model)
+    keep_classes(model, data.num_classes)
+    logger.info("of the %d classes of the authors' checkpoint, the first %d are used", classes, data.num_classes)
+    info = replace(loaded.info, config=model.config, classes=f"the first {data.num_classes} of {classes}")
+    return replace(loaded, model=model, info=info)
+
+
+def _tell_untrained_layers(model: OrderedViT) -> None:
+    """Say so if the model's base order leaves some of its layers out."""
+    trained = len(model.order.layers)
+    if trained < model.depth:
+        logger.info(
+            "the model was trained with %d of its %d layers, so all layers means those of its base order: %s",
+            trained,
+            model.depth,
+            model.order,
+        )
+
+
+def _warn_of_nan(scores: Sequence[Score]) -> None:
+    """Name the orders in which some logits are not numbers."""
+    affected = [score for score in scores if score.nan]
+    if not affected:
+        return
+    counts = []
+    for score in affected[:MOST_NAMED]:
+        order = score.order or tables.name_of((score.protocol, *score.variant.values()))
+        counts.append(f"{score.nan} in order {order}")
+    text = ", ".join(counts)
+    if len(affected) > MOST_NAMED:
+        text += f", and some in {len(affected) - MOST_NAMED} more, which the results name"
+    logger.warning(
+        "of %d images these count as wrong, because their logits are not numbers (NaN): %s", affected[0].images, text
+    )

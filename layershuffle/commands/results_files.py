@@ -1,0 +1,113 @@
+"""What a study leaves: the table on the terminal, the results file, pictures, CSV files, and what W&B gets."""
+
+import tempfile
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from statistics import fmean
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger, WandbLogger
+from rich.console import Console
+
+from layershuffle.errors import UserError
+from layershuffle.files import write_whole
+from layershuffle.results import Results, figures, summarise, tables
+from layershuffle.training import wandb_runs
+
+LOWEST = 12
+"""So many classes, those of the lowest accuracy, are printed; the CSV file has all."""
+
+Tables = Mapping[str, tables.Table]
+"""Tables by their names."""
+
+
+def choose_file(output: Path | None, checkpoint: str, kind: str) -> Path:
+    """The results file: ``output``, or else a new file beside the checkpoint that is named after ``kind``.
+
+    Raises:
+        UserError: before the work begins, if it can't be written.
+    """
+    path = output or _new_file(checkpoint, kind)
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"--output {path} is not the name of a file that ends in .json")
+    if path.exists():
+        try:
+            Results.load(path)
+        except UserError as error:
+            raise UserError(f"{path} exists and is no results file: give another --output") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
+    return path
+
+
+def _new_file(checkpoint: str, kind: str) -> Path:
+    """A file that isn't there yet: ``best.evaluation.json``, or ``best.evaluation-2.json`` and so on."""
+    source = Path(checkpoint)
+    # The names of timm's models may have colons. They have dots, too, which begin no suffix.
+    stem = source.with_suffix("") if source.is_file() else Path(source.name.replace(":", "_"))
+    paths = (Path(f"{stem}.{kind}{'' if number == 1 else f'-{number}'}.json") for number in count(1))
+    return next(path for path in paths if not path.exists())
+
+
+@rank_zero_only
+def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
+    """Save results, print them, draw them, and send them to W&B. Of several processes, the first one does so.
+
+    Args:
+        results: what a study returned.
+        output: the results file. Pictures and CSV files stand beside it.
+        logger: a W&B logger, to which tables and pictures are sent.
+    """
+    results.save(output)
+    title = f"{results.label} on {results.data.images} images ({results.data.name}, {results.data.split})"
+    by_name = tables.of(results)
+    _print_tables(by_name, title)
+
+    lines = [f"results: {output}"]
+    pictures = figures.draw(results, output, title)
+    lines.extend(f"plot: {path}" for path in pictures.values())
+    for measure in results.measures:
+        for name, table in measure.files(results).items():
+            path = output.with_suffix(f".{name}.csv")
+            write_whole(path, tables.as_csv(*table))
+            lines.append(f"table: {path}")
+    console = Console(markup=False)
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+    if isinstance(logger, WandbLogger):
+        wandb_runs.begin(logger)
+        wandb_runs.forgiving(_send)(logger, results, by_name, pictures)
+
+
+def _print_tables(by_name: Tables, title: str) -> None:
+    """Print tables, and what their intervals mean."""
+    console = Console(markup=False)
+    has_intervals = False
+    for name, (header, rows) in by_name.items():
+        shown = rows[:LOWEST] if name == "classes" else rows
+        heading = title if name == "orders" else f"{name}: top-1 %"
+        if len(shown) < len(rows):
+            heading += f", the lowest {LOWEST} of {len(rows)}"
+        console.print(tables.terminal(header, shown, heading))
+        has_intervals = has_intervals or any("±" in text for row in rows for text in row)
+    if has_intervals:
+        console.print(tables.ONE_SEED)
+
+
+def _send(logger: WandbLogger, results: Results, by_name: Tables, pictures: Mapping[str, Path]) -> None:
+    """Send tables, pictures, and the mean of each group of orders to a W&B run, and end the run."""
+    for name, (header, rows) in by_name.items():
+        logger.log_table(f"evaluation/{name}", columns=header, data=rows)
+    for name, path in pictures.items():
+        logger.log_image(f"evaluation/{name}", [str(path)])
+    for group, scores in results.groups().items():
+        name = "/".join(map(str, group))
+        calibration = fmean(score.ece for score in scores if score.ece is not None)
+        logger.experiment.summary[f"evaluation/{name}"] = summarise(score.top1 for score in scores).mean
+        logger.experiment.summary[f"evaluation ECE/{name}"] = calibration
+    logger.experiment.finish()

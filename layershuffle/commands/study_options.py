@@ -1,0 +1,155 @@
+"""The options that every study of a model has, and the function arguments that they become."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.loggers import Logger
+
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.loading import load, trained_on
+from layershuffle.commands.parser import Parser
+from layershuffle.commands.results_files import choose_file
+from layershuffle.config_parser import option_values
+from layershuffle.data import DataConfig, ImageData, from_config
+from layershuffle.errors import UserError
+from layershuffle.options import add_options, add_positionals
+from layershuffle.training import wandb_runs
+from layershuffle.training.resume import place
+
+DATA_HELP = "Data set, by the name of its class (default: the one the model was trained on)."
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """The command line of a study, read.
+
+    Attributes:
+        config: all options.
+        arguments: the arguments that the functions of all studies have: the model, the data, the device and so on.
+        output: the results file, which can be written.
+        logger: where else to send results, if anywhere.
+    """
+
+    config: Namespace
+    arguments: dict[str, Any]
+    output: Path
+    logger: Logger | None
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model to study."""
+        loaded: LoadedModel = self.arguments["model"]
+        return loaded
+
+
+def study_parser(name: str, description: str, split: str = "test") -> Parser:
+    """The parser of ``layershuffle NAME``, with the options of every study; ``split`` is the default of ``--split``."""
+    parser = Parser(
+        prog=f"layershuffle {name}",
+        description=description,
+        usage="%(prog)s CHECKPOINT [CONFIG ...] [options]",
+    )
+    add_positionals(parser, "checkpoint")
+    parser.add_argument("--config", action="config", help="A file with some of these options, such as a data config.")
+    add_options(parser, "seed")
+    parser.add_subclass_arguments(ImageData, "data", required=False, help=DATA_HELP)
+    add_options(parser, "pretrained", "accelerator", "precision", "compile", "batch_size", "output", split=split)
+    return parser
+
+
+def parse_study(parser: Parser, args: list[str] | None, kind: str) -> StudyCommand:
+    """Read the command line of a study, load its model, and make its data set.
+
+    Args:
+        parser: what ``study_parser`` returned, perhaps with more options.
+        args: the command line, by default that of the process.
+        kind: what the results file is named after if the command line doesn't name it, such as "evaluation".
+
+    Raises:
+        UserError: if there is no such model, an option is wrong, or the results can't be written.
+    """
+    config = parse_with_data(parser, sys.argv[1:] if args is None else args)
+    # Before the model is made, whose weights may be random.
+    torch.manual_seed(config.seed)
+    classes = parser.instantiate_classes(config).data.num_classes if config.pretrained == "random" else None
+    loaded = load(config.checkpoint, config.pretrained, classes)
+    output = choose_file(config.output, config.checkpoint, kind)
+
+    # The logger continues the W&B run that trained the model.
+    wandb_runs.continue_wandb(config.get("logger"), loaded.wandb)
+    place(config.get("logger"))
+    objects = parser.instantiate_classes(config)
+    arguments = {
+        "model": loaded,
+        "data": objects.data,
+        "split": config.split,
+        "seed": config.seed,
+        "accelerator": config.accelerator,
+        "precision": config.precision,
+        "compile": config.compile,
+        "batch_size": config.batch_size,
+    }
+    return StudyCommand(config, arguments, output, objects.get("logger"))
+
+
+def parse_with_data(parser: Parser, args: list[str], is_required: bool = True) -> Namespace:
+    """Parse a command line, with the data set that the checkpoint records as the default of ``--data``.
+
+    That default decides which options ``--data`` has, so it is looked up before the options are parsed. A class outside
+    the package has to be named with ``--data``, and the recorded arguments are its defaults then too.
+
+    Args:
+        parser: a parser whose first positional argument is the checkpoint, with the option ``--data``.
+        args: the command line.
+        is_required: whether there must be data; otherwise ``config.data`` is None if they are not known.
+
+    Raises:
+        UserError: if an option is wrong, or there is no data set and there must be one.
+    """
+    args = parser.expanded(args)
+    named = option_values(args, "--data")
+    data_class = named[-1] if named else None
+    missing = None
+    recorded = _recorded_data(args, data_class)
+    if recorded is not None:
+        try:
+            _set_default_data(parser, from_config(DataConfig.from_dict(recorded), trusted=data_class))
+        except UserError as error:
+            # A config may name the data set.
+            if data_class or (is_required and not option_values(args, "--config")):
+                raise
+            missing = error
+    config = parser.parse_args(args)
+    if is_required and not config.data:
+        # If there is no such model, the error should say that instead.
+        load(config.checkpoint, config.pretrained)
+        raise missing or UserError(
+            f"{config.checkpoint} doesn't say which data it was trained on: name a data config, such as imagenet, "
+            "after it"
+        )
+    return config
+
+
+def _recorded_data(args: list[str], data_class: str | None) -> dict[str, Any] | None:
+    """What the checkpoint records of its data, if that can be the default of this command line."""
+    if not args or args[0].startswith("-"):
+        return None
+    # A class of the package has the defaults that it always has.
+    if data_class is not None and "." not in data_class:
+        return None
+    recorded = trained_on(args[0])
+    if recorded is None or data_class is None:
+        return recorded
+    # A checkpoint may come from anyone, and hold anything.
+    recorded_class = recorded.get("class") if isinstance(recorded, dict) else None
+    return recorded if data_class == recorded_class else None
+
+
+def _set_default_data(parser: Parser, data: ImageData) -> None:
+    """Make a data set the default of ``--data``."""
+    path = f"{type(data).__module__}.{type(data).__qualname__}"
+    parser.set_defaults({"data": {"class_path": path, "init_args": data.config().args}})
