@@ -23,10 +23,11 @@ from PIL import Image
 
 import layershuffle
 from layershuffle import UserError
-from layershuffle.checkpoints.loading import LoadedModel
+from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.commands.serve import serve_command
 from layershuffle.commands.serve import status as status_table
 from layershuffle.orders.recorded import read_orders
+from layershuffle.results import ModelInfo
 from layershuffle.serving.actions import Ended
 from layershuffle.serving.cluster import Cluster
 from layershuffle.serving.event_log import EventLog
@@ -128,6 +129,10 @@ def check(model, images, results):
 
 def processes(cluster):
     return {node.node: node.process for node in cluster.state().nodes if node.status != "gone"}
+
+
+def info_of(model):
+    return ModelInfo(name="small", source="test", config=model.config)
 
 
 def status_of(cluster, name):
@@ -251,7 +256,7 @@ def test_wrong_images_and_callers_that_go(served):
 def test_the_http_server(served):
     """Pictures in by HTTP, classes out: as the model itself says; and what is refused, with a sentence."""
     runner, model, cluster, _ = served
-    loaded = LoadedModel(model, {"source": "test"}, names=["ant", "bee", "cow", "doe", "elk"])
+    loaded = LoadedModel(model, info_of(model), class_names=["ant", "bee", "cow", "doe", "elk"])
     picture = Image.fromarray(torch.randint(256, (20, 20), dtype=torch.uint8).numpy())
     content = io.BytesIO()
     picture.save(content, "PNG")
@@ -298,7 +303,7 @@ def test_a_client_that_vanishes(served):
     before = len(events(log, "ended"))
 
     async def talk():
-        app = HttpServer(cluster, LoadedModel(model, {"source": "test"}), "secret").application()
+        app = HttpServer(cluster, LoadedModel(model, info_of(model)), "secret").application()
         for process in processes(cluster).values():
             os.kill(process, signal.SIGSTOP)  # so that the request still runs when its client goes
         token = {"Authorization": "Bearer secret"}
