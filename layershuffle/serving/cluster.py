@@ -171,9 +171,7 @@ class Cluster:
 
     def _check_memory(self) -> None:
         """Raise a UserError if the nodes would hold more than the cluster has memory for."""
-        sizes = []
-        for part in self._parts:
-            sizes.append(sum(value.nbytes for value in part.state_dict().values()))
+        sizes = [_bytes_of(part) for part in self._parts]
         needed = sum(sizes[index] for steps in self.placement for index in steps)
         available = self._ray.cluster_resources().get("memory", math.inf)
         if needed > available:
@@ -396,3 +394,8 @@ class Cluster:
             late=self.router.late,
             **self.counts,
         )
+
+
+def _bytes_of(part: OrderedViT) -> int:
+    """The size of its weights."""
+    return sum(value.nbytes for value in part.state_dict().values())

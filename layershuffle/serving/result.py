@@ -26,11 +26,9 @@ class Result(NamedTuple):
 
     def to_json(self, classes: Sequence[str], top: int) -> dict[str, Any]:
         """What the first image shows: the ``top`` likeliest of ``classes``, and how they came about."""
-        named = []
-        for likely in likely_classes(self.logits[:1], classes, top):
-            named.append({"class": likely.name, "probability": round(likely.probability, 6)})
+        likeliest = likely_classes(self.logits[:1], classes, top)
         return {
-            "classes": named,
+            "classes": [{"class": likely.name, "probability": round(likely.probability, 6)} for likely in likeliest],
             "order": str(self.order),
             "missed": list(self.missed),
             "seconds": round(self.seconds, 4),
