@@ -170,9 +170,8 @@ def _rename(content: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor
         for name, value in theirs.items():
             if not re.fullmatch(pattern, name):
                 continue
-            if ".query." in name:
-                value = _joined(theirs, name, path)
-            weights[re.sub(pattern, ours, name)] = value
+            is_query = ".query." in name
+            weights[re.sub(pattern, ours, name)] = _joined(theirs, name, path) if is_query else value
     if not weights:
         raise UserError(f"{path} holds none of the names that the LayerShuffle authors' checkpoints have")
     return weights

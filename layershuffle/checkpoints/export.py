@@ -129,12 +129,16 @@ def _as_plain_as_possible(loaded: LoadedModel, order: Order | None) -> LoadedMod
     """
     model = loaded.model
     info = loaded.info
+
+    # timm runs its layers in sequence, so that the layers of another base order are written in its sequence.
     has_other_base_order = bool(model.config.get("order")) and not model.choice
     if order is None and has_other_base_order and model.order.whole_layers:
         order = model.order
     if order is not None:
         model = cut(model, order)
         info = replace(as_cut(info, order), config=model.config)
+
+    # timm's distilled models have two heads and take the mean.
     if model.backbone.ignores_second_head:
         model = _averaging(model)
         info = replace(info, config=model.config)
@@ -148,7 +152,7 @@ def _averaging(model: OrderedViT) -> OrderedViT:
     vit: Any = averaging.vit
     with torch.no_grad():
         for parameter in vit.head.parameters():
-            parameter *= 2
+            parameter.mul_(2)
         for parameter in vit.head_dist.parameters():
             parameter.zero_()
     return averaging
@@ -185,6 +189,7 @@ def _write_weights(loaded: LoadedModel, folder: Path, obstacle: str | None) -> N
     timm_args = {name: value for name, value in model.config.items() if name not in ARGUMENTS}
     save_for_hf(model.vit, str(folder), model_config=described, model_args=timm_args, safe_serialization=True)
 
+    # What timm's models lack goes to a file of its own, so that timm still loads the other one.
     more_weights = {}
     for name, value in model.state_dict().items():
         if not name.startswith("vit."):

@@ -73,6 +73,7 @@ class LoadedModel:
         """Make the model's input of PIL images of any size and mode: float32 [images, channels, size, size]."""
         size, mean, std, crop_pct, interpolation, crop_mode = self.trained_format
         resizing = Resizing(crop_pct, interpolation, crop_mode)
+        # Images are resized in colour, as in training, and only then made grey for models that take grey ones.
         is_grey = len(mean) == 1
         pixels = []
         for image in images:
@@ -112,6 +113,6 @@ class LoadedModel:
         predictions = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = self.preprocess(images[start : start + BATCH_SIZE]).to(device)
-            for logits in self.model(batch, order).logits:
-                predictions.append(likely_classes(logits[None], self.classes, top))
+            logits = self.model(batch, order).logits
+            predictions += [likely_classes(row[None], self.classes, top) for row in logits]
         return predictions

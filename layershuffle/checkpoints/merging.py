@@ -37,12 +37,14 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
     checkpoints = [read_checkpoint(path) for path in paths]
     _check_alike(checkpoints, paths)
 
+    # The choice depends on the seed and the number of layers alone.
     first = checkpoints[0]
     layers = {layer for layer in map(layer_of, first.weights) if layer is not None}
     rng = seeded(seed, "merge")
     source_of_layer = {layer: int(rng.random() * len(paths)) for layer in sorted(layers)}
     weights = {name: _merged_weight(name, checkpoints, source_of_layer) for name in first.weights}
 
+    # The metadata name the sources by their content, because files can be moved.
     sources = [{"source": str(path), "sha256": sha256(path)} for path in paths]
     metadata = replace(
         first.metadata,

@@ -92,14 +92,15 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
     Raises:
         UserError: if an evaluation is of another checkpoint, or of a model that was cut from it to other layers.
     """
-    text = ""
+    # Nothing but the weights and the layers that are left tells whether two models are the same.
     for results in evaluations:
         evaluated = results.model
         if (evaluated.sha256, evaluated.cut) != (info.sha256, info.cut):
             raise UserError(f"the results of {evaluated.source} are of another checkpoint than {info.source}")
-    for results in evaluations:
-        if order is not None:
-            results = _only(order, results)
+
+    text = ""
+    for evaluation in evaluations:
+        results = evaluation if order is None else _only(order, evaluation)
         for header, rows in tables.of(results).values():
             text += f"{results.data.name}, {results.data.images} images ({results.data.split}):\n\n"
             text += f"{tables.markdown(header, rows)}\n"
@@ -114,6 +115,6 @@ def _only(order: Order, results: Results) -> Results:
     """The results with nothing but the first score of ``order``, which is shown as an order that the user gave."""
     for score in results.scores:
         if score.order and Order(score.order) == order:
-            score = replace(score, protocol="given", variant={"order": str(order)})
-            return replace(results, scores=[score], measures=())
+            shown = replace(score, protocol="given", variant={"order": str(order)})
+            return replace(results, scores=[shown], measures=())
     return replace(results, scores=[], measures=())

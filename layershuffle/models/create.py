@@ -58,7 +58,7 @@ def create_model(
         UserError: if timm has no such model, its family isn't supported, or the weights can't be fetched, can't be
             read, or belong to another backbone.
     """
-    # What makes the model again. Of what came later than the first checkpoints, only what isn't the default.
+    # Checkpoints record this to make the model again.
     config: dict[str, Any] = {
         "name": name,
         "num_classes": num_classes,
@@ -72,11 +72,11 @@ def create_model(
         config["order"] = _text(order)
     if choices is not None:
         config["choices"] = [_text(choice) for choice in choices]
+
+    # These came later: a model with their defaults is described as before, so that earlier runs can be resumed.
     encoding = {"position_dim": position_dim, "position_dropout": position_dropout, "position_table": position_table}
-    defaults = inspect.signature(create_model).parameters
-    for argument, value in encoding.items():
-        if value != defaults[argument].default:
-            config[argument] = value
+    parameters = inspect.signature(create_model).parameters
+    config.update({key: value for key, value in encoding.items() if value != parameters[key].default})
 
     vit = make_timm_model(name, num_classes, pretrained, timm_args)
     if norm_eps is not None:
@@ -84,6 +84,7 @@ def create_model(
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
 
+    # The parts that timm's models lack.
     arguments: dict[str, Any] = {
         "position": position,
         "positions": positions,

@@ -62,29 +62,29 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
 
     # timm's weights of a whole model need no preparation.
     depth = timm_args.get("depth")
-    given = None
+    replacement = None
     if isinstance(pretrained, str):
         weights = _first_layers(read_backbone(pretrained), depth, pretrained)
-        given = _GivenWeights.fitted(weights, name, num_classes)
+        replacement = _ReplacementWeights.fitted(weights, name, num_classes)
     elif pretrained and depth:
         whole = {key: value for key, value in timm_args.items() if key != "depth"}
         deeper = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole).state_dict()
         weights = _first_layers(deeper, depth, f"the pretrained {name}")
-        given = _GivenWeights.fitted(weights, name, num_classes)
-    if given:
-        timm_args["pretrained_cfg_overlay"] = given.overlay
+        replacement = _ReplacementWeights.fitted(weights, name, num_classes)
+    if replacement:
+        timm_args["pretrained_cfg_overlay"] = replacement.overlay
 
     # As a dict, so that jsonargparse doesn't make timm's further arguments options of layershuffle train.
     vit: Any = timm.create_model(name, **{"pretrained": bool(pretrained), "num_classes": num_classes, **timm_args})
-    if given:
+    if replacement:
         # Some families start from small logits: they scale down a new head.
-        for head in given.new_heads:
+        for head in replacement.new_heads:
             vit.get_submodule(head).weight.data *= getattr(vit, "head_init_scale", 1)
     return vit
 
 
 @dataclass(frozen=True)
-class _GivenWeights:
+class _ReplacementWeights:
     """Weights that timm loads in place of its own.
 
     Attributes:
@@ -96,7 +96,7 @@ class _GivenWeights:
     new_heads: list[str]
 
     @classmethod
-    def fitted(cls, weights: dict[str, Tensor], name: str, num_classes: int) -> "_GivenWeights":
+    def fitted(cls, weights: dict[str, Tensor], name: str, num_classes: int) -> "_ReplacementWeights":
         """The weights for a timm model with ``num_classes`` classes.
 
         A head for another number of classes is replaced here: if timm did it, it would no longer check that the other

@@ -128,6 +128,7 @@ def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     merged = {}
     for name, value in weights.items():
+        # These are added to the weights that they belong to.
         if re.search(r"\.lora_[AB]\.", name):
             continue
         base = re.fullmatch(r"(?P<module>.*\.)base_layer\.(?P<parameter>weight|bias)", name)
@@ -139,6 +140,7 @@ def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             down = weights[f"{base['module']}lora_A.default.weight"]
             if value.shape != up.shape[:1] + down.shape[1:]:  # The product could be of any size.
                 raise RuntimeError(f"LoRA's matrices of {name} don't fit")
-            value = value + up @ down
-        merged[base["module"] + base["parameter"]] = value
+            merged[base["module"] + "weight"] = value + up @ down
+        else:
+            merged[base["module"] + "bias"] = value
     return merged
