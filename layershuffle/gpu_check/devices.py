@@ -17,6 +17,7 @@ from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch
 from layershuffle.gpu_check.checks import Outcome, Setting, check, environment, logged, new_folder, require, train_small
 from layershuffle.gpu_check.correct import FAMILIES, distance, random_model
 from layershuffle.hardware import seconds
+from layershuffle.private_apis import precision_of
 
 MEMORY = 3 << 30
 """The bytes of the GPU's memory that the check ``memory`` uses."""
@@ -58,7 +59,7 @@ def memory(setting: Setting) -> Outcome:
 def precision(setting: Setting) -> Outcome:
     """Measure both precisions, and compare with the choice."""
     model = random_model(setting, "vit_base_patch16_224" if setting.is_gpu else FAMILIES[0])
-    chosen = make_fabric(setting.device.type, "auto", model)._precision.precision
+    chosen = precision_of(make_fabric(setting.device.type, "auto", model))
     model.to(setting.device)
     images = torch.randn(256 if setting.is_gpu else 8, *model.image_shape, device=setting.device)
     # The median of a few, because the first one loads the kernels.

@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from layershuffle.api.evaluate import evaluate
 from layershuffle.api.train import TrainedRun, train
-from layershuffle.checkpoints.loading import load
-from layershuffle.evaluation.device import make_fabric
-from layershuffle.evaluation.scoring import evaluate
 from layershuffle.gpu_check.checks import Outcome, Setting, check, new_folder, require
-from layershuffle.orders.protocols import trials
-from layershuffle.results import Score, summarise
+from layershuffle.results import Results, summarise
 
 RANDOM_ORDERS = 20
 METHODS = ("baseline", "layershuffle")
@@ -29,7 +26,16 @@ def fine_tuning(setting: Setting) -> Outcome:
     accuracies: dict[str, dict[str, float]] = {}
     for method in METHODS:
         run = refine(setting, method, weights, epochs=5)
-        accuracies[method] = accuracy(evaluate_best(setting, run))
+        assert run.best, "a training that is validated has a best checkpoint"
+        results = evaluate(
+            run.best,
+            protocols=["sequential", "arbitrary"],
+            random_orders=RANDOM_ORDERS,
+            accelerator=setting.trainer,
+            precision="bf16-mixed" if setting.is_gpu else "32-true",
+            compile=setting.is_gpu,
+        )
+        accuracies[method] = accuracy(results)
     texts = [
         f"{method}: {values['sequential']:.1%} sequential, {values['arbitrary']:.1%} in {RANDOM_ORDERS} random orders"
         for method, values in accuracies.items()
@@ -37,8 +43,7 @@ def fine_tuning(setting: Setting) -> Outcome:
     figure = "; ".join(texts)
     helped = accuracies["layershuffle"]["arbitrary"] > accuracies["baseline"]["arbitrary"]
     require(helped, f"shuffling did not help: {figure}")
-    data: Any = run.trainer.datamodule  # type: ignore[attr-defined]
-    return Outcome(f"{data.label}: {figure}", details=accuracies)
+    return Outcome(f"{results.data.name}: {figure}", details=accuracies)
 
 
 def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -> TrainedRun:
@@ -92,21 +97,9 @@ def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -
     )
 
 
-def evaluate_best(setting: Setting, run: TrainedRun) -> list[Score]:
-    """The scores of the best model of a training in its own order and in random ones."""
-    assert run.best
-    model = load(run.best).model
-    data: Any = run.trainer.datamodule  # type: ignore[attr-defined]
-    data.setup("test")
-    preprocess = data.prepare_for(*model.image_format)
-    fabric = make_fabric(setting.trainer, "bf16-mixed" if setting.is_gpu else "32-true", model)
-    to_score = trials(["sequential", "arbitrary"], model.order, RANDOM_ORDERS, seed=0)
-    return evaluate(model, preprocess, data.loader("test"), to_score, fabric)
-
-
-def accuracy(scores: list[Score]) -> dict[str, float]:
+def accuracy(results: Results) -> dict[str, float]:
     """Top-1 in the original sequence, and the mean over fixed random orders."""
-    in_sequence = [score.top1 for score in scores if score.protocol == "sequential"]
-    in_random = [score.top1 for score in scores if score.protocol == "arbitrary" and score.order]
+    in_sequence = [score.top1 for score in results.scores if score.protocol == "sequential"]
+    in_random = [score.top1 for score in results.scores if score.protocol == "arbitrary" and score.order]
     require(len(in_random) == RANDOM_ORDERS, f"{len(in_random)} orders were evaluated, not {RANDOM_ORDERS}")
     return {"sequential": in_sequence[0], "arbitrary": summarise(in_random).mean}
