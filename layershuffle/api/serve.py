@@ -179,7 +179,7 @@ def _loaded(model: str | Path | LoadedModel, pretrained: str | None) -> LoadedMo
 
 def _open_answers(path: Path, model: LoadedModel) -> Answers:
     """The file of a model's answers."""
-    answers = Answers(path, model.record, fingerprint(model.model))
+    answers = Answers(path, model.info.to_json(), fingerprint(model.model))
     if answers.torn:
         logger.warning("the last line of %s was cut off: it is removed, and its picture classified again", path)
     return answers

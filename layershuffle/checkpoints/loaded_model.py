@@ -47,11 +47,6 @@ class LoadedModel:
     class_names: list[str] | None = None
 
     @property
-    def record(self) -> dict[str, Any]:
-        """What is known about the model, as results files have it."""
-        return self.info.to_json()
-
-    @property
     def order(self) -> Order:
         """The model's base order."""
         return self.model.order
