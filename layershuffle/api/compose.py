@@ -79,11 +79,15 @@ def run_parser(parser_class: type[ConfigParser] = ConfigParser) -> ConfigParser:
         description="Fine-tune a model. CONFIG is a name that `layershuffle list` shows, or a file; later ones "
         "win, and so do options.",
     )
-    parser.add_argument("-c", "--config", action="config", help="A file with some of these options.")
+    parser.add_argument(
+        "-c", "--config", action="config", help="A file with some of these options, such as a data config."
+    )
     add_options(parser, "seed", "resume", accelerator=None, precision=None)
     parser.add_class_arguments(pl.Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True)
     parser.add_class_arguments(FineTuner, "model", fail_untyped=False, sub_configs=True)
-    parser.add_subclass_arguments(ImageData, "data", fail_untyped=False, required=True)
+    parser.add_subclass_arguments(
+        ImageData, "data", fail_untyped=False, required=True, help="Data set, by the name of its class."
+    )
     parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint of the same model to continue from.")
     parser.add_argument(
         "--save_every_n_steps",

@@ -57,25 +57,16 @@ def _parser() -> Parser:
     parser = Parser(
         prog="layershuffle check-gpu",
         description="Check on this machine's GPU that the package computes what it should, and how fast. Each check "
-        f"runs in a process of its own. They are: {', '.join(CHECKS)}.",
+        f"runs in a process of its own. They are: {', '.join(CHECKS)}. "
+        f"Patterns may also name parts: {', '.join(PARTS)}. The fine-tuning begins with the weights of --pretrained, or "
+        "else trains them first.",
     )
     option = parser.add_argument
-    option("--quick", action="store_true", help="Make only the checks that take seconds, in 3 minutes.")
-    option(
-        "--only",
-        nargs="+",
-        default=["*"],
-        metavar="PATTERN",
-        help=f"Checks to make, by their names, or parts: {', '.join(PARTS)}; all others are left out.",
-    )
+    option("--quick", type=bool, default=False, help="Make only the checks that take seconds, in 3 minutes.")
+    add_options(parser, only=("*",))
     option("--skip", nargs="+", default=[], metavar="PATTERN", help="Checks or parts to leave out.")
     add_options(parser, "resume", accelerator="gpu", folder=Path("gpu_check"))
-    option(
-        "--pretrained",
-        type=str | None,
-        metavar="FILE",
-        help="File with timm's weights of ViT-B/16 for the fine-tuning (default: train them first).",
-    )
+    add_options(parser, "pretrained")
     option(
         "--minutes",
         type=float | None,

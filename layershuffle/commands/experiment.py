@@ -115,7 +115,7 @@ def _parser() -> Parser:
         metavar="N",
         help="How many runs to execute at a time (default: one per GPU, or per core up to 4).",
     )
-    option("--dry_run", action="store_true", help="Check the experiment, and list its runs and which are missing.")
+    option("--dry_run", type=bool, default=False, help="Check the experiment, and list its runs and which are missing.")
     option(
         "--slurm",
         type=dict[str, Any] | None,

@@ -16,7 +16,7 @@ def report_command(args: list[str] | None = None) -> None:
         "By default it is written to RESULTS/report.",
     )
     parser.add_argument(
-        "results",
+        "results_folder",
         type=Path,
         metavar="RESULTS",
         help="Folder in which, and in all folders below, results files are looked for.",
@@ -26,6 +26,6 @@ def report_command(args: list[str] | None = None) -> None:
         "--title", type=str | None, help="Title of the page (default: that of the experiment, or the folder's name)."
     )
     config = parser.parse_args(args)
-    title, missing = manifest.read(config.results)
-    page = report(config.results, config.folder, config.title or title, missing)
+    title, missing = manifest.read(config.results_folder)
+    page = report(config.results_folder, config.folder, config.title or title, missing)
     print(f"report: {page} and {page.with_name('report.md')}")
