@@ -58,8 +58,8 @@ def _parser() -> Parser:
         prog="layershuffle check-gpu",
         description="Check on this machine's GPU that the package computes what it should, and how fast. Each check "
         f"runs in a process of its own. They are: {', '.join(CHECKS)}. "
-        f"Patterns may also name parts: {', '.join(PARTS)}. The fine-tuning begins with the weights of --pretrained, or "
-        "else trains them first.",
+        f"Patterns may also name parts: {', '.join(PARTS)}. The fine-tuning begins with the weights of --pretrained, "
+        "or else trains them first.",
     )
     option = parser.add_argument
     option("--quick", type=bool, default=False, help="Make only the checks that take seconds, in 3 minutes.")
