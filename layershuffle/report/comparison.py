@@ -31,12 +31,15 @@ def comparison(several: Sequence[Results], without: Container[str] = ()) -> tupl
     for group in _groups(methods):
         if group[0] in without:
             continue
-        row = [tables.name_of(group)]
-        for models in methods.values():
-            row.append(tables.percent(estimate(scores.get(group, []) for scores in models.values())))
-        rows.append(row)
+        accuracies = [_accuracy(models, group) for models in methods.values()]
+        rows.append([tables.name_of(group), *accuracies])
     caption = tables.meaning({method: len(models) for method, models in methods.items()})
     return Table(["top-1 %", *methods], rows), caption
+
+
+def _accuracy(models: Models, group: Group) -> str:
+    """The accuracy of a method's models in the orders of a group, or "missing"."""
+    return tables.percent(estimate(scores.get(group, []) for scores in models.values()))
 
 
 def _groups(methods: dict[str, Models]) -> list[Group]:

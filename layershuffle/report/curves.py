@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layershuffle.report.setups import SetupResults
-from layershuffle.results import Estimate, Summary, summarise
+from layershuffle.results import Estimate, Score, Summary, summarise
 from layershuffle.results.figures import COLOURS, band, draw_levels, panels
 
 SEQUENCES = {
@@ -52,6 +52,10 @@ def pruned(setup: SetupResults) -> list[Point]:
     return points
 
 
+def _mean_percent(scores: Sequence[Score]) -> float:
+    return 100 * fmean(score.top1 for score in scores)
+
+
 def all_subsets(setup: SetupResults) -> list[Point]:
     """The exact mean over all choices of k layers, for every k, in original sequence."""
     points = []
@@ -67,9 +71,8 @@ def _points(setup: SetupResults, panel: str, method: str, protocol: str, **varia
         depths.update(score.variant["kept"] for score in run.scores(protocol, **variant))
     points = []
     for kept in sorted(depths):
-        means = []
-        for scores in setup.over_seeds(method, protocol, kept=kept, **variant):
-            means.append(100 * fmean(score.top1 for score in scores))
+        of_seeds = setup.over_seeds(method, protocol, kept=kept, **variant)
+        means = [_mean_percent(scores) for scores in of_seeds]
         points.append(Point(panel, method, kept, summarise(means)))
     return points
 

@@ -36,7 +36,15 @@ class Table:
 
     def cells(self) -> list[list[TableCell]]:
         """The rows, with a TableCell in place of every text."""
-        return [[cell if isinstance(cell, TableCell) else TableCell(cell) for cell in row] for row in self.rows]
+        return [[_as_cell(cell) for cell in row] for row in self.rows]
+
+    def texts(self) -> list[list[str]]:
+        """The rows as texts alone, without notes."""
+        return [[cell.text for cell in row] for row in self.cells()]
+
+
+def _as_cell(cell: TableCell | str) -> TableCell:
+    return cell if isinstance(cell, TableCell) else TableCell(cell)
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,7 @@ def write(title: str, sections: Sequence[Section], folder: Path) -> None:
         for part in section.parts:
             if isinstance(part, Picture):
                 save(part.draw(), folder / "figures" / f"{part.name}.png")
-                rows = [[cell.text for cell in row] for row in part.data.cells()]
-                write_whole(folder / "data" / f"{part.name}.csv", as_csv(part.data.header, rows))
+                write_whole(folder / "data" / f"{part.name}.csv", as_csv(part.data.header, part.data.texts()))
 
 
 def _environment(**options: Any) -> Environment:

@@ -1,5 +1,6 @@
 """Results by backbone, data set, method and seed."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,11 +80,7 @@ class SetupResults:
     @property
     def samplers(self) -> list[str]:
         """The methods but for merged and reduced-depth models, which are compared in sections of their own."""
-        methods = []
-        for method in self.methods:
-            if not method.endswith("-merged") and not method.startswith("reduced-depth-"):
-                methods.append(method)
-        return methods
+        return [method for method in self.methods if not _is_variation(method)]
 
     def of(self, method: str) -> list[Run]:
         """The runs of a method, by seed."""
@@ -110,8 +107,13 @@ class SetupResults:
 
     def missing(self) -> list[str]:
         """The runs to be expected of results files alone: every seed of every method."""
-        expected = [(method, seed) for method in self.methods for seed in self.seeds]
+        expected = itertools.product(self.methods, self.seeds)
         return [f"{method}, seed {seed}" for method, seed in expected if (method, seed) not in self.runs]
+
+
+def _is_variation(method: str) -> bool:
+    """Whether the method only makes something else of models of another one."""
+    return method.endswith("-merged") or method.startswith("reduced-depth-")
 
 
 def in_papers_sequence(methods: Iterable[str]) -> list[str]:

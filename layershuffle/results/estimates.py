@@ -55,7 +55,7 @@ class Estimate:
 def estimate(
     models: Iterable[Sequence[Score]], value: Callable[[Score], float | None] = lambda score: score.top1
 ) -> Estimate | None:
-    """Estimate an accuracy from the scores of models of different seeds, which are draws of the same thing.
+    """Estimate an accuracy from the scores of models of different seeds, which are samples of the same thing.
 
     The variance of the mean is the sum of up to three parts. Seeds: the variance between the models' means, over their
     number. Since models that are evaluated with seeds of their own run orders of their own, this includes the orders;
@@ -78,35 +78,53 @@ def estimate(
     Returns:
         The estimate, or None if no model is left.
     """
-    models = [scores for scores in models if scores and all(value(score) is not None for score in scores)]
-    if not models:
+    # A row for each model: the shares, the orders that they belong to, and the images.
+    shares: list[list[float]] = []
+    orders: list[list[str | None]] = []
+    images: list[int] = []
+    for scores in models:
+        known = [share for share in map(value, scores) if share is not None]
+        if scores and len(known) == len(scores):
+            shares.append(known)
+            orders.append([score.order for score in scores])
+            images += [score.images for score in scores]
+    if not shares:
         return None
-    values = [[float(value(score) or 0) for score in scores] for scores in models]
-    orders = [[score.order for score in scores] for scores in models]
-    means = [statistics.fmean(row) for row in values]
+    means = [statistics.fmean(row) for row in shares]
     mean = statistics.fmean(means)
-    if len(models) == 1 and None in orders[0]:
+    if len(means) == 1 and None in orders[0]:
         return Estimate(mean, None, 1)
-    images = min(score.images for scores in models for score in scores)
-    share = (images * mean + 2) / (images + 4)
-    parts = [(share * (1 - share) / (images + 4), math.inf)]
-    if len(models) > 1:
+
+    parts = [_of_share(mean, min(images))]
+    if len(means) > 1:
         parts.append(_of_mean(means))
-    if len(orders[0]) > 1 and all(own == orders[0] for own in orders):
-        parts.append(_of_mean([statistics.fmean(column) for column in zip(*values)]))
-    return Estimate(mean, total(parts), len(models))
+    same_orders = all(row == orders[0] for row in orders)
+    if same_orders and len(orders[0]) > 1:
+        parts.append(_of_mean([statistics.fmean(column) for column in zip(*shares)]))
+    return Estimate(mean, total(parts), len(means))
+
+
+def _of_share(mean: float, images: int) -> Variance:
+    """The variance of a share over images. Two successes and two failures are added, so that no share is certain."""
+    share = (images * mean + 2) / (images + 4)
+    return share * (1 - share) / (images + 4), math.inf
 
 
 def _of_mean(values: Sequence[float]) -> Variance:
+    """The variance of the mean of independent values."""
     return statistics.variance(values) / len(values), len(values) - 1
 
 
 def total(parts: Iterable[Variance]) -> Variance:
     """The sum of independent variances, with Satterthwaite's degrees of freedom; of two means' it is Welch's test."""
-    parts = list(parts)
-    variance = sum(part for part, _ in parts)
-    spread = sum(part**2 / freedom for part, freedom in parts)
-    return variance, variance**2 / spread if spread else math.inf
+    variance = 0.0
+    spread = 0.0
+    for part, freedom in parts:
+        variance += part
+        spread += part**2 / freedom
+    # Without any spread the estimate is certain, whatever it is made of.
+    freedom = variance**2 / spread if spread else math.inf
+    return variance, freedom
 
 
 def half_width(variance: Variance) -> float:

@@ -138,13 +138,11 @@ class Results:
         """The scores of these protocols, one protocol after the other, whose variant has these values."""
         matching = []
         for protocol in protocols:
-            for score in self.scores:
-                if score.protocol == protocol and variant.items() <= score.variant.items():
-                    matching.append(score)
+            matching += [score for score in self.scores if score.is_of(protocol, variant)]
         return matching
 
     def groups(self) -> dict[tuple[Any, ...], list[Score]]:
-        """The scores that are draws of the same thing, by (protocol, then the values of the variant)."""
+        """The scores that are samples of the same thing, by (protocol, then the values of the variant)."""
         grouped: dict[tuple[Any, ...], list[Score]] = {}
         for score in self.scores:
             grouped.setdefault((score.protocol, *score.variant.values()), []).append(score)
@@ -158,7 +156,7 @@ class Results:
         return None
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, in which draws of the same thing are columns. The file is written whole or not at all."""
+        """Write as JSON, in which samples of the same thing are columns. The file is written whole or not at all."""
         about = {
             "layershuffle_results": FORMAT,
             "model": self.model.to_json(),

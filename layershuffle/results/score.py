@@ -1,6 +1,6 @@
 """How one order did on a data set, and the form that many such scores have in a results file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,6 +41,10 @@ class Score:
     chosen: float | None = None
     nan: int = 0
     ece: float | None = None
+
+    def is_of(self, protocol: str, variant: Mapping[str, Any]) -> bool:
+        """Whether it is of that protocol, and its variant has these values among others."""
+        return self.protocol == protocol and variant.items() <= self.variant.items()
 
 
 @dataclass(frozen=True)

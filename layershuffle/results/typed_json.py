@@ -69,22 +69,24 @@ def json_fields(kind: Any) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _read(kind: Any, value: Any, name: str) -> Any:
-    origin = get_origin(kind)
     if kind is Any:
         return _read_anything(value, name)
     if kind in SCALARS:
         return _read_scalar(kind, value, name)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, name)
-    if origin in (Union, types.UnionType):
-        return _read_union(get_args(kind), value, name)
-    if origin is list:
-        return _read_list(get_args(kind)[0], value, name)
-    if origin is tuple:
-        return _read_tuple(get_args(kind), value, name)
-    if origin is dict:
-        return _read_dict(get_args(kind), value, name)
-    raise TypeError(f"{name}: JSON has no {kind}")
+    # What is left has types in brackets, or between bars.
+    readers = {
+        Union: _read_union,
+        types.UnionType: _read_union,
+        list: _read_list,
+        tuple: _read_tuple,
+        dict: _read_dict,
+    }
+    origin = get_origin(kind)
+    if origin not in readers:
+        raise TypeError(f"{name}: JSON has no {kind}")
+    return readers[origin](get_args(kind), value, name)
 
 
 def _read_anything(value: Any, name: str) -> Any:
@@ -109,6 +111,7 @@ def _read_scalar(kind: Any, value: Any, name: str) -> Any:
 
 
 def _read_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
+    """Read the first of the types that fits; the error is what the first one lacks."""
     reasons = []
     for kind in kinds:
         try:
@@ -118,9 +121,10 @@ def _read_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     raise reasons[0]
 
 
-def _read_list(kind: Any, value: Any, name: str) -> list[Any]:
+def _read_list(kinds: tuple[Any, ...], value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise UserError(f"{name} is not a list: {_shortened(value)}")
+    (kind,) = kinds
     return [_read(kind, part, name) for part in value]
 
 
@@ -130,7 +134,7 @@ def _read_tuple(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...
     return tuple(_read(kind, part, name) for kind, part in zip(kinds, value))
 
 
-def _read_dict(kinds: tuple[Any, Any], value: Any, name: str) -> dict[Any, Any]:
+def _read_dict(kinds: tuple[Any, ...], value: Any, name: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{name} is not an object: {_shortened(value)}")
     key_kind, value_kind = kinds

@@ -1,5 +1,6 @@
 """Sequential and arbitrary order: table 1 of arXiv 2407.04513, and how often the layers predict their position."""
 
+import itertools
 from collections.abc import Sequence
 
 from layershuffle.report import paper
@@ -22,7 +23,7 @@ MARKED = (
 
 def table_1(setups: Sequence[SetupResults]) -> Section | None:
     """Sequential and arbitrary order, method by method, beside the paper's where it has such models and data."""
-    samplers = [method for setup in setups for method in setup.samplers]
+    samplers = itertools.chain.from_iterable(setup.samplers for setup in setups)
     methods = in_papers_sequence(samplers)
 
     def of_setup(setup: SetupResults) -> Rows:

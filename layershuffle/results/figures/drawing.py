@@ -106,7 +106,7 @@ def draw_levels(axis: Axes, levels: Mapping[str, float]) -> None:
 def own_levels(axis: Axes, results: Results, label: bool = True) -> None:
     """Draw the accuracy of the model's base order, and chance, as level lines."""
     for score in results.of("sequential"):
-        axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="own order" if label else None)
+        axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="base order" if label else None)
     axis.axhline(chance(results), label="chance" if label else None, **LEVEL)
 
 

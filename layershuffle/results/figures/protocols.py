@@ -1,5 +1,6 @@
 """The drawings that protocols can name as their figure."""
 
+import itertools
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
@@ -43,7 +44,10 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
             line.setdefault(number, []).append(100 * score.top1)
             keys.append(key)
 
-    numbers = sorted({number for line in by_label.values() for number in line if number is not None})
+    present: set[float | None] = set()
+    for line in by_label.values():
+        present.update(line)
+    numbers = sorted(number for number in present if number is not None)
     if not numbers:
         return bars(protocols, results, title)
 
@@ -75,7 +79,7 @@ def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Fi
             axis.plot([summary.min, summary.max], [row, row], color="black", linewidth=0.8)
         annotate(axis, f"{summary.mean:.1f}", summary.max, row, (3, 0), ha="left", va="center")
         label = ", ".join(map(str, variant)) or name
-        labels.append("own order" if label == "sequential" else textwrap.shorten(label, 44))
+        labels.append("base order" if label == "sequential" else textwrap.shorten(label, 44))
     axis.set_yticks(range(len(groups)), labels, fontsize=7)
     axis.axvline(chance(results), label="chance", **LEVEL)
     axis.set(xlabel="top-1 accuracy, %", xlim=(0, 105))
@@ -112,7 +116,7 @@ def matrix(protocols: Sequence[Protocol], results: Results, title: str = "") -> 
         (_, row), (_, column), *_ = _numbers(score)
         by_pair.setdefault((row, column), []).append(100 * score.top1)
 
-    ticks = sorted({number for pair in by_pair for number in pair})
+    ticks = sorted(set(itertools.chain(*by_pair)))
     values = np.full((len(ticks), len(ticks)), np.nan)
     for i, row in enumerate(ticks):
         for j, column in enumerate(ticks):

@@ -56,5 +56,6 @@ class Cosine(Measure):
         header = ["after step", *map(str, range(len(self.matrix)))]
         rows = []
         for step, similarities in enumerate(self.matrix):
-            rows.append([str(step), *(f"{value:.4f}" for value in similarities)])
+            cells = [f"{value:.4f}" for value in similarities]
+            rows.append([str(step), *cells])
         return "cosine similarity", Table(header, rows)

@@ -1,5 +1,6 @@
 """The scores of one model as tables."""
 
+import itertools
 from statistics import fmean
 from typing import Any
 
@@ -71,13 +72,19 @@ def _numbers(scores: list[Score]) -> list[str]:
     top1 = summarise(score.top1 for score in scores)
     top5 = fmean(score.top5 for score in scores)
     losses = [score.loss for score in scores if score.loss is not None]
-    cells = [str(top1.n), percent(estimate([scores]))]
-    for share in (top1.std, top1.min, top1.max, top5):
-        cells.append("" if share is None else f"{100 * share:.2f}")
+    spread = "" if top1.std is None else f"{100 * top1.std:.2f}"
     # A loss of None was not finite, and neither is a mean with it.
-    cells.append(f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite")
-    cells.append(_mean_percent([score.ece for score in scores]))
-    return cells
+    loss = f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite"
+    return [
+        str(top1.n),
+        percent(estimate([scores])),
+        spread,
+        f"{100 * top1.min:.2f}",
+        f"{100 * top1.max:.2f}",
+        f"{100 * top5:.2f}",
+        loss,
+        _mean_percent([score.ece for score in scores]),
+    ]
 
 
 def _mean_percent(shares: list[float | None]) -> str:
@@ -92,7 +99,7 @@ def grid(results: Results, protocol: Protocol) -> Table:
         if name == protocol.name:
             first, *rest = variant
             by_rest.setdefault(tuple(rest), {})[first] = estimate([scores])
-    columns = sorted({column for cells in by_rest.values() for column in cells})
+    columns = sorted(set(itertools.chain(*by_rest.values())))
     rows: Rows = []
     for key, cells in by_rest.items():
         row = [strategy_of(list(key)) or "top-1 %"]
