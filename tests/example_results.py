@@ -1,0 +1,48 @@
+"""Results made by hand, that tests of several rooms share."""
+
+from layershuffle.results import (
+    DataInfo,
+    Environment,
+    EvaluationInfo,
+    ModelInfo,
+    Results,
+    Score,
+)
+from layershuffle.results.measures import ByClassCounts, OrderCounts
+
+
+def score(protocol, top1, order=None, **variant):
+    return Score(protocol, variant, order, images=50, top1=top1, top5=1.0, loss=0.5, position_accuracy=None)
+
+
+def results(method="layershuffle", **changes):
+    scores = [
+        score("sequential", 0.9, "0 1 2"),
+        score("arbitrary", 0.75, reading="per batch"),
+        score("arbitrary", 0.7, "1 0 2", reading="fixed"),
+        score("arbitrary", 0.8, "2 1 0", reading="fixed"),
+        *(
+            score("pruned", 0.1 * kept + 0.01 * draw, "0", kept=kept, strategy=strategy, sequence=sequence)
+            for kept in (1, 2)
+            for strategy in ("first", "random")
+            for sequence in ("original", "random")
+            for draw in range(3)
+        ),
+    ]
+    fields = {
+        "model": ModelInfo(name="best", method=method, config={"name": "vit_tiny_patch16_224", "num_classes": 10}),
+        "data": DataInfo(name="Digits", images=50),
+        "evaluation": EvaluationInfo(seed=0),
+        "environment": Environment(device="cpu"),
+        "scores": scores,
+    }
+    return Results(**fields | changes)
+
+
+def by_class(classes=3):
+    """10 images of each class but of the second, which has none. The first class is mistaken most often."""
+    images = [10, 0, *[10] * (classes - 2)]
+    mistakes = [(0, 2, 4), (0, 1, 2), (2, 0, 1)]
+    sequential = OrderCounts("sequential", {}, 1, [3, 0, *[9] * (classes - 2)], mistakes)
+    fixed = OrderCounts("arbitrary", {"reading": "fixed"}, 2, [10, 0, *[20] * (classes - 2)], [(0, 1, 10)])
+    return results(measures=(ByClassCounts(images, [sequential, fixed]),))

@@ -1,0 +1,121 @@
+"""What each kind of measure says: its tables and its picture."""
+
+from dataclasses import replace
+
+import pytest
+from example_results import by_class, results, score
+
+from layershuffle.errors import UserError
+from layershuffle.results import MEASURES as KINDS
+from layershuffle.results import Results, figures, tables
+from layershuffle.results.measures import (
+    ByClassCounts,
+    Contributions,
+    Cosine,
+    EarlyExits,
+    Exit,
+    OrderCounts,
+    Pruning,
+    Representations,
+    Search,
+    SearchStep,
+    SecondsPerImage,
+)
+from layershuffle.results.measures.by_class import MOST_IN_PICTURE
+
+
+def test_accuracy_by_class_and_what_is_confused():
+    found = by_class()
+    header, rows = tables.of(found)["classes"]
+    assert header == ["class", "images", "sequential", "taken for", "arbitrary, fixed", "taken for"]
+    # One of the first class was a NaN.
+    assert rows == [["0", "10", "30.00", "2 40%", "50.00", "1 50%"], ["2", "10", "90.00", "0 10%", "100.00", ""]]
+    named = replace(found, data=replace(found.data, classes=["cat", "dog", "hen"]))
+    assert tables.of(named)["classes"][1][0] == ["cat", "10", "30.00", "hen 40%", "50.00", "dog 50%"]
+    header, rows = named.measure(ByClassCounts).confusion(named)
+    assert header == ["order", "class", "cat", "dog", "hen"]
+    assert rows[0] == ["sequential", "cat", "3", "2", "4"]
+    assert rows[5] == ["arbitrary, fixed", "hen", "0", "0", "20"]
+    many = by_class(101)
+    header, rows = many.measure(ByClassCounts).confusion(many)
+    assert header == ["order", "class", "taken for", "images"]
+    assert rows[0] == ["sequential", "0", "2", "4"]
+    assert len(rows) == 4
+
+
+def test_pictures_of_confusion():
+    few = by_class()
+    matrix, *_ = few.measure(ByClassCounts).figure(few).axes
+    assert matrix.get_images()[0].get_array().tolist() == [[30, 20, 40], [0, 0, 0], [10, 0, 90]]
+    many = by_class(MOST_IN_PICTURE + 1)
+    (pairs,) = many.measure(ByClassCounts).figure(many).axes
+    assert [text.get_text() for text in pairs.get_yticklabels()] == ["0 as 2", "0 as 1", "2 as 0"]
+    assert [bar.get_width() for bar in pairs.patches] == [40, 20, 10, 0, 50, 0]
+
+
+MEASURES = [
+    ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [1, 3], [(0, 1, 1)])]),
+    Contributions(["0 1", "1 0"], "class token", added=[[1.0, 2.0], [3.0, 4.0]], before=[[5.0, 6.0], [7.0, 8.0]]),
+    Cosine([[1.0, 0.5], [0.5, 1.0]]),
+    EarlyExits([Exit("confidence", 0.5, 1.5, 0.7, 0.9, None)]),
+    Pruning(9, {1: 0.5, 2: 1.0}, "1 0"),
+    Representations(["0 1", "1 0"], 1, [1, 0], [(0.5, 1.5), (2.5, 3.5)]),
+    Search("greedy", 9, trace=[SearchStep("0", 2.0), SearchStep("0 1", None)]),
+    SecondsPerImage({1: 0.001, 2: 0.002}),
+]
+
+
+def with_measure(measure):
+    """Results of the study that makes such a measure."""
+    variant = {"kept": 1, "strategy": "first", "sequence": "original"}
+    scores = [score("sequential", 0.9, "0 1"), score("pruned", 0.5, "0", **variant), score("prune", 0.5, "0", kept=1)]
+    return results(measures=(measure,), scores=scores)
+
+
+def test_every_kind_of_measure_is_tried_here():
+    assert {type(measure) for measure in MEASURES} == set(KINDS.values())
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
+def test_a_measure_reads_back_and_has_its_picture(tmp_path, measure):
+    study = with_measure(measure)
+    study.save(tmp_path / "study.json")
+    read = Results.load(tmp_path / "study.json")
+    assert read.measures == study.measures
+    if measure.picture:
+        assert measure.picture in figures.draw(read, tmp_path / "study.json")
+        what, table = measure.data(read)
+        assert what
+        assert table.rows
+        assert {len(row) for row in table.rows} == {len(table.header)}
+    for table in (tables.of(read) | measure.files(read)).values():
+        assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        ByClassCounts([], []),
+        ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [1], [])]),
+        ByClassCounts([2, 3], [OrderCounts("sequential", {}, 0, [1, 3], [])]),
+        ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [3, 3], [])]),
+        ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [1, 3], [(0, 2, 1)])]),
+        ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [1, 3], [(0, 1, 3)])]),
+        Contributions(["0 1"], added=[[1.0]]),
+        Contributions(["0 1", "1 0"], added=[[1.0, 2.0]]),
+        Contributions(["0 1"], added=[[1.0, 2.0]], before=[[1.0]]),
+        Cosine([[1.0, 0.5]]),
+        Cosine([[1.5]]),
+        EarlyExits([Exit("confidence", 0.5, 1.5, 1.7, 0.9, None)]),
+        Pruning(9, {2: 1.0}, "1 0"),
+        Representations(["0 1"], 1, [2], [(0.5, 1.5)]),
+        Representations(["0 1"], 1, [0, 1], [(0.5, 1.5)]),
+        Search("greedy", 9),
+        SecondsPerImage({2: 0.002}),
+    ],
+    ids=lambda measure: measure.name,
+)
+def test_a_measure_that_cannot_be_is_refused(tmp_path, measure):
+    with_measure(measure).save(tmp_path / "study.json")
+    with pytest.raises(UserError, match=r"study\.json is not a whole results file"):
+        Results.load(tmp_path / "study.json")

@@ -1,0 +1,122 @@
+"""The file of results: what is written reads back, and what can't be is refused."""
+
+import json
+
+import pytest
+from example_results import results
+from helpers import ROOT
+
+from layershuffle.errors import UserError
+from layershuffle.files import write_whole
+from layershuffle.results import EvaluationInfo, Results, tables
+
+
+def test_a_file_reads_back(tmp_path):
+    path = tmp_path / "deep" / "results.json"
+    results().save(path)
+    assert Results.load(path) == results()
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_file_without_what_was_added_later_is_read(tmp_path):
+    results().save(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    for group in content["scores"]:
+        del group["ece"], group["nan"], group["chosen"]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    assert Results.load(tmp_path / "b.json") == results()
+    header, rows = tables.of(results())["orders"]
+    assert [row[header.index("ECE %")] for row in rows] == ["", "", ""]
+
+
+def test_files_that_are_no_results_say_why(tmp_path):
+    whole = tmp_path / "whole.json"
+    results().save(whole)
+    content = json.loads(whole.read_text())
+    for name, text, complaint in (
+        ("cut", whole.read_text()[:-30], "is damaged"),
+        ("binary", "\ud800", "is damaged"),
+        ("list", "[]", "not a results file of this version"),
+        ("version", json.dumps(content | {"layershuffle_results": 99}), "format 99, not 2"),
+        (
+            "short",
+            json.dumps({k: v for k, v in content.items() if k != "scores"}),
+            "not a whole results file: it has no scores",
+        ),
+        ("other", json.dumps(content | {"scores": [{"top1": [1]}]}), "not a whole results file"),
+    ):
+        path = tmp_path / f"{name}.json"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(ValueError, match=complaint):
+            Results.load(path)
+    with pytest.raises(ValueError, match="there is no file"):
+        Results.load(tmp_path / "nowhere.json")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    results().save(path)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ValueError, match=r"results\.json could not be written: No space left on device"):
+        results("other").save(path)
+    assert Results.load(path) == results()
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="could not be written"):
+        write_whole(tmp_path / "file" / "results.json", "")
+
+
+def test_the_files_in_the_documentation_are_written_as_they_were_read(tmp_path):
+    """Also those of older versions, which lack keys that were added later."""
+    paths = [path for path in (ROOT / "docs").rglob("*.json") if b'"layershuffle_results"' in path.read_bytes()[:200]]
+    assert len(paths) > 200
+    for path in paths:
+        Results.load(path).save(tmp_path / "again.json")
+        assert json.loads((tmp_path / "again.json").read_text()) == json.loads(path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("model", "config", {"name": "vit_tiny_patch16_224", "num_classes": 0}),
+        ("model", "config", {"num_classes": 10}),
+        ("model", "seed", "0"),
+        ("model", "unknown", 1),
+        ("data", "images", -1),
+        ("data", "classes", ["cat", 1]),
+        ("evaluation", "batch_size", 1.5),
+        ("evaluation", "protocols", "sequential"),
+        ("evaluation", "an_option", float("inf")),
+        ("environment", "compiled", 1),
+        ("measures", "unknown", {}),
+    ],
+)
+def test_what_a_part_cannot_have_is_refused(tmp_path, part, key, value):
+    path = tmp_path / "results.json"
+    results().save(path)
+    content = json.loads(path.read_text())
+    content[part][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is not a whole results file"):
+        Results.load(path)
+
+
+def test_settings_are_one_object_in_the_file(tmp_path):
+    settings = EvaluationInfo(protocols=["pruned"], random_orders=3, seed=1, batch_size=64, options={"keep": None})
+    results(evaluation=settings).save(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())["evaluation"]
+    assert list(content.items()) == [
+        ("protocols", ["pruned"]),
+        ("draws", 3),
+        ("keep", None),
+        ("seed", 1),
+        ("batch_size", 64),
+    ]
+    assert Results.load(tmp_path / "a.json").evaluation == settings

@@ -1,0 +1,37 @@
+"""Scores as tables."""
+
+from example_results import results
+from rich.console import Console
+
+from layershuffle.orders.protocols import PROTOCOLS
+from layershuffle.report.comparison import comparison
+from layershuffle.results import estimate, tables
+
+
+def test_tables():
+    header, rows = tables.full_depth(results())
+    assert header == ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss", "ECE %"]
+    of_fixed = estimate([results().of("arbitrary", reading="fixed")])
+    assert rows[0][:2] + rows[0][3:6] == ["sequential", "1", "", "90.00", "90.00"]
+    assert rows[1][:3] == ["arbitrary, per batch", "1", "75.00"]
+    shown = f"75.00 ± {100 * of_fixed.ci95:.2f}"
+    assert rows[2][:6] == ["arbitrary, fixed", "2", shown, "7.07", "70.00", "80.00"]
+    assert len(rows) == 3
+    header, rows = tables.grid(results(), PROTOCOLS["pruned"])
+    assert header == ["layers kept", "1", "2"]
+    assert rows[0][1] == tables.percent(
+        estimate([results().of("pruned", kept=1, strategy="first", sequence="original")])
+    )
+    assert [row[0] for row in rows] == ["first", "first, shuffled", "random", "random, shuffled"]
+
+
+def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
+    methods = ["baseline", "layershuffle", "layershuffle-position", "layershuffle-predict"]
+    (header, rows), _ = comparison([results(method) for method in methods])
+    console = Console(width=80, record=True, file=None)
+    with console.capture() as capture:
+        console.print(tables.terminal(header, rows, "title"))
+    lines = capture.get().splitlines()
+    assert sum("shuffled" in line and "keep" in line for line in lines) == 4
+    assert all(line.count("±") in (0, 4) for line in lines)
+    assert sum("±" in line for line in lines) == 10
