@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN = .venv/bin
+FAST = tests/orders tests/models tests/data tests/results tests/serving/test_router.py
 
-.PHONY: quickstart style test test-all gpu format container clean
+.PHONY: quickstart style test test-fast test-all gpu format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
 	$(BIN)/layershuffle experiment quickstart --jobs 5
@@ -15,6 +16,10 @@ test: .venv/ready  ## the tests, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# No training and no other process: for the inner loop.
+test-fast: .venv/ready  ## the quick tests of orders, models, data, results and the router
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m "not slow and not training" $(FAST)
 
 test-all: .venv/ready  ## the tests, and those that take half a minute or more each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ""
