@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN = .venv/bin
-FAST = tests/orders tests/models tests/data tests/results tests/serving/test_router.py
+FAST = tests/orders tests/models tests/data tests/results tests/serving/test_router.py tests/serving/test_holders.py tests/serving/test_priority_queue.py
 
 .PHONY: quickstart style test test-fast test-all gpu format container clean
 
@@ -19,7 +19,7 @@ test: .venv/ready  ## the tests, formatting and types
 
 # No training and no other process: for the inner loop.
 test-fast: .venv/ready  ## the quick tests of orders, models, data, results and the router
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m "not slow and not training" $(FAST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 -m "not slow and not heavy" $(FAST)
 
 test-all: .venv/ready  ## the tests, and those that take half a minute or more each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ""

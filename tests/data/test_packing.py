@@ -351,6 +351,7 @@ def test_where_it_can_not_pack(source, tmp_path, monkeypatch):
             pack(source, tmp_path / "packed", "--workers", workers)
 
 
+@pytest.mark.heavy
 def test_two_do_not_pack_into_one_folder(source, tmp_path):
     (tmp_path / "packed").mkdir()
     holder = (
@@ -365,6 +366,7 @@ def test_two_do_not_pack_into_one_folder(source, tmp_path):
     pack(source, tmp_path / "packed")
 
 
+@pytest.mark.heavy
 def test_a_worker_that_is_killed(source, tmp_path, monkeypatch):
     def die(images, index):
         os.kill(os.getpid(), signal.SIGKILL)

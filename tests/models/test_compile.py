@@ -14,6 +14,8 @@ from layershuffle.orders.order import Unit, seeded
 from layershuffle.orders.samplers import LayerDrop
 from layershuffle.training.objectives.classification import position_cross_entropy
 
+pytestmark = pytest.mark.heavy
+
 DEPTH = 4
 
 

@@ -52,6 +52,7 @@ def permuted(vit, layers):
     return vit
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [DINOV3, EVA02, MIXED, POOLED])
 def test_logits_in_sequence_are_timms(name):
     size = 4 * timm.create_model(name).patch_embed.patch_size[0]
@@ -166,6 +167,7 @@ def test_evaluating_many_orders_shares_their_beginnings(name, images, small):
             torch.testing.assert_close(output.logits, model(images, order).logits)
 
 
+@pytest.mark.heavy
 @main_ones
 def test_compiled_layers_share_their_graphs_and_give_the_same(name, images, small):
     torch._dynamo.reset()
@@ -201,6 +203,7 @@ def test_pretrained_from_a_file(name, tmp_path, images, small):
     assert larger(torch.randn(1, 1, 16, 16)).logits.shape == (1, 5)
 
 
+@pytest.mark.heavy
 def test_trained_merged_exported_and_read_again(tmp_path, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
     sizes = "{img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 32, depth: 4, num_heads: 2}"

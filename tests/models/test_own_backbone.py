@@ -24,6 +24,7 @@ def documented(monkeypatch):
     return code
 
 
+@pytest.mark.heavy
 def test_another_family_takes_one_class(documented, small, images):
     assert len(documented.splitlines()) <= 40
     model = small("beit_base_patch16_224", init_values=0.1)

@@ -42,6 +42,7 @@ def test_the_protocol_samples_too(log):
         trials(["recorded"], 12)
 
 
+@pytest.mark.heavy
 def test_training_on_a_log_and_scoring_on_it(log, tmp_path, capsys):
     train_command(
         [*DIGITS, "--model.sampler=Recorded", f"--model.sampler.init_args.log={log}", "--trainer.max_steps=2", *QUIET,

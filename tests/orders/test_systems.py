@@ -313,6 +313,7 @@ def run(folder, ckpt_path=None, **options):
     return sampler.seen[2:]  # without the orders that are tried before the training
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -328,6 +329,7 @@ def test_samplers_see_the_progress_of_training(tmp_path, options, expected):
     assert seen == expected if expected else set(seen) <= {0.0}
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_sees_the_same_progress(tmp_path):
     whole = run(tmp_path)
     resumed = run(tmp_path / "again", ckpt_path=tmp_path / "step=7.ckpt")
