@@ -26,6 +26,7 @@ from layershuffle.files import write_whole
 from layershuffle.hardware import fastest_precision
 from layershuffle.options import add_options
 from layershuffle.training import callbacks, checkpointing, resume, wandb_runs
+from layershuffle.training.directions import check_callbacks, checked_mode
 from layershuffle.training.module import FineTuner
 from layershuffle.training.optimizer import PAPER_ADAM
 
@@ -117,6 +118,8 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
     _apply_shortcuts(config)
     if not config.checkpoint.monitor:
         raise UserError("--checkpoint.monitor names the metric that selects the best checkpoint, such as val/loss")
+    # The saved options tell the mode, as those of earlier versions did, so that --resume finds their runs.
+    config.checkpoint.mode = checked_mode(config.checkpoint.monitor, config.checkpoint.mode, "--checkpoint.mode")
     if config.resume and config.ckpt_path:
         raise UserError("--resume finds the checkpoint to continue from by itself: leave out --ckpt_path")
 
@@ -208,6 +211,7 @@ def _check(trainer: pl.Trainer, config: Namespace) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if reason := REFUSED.get(type(callback).__name__):
             raise UserError(f"{type(callback).__name__} can't be used here: {reason}")
+    check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
     cores = len(os.sched_getaffinity(0))
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, cores):
         raise UserError(f"--trainer.devices {trainer.num_devices} would start as many processes on {cores} CPU cores")

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -21,6 +21,7 @@ from torch import distributed
 from layershuffle import private_apis
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
+from layershuffle.training.directions import checked_mode
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, and what schedulers send before they kill: mostly SIGTERM, and SIGUSR1 where sbatch asks SLURM for it."""
@@ -49,10 +50,33 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that recognises its folder in a resumed run, whether its path is relative or absolute."""
+    """A ModelCheckpoint that knows which values of its metric are the best, and its folder in a resumed run.
+
+    Args:
+        dirpath: the folder of the checkpoint.
+        filename: its name, without ``.ckpt``.
+        monitor: the metric that selects the checkpoint.
+        mode: whether the lowest value is the best ("min") or the highest ("max"). Metrics that the package logs know it
+            themselves.
+        **kwargs: further arguments of ModelCheckpoint.
+
+    Raises:
+        UserError: if the mode prefers the worst values, or is needed and not given.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        checked = checked_mode(monitor, mode, "--checkpoint.mode") if monitor else "min"
+        super().__init__(dirpath, filename, monitor, mode=checked, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score and the paths if the folder is the same.
+        """Take over the best score and the paths if the folder is the same, with a relative or an absolute path.
 
         Otherwise Lightning would take the folder for another one, and remove the new best checkpoint as an old one.
         """

@@ -32,6 +32,7 @@ from layershuffle.training.callbacks import is_logged
 from layershuffle.training.checkpointing import LastCheckpoint
 from layershuffle.training.compute import Compute, layers_run
 from layershuffle.training.device_copies import BatchCopier
+from layershuffle.training.directions import check_callbacks
 from layershuffle.training.distributed import is_sharded, samples_own_orders, shard, unused_parameters
 from layershuffle.training.method import method_name
 from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
@@ -232,6 +233,7 @@ class FineTuner(pl.LightningModule):
         # Evaluation needs neither the objective's files nor a budget.
         if stage == "fit":
             self.load_objective()
+            check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
             self.objective.read_data(data, self.model.config["num_classes"])
             self.budget.take_limits(self.trainer)
 
