@@ -169,8 +169,7 @@ def _difference_of_programs(
     preprocess = Preprocess(*model.image_format).to(device)
     orders: list[Order | None] = [order]
     if per_layer:
-        for number in range(SAMPLED):
-            orders.append(order.shuffled(seeded(0, number)))
+        orders.extend(order.shuffled(seeded(0, number)) for number in range(SAMPLED))
 
     def run(batch: Tensor, order: Order | None) -> Tensor:
         return programs(batch if normalise == "inside" else preprocess(batch), order)

@@ -142,8 +142,7 @@ def prune(
     *_, (order, _) = climb(thinned[-1], losses, rounds)
 
     to_score = [Trial("sequential", base_order)]
-    for shorter in thinned:
-        to_score.append(Trial("prune", shorter, {"kept": len(shorter)}))
+    to_score.extend(Trial("prune", shorter, {"kept": len(shorter)}) for shorter in thinned)
     if order != thinned[-1]:
         to_score.append(Trial("prune", order, {"kept": count, "sequence": "found"}))
     scores = study.score(to_score, reported)

@@ -212,9 +212,12 @@ async def answer_pictures(
     failures = _Failures(cluster.window)
     pictures = Pictures(paths, model)
     numbers = iter(range(len(paths)))
-    workers = []
-    for _ in range(2 * cluster.window):
-        workers.append(asyncio.create_task(_work(cluster, model, pictures, numbers, answers, top, failures, advance)))
+
+    async def work() -> None:
+        await _work(cluster, model, pictures, numbers, answers, top, failures, advance)
+
+    # Twice as many as run at a time, so that the next pictures are read meanwhile.
+    workers = [asyncio.create_task(work()) for _ in range(2 * cluster.window)]
     try:
         await asyncio.gather(*workers)
     finally:

@@ -46,7 +46,7 @@ class TrainedRun:
     trainer: pl.Trainer
 
 
-class TrainingStopped(Exception):
+class TrainingStopped(Exception):  # noqa: N818 (it is no error)
     """A signal ended a training before its end.
 
     Attributes:

@@ -95,7 +95,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 @dataclass(eq=False)
-class Preempted(Exception):
+class Preempted(Exception):  # noqa: N818 (it is no error)
     """A signal told the run to stop; ``path`` is the checkpoint to resume from, or None if nothing was saved."""
 
     number: signal.Signals

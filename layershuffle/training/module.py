@@ -98,7 +98,7 @@ class FineTuner(pl.LightningModule):
             two runs of one method apart that differ in something else, such as the recipe.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 (jsonargparse makes an option of each argument)
         self,
         name: str,
         num_classes: int,

@@ -18,7 +18,7 @@ ABOUT_THE_COMMAND = {"data", "images", "exported"}
 """Whose texts say what a command does with them: trains on the images, compares on them or draws them."""
 
 
-class Parsed(Exception):
+class Parsed(Exception):  # noqa: N818 (it is no error)
     """A command has made its parser and is about to read its arguments."""
 
 

@@ -42,7 +42,7 @@ def checkpoint(small):
         model = small(**{"in_chans": 3, **arguments})
         with torch.no_grad():
             for parameter in model.layers.parameters():
-                parameter *= 3  # so that the order of the layers matters
+                parameter.mul_(3)  # so that the order of the layers matters
         content = {"model": model.config, "data": {"class": "ImageFolders", "args": {}, "classes": CLASSES}}
         content["data"] |= data or {}
         weights = {f"model.{name}": value for name, value in model.state_dict().items()}

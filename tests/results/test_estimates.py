@@ -74,7 +74,11 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_experiments(seeds, sha
         right = effects + of_chance * random.standard_normal((seeds, count, images), dtype=np.float32) > 0
         found = estimate(draws(row, 0 if shared else seed, images) for seed, row in enumerate(right.mean(axis=2)))
         # One model's interval is for the accuracy of that model.
-        centre, of_seeds = (base + of_seed.item(), 0) if seeds == 1 else (base, of_seeds)
-        truth = NormalDist(-centre, math.hypot(of_seeds, of_orders, of_images, of_chance)).cdf(0)
+        centre = base
+        spread_of_seeds = of_seeds
+        if seeds == 1:
+            centre = base + of_seed.item()
+            spread_of_seeds = 0
+        truth = NormalDist(-centre, math.hypot(spread_of_seeds, of_orders, of_images, of_chance)).cdf(0)
         covered += abs(found.mean - truth) <= found.ci95
     assert 0.93 <= covered / len(settings) <= 0.985
