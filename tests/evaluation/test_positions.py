@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import SMALL, fails, train
 
-from layershuffle.commands import analyse
+from layershuffle.api import analyse
 from layershuffle.commands.analyse import analyse_command
 from layershuffle.data import Preprocess
 from layershuffle.evaluation.activations import contributions, project, shuffled_runs
@@ -217,7 +217,7 @@ def test_a_layer_that_the_order_leaves_out(trained, capsys):
 def test_analyses_that_cannot_be(checkpoint, monkeypatch):
     with pytest.raises(ValueError, match="the model doesn't run a layer 9: choose from 0 1 2 3"):
         analyse_command([checkpoint, "--layer=9"])
-    with pytest.raises(ValueError, match="--images is 3 or more"):
+    with pytest.raises(ValueError, match="3 images or more"):
         analyse_command([checkpoint, "--images=1"])
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ValueError, match=r"pip install 'layershuffle\[umap\]'"):
