@@ -20,6 +20,7 @@ from layershuffle.api.progress import progress_bar
 from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
+from layershuffle.checkpoints.training_data import match_classes
 from layershuffle.data import ImageData, Preprocess
 from layershuffle.errors import UserError
 from layershuffle.evaluation import scoring
@@ -137,8 +138,14 @@ class Study:
             args=config.args,
             split=self.split,
             images=images,
-            classes=self.data.class_names,
+            classes=self._class_names(),
         )
+
+    def _class_names(self) -> list[str] | None:
+        """The names of the classes, in the sequence of the labels that the batches have."""
+        if self.data.new_labels is not None:
+            return self.loaded.class_names
+        return self.data.class_names
 
     def _environment(self) -> Environment:
         device = device_name(self.fabric.device)
@@ -199,6 +206,7 @@ def start_study(
     data.setup("test" if split == "test" else "fit")
 
     loaded = _with_classes_of(data, loaded)
+    _match_class_names(data, loaded)
     _tell_untrained_layers(loaded.model)
     if batch_size == "auto":
         batch_size = largest_evaluation_batch(loaded.model, data, split, fabric)
@@ -231,6 +239,16 @@ def _with_classes_of(data: ImageData, loaded: LoadedModel) -> LoadedModel:
     logger.info("of the %d classes of the authors' checkpoint, the first %d are used", classes, data.num_classes)
     info = replace(loaded.info, config=model.config, classes=f"the first {data.num_classes} of {classes}")
     return replace(loaded, model=model, info=info)
+
+
+def _match_class_names(data: ImageData, loaded: LoadedModel) -> None:
+    """Bring the labels of the data into the sequence of the model's classes; raises UserError if the names differ."""
+    # timm's names and the authors' are another vocabulary than the data's, so they are not compared.
+    if loaded.data is None:
+        return
+    data.new_labels = match_classes(loaded.class_names, data.class_names, f"the model {loaded.info.name}", data.label)
+    if data.new_labels is not None:
+        logger.info("the classes of %s have the model's names in another sequence, which the labels follow", data.label)
 
 
 def _tell_untrained_layers(model: OrderedViT) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layershuffle.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from layershuffle.checkpoints.metadata import METADATA_KEY
+from layershuffle.checkpoints.training_data import class_names, match_classes
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.layers import LAYER_ROWS, layer_of
@@ -69,6 +70,14 @@ def _check_alike(checkpoints: Sequence[Checkpoint], paths: Sequence[str | Path])
             different = "shape"
         if different:
             raise UserError(f"{path} is of another {different} than {paths[0]}, so the two can't be merged")
+        # The classifier is the first one's, so that the same names in another sequence do no harm.
+        match_classes(_class_names(first), _class_names(checkpoint), str(paths[0]), str(path))
+
+
+def _class_names(checkpoint: Checkpoint) -> list[str] | None:
+    metadata = checkpoint.metadata
+    num_classes: Any = metadata.model.get("num_classes")
+    return class_names(metadata.data, num_classes)
 
 
 def _merged_weight(name: str, checkpoints: Sequence[Checkpoint], source_of_layer: Mapping[int, int]) -> Tensor:

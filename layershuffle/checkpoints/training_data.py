@@ -3,6 +3,7 @@
 It is what ``ImageData.config`` returned, the "class" of the data and its "args", and the names of its "classes".
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from layershuffle.errors import UserError
@@ -20,6 +21,41 @@ def class_names(data: dict[str, Any] | None, num_classes: int) -> list[str] | No
     if not all(isinstance(name, str) for name in names):
         return None
     return names
+
+
+def match_classes(
+    model_names: Sequence[str] | None, data_names: Sequence[str] | None, model: str, data: str = "the data"
+) -> list[int] | None:
+    """Compare the classes of a model with those of data by their names.
+
+    Args:
+        model_names: the names of the model's classes; None if they are unknown, which fits everything.
+        data_names: the same of the data.
+        model: what error messages call the model.
+        data: what they call the data.
+
+    Returns:
+        The model's label of each label of the data, if the names are the same in another sequence; otherwise None.
+
+    Raises:
+        UserError: if some names differ.
+    """
+    if model_names is None or data_names is None or list(model_names) == list(data_names):
+        return None
+    # With two classes of one name, the names don't tell which label is meant.
+    are_unique = len(set(model_names)) == len(model_names)
+    if are_unique and sorted(model_names) == sorted(data_names):
+        label_of = {name: label for label, name in enumerate(model_names)}
+        return [label_of[name] for name in data_names]
+    if len(model_names) != len(data_names):
+        raise UserError(f"{model} has {len(model_names)} classes, but {data} {len(data_names)}")
+    for label, (model_name, data_name) in enumerate(zip(model_names, data_names)):
+        if model_name != data_name:
+            raise UserError(
+                f"{model} was trained on other classes than those of {data}: class {label} is {model_name!r} there, "
+                f"but {data_name!r} here"
+            )
+    raise AssertionError("sequences that differ have a first difference")
 
 
 def trained_format(image_format: ImageFormat, data: dict[str, Any] | None, source: str) -> ImageFormat:

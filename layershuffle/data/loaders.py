@@ -2,9 +2,11 @@
 
 import os
 import signal
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from layershuffle.data.augmentation import Augmented
@@ -28,6 +30,7 @@ def image_loader(
     sampler: Sampler | None = None,
     batch_sampler: list[list[int]] | None = None,
     drop_last: bool = False,
+    new_labels: Sequence[int] | None = None,
 ) -> DataLoader:
     """A loader of uint8 images [batch, channels, height, width] and int64 labels [batch].
 
@@ -42,6 +45,7 @@ def image_loader(
         sampler: which images come in which sequence; by default all of them in their own.
         batch_sampler: the indices of the images of each batch; then batch_size is 1, as ``DataLoader`` demands.
         drop_last: whether to leave out an incomplete last batch.
+        new_labels: what to replace each label with; by default labels stay as they are.
 
     Raises:
         UserError: if the images can't be kept on the device.
@@ -69,6 +73,8 @@ def image_loader(
     collate: Any = replace_unreadable if training else skip_unreadable
     if augmented or hasattr(source, "__getitems__"):
         collate = tuple  # The set makes batches itself.
+    if new_labels is not None:
+        collate = Relabelled(collate, new_labels)
 
     return DataLoader(
         images,
@@ -82,6 +88,23 @@ def image_loader(
         batch_sampler=batch_sampler,
         drop_last=drop_last,
     )
+
+
+class Relabelled:
+    """Collates images and labels, and replaces the labels.
+
+    Args:
+        collate: what makes images and int64 labels [batch] of the items of a batch.
+        new_labels: what to replace each label with.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], new_labels: Sequence[int]) -> None:
+        self.collate = collate
+        self.new_labels = torch.tensor(new_labels, dtype=torch.int64)
+
+    def __call__(self, items: Any) -> tuple[Tensor, Tensor]:
+        images, labels = self.collate(items)
+        return images, self.new_labels.to(labels.device)[labels]
 
 
 def _home(images: TensorImages, device: torch.device, on_device: bool | Literal["auto"], label: str) -> torch.device:

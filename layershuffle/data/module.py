@@ -112,6 +112,9 @@ class ImageData(pl.LightningDataModule):
         self.device = torch.device("cpu")
         self.ranks = 1
         self.rank = 0
+        # The label that the loaders give in place of each label, for a model that has the same classes in another
+        # sequence.
+        self.new_labels: list[int] | None = None
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -279,6 +282,7 @@ class ImageData(pl.LightningDataModule):
             sampler=sampler,
             batch_sampler=batch_sampler,
             drop_last=drop_last,
+            new_labels=self.new_labels,
         )
 
     def _chosen(self, images: Dataset, count: int | None, name: str) -> Dataset:

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import WandbLogger
 
 from layershuffle.checkpoints.metadata import METADATA_KEY, CheckpointMetadata
+from layershuffle.checkpoints.training_data import class_names, match_classes
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
@@ -75,10 +76,30 @@ def _wandb_run_of(trainer: pl.Trainer) -> dict[str, str] | None:
     return None
 
 
-def check_resumed(metadata: CheckpointMetadata, config: dict[str, Any], objective: Objective) -> None:
-    """Raise a UserError if the checkpoint is of a model with another ``config``, or the objective has changed."""
+def check_resumed(
+    metadata: CheckpointMetadata, config: dict[str, Any], objective: Objective, trainer: pl.Trainer
+) -> None:
+    """Raise a UserError if the checkpoint is of a model with another ``config`` or other classes.
+
+    The objective raises one if it has changed.
+    """
     saved = metadata.model
     changed = sorted(key for key in saved | config if saved.get(key) != config.get(key))
     if changed:
         raise UserError(f"the checkpoint to resume from is of another model: {', '.join(changed)} differ")
+    _check_class_names(metadata, trainer)
     objective.check_resumed(metadata)
+
+
+def _check_class_names(metadata: CheckpointMetadata, trainer: pl.Trainer) -> None:
+    """Raise a UserError unless the data have the checkpoint's classes, in the same sequence."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ImageData):
+        return
+    saved_names = class_names(metadata.data, metadata.model["num_classes"])
+    # A run goes on with the images that it began with, so labels that have moved are a mistake.
+    if match_classes(saved_names, data.class_names, "the checkpoint to resume from"):
+        raise UserError(
+            "the checkpoint to resume from has the classes of the data in another sequence: bring them into the same "
+            "one, or begin a new run"
+        )

@@ -415,5 +415,5 @@ class FineTuner(pl.LightningModule):
         """Refuse to resume from a checkpoint of another run, and go on counting."""
         saved = CheckpointMetadata.from_content(checkpoint, self.trainer.ckpt_path or "the checkpoint")
         config = metadata.model_config(self.model, self.base_order)
-        metadata.check_resumed(saved, config, self.objective)
+        metadata.check_resumed(saved, config, self.objective, self.trainer)
         self.compute.restore(saved.compute or {})

@@ -1,6 +1,6 @@
 import pytest
 
-from layershuffle.checkpoints.training_data import class_names, trained_format
+from layershuffle.checkpoints.training_data import class_names, match_classes, trained_format
 from layershuffle.errors import UserError
 from layershuffle.models.image_format import ImageFormat
 
@@ -24,3 +24,16 @@ def test_what_the_data_does_not_say_is_as_the_model_has_it():
 def test_images_that_cannot_be_preprocessed_so(changed):
     with pytest.raises(UserError, match=r"run\.ckpt is damaged"):
         trained_format(FORMAT, {"args": changed}, "run.ckpt")
+
+
+def test_classes_are_compared_by_name():
+    names = ["apple", "fern", "sea"]
+    assert match_classes(names, ["sea", "apple", "fern"], "the model") == [2, 0, 1]
+    for fitting in (names, None):
+        assert match_classes(names, fitting, "the model") is None
+    assert match_classes(None, names, "the model") is None
+    for other in (["apple", "moss", "sea"], ["apple", "fern"], ["apple", "apple", "fern"]):
+        with pytest.raises(UserError, match="the model"):
+            match_classes(names, other, "the model")
+    with pytest.raises(UserError, match="class 1 is 'a'"):
+        match_classes(["a", "a", "b"], ["a", "b", "a"], "the model")

@@ -158,8 +158,16 @@ def test_classes_of_other_names_are_refused(saved, tmp_path):
         if fits:
             run.fit(module, datamodule=Named())
         else:
-            with pytest.raises(ValueError, match="nine stands where the data have digit 9"):
+            with pytest.raises(ValueError, match="class 9 is 'nine' there, but 'digit 9' here"):
                 run.fit(module, datamodule=Named())
+
+
+def test_a_teacher_whose_classes_have_another_sequence(saved, images):
+    names = [f"digit {label}" for label in range(10)]
+    teacher = Teacher(saved(names=names[::-1]), tuner().model)
+    expected = teacher(images)
+    teacher.match_names(names)
+    assert torch.equal(teacher(images), expected.flip(1))
 
 
 def test_options_that_mean_nothing_are_refused():

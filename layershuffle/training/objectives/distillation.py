@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from layershuffle.checkpoints.loading import load
 from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.checkpoints.training_data import match_classes
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
@@ -53,7 +54,7 @@ class Distillation(Classification):
     def read_data(self, data: ImageData | None, num_classes: int) -> None:
         super().read_data(data, num_classes)
         if data is not None:
-            self._loaded_teacher.check_names(data.class_names)
+            self._loaded_teacher.match_names(data.class_names)
 
     def start(self, model: OrderedViT) -> None:
         parameter = next(model.parameters())
@@ -125,6 +126,8 @@ class Teacher:
         self.sha256 = loaded.info.sha256
         # timm's names of a class may differ from the data's, so they are not compared.
         self.class_names = loaded.class_names if loaded.data else None
+        # The teacher's label of each class of the data, if they have another sequence.
+        self.label_of_class: list[int] | None = None
         self._check_classes(student)
         self._check_images(student)
 
@@ -166,18 +169,14 @@ class Teacher:
         self.scale = self.scale.to(device, dtype)
         self.shift = self.shift.to(device, dtype)
 
-    def check_names(self, names: list[str] | None) -> None:
-        """Raise a UserError if the teacher's classes are known to have other names than those of the data."""
-        if not self.class_names or not names:
-            return
-        for teacher_class, data_class in zip(self.class_names, names):
-            if teacher_class != data_class:
-                raise UserError(
-                    f"the teacher {self.name} was trained on other classes than those of the data: {teacher_class} "
-                    f"stands where the data have {data_class}"
-                )
+    def match_names(self, names: list[str] | None) -> None:
+        """Bring the teacher's classes into the data's sequence; raises UserError if their names are known to differ."""
+        self.label_of_class = match_classes(self.class_names, names, f"the teacher {self.name}")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """The logits [batch, classes] for the student's images [batch, channels, height, width], in evaluation mode."""
-        return self.model(images * self.scale + self.shift).logits
+        logits = self.model(images * self.scale + self.shift).logits
+        if self.label_of_class is None:
+            return logits
+        return logits[:, self.label_of_class]
