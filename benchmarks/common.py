@@ -17,6 +17,7 @@ import platform
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,21 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
     if device.type != "cuda":
         about["vector instructions"] = torch.backends.cpu.get_cpu_capability()
-    return about | {"torch": torch.__version__, "python": platform.python_version()}
+    about["torch"] = torch.__version__
+    about["python"] = platform.python_version()
+    return about
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest square matrix product, as a ceiling; a multiplication and an addition are two FLOPs."""
     best = 0.0
-    for size in (4096, 8192) if device.type == "cuda" else (512, 1024, 2048):
-        one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        took = take_turns({"": lambda one=one, other=other: one @ other}, 10, device)[""]  # type: ignore[misc]
-        best = max(best, 2 * size**3 / min(took))
+    # Which size is the fastest depends on the device: small ones don't fill it, large ones don't fit its caches.
+    sizes = (4096, 8192) if device.type == "cuda" else (512, 1024, 2048)
+    for size in sizes:
+        left = torch.randn(size, size, device=device, dtype=dtype)
+        right = torch.randn(size, size, device=device, dtype=dtype)
+        times = take_turns({"product": partial(torch.matmul, left, right)}, 10, device)
+        best = max(best, 2 * size**3 / min(times["product"]))
     return best
 
 
@@ -82,10 +88,13 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    events: Any = profile.profiler
-    held = most = 0
-    allocations = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(allocations, key=lambda event: event.start_ns()):
+    # torch keeps no peak for the CPU, so that it is summed up from the profile. Frees have negative sizes.
+    profiler: Any = profile.profiler
+    allocations = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    allocations.sort(key=lambda event: event.start_ns())
+    held = 0
+    most = 0
+    for event in allocations:
         held += event.nbytes()
         most = max(most, held)
     return most
@@ -105,18 +114,32 @@ def take_turns(
     """
     times: Times = {name: [] for name in contenders}
     rng = random.Random(0)
-    several = len(contenders) > 1
-    for index in track(range(warm_up + rounds), "taking turns", transient=True, disable=not several, console=_stderr()):
+    # A contender alone is timed quickly, and often in a benchmark.
+    is_hidden = len(contenders) == 1
+    console = Console(stderr=True)
+    for index in track(range(warm_up + rounds), "taking turns", transient=True, disable=is_hidden, console=console):
+        # A fixed sequence would always give the same contender the caches that the same other one has filled.
         for name in sorted(contenders, key=lambda _: rng.random()):
-            took = seconds(lambda work=contenders[name]: [work() for _ in range(repeats)], device) / repeats  # type: ignore
+            mean_seconds = seconds(partial(_repeat, contenders[name], repeats), device) / repeats
             if index >= warm_up:
-                times[name].append(took)
+                times[name].append(mean_seconds)
     return times
 
 
-def ratio(times: Times, of: str, to: str) -> float:
-    """How many times as fast ``of`` is as ``to``: the median of the rounds' ratios."""
-    return statistics.median(other / one for one, other in zip(times[of], times[to]))
+def _repeat(work: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        work()
+
+
+def ratio(times: Times, contender: str, reference: str) -> float:
+    """How many times as fast ``contender`` is as ``reference``: the median of the rounds' ratios.
+
+    Both worked in each round, one soon after the other, so that a slow phase of the machine cancels out.
+    """
+    ratios = []
+    for contender_seconds, reference_seconds in zip(times[contender], times[reference]):
+        ratios.append(reference_seconds / contender_seconds)
+    return statistics.median(ratios)
 
 
 def report(
@@ -138,12 +161,16 @@ def report(
     about = machine(device)
     table = Table(box=MARKDOWN)
     for index, column in enumerate(rows[0]):
+        # The first column has the names of the contenders, all others numbers.
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*("-" if value is None else _text(value) for value in row.values()))
+        table.add_row(*map(_text, row.values()))
+
+    # Wide enough for all columns: the table is copied into the documentation.
     console = Console(width=200, markup=False, highlight=False)
     for facts in (about, setting):
-        console.print(", ".join(f"{key} {_text(value)}" for key, value in facts.items()))
+        texts = [f"{key} {_text(value)}" for key, value in facts.items()]
+        console.print(", ".join(texts))
     console.print(table)
     if output:
         content = {"benchmark": name, "machine": about, "setting": dict(setting), "rows": [dict(row) for row in rows]}
@@ -151,11 +178,12 @@ def report(
         console.print(f"results: {output}")
 
 
-def _stderr() -> Console:
-    return Console(stderr=True)
-
-
 def _text(value: Any) -> str:
+    """A value as the table shows it: floats with three digits, or without decimals from 100 up."""
+    if value is None:
+        return "-"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}"

@@ -68,19 +68,19 @@ class HuggingFace(nn.Module):
         config.patch_size = patch
         config.num_channels = channels
         self.model: Any = ViTForImageClassification(config)
-        vit = self.model.vit
+        vit: Any = self.model.vit
         # Newer versions of transformers have the list elsewhere.
         if hasattr(vit, "layers"):
-            self.holder = vit
-            self.name = "layers"
+            self.parent = vit
+            self.list_name = "layers"
         else:
-            self.holder = vit.encoder
-            self.name = "layer"
-        self.layers = list(getattr(self.holder, self.name))
+            self.parent = vit.encoder
+            self.list_name = "layer"
+        self.layers = list(getattr(self.parent, self.list_name))
 
     def forward(self, images: Tensor, order: list[int]) -> Tensor:
         """images: [batch, channels, height, width]. Returns [batch, classes]."""
-        setattr(self.holder, self.name, nn.ModuleList(self.layers[layer] for layer in order))
+        setattr(self.parent, self.list_name, nn.ModuleList(self.layers[layer] for layer in order))
         return self.model(images).logits
 
 
@@ -133,11 +133,12 @@ class TrainingRun:
 
     def __init__(self, **settings: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        context.Process(target=_train, args=(theirs, settings), daemon=True).start()
+        self.pipe, childs_end = context.Pipe()
+        context.Process(target=_train, args=(childs_end, settings), daemon=True).start()
         self._wait()
 
     def _wait(self) -> None:
+        """Wait until the training has ended a step; raises what it has raised."""
         error = self.pipe.recv()
         if not error:
             return
@@ -167,12 +168,14 @@ class Turns(pl.Callback):
         self._wait()
 
     def _wait(self) -> None:
+        """Say that a step has ended, and wait until the next one is asked for."""
         wait(self.device)
         self.pipe.send(None)
         self.pipe.recv()
 
 
 def _train(pipe: Any, settings: dict[str, Any]) -> None:
+    """The process of a ``TrainingRun``: train for ever, a step for each message from the pipe."""
     set_up_logging()
     warnings.filterwarnings("ignore", module="lightning")
     device = torch.device(settings["device"])

@@ -11,7 +11,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -24,10 +24,11 @@ from layershuffle.data import Preprocess
 from layershuffle.data.sets import TensorImages
 from layershuffle.evaluation.scoring import evaluate
 from layershuffle.orders.named import permutation
-from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.order import Order, Step, seeded
 from layershuffle.orders.protocols import Trial
 
 DEPTH = 12
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 def families() -> dict[str, list[Order]]:
@@ -73,31 +74,30 @@ class Scoring:
     def __init__(self, device: torch.device, is_full: bool, width: int, batch: int, images: int) -> None:
         self.device = device
         self.images = images
-        size, patch, channels, mlp = (224, 16, 3, 4) if is_full else (28, 7, 1, 2)
-        timm_args: dict[str, Any] = {
-            "img_size": size,
-            "patch_size": patch,
-            "in_chans": channels,
-            "depth": DEPTH,
-            "embed_dim": width,
-            "num_heads": max(1, width // (64 if is_full else 32)),
-            "mlp_ratio": mlp,
-        }
+        timm_args: dict[str, Any]
+        if is_full:
+            timm_args = {"img_size": 224, "patch_size": 16, "in_chans": 3, "mlp_ratio": 4}
+            head_width = 64
+        else:
+            timm_args = {"img_size": 28, "patch_size": 7, "in_chans": 1, "mlp_ratio": 2}
+            head_width = 32
+        timm_args.update(depth=DEPTH, embed_dim=width, num_heads=max(1, width // head_width))
         torch.manual_seed(0)
         self.model = create_model("vit_base_patch16_224", 10, **timm_args).to(device).eval()
-        pixels = torch.randint(0, 256, (images, channels, size, size), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (images, *self.model.image_shape), dtype=torch.uint8)
         labels = torch.randint(0, 10, (images,))
         self.batches = DataLoader(TensorImages(pixels, labels), batch, collate_fn=tuple)
         self.preprocess = Preprocess(*self.model.image_format).to(device)
         is_gpu = device.type == "cuda"
-        self.precision: Any = "bf16-mixed" if is_gpu else "32-true"
-        devices: Any = [device.index or 0] if is_gpu else 1
+        self.precision: Precision = "bf16-mixed" if is_gpu else "32-true"
+        devices = [device.index or 0] if is_gpu else 1
         self.fabric = Fabric(accelerator="gpu" if is_gpu else "cpu", devices=devices, precision=self.precision)
 
     def together(self, orders: list[Order]) -> list[tuple[int, float]]:
         """Score all orders at once, as the package does."""
         trials = [Trial("given", order) for order in orders]
         scores = evaluate(self.model, self.preprocess, self.batches, trials, self.fabric)
+        # Counts can be compared exactly, accuracies can't.
         return [(round(score.top1 * score.images), score.loss or 0.0) for score in scores]
 
     @torch.inference_mode()
@@ -105,7 +105,8 @@ class Scoring:
         """Score one order after the other, as a user would write it."""
         scores = []
         for order in orders:
-            right, loss = torch.zeros(2, device=self.device)
+            right = torch.zeros((), device=self.device)
+            loss = torch.zeros((), device=self.device)
             for raw, labels_on_host in self.batches:
                 with self.fabric.autocast():
                     logits = self.model(self.preprocess(raw.to(self.device)), order).logits.float()
@@ -130,7 +131,7 @@ def row(family: str, orders: list[Order], scoring: Scoring, rounds: int) -> dict
 
     # Together, layers run once for all orders that begin alike.
     passes_alone = sum(len(order) for order in orders)
-    beginnings = set()
+    beginnings: set[tuple[Step, ...]] = set()
     for order in orders:
         beginnings.update(order.steps[:end] for end in range(1, len(order) + 1))
     return {

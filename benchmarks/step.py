@@ -119,9 +119,11 @@ def make_contenders(task: Task, only: list[str], without: list[str], measured: M
     makers = task.makers()
     names = [name for name in makers if _matches(name, only) and not _matches(name, without)]
     makers[AGAIN] = lambda: task.ours(checkpoint_layers=True)
-    contenders = {}
+    contenders: dict[str, Contender] = {}
+    # The list grows while it is gone through: if OURS doesn't fit, AGAIN follows.
     for name in names:
         before = graphs()
+        contender = None
         try:
             contender = makers[name]()
             measured.first[name] = seconds(contender.step, task.device)
@@ -129,6 +131,7 @@ def make_contenders(task: Task, only: list[str], without: list[str], measured: M
             print('Hugging Face is left out: pip install "layershuffle[benchmarks]"')
         except torch.OutOfMemoryError:
             print(f"{name} is left out: {task.batch} images don't fit into the memory")
+            # What is on the device must go before the next contender comes.
             contender = None
             if name == OURS:
                 names.append(AGAIN)
@@ -136,7 +139,7 @@ def make_contenders(task: Task, only: list[str], without: list[str], measured: M
             contenders[name] = contender
             # A training run compiles in a process of its own.
             measured.graphs[name] = None if name == LOOP else graphs() - before
-        # Of what failed, and for the process of the training run.
+        # torch would keep the memory of a contender that failed; the process of the training run needs it.
         torch.cuda.empty_cache()
     return contenders
 
@@ -154,12 +157,13 @@ def time_forwards(
 ) -> None:
     """Time forward passes in turns."""
     forwards = _forwards(contenders)
-    # The same weights for all: with some, numbers become so small that a CPU slows down.
-    models = [contender.vit for contender in contenders.values() if contender.vit]
+    # All get the same weights: with some, numbers become so small that a CPU slows down.
+    vits = (contender.vit for contender in contenders.values() if contender.vit)
+    first_vit = next(vits, None)
     for name in forwards:
         vit = contenders[name].vit
-        if vit:
-            vit.load_state_dict(models[0].state_dict())
+        if vit and first_vit:
+            vit.load_state_dict(first_vit.state_dict())
     with torch.inference_mode(), task.autocast():
         measured.forwards = take_turns(forwards, rounds, task.device, warm_up=2, repeats=repeats)
 
@@ -276,12 +280,14 @@ def _matches(contender: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatch(contender, pattern) for pattern in patterns)
 
 
-def _ratio(times: Times, of: str, to: str) -> float | None:
-    if to not in times:
+def _ratio(times: Times, contender: str, reference: str) -> float | None:
+    """How many times as fast ``contender`` is as ``reference``; None if the reference was left out."""
+    if reference not in times:
         return None
-    if len(times[of]) == len(times[to]):
-        return ratio(times, of, to)
-    return statistics.median(times[to]) / statistics.median(times[of])
+    if len(times[contender]) == len(times[reference]):
+        return ratio(times, contender, reference)
+    # The model that is compiled for each order takes no turns, so that its rounds can't be compared one by one.
+    return statistics.median(times[reference]) / statistics.median(times[contender])
 
 
 if __name__ == "__main__":
