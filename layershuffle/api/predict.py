@@ -16,7 +16,7 @@ from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.errors import UserError
 from layershuffle.evaluation.device import make_fabric
-from layershuffle.evaluation.scoring import outputs
+from layershuffle.evaluation.scoring import run_orders
 from layershuffle.models import OrderedViT
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.orders.protocols import trials
@@ -153,5 +153,5 @@ def _logits(model: OrderedViT, images: Tensor, orders: Sequence[Order]) -> Tenso
     """The logits in each order, [orders, batch, classes]."""
     if not orders:
         return model(images).logits[None]
-    by_order = {order: output.logits for order, output in outputs(model, images, orders)}
+    by_order = {order: output.logits for order, output in run_orders(model, images, orders)}
     return torch.stack([by_order[order] for order in orders])

@@ -15,7 +15,7 @@ from layershuffle.orders.protocols import PROTOCOLS, Trial
 from layershuffle.results.measures import ByClassCounts, OrderCounts
 from layershuffle.results.score import Variant
 
-MOST_PAIRS = 10_000
+MAX_PAIRS = 10_000
 """So many pairs of a class and another one are kept: all pairs of up to 100 classes, else the most frequent ones."""
 
 
@@ -94,7 +94,7 @@ class ByClass(Metric):
     def _most_confused(self, matrix: Tensor) -> list[tuple[int, int, int]]:
         """The most frequent mistakes, as (class, predicted class, images); matrix: [classes, classes + 1]."""
         mistakes = matrix[:, : self.classes].clone().fill_diagonal_(0).flatten()
-        kept = min(MOST_PAIRS, int(mistakes.count_nonzero()))
+        kept = min(MAX_PAIRS, int(mistakes.count_nonzero()))
         most_frequent = mistakes.argsort(descending=True, stable=True)[:kept]
 
         pairs = []

@@ -13,7 +13,7 @@ from layershuffle.errors import UserError
 from layershuffle.hardware import fastest_precision, largest_batch
 from layershuffle.models import OrderedViT
 
-MOST_IMAGES = 2048
+MAX_IMAGES = 2048
 """A GPU gains nothing from larger batches than this, and the first one takes longer to read."""
 
 
@@ -69,7 +69,7 @@ def _fastest_precision(model: OrderedViT, device: torch.device) -> str:
 
 @torch.inference_mode()
 def largest_evaluation_batch(model: OrderedViT, data: ImageData, split: Literal["val", "test"], fabric: Fabric) -> int:
-    """The most images that fit into the memory of all GPUs together, up to MOST_IMAGES for each.
+    """The most images that fit into the memory of all GPUs together, up to MAX_IMAGES for each.
 
     A CPU gains nothing from larger batches than the data set's ``evaluation_batch``.
     """
@@ -92,6 +92,6 @@ def largest_evaluation_batch(model: OrderedViT, data: ImageData, split: Literal[
             del held
 
     images_per_process = len(data.sets[split]) // fabric.world_size  # type: ignore[arg-type]
-    largest = largest_batch(attempt, start, min(MOST_IMAGES, images_per_process))
+    largest = largest_batch(attempt, start, min(MAX_IMAGES, images_per_process))
     # Processes may find different sizes, but must agree: the first one decides.
     return fabric.world_size * fabric.broadcast(largest)

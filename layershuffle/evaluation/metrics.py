@@ -15,7 +15,7 @@ BINS = 15
 """Bins of equal width, by the probability of the predicted class, whose calibration error is averaged."""
 PARTS = 1_000_000
 """Calibration is summed in these parts of an image, because sums of integers don't depend on the order of adding."""
-COUNTED_AT_ONCE = 1 << 22
+BUFFER_SIZE = 1 << 22
 """Outputs are counted together once they hold this many numbers. For small models, counting each would be slow."""
 
 
@@ -132,7 +132,7 @@ class OrderMetrics(Metric):
         return scores
 
 
-class CountedTogether:
+class OutputBuffer:
     """Adds the outputs of a batch to successive orders of ``metrics``, many at a time.
 
     Args:
@@ -152,7 +152,7 @@ class CountedTogether:
         numbers = output.logits.numel()
         if output.position_logits is not None:
             numbers += output.position_logits.numel()
-        if len(self.waiting) * numbers >= COUNTED_AT_ONCE:
+        if len(self.waiting) * numbers >= BUFFER_SIZE:
             self.flush()
 
     def flush(self) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from layershuffle.evaluation.instancewise import InstanceWiseScores
-from layershuffle.evaluation.metrics import CountedTogether, OrderMetrics
+from layershuffle.evaluation.metrics import OrderMetrics, OutputBuffer
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import SampleOrder, Trial
@@ -41,7 +41,7 @@ def evaluate(
     Raises:
         UserError: before the first batch, if the model can't run one of the orders.
     """
-    # Several trials may ask for the same thing, which then runs once. Fixed orders are sorted as ``outputs`` sorts.
+    # Several trials may ask for the same thing, which then runs once. Fixed orders are sorted as ``run_orders`` sorts.
     scorables = dict.fromkeys(trial.order for trial in trials)
     fixed = sorted((order for order in scorables if isinstance(order, Order)), key=lambda order: order.steps)
     samplers = [sampler for sampler in scorables if sampler is None or callable(sampler)]
@@ -61,9 +61,9 @@ def evaluate(
         labels = batch_labels.to(fabric.device, non_blocking=True)
 
         sampled = [_sample(sampler, model.order, seed, number) for sampler in samplers]
-        fixed_outputs = CountedTogether(metrics, labels)
+        fixed_outputs = OutputBuffer(metrics, labels)
         with fabric.autocast():
-            for order, output in outputs(model, images, [*fixed, *sampled, *instancewise.orders]):
+            for order, output in run_orders(model, images, [*fixed, *sampled, *instancewise.orders]):
                 if order in scorables:
                     fixed_outputs.add(output)
                 for row, sampled_order in enumerate(sampled, len(fixed)):
@@ -88,7 +88,7 @@ def evaluate(
     ]
 
 
-def outputs(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Iterator[tuple[Order, Output]]:
+def run_orders(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Iterator[tuple[Order, Output]]:
     """Run a batch in each of ``orders``; a beginning that orders share is computed once.
 
     The sorted orders are a trie over their steps, walked depth first. Besides ``images`` only one activation per depth

@@ -17,7 +17,7 @@ from layershuffle.orders.order import Order, Step
 Losses = Callable[[Sequence[Order]], list[float]]
 """Scores orders: the validation loss of each."""
 
-MOST_CHOICES = 1 << 12
+MAX_CHOICES = 1 << 12
 """Every choice of steps is scored if there are fewer than this."""
 
 
@@ -93,7 +93,7 @@ def _shortened(orders: Sequence[Order]) -> list[Order]:
 def scores_all(base_order: Order, keep: int) -> bool:
     """Whether there are so few choices of ``keep`` or more steps that ``thin`` scores every one."""
     depth = len(base_order)
-    return sum(math.comb(depth, length) for length in range(keep, depth + 1)) < MOST_CHOICES
+    return sum(math.comb(depth, length) for length in range(keep, depth + 1)) < MAX_CHOICES
 
 
 def heavy_tail_exponents(model: OrderedViT) -> list[float]:

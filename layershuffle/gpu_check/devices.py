@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layershuffle.api.train import as_options
 from layershuffle.data import Glyphs
-from layershuffle.evaluation.device import MOST_IMAGES, largest_evaluation_batch, make_fabric
+from layershuffle.evaluation.device import MAX_IMAGES, largest_evaluation_batch, make_fabric
 from layershuffle.gpu_check.checks import Outcome, Setting, check, environment, logged, new_folder, require, train_small
 from layershuffle.gpu_check.correct import FAMILIES, distance, random_model
 from layershuffle.hardware import seconds
@@ -46,7 +46,7 @@ def memory(setting: Setting) -> Outcome:
     data.setup("test")
     fabric = make_fabric(setting.device.type, "32-true", model)
     batch = largest_evaluation_batch(model, data, "test", fabric)
-    require(smallest < batch < MOST_IMAGES, f"the batch has {batch} images, not between {smallest} and {MOST_IMAGES}")
+    require(smallest < batch < MAX_IMAGES, f"the batch has {batch} images, not between {smallest} and {MAX_IMAGES}")
     return Outcome(f"{batch} images fit into 3 GB")
 
 

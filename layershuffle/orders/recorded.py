@@ -11,7 +11,7 @@ from pathlib import Path
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
 
-MOST_LINES = 5_000_000
+MAX_LINES = 5_000_000
 
 
 def sample(path: str, rng: random.Random) -> Order:
@@ -41,8 +41,8 @@ def read_orders(path: str) -> dict[Order, int]:
     try:
         with Path(path).open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                if number > MOST_LINES:
-                    raise UserError(f"{path} has more than {MOST_LINES:,} lines: keep the last ones (tail)")
+                if number > MAX_LINES:
+                    raise UserError(f"{path} has more than {MAX_LINES:,} lines: keep the last ones (tail)")
                 if not line.endswith("\n"):
                     break
                 event = json.loads(line)

@@ -34,11 +34,11 @@ class OrderSampler:
 
     def sample_step(self, depth: int, seed: int, step: int, rank: int = 0, progress: float = 0.0) -> Order:
         """The order of training step ``step`` on process ``rank``: a function of these arguments alone."""
-        return call(self.sample, depth, seeded(seed, step, rank), progress)
+        return call_sampler(self.sample, depth, seeded(seed, step, rank), progress)
 
     def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         """The order whose validation loss selects the model to keep; by default one sampled as in training."""
-        return call(self.sample, depth, rng, progress)
+        return call_sampler(self.sample, depth, rng, progress)
 
     def base_order(self, depth: int) -> Order:
         """What counts as the sequential order of a model of ``depth`` layers that was trained with this sampler.
@@ -61,7 +61,7 @@ def all_samplers(of: type[OrderSampler] = OrderSampler) -> list[type[OrderSample
     return samplers
 
 
-def call(method: Callable[..., Order], depth: int, rng: random.Random, progress: float) -> Order:
+def call_sampler(method: Callable[..., Order], depth: int, rng: random.Random, progress: float) -> Order:
     """Call a sampler's ``sample`` or ``at_validation``, whose authors may have left out the progress."""
     if "progress" in inspect.signature(method).parameters:
         return method(depth, rng, progress=progress)

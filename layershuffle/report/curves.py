@@ -39,7 +39,7 @@ def pruned(setup: SetupResults) -> list[Point]:
     """
     points = []
     for sequence, panel in SEQUENCES.items():
-        for method in setup.samplers:
+        for method in setup.main_methods:
             points += _points(setup, panel, method, "pruned", strategy="random", sequence=sequence)
         for method in setup.methods:
             reduced = re.fullmatch(r"reduced-depth-(\d+)(.*)", method)  # such as reduced-depth-6-predict
@@ -67,11 +67,11 @@ def all_subsets(setup: SetupResults) -> list[Point]:
 def _points(setup: SetupResults, panel: str, method: str, protocol: str, **variant: Any) -> list[Point]:
     """A point for each number of layers kept: the mean over a method's seeds of the means over orders."""
     depths: set[int] = set()
-    for run in setup.of(method):
+    for run in setup.runs_of(method):
         depths.update(score.variant["kept"] for score in run.scores(protocol, **variant))
     points = []
     for kept in sorted(depths):
-        of_seeds = setup.over_seeds(method, protocol, kept=kept, **variant)
+        of_seeds = setup.scores_by_seed(method, protocol, kept=kept, **variant)
         means = [_mean_percent(scores) for scores in of_seeds]
         points.append(Point(panel, method, kept, summarise(means)))
     return points

@@ -7,7 +7,7 @@ from typing import Any
 
 from layershuffle.report import paper
 from layershuffle.results import Measure, Results, Score
-from layershuffle.results.measures import ByClassCounts, levels
+from layershuffle.results.measures import ByClassCounts, reference_levels
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SetupResults:
         """All its results, method by method and seed by seed, the studies last."""
         files: dict[str, Results] = {}
         for method in self.methods:
-            for run in self.of(method):
+            for run in self.runs_of(method):
                 files.update(run.files)
         files.update(self.studies)
         return files
@@ -78,34 +78,34 @@ class SetupResults:
         return sorted({seed for _, seed in self.runs})
 
     @property
-    def samplers(self) -> list[str]:
+    def main_methods(self) -> list[str]:
         """The methods but for merged and reduced-depth models, which are compared in sections of their own."""
         return [method for method in self.methods if not _is_variation(method)]
 
-    def of(self, method: str) -> list[Run]:
+    def runs_of(self, method: str) -> list[Run]:
         """The runs of a method, by seed."""
         return [run for (label, _), run in sorted(self.runs.items()) if label == method]
 
-    def over_seeds(self, method: str, protocol: str, **variant: Any) -> list[list[Score]]:
+    def scores_by_seed(self, method: str, protocol: str, **variant: Any) -> list[list[Score]]:
         """A method's scores of a protocol whose variant has these values, of each seed that has any."""
-        of_seeds = [run.scores(protocol, **variant) for run in self.of(method)]
+        of_seeds = [run.scores(protocol, **variant) for run in self.runs_of(method)]
         return [scores for scores in of_seeds if scores]
 
     @property
     def levels(self) -> dict[str, float]:
-        """Accuracies to compare with, in percent, see ``levels`` of the counts by class."""
+        """Accuracies to compare with, in percent, see ``reference_levels``."""
         several = list(self.files.values())
         for results in several:
             if results.measure(ByClassCounts):
-                return levels(results)
-        return levels(several[0])
+                return reference_levels(results)
+        return reference_levels(several[0])
 
     @property
     def in_paper(self) -> bool:
         """Whether the paper has this backbone and data set."""
         return any(key[:2] == (self.backbone, self.data) for key in paper.TABLE_1)
 
-    def missing(self) -> list[str]:
+    def missing_runs(self) -> list[str]:
         """The runs to be expected of results files alone: every seed of every method."""
         expected = itertools.product(self.methods, self.seeds)
         return [f"{method}, seed {seed}" for method, seed in expected if (method, seed) not in self.runs]

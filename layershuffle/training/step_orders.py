@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.samplers import OrderSampler, call
+from layershuffle.orders.samplers import OrderSampler, call_sampler
 from layershuffle.training.compute import layers_run
 
 
@@ -142,7 +142,7 @@ class StepOrders:
         The random ones depend on the seed and the batch alone, so that all epochs are compared on the same orders.
         """
         key = (self.seed, "validation", batch)
-        sampled = call(self.sampler.at_validation, len(self.model_order), seeded(*key), self.progress(step))
+        sampled = call_sampler(self.sampler.at_validation, len(self.model_order), seeded(*key), self.progress(step))
         return ValidationOrders(
             sequential=self.base_order,
             arbitrary=self.base_order.shuffled(seeded(*key)),

@@ -81,7 +81,7 @@ def test_an_image_whose_logits_are_not_numbers_is_of_no_class(labels, logits):
 
 def test_of_many_classes_the_most_frequent_pairs_are_kept(labels, logits, monkeypatch):
     whole = counted(logits, labels).orders[0]
-    monkeypatch.setattr(by_class, "MOST_PAIRS", 5)
+    monkeypatch.setattr(by_class, "MAX_PAIRS", 5)
     cut = counted(logits, labels).orders[0]
     assert len(whole.confused) > 5
     assert cut.confused == whole.confused[:5]

@@ -7,7 +7,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from layershuffle.evaluation import metrics as metrics_file
-from layershuffle.evaluation.metrics import CountedTogether, OrderMetrics
+from layershuffle.evaluation.metrics import OrderMetrics, OutputBuffer
 from layershuffle.models import Output
 
 
@@ -37,11 +37,11 @@ def test_calibration_of_certain_predictions_and_of_those_that_are_not_numbers():
 @pytest.mark.parametrize("counted_at_once", [1, 30, 1000])
 def test_outputs_that_are_counted_together_are_counted_in_their_rows(monkeypatch, counted_at_once):
     """Five outputs of 4 numbers for logits and 6 for positions: one at a time, three at a time, and all at once."""
-    monkeypatch.setattr(metrics_file, "COUNTED_AT_ONCE", counted_at_once)
+    monkeypatch.setattr(metrics_file, "BUFFER_SIZE", counted_at_once)
     outputs = [Output(torch.randn(2, 2), torch.randn(1, 2, 3)) for _ in range(5)]
     labels = torch.tensor([0, 1])
     together, alone = OrderMetrics(6), OrderMetrics(6)
-    counted = CountedTogether(together, labels)
+    counted = OutputBuffer(together, labels)
     for row, output in enumerate(outputs):
         counted.add(output)
         alone.update(row, [output], labels)

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
-from layershuffle.evaluation.scoring import evaluate, outputs
+from layershuffle.evaluation.scoring import evaluate, run_orders
 from layershuffle.orders.named import permutation, random_subset, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import PROTOCOLS, Trial, trials
@@ -23,7 +23,7 @@ SEVERAL = [
 def test_sharing_prefixes_changes_no_result(small, images, position):
     model = small(position=position, positions=5)
     orders = [Order(text) for text in SEVERAL] + [permutation(4, seeded(at)) for at in range(8)]
-    found = dict(outputs(model, images, orders))
+    found = dict(run_orders(model, images, orders))
     assert found.keys() == set(orders)
     for order, output in found.items():
         alone = model(images, order)
@@ -40,7 +40,7 @@ def count_passes(model, images, orders):
         passes += 1
 
     hooks = [block.register_forward_hook(count) for block in model.vit.blocks]
-    list(outputs(model, images, orders))
+    list(run_orders(model, images, orders))
     for hook in hooks:
         hook.remove()
     return passes
@@ -69,7 +69,7 @@ def test_no_more_than_one_activation_per_depth_is_held(small, images, monkeypatc
     monkeypatch.setattr(model, "run_step", counted)
     subsets = [Order(at for at in range(8) if subset >> at & 1) for subset in range(1, 256)]
     with torch.inference_mode():
-        for _ in outputs(model, images, subsets):
+        for _ in run_orders(model, images, subsets):
             pass
     assert most == 8  # the longest branch; 255 steps were run
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from layershuffle import Order, UserError
-from layershuffle.evaluation.scoring import outputs
+from layershuffle.evaluation.scoring import run_orders
 from layershuffle.orders.named import parse_order, permutation, random_subset, sequential
 from layershuffle.orders.order import Unit, seeded
 from layershuffle.orders.samplers import LayerDrop
@@ -131,7 +131,7 @@ def test_layers_with_stochastic_depth_have_a_graph_each_and_orders_share_them(sm
 def test_the_prefix_tree_shares_the_graphs(small, images):
     model, graphs = compiled(small())
     with torch.inference_mode():
-        for _, output in outputs(model, images, [Order(f"{a} {b} (0|1)*2") for a in range(4) for b in range(4)]):
+        for _, output in run_orders(model, images, [Order(f"{a} {b} (0|1)*2") for a in range(4) for b in range(4)]):
             assert output.logits.isfinite().all()
     assert graphs.count == 1
 

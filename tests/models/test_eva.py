@@ -19,7 +19,7 @@ from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
-from layershuffle.evaluation.scoring import outputs
+from layershuffle.evaluation.scoring import run_orders
 from layershuffle.models.fitting import create_fitting
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import seeded
@@ -161,7 +161,7 @@ def test_evaluating_many_orders_shares_their_beginnings(name, images, small):
     model = small(name)
     orders = {permutation(4, seeded(index)) for index in range(8)} | {Order("0a 3f (1|2)*2"), Order("0a")}
     with torch.inference_mode():
-        found = dict(outputs(model, images, orders))
+        found = dict(run_orders(model, images, orders))
         assert found.keys() == orders
         for order, output in found.items():
             torch.testing.assert_close(output.logits, model(images, order).logits)

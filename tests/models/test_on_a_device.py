@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layershuffle import Order
 from layershuffle.evaluation.metrics import OrderMetrics
-from layershuffle.evaluation.scoring import outputs
+from layershuffle.evaluation.scoring import run_orders
 from layershuffle.training.module import FineTuner
 from layershuffle.training.objectives.classification import position_cross_entropy
 
@@ -69,6 +69,6 @@ def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fak
         assert (images.dtype, output.logits.dtype, loss.dtype) == (torch.float32, torch.bfloat16, torch.float32)
         assert loss.device.type == "cuda"
         with Crossings() as crossings_evaluating, torch.inference_mode(), bf16:
-            found = [output for _, output in outputs(module.model.eval(), images, orders)]
+            found = [output for _, output in run_orders(module.model.eval(), images, orders)]
             metrics.update(0, found, labels)
     assert crossings.found == crossings_evaluating.found == set()

@@ -80,7 +80,7 @@ def test_table_1_is_the_mean_over_seeds_beside_the_papers(tmp_path):
     assert not complaints
     rows = table(sections(setups, []), "Table 1")
     mean = 100 * statistics.mean(accuracies)
-    estimates = {m: estimate(setups[0].over_seeds(m, "sequential")) for m in ("baseline", "layershuffle")}
+    estimates = {m: estimate(setups[0].scores_by_seed(m, "sequential")) for m in ("baseline", "layershuffle")}
     assert rows[0][0] == ("sequential",)  # the only backbone is named once, at the top
     assert rows[0][1] == (tables.percent(estimates["baseline"]), "paper 82.61 (0.08)", "+0.00")
     assert rows[0][2] == (tables.percent(estimates["layershuffle"]), "paper 75.22 (0.28)", f"{mean - 75.22:+.2f}")
@@ -221,11 +221,11 @@ def test_files_of_one_model_agree_unless_they_score_the_same_order_otherwise(tmp
     file("c.json", ("0 1", 0.5), ("1 0", 0.6))
     file("again.json", ("0 1", 0.5))
     (setup,), complaints = collect(tmp_path)
-    assert [list(run.files) for run in setup.of("baseline")] == [["a.json", "b.json", "c.json"]]
+    assert [list(run.files) for run in setup.runs_of("baseline")] == [["a.json", "b.json", "c.json"]]
     assert not complaints
     file("d.json", ("1 0", 0.7), ("0", 0.1))
     (setup,), complaints = collect(tmp_path)
-    assert [list(run.files) for run in setup.of("baseline")] == [["a.json"]]
+    assert [list(run.files) for run in setup.runs_of("baseline")] == [["a.json"]]
     assert "b.json and d.json disagree about baseline, seed 0, on Digits" in complaints[0]
     with pytest.raises(UserError, match="there is no folder nowhere"):
         collect(Path("nowhere"))
@@ -302,7 +302,7 @@ def test_results_of_one_model_in_several_files(tmp_path):
         tmp_path / "landscape.json"
     )
     (setup,) = collect(tmp_path)[0]
-    (run,) = setup.of("layershuffle")
+    (run,) = setup.runs_of("layershuffle")
     assert list(run.files) == ["landscape.json", "results.json"]
     assert len(run.scores("landscape", kept=1)) == 2
     made = next(s for s in sections([setup], []) if s.title.startswith("How"))
@@ -414,7 +414,7 @@ def test_the_summary_has_the_numbers_of_the_tables(tmp_path):
         ("arbitrary", "arbitrary", {"reading": "fixed"}),
     ):
         for method in ("baseline", "layershuffle"):
-            accuracy = tables.percent(estimate(setup.over_seeds(method, protocol, **variant)))
+            accuracy = tables.percent(estimate(setup.scores_by_seed(method, protocol, **variant)))
             expected.append([f"{order} order", method, accuracy])
     *bars, chance, most_frequent = [[cell.text for cell in row] for row in summary.parts[0].data.cells()]
     assert [[order, method, f"{mean} ± {half}"] for order, method, mean, half, _ in bars] == expected

@@ -21,7 +21,7 @@ from layershuffle.results.measures import (
     SearchStep,
     SecondsPerImage,
 )
-from layershuffle.results.measures.by_class import MOST_IN_PICTURE
+from layershuffle.results.measures.by_class import MAX_IN_PICTURE
 
 
 def test_accuracy_by_class_and_what_is_confused():
@@ -47,7 +47,7 @@ def test_pictures_of_confusion():
     few = by_class()
     matrix, *_ = few.measure(ByClassCounts).figure(few).axes
     assert matrix.get_images()[0].get_array().tolist() == [[30, 20, 40], [0, 0, 0], [10, 0, 90]]
-    many = by_class(MOST_IN_PICTURE + 1)
+    many = by_class(MAX_IN_PICTURE + 1)
     (pairs,) = many.measure(ByClassCounts).figure(many).axes
     assert [text.get_text() for text in pairs.get_yticklabels()] == ["0 as 2", "0 as 1", "2 as 0"]
     assert [bar.get_width() for bar in pairs.patches] == [40, 20, 10, 0, 50, 0]

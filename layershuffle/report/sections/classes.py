@@ -10,7 +10,7 @@ from layershuffle.report.setups import SetupResults
 from layershuffle.results import Results
 from layershuffle.results.measures import ByClassCounts
 
-MOST_CLASSES = 50
+MAX_CLASSES = 50
 """How many rows the table of classes has at most."""
 
 Counted = dict[str, tuple[Results, ByClassCounts]]
@@ -20,7 +20,7 @@ Counted = dict[str, tuple[Results, ByClassCounts]]
 def classes(setup: SetupResults) -> Section | None:
     """A table of the methods, and the confusions of the first model of each."""
     methods: dict[str, Counted] = {}
-    for method in setup.samplers:
+    for method in setup.main_methods:
         files = _counted(setup, method)
         if files:
             methods[method] = files
@@ -33,7 +33,7 @@ def classes(setup: SetupResults) -> Section | None:
 
 def _counted(setup: SetupResults, method: str) -> Counted:
     files: Counted = {}
-    for run in setup.of(method):
+    for run in setup.runs_of(method):
         for name, results in run.files.items():
             counts = results.measure(ByClassCounts)
             if counts:
@@ -59,7 +59,7 @@ def _table(methods: dict[str, Counted]) -> Table:
         return min((accuracies[index] for accuracies in columns if accuracies), default=0)
 
     present = [index for index, count in enumerate(images) if count]
-    shown = sorted(present, key=lowest)[:MOST_CLASSES]
+    shown = sorted(present, key=lowest)[:MAX_CLASSES]
     rows: Rows = []
     for index in shown:
         row: list[TableCell | str] = [names[index], str(images[index])]

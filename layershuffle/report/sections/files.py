@@ -18,7 +18,7 @@ def missing(setups: Sequence[SetupResults], complaints: Sequence[str], files: Se
     """
     rows: Rows
     if files is None:
-        rows = by_setup(setups, lambda setup: [[run] for run in setup.missing()])
+        rows = by_setup(setups, lambda setup: [[run] for run in setup.missing_runs()])
     else:
         rows = [[file] for file in files]
     parts: list[Table | Picture] = []

@@ -30,7 +30,7 @@ def _rows(setup: SetupResults) -> Rows:
             continue
         sources = method.removesuffix(SUFFIX)
         for reading, (protocol, variant) in READINGS.items():
-            of_sources = estimate(setup.over_seeds(sources, protocol, **variant))
-            of_merged = estimate(setup.over_seeds(method, protocol, **variant))
+            of_sources = estimate(setup.scores_by_seed(sources, protocol, **variant))
+            of_merged = estimate(setup.scores_by_seed(method, protocol, **variant))
             rows.append([f"{method}, {reading}", tables.percent(of_sources), tables.percent(of_merged)])
     return rows

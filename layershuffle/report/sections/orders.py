@@ -23,7 +23,7 @@ MARKED = (
 
 def table_1(setups: Sequence[SetupResults]) -> Section | None:
     """Sequential and arbitrary order, method by method, beside the paper's where it has such models and data."""
-    samplers = itertools.chain.from_iterable(setup.samplers for setup in setups)
+    samplers = itertools.chain.from_iterable(setup.main_methods for setup in setups)
     methods = in_papers_sequence(samplers)
 
     def of_setup(setup: SetupResults) -> Rows:
@@ -31,7 +31,7 @@ def table_1(setups: Sequence[SetupResults]) -> Section | None:
         for reading, (protocol, variant) in READINGS.items():
             cells = []
             for method in methods:
-                accuracy = estimate(setup.over_seeds(method, protocol, **variant))
+                accuracy = estimate(setup.scores_by_seed(method, protocol, **variant))
                 cells.append(_beside_paper(accuracy, setup, protocol, method))
             if any(cell.text != "missing" for cell in cells):
                 rows.append([reading, *cells])
@@ -90,7 +90,7 @@ def position_accuracy(setups: Sequence[SetupResults]) -> Section | None:
         rows: Rows = []
         for method in setup.methods:
             for reading, (protocol, variant) in READINGS.items():
-                scores = setup.over_seeds(method, protocol, **variant)
+                scores = setup.scores_by_seed(method, protocol, **variant)
                 share = estimate(scores, lambda score: score.position_accuracy)
                 if share:
                     rows.append([f"{method}, {reading}", tables.percent(share)])

@@ -48,8 +48,8 @@ def accuracies(setup: SetupResults) -> list[Bar]:
 
 def _estimates(setup: SetupResults, protocol: str, **variant: Any) -> dict[str, Estimate]:
     estimates = {}
-    for method in setup.samplers:
-        accuracy = estimate(setup.over_seeds(method, protocol, **variant))
+    for method in setup.main_methods:
+        accuracy = estimate(setup.scores_by_seed(method, protocol, **variant))
         if accuracy is not None:
             estimates[method] = accuracy
     return estimates
@@ -75,7 +75,7 @@ def _about(setup: SetupResults) -> str:
     text = f"{setup.backbone} on {setup.data}: {images} in {classes}"
     if setup.methods:
         methods = _counted(len(setup.methods), "method", "methods each")
-        seeds = [len(setup.of(method)) for method in setup.methods]
+        seeds = [len(setup.runs_of(method)) for method in setup.methods]
         fewest = min(seeds)
         most = max(seeds)
         counts = str(most) if fewest == most else f"{fewest} to {most}"

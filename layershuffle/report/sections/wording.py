@@ -52,7 +52,7 @@ def meaning(setups: Sequence[SetupResults], methods: Sequence[str] | None = None
     seeds: dict[str, int] = {}
     for setup in setups:
         for method in setup.methods if methods is None else methods:
-            runs = setup.of(method)
+            runs = setup.runs_of(method)
             if runs:
                 name = f"{method} ({setup.name})" if setup.name else method
                 seeds[name] = len(runs)

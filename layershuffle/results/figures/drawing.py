@@ -59,7 +59,7 @@ def panels(count: int, width: float, height: float, title: str | None = None, gr
 def accuracy_panel(results: Results, title: str, **labels: str) -> tuple[Figure, Axes]:
     """A figure with one panel of accuracies in percent, with the levels to compare with."""
     figure, (axis,) = panels(1, 7.6, 4.2, title)
-    own_levels(axis, results)
+    draw_base_and_chance(axis, results)
     axis.set(ylabel="top-1 accuracy, %", ylim=(0, 100), **labels)
     return figure, axis
 
@@ -103,7 +103,7 @@ def draw_levels(axis: Axes, levels: Mapping[str, float]) -> None:
         axis.axhline(value, label=name, **{**LEVEL, "linestyle": linestyle})
 
 
-def own_levels(axis: Axes, results: Results, label: bool = True) -> None:
+def draw_base_and_chance(axis: Axes, results: Results, label: bool = True) -> None:
     """Draw the accuracy of the model's base order, and chance, as level lines."""
     for score in results.of("sequential"):
         axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="base order" if label else None)

@@ -16,9 +16,9 @@ from layershuffle.results.score import Variant
 from layershuffle.results.table import Rows, Table
 from layershuffle.results.tables.wording import name_of
 
-MOST_IN_TABLE = 100
+MAX_IN_TABLE = 100
 """Up to so many classes have a whole confusion matrix in the table; of more the most frequent mistakes are listed."""
-MOST_IN_PICTURE = 30
+MAX_IN_PICTURE = 30
 """Up to so many classes are drawn as a matrix; of more the most frequent mistakes are drawn as bars."""
 MISTAKES = 25
 """So many mistakes are drawn as bars."""
@@ -138,11 +138,11 @@ class ByClassCounts(Measure):
     def confusion(self, results: Results) -> Table:
         """For each kind of order how many images of each class (row) were taken for each class (column).
 
-        Of more classes than MOST_IN_TABLE there is a row for each of the most frequent mistakes instead.
+        Of more classes than MAX_IN_TABLE there is a row for each of the most frequent mistakes instead.
         """
         names = self.class_names(results)
         rows: Rows = []
-        if len(names) > MOST_IN_TABLE:
+        if len(names) > MAX_IN_TABLE:
             for counts in self.orders:
                 for true, predicted, images in counts.confused:
                     rows.append([counts.name, names[true], names[predicted], str(images)])
@@ -161,7 +161,7 @@ class ByClassCounts(Measure):
     def figure(self, results: Results, title: str = "") -> Figure:
         """A confusion matrix for each kind of order; of many classes the most frequent mistakes."""
         names = self.class_names(results)
-        if len(names) > MOST_IN_PICTURE:
+        if len(names) > MAX_IN_PICTURE:
             return self._draw_mistakes(names, title)
         columns = min(2, len(self.orders))
         rows = -(-len(self.orders) // columns)
@@ -217,7 +217,7 @@ class ByClassCounts(Measure):
         return figure
 
 
-def levels(results: Results) -> dict[str, float]:
+def reference_levels(results: Results) -> dict[str, float]:
     """Accuracy in percent of guessing and, if clearly higher, of always naming the most frequent class."""
     guessing = chance(results)
     accuracies = {"chance": guessing}

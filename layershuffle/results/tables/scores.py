@@ -11,7 +11,7 @@ from layershuffle.results.score import Score
 from layershuffle.results.table import Rows, Table
 from layershuffle.results.tables.wording import name_of, percent, strategy_of
 
-MOST_INTERVALS = 4
+MAX_INTERVALS = 4
 """Of more columns than this, 80 characters have no room for the intervals."""
 
 
@@ -107,7 +107,7 @@ def grid(results: Results, protocol: Protocol) -> Table:
             accuracy = cells.get(column)
             if accuracy is None:
                 row.append("")
-            elif len(columns) <= MOST_INTERVALS:
+            elif len(columns) <= MAX_INTERVALS:
                 row.append(percent(accuracy))
             else:
                 row.append(f"{100 * accuracy.mean:.1f}")
