@@ -211,11 +211,12 @@ def test_representations_as_typed(checkpoint, tmp_path):
 
 def test_a_layer_that_the_order_leaves_out(trained, capsys):
     line = fails(capsys, analyse_command, trained("--model.order=0 2"), "--layer=1")
-    assert line == "error: the model doesn't run a layer 1: choose from 0 2"
+    assert "layer 1" in line
+    assert line.endswith("0 2")
 
 
 def test_analyses_that_cannot_be(checkpoint, monkeypatch):
-    with pytest.raises(ValueError, match="the model doesn't run a layer 9: choose from 0 1 2 3"):
+    with pytest.raises(ValueError, match="layer 9.* 0 1 2 3$"):
         analyse_command([checkpoint, "--layer=9"])
     with pytest.raises(ValueError, match="3 images or more"):
         analyse_command([checkpoint, "--images=1"])
