@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import timm
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from layershuffle.api.compose import Run, compose
@@ -102,10 +101,13 @@ def train(
         UserError: if an option is wrong, or the training fails for a reason that a user can change.
         TrainingStopped: if a signal ended the training.
     """
+    # timm takes a second to import, for which `layershuffle train --help` should not wait.
+    from timm import is_model
+
     configs = [method, optimizer, trainer, recipe]
     words = [str(config) for config in (data, *configs) if config is not None]
     settings: dict[str, Any] = {"seed": seed, "resume": resume}
-    if timm.is_model(str(model)):
+    if is_model(str(model)):
         settings["model.name"] = str(model)
     else:
         words.insert(0, str(model))
