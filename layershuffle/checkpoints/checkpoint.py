@@ -8,6 +8,7 @@ from torch import Tensor
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.errors import UserError
+from layershuffle.models.state_dicts import LIGHTNINGS_RAW
 from layershuffle.models.weights import read_file
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
@@ -22,11 +23,13 @@ class Checkpoint:
         metadata: how to make the model again, and what is known about its training.
         weights: the state dict of the trained ``FineTuner``, in which the model's names begin with ``model.``.
         global_step: after how many updates it was written; 0 if it was merged.
+        is_averaged: whether the weights are averages over updates, which Lightning's ``WeightAveraging`` writes.
     """
 
     metadata: CheckpointMetadata
     weights: dict[str, Tensor]
     global_step: int
+    is_averaged: bool
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -43,7 +46,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     global_step = content.get("global_step", 0)
     if not isinstance(global_step, int) or global_step < 0:
         raise UserError(f"{path} is damaged: its global_step can't be {str(global_step)[:100]}")
-    return Checkpoint(metadata, weights, global_step)
+    return Checkpoint(metadata, weights, global_step, LIGHTNINGS_RAW in content)
 
 
 def is_checkpoint(source: str | Path) -> bool:

@@ -1,5 +1,6 @@
 """Loads any model: a checkpoint, an exported folder, one of the authors' checkpoints, or a model by its name."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from layershuffle.checkpoints.training_data import class_names
 from layershuffle.files import sha256
 from layershuffle.models.fitting import create_fitting
 from layershuffle.results import ModelInfo
+
+logger = logging.getLogger(__name__)
 
 
 def load(source: str | Path, pretrained: str | None = None, num_classes: int | None = None) -> LoadedModel:
@@ -60,6 +63,8 @@ def trained_on(source: str | Path) -> dict[str, Any] | None:
 def _load_checkpoint(path: Path) -> LoadedModel:
     checkpoint = read_checkpoint(path)
     metadata = checkpoint.metadata
+    if checkpoint.is_averaged:
+        logger.info("%s: took its averaged weights, not the raw ones", path)
     weights = {name.removeprefix("model."): value for name, value in checkpoint.weights.items()}
     model = create_fitting(weights, str(path), **metadata.model).eval()
     training = {

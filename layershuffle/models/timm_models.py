@@ -3,6 +3,8 @@
 timm is imported where it is used: that takes most of a second, for which a command's --help should not wait.
 """
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,10 @@ from torch import Tensor, nn
 
 from layershuffle.errors import UserError, is_network_error, last_line
 from layershuffle.models.layers import layer_of, take_layers
+from layershuffle.models.state_dicts import some_of
 from layershuffle.models.weights import read_backbone
+
+logger = logging.getLogger(__name__)
 
 CONNECTION_SECONDS = 5
 """How long to wait for an answer of the Hugging Face hub."""
@@ -50,7 +55,7 @@ def classes_of(path: str, name: str) -> int | None:
 
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     head = _classifiers(cfg)[0]
-    weight = read_backbone(path).get(f"{head}.weight")
+    weight = read_backbone(path).weights.get(f"{head}.weight")
     return None if weight is None else len(weight)
 
 
@@ -64,7 +69,9 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
     depth = timm_args.get("depth")
     replacement = None
     if isinstance(pretrained, str):
-        weights = _first_layers(read_backbone(pretrained), depth, pretrained)
+        backbone = read_backbone(pretrained)
+        logger.info("%s: took its %s", pretrained, backbone)
+        weights = _first_layers(backbone.weights, depth, pretrained)
         replacement = _ReplacementWeights.fitted(weights, name, num_classes)
     elif pretrained and depth:
         whole = {key: value for key, value in timm_args.items() if key != "depth"}
@@ -188,7 +195,19 @@ def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception
     if "Invalid pretrained tag" in str(error):
         return _unknown(name)
     if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
-        return UserError(f"{pretrained} holds weights of another backbone than {name}: {last_line(error)}")
+        return UserError(f"{pretrained} holds weights of another backbone than {name}: {_difference(error)}")
     if is_network_error(error):
         return _not_fetched(name, error)
     return UserError(f"{name} can't be created with these arguments: {last_line(error)}")
+
+
+def _difference(error: Exception) -> str:
+    """How weights differ from those of a model, by the error that torch or a missing weight raised."""
+    # torch lists all names, which can be hundreds.
+    listed = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (.*)", str(error))
+    if not listed:
+        return last_line(error)[:300]
+    names = re.findall(r'"([^"]*)"', listed[2])
+    if listed[1] == "Missing":
+        return f"it lacks {some_of(names)}"
+    return f"it has {some_of(names)} besides"

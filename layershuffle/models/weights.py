@@ -3,19 +3,38 @@
 import pickle
 import re
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from layershuffle.errors import UserError
+from layershuffle.models.state_dicts import BackboneWeights, find_backbone
 
 PACKAGED = Path(__file__).parent / "pretrained"
 """The folder of the weights that travel with the package, which are known by their names: ``mini_glyphs``."""
+_NUMPYS_SCALAR: Any = np._core.multiarray.scalar
+PLAIN_VALUES: list[Any] = [
+    # What trainers keep beside the weights: their options, and numbers. None of these runs code when it is read.
+    Namespace,
+    PosixPath,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+    (_NUMPYS_SCALAR, "numpy._core.multiarray.scalar"),
+    (_NUMPYS_SCALAR, "numpy.core.multiarray.scalar"),
+]
+"""What a torch file may hold besides tensors and Python's own values."""
+MAX_TENSORS = 20_000
+"""A file with more tensors is none that a model's training has written; it would take minutes to read."""
+MAX_PICKLE_BYTES = 4 << 20
+"""The same of everything in a torch file but the tensors' values."""
 BACKBONE_PREFIX = "model.vit."
 """Stands before the names of the backbone's weights in the checkpoints of ``layershuffle train``."""
 
@@ -30,7 +49,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"there is no file {path}")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _load_safetensors(path)
         content = _load_torch_file(path)
     except UserError:
         raise
@@ -49,16 +68,29 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        count = len(file.keys())
+    if count > MAX_TENSORS:
+        raise UserError(f"{path} has {count:,} tensors, more than any model: it was not loaded")
+    return safetensors.torch.load_file(path)
+
+
 def _load_torch_file(path: Path) -> Any:
     """The content of a file of ``torch.save``, without unpickling code."""
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        pickles = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
         # torch doesn't compress, so that a larger content can only be meant to fill the memory.
         if unpacked > path.stat().st_size:
             raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than its size: it was not loaded")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        if len(entries) > MAX_TENSORS or pickles > MAX_PICKLE_BYTES:
+            raise UserError(f"{path} has more tensors or other values than any model: it was not loaded")
+    with torch.serialization.safe_globals(PLAIN_VALUES):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def _check_tensor(tensor: Tensor, path: Path) -> None:
@@ -93,31 +125,19 @@ def weights_file(path: str | Path) -> Path:
     return Path(path)
 
 
-def read_backbone(path: str | Path) -> dict[str, Tensor]:
-    """The backbone's weights under timm's names, from a timm state dict or a checkpoint of ``layershuffle train``.
+def read_backbone(path: str | Path) -> BackboneWeights:
+    """The backbone's weights under timm's names, from a checkpoint of ``layershuffle train`` or any other trainer.
 
-    A ``path`` without a file can be the name of weights that travel with the package.
+    Args:
+        path: a file, or the name of weights that travel with the package.
+
+    Raises:
+        UserError: if the file can't be read, or holds no state dict.
     """
-    content = read_file(weights_file(path))
-    # The keys under which Lightning and several authors save the state dict.
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-    weights = {name.removeprefix("module."): value for name, value in content.items()}
-    if any(name.startswith(BACKBONE_PREFIX) for name in weights):
-        weights = _without_prefix(weights, BACKBONE_PREFIX)
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    backbone = find_backbone(read_file(weights_file(path)))
+    if backbone is None:
         raise UserError(f"{path} holds no state dict")
-    return merge_lora(weights)
-
-
-def _without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights whose names begin with the prefix, under the rest of their names."""
-    stripped = {}
-    for name, value in weights.items():
-        if name.startswith(prefix):
-            stripped[name.removeprefix(prefix)] = value
-    return stripped
+    return replace(backbone, weights=merge_lora(backbone.weights))
 
 
 def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

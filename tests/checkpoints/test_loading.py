@@ -44,6 +44,16 @@ def test_a_checkpoint(folder, images):
     assert loaded.info.to_json()["method"] is None
 
 
+def test_averaged_weights_are_said_to_be(folder, caplog):
+    caplog.set_level("INFO")
+    save("run.ckpt")
+    load("run.ckpt")
+    assert "averaged" not in caplog.text
+    save("run.ckpt", current_model_state={})
+    load("run.ckpt")
+    assert "run.ckpt: took its averaged weights" in caplog.text
+
+
 @pytest.mark.parametrize(
     "changed", [{"state_dict": [1]}, {"state_dict": {"model.x": 1}}, {"global_step": -1}, {"global_step": "x"}], ids=str
 )

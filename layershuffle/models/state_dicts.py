@@ -1,0 +1,156 @@
+"""Finds the weights of a backbone in the files of any trainer, which wrap them in entries and in prefixes of names.
+
+Such a file is, for example, that of timm's ``CheckpointSaver``: ``{"state_dict": ..., "state_dict_ema": ...}``. In it
+torch.compile and DistributedDataParallel have put ``module._orig_mod.`` before each name.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+RAW_ENTRIES = ("state_dict", "model", "model_state_dict", "module", "net", "network", "backbone", "encoder", "weights")
+"""What trainers call the entry with the weights that they trained, in the sequence in which they are looked for."""
+AVERAGED_ENTRIES = ("teacher", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "model_avg", "swa")
+"""The same of weights that were averaged during the training. The teacher of a self-supervised method is one."""
+TRAINED_BY_A_TEACHER = ("student",)
+"""The same of the model that a teacher trains, which is looked for last."""
+LIGHTNINGS_RAW = "current_model_state"
+"""Where Lightning's ``WeightAveraging`` keeps the raw weights, once the averaged ones are in ``state_dict``."""
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.", "teacher.", "student.", "vit.")
+"""What trainers put before the names of all weights, any number of times."""
+DEEPEST = 8
+"""How many entries may wrap each other."""
+MOST_NAMED = 3
+"""How many of the weights that are left over a message names."""
+
+
+@dataclass(frozen=True)
+class BackboneWeights:
+    """The weights of a backbone, and where they were.
+
+    Attributes:
+        weights: by timm's names.
+        place: the entries of the file and the prefix of the names, such as ``state_dict_ema: module.``.
+        is_averaged: whether they are known to have been averaged during the training.
+        others: the other entries of the file that hold weights.
+        left_over: the names of the weights that are no part of the backbone.
+    """
+
+    weights: dict[str, Tensor]
+    place: str
+    is_averaged: bool
+    others: list[str]
+    left_over: list[str]
+
+    def __str__(self) -> str:
+        """What was taken, as a message says it."""
+        text = "averaged" if self.is_averaged else "raw"
+        text += f" weights ({self.place})" if self.place else " weights"
+        if self.others:
+            text += f", not those of {', '.join(self.others)}"
+        if self.left_over:
+            text += f", without {some_of(self.left_over)}, which the backbone doesn't have"
+        return text
+
+
+def find_backbone(content: Mapping[str, Any]) -> BackboneWeights | None:
+    """The weights of a backbone in what a file holds, or None if it holds no state dict."""
+    path: list[str] = []
+    others: list[str] = []
+    entries: Any = content
+    averages = LIGHTNINGS_RAW in content
+    if averages:
+        others.append(LIGHTNINGS_RAW)
+    for _ in range(DEEPEST):
+        wrapped = _wrapped(entries)
+        if not wrapped:
+            break
+        chosen = min(wrapped, key=_rank)
+        others += [name for name in wrapped if name != chosen and name not in others]
+        path.append(chosen)
+        entries = entries[chosen]
+
+    state_dict = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not state_dict or (path and len(state_dict) < len(entries)):
+        return None
+    # torch's AveragedModel counts what it has averaged.
+    averages = averages or state_dict.pop("n_averaged", None) is not None
+    prefix = _prefix_of(state_dict)
+    weights = {}
+    left_over = []
+    for name, value in state_dict.items():
+        if name.startswith(prefix):
+            weights[name.removeprefix(prefix)] = value
+        else:
+            left_over.append(name)
+    words = [*path, *prefix.split(".")]
+    averages = averages or any(word in AVERAGED_ENTRIES for word in words)
+    place = ": ".join([*path, prefix] if prefix else path)
+    return BackboneWeights(weights, place, averages, others, left_over)
+
+
+def some_of(names: list[str]) -> str:
+    """The first names, and how many there are."""
+    text = ", ".join(name[:100] for name in names[:MOST_NAMED])
+    if len(names) > MOST_NAMED:
+        text += f" and {len(names) - MOST_NAMED} more"
+    return text
+
+
+def _wrapped(entries: Any) -> list[str]:
+    """The entries that hold a state dict or wrap one further; none if ``entries`` are a state dict themselves."""
+    known = [*RAW_ENTRIES, *AVERAGED_ENTRIES, *TRAINED_BY_A_TEACHER]
+    return [name for name in known if isinstance(entries.get(name), Mapping) and _holds_weights(entries[name])]
+
+
+def _holds_weights(entries: Mapping[Any, Any], depth: int = DEEPEST) -> bool:
+    """Whether there is a tensor among the entries, or in one that wraps further ones."""
+    for value in entries.values():
+        if isinstance(value, Tensor):
+            return True
+        if depth and isinstance(value, Mapping) and _holds_weights(value, depth - 1):
+            return True
+    return False
+
+
+def _rank(entry: str) -> int:
+    """The place of an entry in the sequence in which they are looked for."""
+    return [*RAW_ENTRIES, *AVERAGED_ENTRIES, *TRAINED_BY_A_TEACHER].index(entry)
+
+
+def _prefix_of(state_dict: Mapping[str, Tensor]) -> str:
+    """What stands before the backbone's names. Where there are several backbones, the raw one comes first."""
+    # All supported backbones call their layers so.
+    prefixes = {match[1] for name in state_dict if (match := re.match(r"((?:\w+\.)*?)blocks\.\d+\.", name))}
+    if not prefixes:
+        return _common_prefix(state_dict)
+    # A hybrid model has blocks of convolutions further inside, which are no backbone of their own.
+    outermost = [one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes)]
+    return min(outermost, key=_rank_of_prefix)
+
+
+def _rank_of_prefix(prefix: str) -> tuple[bool, bool, int, str]:
+    words = prefix.split(".")
+    is_taught = any(word in TRAINED_BY_A_TEACHER for word in words)
+    is_averaged = any(word in AVERAGED_ENTRIES for word in words)
+    return is_taught, is_averaged, len(words), prefix
+
+
+def _common_prefix(state_dict: Mapping[str, Tensor]) -> str:
+    """The longest row of PREFIXES that stands before all names."""
+    common = ""
+    while True:
+        further = next(iter(_further(state_dict, common)), None)
+        if further is None:
+            return common
+        common += further
+
+
+def _further(state_dict: Mapping[str, Tensor], common: str) -> Iterator[str]:
+    for prefix in PREFIXES:
+        if all(name.startswith(common + prefix) for name in state_dict):
+            yield prefix
