@@ -141,7 +141,7 @@ def test_images_in_class_folders_are_read_by_processes_of_the_run(tiny, tmp_path
         train=settings("model/mini_digits", "trainer/cpu", **options),
         base=None,
         methods={"layershuffle": settings("method/layershuffle")},
-        evaluations={"results": settings(data__workers=2, orders=1, protocols=["sequential"])},
+        evaluations={"results": settings(data__workers=2, random_orders=1, protocols=["sequential"])},
     )
     experiment_command([str(path), "--seeds=0"])
     assert Path("experiments/tiny/digits/layershuffle/seed0/results.json").is_file()
