@@ -1,18 +1,29 @@
 """Reads files that others may have written, of limited size, and writes files whole or not at all."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
+import secrets
+import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
 from layershuffle.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 MAX_JSON_BYTES = 200 << 20
 MAX_YAML_BYTES = 1 << 20
+
+_HELD: set[Path] = set()
+"""The locks that this process has; the system's locks keep out other processes alone."""
 
 
 def read_json(path: str | Path, most: int = MAX_JSON_BYTES, what: str = "JSON") -> Any:
@@ -58,11 +69,12 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
     Raises UserError if it can't be written.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # In a folder that others can write to, they could put a link in the place of a name that they can foresee.
+    aside = path.with_name(f".layershuffle-{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as file:
+            with aside.open("xb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -71,3 +83,86 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
             aside.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror}") from error
+
+
+class WriterLock:
+    """Keeps other processes from writing a file or into a folder, until it is closed or this process ends.
+
+    The lock is a hidden file beside the one that it is for, which names the process; closing removes it. Readers don't
+    heed it. Where the file system has no locks, a warning says so, and nobody is kept out.
+
+    Args:
+        path: the file or the folder to write, which needn't exist. Links to it share its lock.
+
+    Raises:
+        UserError: if another process, which the message names, or another part of this one writes it, or if the
+            lock can't be made.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        target = Path(os.path.realpath(path))
+        self.path = target.with_name(f".{target.name}.lock")
+        self._file: int | None = None
+        if self.path in _HELD:
+            raise UserError(f"{path} is being written by another part of this process: wait for it")
+        try:
+            self._lock(path)
+        except OSError as error:
+            raise UserError(f"{path} can't be locked for writing: {error.strerror}") from error
+        _HELD.add(self.path)
+
+    def _lock(self, path: str | os.PathLike) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while self._file is None:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                # Unlike flock, lockf ends with this process even if a child of it lives on for a moment.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                holder = _named_process(os.pread(file, 300, 0))
+                os.close(file)
+                raise UserError(f"{path} is being written by {holder}: wait for it, or stop it") from error
+            except OSError as error:
+                os.close(file)
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                logger.warning("%s is not locked, as its file system has no locks: let one process write it", path)
+                return
+
+            # Whoever had the lock before may have removed its file between the two calls.
+            if self._is_current(file):
+                self._file = file
+            else:
+                os.close(file)
+
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def _is_current(self, file: int) -> bool:
+        """Whether an open file is the one that has the name of the lock."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(file))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Let others write; a second call changes nothing."""
+        _HELD.discard(self.path)
+        if self._file is not None:
+            # Removed while it is locked, or it would be that of somebody else.
+            self.path.unlink(missing_ok=True)
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _named_process(content: bytes) -> str:
+    """The process that the content of a lock's file names."""
+    # Whatever else somebody has put there may not reach the terminal.
+    name = re.match(r"process \d+ on [\w.-]+", content.decode(errors="replace"))
+    return name[0] if name else "another process"

@@ -21,16 +21,21 @@ class Answers(JsonLines):
         unreadable: how many of them could not be read.
 
     Raises:
-        UserError: if the file can't be written, is something else, is damaged, or has answers of another model.
+        UserError: if the file can't be written, is something else, is being written by another process, is
+            damaged, or has answers of another model.
     """
 
     def __init__(self, path: str | os.PathLike, model: dict[str, Any], weights: str) -> None:
         super().__init__(path, "model", "a file of answers")
         self.done: set[str] = set()
         self.unreadable = 0
-        has_lines = self._read(weights)
-        if not has_lines:
-            super().append({"model": model, "weights": weights})
+        try:
+            has_lines = self._read(weights)
+            if not has_lines:
+                super().append({"model": model, "weights": weights})
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self, weights: str) -> bool:
         """Read what the file already has, and return whether it has any line."""

@@ -120,7 +120,11 @@ class Cluster:
         self._slots = asyncio.Semaphore(self.window)
         self._log = EventLog(self.event_log_path)
         self._log.write("started", time.time(), steps=len(self.model.order), policy=vars(self.policy))
-        self._ray, self._owns_ray = await asyncio.to_thread(connect, self.address, len(self.placement))
+        try:
+            self._ray, self._owns_ray = await asyncio.to_thread(connect, self.address, len(self.placement))
+        except BaseException:
+            self._log.close()
+            raise
         try:
             from layershuffle.serving.metrics import Metrics
 

@@ -3,10 +3,10 @@
 import errno
 import json
 import os
-from pathlib import Path
 from typing import Any, Self
 
 from layershuffle.errors import UserError
+from layershuffle.files import WriterLock
 
 LONGEST = 1 << 20
 """A number of bytes that no line has."""
@@ -15,7 +15,8 @@ LONGEST = 1 << 20
 class JsonLines:
     """Appends lines to a file, each with one system call, so that killing the process can't cut a line in two.
 
-    A last line that a full disk or a power cut has left unfinished is removed first.
+    A last line that a full disk or a power cut has left unfinished is removed first. Until the file is closed, no other
+    process can append to it.
 
     Args:
         path: the file, which may already have lines.
@@ -26,24 +27,32 @@ class JsonLines:
         torn: whether an unfinished last line was removed.
 
     Raises:
-        UserError: if the file can't be written, or is something else.
+        UserError: if the file can't be written, is being written by another process, or is something else.
     """
 
     def __init__(self, path: str | os.PathLike, first: str, kind: str) -> None:
         self.path = path
-        beginning = f'{{"{first}": '.encode()
+        # The lock comes first: what looks like half a line may be one that another process is writing.
+        self._lock = WriterLock(path)
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, len(beginning), 0) != beginning:
-                raise UserError(f"{path} is not {kind}: give the name of a new file")
-            tail = os.pread(self._file, LONGEST, max(0, size - LONGEST))
-            whole_lines = size - len(tail) + tail.rfind(b"\n") + 1
-            self.torn = whole_lines < size
-            os.ftruncate(self._file, whole_lines)
+            self.torn = self._remove_half_a_line(f'{{"{first}": '.encode(), kind)
         except OSError as error:
+            self._lock.close()
             raise UserError(f"{path} can't be written: {error.strerror}") from error
+        except UserError:
+            self.close()
+            raise
+
+    def _remove_half_a_line(self, beginning: bytes, kind: str) -> bool:
+        """Cut the file after its last whole line, and return whether there was more."""
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, len(beginning), 0) != beginning:
+            raise UserError(f"{self.path} is not {kind}: give the name of a new file")
+        tail = os.pread(self._file, LONGEST, max(0, size - LONGEST))
+        whole_lines = size - len(tail) + tail.rfind(b"\n") + 1
+        os.ftruncate(self._file, whole_lines)
+        return whole_lines < size
 
     def append(self, content: dict[str, Any]) -> None:
         """Append a line; raises OSError if it can't be written, and then leaves nothing of it in the file."""
@@ -54,8 +63,9 @@ class JsonLines:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, so that others can append to it."""
         os.close(self._file)
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from layershuffle import UserError
 from layershuffle.api import serve
 from layershuffle.commands.serve import serve_command
 from layershuffle.orders import Order, seeded
+from layershuffle.serving.event_log import EventLog
 from layershuffle.serving.result import Result
 
 CLASSES = ["ant", "bee", "cow", "doe", "elk"]
@@ -189,6 +190,35 @@ def test_what_cannot_be_appended_to_is_refused(monkeypatch, capsys, small):
     assert Path("answers.jsonl").read_text() == written
     Path("answers.jsonl").write_text(written.replace('"picture"', '"image"', 1))
     assert "line 2 is not an answer" in fails(capsys, serve_command, "same.ckpt", *arguments[1:])
+
+
+def test_two_commands_on_one_file(monkeypatch, capsys):
+    """The second is refused in one line that names the first, and changes nothing; so with a log of events."""
+    monkeypatch.setattr(serve, "Cluster", Local)
+    command()
+    written = Path("answers.jsonl").read_text()
+    code = """
+from layershuffle.serving.event_log import EventLog
+from layershuffle.serving.json_lines import JsonLines
+with JsonLines("answers.jsonl", "model", "a file of answers"), EventLog("log.jsonl"):
+    print("open", flush=True)
+    input()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as other:
+        assert other.stdout.readline() == "open\n"
+        # As if the other one was writing its line right now.
+        with Path("answers.jsonl").open("a") as file:
+            file.write('{"picture": "half')
+        error = fails(capsys, serve_command, "m.ckpt", "--pictures", "pictures", "--answers", "answers.jsonl")
+        assert f"answers.jsonl is being written by process {other.pid} on " in error
+        assert Path("answers.jsonl").read_text() == written + '{"picture": "half'
+        with pytest.raises(UserError, match=f"process {other.pid} on "):
+            EventLog("log.jsonl")
+        other.communicate("\n")
+    command()
+    assert Path("answers.jsonl").read_text() == written
+    EventLog("log.jsonl").close()
 
 
 @pytest.mark.slow
