@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from layershuffle.api.pictures import Pictures, Unreadable, find_pictures
+from layershuffle.api.pictures import Pictures, Unreadable
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.study import ModelLike, as_loaded
 from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
 from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.data.picture_files import find_pictures
 from layershuffle.errors import UserError
 from layershuffle.evaluation.device import make_fabric
 from layershuffle.evaluation.scoring import run_orders

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layershuffle.api.pictures import Pictures, Unreadable, find_pictures
+from layershuffle.api.pictures import Pictures, Unreadable
 from layershuffle.checkpoints.loading import LoadedModel, load
+from layershuffle.data.picture_files import find_pictures
 from layershuffle.errors import UserError
 from layershuffle.serving.answers import Answers
 from layershuffle.serving.cluster import Cluster

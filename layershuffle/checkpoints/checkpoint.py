@@ -11,8 +11,8 @@ from layershuffle.errors import UserError
 from layershuffle.models.state_dicts import LIGHTNINGS_RAW
 from layershuffle.models.weights import read_file
 
-SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
-"""What the names of files with weights end in."""
+SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".tar", ".onnx", ".pt2")
+"""What the names of files with weights or programs end in. No name of timm's does."""
 
 
 @dataclass(frozen=True)

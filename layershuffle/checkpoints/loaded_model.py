@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
 from layershuffle.checkpoints.training_data import trained_format
-from layershuffle.data.decoding import as_rgb
+from layershuffle.data.decoding import UNDECODABLE, as_rgb, open_image
+from layershuffle.data.picture_files import find_pictures
 from layershuffle.data.preprocessing import Preprocess, Resizing, resize
 from layershuffle.errors import UserError
 from layershuffle.models.image_format import ImageFormat
@@ -19,6 +21,8 @@ from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.results import ModelInfo
 
+Picture = Image.Image | str | Path
+"""A PIL image, the path of its file, or a folder with pictures."""
 BATCH_SIZE = 64
 """How many images ``LoadedModel.predict`` classifies together."""
 
@@ -87,27 +91,61 @@ class LoadedModel:
 
     @torch.inference_mode()
     def predict(
-        self, images: Sequence[Image.Image], top: int = 5, order: OrderLike | None = None
+        self,
+        pictures: Picture | Sequence[Picture],
+        top: int = 5,
+        order: OrderLike | None = None,
+        orders: Sequence[OrderLike] = (),
     ) -> list[tuple[LikelyClass, ...]]:
-        """Classify PIL images, on the device that the model is on.
+        """Classify pictures, on the device that the model is on.
 
         Args:
-            images: the images, of any size and mode; see ``data.decoding.as_rgb`` for how they are read.
+            pictures: PIL images of any size and mode, paths of files, or folders, whose pictures are taken in the
+                sequence of their paths; one of these, or several.
             top: how many of the likeliest classes to return.
             order: the order that the layers run in; by default the model's base order.
+            orders: in place of ``order``, several orders. The probabilities are their means.
 
         Returns:
-            The likeliest classes of each image, the likeliest first.
+            The likeliest classes of each picture, the likeliest first.
 
         Raises:
-            UserError: if the model can't run the order, or the order has no layers.
+            UserError: if the model can't run an order, an order has no layers, or a picture isn't there or can't be
+                read.
         """
-        if order is not None:
-            order = self.check(order)
+        if order is not None and orders:
+            raise UserError("order is one order and orders are several: give one of the two")
+        to_run: list[Order | None] = [self.check(one) for one in orders]
+        if not orders:
+            to_run = [None if order is None else self.check(order)]
+        images = _found(pictures)
         device = next(self.model.parameters()).device
         predictions = []
         for start in range(0, len(images), BATCH_SIZE):
-            batch = self.preprocess(images[start : start + BATCH_SIZE]).to(device)
-            logits = self.model(batch, order).logits
-            predictions += [likely_classes(row[None], self.classes, top) for row in logits]
+            opened = [_opened(image) for image in images[start : start + BATCH_SIZE]]
+            batch = self.preprocess(opened).to(device)
+            logits = torch.stack([self.model(batch, one).logits for one in to_run])
+            predictions += [likely_classes(of_image, self.classes, top) for of_image in logits.unbind(dim=1)]
         return predictions
+
+
+def _found(pictures: Picture | Sequence[Picture]) -> list[Image.Image | str]:
+    """The images and the paths of files among ``pictures``, with the files of folders in their place."""
+    if isinstance(pictures, (str, Path, Image.Image)):
+        pictures = [pictures]
+    images: list[Image.Image | str] = []
+    for picture in pictures:
+        if isinstance(picture, Image.Image):
+            images.append(picture)
+        else:
+            images += find_pictures([picture])
+    return images
+
+
+def _opened(picture: Image.Image | str) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    try:
+        return open_image(picture)
+    except UNDECODABLE as error:
+        raise UserError(f"{picture} can't be read as an image ({error}): replace or remove it") from error

@@ -11,8 +11,10 @@ from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.named import is_config, load_config, load_timm
 from layershuffle.checkpoints.published import describe_published, is_published, load_published
 from layershuffle.checkpoints.training_data import class_names
+from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.fitting import create_fitting
+from layershuffle.models.timm_models import is_timm_model
 from layershuffle.results import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,11 @@ def load(source: str | Path, pretrained: str | None = None, num_classes: int | N
         return load_config(name, pretrained, num_classes)
     if is_checkpoint(source):
         return _load_checkpoint(path)
+    if not is_timm_model(name):
+        raise UserError(
+            f"there is no file or folder {name}, and timm has no model named {name}: give the path of a checkpoint, or "
+            "a name that timm.list_models('vit*') lists"
+        )
     return load_timm(name, pretrained, num_classes)
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,13 @@ def make_timm_model(name: str, num_classes: int, pretrained: bool | str, timm_ar
     cfg.pop("file", None)
     cfg.pop("state_dict", None)
     return vit
+
+
+def is_timm_model(name: str) -> bool:
+    """Whether timm has a model of this name."""
+    import timm
+
+    return timm.is_model(name)
 
 
 def classes_of(path: str, name: str) -> int | None:
@@ -177,7 +185,10 @@ def _cached(name: str) -> dict[str, Any]:
 
 
 def _unknown(name: str) -> UserError:
-    return UserError(f"timm has no model named {name}: timm.list_models('vit*') lists those it has")
+    text = f"timm has no model named {name}: timm.list_models('vit*') lists those it has"
+    if Path(name).exists():
+        text += f"; to start from the weights in {name}, name their model and give --model.pretrained {name}"
+    return UserError(text)
 
 
 def _not_fetched(name: str, error: Exception) -> UserError:

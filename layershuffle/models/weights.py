@@ -20,7 +20,7 @@ from layershuffle.models.state_dicts import BackboneWeights, find_backbone
 
 PACKAGED = Path(__file__).parent / "pretrained"
 """The folder of the weights that travel with the package, which are known by their names: ``mini_glyphs``."""
-_NUMPYS_SCALAR: Any = np._core.multiarray.scalar
+_NUMPYS_SCALAR: Any = np.float64(0).__reduce__()[0]
 PLAIN_VALUES: list[Any] = [
     # What trainers keep beside the weights: their options, and numbers. None of these runs code when it is read.
     Namespace,

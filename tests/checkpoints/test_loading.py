@@ -115,13 +115,21 @@ def test_what_is_none_of_these(folder):
     Path("empty").mkdir()
     for source, complaint in [
         ("nothing", "timm has no model named nothing"),
+        ("nothing", "there is no file or folder nothing"),
         ("nothing.ckpt", "there is no file nothing.ckpt"),
+        ("nothing.pth.tar", "there is no file nothing.pth.tar"),
         ("empty", "config.json"),
     ]:
         with pytest.raises(UserError, match=re.escape(complaint)):
             load(source)
-        if source != "nothing.ckpt":
+        if not source.startswith("nothing."):
             assert trained_on(source) is None
+
+
+def test_a_file_in_place_of_a_models_name_leads_to_the_option_for_weights(folder):
+    save("run.ckpt")
+    with pytest.raises(UserError, match=r"--model\.pretrained run\.ckpt"):
+        create_model("run.ckpt", 5)
 
 
 def test_paths_are_told_from_names(folder):

@@ -20,6 +20,7 @@ from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.logs import set_up_logging
 from layershuffle.commands.predict import predict_command
 from layershuffle.commands.train import train_command
+from layershuffle.errors import UserError
 from layershuffle.orders import Order, seeded
 from layershuffle.results.figures import rendered
 from layershuffle.results.measures import ByClassCounts
@@ -96,6 +97,35 @@ def test_a_model_predicts_in_python(checkpoint, pictures):
         loaded.predict(images, order="9")
     with pytest.raises(ValueError, match="needs at least one layer"):
         loaded.predict(images, order="")
+
+
+def test_a_model_predicts_a_path_a_folder_or_one_picture(checkpoint, pictures, tmp_path):
+    checkpoint()
+    loaded = layershuffle.load("best.ckpt")
+    folder = tmp_path / "to_predict"
+    (folder / "more").mkdir(parents=True)
+    images = [image.convert("RGB") for image in list(pictures.values())[:2]]
+    images[0].save(folder / "a.png")
+    images[1].save(folder / "more" / "b.png")
+    # Links in a circle lead nowhere new.
+    (folder / "more" / "up").symlink_to(folder)
+    expected = loaded.predict(images)
+    assert loaded.predict(folder) == expected
+    assert loaded.predict([str(folder / "a.png"), images[1]]) == expected
+    assert loaded.predict(images[0]) == loaded.predict(str(folder / "a.png")) == loaded.predict(images[:1])
+
+    in_two = loaded.predict(images[0], top=5, orders=["3 1 2", [0, 0, 1]])
+    singly = [loaded.predict(images[0], top=5, order=order) for order in ("3 1 2", [0, 0, 1])]
+    by_name = [{likely.name: likely.probability for likely in found[0]} for found in singly]
+    for likely in in_two[0]:
+        assert close(likely.probability, sum(found[likely.name] for found in by_name) / 2)
+
+    (folder / "c.png").write_bytes(b"no picture")
+    for wrong, complaint in (("nowhere", "no file or folder"), (folder / "c.png", "c.png can't be read")):
+        with pytest.raises(UserError, match=complaint):
+            loaded.predict(wrong)
+    with pytest.raises(UserError, match="orders"):
+        loaded.predict(images, order="1", orders=["2"])
 
 
 def test_pictures_are_preprocessed_as_in_training(checkpoint, pictures, small):
