@@ -48,12 +48,12 @@ def cosine_similarities(
             state = model.embed(preprocess(images.to(fabric.device)))
             for position, step in enumerate(model.order):
                 state, _ = model.run_step(state, step, position)
-                directions.append(F.normalize(state.tokens.float(), dim=-1).flatten())
+                directions.append(F.normalize(state.tokens.float(), dim=-1).flatten())  # [batch * tokens * dim]
 
         # With each token normalised, the product of two steps' activations is the sum of the tokens' cosines.
-        by_step = torch.stack(directions)
+        by_step = torch.stack(directions)  # [steps, batch * tokens * dim]
         total += (by_step @ by_step.T).cpu()
-        tokens_seen += state.tokens.shape[:2].numel()
+        tokens_seen += state.tokens.shape[:2].numel()  # images x tokens
         on_batch()
     return total / tokens_seen
 

@@ -16,11 +16,11 @@ from layershuffle.results.measures import ByClassCounts, OrderCounts
 from layershuffle.results.score import Variant
 
 MAX_PAIRS = 10_000
-"""So many pairs of a class and another one are kept: all pairs of up to 100 classes, else the most frequent ones."""
+"""How many confusions results keep: all of up to 100 classes, the most frequent ones of more."""
 
 
 class ByClass(Metric):
-    """Counts by class how images are classified, in the fixed orders of the protocols that ask for it.
+    """Counts how the images of each class are classified, in the fixed orders of protocols with ``by_class``.
 
     Orders of the same variant are counted together. torchmetrics has confusion matrices too, but takes NaN for a class
     and makes the device wait.
@@ -31,7 +31,8 @@ class ByClass(Metric):
 
     Attributes:
         groups: the (protocol, variant) of each group of orders that are counted together.
-        rows: the groups that each order belongs to, by number, once for each trial.
+        rows: for each order the indices of its groups. An order that a group samples twice has that index twice, so that
+            its images count twice, as they do in the mean of the scores.
     """
 
     full_state_update = False
@@ -62,7 +63,7 @@ class ByClass(Metric):
         """Count the images of a batch; labels: int64 [batch]."""
         predicted = best_class(output.logits.float())
         columns = predicted.where(predicted >= 0, self.classes)
-        cells = labels * (self.classes + 1) + columns
+        cells = labels * (self.classes + 1) + columns  # indices into a flattened matrix
         for row in self.rows[order]:
             self.matrices[row].index_add_(0, cells, torch.ones_like(cells))
 

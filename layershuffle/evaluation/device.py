@@ -14,7 +14,7 @@ from layershuffle.hardware import fastest_precision, largest_batch
 from layershuffle.models import OrderedViT
 
 MAX_IMAGES = 2048
-"""A GPU gains nothing from larger batches than this, and the first one takes longer to read."""
+"""The largest batch on a GPU, which gains nothing from more; evaluation would only wait longer for its first batch."""
 
 
 def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: bool = False) -> Fabric:
@@ -29,6 +29,7 @@ def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: boo
     Raises:
         UserError: if there is no such accelerator, or several processes can't do what is asked.
     """
+    # torchrun tells its processes by environment variables how many there are, in all and on this machine.
     processes = 1
     processes_here = 1
     if is_torchelastic_launched():
@@ -41,6 +42,7 @@ def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: boo
             raise UserError("several processes could measure different precisions: name a --precision in place of auto")
 
     try:
+        # Fabric wants the precision at the beginning, so the measuring needs a Fabric of its own to learn the device.
         if precision == "auto":
             device = Fabric(accelerator=accelerator, devices=1).device
             precision = _fastest_precision(model, device)
@@ -73,7 +75,8 @@ def largest_evaluation_batch(model: OrderedViT, data: ImageData, split: Literal[
 
     A CPU gains nothing from larger batches than the data set's ``evaluation_batch``.
     """
-    data.loader(split)  # This moves a set that is kept on the device, which takes memory too.
+    # This moves a data set that is kept on the device there, so that its memory is taken before the search begins.
+    data.loader(split)
     start = max(1, data.evaluation_batch // fabric.world_size)
     if fabric.device.type != "cuda":
         return fabric.world_size * start

@@ -27,6 +27,7 @@ class EarlyExit:
 
     def __init__(self, order: Order, device: torch.device) -> None:
         self.order = order
+        # An image that stops after n steps has run the order's first n steps, so these are scored as orders of their own.
         self.beginnings = {order[:steps] for steps in range(1, len(order) + 1)}
         self.thresholds = torch.tensor(THRESHOLDS, device=device)
         self.patiences = torch.arange(len(order), device=device)
@@ -45,10 +46,11 @@ class EarlyExit:
 
         # The whole order comes after all of its beginnings, so the batch is complete.
         if order == self.order:
-            logits = torch.stack(self._logits)
+            logits = torch.stack(self._logits)  # [steps, batch, classes]
             self._logits = []
-            last_steps = self._last_steps(logits)
+            last_steps = self._last_steps(logits)  # [rules, batch]
             images = torch.arange(len(labels), device=labels.device)
+            # Each rule is counted like an order: its logits are those after the step at which the image stopped.
             self.metrics.update(0, [Output(logits[steps, images]) for steps in last_steps], labels)
             self.steps_run += (last_steps + 1).sum(dim=1)
 
@@ -57,18 +59,19 @@ class EarlyExit:
 
         logits: [steps, batch, classes].
         """
-        confidence = logits.softmax(dim=-1).amax(dim=-1)
-        is_confident = confidence > self.thresholds.view(-1, 1, 1)
+        confidence = logits.softmax(dim=-1).amax(dim=-1)  # [steps, batch]
+        is_confident = confidence > self.thresholds.view(-1, 1, 1)  # [thresholds, steps, batch]
 
+        # For how many steps in a row the predicted class has stayed the same: it starts again at 0 with each change.
         predicted = logits.argmax(dim=-1)
-        unchanged = torch.zeros_like(predicted)  # for how many steps in a row the predicted class has stayed the same
+        unchanged = torch.zeros_like(predicted)  # [steps, batch]
         for step in range(1, len(predicted)):
             unchanged[step] = (unchanged[step - 1] + 1) * (predicted[step] == predicted[step - 1])
         is_patient = unchanged >= self.patiences.view(-1, 1, 1)
 
         stops = torch.cat([is_confident, is_patient])  # [rules, steps, batch]
-        stops[:, -1] = True
-        return stops.int().argmax(dim=1)  # the first step at which it stops
+        stops[:, -1] = True  # After the last step every image has to stop.
+        return stops.int().argmax(dim=1)  # argmax of zeros and ones is the first step with a one.
 
     def compute(self) -> EarlyExits:
         """For each rule its threshold (or patience), the mean number of steps that an image ran, and its scores."""

@@ -45,11 +45,13 @@ class InstanceWiseScores:
         """Count the batch, of which ``add`` has got the outputs of all of ``orders``."""
         if self.choice is None:
             return
-        logits = torch.stack([self._logits.pop(order) for order in self.orders])
-        choice_logits = self.choice(model.embed(images).tokens)
+        logits = torch.stack([self._logits.pop(order) for order in self.orders])  # [orders, batch, classes]
+        # The choice looks at the tokens before the first layer, as in training.
+        choice_logits = self.choice(model.embed(images).tokens)  # [batch, orders]
         picked = {"chosen": choice_logits.argmax(dim=1), "oracle": best_order(logits, labels)}
         self.images_by_order += picked["chosen"].bincount(minlength=len(self.orders))
 
+        # A pick is counted like an order: the logits of each image are those of the order that is picked for it.
         rows = torch.arange(len(labels), device=labels.device)
         for number, pick in enumerate(self.picks):
             self.metrics.update(number, [Output(logits[picked[pick], rows])], labels)
@@ -77,6 +79,7 @@ def best_order(logits: Tensor, labels: Tensor) -> Tensor:
         logits: float32 [orders, batch, classes].
         labels: int64 [batch].
     """
+    # One order after another, since cross_entropy wants the classes in the second dimension.
     losses = torch.stack([F.cross_entropy(order_logits, labels, reduction="none") for order_logits in logits])
     losses = losses.nan_to_num(nan=torch.inf)  # argmin takes NaN for the smallest number
     # An order in which the image is classified rightly comes first even if its loss is larger.

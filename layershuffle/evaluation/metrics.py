@@ -13,10 +13,10 @@ from layershuffle.models.model import Output
 
 BINS = 15
 """Bins of equal width, by the probability of the predicted class, whose calibration error is averaged."""
-PARTS = 1_000_000
-"""Calibration is summed in these parts of an image, because sums of integers don't depend on the order of adding."""
+GAP_UNITS = 1_000_000
+"""Calibration gaps are summed in millionths of an image: unlike floats, integers have the same sum in any sequence."""
 BUFFER_SIZE = 1 << 22
-"""Outputs are counted together once they hold this many numbers. For small models, counting each would be slow."""
+"""Outputs are counted together once they hold this many numbers. Counting each by itself is slow for small models."""
 
 
 def best_class(logits: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class OrderMetrics(Metric):
         positions_right: how many of these rightly.
         loss: the sum of the cross-entropies, float32 [count].
         gaps: by bin, the sum of 1 for each image that was classified rightly, less the probability of its predicted
-            class, in PARTS, int64 [count, BINS].
+            class, in GAP_UNITS, int64 [count, BINS].
     """
 
     full_state_update = False
@@ -79,25 +79,29 @@ class OrderMetrics(Metric):
         Nothing here waits for the device.
         """
         rows = slice(first, first + len(outputs))
-        logits = torch.stack([output.logits for output in outputs]).float()
-        predicted = best_class(logits)
+        logits = torch.stack([output.logits for output in outputs]).float()  # [orders, batch, classes]
+        predicted = best_class(logits)  # [orders, batch]
         right = predicted == labels
         log_probabilities = logits.log_softmax(dim=-1)
 
+        # top1 isn't the first of the five likeliest: topk may return equal logits in another sequence than max.
         self.images[rows] += len(labels)
         self.nan[rows] += (predicted < 0).sum(dim=1)
-        # Not the first of the five likeliest, because topk may return equal logits in another sequence than argmax.
         self.top1[rows] += right.sum(dim=1)
-        likeliest = logits.topk(min(5, logits.shape[-1])).indices
-        among_likeliest = (likeliest == labels.unsqueeze(1)).any(dim=-1)
+        likeliest = logits.topk(min(5, logits.shape[-1])).indices  # [orders, batch, 5]
+        among_likeliest = (likeliest == labels.unsqueeze(1)).any(dim=-1)  # [orders, batch]
         self.top5[rows] += (among_likeliest & (predicted >= 0)).sum(dim=1)
 
+        # Calibration needs the log probabilities too, so that F.cross_entropy would compute them twice.
         losses = F.nll_loss(log_probabilities.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
         self.loss[rows] += losses.view(len(outputs), -1).sum(dim=1)
 
+        # Bin b holds the confidences from above b / BINS up to and including (b + 1) / BINS, as in the paper. An image
+        # with NaN has confidence 0.
         confidence = log_probabilities.amax(dim=-1).exp().nan_to_num()
         bins = ((BINS * confidence).ceil().long() - 1).clamp(0, BINS - 1)
-        self.gaps[rows].scatter_add_(1, bins, (PARTS * (right.float() - confidence)).round().long())
+        gaps = (GAP_UNITS * (right.float() - confidence)).round().long()
+        self.gaps[rows].scatter_add_(1, bins, gaps)
 
         for row, output in enumerate(outputs, first):
             if output.position_logits is not None:
@@ -106,18 +110,24 @@ class OrderMetrics(Metric):
     def _add_positions(self, row: int, position_logits: Tensor) -> None:
         """Count the positions that the layers of one order predicted; position_logits: [steps, batch, positions]."""
         predicted = best_class(position_logits)
-        actual = torch.arange(len(predicted), device=predicted.device).unsqueeze(1)
+        actual = torch.arange(len(predicted), device=predicted.device).unsqueeze(
+            1
+        )  # [steps, 1]: step n is at position n
         self.positions[row] += predicted.numel()
         self.positions_right[row] += (predicted == actual).sum()
 
     def compute(self) -> list[OrderScore]:
-        """The scores of each order, as plain numbers."""
-        columns = (self.images, self.top1, self.top5, self.nan, self.positions, self.positions_right, self.loss)
-        gaps = self.gaps.abs().sum(dim=1).tolist()
+        """The scores of each order, as plain numbers.
+
+        torchmetrics has added up the sums of all processes before it calls this.
+        """
+        # One transfer for each sum, not one for each order.
+        gaps = self.gaps.abs().sum(dim=1)
+        columns = (self.images, self.top1, self.top5, self.nan, self.positions, self.positions_right, self.loss, gaps)
+        rows = zip(*(column.tolist() for column in columns))
 
         scores = []
-        for gap, *sums in zip(gaps, *(column.tolist() for column in columns)):
-            images, top1, top5, nan, positions, positions_right, loss = sums
+        for images, top1, top5, nan, positions, positions_right, loss, gap in rows:
             score = OrderScore(
                 images=images,
                 top1=top1 / images,
@@ -126,17 +136,17 @@ class OrderMetrics(Metric):
                 loss=float(f"{loss / images:.7g}") if math.isfinite(loss) else None,
                 position_accuracy=positions_right / positions if positions else None,
                 nan=nan,
-                ece=round(gap / PARTS / images, 6),
+                ece=round(gap / GAP_UNITS / images, 6),
             )
             scores.append(score)
         return scores
 
 
 class OutputBuffer:
-    """Adds the outputs of a batch to successive orders of ``metrics``, many at a time.
+    """Collects the outputs of a batch and adds many at a time to ``metrics``.
 
     Args:
-        metrics: what counts them, from its first order on.
+        metrics: what counts them. The first output belongs to its order 0, the next to order 1 and so on.
         labels: int64 [batch].
     """
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from layershuffle.evaluation.instancewise import InstanceWiseScores
-from layershuffle.evaluation.metrics import OrderMetrics, OutputBuffer
+from layershuffle.evaluation.metrics import OrderMetrics, OrderScore, OutputBuffer
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.protocols import SampleOrder, Trial
+from layershuffle.orders.protocols import SampleOrder, Scorable, Trial
 from layershuffle.results import Score
 
 
@@ -41,8 +41,11 @@ def evaluate(
     Raises:
         UserError: before the first batch, if the model can't run one of the orders.
     """
-    # Several trials may ask for the same thing, which then runs once. Fixed orders are sorted as ``run_orders`` sorts.
+    # Several trials may ask for the same thing, which then runs once.
     scorables = dict.fromkeys(trial.order for trial in trials)
+
+    # The rows of ``metrics``: first the fixed orders, then the orders that are sampled for each batch. Fixed orders are
+    # sorted as ``run_orders`` yields them, so that the next output of a fixed order always belongs to the next row.
     fixed = sorted((order for order in scorables if isinstance(order, Order)), key=lambda order: order.steps)
     samplers = [sampler for sampler in scorables if sampler is None or callable(sampler)]
     for order in fixed:
@@ -51,7 +54,7 @@ def evaluate(
     model = model.to(fabric.device).eval()
     preprocess = preprocess.to(fabric.device)
     metrics = OrderMetrics(len(fixed) + len(samplers)).to(fabric.device)
-    instancewise = InstanceWiseScores(model, scorables, fabric.device)
+    instancewise = InstanceWiseScores(model, scorables, fabric.device)  # has metrics of its own
 
     for number, (batch_images, batch_labels) in enumerate(batches):
         # The last batch can have fewer images than there are processes.
@@ -60,13 +63,15 @@ def evaluate(
         images = preprocess(batch_images.to(fabric.device, non_blocking=True))
         labels = batch_labels.to(fabric.device, non_blocking=True)
 
+        # One pass runs all orders of the batch; an order that is needed for several reasons runs once.
         sampled = [_sample(sampler, model.order, seed, number) for sampler in samplers]
         fixed_outputs = OutputBuffer(metrics, labels)
         with fabric.autocast():
             for order, output in run_orders(model, images, [*fixed, *sampled, *instancewise.orders]):
+                # A sampled order counts here too if it happens to be a fixed one: both rows are due.
                 if order in scorables:
                     fixed_outputs.add(output)
-                for row, sampled_order in enumerate(sampled, len(fixed)):
+                for row, sampled_order in enumerate(sampled, start=len(fixed)):
                     if sampled_order == order:
                         metrics.update(row, [output], labels)
                 instancewise.add(order, output)
@@ -74,43 +79,57 @@ def evaluate(
             fixed_outputs.flush()
             instancewise.end_batch(model, images, labels)
 
-    scores = dict(zip([*fixed, *samplers], metrics.compute())) | instancewise.scores()
+    # Here, if there are several processes, they add up what each of them has counted.
+    order_scores: dict[Scorable, OrderScore] = dict(zip([*fixed, *samplers], metrics.compute()))
+    order_scores.update(instancewise.scores())
     shares = instancewise.shares(fabric)
-    return [
-        Score(
+
+    scores = []
+    for trial in trials:
+        score = Score(
             protocol=trial.protocol,
             variant=trial.variant,
             order=str(trial.order) if isinstance(trial.order, Order) else None,
             chosen=shares.get(trial.order),
-            **scores[trial.order]._asdict(),
+            **order_scores[trial.order]._asdict(),
         )
-        for trial in trials
-    ]
+        scores.append(score)
+    return scores
 
 
 def run_orders(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Iterator[tuple[Order, Output]]:
     """Run a batch in each of ``orders``; a beginning that orders share is computed once.
 
-    The sorted orders are a trie over their steps, walked depth first. Besides ``images`` only one activation per depth
-    is held. Each output equals ``model(images, order)``. They come sorted by the steps of the orders.
+    In sorted sequence, orders with the same beginning are neighbours: they are a trie over their steps, walked depth
+    first. In memory there is one activation for each step of the beginning that an order shares with its neighbours.
+
+    Yields:
+        Each order once, sorted by steps, and its output, which equals ``model(images, order)``.
     """
     ordered = sorted(set(orders), key=lambda order: order.steps)
-    states = [model.embed(images)]  # states[n] is what n steps lead to
-    position_logits: list[Tensor | None] = []
+    states = [model.embed(images)]  # states[n] is the state after n steps
+    position_logits: list[Tensor | None] = []  # of each step that has run
     for order, following in zip(ordered, [*ordered[1:], Order()]):
         shared = _shared_steps(order, following)
+
+        # What is left in ``states`` are the steps that this order shares with the one before it: go on from there.
         state = states[-1]
-        for position in range(len(states) - 1, len(order)):
+        done = len(states) - 1
+        for position in range(done, len(order)):
             state, logits = model.run_step(state, order[position], position)
             position_logits.append(logits)
-            if position < shared:  # otherwise no other order goes on from this state
+            # Of the remaining orders, only those with the same beginning need this state again.
+            if position < shared:
                 states.append(state)
         yield order, model.classify(state, position_logits)
-        del states[shared + 1 :], position_logits[shared:]
+
+        # Go back to where the next order branches off.
+        del states[shared + 1 :]
+        del position_logits[shared:]
 
 
 def _shared_steps(one: Order, other: Order) -> int:
-    """With how many steps both orders begin."""
+    """How many steps at their beginning both orders have in common."""
     for index, (step, other_step) in enumerate(zip(one, other)):
         if step != other_step:
             return index
@@ -121,5 +140,5 @@ def _sample(sampler: SampleOrder | None, base_order: Order, seed: int, batch: in
     """The order of a batch: a function of the seed and the number of the batch."""
     rng = seeded(seed, "per batch", batch)
     if sampler is None:
-        return base_order.shuffled(rng)
+        return base_order.shuffled(rng)  # None stands for a random permutation, see ``Scorable``.
     return sampler(rng)

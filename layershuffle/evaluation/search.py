@@ -18,7 +18,7 @@ Losses = Callable[[Sequence[Order]], list[float]]
 """Scores orders: the validation loss of each."""
 
 MAX_CHOICES = 1 << 12
-"""Every choice of steps is scored if there are fewer than this."""
+"""``thin`` scores every choice of steps if there are fewer than this, else it is a beam search."""
 
 
 def greedy(base_order: Order, losses_of: Losses) -> Iterator[tuple[Order, float]]:
@@ -28,13 +28,13 @@ def greedy(base_order: Order, losses_of: Losses) -> Iterator[tuple[Order, float]
     ``base_order``.
     """
     order = Order()
-    left = list(base_order)
-    while left:
-        candidates = [order + Order([step]) for step in left]
+    remaining = list(base_order)
+    while remaining:
+        candidates = [order + Order([step]) for step in remaining]
         losses = losses_of(candidates)
         best = losses.index(min(losses))
         order = candidates[best]
-        del left[best]
+        del remaining[best]
         yield order, losses[best]
 
 
@@ -51,7 +51,8 @@ def climb(start: Order, losses_of: Losses, rounds: int) -> Iterator[tuple[Order,
     if not pairs:
         return
     for _ in range(rounds):
-        candidates = [swap(*pair, len(order)).over(order) for pair in pairs]
+        # A swap exchanges positions; ``over`` puts the steps that are there now in their place.
+        candidates = [swap(one, other, len(order)).over(order) for one, other in pairs]
         losses = losses_of(candidates)
         if min(losses) >= loss:
             return
@@ -72,13 +73,14 @@ def thin(base_order: Order, losses_of: Losses, keep: int, beam: int) -> Iterator
     candidates = [base_order]
     is_beam_search = not scores_all(base_order, keep)
     for length in range(len(base_order), keep - 1, -1):
+        # The longest order is base_order itself; after that, each length comes from the one before it.
         if length < len(base_order):
             candidates = _shortened(candidates)
         losses = losses_of(candidates)
-        ranked = sorted(range(len(candidates)), key=losses.__getitem__)
+        ranked = sorted(range(len(candidates)), key=lambda index: losses[index])
         yield candidates[ranked[0]], losses[ranked[0]]
         if is_beam_search:
-            candidates = [candidates[rank] for rank in ranked[:beam]]
+            candidates = [candidates[index] for index in ranked[:beam]]
 
 
 def _shortened(orders: Sequence[Order]) -> list[Order]:
@@ -107,20 +109,23 @@ def heavy_tail_exponents(model: OrderedViT) -> list[float]:
     """
     exponents = []
     for block in model.layers:
-        of_matrices = [_exponent(module.weight) for module in block.modules() if isinstance(module, nn.Linear)]
-        exponents.append(sum(of_matrices) / len(of_matrices))
+        matrices = [module.weight for module in block.modules() if isinstance(module, nn.Linear)]
+        exponents.append(sum(_exponent(weight) for weight in matrices) / len(matrices))
     return exponents
 
 
 def _exponent(weight: Tensor) -> float:
+    """The exponent of one weight matrix, see ``heavy_tail_exponents``."""
     try:
         import powerlaw
     except ImportError as error:
         raise UserError("heavy-tail exponents need powerlaw: pip install 'layershuffle[spectra]'") from error
+    # The eigenvalues of W^T W are the squares of the singular values of W.
     eigenvalues = torch.linalg.svdvals(weight.detach().double().cpu()).square().numpy()
     with warnings.catch_warnings():
         # powerlaw's warnings are about the details of its fit, of which only the exponent is used.
         warnings.simplefilter("ignore")
+        # Eigenvalues of 0 belong to no power law: a matrix without full rank has some.
         return float(powerlaw.Fit(eigenvalues[eigenvalues > 0], verbose=False).power_law.alpha)
 
 

@@ -26,6 +26,7 @@ def sequential(depth: int) -> Orders:
 )
 def arbitrary(depth: int, random_orders: int, seed: int) -> Orders:
     """Both readings of the arbitrary order of arXiv 2407.04513."""
+    # None is a new random permutation for every batch, see ``Scorable``.
     yield None, {"reading": "per batch"}
     for number in range(random_orders):
         yield named.permutation(depth, seeded(seed, "arbitrary", number)), {"reading": "fixed"}
@@ -47,8 +48,10 @@ def pruned(depth: int, random_orders: int, seed: int, depths: tuple[int, ...] = 
     for kept in depths or sorted(quarters):
         for strategy, sequence in itertools.product(("first", "even", "random"), ("original", "random")):
             variant = {"kept": kept, "strategy": strategy, "sequence": sequence}
+            # Without chance, one order says everything.
             is_random = strategy == "random" or sequence == "random"
             for number in range(random_orders if is_random else 1):
+                # With a generator of its own, an order stays the same whichever others are asked for.
                 rng = seeded(seed, "pruned", kept, strategy, sequence, number)
                 order = _kept_layers(strategy, kept, depth, rng)
                 if sequence == "random":
@@ -105,7 +108,7 @@ def landscape(depth: int) -> Orders:
 def given(depth: int, orders: Sequence[Order]) -> Orders:
     """The orders that the user gives."""
     if not orders:
-        raise UserError("the protocol given scores orders of your own: name them after --order")
+        raise UserError("the protocol given scores the orders that you give: name them after --order")
     for order in orders:
         yield order, {"order": str(order)}
 
@@ -123,6 +126,7 @@ def painters(
     depth: int, random_orders: int, seed: int, ends: tuple[int, ...] = (), loops: tuple[int, ...] = (3,)
 ) -> Orders:
     """The experiments of Transformer Layers as Painters (arXiv 2407.09298)."""
+    # A single layer has no n at all; with 0 it gets the error of ``middle`` in place of an empty evaluation.
     for n in ends or range(max(1, depth // 2)):
         affected = len(named.middle(n, depth))
         for strategy in ("skip", "middle-repeat", "reverse", "parallel"):
@@ -202,6 +206,7 @@ def instancewise(depth: int, choices: Sequence[Order]) -> Orders:
     """The orders of a model with instance-wise reordering (arXiv 2103.03457)."""
     if not choices:
         raise UserError("this model's images choose no orders: instancewise is for models trained with model.choices")
+    # The scorer picks an order for each image, see ``Pick``.
     yield "chosen", {"order": "chosen"}
     yield "oracle", {"order": "oracle"}
     for number, order in enumerate(choices, 1):

@@ -1,4 +1,4 @@
-"""Execution orders: the type, its text form, the named orders, and the samplers that choose one for each training step.
+"""Execution orders: the type, and its text form.
 
 An order is a sequence of *steps*. A step is a layer, one half of a layer (a sublayer: ``a`` attention,
 ``f`` feed-forward), or several of those run in parallel on the same input with their outputs averaged.
@@ -20,8 +20,10 @@ from typing import Any, NamedTuple, Self, overload
 from layershuffle.errors import UserError
 
 MAX_STEPS = 100_000
+"""More than any model runs. Without a limit, a short text such as ``1*99999 1*99999 ...`` would fill the memory."""
 
 _UNIT = r"[0-9]{1,4}[af]?"
+# A step is a unit, or units between bars in parentheses; either may be repeated: 3, 3a, (1|2), (1|2)*4.
 _STEP = re.compile(rf"(?:({_UNIT})|\(({_UNIT}(?:\|{_UNIT})*)\))(?:\*([1-9][0-9]{{0,4}}))?")
 
 
@@ -84,9 +86,10 @@ class Order:
         return self
 
     def over(self, base_order: "Order") -> "Order":
-        """The same order of the steps of another: each layer stands for the step of ``base_order`` at that index.
+        """Translate the order into the steps of ``base_order``: layer n becomes its step number n.
 
-        A half of a layer stands for that half of the step. Over a sequential order, this is the order itself.
+        A half of layer n becomes that half of the step: "2 0" over "3 (0|1) 2" is "2 3". Over a sequential order, the
+        order stays as it is.
 
         Raises:
             UserError: if ``base_order`` has no such step, if the order names half of a step that is half a layer, or if
@@ -99,6 +102,7 @@ class Order:
 
     def shuffled(self, rng: random.Random) -> "Order":
         """The same steps in a uniformly random sequence."""
+        # Not rng.shuffle, whose result may change with the version of Python, see ``seeded``.
         return Order(sorted(self.steps, key=lambda _: rng.random()))
 
     def __len__(self) -> int:
@@ -145,6 +149,7 @@ def _steps(order: OrderLike) -> tuple[Step, ...]:
     except TypeError as error:
         raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
 
+    # Steps that are given as tuples pass through their text, so that _parse alone decides what a step is.
     steps: list[Step] = []
     for part in parts:
         token = _token(part) if isinstance(part, tuple) else f"{part}"  # unlike str(part), this also works for tensors
@@ -176,15 +181,17 @@ def _parse(token: str) -> tuple[Step, int]:
 
 
 def _token(step: Step) -> str:
+    """The text form of a step."""
     text = "|".join(str(unit) for unit in step)
     return text if len(step) == 1 else f"({text})"
 
 
 def _over(step: Step, base_order: Order) -> Step:
-    """What ``step`` means where its layers stand for the steps of ``base_order``."""
+    """The step that runs what ``step`` runs, with each of its layers replaced by that step of ``base_order``."""
     base_steps = [base_order[part.layer] for part in step]
 
-    # A mean over groups of one size is the mean over all their members.
+    # A parallel step averages its units. If each stands for a group, the mean of the groups' means is the mean over all
+    # their members only where the groups have the same size.
     sizes = {len(base_step) for base_step in base_steps}
     if len(sizes) > 1:
         groups = " and ".join(_token(base_step) for base_step in base_steps)
@@ -199,7 +206,7 @@ def _over(step: Step, base_order: Order) -> Step:
     return tuple(units)
 
 
-@cache  # asked for several times in every training step
+@cache  # Every training step asks for it several times.
 def sequential(depth: int) -> Order:
     """Layers 0 to ``depth - 1``, as the model was built."""
     return Order(range(depth))

@@ -151,6 +151,7 @@ def protocol(
     """
 
     def register(orders: Callable[..., Orders]) -> Protocol:
+        # The same module may define it again when it is reloaded, as notebooks do.
         if name in PROTOCOLS and PROTOCOLS[name].orders.__module__ != orders.__module__:
             raise UserError(f"there is already a protocol named {name}: rename the one in {orders.__module__}")
         PROTOCOLS[name] = Protocol(
@@ -191,8 +192,13 @@ def _options(name: str, orders: Callable[..., Orders], helps: Mapping[str, str])
 
 
 def find(name: str) -> Protocol:
-    """The protocol of that name, or at an import path such as ``my_module.backwards``; raises UserError if it isn't."""
+    """The protocol of that name, or at an import path such as ``my_module.backwards``.
+
+    Raises:
+        UserError: if there is none.
+    """
     module_name, _, attribute = name.rpartition(".")
+    # Users may write swap_matrix for swap-matrix.
     if not module_name:
         registered = PROTOCOLS.get(name.replace("_", "-"))
         if registered is None:
@@ -218,7 +224,7 @@ def trials(
     choices: Sequence[Order] = (),
     **options: Any,
 ) -> list[Trial]:
-    """Everything that protocols ask to be scored.
+    """List everything that protocols want to be scored.
 
     Args:
         protocols: their names or import paths.
@@ -242,28 +248,31 @@ def trials(
     }
 
     to_score = []
-    for chosen in [find(name) for name in protocols]:
+    for family in [find(name) for name in protocols]:
+        # Most protocols number the steps of the base order; those that name layers have as many numbers as layers.
         depth = len(base_order)
-        if chosen.names_layers:
+        if family.names_layers:
             depth = 1 + max(base_order.layers, default=-1)
         arguments["depth"] = depth
-        parameters = inspect.signature(chosen.orders).parameters
-        needed = {name: arguments[name] for name in parameters if name in arguments}
 
-        for listed, variant in chosen.orders(**needed):
-            order = listed if chosen.names_layers else _over(listed, base_order)
-            to_score.append(Trial(chosen.name, order, variant))
+        # The function gets those arguments that it has parameters for.
+        parameters = inspect.signature(family.orders).parameters
+        needed = {name: arguments[name] for name in parameters if name in arguments}
+        for listed, variant in family.orders(**needed):
+            order = listed if family.names_layers else _over(listed, base_order)
+            to_score.append(Trial(family.name, order, variant))
     if not to_score:
-        raise UserError(f"there is nothing to score: {', '.join(protocols)} asks for no order")
+        raise UserError(f"there is nothing to score: {', '.join(protocols)} lists no order")
     return to_score
 
 
 def _over(order: Scorable, base_order: Order) -> Scorable:
-    """The same of the steps of ``base_order``."""
+    """What is to be scored, with its orders translated into the steps of ``base_order``, see ``Order.over``."""
     if isinstance(order, Order):
         return order.over(base_order)
     if callable(order):
         return partial(_sample_over, order, base_order)
+    # None and the picks: the scorer itself applies them to the model's base order or choices.
     return order
 
 

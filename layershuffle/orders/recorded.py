@@ -12,18 +12,21 @@ from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
 
 MAX_LINES = 5_000_000
+"""A limit, because an event log grows for as long as its cluster runs."""
 
 
 def sample(path: str, rng: random.Random) -> Order:
-    """One of the orders of an event log, each as likely as it is frequent there; raises as ``read_orders``."""
-    orders, cumulated = _cumulated(path)
-    place = rng.random() * cumulated[-1]
-    return orders[bisect_right(cumulated, place)]
+    """Sample an order of an event log, each as likely as it is frequent there; raises as ``read_orders``."""
+    orders, cumulative_counts = _cumulative(path)
+    # Inverse transform sampling: of all the runs, in the sequence of the orders, the one with this number. Not
+    # rng.choices, which may change with the version of Python.
+    run = rng.random() * cumulative_counts[-1]
+    return orders[bisect_right(cumulative_counts, run)]
 
 
-@cache  # a training samples from the same log in every step
-def _cumulated(path: str) -> tuple[list[Order], list[int]]:
-    """The orders, and for each how often it or one of those before it ran."""
+@cache  # Training samples from the same log in every step.
+def _cumulative(path: str) -> tuple[list[Order], list[int]]:
+    """The orders, and for each of them how often it and all those before it ran, taken together."""
     counts = read_orders(path)
     return list(counts), list(accumulate(counts.values()))
 
@@ -43,6 +46,7 @@ def read_orders(path: str) -> dict[Order, int]:
             for number, line in enumerate(lines, 1):
                 if number > MAX_LINES:
                     raise UserError(f"{path} has more than {MAX_LINES:,} lines: keep the last ones (tail)")
+                # The log may still be written: its last line can be half an event.
                 if not line.endswith("\n"):
                     break
                 event = json.loads(line)
@@ -50,7 +54,7 @@ def read_orders(path: str) -> dict[Order, int]:
                     counts[event["order"]] += 1
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
-    except UserError:
+    except UserError:  # It is a ValueError, which the next clause would take for a damaged line.
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not an event log of layershuffle serve or simulate: see line {number}") from error

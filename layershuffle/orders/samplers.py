@@ -37,7 +37,7 @@ class OrderSampler:
         return call_sampler(self.sample, depth, seeded(seed, step, rank), progress)
 
     def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        """The order whose validation loss selects the model to keep; by default one sampled as in training."""
+        """The order whose validation loss decides which checkpoint is the best; by default sampled as in training."""
         return call_sampler(self.sample, depth, rng, progress)
 
     def base_order(self, depth: int) -> Order:
@@ -52,17 +52,20 @@ class OrderSampler:
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
-def all_samplers(of: type[OrderSampler] = OrderSampler) -> list[type[OrderSampler]]:
-    """Every class of samplers that is defined, also those that derive from another sampler, in their sequence."""
+def all_samplers(base: type[OrderSampler] = OrderSampler) -> list[type[OrderSampler]]:
+    """All classes of samplers that have been imported; each comes before those that derive from it."""
     samplers = []
-    for sampler in of.__subclasses__():
+    for sampler in base.__subclasses__():
         samplers.append(sampler)
         samplers += all_samplers(sampler)
     return samplers
 
 
 def call_sampler(method: Callable[..., Order], depth: int, rng: random.Random, progress: float) -> Order:
-    """Call a sampler's ``sample`` or ``at_validation``, whose authors may have left out the progress."""
+    """Call a sampler's ``sample`` or ``at_validation``, with the progress if the method has such a parameter.
+
+    Most samplers don't need it, and a user's own should be as short as ``def sample(self, depth, rng)``.
+    """
     if "progress" in inspect.signature(method).parameters:
         return method(depth, rng, progress=progress)
     return method(depth, rng)
@@ -104,10 +107,11 @@ class LayerDrop(OrderSampler):
         self.p = p
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        # Every layer may be left out: the order can be empty.
         return Order(layer for layer in range(depth) if rng.random() >= self.p)
 
     def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        # Like every dropout it is off when the model is validated.
+        # Like every dropout, it is switched off for validation.
         return sequential(depth)
 
 
@@ -129,7 +133,7 @@ class ShuffleDrop(LayerDrop):
 
 
 class RandomSubset(OrderSampler):
-    """A number of layers chosen uniformly from ``k_min`` to all; which they are and their sequence are random, too.
+    """A random number of layers, uniform from ``k_min`` to all, in random sequence; the choice is random, too.
 
     Args:
         k_min: the smallest number of layers, at least 1.
@@ -144,14 +148,17 @@ class RandomSubset(OrderSampler):
         self.k_min = k_min
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        # The first k layers of a random permutation are a random choice in random sequence.
         order = permutation(depth, rng)
-        least = min(self.k_min, depth)
-        k = least + int(rng.random() * (depth - least + 1))
+        k_min = min(self.k_min, depth)
+
+        # A whole number from k_min to depth. Not rng.randint, which may change with the version of Python.
+        k = k_min + int(rng.random() * (depth - k_min + 1))
         return order[:k]
 
 
 class GrowingDepth(OrderSampler):
-    """A random choice of k layers in random sequence, where k grows from ``k0`` to all in the course of the training.
+    """A random choice of k layers in random sequence, where k grows from ``k0`` to all as the training proceeds.
 
     Each k lasts for an equal share of the budget. This is Random Part Training by depth (RaPTr, arXiv 2402.05913),
     which keeps the layers in sequence.
@@ -162,7 +169,7 @@ class GrowingDepth(OrderSampler):
     """
 
     method = "growing-depth"
-    summary = "Random layers in random sequence, more and more of them in the course of the training."
+    summary = "Random layers in random sequence, more and more of them as the training proceeds."
 
     def __init__(self, k0: int = 2, end: float = 0.8) -> None:
         if k0 < 1 or not 0 < end <= 1:
@@ -173,12 +180,13 @@ class GrowingDepth(OrderSampler):
         self.end = end
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        grown = min(1.0, progress / self.end)
+        grown = min(1.0, progress / self.end)  # 0 at the beginning, 1 from ``end`` on
+        # int() rounds down, so the last layer joins at ``end`` and not before.
         k = self.k0 + int((depth - self.k0) * grown)
         return permutation(depth, rng)[:k]
 
     def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        # The losses of different numbers of layers could not be compared.
+        # With fewer layers the loss is higher. If k grew here too, checkpoints could not be compared with each other.
         return permutation(depth, rng)
 
 
@@ -194,6 +202,7 @@ class FirstLayers(OrderSampler):
     def __init__(self, k: int) -> None:
         self.k = k
 
+    # Unlike that of other samplers, the name depends on an argument, so that results of each depth stay apart.
     @property
     def method(self) -> str:  # type: ignore[override]
         return f"reduced-depth-{self.k}"
