@@ -31,7 +31,7 @@ class ByClass(Metric):
 
     Attributes:
         groups: the (protocol, variant) of each group of orders that are counted together.
-        rows: for each order the indices of its groups. An order that a group samples twice has that index twice, so that
+        rows: for each order the indices of its groups. An order that a group samples twice has the index twice, so that
             its images count twice, as they do in the mean of the scores.
     """
 

@@ -27,7 +27,7 @@ class EarlyExit:
 
     def __init__(self, order: Order, device: torch.device) -> None:
         self.order = order
-        # An image that stops after n steps has run the order's first n steps, so these are scored as orders of their own.
+        # An image that stops after n steps has run the first n steps of the order: each beginning has to be scored.
         self.beginnings = {order[:steps] for steps in range(1, len(order) + 1)}
         self.thresholds = torch.tensor(THRESHOLDS, device=device)
         self.patiences = torch.arange(len(order), device=device)

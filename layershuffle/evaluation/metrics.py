@@ -110,9 +110,7 @@ class OrderMetrics(Metric):
     def _add_positions(self, row: int, position_logits: Tensor) -> None:
         """Count the positions that the layers of one order predicted; position_logits: [steps, batch, positions]."""
         predicted = best_class(position_logits)
-        actual = torch.arange(len(predicted), device=predicted.device).unsqueeze(
-            1
-        )  # [steps, 1]: step n is at position n
+        actual = torch.arange(len(predicted), device=predicted.device).unsqueeze(1)  # [steps, 1]
         self.positions[row] += predicted.numel()
         self.positions_right[row] += (predicted == actual).sum()
 

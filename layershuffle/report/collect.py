@@ -1,6 +1,5 @@
 """Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
 
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
         backbone = _backbone(results)
         data = paper.DATA.get(results.data.name, results.data.name)
         setup = setups.setdefault((backbone, data), SetupResults(backbone, data))
+        # A study is about one model and is shown by itself; all other files of a model are put together.
         if results.evaluation.is_study:
             setup.studies[name] = results
         else:
@@ -47,10 +47,11 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
 
 
 def _read(folder: Path, complaints: list[str]) -> dict[str, Results]:
-    """The results files below the folder, by their path from there."""
+    """The results files below the folder, by their path from there; adds to ``complaints`` what can't be used."""
     files: dict[str, Results] = {}
     for path in sorted(folder.rglob("*.json")):
         name = str(path.relative_to(folder))
+        # Other JSON files, such as those of an experiment, are none of the report's business.
         if path.name.startswith(".") or not _claims_to_be_results(path):
             continue
         try:
@@ -58,6 +59,7 @@ def _read(folder: Path, complaints: list[str]) -> dict[str, Results]:
         except UserError as error:
             complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
             continue
+        # Models are chosen by validation images, so that scores on these would look too good beside the others.
         if results.data.split == "test" or results.evaluation.is_study:
             files[name] = results
         else:
@@ -66,29 +68,37 @@ def _read(folder: Path, complaints: list[str]) -> dict[str, Results]:
 
 
 def _claims_to_be_results(path: Path) -> bool:
+    """Whether a JSON file begins like a results file, so that a damaged one is reported and others are passed over."""
     with path.open("rb") as file:
         return b'"layershuffle_results"' in file.read(200)
 
 
 def _agreeing(files: dict[str, Results], complaints: list[str]) -> dict[str, Results]:
-    """The files without repetitions, and without those that disagree about the same run."""
+    """The files without repetitions, and without those that disagree about the same run.
+
+    Two files are about the same run if they have the same model, data and settings. They may hold different protocols,
+    which are put together, but for what both hold they must have the same values.
+    """
+    # The files of each run, of several with the same content only the first.
     by_run: dict[str, list[str]] = {}
     disagreeing: set[str] = set()
     for name, results in files.items():
         others = by_run.setdefault(_run(results), [])
         content = _content(results)
-        repeated = False
+        is_repetition = False
         for other in others:
-            known = _content(files[other])
-            repeated = repeated or known == content
-            if any(known[key] != content[key] for key in known.keys() & content.keys()):
+            other_content = _content(files[other])
+            if other_content == content:
+                is_repetition = True
+            shared = other_content.keys() & content.keys()
+            if any(other_content[key] != content[key] for key in shared):
                 run = f"{results.label}, seed {results.model.seed}, on {results.data.name}"
                 complaints.append(
                     f"{other} and {name} disagree about {run}; both were left out: move one of them elsewhere, or "
                     "train one with another --model.label"
                 )
                 disagreeing |= {other, name}
-        if not repeated:
+        if not is_repetition:
             others.append(name)
 
     agreeing = {}
@@ -100,7 +110,8 @@ def _agreeing(files: dict[str, Results], complaints: list[str]) -> dict[str, Res
 
 
 def _run(results: Results) -> str:
-    """Which model was evaluated, on which data, and with which settings."""
+    """A key that is the same for files about the same model, data and settings."""
+    # Not the checkpoint's checksum: two trainings of one method and seed are the same run, and should agree.
     model = results.model
     about = [model.config, results.label, model.seed, results.data.name, results.data.images]
     return json.dumps([*about, results.evaluation.to_json()], sort_keys=True)
@@ -121,6 +132,7 @@ def _backbone(results: Results) -> str:
     """The paper's name of the backbone or timm's, with what differs from its usual shape."""
     config = results.model.config
     name = paper.BACKBONES.get(results.model.backbone)
+    # A config names a shape only where it isn't timm's, but for the paper's backbones it may repeat the usual one.
     usual = paper.SHAPE if name else {}
     changes = []
     for key, text in SHAPE.items():
@@ -132,9 +144,14 @@ def _backbone(results: Results) -> str:
 
 def _named(setups: list[SetupResults]) -> list[SetupResults]:
     """The setups with names that say no more than what tells them apart."""
-    differ = [len({setup.backbone for setup in setups}) > 1, len({setup.data for setup in setups}) > 1]
+    backbones = {setup.backbone for setup in setups}
+    data_sets = {setup.data for setup in setups}
     named = []
     for setup in setups:
-        parts = itertools.compress((setup.backbone, setup.data), differ)
+        parts = []
+        if len(backbones) > 1:
+            parts.append(setup.backbone)
+        if len(data_sets) > 1:
+            parts.append(setup.data)
         named.append(replace(setup, name=", ".join(parts)))
     return named

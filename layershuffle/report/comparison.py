@@ -21,6 +21,7 @@ def comparison(several: Sequence[Results], without: Container[str] = ()) -> tupl
     """
     methods: dict[str, Models] = {}
     for results in several:
+        # A model is known by its weights; files without a checksum, as of models that are not files, by the seed.
         models = methods.setdefault(results.label, {})
         scores = models.setdefault(results.model.sha256 or results.model.seed, {})
         # Of what several files of a model have, the first counts.

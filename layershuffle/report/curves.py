@@ -45,6 +45,7 @@ def pruned(setup: SetupResults) -> list[Point]:
             reduced = re.fullmatch(r"reduced-depth-(\d+)(.*)", method)  # such as reduced-depth-6-predict
             if not reduced:
                 continue
+            # At other depths than its own, such a model is not what the paper's figures show.
             depth = int(reduced[1])
             for point in _points(setup, panel, method, "pruned", strategy="first", sequence=sequence):
                 if point.kept == depth:
@@ -53,6 +54,7 @@ def pruned(setup: SetupResults) -> list[Point]:
 
 
 def _mean_percent(scores: Sequence[Score]) -> float:
+    """The mean top-1 accuracy of some orders, in percent."""
     return 100 * fmean(score.top1 for score in scores)
 
 
@@ -92,6 +94,7 @@ def bars(accuracies: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
     orders = list(dict.fromkeys(bar.order for bar in accuracies))
     figure, (axis,) = panels(1, max(7.2, 2 + 1.25 * len(methods)), 4.2)
     width = 0.8 / len(orders)
+    # The bars of a method stand side by side, centred on its tick.
     for index, order in enumerate(orders):
         shift = (index - (len(orders) - 1) / 2) * width
         of_order = [bar for bar in accuracies if bar.order == order]
@@ -112,7 +115,7 @@ def _draw_bars(axis: Axes, xs: Sequence[float], of_order: Sequence[Bar], width: 
     for bar in of_order:
         mean = 100 * bar.accuracy.mean
         half = 100 * (bar.accuracy.ci95 or 0)
-        # The intervals are below 0 and above 100 at times, where no accuracy is.
+        # An interval may reach below 0 or above 100, where there is no accuracy: it ends there.
         means.append(mean)
         low.append(min(mean, half))
         high.append(min(100 - mean, half))

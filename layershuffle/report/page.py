@@ -27,7 +27,14 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table under a caption; a cell without notes can be given as its text."""
+    """A table under a caption.
+
+    Attributes:
+        caption: what it shows.
+        header: the names of the columns.
+        rows: the cells, row by row; a cell without notes can be just its text.
+        folded: whether the page shows only the caption until the reader opens it.
+    """
 
     caption: str
     header: list[str]
@@ -103,7 +110,7 @@ def _environment(**options: Any) -> Environment:
 
 
 def _markdown(value: Any) -> Any:
-    """Escape what Markdown would take for HTML, or for the border of a cell."""
+    """Escape what Markdown would take for HTML, or for the border of a cell: names in results files can be anything."""
     if not isinstance(value, str):
         return value
     return value.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
@@ -114,9 +121,9 @@ def _svg(picture: Picture) -> Markup:
     # The same figure always gets the same ids.
     with mpl.rc_context({"svg.hashsalt": "layershuffle"}):
         svg = rendered(picture.draw(), "svg").decode()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :]  # without the XML declaration, which has no place within a page
     # Two drawings in one page must not share ids.
-    mark = f"{picture.name}-"
+    mark = f"{picture.name}-"  # slug() has left no characters that need escaping.
     for reference in ('id="', 'href="#', "url(#"):
         svg = svg.replace(reference, f"{reference}{mark}")
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{picture.name}" ', 1))

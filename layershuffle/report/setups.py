@@ -12,10 +12,10 @@ from layershuffle.results.measures import ByClassCounts, reference_levels
 
 @dataclass(frozen=True)
 class Run:
-    """One model's results, from one or more files.
+    """The results of one trained model, from one or more files.
 
     Attributes:
-        label: its method.
+        label: the method, or what ``--model.label`` calls it.
         seed: of its training.
         files: the results files, with their paths from the report's folder.
     """
@@ -25,7 +25,8 @@ class Run:
     files: dict[str, Results] = field(default_factory=dict)
 
     def scores(self, protocol: str, **variant: Any) -> list[Score]:
-        """Its scores of a protocol whose variant has these values; at most from one file."""
+        """The scores of a protocol whose variants have these values, from the first file that has any."""
+        # Not from all files: if two of them evaluated a protocol with different settings, their mean would mix the two.
         for results in self.files.values():
             scores = results.of(protocol, **variant)
             if scores:
@@ -35,12 +36,13 @@ class Run:
 
 @dataclass(frozen=True)
 class SetupResults:
-    """All results with a backbone on a data set.
+    """All results of a backbone on a data set, see ``collect``.
 
     Attributes:
         backbone: the paper's name, or timm's name and what was changed.
         data: the paper's name, or the data set's.
-        name: what tells it from the other setups, or nothing if it is the only one.
+        name: the backbone, the data or both, whichever tells it from the report's other setups; empty if it is the only
+            one.
         runs: by method and seed.
         studies: the results of the studying commands, each about one model, with their paths from the report's folder.
     """
@@ -50,6 +52,8 @@ class SetupResults:
     name: str = ""
     runs: dict[tuple[str, int], Run] = field(default_factory=dict)
     studies: dict[str, Results] = field(default_factory=dict)
+
+    # --- What there is ------------------------------------------------------------------------------------------
 
     @property
     def files(self) -> dict[str, Results]:
@@ -62,14 +66,14 @@ class SetupResults:
         return files
 
     def measured(self, kind: type[Measure]) -> list[Results]:
-        """The studies that hold such a measure, in the sequence of the methods."""
+        """The studies that hold such a measure, the paper's methods first."""
         measured = [results for results in self.studies.values() if results.measure(kind)]
         sequence = in_papers_sequence(results.label for results in measured)
         return sorted(measured, key=lambda results: sequence.index(results.label))
 
     @property
     def methods(self) -> list[str]:
-        """The methods of its runs, first the paper's in the paper's sequence."""
+        """The methods of its runs, first the paper's, then the others by name."""
         return in_papers_sequence(label for label, _ in sorted(self.runs))
 
     @property
@@ -79,7 +83,7 @@ class SetupResults:
 
     @property
     def main_methods(self) -> list[str]:
-        """The methods but for merged and reduced-depth models, which are compared in sections of their own."""
+        """The methods without merged and reduced-depth models, which the report compares in other sections."""
         return [method for method in self.methods if not _is_variation(method)]
 
     def runs_of(self, method: str) -> list[Run]:
@@ -87,13 +91,18 @@ class SetupResults:
         return [run for (label, _), run in sorted(self.runs.items()) if label == method]
 
     def scores_by_seed(self, method: str, protocol: str, **variant: Any) -> list[list[Score]]:
-        """A method's scores of a protocol whose variant has these values, of each seed that has any."""
-        of_seeds = [run.scores(protocol, **variant) for run in self.runs_of(method)]
-        return [scores for scores in of_seeds if scores]
+        """A method's scores of a protocol whose variants have these values: a list for each seed that has any."""
+        by_seed = []
+        for run in self.runs_of(method):
+            scores = run.scores(protocol, **variant)
+            if scores:
+                by_seed.append(scores)
+        return by_seed
 
     @property
     def levels(self) -> dict[str, float]:
         """Accuracies to compare with, in percent, see ``reference_levels``."""
+        # Results with counts by class know how frequent each class is; without them there is only chance.
         several = list(self.files.values())
         for results in several:
             if results.measure(ByClassCounts):
@@ -102,22 +111,26 @@ class SetupResults:
 
     @property
     def in_paper(self) -> bool:
-        """Whether the paper has this backbone and data set."""
-        return any(key[:2] == (self.backbone, self.data) for key in paper.TABLE_1)
+        """Whether table 1 of the paper has this backbone and data set."""
+        return any((backbone, data) == (self.backbone, self.data) for backbone, data, _, _ in paper.TABLE_1)
 
     def missing_runs(self) -> list[str]:
-        """The runs to be expected of results files alone: every seed of every method."""
-        expected = itertools.product(self.methods, self.seeds)
-        return [f"{method}, seed {seed}" for method, seed in expected if (method, seed) not in self.runs]
+        """The runs that are missing if every method was to have every seed that any method has."""
+        missing = []
+        for method, seed in itertools.product(self.methods, self.seeds):
+            if (method, seed) not in self.runs:
+                missing.append(f"{method}, seed {seed}")
+        return missing
 
 
 def _is_variation(method: str) -> bool:
-    """Whether the method only makes something else of models of another one."""
+    """Whether the method's models are made from those of another method."""
+    # So ``layershuffle merge`` and the sampler FirstLayers name their methods.
     return method.endswith("-merged") or method.startswith("reduced-depth-")
 
 
 def in_papers_sequence(methods: Iterable[str]) -> list[str]:
-    """Each method once, the paper's first."""
+    """Each method once: first the paper's, as its table 1 has them, then the others, as they come."""
     present = dict.fromkeys(methods)
     of_paper = [method for method in paper.METHODS if method in present]
     others = [method for method in present if method not in paper.METHODS]

@@ -57,19 +57,22 @@ def estimate(
 ) -> Estimate | None:
     """Estimate an accuracy from the scores of models of different seeds, which are samples of the same thing.
 
-    The variance of the mean is the sum of up to three parts. Seeds: the variance between the models' means, over their
-    number. Since models that are evaluated with seeds of their own run orders of their own, this includes the orders;
-    orders that were new in every batch, which files don't list, are taken to be such.
-    Orders: where all models ran the same orders, or there is just one model, the variance between the orders' means,
-    over their number (a two-way layout with random effects). Images: that of a binomial share, because results files
-    don't say which images were classified rightly. All models and orders share the images, so more of them don't make
-    this part smaller. The sum is on the safe side, for chance differences between images also add to the other two
-    parts. Its degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946, page 110), and the share has two
-    successes and two failures added (Agresti and Coull, The American Statistician 52, 1998, page 119), so that no share
-    is certain.
+    The variance of the mean is the sum of up to three parts:
 
-    A single model has no variance between seeds; its interval is one for that model. If its images ran in different
-    orders, one score doesn't tell how it varies with these, and the variance is None.
+    - Images: the variance of a binomial share, because results files don't say which images were classified rightly.
+      All models and orders share the images, so that more models don't make this part smaller. Two successes and two
+      failures are added (Agresti and Coull, The American Statistician 52, 1998, page 119), so that no share is certain.
+    - Seeds: the variance between the models' means, divided by their number. If each model ran other orders, this
+      contains the variance between orders too. Orders that were new in every batch count as other orders, because
+      results files don't list them.
+    - Orders: if all models ran the same orders, or there is only one model, the variance between the orders' means,
+      divided by their number (a two-way layout with random effects).
+
+    The sum is on the safe side, because chance differences between images also add to the other two parts. Its degrees
+    of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946, page 110).
+
+    A single model has no variance between seeds; its interval is one for that model. If every batch ran in a new order,
+    the one score that there is doesn't tell how it varies with the orders, and the variance is None.
 
     Args:
         models: the scores of each model. Models that have none, or one without the value, are left out.
@@ -83,6 +86,7 @@ def estimate(
     orders: list[list[str | None]] = []
     images: list[int] = []
     for scores in models:
+        # A mean over some of the orders would be a mean of something else, so a model without a share doesn't count.
         known = [share for share in map(value, scores) if share is not None]
         if scores and len(known) == len(scores):
             shares.append(known)
@@ -90,14 +94,18 @@ def estimate(
             images += [score.images for score in scores]
     if not shares:
         return None
+
+    # Every model has the same weight, however many orders it ran.
     means = [statistics.fmean(row) for row in shares]
     mean = statistics.fmean(means)
     if len(means) == 1 and None in orders[0]:
         return Estimate(mean, None, 1)
 
+    # The parts in the docstring. The fewest images give the largest variance.
     parts = [_of_share(mean, min(images))]
     if len(means) > 1:
         parts.append(_of_mean(means))
+    # Where models ran different orders, the variance between their means contains that between orders.
     same_orders = all(row == orders[0] for row in orders)
     if same_orders and len(orders[0]) > 1:
         parts.append(_of_mean([statistics.fmean(column) for column in zip(*shares)]))

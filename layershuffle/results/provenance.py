@@ -62,6 +62,7 @@ class ModelInfo:
         classes = typed_json.read(int, model.config.get("num_classes"), "model.config.num_classes")
         if classes < 1:
             raise UserError(f"model.config.num_classes is {classes}, and should be 1 or more")
+        # Writing the file again gives the same text: keys with null stay, those that were left out stay out.
         nulls = frozenset(key for key, value in content.items() if value is None)
         return replace(model, nulls=nulls)
 
@@ -132,6 +133,7 @@ class EvaluationInfo:
     def from_json(cls, content: Any) -> "EvaluationInfo":
         """Read what a results file has under "evaluation"; raises UserError if it can't be that."""
         everything = typed_json.read(dict[str, Any], content, "evaluation")
+        # In the file the options stand beside the fields: what no field is named like is an option.
         known = typed_json.json_fields(cls)
         named = {}
         options = {}
@@ -145,6 +147,7 @@ class EvaluationInfo:
     def to_json(self) -> dict[str, Any]:
         """What a results file has under "evaluation": one object of all settings."""
         named = dict(typed_json.write(self))
+        # In files these two come first, then the options, then the other fields.
         first = {key: value for key, value in named.items() if key in ("protocols", "draws")}
         return {**first, **self.options, **named}
 

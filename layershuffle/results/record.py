@@ -16,6 +16,7 @@ from layershuffle.results.score import Score, ScoreColumns, read_scores
 from layershuffle.results.table import Table
 
 FORMAT = 2
+"""The version of the file's format. ``Results.load`` refuses all others."""
 PARTS = ("model", "data", "evaluation", "environment", "measures", "scores")
 
 
@@ -157,6 +158,8 @@ class Results:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, in which samples of the same thing are columns. The file is written whole or not at all."""
+        # The beginning of the file's JSON object. The rest is put together by hand, because json.dumps would write all
+        # scores on one line, or each number on a line by itself.
         about = {
             "layershuffle_results": FORMAT,
             "model": self.model.to_json(),
@@ -165,6 +168,7 @@ class Results:
             "environment": self.environment.to_json(),
         }
         text = json.dumps(about, indent=1, allow_nan=False).removesuffix("\n}")
+        # A file that lacked the key, as those of older versions do, keeps lacking it.
         if self.measures or "measures" not in self.lacks:
             measures = {measure.name: measure.to_json() for measure in self.measures}
             text += f',\n "measures": {json.dumps(measures, allow_nan=False)}'

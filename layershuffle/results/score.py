@@ -51,7 +51,8 @@ class Score:
 class ScoreColumns:
     """Scores of the same protocol and variant as a results file has them: a column for each attribute of Score.
 
-    Files of older versions lack the columns that are None by default.
+    Protocol and variant stand there once, not once for each of thousands of orders. Files of older versions lack the
+    columns that are None by default.
     """
 
     protocol: str
@@ -85,6 +86,7 @@ class ScoreColumns:
             if len(values) != len(self.order):
                 raise UserError(f"{column} has {len(values)} values for {len(self.order)} orders of {self.protocol}")
             columns[column] = values
+        # From columns to rows: each row has the values of one score, in the sequence of the columns' names.
         rows = zip(*columns.values())
         scores = [Score(self.protocol, self.variant, **dict(zip(columns, row))) for row in rows]
         for score in scores:

@@ -75,7 +75,8 @@ def _read(kind: Any, value: Any, name: str) -> Any:
         return _read_scalar(kind, value, name)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, name)
-    # What is left has types in brackets, or between bars.
+    # What is left has types in brackets, such as list[int], or between bars, such as int | None. The origin of the latter
+    # is UnionType, that of Optional[int] is Union.
     readers = {
         Union: _read_union,
         types.UnionType: _read_union,
@@ -104,7 +105,7 @@ def _read_anything(value: Any, name: str) -> Any:
 
 def _read_scalar(kind: Any, value: Any, name: str) -> Any:
     words, accepted = SCALARS[kind]
-    # Not isinstance, for which True is a number.
+    # Not isinstance: to Python, True is an int. JSON may write the float 1.0 as 1, so a float accepts int.
     if type(value) not in accepted or (kind is float and not math.isfinite(value)):
         raise UserError(f"{name} is not {words}: {_shortened(value)}")
     return value
@@ -168,7 +169,7 @@ def _read_dataclass(kind: Any, value: Any, name: str) -> Any:
     return kind(**arguments)
 
 
-@cache
+@cache  # Resolving annotations is slow, and a file has many values of the same class.
 def _annotations(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 

@@ -43,7 +43,9 @@ def _counted(setup: SetupResults, method: str) -> Counted:
 
 def _table(methods: dict[str, Counted]) -> Table:
     """A row for each class, those first that some method classifies worst."""
-    first_results, first_counts = next(iter(next(iter(methods.values())).values()))
+    # The first file of the first method says what the classes are.
+    first_files = next(iter(methods.values()))
+    first_results, first_counts = next(iter(first_files.values()))
     names = first_counts.class_names(first_results)
     images = first_counts.images
     sequential: dict[str, list[float]] = {}
@@ -55,6 +57,7 @@ def _table(methods: dict[str, Counted]) -> Table:
         arbitrary[method] = _accuracies(alike, "arbitrary, fixed")
 
     def lowest(index: int) -> float:
+        """The lowest accuracy that a method has of this class, in either kind of order."""
         columns = [*sequential.values(), *arbitrary.values()]
         return min((accuracies[index] for accuracies in columns if accuracies), default=0)
 

@@ -15,6 +15,7 @@ BANDS = " Means over seeds; bands are one sample standard deviation."
 def pruning(setup: SetupResults) -> Section | None:
     """Accuracy by the number of layers kept."""
     points = curves.pruned(setup)
+    # A single number of layers makes no curve.
     if len({point.kept for point in points}) < 2:
         return None
     caption = "accuracy by the number of layers kept, random ones"

@@ -33,6 +33,7 @@ def table_1(setups: Sequence[SetupResults]) -> Section | None:
             for method in methods:
                 accuracy = estimate(setup.scores_by_seed(method, protocol, **variant))
                 cells.append(_beside_paper(accuracy, setup, protocol, method))
+            # A reading that nobody evaluated has no row.
             if any(cell.text != "missing" for cell in cells):
                 rows.append([reading, *cells])
         return rows
@@ -69,7 +70,7 @@ def _beside_paper(accuracy: Estimate | None, setup: SetupResults, protocol: str,
         return TableCell(text, [papers])
     difference = accuracy.mean - theirs.mean / 100
     marked = False
-    # One seed says nothing of its own spread.
+    # Welch's test of the two means. One seed has no variance between seeds, so it is not tested.
     if accuracy.variance and accuracy.models > 1:
         their_variance = (theirs.std / 100) ** 2 / paper.SEEDS, paper.SEEDS - 1
         marked = abs(difference) > half_width(total([accuracy.variance, their_variance]))

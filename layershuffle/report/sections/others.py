@@ -43,6 +43,7 @@ def every_score(setups: Sequence[SetupResults]) -> Section:
         several = [results for name, results in setup.files.items() if name not in setup.studies]
         if not several:
             continue
+        # The scores of a protocol with a picture stand below it.
         pictured: set[str] = set()
         for results in several:
             for plot in plots(results):

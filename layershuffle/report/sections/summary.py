@@ -34,6 +34,7 @@ def accuracies(setup: SetupResults) -> list[Bar]:
     """
     arbitrary = _estimates(setup, "arbitrary", reading="fixed")
     per_batch = _estimates(setup, "arbitrary", reading="per batch")
+    # One bar must not compare fixed orders of some methods with new ones of others.
     if len(per_batch) > len(arbitrary):
         arbitrary = per_batch
     bars = []

@@ -32,7 +32,7 @@ def save(figure: Figure, path: Path) -> None:
 def rendered(figure: Figure, form: str) -> bytes:
     """The content of a file of ``figure``: "png", or "svg", which is always the same for the same figure."""
     buffer = io.BytesIO()
-    # An SVG would hold the time at which it was made.
+    # By default an SVG holds the time at which it was written, so that no two files were the same.
     metadata = {"Date": None} if form == "svg" else None
     figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
     return buffer.getvalue()
@@ -69,6 +69,7 @@ def coloured_panels(
 ) -> tuple[Figure, list[Axes], ScalarMappable]:
     """A panel for each of the results, which share a bar of colours: one for each of ``names``."""
     viridis = colormaps["viridis"]
+    # Colour n is for the values from n - 0.5 to n + 0.5, so that the bar has a block and a tick for each name.
     colours = ScalarMappable(BoundaryNorm(np.arange(-0.5, len(names)), viridis.N), viridis)
     figure = Figure(figsize=(1.4 + 4.2 * len(several), height), layout="constrained")
     axes = list(figure.subplots(1, len(several), squeeze=False)[0])
@@ -91,6 +92,7 @@ def band(axis: Axes, points: Mapping[Any, Summary], colour: str, alpha: float = 
     """Draw a line through the means by x, and a band from the smallest value to the largest."""
     summaries = points.values()
     axis.plot(list(points), [summary.mean for summary in summaries], color=colour, **style)
+    # Where each point is a single value, there is no band to fill.
     low = [summary.min for summary in summaries]
     high = [summary.max for summary in summaries]
     if low != high:
@@ -128,11 +130,12 @@ def heat_map(values: np.ndarray, ticks: Sequence[float], title: str, label: str,
     axis.set(xlabel=axis_label, ylabel=axis_label)
     axis.set_xticks(range(size), map(str, ticks))
     axis.set_yticks(range(size), map(str, ticks))
+    # viridis is dark for small values and light for large ones.
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for row, column in np.argwhere(np.isfinite(values)):
         value = values[row, column]
         colour = "white" if value <= middle else "black"
-        text = format(value, form).replace("0.", ".")
+        text = format(value, form).replace("0.", ".")  # 0.85 becomes .85, which fits the cell.
         axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
     figure.colorbar(image, label=label, shrink=0.8)
     figure.suptitle(title, fontsize="medium")

@@ -35,9 +35,11 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     strategies = strategies_of(several)
     width = max(6.4, 4.2 + 3.2 * len(strategies))
     figure, (full_depth, *axes) = panels(1 + len(strategies), width, 4.4, title)
+    # The bars of all models stand side by side and together are 0.8 wide, centred on their tick.
+    bar_width = 0.8 / len(several)
     for index, results in enumerate(several):
         colour = COLOURS[index % len(COLOURS)]
-        _draw_full_depth(full_depth, results, colour, 0.8 * index / len(several) - 0.4, 0.8 / len(several))
+        _draw_full_depth(full_depth, results, colour, index * bar_width - 0.4, bar_width)
         for axis, strategy in zip(axes, strategies):
             _draw_pruned(axis, results, strategy, colour)
         for axis in (full_depth, *axes):
@@ -55,17 +57,20 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
 
 
 def _draw_full_depth(axis: Axes, results: Results, colour: str, left: float, width: float) -> None:
+    """Draw one model's bars and dots; ``left`` is where the bar begins, seen from its tick."""
     for column, protocol in enumerate(("sequential", "arbitrary")):
         scores = results.of(protocol)
         if not scores:
             continue
         x = column + left + width / 2
-        # Without an order, a score is of a new one in every batch, and no dot of its own.
+        # The bar is the mean of the fixed orders. A score without an order is of a new order in every batch; it counts
+        # only where there is nothing else.
         fixed = [score for score in scores if score.order is not None] or scores
         mean = fmean(100 * score.top1 for score in fixed)
         axis.bar(x, mean, 0.92 * width, color=colour, alpha=0.85)
         annotate(axis, f"{mean:.1f}", x, 100 * max(score.top1 for score in scores))
         if len(scores) > 1:
+            # One dot beside the other, so that equal accuracies don't hide each other.
             spread = [x + 0.6 * width * (place / (len(scores) - 1) - 0.5) for place in range(len(scores))]
             accuracies = [100 * score.top1 for score in scores]
             axis.scatter(spread, accuracies, s=4, color="black", alpha=0.5, zorder=3)

@@ -39,11 +39,13 @@ class Plot:
 
 def plots(results: Results) -> list[Plot]:
     """The pictures that ``results`` fill, but for the overview."""
+    # A measure may draw scores together with what it measured; then their protocols need no picture of their own.
     measured = [measure for measure in results.measures if measure.picture]
     in_measures: set[str] = set()
     for measure in measured:
         in_measures.update(measure.protocols)
 
+    # Protocols that name the same picture are drawn into it together.
     by_picture: dict[str, list[Protocol]] = {}
     for protocol in tables.shown(results):
         if protocol.figure not in (None, "overview") and protocol.name not in in_measures:

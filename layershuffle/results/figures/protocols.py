@@ -38,12 +38,14 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
     keys = []
     for protocol in protocols:
         for score in results.of(protocol.name):
+            # The first number is the x coordinate, and what else is in the variant names the line.
             key, number = next(_numbers(score), ("", None))
             rest = ", ".join(str(value) for name, value in score.variant.items() if name != key)
             line = by_label.setdefault(rest or protocol.label or protocol.name, {})
             line.setdefault(number, []).append(100 * score.top1)
             keys.append(key)
 
+    # Without numbers there is no x axis.
     present: set[float | None] = set()
     for line in by_label.values():
         present.update(line)
@@ -54,8 +56,13 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
     xlabel = protocols[0].xlabel or protocols[0].columns or max(keys)
     figure, axis = accuracy_panel(results, title, xlabel=xlabel)
     for index, (label, line) in enumerate(by_label.items()):
+        # Scores without a number have the same mean at every x: a level line.
         level = line.get(None)
-        means = {x: summarise(level or line[x]) for x in numbers if level or x in line}
+        means = {}
+        for x in numbers:
+            accuracies = level or line.get(x)
+            if accuracies:
+                means[x] = summarise(accuracies)
         colour = COLOURS[index % len(COLOURS)]
         marker = MARKERS[index % len(MARKERS)]
         band(axis, means, colour, marker=marker, markersize=4, label=label)

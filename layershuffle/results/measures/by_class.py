@@ -1,5 +1,6 @@
 """Which classes are taken for which: tables, and a picture."""
 
+import math
 import textwrap
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -17,11 +18,11 @@ from layershuffle.results.table import Rows, Table
 from layershuffle.results.tables.wording import name_of
 
 MAX_IN_TABLE = 100
-"""Up to so many classes have a whole confusion matrix in the table; of more the most frequent mistakes are listed."""
+"""With more classes, the table lists the most frequent mistakes in place of the whole confusion matrix."""
 MAX_IN_PICTURE = 30
-"""Up to so many classes are drawn as a matrix; of more the most frequent mistakes are drawn as bars."""
+"""With more classes, the picture has bars for the most frequent mistakes in place of the whole confusion matrix."""
 MISTAKES = 25
-"""So many mistakes are drawn as bars."""
+"""How many mistakes are drawn as bars."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class ByClassCounts(Measure):
                 row.append(f"{100 * accuracy:.2f}")
                 row.append(f"{names[predicted]} {100 * count / in_all_orders:.0f}%" if count else "")
             rows.append((accuracies, row))
-        rows.sort(key=lambda pair: pair[0])
+        rows.sort(key=lambda pair: pair[0])  # by accuracy in the first kind of order, then in the next
         return Table(header, [row for _, row in rows])
 
     def confusion(self, results: Results) -> Table:
@@ -164,7 +165,7 @@ class ByClassCounts(Measure):
         if len(names) > MAX_IN_PICTURE:
             return self._draw_mistakes(names, title)
         columns = min(2, len(self.orders))
-        rows = -(-len(self.orders) // columns)
+        rows = math.ceil(len(self.orders) / columns)
         side = max(4.2, 1.6 + 0.26 * len(names))
         figure = Figure(figsize=(columns * side + 0.8, rows * side + 0.4), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -180,8 +181,10 @@ class ByClassCounts(Measure):
 
     def _draw_matrix(self, axis: Axes, counts: OrderCounts, names: list[str]) -> AxesImage:
         images = counts.samples * np.array(self.images)
+        # A class without test images has an empty row, not a division by 0.
         shares = 100 * np.array(counts.matrix()) / np.maximum(1, images)[:, None]
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        # Smaller shares would read 0.
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
             colour = "white" if share > 60 else "black"
@@ -232,6 +235,7 @@ def reference_levels(results: Results) -> dict[str, float]:
 def _worst_mistakes(counts: OrderCounts) -> dict[int, tuple[int, int]]:
     """For each class the one that it is most often taken for, and how many images are."""
     worst: dict[int, tuple[int, int]] = {}
+    # The mistakes are sorted, the most frequent first, so the first one of a class is its worst.
     for true, predicted, images in counts.confused:
         worst.setdefault(true, (predicted, images))
     return worst

@@ -60,9 +60,10 @@ class Contributions(Measure):
         """Raise a UserError if there isn't an order for each image, and a number for each of its steps."""
         if not self.orders or len(self.values) != len(self.orders):
             raise UserError(f"contributions has {len(self.orders)} orders for {len(self.values)} images")
-        for text, *rows in zip(self.orders, self.values, self.before or self.values):
+        # Older files have no ``before``, of which then nothing is to be checked.
+        for text, values, before in zip(self.orders, self.values, self.before or self.values):
             steps = len(Order(text))
-            if any(len(row) != steps for row in rows):
+            if len(values) != steps or len(before) != steps:
                 raise UserError(f"contributions doesn't have a number for each step of the order {text}")
 
     @property
@@ -132,6 +133,7 @@ def _measured(several: Sequence[Results]) -> Iterator[tuple[Results, Contributio
 def _draw_changes(
     axis: Axes, results: Results, measure: Contributions, steps: Sequence[Step], colours: ScalarMappable
 ) -> None:
+    # The changes by step and then by distance: a step that is repeated has several positions at the same distance.
     lines: dict[Step, dict[int, list[float]]] = {}
     for (step, position), values in measure.by_step().items():
         line = lines.setdefault(step, {})
