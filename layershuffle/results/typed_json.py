@@ -75,8 +75,8 @@ def _read(kind: Any, value: Any, name: str) -> Any:
         return _read_scalar(kind, value, name)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, name)
-    # What is left has types in brackets, such as list[int], or between bars, such as int | None. The origin of the latter
-    # is UnionType, that of Optional[int] is Union.
+    # What is left has types in brackets, such as list[int], or between bars, such as int | None. The origin of those
+    # with bars is UnionType, that of Optional[int] is Union.
     readers = {
         Union: _read_union,
         types.UnionType: _read_union,

@@ -40,10 +40,10 @@ def stopped(by_step, rule, threshold):
     return logits, steps
 
 
-@pytest.mark.parametrize("own", ["0 1 2 3", "2 (0|1) 1 3a 2 2 3f"])
+@pytest.mark.parametrize("base_order", ["0 1 2 3", "2 (0|1) 1 3a 2 2 3f"])
 @torch.no_grad()
-def test_every_image_stops_where_it_does_by_itself(small, own):
-    model, order = small(order=own), Order(own)
+def test_every_image_stops_where_it_does_by_itself(small, base_order):
+    model, order = small(order=base_order), Order(base_order)
     found, _ = swept(model, order)
     ends = range(1, len(order) + 1)
     alone = [[model(image[None], order[:end]).logits[0] for end in ends] for image in IMAGES]
@@ -59,7 +59,7 @@ def test_every_image_stops_where_it_does_by_itself(small, own):
         assert f.loss == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-4)
     # The images differ in where they stop, or there would be nothing to compare.
     differing = {f.rule for f in found if f.layers % 1}
-    assert differing >= ({"confidence"} if own == "0 1 2 3" else {"confidence", "patience"})
+    assert differing >= ({"confidence"} if base_order == "0 1 2 3" else {"confidence", "patience"})
 
 
 def test_at_the_ends_of_either_sweep_all_images_stop_together(small):

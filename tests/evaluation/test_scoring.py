@@ -22,7 +22,7 @@ SEVERAL = [
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])
 def test_sharing_prefixes_changes_no_result(small, images, position):
     model = small(position=position, positions=5)
-    orders = [Order(text) for text in SEVERAL] + [permutation(4, seeded(at)) for at in range(8)]
+    orders = [Order(text) for text in SEVERAL] + [permutation(4, seeded(number)) for number in range(8)]
     found = dict(run_orders(model, images, orders))
     assert found.keys() == set(orders)
     for order, output in found.items():
@@ -48,7 +48,7 @@ def count_passes(model, images, orders):
 
 def test_a_shared_prefix_runs_once(small, images):
     model = small(depth=12)
-    subsets = [Order(at for at in range(12) if subset >> at & 1) for subset in range(1, 4096)]
+    subsets = [Order(layer for layer in range(12) if subset >> layer & 1) for subset in range(1, 4096)]
     # Each in-order subset is one step beyond the subset without its last layer.
     assert count_passes(model, images[:1], subsets) == 4095
     assert sum(map(len, subsets)) == 24_576
@@ -67,7 +67,7 @@ def test_no_more_than_one_activation_per_depth_is_held(small, images, monkeypatc
         return after, logits
 
     monkeypatch.setattr(model, "run_step", counted)
-    subsets = [Order(at for at in range(8) if subset >> at & 1) for subset in range(1, 256)]
+    subsets = [Order(layer for layer in range(8) if subset >> layer & 1) for subset in range(1, 256)]
     with torch.inference_mode():
         for _ in run_orders(model, images, subsets):
             pass
@@ -146,11 +146,12 @@ def test_a_fresh_order_for_every_batch():
 
     labels = [0] * 24
     (score,) = evaluate(Spy(), ToFloat(), loader(labels), [Trial("arbitrary", None)], cpu(), seed=3)
-    drawn = [tuple(ran[at : at + 3]) for at in range(0, len(ran), 3)]
-    assert len(drawn) == 12
-    assert len(set(drawn)) > 1
-    assert drawn == [tuple(s[0].layer for s in permutation(3, seeded(3, "per batch", at))) for at in range(12)]
-    assert score.top1 == sum(order[0] == 0 for order in drawn) / 12
+    sampled = [tuple(ran[start : start + 3]) for start in range(0, len(ran), 3)]
+    assert len(sampled) == 12
+    assert len(set(sampled)) > 1
+    batches = [permutation(3, seeded(3, "per batch", batch)) for batch in range(12)]
+    assert sampled == [tuple(step[0].layer for step in order) for order in batches]
+    assert score.top1 == sum(order[0] == 0 for order in sampled) / 12
     assert score.order is None
 
 
@@ -159,20 +160,20 @@ def test_pruned_layers_in_a_fresh_order_for_every_batch():
     per_batch = [
         [
             trial
-            for trial in trials(["arbitrary", "pruned"], Order(own), random_orders=1, depths=(1, 2))
+            for trial in trials(["arbitrary", "pruned"], Order(base_order), random_orders=1, depths=(1, 2))
             if callable(trial.order)
         ]
-        for own in ("0 1 2", "2 0 1")
+        for base_order in ("0 1 2", "2 0 1")
     ]
     labels = [0, 0, 1, 1, 2, 2] * 4
-    for to_score, own in zip(per_batch, ("0 1 2", "2 0 1")):
+    for to_score, base_order in zip(per_batch, ("0 1 2", "2 0 1")):
         assert [trial.variant["kept"] for trial in to_score] == [1, 2]
         scores = evaluate(Answer(), ToFloat(), loader(labels), [Trial("arbitrary", None), *to_score], cpu(), seed=3)
         for kept, score in enumerate(scores[1:], 1):
             orders = []
             for batch in range(12):
                 rng = seeded(3, "per batch", batch)
-                orders.append(random_subset(kept, 3, rng).shuffled(rng).over(Order(own)))
+                orders.append(random_subset(kept, 3, rng).shuffled(rng).over(Order(base_order)))
             assert len(set(orders)) > 2
             # The first layer to run decides the answer, see Answer.
             assert score.top1 == sum(order[0][0].layer == labels[2 * n] for n, order in enumerate(orders)) / 12
@@ -194,7 +195,7 @@ def test_orders_that_cannot_run_fail_before_the_first_batch(small):
         raise AssertionError("read a batch")
         yield
 
-    with pytest.raises(ValueError, match="names layer 4"):
+    with pytest.raises(ValueError, match="layer 4"):
         evaluate(small(), nn.Identity(), unread(), [Trial("given", Order("4"))], cpu())
 
 
@@ -225,10 +226,10 @@ def test_pruned_orders_by_every_strategy_in_both_sequences():
     assert by_variant[6, "even", "original"] == [Order("0 2 4 6 8 10")]
     for k in (3, 6):
         (draw,) = by_variant.pop((k, "random", "per batch"))
-        drawn = [draw(seeded(0, n)) for n in range(5)]
-        assert draw(seeded(0, 0)) == drawn[0]
-        assert all(len(order.layers) == len(order) == k for order in drawn)
-        assert not all(list(order) == sorted(order) for order in drawn)
+        sampled = [draw(seeded(0, n)) for n in range(5)]
+        assert draw(seeded(0, 0)) == sampled[0]
+        assert all(len(order.layers) == len(order) == k for order in sampled)
+        assert not all(list(order) == sorted(order) for order in sampled)
     for (k, strategy, sequence), orders in by_variant.items():
         assert len(orders) == (1 if strategy != "random" and sequence == "original" else 5)
         assert all(len(order.layers) == len(order) == k for order in orders)
@@ -240,11 +241,11 @@ def test_pruned_orders_by_every_strategy_in_both_sequences():
 
 
 def test_protocols_that_ask_too_much():
-    with pytest.raises(ValueError, match="no protocol named shuffled: choose from sequential"):
+    with pytest.raises(ValueError, match="shuffled: .* sequential"):
         trials(["shuffled"], 12)
     with pytest.raises(ValueError, match="nothing to score"):
         trials(["failing"], 12, dead=())
-    with pytest.raises(ValueError, match="name them after --order"):
+    with pytest.raises(ValueError, match="--order"):
         trials(["given"], 12)
-    with pytest.raises(ValueError, match="13 layers can't be kept of 12"):
+    with pytest.raises(ValueError, match="13 layers .* 12"):
         trials(["pruned"], 12, depths=(13,))

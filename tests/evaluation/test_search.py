@@ -19,16 +19,18 @@ def losses(orders):
 
 
 def test_greedy_appends_the_best_next_layer():
-    left, by_hand, total = set(range(5)), [], 0.0
-    found = list(greedy(sequential(5), losses))
-    for position, (order, loss) in enumerate(found):
+    left = set(range(5))
+    by_hand = []
+    total = 0.0
+    path = list(greedy(sequential(5), losses))
+    for position, (order, loss) in enumerate(path):
         best = min(left, key=lambda layer: COST[layer, position])
         left.remove(best)
         by_hand.append(best)
         total += COST[best, position]
         assert order == Order(by_hand)
         assert loss == pytest.approx(total)
-    assert sorted(found[-1][0]) == list(sequential(5))
+    assert sorted(path[-1][0]) == list(sequential(5))
     (repeated, _) = list(greedy(Order("0 1 0"), losses))[-1]
     assert sorted(repeated) == sorted(Order("0 0 1"))
 
@@ -74,11 +76,11 @@ def test_exponents_are_the_fits_of_the_layers_matrices(small):
                 weight = block.get_submodule(name).weight
                 u, s, v = torch.linalg.svd(weight, full_matrices=False)
                 weight.copy_(u @ torch.diag(torch.linspace(1, 0.02, len(s)) ** -0.9) @ v)
-    found = heavy_tail_exponents(model)
+    exponents = heavy_tail_exponents(model)
     block = model.vit.blocks[1]
     weights = [block.attn.qkv.weight, block.attn.proj.weight, block.mlp.fc1.weight, block.mlp.fc2.weight]
     by_hand = [exponent(np.linalg.eigvalsh((w.T @ w).detach().double().numpy())[-32:]) for w in weights]
-    assert found[1] == pytest.approx(np.mean(by_hand), rel=1e-4)
+    assert exponents[1] == pytest.approx(np.mean(by_hand), rel=1e-4)
 
 
 def test_the_best_trained_come_first():
@@ -86,11 +88,11 @@ def test_the_best_trained_come_first():
 
 
 @pytest.mark.parametrize(
-    ("own", "expected"),
+    ("base_order", "expected"),
     [("0 1 2 0 1 2", "2 2 0 0 1 1"), ("1a 0a 1f 0f", "0a 0f 1a 1f"), ("1 0 (1|2)", "0 (1|2) 1")],
 )
-def test_the_best_trained_steps_of_an_order_come_first(own, expected):
-    assert well_trained_first([2.5, 4.0, 1.9], Order(own)) == Order(expected)
+def test_the_best_trained_steps_of_an_order_come_first(base_order, expected):
+    assert well_trained_first([2.5, 4.0, 1.9], Order(base_order)) == Order(expected)
 
 
 def test_a_missing_extra_is_named(small, monkeypatch):
@@ -101,22 +103,22 @@ def test_a_missing_extra_is_named(small, monkeypatch):
 
 @pytest.mark.parametrize(("keep", "beam", "exact"), [(2, 8, True), (1, 3, False)])
 def test_thinning_keeps_the_best_choice_of_each_length(monkeypatch, keep, beam, exact):
-    own, scored = Order("4 0 3 1 2"), []
+    base_order, scored = Order("4 0 3 1 2"), []
     if not exact:
-        monkeypatch.setattr("layershuffle.evaluation.search.scores_all", lambda own, keep: False)
+        monkeypatch.setattr("layershuffle.evaluation.search.scores_all", lambda base_order, keep: False)
 
     def counted(orders):
         scored.append(orders)
         return losses(orders)
 
-    found = list(thin(own, counted, keep, beam))
+    found = list(thin(base_order, counted, keep, beam))
     best = {
-        length: min(losses([Order(steps) for steps in combinations(own, length)]))
-        for length in range(keep, len(own) + 1)
+        length: min(losses([Order(steps) for steps in combinations(base_order, length)]))
+        for length in range(keep, len(base_order) + 1)
     }
     assert [len(order) for order, _ in found] == sorted(best, reverse=True)
     for order, loss in found:
-        assert sorted(order, key=list(own).index) == list(order)
+        assert sorted(order, key=list(base_order).index) == list(order)
         assert loss == losses([order])[0] >= best[len(order)]
         assert loss == best[len(order)] or not exact
     assert [len(orders) for orders in scored] == [len(set(orders)) for orders in scored]

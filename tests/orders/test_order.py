@@ -58,7 +58,7 @@ def test_what_is_not_an_order_is_named(text):
 
 
 def test_huge_orders_are_refused_before_memory_is_taken():
-    with pytest.raises(ValueError, match="at most 100000 steps"):
+    with pytest.raises(ValueError, match="100000"):
         Order("1*99999 1*99999 1*99999")
 
 
@@ -70,7 +70,7 @@ def test_sequences_of_other_things_are_refused(bad):
 
 def test_check_names_the_missing_layer():
     assert Order("0 (1|11a)").check(12) == Order("0 (1|11a)")
-    with pytest.raises(ValueError, match=r"names layer 12, .* only layers 0 to 11"):
+    with pytest.raises(ValueError, match="layer 12, .* 0 to 11"):
         Order("0 12 3").check(12)
 
 
@@ -88,7 +88,7 @@ def test_shuffled_keeps_the_steps(order, seed):
 def test_pruned_orders_keep_k_layers_in_original_sequence(depth, k, seed):
     if k > depth:
         for choose in (first, evenly_spaced, lambda k, depth: random_subset(k, depth, seeded(seed))):
-            with pytest.raises(ValueError, match=f"{k} layers can't be kept of {depth}"):
+            with pytest.raises(ValueError, match=f"{k} layers .* {depth}"):
                 choose(k, depth)
         return
     for order in (first(k, depth), evenly_spaced(k, depth), random_subset(k, depth, seeded(seed))):
@@ -160,7 +160,7 @@ def test_random_subsets_are_uniform_in_size_choice_and_sequence():
     assert all(abs(count - counts[2] / 12) < 6 * (counts[2] * 11 / 144) ** 0.5 for count in pairs.values())
     assert {len(RandomSubset().sample_step(3, 0, step)) for step in range(100)} == {1, 2, 3}
     assert len(RandomSubset(9).sample_step(4, 0, 0)) == 4
-    with pytest.raises(ValueError, match="from 1 up, not 0"):
+    with pytest.raises(ValueError, match="k_min .* not 0"):
         RandomSubset(0)
 
 
@@ -177,7 +177,7 @@ def test_the_depth_grows_with_the_share_of_the_budget():
     )
     assert len(sampler.at_validation(6, seeded(0), 0.0)) == len(GrowingDepth(9).sample_step(6, 0, 0)) == 6
     for wrong in ({"k0": 0}, {"end": 0}, {"end": 1.1}):
-        with pytest.raises(ValueError, match="k0 is a number of layers"):
+        with pytest.raises(ValueError, match="k0"):
             GrowingDepth(**wrong)
 
 
@@ -186,11 +186,11 @@ def test_shuffledrop_shuffles_and_drops():
     assert abs(sum(map(len, sampled)) / 24_000 - 0.8) < 6 * (0.2 * 0.8 / 24_000) ** 0.5
     assert sum(layers == sorted(layers) for layers in sampled) < 3
     assert sorted(in_words(ShuffleDrop(0.2).at_validation(12, seeded(0)))) == list(range(12))
-    with pytest.raises(ValueError, match="ShuffleDrop's p is a probability"):
+    with pytest.raises(ValueError, match="ShuffleDrop's p "):
         ShuffleDrop(1)
 
 
 def test_depth_runs_the_first_layers():
     assert FirstLayers(3).sample_step(12, 0, 0) == Order("0 1 2")
-    with pytest.raises(ValueError, match="13 layers can't be kept of 12"):
+    with pytest.raises(ValueError, match="13 layers .* 12"):
         FirstLayers(13).sample_step(12, 0, 0)

@@ -84,7 +84,7 @@ def test_the_middle_is_what_the_ends_leave(depth):
         ends = set(range(n + 1)) | set(range(depth - n, depth))
         assert set(middle(n, depth)) == set(range(depth)) - ends != set()
         assert depth // 2 in middle(n, depth)
-    with pytest.raises(ValueError, match=f"choose n from 0 to {len(ns) - 1}"):
+    with pytest.raises(ValueError, match=f"n from 0 to {len(ns) - 1}"):
         middle(len(ns), depth)
 
 
@@ -100,18 +100,18 @@ def test_a_random_middle_keeps_the_ends():
 @pytest.mark.parametrize(
     ("depth", "name", "complaint"),
     [
-        (12, "skip(6)", "choose n from 0 to 5"),
-        (1, "skip(0)", "1 layers have no middle"),
-        (12, "looped-parallel(2,0)", "once or more"),
-        (3, "sequence(7)", "7 is no multiple of 3 layers"),
-        (3, "cycle(2)", "2 visits don't reach all of 3 layers"),
-        (3, "cycle(0)", "give 3 or more"),
-        (3, "sandwich(4)", "choose from 0 to 3"),
-        (3, "swap(1,3)", "there is no layer 3: choose from 0 to 2"),
-        (3, "ablate(3)", "there is no layer 3"),
-        (3, "shuffled", "there is no order named shuffled: choose from sequential"),
-        (3, "cycle", r"write cycle\(visits\)"),
-        (3, "swap(1)", r"write swap\(one,other\)"),
+        (12, "skip(6)", "0 to 5"),
+        (1, "skip(0)", "n = 0"),
+        (12, "looped-parallel(2,0)", "0 times"),
+        (3, "sequence(7)", "7 .* 3 layers"),
+        (3, "cycle(2)", "2 visits .* 3 layers"),
+        (3, "cycle(0)", "3 or more"),
+        (3, "sandwich(4)", "0 to 3"),
+        (3, "swap(1,3)", "layer 3: .* 0 to 2"),
+        (3, "ablate(3)", "layer 3"),
+        (3, "shuffled", "shuffled: .* sequential, backwards"),
+        (3, "cycle", r"cycle\(visits\)"),
+        (3, "swap(1)", r"swap\(one,other\)"),
         (3, "cycle(99999999)", "at most 100000 steps"),
         (3, "cycle(x)", "not a step"),
     ],
@@ -122,20 +122,20 @@ def test_orders_that_cannot_be_say_why(depth, name, complaint):
 
 
 def test_orders_over_the_steps_of_another():
-    own = Order("0 1 2 2 1 0")
-    assert Order("5 0 3").over(own) == Order("0 0 2")
-    assert Order("(0|1) 2f").over(own) == Order("(0|1) 2f")
-    assert parse_order("reverse(1)", own) == Order("0 1 1 2 2 0")
+    base_order = Order("0 1 2 2 1 0")
+    assert Order("5 0 3").over(base_order) == Order("0 0 2")
+    assert Order("(0|1) 2f").over(base_order) == Order("(0|1) 2f")
+    assert parse_order("reverse(1)", base_order) == Order("0 1 1 2 2 0")
     assert Order("2 0").over(Order("(0|1) 1 2a")) == Order("2a (0|1)")
     assert Order("0a").over(Order("(0|1)")) == Order("(0a|1a)")
     # A mean of two means over two layers each is the mean over the four, but that of unequal groups is not.
     assert Order("(0|1)").over(Order("(0|1) (2|3)")) == Order("(0|1|2|3)")
-    with pytest.raises(ValueError, match=r"\(0\|1\) would be a mean of means .* \(\(0\|1\) and 2\)"):
+    with pytest.raises(ValueError, match=r"\(0\|1\) .* \(\(0\|1\) and 2\)"):
         Order("(0|1)").over(Order("(0|1) 2"))
-    for order, complaint in (("6", "names layer 6"), ("(0|5)", "a parallel step can't hold 0 twice")):
+    for order, complaint in (("6", "layer 6"), ("(0|5)", "0 twice")):
         with pytest.raises(ValueError, match=complaint):
-            Order(order).over(own)
-    with pytest.raises(ValueError, match="runs 0a, which has no halves"):
+            Order(order).over(base_order)
+    with pytest.raises(ValueError, match="0a"):
         Order("0f").over(parse_order("sublayers", sequential(2)))
 
 
@@ -167,7 +167,7 @@ def test_painters_sweep_every_n():
     assert orders[3, "looped-parallel 2x"] == [Order("0 1 (2|3|4)*2 5")]
     assert all(len(orders[affected, "random"]) == 4 for affected in (1, 3, 5))
     assert by_variant("painters", 6, ends=(1,)).keys() == by_variant("painters", 6, ends=(1, 1)).keys()
-    with pytest.raises(ValueError, match="with n = 3, 6 layers have no middle"):
+    with pytest.raises(ValueError, match="n = 3, 6 layers"):
         trials(["painters"], 6, ends=(1, 3))
 
 
@@ -201,21 +201,21 @@ def test_failing_protocol():
     for dead in (20, 50):
         share = dead / 100
         assert abs(sum(alive[f"{dead}%"]) / 2000 - (1 - share)) < 6 * (share * (1 - share) / 2000) ** 0.5
-    with pytest.raises(ValueError, match="below 100%, not 100%"):
+    with pytest.raises(ValueError, match="not 100%"):
         trials(["failing"], 4, dead=(100,))
 
 
 def test_protocols_speak_of_the_steps_of_the_base_order():
-    own = parse_order("cycle-rev(6)", sequential(3))
-    assert [t.order for t in trials(["sequential"], own)] == [own]
-    first, *_ = trials(["pruned"], own, random_orders=1, depths=(4,))
+    base_order = parse_order("cycle-rev(6)", sequential(3))
+    assert [t.order for t in trials(["sequential"], base_order)] == [base_order]
+    first, *_ = trials(["pruned"], base_order, random_orders=1, depths=(4,))
     assert first.order == Order("0 1 2 2")
-    for trial in trials(["arbitrary"], own, random_orders=3)[1:]:
-        assert sorted(trial.order) == sorted(own)
-    assert [t.order for t in trials(["ablations"], own)][3] == Order("0 1 2 1 0")
-    given = trials(["given"], own, orders=(Order("2 1"),))
-    assert given[0].order == Order("2 1")
-    assert trials(["sublayers"], own, random_orders=1)[0].order == Order("0a 0f 1a 1f 2a 2f")
+    for trial in trials(["arbitrary"], base_order, random_orders=3)[1:]:
+        assert sorted(trial.order) == sorted(base_order)
+    assert [t.order for t in trials(["ablations"], base_order)][3] == Order("0 1 2 1 0")
+    (trial,) = trials(["given"], base_order, orders=(Order("2 1"),))
+    assert trial.order == Order("2 1")
+    assert trials(["sublayers"], base_order, random_orders=1)[0].order == Order("0a 0f 1a 1f 2a 2f")
 
 
 # --- Models whose base order repeats layers or halves them ---------------------------------------------------
@@ -224,15 +224,15 @@ def test_protocols_speak_of_the_steps_of_the_base_order():
 def test_shared_layers_run_as_often_as_they_are_visited(small, images):
     model = small(depth=3, order="cycle-rev(6)", position="predict")
     ran = []
-    for at, block in enumerate(model.vit.blocks):
-        block.register_forward_hook(lambda *_, at=at: ran.append(at))
+    for layer, block in enumerate(model.vit.blocks):
+        block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
     output = model(images)
     assert ran == [0, 1, 2, 2, 1, 0]
     assert len(model.vit.blocks) == 3
     # Positions count visits.
     assert output.position_logits.shape == (6, 3, 6)
     assert small(depth=3, order="cycle(6)", position="encode").encoding.table.weight.shape == (6, 32)
-    with pytest.raises(ValueError, match="6 steps, but the model knows only 4 positions"):
+    with pytest.raises(ValueError, match="6 steps.* 4 positions"):
         small(depth=3, order="cycle(6)", position="encode", positions=4)
 
 
@@ -266,7 +266,7 @@ def test_a_shared_model_starts_from_the_first_layers_of_a_pretrained_one(small, 
     monkeypatch.setattr(timm, "create_model", fetched)
     monkeypatch.setattr(layershuffle.models.timm_models, "_cached", lambda name: {})
     check(layershuffle.create_model(name, 5, pretrained=True, **arguments))
-    with pytest.raises(ValueError, match="has only 4 layers: a model of depth 7 can't start from it"):
+    with pytest.raises(ValueError, match="4 layers: .* depth 7"):
         layershuffle.create_model(name, 5, pretrained=True, **SMALL, depth=7)
 
 
@@ -341,5 +341,5 @@ def test_a_sampler_without_a_name_says_so():
         def sample(self, depth, rng):
             return sequential(depth)
 
-    with pytest.raises(ValueError, match='the sampler Nameless has no name: set method = "its-name" in its class'):
+    with pytest.raises(ValueError, match="Nameless .* method"):
         tuner(sampler=Nameless())

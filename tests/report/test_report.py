@@ -198,9 +198,8 @@ def test_what_is_missing_or_wrong_is_said_and_the_rest_is_made(tmp_path, capsys)
     results(seed=0).save(tmp_path / "again.json")
     report_command([str(tmp_path)])
     said = capsys.readouterr().err
-    assert "cut.json is not a results file or is damaged" in said
-    assert "old.json is not a results file of this version" in said
-    assert "one.json and other.json disagree about layershuffle-predict, seed 0, on imagenet" in said
+    for value in ("cut.json", "old.json", "one.json", "other.json", "layershuffle-predict, seed 0"):
+        assert value in said
     assert said.count("warning:") == 3
     rows = table(sections(*collect(tmp_path)), "Missing")
     assert rows == [[("baseline, seed 0",)], [("layershuffle, seed 1",)]]
@@ -226,16 +225,18 @@ def test_files_of_one_model_agree_unless_they_score_the_same_order_otherwise(tmp
     file("d.json", ("1 0", 0.7), ("0", 0.1))
     (setup,), complaints = collect(tmp_path)
     assert [list(run.files) for run in setup.runs_of("baseline")] == [["a.json"]]
-    assert "b.json and d.json disagree about baseline, seed 0, on Digits" in complaints[0]
-    with pytest.raises(UserError, match="there is no folder nowhere"):
+    complaint, *_ = complaints
+    for value in ("b.json", "d.json", "baseline", "seed 0", "Digits"):
+        assert value in complaint
+    with pytest.raises(UserError, match="nowhere"):
         collect(Path("nowhere"))
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(ValueError, match="there are no results files below"):
+    with pytest.raises(UserError, match=tmp_path.name):
         report_command([str(tmp_path)])
     (tmp_path / "cut.json").write_text('{"layershuffle_results": 2, ')
-    with pytest.raises(ValueError, match="cut.json is not a results file or is damaged"):
+    with pytest.raises(UserError, match="cut.json"):
         report_command([str(tmp_path)])
 
 
