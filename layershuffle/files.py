@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 200 << 20
 MAX_YAML_BYTES = 1 << 20
+MAX_YAML_VALUES = 1 << 20
 
 _HELD: set[Path] = set()
 """The locks that this process has; the system's locks keep out other processes alone."""
@@ -37,7 +38,24 @@ def read_json(path: str | Path, most: int = MAX_JSON_BYTES, what: str = "JSON") 
 
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file, as plain values; raises UserError as ``read_json``."""
-    return _read(path, MAX_YAML_BYTES, "YAML", yaml.safe_load)
+    return _read(path, MAX_YAML_BYTES, "YAML", _parse_yaml)
+
+
+def _parse_yaml(text: str) -> Any:
+    """The values of a YAML text, in which aliases may not stand for more than a file can hold."""
+    content = yaml.safe_load(text)
+    waiting = [content]
+    count = 0
+    while waiting:
+        part = waiting.pop()
+        count += 1
+        if count > MAX_YAML_VALUES:
+            raise ValueError(f"its aliases stand for more than {MAX_YAML_VALUES:,} values")
+        if isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, (list, tuple, set)):
+            waiting.extend(part)
+    return content
 
 
 def _read(path: str | Path, most: int, what: str, parse: Callable[[str], Any]) -> Any:

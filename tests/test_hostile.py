@@ -90,8 +90,13 @@ def test_json_that_is_no_results_file(tmp_path, text, complaint):
         ("!!python/object/apply:os.system [true]", "is not YAML"),
         ("x" * (reading.MAX_YAML_BYTES + 1), "has more than"),
         ("? [a]\n: b", "is not YAML"),
+        (
+            "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+            "aliases",
+        ),
+        ("a: &a [*a]", "aliases"),
     ],
-    ids=["deep", "code", "large", "key"],
+    ids=["deep", "code", "large", "key", "bomb", "circle"],
 )
 def test_configs_that_are_none(tmp_path, text, complaint):
     path = tmp_path / "config.yaml"

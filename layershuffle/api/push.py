@@ -1,5 +1,7 @@
 """Uploads an exported folder to the Hugging Face hub."""
 
+import glob
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,11 @@ from layershuffle.checkpoints.exported import DESCRIPTION_FILE
 from layershuffle.checkpoints.programs import MANIFEST
 from layershuffle.errors import UserError, is_network_error, last_line
 from layershuffle.version import __version__
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".json", ".safetensors", ".md", ".pt2", ".onnx", ".data", ".yaml")
+"""What the names of the files end in that ``layershuffle.export`` and ``prune`` write."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,15 @@ def push(
     if not (folder / DESCRIPTION_FILE).is_file() and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is not a folder of layershuffle export")
 
+    files = _files_to_upload(folder)
+
     # Slow to import, and not needed above.
     from huggingface_hub import HfApi
 
     hub = HfApi(library_name="layershuffle", library_version=__version__)
     try:
         repository = hub.create_repo(name, private=not public, exist_ok=True).repo_id
-        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, allow_patterns=files)
         is_private = hub.model_info(repository).private
     except Exception as error:
         objection = _objection(error, name)
@@ -54,6 +63,22 @@ def push(
             raise UserError(objection) from error
         raise
     return PushedModel(f"{hub.endpoint}/{repository}", bool(is_private))
+
+
+def _files_to_upload(folder: Path) -> list[str]:
+    """The names of the files in an exported folder; those that can't be of an export are logged and left out."""
+    files = []
+    left_out = []
+    for path in sorted(folder.iterdir()):
+        # Secrets lie in files such as .env, and a link may lead to anything.
+        is_of_export = path.is_file() and not path.is_symlink() and not path.name.startswith(".")
+        if is_of_export and path.suffix in SUFFIXES:
+            files.append(glob.escape(path.name))
+        else:
+            left_out.append(path.name)
+    if left_out:
+        logger.warning("not uploaded, because export doesn't write them: %s", ", ".join(left_out))
+    return files
 
 
 def _objection(error: Exception, name: str) -> str | None:

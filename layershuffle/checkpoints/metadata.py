@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from layershuffle.checkpoints.plain_values import is_data, is_mapping, is_model
 from layershuffle.errors import UserError
 
 METADATA_KEY = "layershuffle"
@@ -102,16 +103,12 @@ def _is_amount(value: Any) -> bool:
     return 0 <= value < math.inf
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
 def _are_amounts(value: Any) -> bool:
-    return _is_mapping(value) and all(map(_is_amount, value.values()))
+    return is_mapping(value) and all(map(_is_amount, value.values()))
 
 
 def _are_texts(value: Any) -> bool:
-    return _is_mapping(value) and all(map(_is_text, value.values()))
+    return is_mapping(value) and all(map(_is_text, value.values()))
 
 
 def _are_class_weights(value: Any) -> bool:
@@ -121,12 +118,12 @@ def _are_class_weights(value: Any) -> bool:
 
 
 def _is_distillation(value: Any) -> bool:
-    return _is_mapping(value) and {"teacher", "sha256"} <= value.keys()
+    return is_mapping(value) and {"teacher", "sha256"} <= value.keys()
 
 
 def _is_merged(value: Any) -> bool:
     """Whether each layer comes from one of the sources."""
-    if not _is_mapping(value):
+    if not is_mapping(value):
         return False
     sources = value.get("sources")
     layers = value.get("layers")
@@ -139,7 +136,7 @@ def _is_merged(value: Any) -> bool:
 
 _CHECKS = {
     "version": _is_text,
-    "model": _is_mapping,
+    "model": is_model,
     "method": _is_text,
     "sampler": _is_text,
     "position_loss": _is_text,
@@ -148,7 +145,7 @@ _CHECKS = {
     "seed": _is_whole,
     "compute": _are_amounts,
     "precision": _is_text,
-    "data": _is_mapping,
+    "data": is_data,
     "wandb": _are_texts,
     "merged": _is_merged,
 }

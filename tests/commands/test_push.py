@@ -113,6 +113,21 @@ def test_what_is_uploaded_is_what_was_exported(hub, exported, tmp_path, images, 
     assert hub["me/open"]["private"] is False
 
 
+def test_what_is_no_part_of_an_export_is_not_uploaded(hub, exported, tmp_path, capsys):
+    written = {path.name for path in Path("out").iterdir()}
+    Path("secret.json").write_text("{}")
+    Path("out/.env").write_text("TOKEN=1")
+    Path("out/link.json").symlink_to(tmp_path / "secret.json")
+    Path("out/notes.txt").write_text("private")
+    Path("out/.git").mkdir()
+    Path("out/.git/config.json").write_text("{}")
+    Path("out/sub").mkdir()
+    Path("out/sub/config.json").write_text("{}")
+    push_command(["out", "me/model"])
+    assert hub["me/model"]["files"].keys() == written
+    assert "link.json" in capsys.readouterr().err
+
+
 def test_what_the_hub_objects_to_is_one_sentence(hub, exported, capsys, monkeypatch):
     Path("empty").mkdir()
     for folder, name, complaint in [
