@@ -26,7 +26,7 @@ from layershuffle.models.model import Output
 from layershuffle.models.position import Position, PositionTable
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle
-from layershuffle.training import metadata, non_finite
+from layershuffle.training import continuing, metadata, non_finite
 from layershuffle.training.budget import Budget, BudgetUnit
 from layershuffle.training.callbacks import is_logged
 from layershuffle.training.checkpointing import LastCheckpoint
@@ -188,6 +188,9 @@ class FineTuner(pl.LightningModule):
         # Lightning's own mean over processes ignores that each may have a different number of images.
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
         self._first_non_finite = FirstNonFiniteStep()
+        self._optimizer_options: list[dict[str, Any]] = []
+        # What the checkpoint that a run goes on from says of its optimizer.
+        self._resumed_state: dict[str, Any] = {}
         self._copier = BatchCopier()
         if compile:
             self.model.compile()
@@ -252,6 +255,8 @@ class FineTuner(pl.LightningModule):
         if self.trainable.needs_groups:
             groups = self.trainable.parameter_groups(self.model, self.orders.examples())
         optimizer = make_optimizer(self.optimizer, self.named_parameters(), groups)
+        self._optimizer_options = continuing.options_of(optimizer)
+        continuing.check_optimizer(self._resumed_state, optimizer)
         self.schedule.check_end(self.budget)
         scheduler = make_scheduler(optimizer, self.schedule, self.budget)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -263,10 +268,11 @@ class FineTuner(pl.LightningModule):
         self.orders.forget_all()
         self.budget.plan(self.trainer)
         self.budget.stop_if_used_up(self.trainer)
-        if self.schedule.warmup_is_share:
-            # The rate of the first step was set before the number of steps was known.
-            scheduler: Any = self.lr_schedulers()
-            set_rates_again(scheduler)
+        # The rate of the coming step was set before the number of steps was known, or by another run's options.
+        scheduler: Any = self.lr_schedulers()
+        continuing.restore_options(self.trainer.optimizers[0], scheduler, self._optimizer_options)
+        set_rates_again(scheduler)
+        self._resumed_state = {}
 
     # --- A batch on its way to the model --------------------------------------------------------------------
 
@@ -400,6 +406,9 @@ class FineTuner(pl.LightningModule):
             bad_step = max(0, self.global_step - 1)
         non_finite.stop_after(bad_step, self, self.orders)
 
+        checkpoint[continuing.PROCESSES_KEY] = self.trainer.world_size
+        if self.trainer.optimizers:
+            checkpoint[continuing.OPTIMIZER_KEY] = type(self.trainer.optimizers[0]).__name__
         metadata.write(
             checkpoint,
             config=metadata.model_config(self.model, self.base_order),
@@ -416,4 +425,20 @@ class FineTuner(pl.LightningModule):
         saved = CheckpointMetadata.from_content(checkpoint, self.trainer.ckpt_path or "the checkpoint")
         config = metadata.model_config(self.model, self.base_order)
         metadata.check_resumed(saved, config, self.objective, self.trainer)
+        continuing.check_place(checkpoint, saved, self._image_sequence())
+        continuing.restore_callbacks(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
+        # Sharded strategies have made the optimizer, and the others make it later.
+        for optimizer in self.trainer.optimizers:
+            continuing.check_optimizer(checkpoint, optimizer)
+        for key in (continuing.OPTIMIZER_KEY, "optimizer_states"):
+            if key in checkpoint:
+                self._resumed_state[key] = checkpoint[key]
         self.compute.restore(saved.compute or {})
+
+    def _image_sequence(self) -> dict[str, Any]:
+        """What decides which images the batches of an epoch have."""
+        decisive: dict[str, Any] = {"seed": self.seed, continuing.PROCESSES_KEY: self.trainer.world_size}
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData):
+            decisive.update({name: getattr(data, name) for name in continuing.OF_THE_SEQUENCE})
+        return decisive

@@ -1,0 +1,148 @@
+"""Which options of a run that goes on from a checkpoint hold: those of the command, or else it is refused.
+
+Lightning and torch restore some options together with the state, which would silently overrule those of the command.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PROCESSES_KEY = "processes"
+"""The key in a checkpoint of the number of processes that trained."""
+
+OPTIMIZER_KEY = "optimizer"
+"""The key in a checkpoint of the name of the optimizer's class."""
+
+OF_THE_SEQUENCE = ("batch_size", "train_images", "val_fraction", "split_seed", "balanced")
+"""The options of the data that decide which images the batches of an epoch have."""
+
+OF_THE_STATE = ("amsgrad", "centered")
+"""The options of torch's optimizers that decide what their state consists of."""
+
+
+# --- The place in an epoch ----------------------------------------------------------------------------------
+
+
+def batches_done(checkpoint: Mapping[str, Any]) -> int:
+    """How many batches of its epoch a checkpoint has seen; 0 between two epochs."""
+    try:
+        loop = checkpoint["loops"]["fit_loop"]
+        epoch = loop["epoch_progress"]["current"]
+        if epoch["ready"] <= epoch["processed"]:
+            return 0
+        return int(loop["epoch_loop.batch_progress"]["current"]["processed"])
+    except (KeyError, TypeError):  # Lightning writes no loops into checkpoints of weights alone.
+        return 0
+
+
+def check_place(checkpoint: Mapping[str, Any], saved: CheckpointMetadata, current: Mapping[str, Any]) -> None:
+    """Raise a UserError if a run that goes on within an epoch would see some images twice and others never.
+
+    Args:
+        checkpoint: the content of the checkpoint.
+        saved: its metadata.
+        current: the options that now decide which images the batches have: "seed", "processes" and those of
+            ``OF_THE_SEQUENCE``.
+    """
+    done = batches_done(checkpoint)
+    if not done:
+        return
+    arguments = (saved.data or {}).get("args", {})
+    before = {name: arguments[name] for name in OF_THE_SEQUENCE if name in arguments}
+    if saved.seed is not None:
+        before["seed"] = saved.seed
+    if PROCESSES_KEY in checkpoint:  # Earlier versions didn't write it.
+        before["processes"] = checkpoint[PROCESSES_KEY]
+
+    for name, value in before.items():
+        if name in current and current[name] != value:
+            raise UserError(
+                f"the checkpoint ends within an epoch, after {done} batches with {name} {value}; with {name} "
+                f"{current[name]} some images would come twice and others never: keep {value}, or continue from the "
+                "end of an epoch"
+            )
+
+
+# --- The optimizer ------------------------------------------------------------------------------------------
+
+
+def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The options of each group of parameters, before a schedule changes the learning rate."""
+    groups = []
+    for group in optimizer.param_groups:
+        options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
+        groups.append(options)
+    return groups
+
+
+def check_optimizer(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Raise a UserError if the state of the optimizer in a checkpoint isn't one of this optimizer."""
+    states = checkpoint.get("optimizer_states")
+    if not states:  # The checkpoint has weights alone.
+        return
+    complaint = "the checkpoint to continue from has"
+    advice = "use the same, or begin a new run with --model.pretrained"
+    name = type(optimizer).__name__
+    saved_name = checkpoint.get(OPTIMIZER_KEY, name)  # Earlier versions didn't write it.
+    if saved_name != name:
+        raise UserError(f"{complaint} the state of {saved_name}, which {name} can't go on with: {advice}")
+
+    saved_groups = states[0]["param_groups"]
+    sizes = [len(group["params"]) for group in saved_groups]
+    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
+        raise UserError(f"{complaint} other groups of trained parameters (--model.trainable): {advice}")
+    for saved, group in zip(saved_groups, optimizer.param_groups):
+        unknown = saved.keys() - group.keys() - {"initial_lr", "param_names"}
+        changed = [option for option in OF_THE_STATE if option in saved and saved[option] != group.get(option)]
+        if unknown or changed:
+            options = ", ".join([*sorted(unknown), *changed])
+            raise UserError(f"{complaint} the state of an optimizer with another {options} than {name}: {advice}")
+
+
+def restore_options(optimizer: Optimizer, scheduler: LambdaLR, options: Sequence[Mapping[str, Any]]) -> None:
+    """Give an optimizer that has taken over a checkpoint's state the options of the command again.
+
+    The schedule sets the rates of the coming step only when it is told to, see ``set_rates_again``.
+    """
+    changes: dict[str, str] = {}
+    for group, of_group in zip(optimizer.param_groups, options):
+        for name, value in of_group.items():
+            # The schedule changes "lr"; torch keeps the highest learning rate as "initial_lr".
+            key = "initial_lr" if name == "lr" else name
+            if _plain(group.get(key)) != _plain(value):
+                changes.setdefault(name, f"{name} {value} in place of {group.get(key)}")
+                group[key] = value
+    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    if changes:
+        logger.info("optimizer: goes on with %s", ", ".join(changes.values()))
+
+
+def _plain(value: Any) -> Any:
+    """Configs hold lists where a default is a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+# --- Callbacks ----------------------------------------------------------------------------------------------
+
+
+def restore_callbacks(checkpoint: dict[str, Any], callbacks: Iterable[Any]) -> None:
+    """Change a checkpoint that is about to be restored so that the options of the command's callbacks hold."""
+    callbacks = list(callbacks)
+    for callback in callbacks:
+        state = checkpoint.get("callbacks", {}).get(callback.state_key)
+        if isinstance(callback, EarlyStopping) and state:
+            state["patience"] = callback.patience
+    # The optimizer's state belongs to the weights that were trained, not to their average.
+    is_averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+    if "current_model_state" in checkpoint and not is_averaged:
+        checkpoint["state_dict"] = checkpoint["current_model_state"]
+        logger.info("the weights are no longer averaged: the run goes on from those that were trained")

@@ -1,0 +1,149 @@
+"""A run that goes on from a checkpoint heeds the options of its command, or refuses them."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DIGITS, QUIET, train
+from lightning.pytorch.callbacks import EarlyStopping
+from torch.optim import Adam
+
+from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.errors import UserError
+from layershuffle.training.continuing import batches_done, check_optimizer, check_place, restore_callbacks
+from layershuffle.training.module import FineTuner
+
+TINY = [*DIGITS, *QUIET, "--model.timm_args.depth=1", "--data.train_images=160", "--data.batch_size=24"]
+# 144 images in 6 batches
+LAST = "runs/version_0/checkpoints/last.ckpt"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def first(*options):
+    """Train for an epoch; returns the option that goes on from its checkpoint."""
+    train([*TINY, "--trainer.max_epochs=1", *options])
+    return f"--ckpt_path={LAST}"
+
+
+@pytest.fixture
+def within_an_epoch(monkeypatch):
+    """Trains for two of six steps; the option that goes on from there."""
+    original = FineTuner.training_step
+
+    def told_to_stop(module, batch, batch_idx):
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(module, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTuner, "training_step", told_to_stop)
+        with pytest.raises(SystemExit):
+            train([*TINY, "--trainer.max_epochs=1"])
+    return f"--ckpt_path={LAST}"
+
+
+def test_the_optimizers_options_are_heeded(capsys):
+    ckpt_path = first("--model.schedule.shape=constant")
+    options = ["--model.optimizer.lr=1e-6", "--model.optimizer.weight_decay=0.5", "--model.schedule.warmup_steps=0"]
+    trainer = train([*TINY, "--trainer.max_epochs=2", "--model.schedule.shape=constant", *options, ckpt_path])
+    (group,) = trainer.optimizers[0].param_groups
+    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (1e-6, 1e-6, 0.5)
+    assert "lr 1e-06 in place of 0.002" in capsys.readouterr().err
+    saved = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-6
+
+
+def test_another_schedule_holds_from_the_first_step(monkeypatch):
+    ckpt_path = first("--model.schedule.warmup_steps=0")
+    rates = []
+    original = FineTuner.training_step
+
+    def training_step(module, batch, batch_idx):
+        rates.append(module.trainer.optimizers[0].param_groups[0]["lr"])
+        return original(module, batch, batch_idx)
+
+    monkeypatch.setattr(FineTuner, "training_step", training_step)
+    constant = ["--model.schedule.shape=constant", "--model.schedule.warmup_steps=0"]
+    train([*TINY, "--trainer.max_epochs=2", *constant, ckpt_path])
+    assert rates == [2e-3] * 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.optimizer=Adam"],
+        ["--model.optimizer=SGD", "--model.optimizer.lr=0.1"],
+        ["--model.optimizer=layershuffle.training.muon.Muon"],
+        ["--model.trainable.only=[head]"],
+        ["--model.trainable.decay_norms=false"],
+        ["--model.optimizer.amsgrad=true"],
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(options):
+    ckpt_path = first()
+    with pytest.raises(UserError, match="checkpoint to continue from has"):
+        train([*TINY, "--trainer.max_epochs=2", *options, ckpt_path])
+
+
+def test_files_without_the_optimizers_name_are_judged_by_its_options():
+    parameter = torch.nn.Parameter(torch.ones(1))
+    momentum = {"optimizer_states": [torch.optim.SGD([parameter], lr=1, momentum=0.9).state_dict()]}
+    with pytest.raises(UserError, match=r"momentum.*Adam"):
+        check_optimizer(momentum, Adam([parameter]))
+    check_optimizer({"optimizer_states": [Adam([parameter]).state_dict()]}, torch.optim.AdamW([parameter]))
+    check_optimizer({}, Adam([parameter]))
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("--data.batch_size=8", "batch_size"), ("--seed=1", "seed"), ("--data.train_images=150", "train_images")],
+)
+def test_within_an_epoch_the_images_must_come_in_the_same_batches(within_an_epoch, option, name):
+    with pytest.raises(UserError, match=f"within an epoch, after 2 batches with {name}"):
+        train([*TINY, "--trainer.max_epochs=1", option, within_an_epoch])
+    assert train([*TINY, "--trainer.max_epochs=1", within_an_epoch]).global_step == 6
+
+
+def test_between_epochs_the_batches_may_change():
+    ckpt_path = first()
+    assert train([*TINY, "--trainer.max_epochs=2", "--data.batch_size=8", ckpt_path]).global_step == 6 + 18
+
+
+def test_the_number_of_processes_counts():
+    within = {"epoch_progress": {"current": {"ready": 1, "processed": 0}}}
+    within["epoch_loop.batch_progress"] = {"current": {"processed": 7}}
+    checkpoint = {"loops": {"fit_loop": within}, "processes": 2}
+    assert batches_done(checkpoint) == 7
+    metadata = CheckpointMetadata(seed=3, data={"args": {"batch_size": 5}})
+    check_place(checkpoint, metadata, {"seed": 3, "batch_size": 5, "processes": 2})
+    with pytest.raises(UserError, match=r"processes 2.*processes 1"):
+        check_place(checkpoint, metadata, {"seed": 3, "batch_size": 5, "processes": 1})
+    assert batches_done({}) == batches_done({"loops": {"fit_loop": {"epoch_progress": {"current": None}}}}) == 0
+
+
+def test_the_patience_of_early_stopping_is_heeded():
+    before, after = EarlyStopping("val/loss", patience=3), EarlyStopping("val/loss", patience=9)
+    checkpoint = {"callbacks": {before.state_key: before.state_dict()}}
+    restore_callbacks(checkpoint, [after])
+    after.load_state_dict(checkpoint["callbacks"][after.state_key])
+    assert after.patience == 9
+
+
+def test_without_averaging_a_run_goes_on_from_the_weights_that_were_trained(monkeypatch):
+    ckpt_path = first("--trainer.callbacks=EMAWeightAveraging", "--trainer.callbacks.decay=0.99")
+    trained = torch.load(Path(LAST), weights_only=True)["current_model_state"]
+    begun = {}
+
+    def on_fit_start(module):
+        begun.update({name: value.clone() for name, value in module.state_dict().items()})
+
+    monkeypatch.setattr(FineTuner, "on_train_epoch_start", on_fit_start)
+    train([*TINY, "--trainer.max_epochs=2", ckpt_path])
+    assert all(torch.equal(value, begun[name]) for name, value in trained.items())
