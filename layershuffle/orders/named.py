@@ -128,6 +128,7 @@ def _check_layer(layer: int, depth: int) -> None:
 
 def sequence(visits: int, depth: int) -> Order:
     """Each layer visits / depth times in a row (parameter sharing, arXiv 2104.06022)."""
+    # Sorted, the visits of a layer come one after the other.
     cycled = cycle(visits, depth)
     if visits % depth != 0:
         raise UserError(f"sequence visits every layer equally often: {visits} is no multiple of {depth} layers")
@@ -147,6 +148,7 @@ def cycle_rev(visits: int, depth: int) -> Order:
     At most ``depth`` visits run backwards, and the first ``depth`` visits always run forwards: 4 visits of 3 layers are
     0 1 2 2. This is what the authors' code does (github.com/takase/share_layer_params).
     """
+    # How many visits run forwards: all but the last ``depth`` ones, and the first ``depth`` ones in any case.
     forwards = max(depth, visits - depth)
     last_visits = backwards(depth)[: visits - forwards]
     return cycle(visits, depth)[:forwards] + last_visits
@@ -241,6 +243,7 @@ def parse_order(text: str, base_order: Order) -> Order:
     Raises:
         UserError: if it is neither or the model can't run it.
     """
+    # What has no name is a text form, which names layers; only named orders speak of the steps of the base order.
     match = _NAME.fullmatch(text.strip())
     if match is None:
         return Order(text)

@@ -39,13 +39,16 @@ def pruned(setup: SetupResults) -> list[Point]:
     """
     points = []
     for sequence, panel in SEQUENCES.items():
+        # Models that were trained with all layers: random ones are kept.
         for method in setup.main_methods:
             points += _points(setup, panel, method, "pruned", strategy="random", sequence=sequence)
+
+        # Models that were refined at a reduced depth: a curve of one model for each depth, under a common name.
         for method in setup.methods:
             reduced = re.fullmatch(r"reduced-depth-(\d+)(.*)", method)  # such as reduced-depth-6-predict
             if not reduced:
                 continue
-            # At other depths than its own, such a model is not what the paper's figures show.
+            # Each model was evaluated at several depths, but the figure shows only the one that it was refined for.
             depth = int(reduced[1])
             for point in _points(setup, panel, method, "pruned", strategy="first", sequence=sequence):
                 if point.kept == depth:
@@ -68,6 +71,7 @@ def all_subsets(setup: SetupResults) -> list[Point]:
 
 def _points(setup: SetupResults, panel: str, method: str, protocol: str, **variant: Any) -> list[Point]:
     """A point for each number of layers kept: the mean over a method's seeds of the means over orders."""
+    # Not every seed need have been evaluated with the same numbers of layers.
     depths: set[int] = set()
     for run in setup.runs_of(method):
         depths.update(score.variant["kept"] for score in run.scores(protocol, **variant))

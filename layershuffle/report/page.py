@@ -91,8 +91,11 @@ def slug(*words: str) -> str:
 
 def write(title: str, sections: Sequence[Section], folder: Path) -> None:
     """Write ``index.html``, ``report.md``, ``figures/*.png`` and ``data/*.csv``."""
+    # The page holds its pictures as SVG, so that it can be sent around as a single file.
     page = _environment(autoescape=True).get_template("report.html")
     write_whole(folder / "index.html", page.render(title=title, sections=sections, svg=_svg))
+
+    # Markdown can't hold pictures: they and their data stand beside it.
     markdown = _environment(autoescape=False, finalize=_markdown).get_template("report.md")
     write_whole(folder / "report.md", markdown.render(title=title, sections=sections))
     for section in sections:

@@ -1,11 +1,11 @@
-"""The LayerShuffle paper's own figures (arXiv 2407.04513, section 4), to set beside those measured here."""
+"""The numbers of the LayerShuffle paper (arXiv 2407.04513, section 4), to set beside those measured here."""
 
 from typing import NamedTuple
 
 METHODS = ("baseline", "layershuffle", "layershuffle-position", "layershuffle-predict")
 
 SEEDS = 5
-"""Of every number in table 1."""
+"""How many seeds each number in table 1 is the mean of."""
 
 
 class Accuracy(NamedTuple):
@@ -22,9 +22,10 @@ BACKBONES = {
 }
 """The paper's names of the weights that it starts from; other weights of the same shape are other backbones."""
 SHAPE = {"depth": 12, "embed_dim": 768, "patch_size": 16, "img_size": 224}
-"""Of both backbones."""
+"""The shape of both backbones, in the words of ``create_model``."""
 DATA = {"imagenet": "ImageNet-1k", "CIFAR100": "CIFAR-100"}
 
+# Mean and standard deviation of each of METHODS, one method after the other, as table 1 prints them.
 _ROWS = {
     ("ViT-B/16", "ImageNet-1k", "sequential"): "82.61 0.08 75.22 0.28 75.28 0.18 74.41 0.20",
     ("ViT-B/16", "ImageNet-1k", "arbitrary"): "0.13 0.03 62.77 0.41 63.61 0.23 61.18 1.06",

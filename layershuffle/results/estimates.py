@@ -119,7 +119,7 @@ def _of_share(mean: float, images: int) -> Variance:
 
 
 def _of_mean(values: Sequence[float]) -> Variance:
-    """The variance of the mean of independent values."""
+    """The variance of the mean of two or more independent values."""
     return statistics.variance(values) / len(values), len(values) - 1
 
 
@@ -127,14 +127,16 @@ def total(parts: Iterable[Variance]) -> Variance:
     """The sum of independent variances, with Satterthwaite's degrees of freedom; of two means' it is Welch's test."""
     variance = 0.0
     spread = 0.0
-    for part, freedom in parts:
+    for part, part_freedom in parts:
         variance += part
-        spread += part**2 / freedom
-    # Without any spread the estimate is certain, whatever it is made of.
+        spread += part**2 / part_freedom
+    # Without spread the parts are known for certain, and the sum is too.
     freedom = variance**2 / spread if spread else math.inf
     return variance, freedom
 
 
 def half_width(variance: Variance) -> float:
     """The half-width of a 95% confidence interval."""
-    return float(stdtrit(variance[1], 0.975)) * math.sqrt(variance[0])
+    value, freedom = variance
+    # The quantile of Student's t that leaves 2.5% above it, and by symmetry as much below.
+    return float(stdtrit(freedom, 0.975)) * math.sqrt(value)

@@ -43,6 +43,7 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> rich.table.Table
 
 def markdown(header: list[str], rows: Rows) -> str:
     """A Markdown table."""
+    # The first column holds names and is aligned to the left, the others hold numbers.
     rule = ["---"] + ["---:"] * (len(header) - 1)
     lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

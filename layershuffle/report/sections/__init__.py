@@ -25,6 +25,7 @@ def sections(
         missing_files: the results files that the experiment lacks. If it is None, nobody knows what was asked for, and
             every seed of every method is expected.
     """
+    # The paper's experiments come first, in its sequence. A section without results is None.
     written: list[Section | None] = [summary(setups), table_1(setups), position_accuracy(setups)]
     written += [pruning(setup) for setup in setups]
     written += [every_subset(setup) for setup in setups]

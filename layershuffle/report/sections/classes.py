@@ -32,6 +32,7 @@ def classes(setup: SetupResults) -> Section | None:
 
 
 def _counted(setup: SetupResults, method: str) -> Counted:
+    """The results of a method that hold counts by class."""
     files: Counted = {}
     for run in setup.runs_of(method):
         for name, results in run.files.items():
@@ -82,13 +83,16 @@ def _table(methods: dict[str, Counted]) -> Table:
 
 def _accuracies(several: Sequence[ByClassCounts], order: str) -> list[float]:
     """The accuracy of each class in percent, means over models; empty if they didn't run in such an order."""
-    of_models = []
+    by_model = []
     for counts in several:
         orders = counts.of(order)
-        if orders:
-            pairs = zip(orders.right, counts.images)
-            of_models.append([100 * right / max(1, orders.samples * images) for right, images in pairs])
-    return [fmean(of_class) for of_class in zip(*of_models)]
+        if orders is None:
+            continue
+        accuracies = []
+        for right, images in zip(orders.right, counts.images):
+            accuracies.append(100 * right / max(1, orders.samples * images))  # 0 for a class without images
+        by_model.append(accuracies)
+    return [fmean(of_class) for of_class in zip(*by_model)]
 
 
 def _confusion(method: str, files: Counted) -> Picture:

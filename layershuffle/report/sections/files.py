@@ -16,6 +16,7 @@ def missing(setups: Sequence[SetupResults], complaints: Sequence[str], files: Se
         complaints: a sentence for each file that was left out.
         files: the results files that are missing; None if nobody knows, and every seed of every method is expected.
     """
+    # Only an experiment knows which files were asked for.
     rows: Rows
     if files is None:
         rows = by_setup(setups, lambda setup: [[run] for run in setup.missing_runs()])

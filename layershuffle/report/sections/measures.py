@@ -15,7 +15,7 @@ def side_by_side(setup: SetupResults) -> list[Section]:
         several = setup.measured(kind)
         if several and kind.section and kind.section.side_by_side:
             about.append((kind.section.paper_figures, _section(setup, kind, kind.section, several)))
-    about.sort(key=lambda pair: pair[0])
+    about.sort(key=lambda pair: pair[0])  # by the paper's figures, those that the paper doesn't have first
     return [section for _, section in about]
 
 

@@ -28,6 +28,7 @@ def _rows(setup: SetupResults) -> Rows:
     for method in setup.methods:
         if not method.endswith(SUFFIX):
             continue
+        # The merged models of a method stand beside the models that their layers come from.
         sources = method.removesuffix(SUFFIX)
         for reading, (protocol, variant) in READINGS.items():
             of_sources = estimate(setup.scores_by_seed(sources, protocol, **variant))

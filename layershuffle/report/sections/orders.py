@@ -52,8 +52,11 @@ def _papers_table(setups: Sequence[SetupResults]) -> Table:
     """The paper's numbers for the backbones and data sets that these setups have."""
     table = Table("The paper's own, mean (standard deviation) over five seeds.", ["", *paper.METHODS], [])
     in_paper = [(setup.backbone, setup.data) for setup in setups if setup.in_paper]
-    shown = [key[:3] for key in paper.TABLE_1 if key[:2] in in_paper]
-    for backbone, data, order in dict.fromkeys(shown):
+    shown: dict[tuple[str, str, str], None] = {}  # a set that keeps the sequence
+    for backbone, data, order, _ in paper.TABLE_1:
+        if (backbone, data) in in_paper:
+            shown[backbone, data, order] = None
+    for backbone, data, order in shown:
         numbers = [_text(paper.TABLE_1[backbone, data, order, method]) for method in paper.METHODS]
         table.rows.append([TableCell(order, [f"{backbone}, {data}"]), *numbers])
     return table
@@ -62,6 +65,7 @@ def _papers_table(setups: Sequence[SetupResults]) -> Table:
 def _beside_paper(accuracy: Estimate | None, setup: SetupResults, protocol: str, method: str) -> TableCell:
     """An accuracy, below it the paper's if it has one, and the difference, marked if chance doesn't explain it."""
     text = tables.percent(accuracy)
+    # The paper has no number for most methods, and for none on other data.
     theirs = paper.TABLE_1.get((setup.backbone, setup.data, protocol, method))
     if theirs is None:
         return TableCell(text)

@@ -57,7 +57,7 @@ def _estimates(setup: SetupResults, protocol: str, **variant: Any) -> dict[str, 
 
 
 def _data(bars: Sequence[Bar], setup: SetupResults) -> Table:
-    """The bars in numbers, and the levels to compare them with."""
+    """The bars in numbers, and the levels that are drawn as lines."""
     data = Table("top-1 in percent", ["order", "method", "mean", "95% interval, half", "seeds"], [])
     for bar in bars:
         half = bar.accuracy.ci95
@@ -77,6 +77,7 @@ def _about(setup: SetupResults) -> str:
     if setup.methods:
         methods = _counted(len(setup.methods), "method", "methods each")
         seeds = [len(setup.runs_of(method)) for method in setup.methods]
+        # Methods may have different numbers of seeds, such as "3 to 5".
         fewest = min(seeds)
         most = max(seeds)
         counts = str(most) if fewest == most else f"{fewest} to {most}"

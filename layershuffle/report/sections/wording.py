@@ -41,6 +41,7 @@ def by_setup(setups: Sequence[SetupResults], rows_of: Callable[[SetupResults], R
     all_rows: Rows = []
     for setup in setups:
         rows = rows_of(setup)
+        # Only the first row: the following ones belong to the same setup until another is named.
         if rows and setup.name:
             rows[0][0] = TableCell(str(rows[0][0]), [setup.name])
         all_rows += rows

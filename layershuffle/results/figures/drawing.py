@@ -84,7 +84,7 @@ def coloured_panels(
 
 def annotate(axis: Axes, text: str, x: float, y: float, offset: tuple[int, int] = (0, 4), **style: Any) -> None:
     """Write a small text beside a point, by default above it."""
-    style = {"ha": "center", **style}
+    style.setdefault("ha", "center")
     axis.annotate(text, (x, y), offset, textcoords="offset points", fontsize=7, **style)
 
 

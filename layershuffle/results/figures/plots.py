@@ -83,7 +83,7 @@ def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
     for plot in plots(results):
         figures[plot.name] = plot.figure
 
-    # The first picture is named like the results file.
+    # The first picture is named like the results file, the others have their own name before the suffix.
     paths: dict[str, Path] = {}
     for name, figure in figures.items():
         path = output.with_suffix(f".{name}.png" if paths else ".png")
@@ -94,6 +94,7 @@ def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
 
 def _needs_overview(results: Results) -> bool:
     """Whether there are scores that belong into the overview, or that no other picture shows."""
+    # An evaluation without any other picture gets the overview, so that it has at least one.
     covered: set[str] = set()
     for plot in plots(results):
         covered.update(plot.protocols)

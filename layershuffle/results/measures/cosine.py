@@ -40,7 +40,7 @@ class Cosine(Measure):
         """Raise a UserError if the matrix isn't square, or no matrix of cosines."""
         if not self.matrix or any(len(row) != len(self.matrix) for row in self.matrix):
             raise UserError("cosine is not a square matrix")
-        # Rounding can lead a little beyond 1.
+        # The cosine of two equal activations may be rounded to a little more than 1.
         if any(abs(value) > 1.001 for row in self.matrix for value in row):
             raise UserError("cosine has similarities beyond 1")
 

@@ -46,6 +46,7 @@ class Pruning(Measure):
         for score in results.of("prune"):
             kept = score.variant["kept"]
             point = (self.milliseconds[kept], 100 * score.top1)
+            # One score is of the chosen layers in another sequence, which ``prune`` searched for afterwards.
             if "sequence" in score.variant:
                 axis.plot(*point, "D", color=COLOURS[2], markersize=5, label="the same in the sequence found")
             else:

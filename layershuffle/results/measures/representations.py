@@ -61,6 +61,7 @@ class Representations(Measure):
     def compared(cls, several: Sequence[Results]) -> Figure:
         """A panel for each model, as in figures 4a and 4b of arXiv 2407.04513."""
         measured = list(_measured(several))
+        # All panels have the same colour for the same position, even if one model runs more steps than another.
         positions = range(max(measure.steps for _, measure in measured))
         figure, axes, colours = coloured_panels(several, 4.6, "position", positions)
         for axis, (results, measure) in zip(axes, measured):

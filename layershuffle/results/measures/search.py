@@ -63,6 +63,7 @@ class Search(Measure):
         return figure
 
     def _draw_trace(self, axis: Axes, trace: list[SearchStep]) -> None:
+        # NaN leaves a gap in the line.
         losses = [np.nan if step.loss is None else step.loss for step in trace]
         # A greedy search begins with one layer, the others with a whole order.
         if self.strategy == "greedy":

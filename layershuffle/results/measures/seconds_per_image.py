@@ -64,6 +64,7 @@ class SecondsPerImage(Measure):
             band(by_layers, points, colour, marker=".", label=label)
             in_milliseconds = {1000 * self.seconds[kept]: summary for kept, summary in points.items()}
             band(by_time, in_milliseconds, colour, marker=".")
+        # Early exit stops each image elsewhere, so it has no time of a batch, and takes the colours that are left.
         _draw_exits(by_layers, results, COLOURS[len(strategies) :])
 
         draw_base_and_chance(by_layers, results)

@@ -37,6 +37,7 @@ def shown(results: Results) -> list[Protocol]:
     protocols = [protocol for name, protocol in PROTOCOLS.items() if name in first_variants]
     for name, variant in first_variants.items():
         if name not in PROTOCOLS:
+            # It may have been registered by a module that isn't imported now.
             key, value = next(iter(variant.items()), ("", None))
             columns = key if isinstance(value, (int, float)) else ""
             protocols.append(Protocol(name, lambda: iter(()), columns=columns))
@@ -45,6 +46,7 @@ def shown(results: Results) -> list[Protocol]:
 
 def full_depth(results: Results) -> Table:
     """Everything measured for each group of orders, but those of protocols with columns or a matrix."""
+    # A grid or a matrix shows these better than hundreds of rows.
     elsewhere = {protocol.name for protocol in shown(results) if protocol.columns or protocol.figure == "matrix"}
     predicts = any(score.position_accuracy is not None for score in results.scores)
     chooses = any(score.chosen is not None for score in results.scores)
@@ -99,6 +101,7 @@ def grid(results: Results, protocol: Protocol) -> Table:
         if name == protocol.name:
             first, *rest = variant
             by_rest.setdefault(tuple(rest), {})[first] = estimate([scores])
+    # Not every strategy has a score in every column: a cell may stay empty.
     columns = sorted(set(itertools.chain(*by_rest.values())))
     rows: Rows = []
     for key, cells in by_rest.items():
