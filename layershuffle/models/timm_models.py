@@ -125,6 +125,10 @@ class _ReplacementWeights:
         if patches is None or patches.ndim != 4:
             raise KeyError(f"{first_conv}.weight")
         dim, channels = patches.shape[:2]
+        # In hybrid models a convolutional network of another width comes before the layers.
+        norm = weights.get("blocks.0.norm1.weight")
+        if norm is not None:
+            dim = len(norm)
 
         new_heads = []
         for head in _classifiers(cfg):

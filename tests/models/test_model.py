@@ -8,6 +8,8 @@ from helpers import SMALL
 from torch.nn import functional as F
 
 import layershuffle
+from layershuffle import create_model
+from layershuffle.errors import UserError
 from layershuffle.models.backbones import State
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import Order, seeded
@@ -270,3 +272,19 @@ def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
     with pytest.raises(ValueError, match="could not be fetched .*give their path"):
         layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_base_mci_224"])
+def test_a_hybrid_lends_its_weights_to_a_model_with_other_classes(tmp_path, name):
+    model = create_model(name, 7, depth=1)
+    path = str(tmp_path / "hybrid.pth")
+    torch.save(model.vit.state_dict(), path)
+    other = create_model(name, 5, pretrained=path, depth=1)
+    assert len(other.vit.head.weight) == 5
+    assert torch.equal(other.vit.blocks[0].norm1.weight, model.vit.blocks[0].norm1.weight)
+
+
+@pytest.mark.parametrize("name", ["samvit_base_patch16", "naflexvit_base_patch16_gap", "fastvit_mci0"])
+def test_families_that_are_not_supported_are_named(name):
+    with torch.device("meta"), pytest.raises(UserError, match=r"the supported families are"):
+        create_model(name, 5)
