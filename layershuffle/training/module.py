@@ -27,6 +27,7 @@ from layershuffle.models.position import Position, PositionTable
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle
 from layershuffle.training import continuing, metadata, non_finite
+from layershuffle.training.averaging import check_averages
 from layershuffle.training.budget import Budget, BudgetUnit
 from layershuffle.training.callbacks import is_logged
 from layershuffle.training.checkpointing import LastCheckpoint
@@ -268,6 +269,9 @@ class FineTuner(pl.LightningModule):
         self.orders.forget_all()
         self.budget.plan(self.trainer)
         self.budget.stop_if_used_up(self.trainer)
+        if not self.budget.ends_the_run:
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            check_averages(callbacks, self.budget.planned_steps, self.trainer.max_epochs)
         # The rate of the coming step was set before the number of steps was known, or by another run's options.
         scheduler: Any = self.lr_schedulers()
         continuing.restore_options(self.trainer.optimizers[0], scheduler, self._optimizer_options)

@@ -1,0 +1,32 @@
+"""Refuses averaged weights that a run would never update."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch.callbacks import WeightAveraging
+
+from layershuffle.errors import UserError
+
+
+def check_averages(callbacks: Iterable[Any], steps: float, epochs: int | None) -> None:
+    """Raise a UserError if the average of the weights begins after the end: it would be the untrained weights.
+
+    Args:
+        callbacks: those of the trainer.
+        steps: how many steps the run has; infinite without an end.
+        epochs: how many epochs it has at most; None or -1 without a limit.
+    """
+    if math.isinf(steps):
+        return
+    last_epoch = int(steps) if epochs in (None, -1) else epochs
+    for callback in callbacks:
+        if not isinstance(callback, WeightAveraging):
+            continue
+        by_step = any(callback.should_update(step_idx=step) for step in range(int(steps)))
+        by_epoch = any(callback.should_update(epoch_idx=epoch) for epoch in range(last_epoch or 0))
+        if steps and not by_step and not by_epoch:
+            raise UserError(
+                f"{type(callback).__name__} averages no weights in the {steps:.0f} steps of this run, so its "
+                "checkpoints would hold untrained ones: lower update_starting_at_step and update_every_n_steps"
+            )
