@@ -80,7 +80,7 @@ def serve(
     on_ready: Callable[[str, str], Any] | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Serve a model over HTTP until this process gets SIGINT or SIGTERM; see ``serving.door`` for the requests.
+    """Serve a model over HTTP until this process gets SIGINT or SIGTERM; see ``serving.http_server`` for the requests.
 
     A program with an event loop of its own uses ``serving.cluster.Cluster``.
 
@@ -97,15 +97,18 @@ def serve(
         watch: in which context to serve.
 
     Raises:
-        UserError: if something is not installed, the nodes don't start, or the port is taken.
+        UserError: if something is not installed, the nodes don't start, or it can't listen on that host and port.
     """
+    try:
+        from layershuffle.serving.http_server import HttpServer, check_address, listening
+    except ImportError as error:
+        raise UserError('serving needs aiohttp: install it with pip install "layershuffle[serving]"') from error
+
+    # Before the model is loaded and the nodes start, which takes long.
+    check_address(host, port)
     loaded = _loaded(model, pretrained)
     cluster = (options or ClusterOptions()).cluster(loaded)
     token = token or os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-    try:
-        from layershuffle.serving.http_server import HttpServer, listening
-    except ImportError as error:
-        raise UserError('serving needs aiohttp: install it with pip install "layershuffle[serving]"') from error
 
     async def run() -> None:
         stopped = asyncio.Event()
@@ -164,6 +167,9 @@ def classify(
 
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(cluster)
+            # Ray's own handler, which it has now installed, would print what its threads were at.
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
             await stack.enter_async_context(watch(cluster) if watch else nullcontext())
             await answer_pictures(cluster, loaded, left, file, top, one_more)
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import hmac
-import io
 import json
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +14,19 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
-from layershuffle.data.decoding import UNDECODABLE, open_image
-from layershuffle.errors import UserError
+from layershuffle.data.decoding import UNDECODABLE
+from layershuffle.errors import UserError, last_line
 from layershuffle.serving.cluster import Cluster
+from layershuffle.serving.connections import Connections, Limits
+from layershuffle.serving.log_limit import limited_logs
+from layershuffle.serving.picture_decoder import PictureDecoder
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_BYTES = 10 << 20
 """The size of the largest picture, in bytes."""
+BROKEN = (*UNDECODABLE, EOFError, ArithmeticError, LookupError, struct.error, MemoryError)
+"""What Pillow raises for bytes that somebody has made up."""
+CONNECTIONS = web.AppKey("connections", Connections)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -30,8 +36,8 @@ class HttpServer:
 
     ``POST /predict`` takes a picture in any format that Pillow reads, ``GET /state`` tells of nodes and queue, and
     ``GET /`` is the page. The first two want the header ``Authorization: Bearer TOKEN``. What can't be answered gets a
-    one-line error and one of the status codes 400 (not a picture), 401 (no token), 413 (too large), 429 (too many wait)
-    and 503 (the request failed).
+    one-line error and one of the status codes 400 (not a picture), 401 (no token), 408 (the body took too long), 413
+    (too large), 429 (too many wait) and 503 (the request failed, or its deadline came).
 
     Args:
         cluster: what classifies.
@@ -39,14 +45,26 @@ class HttpServer:
         token: what a client must know.
         most_waiting: how many requests may wait beside those that run.
         top: how many classes an answer names.
+        limits: what clients may take.
     """
 
-    def __init__(self, cluster: Cluster, loaded: LoadedModel, token: str, most_waiting: int = 64, top: int = 5) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        loaded: LoadedModel,
+        token: str,
+        most_waiting: int = 64,
+        top: int = 5,
+        limits: Limits | None = None,
+    ) -> None:
         self.cluster = cluster
         self.loaded = loaded
         self.token = token
         self.most_waiting = most_waiting
         self.top = top
+        self.limits = limits or Limits()
+        self.connections = Connections(self.limits)
+        self.decoder = PictureDecoder(loaded)
         self.accepted = 0
         """How many requests are being decoded, wait or run."""
 
@@ -55,43 +73,79 @@ class HttpServer:
         application = web.Application(middlewares=[self.guard], client_max_size=MAX_BYTES)
         routes = [web.post("/predict", self.predict), web.get("/state", self.state), web.get("/", self.page)]
         application.add_routes(routes)
+        application[CONNECTIONS] = self.connections
+        application.on_cleanup.append(self._clean_up)
         return application
+
+    async def _clean_up(self, _: web.Application) -> None:
+        self.decoder.close()
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse who doesn't know the token, and pictures that are too large."""
-        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        # The page itself tells nothing. compare_digest takes the same time for any wrong token.
-        if request.path != "/" and not hmac.compare_digest(token.encode(), self.token.encode()):
-            raise _Refusal(401, "the token is missing or wrong: send the header Authorization: Bearer TOKEN")
+        # The page itself tells nothing.
+        if request.path != "/":
+            self._check_token(request)
         try:
             return await handler(request)
         except web.HTTPRequestEntityTooLarge as error:
             raise _Refusal(413, f"the picture has more than {MAX_BYTES:,} bytes") from error
 
+    def _check_token(self, request: web.Request) -> None:
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        # Bytes that aren't UTF-8 stand in headers and environment variables as surrogates.
+        sent, expected = (text.encode("utf-8", "surrogateescape") for text in (token, self.token))
+        # compare_digest takes the same time for any wrong token.
+        if not hmac.compare_digest(sent, expected):
+            raise _Refusal(401, "the token is missing or wrong: send the header Authorization: Bearer TOKEN")
+        self.connections.has_shown_token(request)
+
     async def predict(self, request: web.Request) -> web.Response:
         """Classify a picture."""
+        content = await self._read_body(request)
+        # Requests count only once they have come whole: those that never do keep nobody out.
         if self.accepted >= self.most_waiting + self.cluster.window:
             raise _Refusal(429, f"{self.accepted} requests are being served already: try again later")
         self.accepted += 1
+        seconds = self.cluster.policy.request_deadline
         try:
-            images = await self._read_picture(await request.read())
-            result = await self.cluster.submit(images)
+            with self.connections.answering(request):
+                async with asyncio.timeout(seconds):
+                    images = await self._decode(content)
+                    result = await self.cluster.submit(images)
         except UserError as error:
             raise _Refusal(503, str(error)) from error
+        except TimeoutError as error:
+            raise _Refusal(503, f"the request was not done within {seconds:g} s") from error
         finally:
             self.accepted -= 1
         answer = result.to_json(self.loaded.classes, self.top)
         return web.json_response(answer, dumps=partial(json.dumps, ensure_ascii=False))
 
-    async def _read_picture(self, content: bytes) -> Tensor:
+    async def _read_body(self, request: web.Request) -> bytes:
+        """The picture as it was sent, of which no more is read than it may have."""
+        if (request.content_length or 0) > MAX_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BYTES, request.content_length or 0)
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                return await request.read()
+        except TimeoutError as error:
+            raise _Refusal(408, f"the body did not come within {self.limits.body_seconds:g} s") from error
+        except web.RequestPayloadError as error:
+            refusal = _Refusal(400, f"the body can't be read: {last_line(error)}")
+            refusal.force_close()  # Nobody knows where the next request begins.
+            raise refusal from error
+
+    async def _decode(self, content: bytes) -> Tensor:
         """The model's input for a picture, float32 [1, channels, size, size]."""
         try:
-            return await asyncio.to_thread(lambda: self.loaded.preprocess([open_image(io.BytesIO(content))]))
-        except UNDECODABLE as error:
+            return await self.decoder.decode(content)
+        except TimeoutError:
+            raise  # It is an OSError, too.
+        except BROKEN as error:
             # Pillow's own message would name the file, which is none here.
             is_unknown = isinstance(error, UnidentifiedImageError)
-            reason = "its format is unknown" if is_unknown else str(error)
+            reason = "its format is unknown" if is_unknown else last_line(error)
             raise _Refusal(400, f"the body is not a picture that can be read: {reason}") from error
 
     async def state(self, _: web.Request) -> web.Response:
@@ -103,23 +157,41 @@ class HttpServer:
         return web.FileResponse(PAGE)
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise a UserError if there can be no such address."""
+    if not host:
+        raise UserError("there is no host to listen on: 127.0.0.1 is this machine alone")
+    if not 0 <= port <= 65535:
+        raise UserError(f"there is no port {port}: ports are 0 (any that is free) to 65535")
+
+
 @asynccontextmanager
 async def listening(application: web.Application, host: str, port: int) -> AsyncIterator[str]:
-    """Let an application listen, and end it; port 0 stands for any that is free. Gives its address.
+    """Let the application of an ``HttpServer`` listen, and end it; port 0 stands for any that is free.
 
-    A request whose client goes away is cancelled, so that no node works for nobody.
+    Gives its address. A request whose client goes away is cancelled, so that no node works for nobody.
 
     Raises:
         UserError: if it can't listen there.
     """
-    runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
+    check_address(host, port)
+    connections = application[CONNECTIONS]
+    seconds = connections.limits.header_seconds
+    runner = web.AppRunner(
+        application, access_log=None, handler_cancellation=True, keepalive_timeout=seconds, shutdown_timeout=1.0
+    )
     await runner.setup()
+    assert runner.server is not None
+    bracketed = f"[{host}]" if ":" in host else host
     try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise UserError(f"can't listen on {host}:{port}: {error.strerror}") from error
-        yield f"http://{host}:{runner.addresses[0][1]}"
+        async with AsyncExitStack() as stack:
+            stack.enter_context(limited_logs())
+            try:
+                actual = await stack.enter_async_context(connections.accepted_by(runner.server, host, port))
+            except (OSError, UnicodeError) as error:
+                reason = getattr(error, "strerror", None) or last_line(error)
+                raise UserError(f"can't listen on {bracketed}:{port}: {reason}") from error
+            yield f"http://{bracketed}:{actual}"
     finally:
         await runner.cleanup()
 

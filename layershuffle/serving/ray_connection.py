@@ -56,7 +56,7 @@ def connect(address: str | None, cpus: int) -> RayConnection:
         try:
             _check_that_somebody_listens(address)
             ray.init(address=address, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, OverflowError, ValueError, RuntimeError) as error:
             reason = f"{ray_reason(error)} (if it wants a token, set the environment variable RAY_AUTH_MODE=token)"
             raise UserError(f"there is no Ray cluster at {address}: {reason}") from error
     return RayConnection(ray, is_new=True)

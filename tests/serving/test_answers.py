@@ -150,6 +150,29 @@ def test_after_ctrl_c_it_goes_on_where_it_was(monkeypatch):
     check(lines()[1])
 
 
+def test_sigterm_acts_as_ctrl_c(monkeypatch):
+    """Also where Ray has installed a handler of its own, which would print its threads."""
+
+    class Terminated(Local):
+        async def __aenter__(self):
+            signal.signal(signal.SIGTERM, lambda *_: pytest.fail("Ray's handler was called"))
+            return self
+
+        async def submit(self, images):
+            if self.requests == 20:
+                signal.raise_signal(signal.SIGTERM)
+            return await super().submit(images)
+
+    earlier = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(serve, "Cluster", Terminated)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            command()
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    assert 10 < len(lines()[1]) < 32
+
+
 def test_requests_that_fail_leave_their_pictures_for_the_next_time(monkeypatch, capsys):
     class Failing(Local):
         def __init__(self, *args, **more):

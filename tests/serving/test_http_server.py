@@ -1,0 +1,222 @@
+"""The HTTP server against clients who send nothing, slowly, broken or too much; without any node."""
+
+import asyncio
+import gzip
+import io
+import logging
+import resource
+import time
+from contextlib import AsyncExitStack, suppress
+
+import pytest
+import torch
+from aiohttp import ClientSession
+from helpers import fails
+from PIL import Image
+
+from layershuffle import UserError
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.commands.serve import serve_command
+from layershuffle.orders import Order
+from layershuffle.results import ModelInfo
+from layershuffle.serving.connections import Connections, Limits
+from layershuffle.serving.http_server import MAX_BYTES, HttpServer, listening
+from layershuffle.serving.log_limit import LogLimit
+from layershuffle.serving.policy import Policy
+from layershuffle.serving.ray_connection import connect
+from layershuffle.serving.result import Result
+
+HEADERS = {"Authorization": "Bearer secret"}
+QUICK = Limits(connections=20, header_seconds=0.4, body_seconds=0.4)
+
+
+class Answering:
+    """In place of a cluster: answers at once."""
+
+    window = 1
+    policy = Policy(request_deadline=0.5)
+
+    async def submit(self, images):
+        return Result(torch.zeros(1, 5), Order([0]), (), 0.1)
+
+
+def picture(size=(20, 20), kind="PNG"):
+    content = io.BytesIO()
+    Image.new("L", size).save(content, kind)
+    return content.getvalue()
+
+
+@pytest.fixture
+def serving(small):
+    """Runs a coroutine function on an HTTP server, its host and port and a client."""
+
+    def run(talk, limits=QUICK, most_waiting=2):
+        async def serve():
+            model = small()
+            loaded = LoadedModel(model, ModelInfo(name="small", source="test", config=model.config))
+            server = HttpServer(Answering(), loaded, "secret", most_waiting=most_waiting, limits=limits)
+            async with AsyncExitStack() as stack:
+                address = await stack.enter_async_context(listening(server.application(), "127.0.0.1", 0))
+                client = await stack.enter_async_context(ClientSession(address, headers=HEADERS))
+                return await talk(server, ("127.0.0.1", int(address.rpartition(":")[2])), client)
+
+        return asyncio.run(serve())
+
+    return run
+
+
+async def status(client, data=None, **more):
+    async with client.post("/predict", data=picture() if data is None else data, **more) as answer:
+        text = await answer.text()
+        assert text.count("\n") == (answer.status != 200), text
+        return answer.status
+
+
+async def opened(where, content=b""):
+    reader, writer = await asyncio.open_connection(*where)
+    writer.write(content)
+    return reader, writer
+
+
+def test_silent_connections_keep_nobody_out(serving):
+    """More than there may be, and more than the limit on open files allows."""
+
+    async def talk(server, where, client):
+        connections = [await opened(where) for _ in range(60)]
+        before = time.monotonic()
+        assert await status(client) == 200
+        assert time.monotonic() - before < 5
+        assert len(server.connections) <= QUICK.connections
+        # Those that are left are closed when the time for headers is over.
+        async with asyncio.timeout(5):
+            for reader, _ in connections:
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+
+    serving(talk)
+
+
+def test_headers_that_come_slowly_end_their_connection(serving):
+    async def talk(server, where, client):
+        _, writer = await opened(where, b"GET / HTTP/1.1\r\n")
+        async with asyncio.timeout(5):
+            with suppress(ConnectionError):
+                while True:
+                    writer.write(b"X-More: 1\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+
+    serving(talk)
+
+
+def test_the_limit_on_open_files_limits_connections(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (150, 150))
+    monkeypatch.setattr("os.listdir", lambda _: ["file"] * 60)
+    assert Connections(Limits(connections=256))._most() == 150 - 60 - 16 - 32
+
+
+def test_stalled_uploads_block_nobody(serving):
+    """They know the token, and are refused when their time is over."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 1000\r\n\r\nhalf"
+
+    async def talk(server, where, client):
+        connections = [await opened(where, head) for _ in range(15)]
+        await asyncio.sleep(0.1)
+        assert await status(client) == 200
+        async with asyncio.timeout(5):
+            for reader, _ in connections:
+                assert b" 408 " in await reader.readline()
+
+    serving(talk)
+
+
+def test_a_header_that_is_not_utf8(serving):
+    async def talk(server, where, client):
+        request = b"GET /state HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\nConnection: close\r\n\r\n"
+        reader, _ = await opened(where, request)
+        assert b" 401 " in await reader.readline()
+
+    serving(talk)
+
+
+def test_bodies_that_cannot_be_read(serving):
+    async def talk(server, where, client):
+        packed = {"Content-Encoding": "gzip"}
+        assert await status(client, gzip.compress(picture()), headers=packed) == 200
+        assert await status(client, b"no gzip at all", headers=packed) == 400
+        assert await status(client, gzip.compress(picture())[:-20] + b"x" * 20, headers=packed) == 400
+        assert await status(client, b"") == 400
+        assert await status(client, picture((5100, 5000))) == 400
+        request = (
+            f"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: {10**15}\r\n\r\n"
+        )
+        assert MAX_BYTES < 10**15
+        reader, _ = await opened(where, request.encode())
+        assert b" 413 " in await reader.readline()
+
+    serving(talk)
+
+
+def test_decoding_counts_for_the_deadline_and_holds_up_no_other_picture(serving):
+    async def talk(server, where, client):
+        decode = server.decoder._decode
+
+        def slow_if_large(content):
+            if content.startswith(b"II*"):
+                time.sleep(0.3)
+            return decode(content)
+
+        server.decoder._decode = slow_if_large
+        large = picture((2100, 2100), "TIFF")
+        before = time.monotonic()
+        waiting = [asyncio.create_task(status(client, large)) for _ in range(6)]
+        await asyncio.sleep(0.1)
+        assert await status(client) == 200
+        assert time.monotonic() - before < 0.5
+        answers = await asyncio.gather(*waiting)
+        assert time.monotonic() - before < 1.5
+        assert answers.count(503) >= 4
+        assert server.accepted == 0
+
+    serving(talk, Limits(), most_waiting=10)
+
+
+@pytest.mark.parametrize("port", ["70000", "65536"])
+def test_a_port_that_cannot_be(capsys, port):
+    """It is refused before anything is loaded."""
+    assert port in fails(capsys, serve_command, "none.ckpt", "--port", port)
+
+
+def test_hosts_that_cannot_be(serving, small):
+    server = HttpServer(Answering(), LoadedModel(small(), None), "secret")
+
+    async def listen(host):
+        async with listening(server.application(), host, 0) as address:
+            return address
+
+    for host in ("", "192.0.2.1", "x" * 70 + ".example"):
+        with pytest.raises(UserError):
+            asyncio.run(listen(host))
+    assert asyncio.run(listen("::1")).startswith("http://[::1]:")
+
+
+def test_an_address_of_a_cluster_that_cannot_be(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UserError, match=r"there is no Ray cluster at 127\.0\.0\.1:70000"):
+        connect("127.0.0.1:70000", 1)
+
+
+def test_the_log_is_limited(caplog, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    logger = logging.getLogger("test.limited")
+    limit = LogLimit(most=2, seconds=60)
+    logger.addFilter(limit)
+    for number in range(1000):
+        logger.error("error %d", number)
+    now[0] += 61
+    logger.error("later")
+    logger.removeFilter(limit)
+    assert [record.getMessage() for record in caplog.records[:2]] == ["error 0", "error 1"]
+    assert "998" in caplog.records[2].getMessage()
+    assert len(caplog.records) == 3
