@@ -16,7 +16,7 @@ from layershuffle.errors import UserError, user_error
 from layershuffle.files import read_yaml
 
 OPTION = re.compile("--?[a-z]")
-"""How an option begins, and no value, which may be a negative number."""
+"""How an option begins. A value may begin with a dash too, but a negative number has no letter after it."""
 
 # How jsonargparse's messages name what is wrong. They are shown as they are, under one line of ours.
 KEY = re.compile(r'Parser key "(?P<key>[^"]+)"(?: element \d+)?:')
@@ -39,6 +39,7 @@ class ConfigParser(ArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # With abbreviations, a word that means one option today would be refused once another begins alike.
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         self.command_line: list[str] = []
@@ -46,32 +47,39 @@ class ConfigParser(ArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         """Parse a command line, by default that of the process."""
         self.command_line = sys.argv[1:] if args is None else list(args)
+        # jsonargparse writes these lines as comments above every config that it dumps. An argument with a line break
+        # would end the comment.
         self.dump_header = [shlex.join([*str(self.prog).split(), *self.command_line]).replace("\n", " ")]
+
         args = self.expanded(self.command_line)
         for path in option_values(args, "--config"):
-            # Where there is no such file, the parser says so.
+            # jsonargparse would say of such a file only that its value is wrong. If there is no file, it says so.
             if Path(path).is_file() and not isinstance(read_yaml(path), dict):
                 raise UserError(
                     f"{path} holds no options: a config is a mapping, such as 'trainer: {{max_epochs: 20}}'"
                 )
         config = super().parse_args(args, *rest, **kwargs)
+        # Here and not before, because a config file may hold a key as well as an option.
         refuse_secrets(config.as_dict())
         return config
 
     def expanded(self, args: Sequence[str]) -> list[str]:
-        """The command line in its long form.
+        """The command line in its long form, which jsonargparse's own parser understands.
 
         Options have underscores and their values, configs stand as ``--config=PATH``, and a class stands before its
-        arguments.
+        arguments. A command line in its long form stays as it is.
         """
         args = [_with_underscores(arg) for arg in args]
-        words = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
-        options = [self._with_value(option) for option in _split(args[words:])]
+        first_option = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
+        words = args[:first_option]
+        options = [self._with_value(option) for option in _split(args[first_option:])]
         if "--config" not in self._option_string_actions:
-            return [*args[:words], *_joined(options)]
-        positional = sum(not action.option_strings for action in self._actions)
-        configs = [f"--config={find(name)}" for name in args[positional:words]]
-        return [*args[: min(positional, words)], *configs, *_joined(self._classes_first(options))]
+            return [*words, *_joined(options)]
+
+        # The positional arguments come first, and the words after them are configs.
+        positional_count = sum(not action.option_strings for action in self._actions)
+        configs = [f"--config={find(name)}" for name in words[positional_count:]]
+        return [*words[:positional_count], *configs, *_joined(self._classes_first(options))]
 
     def _with_value(self, option: list[str]) -> list[str]:
         """Give an option that is true or false its value, if it has none: ``--compile`` becomes ``--compile=true``.
@@ -82,11 +90,14 @@ class ConfigParser(ArgumentParser):
         if "=" in name:
             return option
         if values:
-            is_value = not self._is_only_boolean(name) or values[0].lower() in ("true", "false")
-            needs_value = not is_value
+            # What follows an option that can also be a number or a text is its value.
+            needs_value = self._is_only_boolean(name) and values[0].lower() not in ("true", "false")
         else:
+            # The types of a class's arguments are not known here. If this one isn't a boolean, "true" is refused.
             needs_value = self._is_boolean(name) or self._is_argument_of_a_class(name)
-        return [f"{name}=true", *values] if needs_value else option
+        if not needs_value:
+            return option
+        return [f"{name}=true", *values]
 
     def _is_boolean(self, name: str) -> bool:
         """Whether an option can be true or false, such as ``bool | None``."""
@@ -107,18 +118,21 @@ class ConfigParser(ArgumentParser):
         return getattr(self._option_string_actions.get(name), "_typehint", None)
 
     def _classes_first(self, options: Sequence[list[str]]) -> list[list[str]]:
-        """Move each option that names a class to before the first option of this class."""
+        """Move each option that names a class to before the first argument of this class.
+
+        jsonargparse reads options one by one, and refuses ``--data.root`` until ``--data`` has named a class with it.
+        """
         ordered = list(options)
         for option in options:
             name = option[0].partition("=")[0]
             if not self._classes(name):
                 continue
-            names = [other[0] for other in ordered]
-            arguments = (index for index, other in enumerate(names) if other.startswith(f"{name}."))
-            first_argument = next(arguments, len(ordered))
+            # By identity: the same option may stand there twice.
             index = next(index for index, other in enumerate(ordered) if other is option)
-            if first_argument < index:
-                ordered.insert(first_argument, ordered.pop(index))
+            for earlier in range(index):
+                if ordered[earlier][0].startswith(f"{name}."):
+                    ordered.insert(earlier, ordered.pop(index))
+                    break
         return ordered
 
     def _classes(self, option: str) -> list[str]:
@@ -129,26 +143,33 @@ class ConfigParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a UserError; argparse and jsonargparse call this for every fault in arguments and configs.
 
-        jsonargparse's parsers of a class's arguments are of this class too, and know the options without the class's
-        own: their error is given its name here.
+        jsonargparse parses the arguments of a class with a parser of its own, which is a ``ConfigParser`` too and calls
+        this first. It knows ``--data.root`` as ``--root``, so that the outer parser completes the name.
         """
         key = KEY.match(message)
-        if cause := user_error(ex):
+        cause = user_error(ex)
+        if cause:
             if key and str(cause).startswith("--"):
-                raise _with_notes(f"--{key['key']}.{str(cause)[2:]}", getattr(cause, "__notes__", ())) from ex
+                full_name = f"--{key['key']}.{str(cause)[2:]}"
+                raise _with_notes(full_name, getattr(cause, "__notes__", ())) from ex
             raise cause
-        if message.startswith("unrecognized arguments: "):
-            raise UserError(self._unrecognized(message.removeprefix("unrecognized arguments: ").split())) from ex
-        if unknown := UNKNOWN_KEY.fullmatch(message):
+
+        unrecognized = "unrecognized arguments: "
+        if message.startswith(unrecognized):
+            raise UserError(self._unrecognized(message.removeprefix(unrecognized).split())) from ex
+        unknown = UNKNOWN_KEY.fullmatch(message)
+        if unknown:
             names = [name.lstrip("-") for name in self._option_string_actions]
             raise UserError(f"--{unknown['key']}: there is no such option{nearest(unknown['key'], names)}") from ex
+        # A training needs these two, and there are configs for both.
         if "required: model.name" in message or "required: data" in message:
             raise UserError(
                 "name a model and a data set, as in layershuffle train vit_b16 cifar100 layershuffle gpu"
             ) from ex
         if not key:
             raise UserError(message) from ex
-        self._refuse_value(f"--{key['key']}", textwrap.dedent(message[key.end() :].strip("\n")), ex)
+        reason = textwrap.dedent(message[key.end() :].strip("\n"))
+        self._refuse_value(f"--{key['key']}", reason, ex)
 
     def _refuse_value(self, option: str, message: str, ex: Exception | None) -> NoReturn:
         """Raise a UserError about the value of an option, under which jsonargparse's ``message`` is shown."""
@@ -156,12 +177,14 @@ class ConfigParser(ArgumentParser):
         value = VALUE.search(message)
         classes = self._classes(option)
         if no_class and classes:
+            # A longer list hides the suggestion.
             choice = f": choose from {', '.join(classes)}" if len(classes) < 15 else ""
             suggestion = f"{nearest(no_class['name'], classes)}{choice}"
             line = f"there is no class named {no_class['name']}{suggestion}, or give the import path of your own"
             raise _with_notes(f"{option}: {line}", [message]) from ex
         if value:
             raise _with_notes(f"{option} can't be {value['value'][:100]}: see --help", [message]) from ex
+        # A message of several lines tells what each type of the option has against the value.
         if "\n" in message:
             raise _with_notes(f"{option} has a value that it can't have: see --help", [message]) from ex
         raise UserError(f"{option}: {message.strip()}") from ex
@@ -170,6 +193,7 @@ class ConfigParser(ArgumentParser):
         """What to say of a word that is no option and no option's value."""
         wrong = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
         if wrong:
+            # jsonargparse adds --x+ to append to a list and --x.help: nobody means these by mistake.
             names = [name for name in self._option_string_actions if not name.endswith(("+", ".help"))]
             return f"there is no option {wrong}{nearest(wrong, names)}: see --help"
         if "--config" in self._option_string_actions:
@@ -232,11 +256,10 @@ def _with_notes(message: str, notes: Sequence[str]) -> UserError:
 def _alternatives(kind: Any) -> Iterator[Any]:
     """The types that a type hint admits: both of ``int | None``."""
     parts = get_args(kind)
-    if parts and not isinstance(kind, type):
-        for part in parts:
-            yield from _alternatives(part)
-    else:
+    if not parts:
         yield kind
+    for part in parts:
+        yield from _alternatives(part)
 
 
 def _subclasses(kind: Any) -> set[str]:
@@ -257,6 +280,7 @@ def _names_of_subclasses(kind: type) -> set[str]:
     if kind.__module__ == "builtins":
         return set()
     names: set[str] = set()
+    # Only what is imported is there; the user's own classes are given by their import path.
     subclasses: list[type] = kind.__subclasses__()
     for subclass in subclasses:
         names.add(subclass.__name__)

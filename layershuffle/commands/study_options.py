@@ -25,12 +25,13 @@ DATA_HELP = "Data set, by the name of its class (default: the one the model was 
 
 @dataclass(frozen=True)
 class StudyCommand:
-    """The command line of a study, read.
+    """What the command line of a study asks for, with the model loaded and the data set made.
 
     Attributes:
-        config: all options.
-        arguments: the arguments that the functions of all studies have: the model, the data, the device and so on.
-        output: the results file, which can be written.
+        config: all options as they were parsed, for those that only one study has.
+        arguments: the keyword arguments that the functions of all studies in ``layershuffle.api`` have in common: the
+            model, the data, the device and so on.
+        output: the results file; it is known that it can be written.
         logger: where else to send results, if anywhere.
     """
 
@@ -47,7 +48,13 @@ class StudyCommand:
 
 
 def study_parser(name: str, description: str, split: str = "test") -> Parser:
-    """The parser of ``layershuffle NAME``, with the options of every study; ``split`` is the default of ``--split``."""
+    """The parser of ``layershuffle NAME``, with the options of every study, to which the study adds those of its own.
+
+    Args:
+        name: the command.
+        description: what its help says first.
+        split: the default of ``--split``: a study that chooses something by the images takes "val".
+    """
     parser = Parser(
         prog=f"layershuffle {name}",
         description=description,
@@ -62,7 +69,9 @@ def study_parser(name: str, description: str, split: str = "test") -> Parser:
 
 
 def parse_study(parser: Parser, args: list[str] | None, kind: str) -> StudyCommand:
-    """Read the command line of a study, load its model, and make its data set.
+    """Parse the command line of a study, load its model, and make its data set.
+
+    All that can be wrong is found here, before the study begins, which may take hours.
 
     Args:
         parser: what ``study_parser`` returned, perhaps with more options.
@@ -73,13 +82,16 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str) -> StudyComma
         UserError: if there is no such model, an option is wrong, or the results can't be written.
     """
     config = parse_with_data(parser, sys.argv[1:] if args is None else args)
-    # Before the model is made, whose weights may be random.
+    # A model with random weights gets them from the seed, and has as many classes as the data set.
     torch.manual_seed(config.seed)
-    classes = parser.instantiate_classes(config).data.num_classes if config.pretrained == "random" else None
+    classes = None
+    if config.pretrained == "random":
+        classes = parser.instantiate_classes(config).data.num_classes
     loaded = load(config.checkpoint, config.pretrained, classes)
     output = choose_file(config.output, config.checkpoint, kind)
 
-    # The logger continues the W&B run that trained the model.
+    # The logger continues the W&B run that trained the model. Which one that is, the checkpoint knows, so the parsed
+    # options are completed before the logger is made of them.
     wandb_runs.continue_wandb(config.get("logger"), loaded.wandb)
     place(config.get("logger"))
     objects = parser.instantiate_classes(config)
@@ -111,23 +123,28 @@ def parse_with_data(parser: Parser, args: list[str], is_required: bool = True) -
         UserError: if an option is wrong, or there is no data set and there must be one.
     """
     args = parser.expanded(args)
-    named = option_values(args, "--data")
-    data_class = named[-1] if named else None
-    missing = None
+    # Of several, the last one counts, as for every option.
+    data_classes = option_values(args, "--data")
+    data_class = data_classes[-1] if data_classes else None
+
+    # That the recorded data set can't be made, because a package or a folder is not here, is an error only if no other
+    # one is named: a config may name one, which is known once the options are parsed.
+    error_of_recorded = None
     recorded = _recorded_data(args, data_class)
     if recorded is not None:
         try:
             _set_default_data(parser, from_config(DataConfig.from_dict(recorded), trusted=data_class))
         except UserError as error:
-            # A config may name the data set.
-            if data_class or (is_required and not option_values(args, "--config")):
+            may_be_in_config = bool(option_values(args, "--config"))
+            if data_class or (is_required and not may_be_in_config):
                 raise
-            missing = error
+            error_of_recorded = error
+
     config = parser.parse_args(args)
     if is_required and not config.data:
-        # If there is no such model, the error should say that instead.
+        # If there is no such model either, its error is the one to show.
         load(config.checkpoint, config.pretrained)
-        raise missing or UserError(
+        raise error_of_recorded or UserError(
             f"{config.checkpoint} doesn't say which data it was trained on: name a data config, such as imagenet, "
             "after it"
         )
@@ -135,18 +152,28 @@ def parse_with_data(parser: Parser, args: list[str], is_required: bool = True) -
 
 
 def _recorded_data(args: list[str], data_class: str | None) -> dict[str, Any] | None:
-    """What the checkpoint records of its data, if that can be the default of this command line."""
+    """The data set in the checkpoint's metadata, if that is to be the default of ``--data``.
+
+    Args:
+        args: the expanded command line, which begins with the checkpoint.
+        data_class: what the command line says after ``--data``, if anything.
+    """
+    # The parser will refuse a command line without a checkpoint.
     if not args or args[0].startswith("-"):
         return None
-    # A class of the package has the defaults that it always has.
+    # Who names a class of the package means it with its usual defaults, not with those of the checkpoint.
     if data_class is not None and "." not in data_class:
         return None
     recorded = trained_on(args[0])
     if recorded is None or data_class is None:
         return recorded
-    # A checkpoint may come from anyone, and hold anything.
+
+    # The recorded arguments are those of the recorded class, and mean nothing to another one. A checkpoint may come
+    # from anyone, so the metadata may hold anything here.
     recorded_class = recorded.get("class") if isinstance(recorded, dict) else None
-    return recorded if data_class == recorded_class else None
+    if recorded_class != data_class:
+        return None
+    return recorded
 
 
 def _set_default_data(parser: Parser, data: ImageData) -> None:

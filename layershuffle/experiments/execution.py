@@ -1,4 +1,9 @@
-"""Runs one run of an experiment, and tells whether it has been run."""
+"""Executes one run of an experiment, and tells whether it was executed before.
+
+A file in the run's folder, which only this module reads and writes, keeps what was requested: of each finished task and
+of the task that was begun last. So a run can be killed at any time and continued by the same command, and results that
+were made with other settings are noticed.
+"""
 
 import csv
 import fcntl
@@ -8,7 +13,7 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,10 +28,14 @@ from layershuffle.version import __version__
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
-"""This file in a run's folder says which of its tasks were finished, with which settings and in what time."""
+"""This file in a run's folder says which of its tasks were finished, with which settings and in what time.
+
+Its keys are the tasks' output files, such as "best.ckpt", and RUNNING.
+"""
 RUNNING = "running"
-"""What the record calls the task that was begun last, until it is finished."""
+"""The key of the task that was begun last, until it is finished."""
 METRICS = "training/metrics.csv"
+"""What Lightning's CSVLogger writes for the options that ``arguments_of`` gives to a training."""
 
 
 def execute(run: Run, folder: Path, actions: Actions) -> None:
@@ -49,7 +58,8 @@ def execute(run: Run, folder: Path, actions: Actions) -> None:
             request = _request(task, run, folder)
             if _is_finished(task, request, record, run_folder):
                 continue
-            # If this process is killed, the next one can tell whether what it finds was made with the same settings.
+            # If this process is killed, the next one can tell whether the checkpoint that it is to continue from was
+            # made with the same settings.
             write_whole(run_folder / RECORD, json.dumps({**record, RUNNING: request}, indent=1))
             seconds = _perform(task, run, folder, actions)
             record.pop(RUNNING, None)
@@ -90,6 +100,7 @@ def metrics(run_folder: Path) -> list[dict[str, str]]:
     path = run_folder / METRICS
     if not path.is_file():
         return []
+    # The training may be writing a line at this moment, which can end anywhere.
     with path.open(newline="", errors="replace") as file:
         return list(csv.DictReader(file))
 
@@ -98,6 +109,7 @@ def arguments_of(task: Task, run: Run, folder: Path) -> list[str]:
     """The arguments of a task's action."""
     run_folder = folder / run.name
     models = [_model_path(model, run, folder) for model in task.models]
+    # These options come after those of the experiment's file, and so win over them.
     options: dict[str, Any] = {}
     if task.seed is not None:
         options["seed"] = task.seed
@@ -105,14 +117,15 @@ def arguments_of(task: Task, run: Run, folder: Path) -> list[str]:
         options["output"] = str(run_folder / task.output)
         return as_arguments(models, task.settings.with_options(options))
 
-    # A training has its model among the options.
+    # A training takes the model to start from as an option, and the other actions take it as a positional argument.
     if models:
         options["model.pretrained"] = models[0]
-    # Checkpoints and metrics are kept in the run's folder, where the training continues with what is there.
+    # Checkpoints and METRICS are kept in the run's folder, and a training that was stopped continues from there.
     options["checkpoint.dirpath"] = str(run_folder)
     options["trainer.logger.save_dir"] = str(run_folder.parent)
     options["trainer.logger.name"] = run_folder.name
     options["trainer.logger.version"] = "training"
+    # The output goes to a log file, and several trainings may run side by side.
     options["trainer.enable_progress_bar"] = False
     options["resume"] = True
     return as_arguments([], task.settings.with_options(options))
@@ -120,10 +133,10 @@ def arguments_of(task: Task, run: Run, folder: Path) -> list[str]:
 
 def _perform(task: Task, run: Run, folder: Path, actions: Actions) -> float:
     """Do a task, and return the seconds that it took."""
-    # Which trial is the best one isn't known before all of them are finished.
+    # Which trial of the grid is the best one is known only now, when all of them are finished.
     if task.action == "train" and run.trials:
-        chosen = run.trials[best_trial(run.trials, folder)]
-        task = Task(task.action, task.settings.with_options(chosen), task.output, task.models, task.seed)
+        best_options = run.trials[best_trial(run.trials, folder)]
+        task = replace(task, settings=task.settings.with_options(best_options))
     arguments = arguments_of(task, run, folder)
     logger.info("$ layershuffle %s %s", task.action, shlex.join(arguments))
     started = time.monotonic()
@@ -141,21 +154,28 @@ def _model_path(model: str, run: Run, folder: Path) -> str:
 def _is_finished(task: Task, request: dict[str, Any], record: dict[str, Any], run_folder: Path) -> bool:
     """Whether a task has been done; raises UserError if it was done or begun with another request."""
     finished = record.get(task.output)
-    running = record.get(RUNNING) or {}
-    begun = finished
-    if begun is None and running.get("output") == task.output:
-        begun = running
-    # Results of other settings must not pass for those of these.
-    if begun and any(begun.get(key) != value for key, value in request.items()):
+    earlier = finished
+    if earlier is None:
+        running = record.get(RUNNING) or {}
+        if running.get("output") == task.output:
+            earlier = running
+
+    # Results of other settings must not pass for results of these. What the record adds to a request, such as the time
+    # that it took, is not compared.
+    if earlier and any(earlier.get(key) != value for key, value in request.items()):
         raise UserError(
             f"{run_folder} was made with other options, or from another model, than it has now: remove it, or give "
             "another --folder"
         )
+    # Someone may have removed the file, to have it made again.
     return finished is not None and (run_folder / task.output).is_file()
 
 
 def _request(task: Task, run: Run, folder: Path) -> dict[str, Any]:
-    """What a task is to do, as JSON has it; two tasks that request the same make the same."""
+    """What a task is to do, in plain values. Two tasks with the same request make the same file.
+
+    The contents of configs are not part of it, but their names are.
+    """
     settings: Settings = task.settings
     request = {
         "output": task.output,
@@ -163,10 +183,10 @@ def _request(task: Task, run: Run, folder: Path) -> dict[str, Any]:
         "models": list(task.models),
         "seed": task.seed,
         **asdict(settings),
-        # A model that was trained anew is another one.
+        # If a run that this one needs is trained again, what was made from its first model is out of date.
         "needs": {name: _finished_at(folder / name) for name in run.needs},
     }
-    # As it will be when the record is read again: tuples are lists then.
+    # By way of JSON, so that it equals what will be read from the record: that has lists where this may have tuples.
     return dict(json.loads(json.dumps(request)))
 
 
@@ -187,7 +207,10 @@ def _read_record(run_folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _locked(run_folder: Path) -> Iterator[None]:
-    """Keep other processes out, also those on other machines if the file system supports it; a kill unlocks."""
+    """Keep other processes out of a run's folder, also those on other machines if the file system supports it.
+
+    The kernel takes the lock away when the process ends, however it ends, so that no lock is ever left behind.
+    """
     with (run_folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ from helpers import ROOT, fails
 from small_experiments import settings
 
 from layershuffle.commands.experiment import ACTIONS, experiment_command
+from layershuffle.errors import UserError
 from layershuffle.experiments.check import check
 from layershuffle.experiments.definition import Evaluation, Settings, read
 from layershuffle.experiments.matrix import expand
@@ -46,9 +47,9 @@ def test_only_takes_what_the_chosen_need(tiny):
         "digits/layershuffle/seed7",
     ]
     assert names(list_runs(experiment, only=["*/base/*"])) == ["digits/base/seed0"]
-    with pytest.raises(ValueError, match="no run is named nothing"):
+    with pytest.raises(UserError, match="nothing.*--dry_run"):
         list_runs(experiment, only=["nothing"])
-    with pytest.raises(ValueError, match="seeds are different numbers"):
+    with pytest.raises(UserError, match="seeds"):
         list_runs(experiment, seeds=[1, 1])
 
 
@@ -113,14 +114,14 @@ def test_a_matrix_stands_for_an_entry_per_row(tiny):
 @pytest.mark.parametrize(
     ("entries", "complaint"),
     [
-        ({"a": {"matrix": [{"k": 1}, {"k": 2}]}}, "a is there twice"),
+        ({"a": {"matrix": [{"k": 1}, {"k": 2}]}}, "^a "),
         ({"a_{k}": {"matrix": {"k": [1, 2]}}}, "is a list of rows"),
         ({"a_{k}": {"matrix": [1]}}, "is a list of rows"),
-        ({"a_{k}": {"matrix": [{"k": 1}, {"n": 2}]}}, "has a row without k"),
+        ({"a_{k}": {"matrix": [{"k": 1}, {"n": 2}]}}, "without k"),
     ],
 )
 def test_a_matrix_that_is_none(entries, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         expand(entries)
 
 
@@ -130,27 +131,25 @@ def test_a_matrix_that_is_none(entries, complaint):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"merge": ["nothing"]}, "merges, analyses or evaluates nothing, which is not one of its methods"),
+        ({"merge": ["nothing"]}, "nothing"),
         ({"frozen": {"original": {"configs": []}}}, "(?s)is not an experiment: .*model"),
         ({"evaluations": 3}, "is not an experiment"),
         ({"nothing": 1}, "is not an experiment"),
         ({"methods": {"a": {"arguments": []}}}, "(?s)is not an experiment: .*arguments"),
-        ({"grid": {"model.optimizer.lr": []}}, r"has no values for model\.optimizer\.lr in a grid"),
+        ({"grid": {"model.optimizer.lr": []}}, r"model\.optimizer\.lr"),
     ],
 )
 def test_an_experiment_that_is_none(tiny, changes, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         read(tiny(**changes))
 
 
 def test_files_that_are_no_experiment(tmp_path):
-    with pytest.raises(
-        ValueError, match="there is no experiment .*: give a YAML file, or one of .*mini, .*paper, quickstart"
-    ):
+    with pytest.raises(UserError, match=r"nowhere\.yaml.*mini, .*paper, quickstart"):
         read(tmp_path / "nowhere.yaml")
     for text in ("[1", "3", "setups: {}\nseeds: x", "\udc00"):
         (tmp_path / "bad.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
-        with pytest.raises(ValueError, match="is not an experiment"):
+        with pytest.raises(UserError, match="bad.yaml"):
             read(tmp_path / "bad.yaml")
 
 

@@ -2,6 +2,7 @@ import csv
 import fcntl
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import stat
@@ -19,6 +20,7 @@ from small_experiments import TINY, settings
 
 from layershuffle.commands.experiment import experiment_command, perform
 from layershuffle.commands.report import report_command
+from layershuffle.errors import UserError
 from layershuffle.experiments import execution
 from layershuffle.experiments.definition import read
 from layershuffle.experiments.runs import list_runs
@@ -30,17 +32,18 @@ def test_a_frozen_model_is_studied_beside_the_methods(tiny):
     torch.save(timm.create_model("test_vit").state_dict(), "weights.pth")
     root = fake_imagenet(Path("imagenet"))
     for split in ("train", "val"):
-        for at in range(998):
-            (root / split / f"m{at}").mkdir()
-            shutil.copy(root / "val/n01440764/RGB.JPEG", root / split / f"m{at}/a.JPEG")
+        # Its classifier has 1,000 classes, and fake_imagenet makes two of them.
+        for number in range(998):
+            (root / split / f"m{number}").mkdir()
+            shutil.copy(root / "val/n01440764/RGB.JPEG", root / split / f"m{number}/a.JPEG")
     options = {"pretrained": "weights.pth", "data.root": "imagenet", "data.test_images": 4, "data.workers": 0}
     frozen = {"model": "test_vit", "configs": ["data/imagenet"], "options": {**options, "images": 3}}
     path = tiny(frozen={"original": frozen}, analyse={"contributions": ["original"]})
     (run,) = list_runs(read(path), [0], ["contributions"])
     perform(run, Path("out"))
-    found = Results.load(Path("out") / run.name / "original.json")
-    assert found.label == "test_vit"
-    assert found.evaluation.options["images"] == len(found.measure(Contributions).orders) == 3
+    results = Results.load(Path("out") / run.name / "original.json")
+    assert results.label == "test_vit"
+    assert results.evaluation.options["images"] == len(results.measure(Contributions).orders) == 3
 
 
 def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys):
@@ -51,11 +54,11 @@ def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys):
     arguments = [str(tiny(methods=methods)), "--seeds=0"]
     experiment_command([*arguments, "--dry-run"])
     assert "3 to run" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="1 of 3 runs are missing; the same command tries them again"):
+    with pytest.raises(UserError, match="1 of 3 runs"):
         experiment_command(arguments)
-    said = capsys.readouterr().err
-    assert "digits/broken/seed0: failed, 9 layers can't be kept of 3: choose from 1 to 3" in said
-    assert "digits/layershuffle/seed0: finished" in said
+    log = capsys.readouterr().err
+    assert re.search("warning: digits/broken/seed0: .* 9 layers", log)
+    assert "digits/layershuffle/seed0: finished" in log
     folder = Path("experiments/tiny/digits")
     assert "| arbitrary, fixed |" in (folder / "table.md").read_text()
     written = (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns
@@ -63,7 +66,7 @@ def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys):
     assert "2 finished, 0 to run" in capsys.readouterr().err
     assert (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns == written
 
-    with pytest.raises(ValueError, match="was made with other options, or from another model, than it has now"):
+    with pytest.raises(UserError, match="other options.* --folder"):
         experiment_command([str(tiny()), "--seeds=0"])
 
 
@@ -78,7 +81,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint(tiny):
     while not last.is_file() or torch.load(last, weights_only=True)["epoch"] < 1:
         assert process.is_alive()
         time.sleep(0.05)
-    with pytest.raises(ValueError, match="is being run by another process"):
+    with pytest.raises(UserError, match=f"{killed.name}.* another process"):
         perform(killed, folder)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -109,22 +112,22 @@ def test_the_papers_runs_on_cifar100(tmp_path, monkeypatch):
     content["setups"] = {"vit_b16_cifar100": setup}
     path = tmp_path / "paper.yaml"
     path.write_text(yaml.safe_dump(content))
-    found = list_runs(read(path), [0, 1], ["layershuffle_predict", "layershuffle_merged/seed0"])
-    for at in found:
-        perform(at, tmp_path / "out")
-    assert [at.name.removeprefix("vit_b16_cifar100/") for at in found] == [
+    runs = list_runs(read(path), [0, 1], ["layershuffle_predict", "layershuffle_merged/seed0"])
+    for run in runs:
+        perform(run, tmp_path / "out")
+    assert [run.name.removeprefix("vit_b16_cifar100/") for run in runs] == [
         "layershuffle/seed0",
         "layershuffle_predict/seed0",
         "layershuffle/seed1",
         "layershuffle_predict/seed1",
         "layershuffle_merged/seed0",
     ]
-    record = torch.load(tmp_path / "out" / found[0].name / "best.ckpt", weights_only=True)["layershuffle"]
-    assert record["data"]["args"]["val_fraction"] == 0
+    metadata = torch.load(tmp_path / "out" / runs[0].name / "best.ckpt", weights_only=True)["layershuffle"]
+    assert metadata["data"]["args"]["val_fraction"] == 0
     report_command([str(tmp_path / "out")])
-    said = (tmp_path / "out/report/report.md").read_text()
-    assert "| layershuffle-merged, sequential |" in said
-    assert "CIFAR-100" in said
+    report = (tmp_path / "out/report/report.md").read_text()
+    assert "| layershuffle-merged, sequential |" in report
+    assert "CIFAR-100" in report
 
 
 def test_images_in_class_folders_are_read_by_processes_of_the_run(tiny, tmp_path):
@@ -160,7 +163,7 @@ def test_sigterm_stops_the_runs_too(tiny):
     assert parent.communicate()[1].splitlines()[-1] == "interrupted"
     log = (last.parent / "log.txt").read_text()
     assert "SIGTERM: stopped after step" in log
-    with (last.parent / ".lock").open("w") as file:  # which a process that still runs the cell would hold
+    with (last.parent / ".lock").open("w") as file:  # A process that still executes the run would hold it.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -169,8 +172,8 @@ LR = "model.optimizer.lr"
 
 def test_a_grid_is_decided_by_validation_images(tiny, capsys):
     path = tiny(base=None, grid={LR: ["1e-3", 1e-9]}, merge=["layershuffle"])
-    found = list_runs(read(path))
-    names = [run.name for run in found]
+    runs = list_runs(read(path))
+    names = [run.name for run in runs]
     assert names[:6] == [
         "digits/baseline/grid/lr=0.001/seed0",
         "digits/layershuffle/grid/lr=0.001/seed0",
@@ -179,13 +182,13 @@ def test_a_grid_is_decided_by_validation_images(tiny, capsys):
         "digits/baseline/seed0",
         "digits/layershuffle/seed0",
     ]
-    assert found[5].needs == (names[1], names[3])
-    assert [at.tasks[0].output for at in found[:4] if len(at.tasks) == 1] == 4 * ["best.ckpt"]
+    assert runs[5].needs == (names[1], names[3])
+    assert [run.tasks[0].output for run in runs[:4] if len(run.tasks) == 1] == 4 * ["best.ckpt"]
     arguments = [str(path), "--seeds=1", "--only=layershuffle"]
-    wanted = list_runs(read(path), [1], ["layershuffle"])
-    assert len(wanted) == 3
-    for at in wanted:
-        perform(at, Path("experiments/tiny"))
+    chosen = list_runs(read(path), [1], ["layershuffle"])
+    assert len(chosen) == 3
+    for run in chosen:
+        perform(run, Path("experiments/tiny"))
     folder = Path("experiments/tiny/digits/layershuffle")
     losses = {}
     for point in ("lr=0.001", "lr=1e-09"):
@@ -204,13 +207,13 @@ def test_a_grid_is_decided_by_validation_images(tiny, capsys):
     # The other point becomes the better one.
     metrics = folder / "grid" / best / "seed0/training/metrics.csv"
     metrics.write_text("step,epoch,val/loss\n1,0,1000\n")
-    assert execution.best_trial(wanted[2].trials, Path("experiments/tiny")) != f"digits/layershuffle/grid/{best}/seed0"
+    assert execution.best_trial(chosen[2].trials, Path("experiments/tiny")) != f"digits/layershuffle/grid/{best}/seed0"
 
 
 def test_a_grid_without_validation_images_is_refused(tiny):
     train = settings("mini_digits", "digits", "cpu", **TINY, data__val_fraction=0)
     path = tiny(base=None, grid={LR: [1e-3]}, train=train)
-    with pytest.raises(ValueError, match="a choice of hyper-parameters must not see the test images"):
+    with pytest.raises(UserError, match="test images"):
         perform(list_runs(read(path))[0], Path("out"))
     assert not list(Path().rglob("*.ckpt"))
 
@@ -228,8 +231,8 @@ def test_configs_by_their_paths(tiny, tmp_path, capsys):
     assert config["data"]["init_args"]["batch_size"] == 32
     assert (config["trainer"]["max_epochs"], config["trainer"]["log_every_n_steps"]) == (1, 1)
     (tmp_path / "mine.yaml").unlink()
-    said = fails(capsys, experiment_command, str(path), "--dry_run")
-    assert "digits/baseline/seed0 can't train: there is no file mine.yaml" in said
+    line = fails(capsys, experiment_command, str(path), "--dry_run")
+    assert re.search(r"digits/baseline/seed0 .*mine\.yaml", line)
 
 
 def test_one_run_alone(tiny, capsys):
@@ -238,23 +241,23 @@ def test_one_run_alone(tiny, capsys):
     folder = Path("experiments/tiny/digits")
     assert (folder / "baseline/seed0/results.json").is_file()
     assert not (folder / "layershuffle").exists()
-    said = fails(capsys, experiment_command, *arguments, "layershuffle")
-    assert said == "error: no run is named layershuffle: --dry_run lists them all"
+    line = fails(capsys, experiment_command, *arguments, "layershuffle")
+    assert re.search("layershuffle.*--dry_run", line)
 
 
-def test_a_folder_that_cant_be_written_is_one_sentence(tiny, tmp_path, capfd):
+def test_a_folder_that_cant_be_written_is_a_one_line_error(tiny, tmp_path, capfd):
     (tmp_path / "file").touch()
-    said = fails(capfd, experiment_command, str(tiny()), "--folder=file/out")
-    assert said == "error: file/out/experiment.json could not be written: Not a directory"
+    line = fails(capfd, experiment_command, str(tiny()), "--folder=file/out")
+    assert re.search(r"file/out/experiment\.json.*Not a directory", line)
 
 
 def test_a_damaged_record_is_named(tiny):
-    (at, *_) = list_runs(read(tiny()), [0])
+    run = list_runs(read(tiny()), [0])[0]
     folder = Path("out")
-    (folder / at.name).mkdir(parents=True)
-    (folder / at.name / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"run\.json is damaged: remove"):
-        execution.is_finished(at, folder)
+    (folder / run.name).mkdir(parents=True)
+    (folder / run.name / "run.json").write_text("{")
+    with pytest.raises(UserError, match=rf"{run.name}/run\.json"):
+        execution.is_finished(run, folder)
 
 
 @pytest.fixture
@@ -279,8 +282,7 @@ def test_slurm_gets_a_job_for_every_missing_run(tiny, slurm, capsys):
     pytest.importorskip("submitit")
     arguments = [str(tiny()), "--seeds=0", "--slurm={slurm_partition: gpu, gpus_per_node: 1, timeout_min: 90}"]
     experiment_command(arguments)
-    said = capsys.readouterr().err
-    assert "digits/base/seed0: job 100" in said
+    assert "digits/base/seed0: job 100" in capsys.readouterr().err
     base, baseline, shuffled = ((slurm / f"job{n}").read_text() for n in range(3))
     assert "#SBATCH --partition=gpu" in base
     assert "#SBATCH --time=90" in base
@@ -290,11 +292,11 @@ def test_slurm_gets_a_job_for_every_missing_run(tiny, slurm, capsys):
     assert "#SBATCH --job-name=digits-layershuffle-seed0" in shuffled
 
     experiment_command(arguments)
-    assert "digits/layershuffle/seed0: job 102 is at it" in capsys.readouterr().err
+    assert "digits/layershuffle/seed0: job 102" in capsys.readouterr().err
     assert not (slurm / "job3").exists()
 
 
 def test_slurm_where_there_is_none(tiny):
     pytest.importorskip("submitit")
-    with pytest.raises(ValueError, match="SLURM took 0 of 5 jobs, then: "):
+    with pytest.raises(UserError, match="0 of 5 jobs"):
         experiment_command([str(tiny()), "--slurm={timeout_min: 90}"])
