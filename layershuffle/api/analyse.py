@@ -68,6 +68,7 @@ def analyse(
     )
     if images < 3:
         raise UserError("an analysis needs 3 images or more")
+    # The layer is checked in both cases, so that a wrong one is never passed over in silence.
     chosen_layer = _choose_layer(layer, sorted(subject.model.order.layers))
     chosen_images, _ = split_images(subject.batches.dataset, images, seed)
     measure: Representations | Contributions
@@ -121,12 +122,14 @@ def _representations(study: Study, images: Dataset, layer: int) -> Representatio
     with progress_bar(f"analysing {study.loaded.info.name}", count, "images") as advance:
         for order, states in shuffled_runs(study.model, study.preprocess, images, study.fabric, study.seed):
             orders.append(str(order))
+            # A step may have several layers in parallel, and a layer may run twice, as its two halves.
             for position, step in enumerate(order):
                 if layer in {unit.layer for unit in step}:
                     positions.append(position)
-                    # The first state is that before any step.
+                    # states[0] is what the first step takes, so that a step's output has the next index.
                     outputs.append(states[position + 1].flatten().cpu())
             advance()
+    # UMAP has no units, and more digits would only make the file longer.
     plane = project(torch.stack(outputs), study.seed).tolist()
     points = [(round(x, 3), round(y, 3)) for x, y in plane]
     return Representations(orders, layer, positions, points)

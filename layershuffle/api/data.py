@@ -51,6 +51,7 @@ def read_data(name: str) -> ImageData:
         cls = resolve_name(class_path if "." in class_path else f"layershuffle.data.{class_path}")
         return cls(**arguments)
     except UserError:
+        # It is a ValueError too, but already says what to do.
         raise
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"the data set of {path} can't be made: {last_line(error)}") from error

@@ -64,7 +64,9 @@ def depth(
     base_order = study.model.order
     depths = range(1, len(base_order) + 1)
     pruned = trials(["sequential", "pruned"], base_order, random_orders, seed, depths=tuple(depths))
+    # The protocol "pruned" also shuffles the layers that it keeps. Here only their number matters.
     in_sequence = [trial for trial in pruned if trial.variant.get("sequence", "original") == "original"]
+    # The outputs of the first layers are computed for the scores anyway, so that early exit costs no pass of its own.
     early_exit = EarlyExit(base_order, study.fabric.device)
     scores = study.score(in_sequence, on_output=early_exit.add)
 
@@ -81,6 +83,7 @@ def seconds_by_depth(study: Study, repeats: int) -> dict[int, float]:
     """
     base_order = study.model.order
     depths = range(1, len(base_order) + 1)
+    # ``first`` counts steps; ``over`` puts the model's own steps in their place, which may be halves of layers.
     orders = [first(depth, len(base_order)).over(base_order) for depth in depths]
     model = study.model.to(study.fabric.device).eval()
     with study.fabric.autocast():

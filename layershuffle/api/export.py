@@ -104,7 +104,7 @@ def export(
         raise UserError("each image chooses its order, which a program can't do: name one order")
     if target == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU to export for here: export for the CPU")
-    for_card = [one if isinstance(one, Results) else Results.load(one) for one in results]
+    for_card = [source if isinstance(source, Results) else Results.load(source) for source in results]
     exporting.check_new(folder)
 
     images, compared_on = _images_to_compare(data, loaded)
@@ -128,6 +128,7 @@ def export(
         # Written like this, so that NaN is refused too.
         if not difference <= TOLERANCE:
             raise UserError(f"the export's logits differ from the original's by {difference:.2g}, so it was not kept")
+    # Also after Ctrl-C: a folder that is there must be one that was checked.
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -153,7 +154,7 @@ def _export_for_timm(
         inputs = normalise(batch)
         if timm_refuses:
             return exported(inputs).logits
-        # This is all that timm runs.
+        # timm runs its own model without our wrapper, and so that is what is compared.
         logits: Tensor = exported.vit(inputs)
         return logits
 
@@ -186,6 +187,7 @@ def _difference(model: OrderedViT, run: Run, orders: Sequence[Order | None], ima
     normalise = Preprocess(*model.image_format).to(images.device)
     largest = []
     for order in orders:
+        # A program may have kept the size of the batch that it was exported with.
         for batch in (images, images[:1]):
             expected = model(normalise(batch), order).logits
             logits = run(batch, order).to(images.device)

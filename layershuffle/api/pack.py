@@ -51,6 +51,7 @@ def pack(
     Raises:
         UserError: if the folders can't be read, don't fit on the disk, or are not what was packed before.
     """
+    # The affinity and not the number of cores: schedulers and containers give a process some of them.
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     if size < 1 or workers < 0:
@@ -61,7 +62,7 @@ def pack(
         raise UserError(f"{folder} is a file: give a folder to pack into")
     folder.mkdir(parents=True, exist_ok=True)
 
-    images = {split: len(of_split) for split, of_split in work.images.items()}
+    images = {split: len(sources) for split, sources in work.images.items()}
     _announce(work, images)
     steps = ["checking"] if work.finished else ["packing", "checking"]
     was_finished = work.finished

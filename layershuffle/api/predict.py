@@ -106,6 +106,7 @@ def predict(
         raise UserError("order is one order and random_orders samples many: give one of the two")
     if isinstance(pictures, (str, Path)):
         pictures = [pictures]
+    # Before the model is loaded: a mistake in a path should be known at once.
     paths = find_pictures(pictures)
     loaded = as_loaded(model)
     orders = _orders(loaded, order, random_orders, seed)
@@ -116,6 +117,7 @@ def predict(
     unreadable: list[Unreadable] = []
     # A single batch doesn't repay the start of worker processes.
     workers = min(len(os.sched_getaffinity(0)), 16) if len(paths) > batch_size else 0
+    # The pictures stay a list, because those that can't be read have no pixels to stack.
     loader = DataLoader(Pictures(paths, loaded), batch_size, num_workers=workers, collate_fn=list)
     with progress_bar("classifying", len(loader), "batches") as advance:
         for batch in loader:
@@ -129,8 +131,8 @@ def predict(
             if readable:
                 images = torch.stack(list(readable.values())).to(fabric.device)
                 logits = _logits(vit, images, orders)
-                for path, of_picture in zip(readable, logits.unbind(dim=1)):
-                    classes = likely_classes(of_picture, loaded.classes, top)
+                for path, picture_logits in zip(readable, logits.unbind(dim=1)):
+                    classes = likely_classes(picture_logits, loaded.classes, top)
                     predictions.append(Prediction(path, classes, len(logits)))
             advance()
     return Predictions(loaded.info, orders, predictions, unreadable)
@@ -154,5 +156,6 @@ def _logits(model: OrderedViT, images: Tensor, orders: Sequence[Order]) -> Tenso
     """The logits in each order, [orders, batch, classes]."""
     if not orders:
         return model(images).logits[None]
+    # Orders that begin alike share their first steps, and so arrive in another sequence.
     by_order = {order: output.logits for order, output in run_orders(model, images, orders)}
     return torch.stack([by_order[order] for order in orders])

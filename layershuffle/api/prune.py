@@ -130,6 +130,7 @@ def prune(
             "the layers to keep are not chosen by test images: use the split val, and where a data set has no "
             "validation images of its own, hold out some of its training images (data.val_fraction 0.1)"
         )
+    # Times are measured in any case: the results tell them beside the accuracy of each number of layers.
     base_order = study.model.order
     times = _milliseconds(study, repeats)
     count = _most_within(milliseconds, times) if keep is None else keep
@@ -138,6 +139,8 @@ def prune(
 
     searched, reported = study.data.parts("val", fraction, seed)
     losses = losses_on(study, searched, "searching the layers to keep of")
+    # First which layers to keep, in their original sequence: the best choice of each number down to ``count``. Then
+    # exchanges of two layers look for a better sequence of the last choice.
     thinned = [order for order, _ in thin(base_order, losses, count, beam)]
     *_, (order, _) = climb(thinned[-1], losses, rounds)
 
@@ -210,14 +213,18 @@ def _milliseconds(study: Study, repeats: int) -> dict[int, float]:
 
 def _most_within(milliseconds: float | None, times: dict[int, float]) -> int:
     """The most layers that run within this time per image."""
-    quick_enough = [kept for kept, time in times.items() if milliseconds is not None and time <= milliseconds]
+    assert milliseconds is not None, "prune has checked that one of keep and milliseconds is given"
+    quick_enough = [kept for kept, time in times.items() if time <= milliseconds]
     if not quick_enough:
         raise UserError(f"one layer already takes {times[1]:.3g} ms per image: allow more")
     return max(quick_enough)
 
 
 def _write_refine_config(folder: Path, data: ImageData) -> None:
-    """Write the config that trains the model in ``folder`` further on ``data``."""
+    """Write the config that trains the model in ``folder`` further on ``data``.
+
+    The path of the weights is that of ``folder`` now, so that the config has to be edited if the folder moves.
+    """
     exported = load(str(folder)).model.config
     described = data.config()
     config = {

@@ -57,6 +57,7 @@ def push(
         repository = hub.create_repo(name, private=not public, exist_ok=True).repo_id
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, allow_patterns=files)
         is_private = hub.model_info(repository).private
+    # The hub's client raises errors of several libraries, and which ones differs between its versions.
     except Exception as error:
         objection = _objection(error, name)
         if objection:

@@ -42,12 +42,14 @@ def report(
     results = Path(results)
     folder = Path(folder) if folder else results / "report"
     simulated = simulations(results)
+    # Without any results of evaluations, simulations alone make a report too.
     try:
         setups, complaints = collect(results)
     except UserError as error:
         if not simulated:
             raise
-        setups, complaints = [], [str(error)]
+        setups = []
+        complaints = [str(error)]
     for complaint in complaints:
         logger.warning(complaint)
     evaluated = sections(setups, complaints, missing) if setups else []
@@ -57,15 +59,15 @@ def report(
 
 def simulations(folder: Path) -> list[page.Section]:
     """A section for each file below ``folder`` that ``layershuffle simulate`` has saved."""
-    made = []
+    simulated = []
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).with_suffix("").as_posix()
         try:
-            made.append(_simulation(read_json(path), name))
+            simulated.append(_simulation(read_json(path), name))
         except (UserError, OSError, ValueError, KeyError, TypeError):
             # Other commands save files of the same kind, which have other content.
             continue
-    return made
+    return simulated
 
 
 def _simulation(content: dict[str, Any], name: str) -> page.Section:

@@ -85,6 +85,7 @@ def search(
     elif strategy == "greedy":
         trace = list(greedy(base_order, losses))
         best, _ = min(trace, key=lambda step: step[1])
+        # Appending every layer ends with all of them. Fewer may do better, so that the best length is scored as well.
         orders = {strategy: trace[-1][0], "greedy, best length": best}
         measure = Search(strategy, images, trace=_steps(trace))
     else:
@@ -99,6 +100,7 @@ def search(
         to_score.append(Trial("search", order, {"strategy": name}))
     scores = study.score(to_score, reported)
     used = {"strategy": strategy, "start": start, "rounds": rounds, "fraction": fraction}
+    # A start that was given as text is kept as it was written.
     if start is not None and not isinstance(start, str):
         used["start"] = str(first_order)
     return study.results(scores, EvaluationInfo(options=used), [measure])
@@ -109,6 +111,7 @@ def losses_on(study: Study, images: DataLoader, doing: str) -> Losses:
 
     def losses(orders: Sequence[Order]) -> list[float]:
         scores = study.score([Trial("search", order) for order in orders], images, doing)
+        # A loss that isn't a number is the worst there is, and never a minimum.
         return [math.inf if score.loss is None else score.loss for score in scores]
 
     return losses

@@ -16,7 +16,7 @@ from layershuffle.data.samplers import TrainingSampler
 from layershuffle.errors import UserError
 from layershuffle.results.figures import panels
 
-LIKE_HERE = {
+CHEAP_OPTIONS = {
     "model.pretrained": False,
     "model.compile": False,
     "trainer.logger": False,
@@ -65,11 +65,12 @@ def draw_data(args: Sequence[str], images: int, epochs: int) -> Figure:
     """Draw the first training images of the run that ``args`` describe, as ``layershuffle train`` takes them."""
     if images < 1 or epochs < 1:
         raise UserError("--images and --epochs are at least 1")
-    run = compose([*args, *as_options(LIKE_HERE)])
+    run = compose([*args, *as_options(CHEAP_OPTIONS)])
     preprocess = run.data.prepare_for(*run.model.model.image_format)
     run.data.prepare_data()
     run.data.setup()
     columns = _columns(run, preprocess, images, epochs)
+    # Row by row, and with the normalisation undone. Augmentation can leave pixels that are brighter than white.
     pixels = torch.stack(list(columns.values()), dim=1).flatten(0, 1) * preprocess.std + preprocess.mean
     return _draw(list(columns), pixels.clamp(0, 1))
 
@@ -79,6 +80,7 @@ def _columns(run: Run, preprocess: nn.Module, count: int, epochs: int) -> dict[s
     module = run.model
     train: Any = run.data.sets["train"]
     labels = run.data.training_labels("data.balanced") if run.data.balanced else None
+    # These are the images with which the training of one process begins.
     chosen = list(TrainingSampler(train, 1, module.seed, labels=labels))[:count]
 
     def stack(images: Sequence[Tensor]) -> Tensor:
@@ -88,6 +90,7 @@ def _columns(run: Run, preprocess: nn.Module, count: int, epochs: int) -> dict[s
     augmented = Augmented(train, module.augmentation, run.data.image_size, module.seed, run.data.resizing)
     for epoch in range(epochs):
         columns[f"epoch {epoch}"] = stack([augmented[epoch, index][0] for index in chosen])
+    # Mixing takes a whole batch, and the labels only because it mixes them too.
     if module.mix:
         torch.manual_seed(module.seed)
         mixed, _ = module.mix(columns["epoch 0"], torch.tensor([int(train[index][1]) for index in chosen]))

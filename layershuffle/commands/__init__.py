@@ -57,17 +57,18 @@ def _run(name: str, *args: str) -> None:
         choice = ", ".join(COMMANDS)
         raise UserError(f"there is no command {name}{config_files.nearest(name, COMMANDS)}: choose from {choice}")
 
-    # Ctrl-C ends the imports, which take seconds, without a traceback.
+    # The imports take seconds. Ctrl-C ends them at once, without a traceback; afterwards it raises KeyboardInterrupt.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     name = name.replace("-", "_")
     module = import_module(f"layershuffle.commands.{name}")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     command = getattr(module, f"{name}_command")
-    # Once it is imported, `list` is the module of that name here.
+    # Not list(args): once the module of `layershuffle list` is imported, `list` is that module here.
     command([*args])
 
 
 def _help() -> str:
+    """What ``layershuffle --help`` prints: a line for each command."""
     lines = ["usage: layershuffle COMMAND ...", "", "Vision transformers whose layers run in any order.", ""]
     for command, summary in COMMANDS.items():
         lines.append(f"  {command:12}{summary}")
@@ -86,10 +87,11 @@ def _complete() -> list[str]:
 
     import argcomplete
 
-    # How many words come before the arguments.
+    # The shell says how many words come before the arguments, and how long the line is up to the cursor.
     start = int(os.environ["_ARGCOMPLETE"])
     line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
     words = line.split(" ")[start:]
+    # Only the command's own parser knows its options. For it, the command is one more word before the arguments.
     if words[0] in COMMANDS and any(word.startswith("-") for word in words):
         os.environ["_ARGCOMPLETE"] = str(start + 1)
         return words

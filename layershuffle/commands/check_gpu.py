@@ -29,6 +29,7 @@ def check_gpu_command(args: list[str] | None = None) -> None:
     if config.pretrained and not Path(config.pretrained).is_file():
         raise UserError(f"there is no file {config.pretrained}")
     setting = Setting(_device(config.accelerator), config.quick, config.pretrained)
+    # The runner starts this command once more for each check, in a process of its own.
     if config.check:
         make(CHECKS[config.check], setting, config.folder / f"{config.check}.json")
         return
@@ -36,13 +37,15 @@ def check_gpu_command(args: list[str] | None = None) -> None:
     _require_known([*config.only, *config.skip])
     factor = 1 if setting.is_gpu else CPU_FACTOR
     limits = _limits(config.only, config.quick, factor)
+    minutes = config.minutes or factor * (QUICK_MINUTES if config.quick else MINUTES)
     about = machine.describe()
+
+    # A check that is skipped is on the page too, but a result that --resume keeps is better than none.
     results = _earlier_results(config, about)
     for name in limits:
         if name not in results and _matches(name, config.skip):
             results[name] = CheckResult("left out", "--skip")
     to_make = {name: limit for name, limit in limits.items() if name not in results}
-    minutes = config.minutes or factor * (QUICK_MINUTES if config.quick else MINUTES)
     command = [sys.executable, "-m", "layershuffle", "check-gpu", *args, "--check"]
     results = runner.run_all(to_make, results, config.folder, about, minutes, command)
 
@@ -96,6 +99,7 @@ def _limits(only: Sequence[str], quick: bool, factor: int) -> dict[str, float]:
     """The checks to make, and how many seconds each may take."""
     limits: dict[str, float] = {}
     for name, check in CHECKS.items():
+        # Without a number of quick seconds, --quick leaves the check out.
         seconds = factor * (check.quick_seconds if quick else check.seconds)
         if seconds and _matches(name, only):
             limits[name] = seconds
@@ -110,10 +114,13 @@ def _earlier_results(config: Namespace, about: dict[str, object]) -> dict[str, C
     earlier_about, earlier = page.read(config.folder)
     if not machine.is_same_machine(about, earlier_about):
         raise UserError(f"{path} is of another machine or other versions: leave out --resume")
-    return {name: result for name, result in earlier.items() if result.state in ("passed", "missed") and name in CHECKS}
+    # The user may have edited the file, or have removed a check of their own.
+    known = {name: result for name, result in earlier.items() if name in CHECKS}
+    return {name: result for name, result in known.items() if result.state in ("passed", "missed")}
 
 
 def _require_known(patterns: Sequence[str]) -> None:
+    """Raise UserError if a pattern matches nothing, which is likely a typing error."""
     for pattern in patterns:
         if not any(_matches(name, [pattern]) for name in CHECKS):
             raise UserError(f"no check or part is called {pattern}: choose from {', '.join([*PARTS, *CHECKS])}")

@@ -20,18 +20,20 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 def run(command: Callable[[], Any]) -> None:
     """Run a command and turn what a user can cause into a one-line error on stderr, without a traceback."""
     set_up_logging()
-    # So that my_module.MyClass in a config or an option is found in the working folder.
+    # So that my_module.MyClass in a config or an option is found in the working folder. It comes last in the path,
+    # because a user's random.py must not take the place of Python's.
     sys.path.append(os.getcwd())
     try:
         command()
-        # Errors in writing what is left are caught here too.
+        # What is still in the buffer is written here and not at the exit, so that a closed pipe is handled below.
         print(end="", flush=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
+        # If stdout can still be written to, it is another pipe that is broken, and a bug.
         if _is_read("\n"):
-            raise  # some other pipe is broken
+            raise
         sys.exit(1)
     except Exception as error:
         _fail(error)
@@ -41,10 +43,16 @@ def run(command: Callable[[], Any]) -> None:
 
 def _fail(error: Exception) -> NoReturn:
     """Exit with a one-line error if a user can cause ``error``, and raise it otherwise."""
-    if line := _line(error):
+    line = _line(error)
+    if line:
         notes = getattr(user_error(error), "__notes__", ())
-        sys.exit("\n".join([f"error: {line}", *(textwrap.indent(note, "  ") for note in notes)]))
-    if frames := _users_frames(error):
+        indented = [textwrap.indent(note, "  ") for note in notes]
+        sys.exit("\n".join([f"error: {line}", *indented]))
+
+    # If the user's own class or function has failed, only its part of the traceback matters. Any other error is a bug
+    # of this package, and keeps its traceback.
+    frames = _users_frames(error)
+    if frames:
         print(end="".join(traceback.format_list(frames)), file=sys.stderr)
         reason = " ".join("".join(traceback.format_exception_only(error)).split())
         sys.exit(f"error: the code in {frames[-1].filename}, line {frames[-1].lineno}, failed: {reason}")
@@ -56,7 +64,7 @@ def _is_read(text: str = "") -> bool:
     try:
         print(end=text, flush=True)
     except OSError:
-        # Python tries again when it exits.
+        # Python writes its buffer again when it exits, and would complain: then it writes to nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
@@ -66,10 +74,11 @@ def _line(error: Exception) -> str | None:
     """What went wrong, on one line; None for an error that no user can cause."""
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         return f"{error.filename or 'a file'} could not be read or written: {error.strerror}"
-    if cause := user_error(error):
+    cause = user_error(error)
+    if cause:
         return _on_one_line(cause)
 
-    # Here, because `layershuffle list` is quick only without them.
+    # These are imported only now, because they take seconds, which `layershuffle list` doesn't.
     import torch
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -83,7 +92,7 @@ def _line(error: Exception) -> str | None:
 def _on_one_line(error: Exception) -> str:
     """What an exception says, without line breaks."""
     text = str(error)
-    # A DataLoader's worker wraps the message in its traceback.
+    # From a DataLoader's worker process an error arrives with a traceback as its message; the last line is the error.
     if "Original Traceback" in text:
         text = text.rstrip().rpartition(f"{UserError.__name__}: ")[2]
     return re.sub(r"\s*\n\s*", " ", text.strip())

@@ -25,13 +25,17 @@ def evaluate_command(args: list[str] | None = None) -> Results:
     args = sys.argv[1:] if args is None else args
     command = parse_study(evaluate_parser(args), args, "evaluation")
     config = command.config
+    # --order 3 1 2 is three orders of one layer each, which nobody means.
     for order in config.order or []:
         if order.strip().isdecimal():
             raise UserError(
                 f"--order {order} has one layer: quote the layers of an order, as in '3 1 2', write '({order})' if one "
                 "is meant, and --random_orders for a number of random orders"
             )
-    options = {option.name: config[option.name] for protocol in PROTOCOLS.values() for option in protocol.options}
+    options = {}
+    for protocol in PROTOCOLS.values():
+        for option in protocol.options:
+            options[option.name] = config[option.name]
     results = evaluate(
         **command.arguments,
         protocols=config.protocols,
@@ -66,9 +70,11 @@ def evaluate_parser(args: Sequence[str]) -> Parser:
 
 def _import_protocols(args: Sequence[str]) -> None:
     """Import the user's own protocols that ``args`` name, so that their options are known."""
+    # The full parser can't be made yet: which options it has depends on the answer.
     early = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--protocols", nargs="*", default=[])
     known, _ = early.parse_known_args(args)
+    # Finding a protocol by its import path imports its module, which registers it.
     for name in known.protocols:
         if "." in name:
             find(name)

@@ -79,6 +79,7 @@ def experiment_command(args: list[str] | None = None) -> None:
     folder = config.folder or Path("experiments") / path.stem
     experiment = read(path)
     runs = list_runs(experiment, config.seeds, config.only or ())
+    # Pools of processes, and schedulers, start this command once more for each run.
     if config.run:
         perform(_named(config.run, runs), folder)
         return
@@ -92,6 +93,7 @@ def experiment_command(args: list[str] | None = None) -> None:
             print(f"{run.name}: {'to run' if run in missing else 'finished'}")
         return
 
+    # The manifest names all runs, also those that --only leaves out, so that the report can say what is missing.
     manifest.write(folder, experiment.title, list_runs(experiment, config.seeds))
     logger.info("%d runs in %s: %d finished, %d to run", len(runs), folder, len(runs) - len(missing), len(missing))
     if config.slurm is not None:
@@ -138,6 +140,7 @@ def perform(run: Run, folder: Path) -> None:
 
 
 def _named(name: str, runs: Sequence[Run]) -> Run:
+    """The run of this name; raises UserError if there is none."""
     for run in runs:
         if run.name == name:
             return run
@@ -152,7 +155,9 @@ def _run_here(
     command = [sys.executable, "-m", "layershuffle", "experiment", *args, "--run"]
     lost = local.run_all(missing, folder, jobs, command)
     console = Console(markup=False, highlight=False)
-    for setup in dict.fromkeys(run.setup for run in runs):
+    # The setups, in the sequence of their first runs.
+    setups = dict.fromkeys(run.setup for run in runs)
+    for setup in setups:
         compare(setup, [run for run in runs if run.setup == setup], folder, console)
     if lost:
         raise UserError(f"{lost} of {len(runs)} runs are missing; the same command tries them again")

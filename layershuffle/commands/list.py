@@ -72,6 +72,7 @@ def _configs() -> dict[str, dict[str, str]]:
     sections: dict[str, dict[str, str]] = {section: {} for section in SECTIONS.values()}
     for full_name, path in (known() | known(experiment=True)).items():
         folder, _, name = full_name.rpartition("/")
+        # A user's configs may stand in other folders, or in none.
         section = SECTIONS.get(folder, f"{folder}s" if folder else "configs")
         sections.setdefault(section, {})[name] = _summary(path)
     return {section: lines for section, lines in sections.items() if lines}
@@ -80,6 +81,6 @@ def _configs() -> dict[str, dict[str, str]]:
 def _summary(path: Path) -> str:
     """The first sentence of the comment with which a config begins."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
-    # The comment may begin with the config's own path.
+    # The comment may begin with the path of the config.
     texts = [line.lstrip("# ") for line in lines if not re.fullmatch(r"# *\S+\.ya?ml", line)]
     return re.split(r"(?<=\.)\s", " ".join(texts))[0]

@@ -10,6 +10,7 @@ class StderrHandler(logging.StreamHandler):
     """Writes to whatever ``sys.stderr`` is at the time: progress bars and tests replace it."""
 
     def __init__(self) -> None:
+        # Not that of StreamHandler, which would keep the stream of this moment.
         logging.Handler.__init__(self)
 
     @property

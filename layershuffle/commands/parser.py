@@ -21,6 +21,7 @@ class Parser(ConfigParser):
 
     def format_help(self, *args: Any) -> str:
         """All options, or those used most where there are many, or those whose names begin as the word after --help."""
+        # argparse knows --help as a flag and ignores what follows it.
         after_help = (word for arg, word in pairwise(self.command_line) if arg in ("--help", "-h"))
         word = next(after_help, "")
         if not self.common or word == "all":
@@ -28,6 +29,7 @@ class Parser(ConfigParser):
         actions = {action.dest: action for action in self._actions if action.option_strings}
         names = self.common
         if word and not word.startswith("-"):
+            # Whole parts of a name: "data" stands for data.root, and not for dataset.
             names = [name for name in actions if f"{name}.".startswith(f"{word}.")]
             if not names:
                 raise UserError(f"no option begins with --{word}: see --help all")

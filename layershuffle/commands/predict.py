@@ -44,6 +44,7 @@ def predict_command(args: list[str] | None = None) -> Predictions:
         accelerator=config.accelerator,
         batch_size=config.batch_size,
     )
+    # Pictures that can't be read are told, and the others are classified all the same.
     for picture in predictions.unreadable:
         logger.warning("%s can't be read as an image (%s)", picture.path, picture.reason)
     if config.output:

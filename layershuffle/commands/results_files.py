@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from statistics import fmean
 
@@ -29,8 +28,10 @@ def choose_file(output: Path | None, checkpoint: str, kind: str) -> Path:
         UserError: before the work begins, if it can't be written.
     """
     path = output or _new_file(checkpoint, kind)
+    # Pictures and CSV files get the same name with other endings.
     if path.suffix != ".json" or path.is_dir():
         raise UserError(f"--output {path} is not the name of a file that ends in .json")
+    # Results may be replaced by newer ones. Any other file is kept, for the name is likely a mistake.
     if path.exists():
         try:
             Results.load(path)
@@ -38,6 +39,7 @@ def choose_file(output: Path | None, checkpoint: str, kind: str) -> Path:
             raise UserError(f"{path} exists and is no results file: give another --output") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Only writing a file tells whether one can be written.
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
@@ -49,8 +51,12 @@ def _new_file(checkpoint: str, kind: str) -> Path:
     source = Path(checkpoint)
     # The names of timm's models may have colons. They have dots, too, which begin no suffix.
     stem = source.with_suffix("") if source.is_file() else Path(source.name.replace(":", "_"))
-    paths = (Path(f"{stem}.{kind}{'' if number == 1 else f'-{number}'}.json") for number in count(1))
-    return next(path for path in paths if not path.exists())
+    path = Path(f"{stem}.{kind}.json")
+    number = 1
+    while path.exists():
+        number += 1
+        path = Path(f"{stem}.{kind}-{number}.json")
+    return path
 
 
 @rank_zero_only
@@ -67,6 +73,7 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
     by_name = tables.of(results)
     _print_tables(by_name, title)
 
+    # The paths are printed last, where they are seen.
     lines = [f"results: {output}"]
     pictures = figures.draw(results, output, title)
     lines.extend(f"plot: {path}" for path in pictures.values())
@@ -79,6 +86,7 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
 
+    # What is on the disk counts: if W&B can't be reached, that is a warning.
     if isinstance(logger, WandbLogger):
         wandb_runs.begin(logger)
         wandb_runs.forgiving(_send)(logger, results, by_name, pictures)
@@ -89,12 +97,15 @@ def _print_tables(by_name: Tables, title: str) -> None:
     console = Console(markup=False)
     has_intervals = False
     for name, (header, rows) in by_name.items():
-        shown = rows[:LOWEST] if name == "classes" else rows
         heading = title if name == "orders" else f"{name}: top-1 %"
-        if len(shown) < len(rows):
+        shown = rows
+        if name == "classes" and len(rows) > LOWEST:
+            # The table of classes begins with the lowest accuracy.
+            shown = rows[:LOWEST]
             heading += f", the lowest {LOWEST} of {len(rows)}"
         console.print(tables.terminal(header, shown, heading))
-        has_intervals = has_intervals or any("±" in text for row in rows for text in row)
+        for row in rows:
+            has_intervals = has_intervals or any("±" in text for text in row)
     if has_intervals:
         console.print(tables.ONE_SEED)
 

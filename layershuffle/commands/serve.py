@@ -53,7 +53,7 @@ def _serve(config: Namespace, options: ClusterOptions) -> None:
     starting = console.status(f"starting {options.nodes} nodes")
 
     def on_ready(address: str, token: str) -> None:
-        # While the status is shown, rich would print to stderr.
+        # While the status is shown, rich would send what is printed to stderr, too.
         starting.stop()
         call = f"curl -H 'Authorization: Bearer {token}' --data-binary @PICTURE {address}/predict"
         print(f"page: {address}/#{token}\ntry:  {call}", flush=True)

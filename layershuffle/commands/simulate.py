@@ -71,10 +71,11 @@ def _parser() -> Parser:
         "were lost are loaded on other nodes.",
     )
     add_options(parser, "max_missed", "visit", patience=20.0, step_deadline=120.0, request_deadline=3600.0)
+    # An option for each field of a scenario but the number of nodes, of which --cluster_sizes takes several.
     types = get_type_hints(Scenario)
     for field in fields(Scenario):
         if field.name in SCENARIO_HELP:
-            help = SCENARIO_HELP[field.name]
-            parser.add_argument(f"--{field.name}", type=types[field.name], default=field.default, help=help)
+            help_text = SCENARIO_HELP[field.name]
+            parser.add_argument(f"--{field.name}", type=types[field.name], default=field.default, help=help_text)
     add_options(parser, "output", "event_log")
     return parser

@@ -50,6 +50,7 @@ def train_command(args: list[str] | None = None) -> TrainedRun:
     run = compose(args, TrainParser)
     try:
         trained = fit(run)
+    # A training that a signal has stopped has saved a checkpoint. The exit code tells schedulers to start it again.
     except TrainingStopped as stop:
         if stop.message:
             print(stop.message, file=sys.stderr)
@@ -61,6 +62,7 @@ def train_command(args: list[str] | None = None) -> TrainedRun:
     for name, path in paths.items():
         print(f"{name} checkpoint: {path}")
     if paths:
+        # The best checkpoint, or the last one of a training without validation.
         best = next(iter(paths.values()))
         logger.info("evaluate it with: layershuffle evaluate %s", shlex.quote(str(best)))
     return trained

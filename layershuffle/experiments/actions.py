@@ -18,9 +18,10 @@ class Action:
     """What a run can do.
 
     Attributes:
-        perform: does it, with these arguments.
-        parse: reads the arguments alone, with the data set (None, or a class and its arguments) that they don't have to
-            name, because the model was trained on it; raises UserError if one is unknown or wrong.
+        perform: does it, with the arguments of a command line.
+        parse: only parses such arguments, to find mistakes before anything runs; raises UserError if one is unknown or
+            wrong. Its second argument is the data set that the model will have been trained on, as a class and its
+            arguments, or None: the command line may have options of it without naming it.
     """
 
     perform: Callable[[list[str]], Any]
@@ -28,7 +29,8 @@ class Action:
 
 
 Actions = Mapping[str, Action]
-"""Actions by the names that tasks have for them."""
+"""Actions by the names that tasks have for them. The commands are passed in like this because a room below them can't
+import them."""
 
 
 def as_arguments(models: Sequence[str], settings: Settings) -> list[str]:
@@ -40,7 +42,8 @@ def as_arguments(models: Sequence[str], settings: Settings) -> list[str]:
     arguments = [*models, *(f"--config={_config_path(name)}" for name in settings.configs)]
     for name, value in settings.options.items():
         if isinstance(value, list) and "." not in name:
-            # An option of a command takes several words; one of a class, such as a callback's, takes a list.
+            # A list of a command's own option is written as several words, as in --depths 3 6. An argument of a class
+            # has a dot in its name, and jsonargparse takes its list as one word.
             arguments += [f"--{name}", *map(_text, value)]
         else:
             arguments.append(f"--{name}={_text(value)}")
@@ -48,11 +51,14 @@ def as_arguments(models: Sequence[str], settings: Settings) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    """A value as a word of a command line. jsonargparse reads words as YAML, of which JSON is a part."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _config_path(name: str) -> Path:
+    """The file of a config; raises UserError if there is none."""
     path = find(name)
+    # A path that ends in .yaml is taken as it is, so that it may name nothing.
     if not path.is_file():
         raise UserError(f"there is no file {path}; the paths in an experiment start from the folder that you work in")
     return path

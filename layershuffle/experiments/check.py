@@ -46,17 +46,19 @@ class Checker:
         self.folder = folder
         self.actions = actions
         self.data_of: dict[str, Any] = {}
-        """The data set that the model of each run is trained on."""
+        """The data set that the model of each run is trained on, by the run's name."""
         self.parsed: dict[str, Namespace] = {}
-        """What was read before, by what the task is told: most runs differ in nothing but the seed."""
+        """The parsed arguments by what decides them. Parsing takes long, and most runs differ only in their seed."""
 
     def check(self, task: Task, run: Run) -> None:
         """Read the arguments of a task; raises UserError if one is wrong."""
-        # Evaluations and studies don't name the data, but have options of it.
+        # Evaluations and studies don't name the data, but have options of it. What no run made, such as a timm model,
+        # has no data here.
         data = self.data_of.get(task.models[0]) if task.models else None
         key = json.dumps([task.action, asdict(task.settings), str(data)])
         if key not in self.parsed:
             self.parsed[key] = self.actions[task.action].parse(arguments_of(task, run, self.folder), data)
+        # The runs come after those they need, so that the data sets of a task's models are known already.
         if task.action == "train":
             self.data_of[run.name] = self.parsed[key].data.as_dict()
         elif task.action == "merge":

@@ -26,7 +26,7 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
         console: where to print.
     """
     compare_trials(setup, runs, folder, console)
-    # A run's first evaluation is that of table 1; its other ones have pages of the report.
+    # Methods are compared by their first evaluation; only the report shows the others.
     results = _first_results(runs, folder)
     if not results:
         return
@@ -38,9 +38,11 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
     plot_path = folder / setup / "overview.png"
     write_whole(table_path, f"{tables.markdown(header, rows)}\n{caption}\n")
     figures.save(figures.overview(_pooled(results), title), plot_path)
-    # Each method becomes a row, and the pruned orders, of which there are many, are in the file alone.
+    # With many methods each becomes a row instead of a column. Then there is no room for the rows of pruned orders, of
+    # which there are many: only the file has them.
     if len(header) > MAX_COLUMNS:
-        header, rows = _turned(header, [row for row in rows if not row[0].startswith("keep")])
+        short = [row for row in rows if not row[0].startswith("keep")]
+        header, rows = _transposed(header, short)
     console.print(tables.terminal(header, rows, title))
     console.print(caption)
     console.print(f"table: {table_path}\nplot: {plot_path}")
@@ -49,7 +51,8 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
 def compare_trials(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> None:
     """Print the validation losses of the finished trials of a grid, if there are any, and save them."""
     points: list[str] = []
-    losses: dict[str, dict[str, float]] = {}  # by method and point
+    # By method, and by point of the grid.
+    losses: dict[str, dict[str, float]] = {}
     for run in runs:
         if not run.point:
             continue
@@ -60,12 +63,14 @@ def compare_trials(setup: str, runs: Sequence[Run], folder: Path, console: Conso
     if not losses:
         return
 
-    # Which point is best is only known once all of a method's have been tried.
     header = ["cross-entropy", *points, "best"]
     rows = []
     for method, by_point in losses.items():
         texts = [f"{by_point[point]:.4f}" if point in by_point else "missing" for point in points]
-        best = min(by_point, key=by_point.__getitem__) if len(by_point) == len(points) else ""
+        # Which point is best is only known once the method was tried with all of them.
+        best = ""
+        if len(by_point) == len(points):
+            best = min(by_point, key=by_point.__getitem__)
         rows.append([method, *texts, best])
     path = folder / setup / "grid.md"
     write_whole(path, tables.markdown(header, rows))
@@ -89,13 +94,14 @@ def _pooled(results: Sequence[Results]) -> list[Results]:
     pooled: dict[str, Results] = {}
     for run_results in results:
         label = run_results.label
+        # A list of its own, because the scores of the other seeds are added to it.
         if label not in pooled:
             pooled[label] = replace(run_results, scores=[])
         pooled[label].scores.extend(run_results.scores)
     return list(pooled.values())
 
 
-def _turned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """A table whose rows are the columns of the given one."""
+def _transposed(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The table whose rows are the columns of this one."""
     first, *others = zip(header, *rows)
     return list(first), [list(other) for other in others]

@@ -132,7 +132,7 @@ def read(path: Path) -> Experiment:
         raise unknown(str(path), experiment=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, "experiment")
-    # The matrices come first: the parser would take "{k}" for a mapping.
+    # The matrices are expanded first, because the parser would take "{k}" for a mapping.
     try:
         content = _expanded(read_yaml(path))
         parsed = parser.parse_object({"experiment": content})
@@ -140,7 +140,7 @@ def read(path: Path) -> Experiment:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not an experiment: {error}") from error
 
-    # The parser knows the types, but not which names have to be there.
+    # The parser has checked names and types of all fields. It can't know that values name methods.
     for setup in experiment.setups.values():
         _check_names(path, setup)
         for option, values in setup.grid.items():
@@ -158,6 +158,7 @@ def _expanded(content: Any) -> Any:
 
 
 def _with_expanded_parts(setup: Any) -> Any:
+    """A setup in which the matrices of methods and evaluations are written out."""
     # What is no mapping is left to the parser, which says what should stand there.
     if not isinstance(setup, dict):
         return setup
@@ -171,7 +172,7 @@ def _with_expanded_parts(setup: Any) -> Any:
 def _check_names(path: Path, setup: Setup) -> None:
     """Raise UserError if a setup names a method that it doesn't have."""
     named = list(setup.merge)
-    # A study may also look at frozen models.
+    # A study may also look at frozen models, which are no methods.
     for methods in setup.analyse.values():
         named += [method for method in methods if method not in setup.frozen]
     for evaluation in setup.evaluations.values():

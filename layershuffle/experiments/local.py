@@ -47,6 +47,7 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int, command: Sequence[str]
                 time.sleep(0.5)
                 pool.take_out_what_has_ended()
         finally:
+            # After Ctrl-C, SIGTERM or an error; otherwise nothing is running.
             pool.stop()
     return len(pool.lost)
 
@@ -98,6 +99,7 @@ class Pool:
 
     def leave_out_what_cannot_run(self) -> None:
         """Give up the runs that need a run that was lost."""
+        # Runs come after those they need, so that one pass also reaches what needs a run that is left out here.
         for run in list(self.waiting):
             if self.lost & set(run.needs):
                 logger.info("%s: left out, it needs a run that failed", run.name)
@@ -108,7 +110,8 @@ class Pool:
         """Start as many of the runs whose needs are finished as there are free slots."""
         unfinished = {run.name for run in self.waiting} | {running.run.name for running in self.running}
         ready = [run for run in self.waiting if not unfinished & set(run.needs)]
-        # The cores are shared between as many runs as there can be at once.
+        # The runs that are side by side share the cores. There may be fewer than there are slots, as at the end of an
+        # experiment, and then each gets more threads.
         side_by_side = min(self.jobs, len(self.running) + len(ready))
         threads = max(1, CORES // max(1, side_by_side))
         for run in ready[: len(self.free_slots)]:
@@ -125,7 +128,7 @@ class Pool:
             name = running.run.name
             exit_code = running.child.exit_code
             if exit_code is None:
-                # What a training logs says how far it is.
+                # Of a training, its log says how far it is; other tasks show only their time.
                 state = _state_of_training(metrics(self.folder / name))
                 self.progress.update(running.bar, state=state)
                 continue
@@ -147,10 +150,10 @@ class Pool:
             running.child.wait()
 
     def _start(self, run: Run, threads: int) -> None:
-        # Runs that are side by side are on different GPUs.
-        slot = self.free_slots.pop(0)
-        # Unless the user says otherwise: with more threads than cores, runs side by side would stall each other.
+        # With more threads than cores, runs side by side would stall each other. A variable that the user has set wins.
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        # By slot, so that runs that are side by side are on different GPUs.
+        slot = self.free_slots.pop(0)
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         child = Child([*self.command, run.name], self.folder / run.name / LOG, environment)
@@ -162,14 +165,14 @@ class Pool:
 
 def _visible_devices() -> list[str]:
     """The GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    numbers = [str(number) for number in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(numbers))
     # An empty variable hides all GPUs.
-    every = ",".join(str(number) for number in range(torch.cuda.device_count()))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", every)
     return visible.split(",") if visible else []
 
 
 def _state_of_training(rows: Sequence[dict[str, str]]) -> str:
-    """How far a training is, by what it has logged."""
+    """How far a training is, by what it has logged last: the validation loss where there is one."""
     for row in reversed(rows):
         for name in ("val/loss", "train/loss"):
             if row.get(name):

@@ -16,6 +16,7 @@ NAME = "experiment.json"
 
 def write(folder: Path, title: str | None, runs: Iterable[Run]) -> None:
     """Keep the title, and the paths in ``folder`` of the results files that ``runs`` make."""
+    # Only JSON files are results: trainings and merges leave checkpoints.
     results = []
     for run in runs:
         results += [f"{run.name}/{task.output}" for task in run.tasks if task.output.endswith(".json")]

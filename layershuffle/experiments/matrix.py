@@ -46,7 +46,7 @@ def _rows(name: str, entry: Any) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"the matrix of {name} is a list of rows, such as [{{k: 3}}, {{k: 6}}], not {rows}")
     for row in rows:
-        # The names of the entry's rows would otherwise keep their braces.
+        # A name without its value would keep its braces, and become a folder called "reduced_depth_{k}".
         missing = set(re.findall(r"{(\w+)}", name)) - row.keys()
         if missing:
             raise UserError(f"the matrix of {name} has a row without {', '.join(sorted(missing))}: {row}")
@@ -54,6 +54,7 @@ def _rows(name: str, entry: Any) -> list[dict[str, Any]]:
 
 
 def _without_matrix(entry: Any) -> Any:
+    """An entry without its matrix, which the parser doesn't know."""
     if not isinstance(entry, dict):
         return entry
     return {key: value for key, value in entry.items() if key != "matrix"}
@@ -68,7 +69,7 @@ def _fill(value: Any, row: dict[str, Any]) -> Any:
     if not isinstance(value, str):
         return value
     for name, replacement in row.items():
-        # A number stays a number where it stands alone.
+        # A value that is nothing but a placeholder keeps its type: a number stays a number.
         placeholder = f"{{{name}}}"
         if value == placeholder:
             return replacement

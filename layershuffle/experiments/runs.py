@@ -90,9 +90,10 @@ def list_runs(experiment: Experiment, seeds: Sequence[int] | None = None, only: 
 
     runs: list[Run] = []
     for name, setup in experiment.setups.items():
-        runs += SetupRuns(name, setup, seeds, experiment.seeds[0]).all()
+        runs += SetupRuns(name, setup, seeds, experiment.seeds[0]).all_runs()
 
-    # What a chosen run needs is chosen too. It stands before the run, and so is looked at after it here.
+    # What a chosen run needs is chosen too. From the end to the beginning, because runs stand after those they need: so
+    # one pass also finds what the needed ones need.
     chosen = _matching(runs, only)
     for run in reversed(runs):
         if run.name in chosen:
@@ -104,6 +105,7 @@ def _matching(runs: Sequence[Run], patterns: Sequence[str]) -> set[str]:
     """The names of the runs that match one of the patterns, or of all if there is no pattern."""
     chosen: set[str] = set()
     for pattern in patterns or ["*"]:
+        # With a slash around both, a pattern matches whole parts of the name: "seed1" isn't found in "seed10".
         names = {run.name for run in runs if fnmatch.fnmatch(f"/{run.name}/", f"*/{pattern}/*")}
         if not names:
             raise UserError(f"no run is named {pattern}: --dry_run without --only lists them all")
@@ -126,12 +128,13 @@ class SetupRuns:
         self.setup = setup
         self.seeds = seeds
         self.first_seed = first_seed
+        # The names of the runs that every training starts from: the base training, or none.
         self.bases: tuple[str, ...] = ()
         if setup.base is not None:
             self.bases = (run_name(name, "base", first_seed),)
 
-    def all(self) -> list[Run]:
-        """All runs, each after those it needs."""
+    def all_runs(self) -> list[Run]:
+        """The runs of all kinds, each after those it needs."""
         return [*self.base(), *self.trials(), *self.trainings(), *self.merged(), *self.studies()]
 
     def base(self) -> list[Run]:
@@ -147,6 +150,7 @@ class SetupRuns:
         for point, options in self._points().items():
             for method in self.setup.methods:
                 training = self._training(method, self.first_seed)
+                # A choice by images that the models are later tested on would make all scores too good.
                 settings = _with_callback(training.settings.with_options(options), VALIDATES_APART)
                 task = Task("train", settings, BEST, self.bases, self.first_seed)
                 runs.append(Run(self.name, method, self.first_seed, (task,), self.bases, point))
@@ -157,7 +161,8 @@ class SetupRuns:
         runs = []
         for seed in self.seeds:
             for method in self.setup.methods:
-                # The grid is tried with one seed, and its choice holds for all.
+                # The grid is tried with one seed, and its choice holds for all. Which point is best is only known when
+                # the run is executed, so that it carries the options of all of them.
                 trials = {
                     run_name(self.name, method, self.first_seed, point): options
                     for point, options in self._points().items()
@@ -172,6 +177,7 @@ class SetupRuns:
         if len(self.seeds) < 2:
             return []
         runs = []
+        # Each seed here is that of a merge, which takes other layers from the same models.
         for method in self.setup.merge:
             sources = tuple(run_name(self.name, method, seed) for seed in self.seeds)
             for seed in self.seeds:
@@ -202,6 +208,7 @@ class SetupRuns:
         return runs
 
     def _training(self, method: str, seed: int) -> Task:
+        """The training of a method with a seed, from the base training's model if there is one."""
         settings = self.setup.train.then(self.setup.methods[method])
         return Task("train", settings, BEST, self.bases, seed)
 
@@ -228,6 +235,8 @@ class SetupRuns:
 
 def _with_callback(settings: Settings, callback: str) -> Settings:
     """Settings of a training with one more callback."""
+    # The + of jsonargparse appends to the trainer's callbacks, which a config may set. Settings have each option
+    # only once, so that what is appended already must be kept.
     option = "trainer.callbacks+"
     if option not in settings.options:
         return settings.with_options({option: callback})
