@@ -14,7 +14,7 @@ def device_name(device: torch.device) -> str:
     """The name of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    # Where Linux tells the processor's name; Python only knows its architecture.
+    # Linux tells the processor's name in this file. Python only knows its architecture.
     cpus = Path("/proc/cpuinfo")
     text = cpus.read_text() if cpus.exists() else ""
     name = re.search(r"^model name\s*: *(.+?) *$", text, re.MULTILINE)
@@ -30,7 +30,8 @@ def wait(device: torch.device) -> None:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The time that ``work`` takes, including what it leaves to the device."""
+    """The time that ``work`` takes, in seconds, including what it leaves to the device."""
+    # A GPU works on its own while Python goes on. It must be idle at the start and at the end of the measurement.
     wait(device)
     start = time.perf_counter()
     work()
@@ -45,7 +46,6 @@ def fastest_precision(work: Callable[[], object], device: torch.device, repeats:
     One small matrix product is measured first: a CPU without instructions for bfloat16 takes hundreds of times as long
     for it, and would take minutes for the work. float16 is not considered, because it can overflow.
     """
-
     if _product_seconds(torch.bfloat16, device) > 4 * _product_seconds(torch.float32, device):
         return "32-true"
 
@@ -61,7 +61,7 @@ def fastest_precision(work: Callable[[], object], device: torch.device, repeats:
 
 
 def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The time that a small matrix product takes."""
+    """The shortest of three times that a small matrix product takes: disturbances only make a time longer."""
     matrix = torch.ones(128, 128, device=device, dtype=dtype)
     # The first product also loads the kernel.
     _ = matrix @ matrix

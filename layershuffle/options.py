@@ -128,6 +128,8 @@ def add_options(parser: ArgumentParser, *names: str, **defaults: Any) -> None:
     for name in (*names, *defaults):
         option = OPTIONS[name]
         default = defaults.get(name, option.default)
+        # Defaults stand here as tuples, which nobody can change, and jsonargparse expects lists for options of several
+        # values.
         if isinstance(default, tuple):
             default = list(default)
         parser.add_argument(f"--{name}", default=default, **option.arguments())

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-LEFT_TO_END = 10.0
+SECONDS_TO_END = 10.0
 """The seconds that a process has to end by itself before it is killed."""
 
 
@@ -40,7 +40,7 @@ class Child:
         own_group: bool = False,
     ) -> None:
         self.log = log
-        # Output is appended: what an earlier attempt has said stays there.
+        # Output is appended, so that a run that was continued has the output of all attempts.
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -84,23 +84,26 @@ class Child:
 
     def _wait_for_group(self) -> None:
         """Wait until the time to end is over; raises ProcessLookupError as soon as the group is empty."""
-        end = time.monotonic() + LEFT_TO_END
+        end = time.monotonic() + SECONDS_TO_END
         while time.monotonic() < end:
-            # A process that has ended belongs to the group until it is polled.
+            # A process that has ended belongs to the group until its parent has asked for its exit code.
             self._process.poll()
+            # Signal 0 does nothing, but raises ProcessLookupError if nobody is there to get it.
             os.killpg(self.pid, 0)
             time.sleep(0.1)
 
     def failure(self) -> str:
         """Why the process has failed: its own error message, or how it ended and where its log is."""
-        # What a command says before it ends with an error is the best reason; a signal leaves no time to say anything.
+        # A signal leaves no time to say anything, so that the last line is about something else.
         code = self._process.returncode
-        last = last_line_of(self.log)
         if code < 0:
             return f"its process ended with {signal.Signals(-code).name}, see {self.log}"
-        if last.startswith("error: "):
-            return last.removeprefix("error: ")
-        return f"its process ended with the code {code}, see {self.log}: {last or 'it is empty, is the disk full?'}"
+        # Our commands end with such a line, which is the best reason there is.
+        last_line = last_line_of(self.log)
+        if last_line.startswith("error: "):
+            return last_line.removeprefix("error: ")
+        last_line = last_line or "it is empty, is the disk full?"
+        return f"its process ended with the code {code}, see {self.log}: {last_line}"
 
 
 def last_line_of(log: Path) -> str:

@@ -102,7 +102,7 @@ def check(name: str, part: str, meaning: str, **limits: Any) -> Callable[[Callab
 
 
 def require(condition: Any, complaint: str) -> None:
-    """Raise WrongResultError with a complaint unless the condition holds."""
+    """Raise WrongResultError with a complaint unless the condition holds. Unlike ``assert``, it also works under -O."""
     if not condition:
         raise WrongResultError(complaint)
 
@@ -128,6 +128,7 @@ def train_small(setting: Setting, method: str = "layershuffle", **arguments: Any
         "data.test_images_per_class": 10,
         "trainer.enable_progress_bar": False,
     }
+    # What the check asks for wins.
     options.update(arguments.pop("options", {}))
     arguments.setdefault("trainer", setting.trainer)
     arguments.setdefault("folder", new_folder() / "run")
@@ -141,7 +142,10 @@ def logged(folder: Path, name: str) -> list[float]:
 
 
 def environment() -> Mapping[str, str]:
-    """The variables of this process, for another one that is to import the same package."""
+    """The variables of this process, for another one that is to import the same package.
+
+    From a checkout that isn't installed, the package is only found if its folder is in PYTHONPATH.
+    """
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path}

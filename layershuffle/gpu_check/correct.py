@@ -34,8 +34,12 @@ ORDERS_TO_COMPILE = 200
 
 
 def random_model(setting: Setting, name: str = FAMILIES[0], **arguments: Any) -> OrderedViT:
-    """A model on the CPU whose weights are far from their initial symmetry, so that every order gives other logits."""
+    """A model on the CPU whose weights are far from their initial symmetry, so that every order gives other logits.
+
+    The initial weights are so small that each layer changes little, and a wrong order would go unnoticed.
+    """
     torch.manual_seed(0)
+    # On a CPU, four patches and four layers are enough.
     patch = 14 if "patch14" in name else 16
     size = {"img_size": 2 * patch, "depth": 4}
     if setting.is_gpu:
@@ -55,17 +59,24 @@ def distance(tensor: Tensor, expected: Tensor) -> float:
 
 def mixed_orders(depth: int, count: int) -> list[Order]:
     """Orders of every kind in turn: shuffled, cut, split in halves and with layers in parallel."""
-    kinds: list[Callable[[Random], Order]] = [
+    samplers: list[Callable[[Random], Order]] = [
         lambda rng: permutation(depth, rng),
         lambda rng: random_subset(1 + int(rng.random() * depth), depth, rng).shuffled(rng),
         lambda rng: parse_order("sublayers", sequential(depth)).shuffled(rng),
         lambda rng: Order([(Unit(0), Unit(2)), *sequential(depth)]).shuffled(rng),
     ]
-    return [kinds[number % len(kinds)](seeded("check", number)) for number in range(count)]
+    orders = []
+    for number in range(count):
+        sample = samplers[number % len(samplers)]
+        orders.append(sample(seeded("check", number)))
+    return orders
 
 
 def exact_convolutions() -> Any:
-    """A context in which convolutions are in float32 proper; matrix products are anyway."""
+    """A context in which convolutions are in full float32, as matrix products are by default.
+
+    cuDNN's default is TF32, which has as few digits as float16.
+    """
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
@@ -94,6 +105,7 @@ def logits(setting: Setting) -> Outcome:
         for order, expected in zip(orders, all_expected):
             with exact_convolutions():
                 difference = (model(images, order).logits.cpu() - expected).abs().max()
+            # Relative to the logits where these are large, because their rounding errors are too.
             float32 = float(difference / expected.abs().max().clamp(min=1))
             require(float32 <= MAX_DIFFERENCE, f"{name} in {order}: the logits differ by {float32:.2g} in float32")
             worst_float32 = max(worst_float32, float32)
@@ -116,7 +128,8 @@ def logits(setting: Setting) -> Outcome:
 def methods(setting: Setting) -> Outcome:
     """Train with all methods, or with --quick with every fourth."""
     falls = {}
-    for method in METHODS[:: 4 if setting.quick else 1]:
+    every = 4 if setting.quick else 1
+    for method in METHODS[::every]:
         options = {
             **LESSON,
             "trainer.limit_val_batches": 1,
@@ -125,7 +138,7 @@ def methods(setting: Setting) -> Outcome:
             "model.pretrained": "mini_glyphs",
         }
         run = train_small(setting, method, options=options)
-        # Single steps are noisy, also because each has another order.
+        # Single steps are noisy, also because each has another order, so that five are averaged.
         losses = logged(run.folder, "train/classification_loss")
         falls[method] = 1 - statistics.fmean(losses[-5:]) / statistics.fmean(losses[:5])
         require(falls[method] >= 0.2, f"{method}: the loss went from {losses[0]:.3f} to {losses[-1]:.3f}")
@@ -180,8 +193,11 @@ class CompiledComparison:
         plain = random_model(self.setting, position=position, depth=4, positions=8, img_size=32)
         plain.to(self.setting.device)
         model = copy.deepcopy(plain)
-        # A CPU's compiler has nothing to do with a GPU's.
-        model.compile(**({} if self.setting.is_gpu else {"backend": "aot_eager"}))
+        # On a CPU only the graphs are made, and no kernels: its compiler says nothing about a GPU's and takes minutes.
+        if self.setting.is_gpu:
+            model.compile()
+        else:
+            model.compile(backend="aot_eager")
         images = torch.randn(8, *model.image_shape, device=self.setting.device)
         orders = mixed_orders(4, ORDERS_TO_COMPILE)
 
@@ -202,6 +218,7 @@ class CompiledComparison:
             for order in orders:
                 _gradients(model, order, images)
                 _logits(model, order, images)
+        # Otherwise the comparison above would have compared a model with itself.
         require(first > before, "nothing was compiled")
         added = self._counts["unique_graphs"] - first
         require(not added, f"{added} of {len(orders)} orders added a graph, with position {position}")
@@ -212,6 +229,7 @@ def _gradients(model: OrderedViT, order: Order, images: Tensor) -> Tensor:
     """The gradients of all parameters that the order uses, one after the other, on the CPU."""
     model.train().zero_grad()
     output = model(images, order)
+    # Any labels will do, if they differ.
     loss = F.cross_entropy(output.logits, torch.arange(len(images), device=images.device))
     if output.position_logits is not None:
         loss = loss + position_cross_entropy(output.position_logits).sum()
@@ -222,5 +240,6 @@ def _gradients(model: OrderedViT, order: Order, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _logits(model: OrderedViT, order: Order, images: Tensor) -> Tensor:
+    """The logits in an order, as an evaluation computes them, on the CPU."""
     logits: Tensor = model.eval()(images, order).logits
     return logits.cpu()

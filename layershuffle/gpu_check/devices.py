@@ -62,7 +62,7 @@ def precision(setting: Setting) -> Outcome:
     chosen = precision_of(make_fabric(setting.device.type, "auto", model))
     model.to(setting.device)
     images = torch.randn(256 if setting.is_gpu else 8, *model.image_shape, device=setting.device)
-    # The median of a few, because the first one loads the kernels.
+    # The choice is checked by another measurement: the median of seven, of which the first one loads the kernels.
     times = {}
     for name in ("32-true", "bf16-mixed"):
         is_bf16 = name == "bf16-mixed"
@@ -90,7 +90,8 @@ def processes(setting: Setting) -> Outcome:
     ddp = _compare("DDP", _losses_in_this_process(setting, "ddp"), alone)
     fsdp = _compare("FSDP", _losses_in_this_process(setting, "fsdp", {SHARDED: 1}), alone)
     figure = f"one process: the losses differ by at most {max(ddp, fsdp):.1e}"
-    # With several, FSDP runs the same order everywhere, so DDP has to do so too.
+    # FSDP runs the same order in all processes, which exchange the weights of each layer. DDP does not have to, and is
+    # told to do the same here.
     count = torch.cuda.device_count()
     if count > 1:
         with_ddp = _losses_on_all_gpus("ddp", count, {"model.orders_per_process": False})
@@ -116,7 +117,7 @@ def _losses_in_this_process(setting: Setting, strategy: str | None = None, more:
     """The losses of a training in this process; ``strategy`` is the name of a trainer's config."""
     options = {**_options(devices=1), "trainer.accelerator": setting.trainer, **more}
     run = train_small(setting, trainer=strategy or setting.trainer, options=options)
-    # Lightning leaves the process group to the end of the process.
+    # Lightning leaves the process group to the end of the process, and the next training makes a new one.
     if distributed.is_initialized():
         distributed.destroy_process_group()
     return _losses(run.folder)

@@ -93,7 +93,7 @@ def end_to_end(setting: Setting) -> Outcome:
     steps = StepTimer.WARM + StepTimer.TIMED + StepTimer.PROFILED
     folder = new_folder()
     images = (steps + 1) * batch
-    # Ten classes of as many images each.
+    # Ten classes of as many images each, so the number is rounded up to a multiple of ten.
     pack_noise(folder / "packed", images + -images % 10, size)
     options: dict[str, Any] = {
         "data.root": str(folder / "packed"),
@@ -135,7 +135,7 @@ class StepTimer(pl.Callback):
     def __init__(self) -> None:
         self.profile: Any = None
         self.speeds: dict[str, float] = {}
-        self.since = 0.0
+        self.start = 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -146,11 +146,11 @@ class StepTimer(pl.Callback):
         if step == self.WARM:
             # The first steps compile the layers and fill the queues.
             wait(device)
-            self.since = time.perf_counter()
+            self.start = time.perf_counter()
         elif step == self.WARM + self.TIMED:
             # The profile costs time, so that it begins after the steps that are timed.
             wait(device)
-            self.speeds["training"] = self.TIMED * len(batch[1]) / (time.perf_counter() - self.since)
+            self.speeds["training"] = self.TIMED * len(batch[1]) / (time.perf_counter() - self.start)
             self._start_profile(device)
         elif step == self.WARM + self.TIMED + self.PROFILED:
             wait(device)
@@ -159,6 +159,7 @@ class StepTimer(pl.Callback):
             write_whole(Path(trainer.default_root_dir) / self.FILE, json.dumps(self.speeds))
 
     def _start_profile(self, device: torch.device) -> None:
+        """Begin to note when the device works."""
         activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
         self.profile = torch.profiler.profile(activities=[activity])
         self.profile.start()
@@ -176,10 +177,11 @@ class StepTimer(pl.Callback):
         """Images per second of the same steps in a loop of the fewest lines, on one batch that is on the device."""
         optimizer = trainer.optimizers[0]
         is_bf16 = trainer.precision == "bf16-mixed"
+        # The steps with negative numbers warm up.
         for number in range(-self.WARM, self.TIMED):
             if number == 0:
                 wait(module.device)
-                since = time.perf_counter()
+                start = time.perf_counter()
             optimizer.zero_grad()
             with torch.autocast(module.device.type, torch.bfloat16, enabled=is_bf16):
                 logits = module.model(images, module.orders.sample(number)).logits
@@ -187,11 +189,13 @@ class StepTimer(pl.Callback):
             loss.backward()
             optimizer.step()
         wait(module.device)
-        return self.TIMED * len(labels) / (time.perf_counter() - since)
+        return self.TIMED * len(labels) / (time.perf_counter() - start)
 
 
 def idle_share(spans: Iterable[tuple[int, int]]) -> float:
     """The share of the time from the first start to the last end in which none of the (start, end) lasts."""
+    # In the sequence of their starts, there is a gap before a span if all earlier ones have ended when it starts. Spans
+    # overlap where kernels of several streams do.
     ordered = sorted(spans)
     first_start = ordered[0][0]
     last_end = first_start
@@ -205,6 +209,7 @@ def idle_share(spans: Iterable[tuple[int, int]]) -> float:
 def pack_noise(folder: Path, count: int, size: int) -> None:
     """Write a packed set of ``count`` training images of noise, and few for validation, in ten classes."""
     folder.mkdir(parents=True)
+    # The same hundred images over and over: only their bytes have to be read.
     image_bytes = 3 * size * size
     noise = torch.randint(256, (100 * image_bytes,), dtype=torch.uint8).numpy().data
     splits = {}

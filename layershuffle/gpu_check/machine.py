@@ -25,6 +25,7 @@ def describe() -> dict[str, Any]:
     """The machine, its GPUs and what else runs on them as nvidia-smi tells it, and the versions of the libraries."""
     about: dict[str, Any] = {"layershuffle": __version__}
     for name in LIBRARIES:
+        # Some of them are optional: without triton nothing is compiled for GPUs.
         try:
             about[name] = version(name)
         except PackageNotFoundError:
@@ -34,6 +35,7 @@ def describe() -> dict[str, Any]:
     about["cores"] = len(os.sched_getaffinity(0))
     gpus = _ask_nvidia_smi(f"--query-gpu={','.join(FIELDS.values())}")
     about["GPUs"] = [dict(zip(FIELDS, values)) for values in gpus] or "nvidia-smi is not here"
+    # They take a share of the GPU's time and memory, and so are a reason for slowness.
     about[OTHERS] = [", ".join(values) for values in _ask_nvidia_smi("--query-compute-apps=pid,used_memory")]
     return about
 
@@ -60,9 +62,10 @@ def reasons_for_slowness(about: Mapping[str, Any]) -> str:
 
 
 def _watts(text: str) -> float:
+    """The number of watts that nvidia-smi tells, such as "350.00 W"; NaN, which is below nothing, for "[N/A]"."""
     try:
         return float(text.removesuffix(" W"))
-    except ValueError:  # "[N/A]"
+    except ValueError:
         return float("nan")
 
 

@@ -29,6 +29,7 @@ def write(results: Mapping[str, CheckResult], folder: Path, about: Mapping[str, 
         folder: for the files.
         about: what ``machine.describe`` returned.
     """
+    # In the sequence of CHECKS, whichever was made first.
     results = {name: results[name] for name in CHECKS if name in results}
     device = next((result.device for result in results.values() if result.device), "unknown")
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -75,6 +76,7 @@ def summary(results: Mapping[str, CheckResult]) -> str:
 
 
 def _rows(results: Mapping[str, CheckResult]) -> list[list[str]]:
+    """The rows under HEADER."""
     rows = []
     for name, result in results.items():
         check = CHECKS[name]

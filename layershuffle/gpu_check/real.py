@@ -56,7 +56,7 @@ def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -
         epochs: the number of epochs.
     """
     is_gpu = setting.is_gpu
-    # A CPU should need seconds.
+    # The sizes for a CPU are chosen so that a run takes seconds.
     options: dict[str, Any] = {
         "model.pretrained": pretrained or False,
         "data.test_images": 1000 if is_gpu else 100,
@@ -66,7 +66,7 @@ def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -
         shape = {"img_size": 28, "patch_size": 7, "embed_dim": 48, "num_heads": 3, "depth": 4}
         options["model.timm_args"] = shape
 
-    # It is a task of more sense than the glyphs, if it is there.
+    # Real pictures are a better test than the glyphs, but this command downloads nothing.
     if Path("data/FashionMNIST/raw/train-images-idx3-ubyte").is_file():
         data = "fashion_mnist"
         options["data.train_images"] = 20000 if is_gpu else 2000
@@ -76,7 +76,7 @@ def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -
         options["data.images_per_class"] = 400 if is_gpu else 200
         options["data.test_images_per_class"] = 20
 
-    # Weights that are not from real images have more to learn.
+    # A small model takes larger steps than ViT-B/16, and weights that were pretrained on real images take the smallest.
     if not is_gpu:
         learning_rate = 5e-3
     elif setting.pretrained:

@@ -56,7 +56,7 @@ LATER = CheckResult("left out", "not reached: --resume makes it")
 
 def make(check: Check, setting: Setting, path: Path) -> None:
     """Make a check in this process, and write the result to ``path``."""
-    result = _made(check, setting)
+    result = _result_of(check, setting)
     write_whole(path, json.dumps(result.to_json()))
 
 
@@ -65,7 +65,9 @@ def read(path: Path) -> CheckResult:
     return CheckResult.from_json(read_json(path))
 
 
-def _made(check: Check, setting: Setting) -> CheckResult:
+def _result_of(check: Check, setting: Setting) -> CheckResult:
+    """Run a check and turn what it returns or raises into a result."""
+    # The name is looked up within ``try``, because a GPU that doesn't work may fail even in that.
     device = "unknown"
     try:
         device = device_name(setting.device)

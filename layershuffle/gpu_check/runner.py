@@ -39,7 +39,7 @@ def run_all(
     """
     all_results = {**dict.fromkeys(limits, LATER), **results}
     end = time.monotonic() + 60 * minutes
-    # The checks share what torch compiles.
+    # The checks share what torch compiles, and begin with nothing: kernels that were compiled before would hide faults.
     kernels = tempfile.TemporaryDirectory(prefix="layershuffle-", ignore_cleanup_errors=True)
     try:
         with progress_bars() as progress, kernels, sigterm_as_interrupt():
@@ -47,11 +47,11 @@ def run_all(
             bar = progress.add_task("checks", total=len(limits), state="")
             for number, (name, limit) in enumerate(limits.items()):
                 progress.update(bar, description=name, completed=number, state=f"{number}/{len(limits)}")
+                # The limit is twice what a check should take, so that it may end within half of it. One that the end of
+                # all has stopped before its own limit hasn't failed: it stays left out.
                 left = end - time.monotonic()
-                # The limit is twice what a check should take.
                 if left >= limit / 2:
                     result = _make_in_child(name, folder, min(left, limit), command, environment)
-                    # Otherwise it was stopped before its own limit.
                     if result.seconds < left:
                         all_results[name] = _with_reasons(result, about)
                 page.write(all_results, folder, about)
@@ -73,7 +73,7 @@ def _make_in_child(
     name: str, folder: Path, limit: float, command: Sequence[str], environment: Mapping[str, str]
 ) -> CheckResult:
     """The result of a check in a process of its own, which is ended after ``limit`` seconds."""
-    # Nothing of an earlier attempt should be taken for this one's.
+    # A result that an earlier attempt has left must not be taken for this one's.
     path = folder / f"{name}.json"
     path.unlink(missing_ok=True)
     log = folder / "logs" / f"{name}.txt"
@@ -85,6 +85,7 @@ def _make_in_child(
     try:
         exit_code = child.wait(limit)
     finally:
+        # Also after an ordinary end: the check may have left processes behind.
         child.kill()
         shutil.rmtree(scratch, ignore_errors=True)
     seconds = round(time.monotonic() - begun, 1)

@@ -172,10 +172,10 @@ def test_the_step_is_measured_by_the_ceiling(monkeypatch, changed, missed):
 def test_a_benchmark_that_breaks_fails(tmp_path, monkeypatch):
     setting = Setting(CPU)
     monkeypatch.setattr(fast.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2))
-    with pytest.raises(WrongResultError, match=r"benchmarks\.step ended with the code 2"):
+    with pytest.raises(WrongResultError, match=r"benchmarks\.step.* 2"):
         fast.benchmark(setting, "step")
     monkeypatch.setattr(fast, "__file__", str(tmp_path / "site-packages/layershuffle/gpu_check/fast.py"))
-    with pytest.raises(CannotCheckError, match="run it from a checkout"):
+    with pytest.raises(CannotCheckError, match="checkout"):
         fast.benchmark(setting, "step")
 
 
