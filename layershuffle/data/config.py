@@ -31,7 +31,7 @@ class DataConfig:
         """
         kind = type(data)
         try:
-            args = {name: getattr(data, name) for name in _arguments(kind)}
+            args = {name: getattr(data, name) for name in argument_names(kind)}
             json.dumps(args)  # fails where a checkpoint would save an object that evaluation refuses to load
         except (AttributeError, TypeError) as error:
             raise UserError(
@@ -72,7 +72,7 @@ def import_path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _arguments(kind: type) -> list[str]:
+def argument_names(kind: type) -> list[str]:
     """The named arguments of a class, and of its parents as long as it passes ``**kwargs`` on to them."""
     arguments: list[str] = []
     for parent in kind.__mro__:  # ImageData takes no **kwargs, so that the loop ends there at the latest.

@@ -7,6 +7,8 @@ from torch.utils.data import Dataset, Subset
 
 from layershuffle.data.sets import labels_of
 
+MOST_NAMED = 10
+"""Of more classes than this without an image, the others are counted."""
 MOST_CLASSES = 50
 """The counts of more classes than this are summed up when training begins."""
 
@@ -41,11 +43,32 @@ def describe(
     texts = [first]
     if len(counts) == len(_KINDS) and all(len(count) == len(names) for count in counts):
         texts.append(_each_class(names, counts) if len(names) <= MOST_CLASSES else _ranges(names, counts))
+    for split, images in sets.items():
+        if split == "val" and images is sets["test"]:
+            continue
+        missing = classes_without(images, split, num_classes, names)
+        if missing:
+            texts.append(missing)
 
     lines = []
     for text in texts:
         lines += textwrap.wrap(text, 80, subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def classes_without(images: Dataset, split: str, num_classes: int, class_names: Sequence[str]) -> str | None:
+    """A sentence that names the classes of which a split has no image; None if there are none, or nobody knows."""
+    labels = labels_of(images)
+    if labels is None:
+        return None
+    counts = labels.bincount(minlength=num_classes).tolist()
+    missing = [name for name, count in zip(class_names, counts) if count == 0]
+    if not missing:
+        return None
+    text = ", ".join(missing[:MOST_NAMED])
+    if len(missing) > MOST_NAMED:
+        text += f" and {len(missing) - MOST_NAMED:,} more"
+    return f"no {_KINDS[split]} images of {len(missing):,} of {num_classes:,} classes: {text}"
 
 
 def _where_validation_comes_from(sets: Mapping[str, Dataset]) -> str:

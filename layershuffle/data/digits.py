@@ -14,6 +14,7 @@ class Digits(ImageData):
 
     Args:
         batch_size: images per training step and process.
+        stratified: see ``ImageData``. By default not, as in the published results.
         kwargs: further arguments of ``ImageData``.
     """
 
@@ -23,8 +24,8 @@ class Digits(ImageData):
     def class_names(self) -> list[str]:
         return list("0123456789")
 
-    def __init__(self, batch_size: int = 64, **kwargs: Any) -> None:
-        super().__init__(batch_size=batch_size, **kwargs)
+    def __init__(self, batch_size: int = 64, stratified: bool = False, **kwargs: Any) -> None:
+        super().__init__(batch_size=batch_size, stratified=stratified, **kwargs)
 
     def load(self, train: bool) -> TensorImages:
         """The training or test images, which are the same for every seed."""

@@ -48,6 +48,7 @@ class Glyphs(ImageData):
         test_images_per_class: test images of each character.
         distortion: how strong the distortions are: 0 leaves only the typefaces, 1.5 is hard for people.
         batch_size: images per training step and process.
+        stratified: see ``ImageData``. By default not, as in the published results.
         kwargs: further arguments of ``ImageData``.
     """
 
@@ -59,9 +60,10 @@ class Glyphs(ImageData):
         test_images_per_class: int = 10,
         distortion: float = 1.0,
         batch_size: int = 64,
+        stratified: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, **kwargs)
+        super().__init__(batch_size=batch_size, stratified=stratified, **kwargs)
         if not 2 <= classes <= len(characters()):
             raise UserError(f"there are from 2 to {len(characters())} classes of glyphs, not {classes}")
         if not set(test_faces) < set(FACES) or not test_faces:

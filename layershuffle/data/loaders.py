@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.preprocessing import replace_unreadable, skip_unreadable
-from layershuffle.data.sets import TensorImages, whole_set
+from layershuffle.data.sets import TensorImages, check_labels, labels_of, whole_set
 from layershuffle.errors import UserError
 
 MOST_WORKERS = 16
@@ -23,6 +24,7 @@ def image_loader(
     batch_size: int,
     *,
     label: str,
+    num_classes: int,
     training: bool,
     workers: int | None,
     on_device: bool | Literal["auto"],
@@ -38,6 +40,7 @@ def image_loader(
         images: the set, or a part of it.
         batch_size: images per batch.
         label: the name of the data set.
+        num_classes: its number of classes.
         training: whether batches must be full, so that others take the place of images that can't be read.
         workers: see ``ImageData``.
         on_device: see ``ImageData``.
@@ -73,10 +76,12 @@ def image_loader(
     collate: Any = replace_unreadable if training else skip_unreadable
     if augmented or hasattr(source, "__getitems__"):
         collate = tuple  # The set makes batches itself.
+    if labels_of(images) is None:  # All other labels have been checked.
+        collate = CheckedLabels(collate, num_classes, label)
     if new_labels is not None:
         collate = Relabelled(collate, new_labels)
 
-    return DataLoader(
+    return ImageLoader(
         images,
         batch_size,
         collate_fn=collate,
@@ -105,6 +110,58 @@ class Relabelled:
     def __call__(self, items: Any) -> tuple[Tensor, Tensor]:
         images, labels = self.collate(items)
         return images, self.new_labels.to(labels.device)[labels]
+
+
+@dataclass(frozen=True)
+class CheckedLabels:
+    """Makes batches, and raises a UserError for a label that is none of the classes: a GPU would abort the process.
+
+    Attributes:
+        collate: makes the batches.
+        num_classes: the number of classes.
+        owner: the name of the data set.
+    """
+
+    collate: Callable[[Any], Any]
+    num_classes: int
+    owner: str
+
+    def __call__(self, items: Any) -> Any:
+        batch = self.collate(items)
+        labels = batch[1]
+        if len(labels):
+            check_labels(labels, self.num_classes, self.owner)
+        return batch
+
+
+class ImageLoader(DataLoader):
+    """A DataLoader that says in one line why a process that reads images has ended."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # The iterator draws a random number when it is made, so that must happen now and not with the first batch.
+        return _explained(super().__iter__())
+
+
+def _explained(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; raises UserError where a process that reads them was killed or shared memory is full."""
+    try:
+        yield from batches
+    except (RuntimeError, OSError) as error:
+        reason = why_reading_ended(error)
+        if reason is None:
+            raise
+        raise UserError(f"{reason}: use fewer --data.workers, or 0") from error
+
+
+def why_reading_ended(error: Exception) -> str | None:
+    """What happened to a process that reads images; None if the error has another cause."""
+    text = f"{error} {error.__cause__}"
+    lacks_memory = "shared memory" in text or "bus error" in text.lower()
+    if lacks_memory or ("No space left on device" in text and "torch_" in text):
+        return "shared memory, /dev/shm, is too small for the processes that read images (docker run --shm-size 8g)"
+    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+        return "a process that reads images has been killed, perhaps because memory ran out"
+    return None
 
 
 def _home(images: TensorImages, device: torch.device, on_device: bool | Literal["auto"], label: str) -> torch.device:

@@ -1,23 +1,27 @@
 """The LightningDataModule behind every data set: its options, its splits and its loaders."""
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.config import DataConfig
-from layershuffle.data.description import describe
+from layershuffle.data.description import classes_without, describe
 from layershuffle.data.loaders import image_loader
 from layershuffle.data.preprocessing import Preprocess, Resizing
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
-from layershuffle.data.sets import TensorImages, labels_of, split_images
+from layershuffle.data.sets import check_labels, labels_of, split_by_class, split_images
 from layershuffle.errors import UserError
 from layershuffle.private_apis import adds_distributed_sampler
+
+logger = logging.getLogger(__name__)
 
 
 class ImageData(pl.LightningDataModule):
@@ -38,6 +42,8 @@ class ImageData(pl.LightningDataModule):
         train_images: use only this many training images, chosen at random. The validation images are a part of them.
         test_images: use only this many test images, chosen at random.
         split_seed: seed of the random choice of training, validation and test images, and of nothing else.
+        stratified: whether the random choices take the same part of every class, so that each class is validated on if
+            it has two images. Checkpoints that don't record this were trained on a split without regard to classes.
         workers: processes that read images, and augment them; by default one per core up to 16, and none for images in
             memory that are not augmented.
         on_device: whether a set in memory is kept on the device that trains or evaluates, so that batches need no
@@ -66,7 +72,7 @@ class ImageData(pl.LightningDataModule):
             """How many classes there are: subclasses set it."""
             raise UserError(f"{type(self).__name__} doesn't say how many classes there are: set num_classes in it")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 (jsonargparse makes an option of each argument)
         self,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
@@ -82,12 +88,19 @@ class ImageData(pl.LightningDataModule):
         interpolation: Literal["bilinear", "bicubic"] | None = None,
         crop_mode: Literal["center", "squash"] | None = None,
         balanced: bool = False,
+        stratified: bool = True,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size or 1) < 1:
             raise UserError("a batch has at least one image")
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction is a fraction from 0 to below 1, not {val_fraction}")
+        if workers is not None and workers < 0:
+            raise UserError(f"workers is a number of processes, 0 or more, not {workers}")
+        if unreadable < 0:
+            raise UserError(f"unreadable is a number of images, 0 or more, not {unreadable}")
+        if image_size < 1:
+            raise UserError(f"image_size is a number of pixels, 1 or more, not {image_size}")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise UserError(f"crop_pct is a fraction above 0 and at most 1, not {crop_pct}")
         # Checkpoints record these, so each argument is an attribute of the same name.
@@ -105,6 +118,7 @@ class ImageData(pl.LightningDataModule):
         self.interpolation = interpolation
         self.crop_mode = crop_mode
         self.balanced = balanced
+        self.stratified = stratified
 
         # The images of each split, once they are set up.
         self.sets: dict[str, Dataset] = {}
@@ -149,19 +163,41 @@ class ImageData(pl.LightningDataModule):
             self.sets["test"] = self._chosen(self.load(train=False), self.test_images, "test")
         if stage != "test" and "train" not in self.sets:
             self._set_up_training()
+        if self.trainer is None:  # A training describes its images.
+            self._warn_of_missing_classes()
+
+    def _warn_of_missing_classes(self) -> None:
+        names = self.class_names or [str(label) for label in range(self.num_classes)]
+        for split in ("val", "test"):
+            images = self.sets.get(split)
+            if images is None or (split == "val" and images is self.sets["test"]):
+                continue
+            missing = classes_without(images, split, self.num_classes, names)
+            if missing:
+                rank_zero_only(logger.warning)("%s: %s", self.label, missing)
 
     def _set_up_training(self) -> None:
         train = self._chosen(self.load(train=True), self.train_images, "train")
         val = self.load_validation()
+        if val is not None:
+            self._check_labels(val, "validation")
         if val is None and self.val_fraction:
-            held_out = max(1, round(len(train) * self.val_fraction))  # type: ignore[arg-type]
-            val, train = split_images(train, held_out, self.split_seed)
+            train, val = self._hold_out(train)
         if val is None:
             val = self.sets["test"]
         if len(train) == 0:  # type: ignore[arg-type]
             raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
         self.sets["train"] = train
         self.sets["val"] = val
+
+    def _hold_out(self, images: Dataset) -> tuple[Dataset, Dataset]:
+        """Split the training images into those to train on and those to validate on."""
+        total = len(images)  # type: ignore[arg-type]
+        held_out = max(1, round(total * self.val_fraction))
+        if self.stratified:
+            return split_by_class(images, total - held_out, self.split_seed)
+        val, train = split_images(images, held_out, self.split_seed)
+        return train, val
 
     def describe(self) -> str:
         """Lines that say what ``setup`` has loaded: how many images of each split and class, and what validates."""
@@ -260,7 +296,8 @@ class ImageData(pl.LightningDataModule):
             raise UserError(
                 f"a search needs images to search on and others to report on: {fraction} of {total} leaves none for one"
             )
-        searched, reported = split_images(images, count, seed)
+        divide = split_by_class if self.stratified else split_images
+        searched, reported = divide(images, count, seed)
         return self._loader(searched, self.evaluation_batch), self._loader(reported, self.evaluation_batch)
 
     def _loader(
@@ -275,6 +312,7 @@ class ImageData(pl.LightningDataModule):
             images,
             batch_size,
             label=self.label,
+            num_classes=self.num_classes,
             training=images is self.sets.get("train"),
             workers=self.workers,
             on_device=self.on_device,
@@ -285,19 +323,24 @@ class ImageData(pl.LightningDataModule):
             new_labels=self.new_labels,
         )
 
+    def _check_labels(self, images: Dataset, name: str) -> None:
+        """Raise a UserError if the labels of a set, as far as it tells them, aren't those of its classes."""
+        labels = labels_of(images)
+        if labels is not None and len(labels):
+            check_labels(labels, self.num_classes, f"the {name} set")
+
     def _chosen(self, images: Dataset, count: int | None, name: str) -> Dataset:
         """``count`` random images of a split, or all."""
         total = len(images)  # type: ignore[arg-type]
         if total == 0:
             raise UserError(f"the {name} set is empty")
-        if isinstance(images, TensorImages) and int(images.labels.max()) >= self.num_classes:
-            raise UserError(
-                f"num_classes is {self.num_classes}, but the {name} set has labels up to {int(images.labels.max())}"
-            )
+        self._check_labels(images, name)
         if count is None:
             return images
         if not 1 <= count <= total:
             raise UserError(
                 f"{name}_images is {count}, but the {name} set has {total} images: choose from 1 to {total}"
             )
-        return split_images(images, count, self.split_seed)[0]
+        divide = split_by_class if self.stratified else split_images
+        chosen, _ = divide(images, count, self.split_seed)
+        return chosen

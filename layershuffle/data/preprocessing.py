@@ -51,6 +51,8 @@ class Resizing:
         )
 
 
+MOST_OBLONG = 50
+"""Longer images, in units of their shorter side, are cropped before they are resized."""
 DEFAULT_RESIZING = Resizing()
 """The paper's (arXiv 2407.04513, section 4)."""
 
@@ -58,17 +60,40 @@ DEFAULT_RESIZING = Resizing()
 def resize(images: Any, size: int, resizing: Resizing = DEFAULT_RESIZING) -> Any:
     """Resize and centre crop a PIL image, or uint8 images [batch, channels, height, width].
 
+    Of images that are more than ``MOST_OBLONG`` times as long as wide, only the middle is looked at: the whole of
+    1,000,000 x 1 pixels, with 224 pixels on its shorter side, would take 150 GB.
+
     Args:
         images: what to resize.
         size: height and width of the result, in pixels.
         resizing: how to resize and crop.
     """
+    images = _less_oblong(images)
     side = math.floor(size / (resizing.crop_pct or 1.0))  # as timm rounds
     sides = [side, side] if resizing.crop_mode == "squash" else [side]
     resized = F.resize(images, sides, resizing.mode, antialias=True)
     if resizing.crop_mode == "whole":
         return resized
     return F.center_crop(resized, [size, size])
+
+
+def _less_oblong(images: Any) -> Any:
+    """The middle of PIL images or of a batch that are longer than ``MOST_OBLONG`` times their shorter side."""
+    height, width = F.get_size(images)
+    shape = _less_oblong_shape(height, width)
+    if shape == (height, width):
+        return images
+    return F.center_crop(images, list(shape))
+
+
+def _less_oblong_shape(height: int, width: int) -> tuple[int, int]:
+    """Height and width of what ``_less_oblong`` leaves, in pixels."""
+    longest = MOST_OBLONG * min(height, width)
+    # The middle stays where it is only if as much is cropped on either side.
+    return (
+        min(height, longest + (height - longest) % 2),
+        min(width, longest + (width - longest) % 2),
+    )
 
 
 def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
@@ -87,6 +112,7 @@ def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
                 width, height = open_image(path).size
     except Exception:  # Decoding it will say what is wrong.
         return size, size
+    height, width = _less_oblong_shape(height, width)
     longer = int(size * max(height, width) / min(height, width))  # as torchvision rounds
     if height <= width:
         return size, longer
@@ -136,9 +162,10 @@ class DecodedImages(Dataset):
         if count <= self.unreadable:
             logger.warning("%s: %d of at most %d", error, count, self.unreadable)
             return
-        if count == 1:
-            raise error
-        raise UserError(f"{error}, and the {count - 1} named before") from error
+        text = str(error)
+        if count > 1:
+            text += f", and the {count - 1} named before"
+        raise UserError(f"{text}; --data.unreadable {10 * count} leaves out up to {10 * count} such images") from error
 
     def decode(self, index: int) -> tuple[Tensor, int]:
         """The image, uint8 [3, height, width], and its label. A broken image raises a UserError that names it."""

@@ -3,7 +3,7 @@
 import importlib
 import re
 
-from layershuffle.data.config import DataConfig, import_path, unknown_data_set
+from layershuffle.data.config import DataConfig, argument_names, import_path, unknown_data_set
 from layershuffle.data.module import ImageData
 from layershuffle.errors import UserError
 
@@ -42,7 +42,11 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
     if "download" in args:
         args["download"] = False
     try:
-        return known[config.name](**args)
+        data_set = known[config.name]
+        # A checkpoint from before this argument was trained on a split without regard to classes.
+        if "stratified" not in args and "stratified" in argument_names(data_set):
+            args["stratified"] = False
+        return data_set(**args)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unknown_data_set(error) from error
 

@@ -1,5 +1,6 @@
 """Sets of images: in memory, their labels, and random parts of them."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from layershuffle.data.preprocessing import DecodedImages
+from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
 
 _LABELS = ("targets", "labels", "y", "_labels")
@@ -47,6 +49,14 @@ def whole_set(images: Any) -> Any:
 
 def labels_of(images: Any) -> Tensor | None:
     """The labels of a data set, int64 [images], without reading its images; None if it doesn't tell them."""
+    labels = _told_labels(images)
+    # What has another length is something else, such as several targets of each image.
+    if labels is None or len(labels) != len(images):
+        return None
+    return labels
+
+
+def _told_labels(images: Any) -> Tensor | None:
     if isinstance(images, Subset):
         labels = labels_of(images.dataset)
         if labels is None:
@@ -71,8 +81,45 @@ def _as_labels(values: Any) -> Tensor | None:
         return None
 
 
+def check_labels(labels: Tensor, num_classes: int, owner: str) -> None:
+    """Raise a UserError that names the owner if its labels, int64 [images], aren't from 0 to num_classes - 1."""
+    lowest = int(labels.min())
+    highest = int(labels.max())
+    if lowest < 0:
+        raise UserError(f"{owner} has the label {lowest}: labels are from 0 to num_classes - 1, {num_classes - 1}")
+    if highest >= num_classes:
+        raise UserError(f"num_classes is {num_classes}, but {owner} has labels up to {highest}")
+
+
 def split_images(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
     """``count`` random images and the rest, both in their original sequence."""
     rng = seeded(seed, "split")
     shuffled = sorted(range(len(images)), key=lambda _: rng.random())  # type: ignore[arg-type]
     return Subset(images, sorted(shuffled[:count])), Subset(images, sorted(shuffled[count:]))
+
+
+def split_by_class(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
+    """Like ``split_images``, but with the same part of every class, or at random if the set doesn't tell its labels.
+
+    The first part has an image of every class if ``count`` allows it. So has the second part, of every class that has
+    two.
+    """
+    labels = labels_of(images)
+    if labels is None:
+        return split_images(images, count, seed)
+
+    # Each class's images are spread evenly from 0 to 1, in a random sequence. The first part takes the smallest places.
+    rng = seeded(seed, "split")
+    shuffled = sorted(range(len(labels)), key=lambda _: rng.random())
+    label_of = labels.tolist()
+    size_of = Counter(label_of)
+    images_before: Counter[int] = Counter()
+    places = {}
+    for index in shuffled:
+        label = label_of[index]
+        places[index] = images_before[label] / max(1, size_of[label] - 1)
+        images_before[label] += 1
+
+    # Sorting is stable: which class gives one more than another is random, too.
+    spread = sorted(shuffled, key=places.__getitem__)
+    return Subset(images, sorted(spread[:count])), Subset(images, sorted(spread[count:]))

@@ -19,6 +19,13 @@ from layershuffle.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+SELECTING = {
+    "annotation_level", "background", "compat", "fold", "folds", "image_set", "image_size", "mode", "num_classes",
+    "partition", "size", "small", "split", "split_ratio", "target_type", "target_types", "train", "version", "what",
+    "year",
+}  # fmt: skip
+"""All that train_args and test_args may have, as a checkpoint may record them: it selects images, and does no more."""
+
 
 class TorchvisionImages(ImageData):
     """A classification set of ``torchvision.datasets``: CIFAR10, CIFAR100, FashionMNIST, SVHN, Food101, ...
@@ -143,7 +150,7 @@ class TorchvisionImages(ImageData):
         options = self.train_args if train else self.test_args
         if options is not None:
             return options
-        accepted = inspect.signature(self._class()).parameters
+        accepted = self._defaults()
         if "train" in accepted:
             return {"train": train}
         if "split" in accepted:
@@ -156,17 +163,24 @@ class TorchvisionImages(ImageData):
 
     def _selecting_arguments(self, train: bool) -> dict[str, Any]:
         """All arguments that may decide which images are loaded."""
-        arguments: dict[str, Any] = {}
-        for parent in reversed(self._class().__mro__):  # EMNIST passes ``train`` on to its parent
-            for parameter in inspect.signature(parent).parameters.values():
-                arguments[parameter.name] = parameter.default
-        arguments |= self._options(train)
+        arguments = self._defaults() | self._options(train)
         return {name: value for name, value in arguments.items() if not name.startswith("target")}
+
+    def _defaults(self) -> dict[str, Any]:
+        """The arguments of torchvision's class and of its parents, with their defaults."""
+        defaults: dict[str, Any] = {}
+        for parent in reversed(self._class().__mro__):  # EMNIST passes ``train`` and ``download`` on to its parent.
+            for parameter in inspect.signature(parent).parameters.values():
+                defaults[parameter.name] = parameter.default
+        return defaults
 
     def _open(self, train: bool, download: bool) -> Any:
         cls = self._class()
         options = self._options(train)
-        if "download" in inspect.signature(cls).parameters:  # train_args or test_args may not ask for downloads
+        refused = sorted(options.keys() - SELECTING)
+        if refused:
+            raise UserError(f"train_args and test_args select images: {', '.join(refused)} can't be among them")
+        if "download" in self._defaults():  # train_args or test_args may not ask for downloads
             options = options | {"download": download}
         try:
             return cls(self.root, **options)

@@ -1,0 +1,186 @@
+"""Faults that users ran into: each with the value that is right."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import datasets
+
+from layershuffle.data import (
+    DataConfig,
+    Digits,
+    ImageData,
+    ImageFolders,
+    Resizing,
+    TorchvisionImages,
+    from_config,
+)
+from layershuffle.data.loaders import ImageLoader
+from layershuffle.data.preprocessing import resize, whole_shape
+from layershuffle.data.sets import TensorImages, labels_of, split_by_class
+from layershuffle.errors import UserError
+
+
+class Labelled(ImageData):
+    """Tiny images with labels of one's choice."""
+
+    num_classes = 8
+
+    def __init__(self, labels, **kwargs):
+        super().__init__(**kwargs)
+        self.labels = labels
+
+    def load(self, train):
+        return TensorImages(torch.zeros(len(self.labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(self.labels))
+
+
+SKEWED = [label for label, count in enumerate((60, 40, 20, 14, 10, 6, 4, 1)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_class_is_held_out_and_none_is_lost(seed):
+    data = Labelled(SKEWED, split_seed=seed, val_fraction=0.11)
+    data.setup()
+    trained, validated = (labels_of(data.sets[split]).bincount(minlength=8) for split in ("train", "val"))
+    assert int(validated.sum()) == 17
+    assert (trained > 0).all()
+    assert (validated[:7] > 0).all()
+    assert validated[7] == 0  # its only image is trained on
+    assert "no validation images of 1 of 8 classes: 7" in " ".join(data.describe().split())
+
+
+def test_chosen_images_are_of_every_class():
+    data = Labelled(SKEWED, train_images=20, test_images=8)
+    data.setup()
+    assert labels_of(data.sets["test"]).bincount(minlength=8).tolist() == [1] * 8
+    used = [labels_of(data.sets[split]).bincount(minlength=8) for split in ("train", "val")]
+    assert (sum(used) > 0).all()
+
+
+def test_a_split_by_class_has_each_image_once():
+    images = TensorImages(torch.zeros(100, 1), torch.arange(100) % 10)
+    first, second = split_by_class(images, 30, seed=3)
+    assert sorted(first.indices + second.indices) == list(range(100))
+    assert labels_of(first).bincount().tolist() == [3] * 10
+
+
+@pytest.mark.parametrize("label", [-1, -100, 8])
+def test_labels_of_no_class_are_refused_before_training(label):
+    with pytest.raises(UserError, match=f"{label}"):
+        Labelled([*SKEWED, label]).setup()
+
+
+class Untold(Dataset):
+    """Images whose labels nobody knows before they are read."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.zeros(1, 2, 2, dtype=torch.uint8), -1
+
+
+def test_a_label_of_no_class_is_refused_when_it_is_read():
+    data = Labelled([0])
+    data.load = lambda train: Untold()
+    data.workers = 0
+    data.setup()
+    with pytest.raises(UserError, match="label -1"):
+        list(data.test_dataloader())
+
+
+@pytest.mark.parametrize("arguments", [{"workers": -1}, {"unreadable": -1}, {"image_size": 0}])
+def test_numbers_below_zero(arguments):
+    with pytest.raises(UserError, match=next(iter(arguments))):
+        Digits(**arguments)
+
+
+@pytest.mark.parametrize("size", [(300_000, 1), (1, 300_000)])
+@pytest.mark.parametrize("mode", ["center", "squash", "whole"])
+def test_a_very_oblong_picture_is_cropped_before_it_is_resized(tmp_path, size, mode):
+    picture = Image.new("RGB", size)
+    resized = resize(picture, 8, Resizing(crop_mode=mode))
+    assert max(resized.size) <= 8 * 51
+    if mode == "whole":
+        picture.save(tmp_path / "oblong.png")
+        assert whole_shape(tmp_path / "oblong.png", 8) == (resized.height, resized.width)
+    else:
+        assert resized.size == (8, 8)
+
+
+def test_the_middle_of_an_oblong_picture_stays_the_middle():
+    row = np.zeros((1, 1001, 3), np.uint8)
+    row[:, 500] = 255
+    middle = np.asarray(resize(Image.fromarray(row), 9))
+    assert middle[4, 4].tolist() == [255, 255, 255]
+
+
+class Killed(Untold):
+    def __init__(self, signal_number):
+        self.signal_number = signal_number
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), self.signal_number)
+
+
+@pytest.mark.parametrize(("signal_number", "word"), [(signal.SIGKILL, "killed"), (signal.SIGBUS, "/dev/shm")])
+def test_a_reading_process_that_is_killed_is_one_line(signal_number, word):
+    with pytest.raises(UserError, match=word) as raised:
+        list(ImageLoader(Killed(signal_number), 2, num_workers=1))
+    assert "workers" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_broken_image_names_the_option_that_allows_for_it(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            (folder / "broken.png").write_bytes(b"no image")
+    data = ImageFolders(str(tmp_path), workers=0)
+    data.setup()
+    with pytest.raises(UserError, match="--data.unreadable 10"):
+        list(data.test_dataloader())
+
+
+def test_a_checkpoint_from_before_has_the_split_that_it_was_trained_on():
+    args = ImageFolders().config().args
+    assert args["stratified"] is True
+    old = {name: value for name, value in args.items() if name != "stratified"}
+    assert from_config(DataConfig("ImageFolders", old)).stratified is False
+    assert from_config(DataConfig("ImageFolders", args)).stratified is True
+
+
+@pytest.mark.parametrize("name", ["EMNIST", "QMNIST", "CIFAR10"])
+@pytest.mark.parametrize("extra", ["download", "root", "transform"])
+def test_what_a_checkpoint_records_downloads_nothing(tmp_path, monkeypatch, name, extra):
+    downloads = []
+    for cls in (datasets.CIFAR10, datasets.MNIST, datasets.EMNIST, datasets.QMNIST):
+        monkeypatch.setattr(cls, "download", downloads.append)
+    recorded = {"dataset": name, "num_classes": 10, "root": str(tmp_path), "test_args": {extra: True}}
+    data = from_config(DataConfig("TorchvisionImages", recorded))
+    with pytest.raises(UserError, match=extra):
+        data.setup("test")
+    assert not downloads
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["EMNIST", "QMNIST"])
+def test_sets_that_pass_download_on_are_downloaded_for_a_user(tmp_path, monkeypatch, name):
+    downloads = []
+
+    def download(self):
+        downloads.append(self.train)
+        raise OSError("no network")
+
+    for cls in (datasets.MNIST, datasets.EMNIST, datasets.QMNIST):
+        monkeypatch.setattr(cls, "download", download)
+    split = {"split": "mnist"} if name == "EMNIST" else {}
+    arguments = {"train_args": {"train": True, **split}, "test_args": {"train": False, **split}}
+    with pytest.raises(UserError, match="could not be downloaded"):
+        TorchvisionImages(name, 10, root=str(tmp_path), download=True, **arguments).prepare_data()
+    assert downloads == [True]
