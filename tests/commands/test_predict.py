@@ -93,7 +93,7 @@ def test_a_model_predicts_in_python(checkpoint, pictures):
             assert [likely.name for likely in classes] == [CLASSES[label] for label in row.argsort(descending=True)[:3]]
             assert all(close(likely.probability, row[CLASSES.index(likely.name)].item()) for likely in classes)
     assert len(loaded.predict(images[:1], top=100)[0]) == 5
-    with pytest.raises(ValueError, match="names layer 9"):
+    with pytest.raises(ValueError, match="layer 9"):
         loaded.predict(images, order="9")
     with pytest.raises(ValueError, match="needs at least one layer"):
         loaded.predict(images, order="")
@@ -141,7 +141,7 @@ def test_pictures_are_preprocessed_as_in_training(checkpoint, pictures, small):
     assert torch.equal(layershuffle.load("squashed.ckpt").preprocess(images[:1]), (by_hand[None] - 0.5) / 0.5)
     for wrong in ({"crop_pct": "all"}, {"crop_pct": 0}, {"interpolation": "none"}, {"crop_mode": []}):
         checkpoint("damaged.ckpt", data={"args": wrong})
-        with pytest.raises(ValueError, match=r"damaged\.ckpt is damaged: images can't be preprocessed as it says"):
+        with pytest.raises(ValueError, match=r"damaged\.ckpt.*preprocessed"):
             layershuffle.load("damaged.ckpt").predict(images)
 
 
@@ -247,13 +247,13 @@ def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (["nowhere.jpg"], "there is no file or folder nowhere.jpg"),
-        (["empty"], "there is no picture in empty"),
-        (["pictures", "--order=0", "--random_orders=2"], "give one of the two"),
-        (["pictures", "--order=7"], "the order names layer 7"),
+        (["nowhere.jpg"], "nowhere.jpg"),
+        (["empty"], "empty"),
+        (["pictures", "--order=0", "--random_orders=2"], "--random_orders"),
+        (["pictures", "--order=7"], "layer 7"),
         (["pictures", "--order="], "needs at least one layer"),
-        (["pictures", "--order=", "--random_orders=2"], "give one of the two"),
-        (["pictures", "--output=p.txt"], "is not the name of a file that ends in .csv or .json"),
+        (["pictures", "--order=", "--random_orders=2"], "--random_orders"),
+        (["pictures", "--output=p.txt"], "--output p.txt"),
         (["pictures", "--top=0"], "--top: "),
         (["pictures", "--top=x"], "--top: "),
     ],

@@ -81,12 +81,12 @@ def test_what_is_not_pruned(trained, tmp_path, capsys):
     for options, complaint in [
         ([], "say how much to keep"),
         (["--keep=2", "--milliseconds=1"], "say how much to keep"),
-        (["--keep=6"], "6 layers can't be kept of 5"),
-        (["--keep=2", "--split=test"], "the layers to keep are not chosen by test images"),
-        (["--keep=2", "--data.val_fraction=0"], "the layers to keep are not chosen by test images"),
+        (["--keep=6"], "6 layers"),
+        (["--keep=2", "--split=test"], "test images"),
+        (["--keep=2", "--data.val_fraction=0"], "test images"),
         (["--milliseconds=1e-9"], "one layer already takes"),
-        (["--keep=2", "--refine=1"], "name a new folder for it with --export"),
-        (["--keep=2", "--export=mine"], "mine is there already"),
+        (["--keep=2", "--refine=1"], "--export"),
+        (["--keep=2", "--export=mine"], "mine is there"),
         (["--keep=2", "--beam=0"], "--beam"),
     ]:
         assert complaint in fails(capsys, prune_command, trained, *FEW, "--output=p.json", *options)

@@ -128,13 +128,13 @@ def test_what_is_no_part_of_an_export_is_not_uploaded(hub, exported, tmp_path, c
     assert "link.json" in capsys.readouterr().err
 
 
-def test_what_the_hub_objects_to_is_one_sentence(hub, exported, capsys, monkeypatch):
+def test_what_the_hub_objects_to_is_a_one_line_error(hub, exported, capsys, monkeypatch):
     Path("empty").mkdir()
     for folder, name, complaint in [
-        ("empty", "me/model", "empty is not a folder of layershuffle export"),
-        ("out", "you/model", "the hub doesn't let you write to you/model: use a token"),
-        ("out", "me/a b", "me/a b can't be a name on the hub, write USER/NAME"),
-        ("out", "me/full", r"the hub refused me/full \(status 402\): .*Private storage limit reached"),
+        ("empty", "me/model", ".*empty"),
+        ("out", "you/model", ".*you/model.* token"),
+        ("out", "me/a b", ".*me/a b.* USER/NAME"),
+        ("out", "me/full", r".*me/full.* 402.*Private storage limit reached"),
     ]:
         assert re.match(f"error: {complaint}", fails(capsys, push_command, folder, name))
     monkeypatch.setenv("HF_TOKEN", "wrong")

@@ -131,7 +131,7 @@ def test_depth_command_scores_and_times_every_depth(plain, capsys):
     exits = results.measure(EarlyExits).exits
     said = capsys.readouterr()
     assert Results.load("d.json") == results
-    assert "choose a threshold for early exit on other images than those whose accuracy you report" in said.err
+    assert "threshold for early exit" in said.err
     for f in exits:
         assert f"{f.threshold} {f.layers:.2f} {100 * f.top1:.2f}" in " ".join(said.out.split())
     # If no image is ever sure enough, all run the base order.
@@ -232,16 +232,16 @@ def test_instancewise_from_training_to_results(tmp_path):
     [
         (evaluate_command, ["--protocols=painters", "--ends", "3"], "choose n from 0 to 2"),
         (evaluate_command, ["--protocols=painters", "--loops", "0"], "once or more, not 0 times"),
-        (evaluate_command, ["--protocols=instancewise"], "is for models trained with model.choices"),
-        (evaluate_command, ["--order", "5 4", "5 3", "5 4"], "'5 4' is given more than once"),
+        (evaluate_command, ["--protocols=instancewise"], "model.choices"),
+        (evaluate_command, ["--order", "5 4", "5 3", "5 4"], "'5 4'"),
         (evaluate_command, ["--order", "sandwich(7)"], "choose from 0 to 6"),
-        (evaluate_command, ["--order", "sandwitch(3)"], "there is no order named sandwitch"),
+        (evaluate_command, ["--order", "sandwitch(3)"], "sandwitch"),
         (search_command, ["--fraction=0"], "leaves none for one"),
         (search_command, ["--fraction=1"], "leaves none for one"),
         (search_command, ["--data.train_images=10"], "0.5 of 1 leaves none for one"),
         (search_command, ["--strategy=luck"], "luck"),
-        (search_command, ["--start=1 0"], "greedy has no use for it"),
-        (search_command, ["--strategy=climb", "--start=9"], "names layer 9"),
+        (search_command, ["--start=1 0"], "greedy has no use"),
+        (search_command, ["--strategy=climb", "--start=9"], "layer 9"),
         (depth_command, ["--repeats=0"], "--repeats"),
         (similarity_command, ["--split=all"], "all"),
     ],
@@ -254,11 +254,11 @@ def test_studies_say_what_is_wrong(capsys, plain, command, args, complaint):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--model.order=sequence(7)"], "7 is no multiple of 6 layers"),
-        (["--model.order=cycle(3)"], "3 visits don't reach all of 6 layers"),
-        (["--model.order=sandwich(9)"], "make no sandwich with k = 9"),
+        (["--model.order=sequence(7)"], "multiple of 6"),
+        (["--model.order=cycle(3)"], "3 visits"),
+        (["--model.order=sandwich(9)"], "k = 9"),
         (["--model.depth=0"], "a model has one layer or more, not 0"),
-        (["--model.objective=InstanceWise", "--model.objective.temperature=0"], "needs temperatures above 0"),
+        (["--model.objective=InstanceWise", "--model.objective.temperature=0"], "temperatures above 0"),
         (["--model.choices=[]"], "nothing to choose from"),
         (["--model.choices=['swap(0,1)', sequential, 'swap(0,1)']"], "given more than once"),
     ],
