@@ -58,5 +58,7 @@ def listed(folder: Path, experiment: bool = False) -> dict[str, Path]:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A suggestion to append to an error message: the choice that is most like ``word``, if any is."""
-    close = get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    # The dashes of options are left out, because they make any two short options alike.
+    by_bare_name = {choice.lstrip("-"): choice for choice in choices}
+    close = get_close_matches(word.lstrip("-"), list(by_bare_name), n=1)
+    return f" (did you mean {by_bare_name[close[0]]}?)" if close else ""

@@ -53,8 +53,11 @@ def evaluate(
         The score of each order, and for the most important orders the counts by class.
 
     Raises:
-        UserError: if there is no such model, data set or protocol, or the model can't run an order.
+        UserError: if there is no such model, data set or protocol, the model can't run an order, or
+            ``random_orders`` is below 1.
     """
+    if random_orders < 1:
+        raise UserError(f"random_orders can't be {random_orders}: it must be at least 1")
     study = start_study(
         model,
         data,

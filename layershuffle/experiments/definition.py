@@ -132,9 +132,10 @@ def read(path: Path) -> Experiment:
         raise unknown(str(path), experiment=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, "experiment")
+    raw_content = read_yaml(path)
     # The matrices are expanded first, because the parser would take "{k}" for a mapping.
     try:
-        content = _expanded(read_yaml(path))
+        content = _expanded(raw_content)
         parsed = parser.parse_object({"experiment": content})
         experiment: Experiment = parser.instantiate_classes(parsed).experiment
     except (ArgumentError, TypeError, ValueError) as error:

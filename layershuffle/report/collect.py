@@ -26,7 +26,7 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
         UserError: if there is no such folder, or no results file in it at all.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
+        raise UserError(f"there is no folder {folder}: name one that holds results files")
     complaints: list[str] = []
     files = _agreeing(_read(folder, complaints), complaints)
     setups: dict[tuple[str, str], SetupResults] = {}

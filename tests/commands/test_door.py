@@ -83,6 +83,11 @@ def test_every_command_has_its_own_help(capsys, name):
     assert capsys.readouterr().out.startswith(f"usage: layershuffle {name} ")
 
 
+def test_dashes_do_not_make_options_alike():
+    assert config_files.nearest("--keep", ["--seed"]) == ""
+    assert config_files.nearest("--sed", ["--seed"]) == " (did you mean --seed?)"
+
+
 def test_an_unknown_command_suggests_the_nearest():
     with pytest.raises(SystemExit, match=r"^error: .*evalute \(did you mean evaluate\?\)"):
         main(["evalute"])

@@ -176,3 +176,11 @@ def test_a_mistake_is_found_before_anything_runs(tiny, capsys, changes, run, com
         assert f"digits/{run}: " in said
         assert complaint in said.partition(" can't ")[2]
     assert not Path("experiments").exists()
+
+
+def test_an_experiment_that_is_not_yaml_is_named_once(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("setups: [a\n  b: {")
+    with pytest.raises(UserError) as raised:
+        read(path)
+    assert str(raised.value).count(str(path)) == 1
