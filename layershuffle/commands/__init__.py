@@ -10,7 +10,7 @@ from importlib import import_module
 
 from layershuffle import config_files
 from layershuffle.commands.errors import run
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, last_line
 from layershuffle.version import __version__
 
 COMMANDS = {
@@ -53,6 +53,9 @@ def _run(name: str, *args: str) -> None:
     if name == "--version":
         print(f"layershuffle {__version__}")
         return
+    if name == "--import":
+        _import_and_run(*args)
+        return
     if name not in COMMANDS:
         choice = ", ".join(COMMANDS)
         raise UserError(f"there is no command {name}{config_files.nearest(name, COMMANDS)}: choose from {choice}")
@@ -67,12 +70,24 @@ def _run(name: str, *args: str) -> None:
     command([*args])
 
 
+def _import_and_run(module: str = "", *words: str) -> None:
+    """Import a module of the user's own, such as one with a family of backbones, and run the rest of the command."""
+    if not module or not words:
+        raise UserError("--import takes a module, and a command after it: layershuffle --import my_backbones train ...")
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise UserError(f"--import {module}: {last_line(error)}") from error
+    _run(*words)
+
+
 def _help() -> str:
     """What ``layershuffle --help`` prints: a line for each command."""
     lines = ["usage: layershuffle COMMAND ...", "", "Vision transformers whose layers run in any order.", ""]
     for command, summary in COMMANDS.items():
         lines.append(f"  {command:12}{summary}")
     lines += ["", "layershuffle COMMAND --help explains the options of a command."]
+    lines += ["layershuffle --import MODULE COMMAND first imports a module of yours, such as a family of backbones."]
     lines += ["An example: layershuffle train mini_glyphs glyphs layershuffle cpu mini"]
     return "\n".join(lines)
 

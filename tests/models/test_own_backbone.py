@@ -10,6 +10,7 @@ from helpers import ROOT
 from torch import nn
 
 import layershuffle
+from layershuffle.commands import main
 from layershuffle.models import backbones
 from layershuffle.models.fitting import create_fitting
 
@@ -41,3 +42,26 @@ def test_another_family_takes_one_class(documented, small, images):
 def test_without_it_the_family_is_not_supported():
     with pytest.raises(ValueError, match="Beit .* supported families are VisionTransformer and Eva"):
         layershuffle.create_model("beit_base_patch16_224", 5, depth=1)
+
+
+@pytest.mark.heavy
+def test_a_command_takes_the_module_of_a_stranger(documented, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_backbones.py").write_text(documented)
+    backbones.FAMILIES.pop("timm.models.beit.Beit")
+    sizes = "{img_size: 8, patch_size: 4, in_chans: 1, embed_dim: 32, depth: 2, num_heads: 2}"
+    options = ["--model.name=beit_base_patch16_224", f"--model.timm_args={sizes}", "--trainer.max_steps=1"]
+    training = ["train", "digits", "layershuffle", "cpu", *options, "--data.train_images=80"]
+    checkpoint = "runs/version_0/checkpoints/last.ckpt"
+
+    main(["--import", "my_backbones", *training])
+    main(["--import", "my_backbones", "evaluate", checkpoint, "--protocols", "sequential", "--data.test_images=20"])
+    assert "sequential" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--import"], ["--import", "my_backbones"], ["--import", "no_such_module", "list"]])
+def test_an_import_that_cannot_be(words):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code.startswith("error: --import")
