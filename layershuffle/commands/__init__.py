@@ -87,7 +87,7 @@ def _help() -> str:
     for command, summary in COMMANDS.items():
         lines.append(f"  {command:12}{summary}")
     lines += ["", "layershuffle COMMAND --help explains the options of a command."]
-    lines += ["layershuffle --import MODULE COMMAND first imports a module of yours, such as a family of backbones."]
+    lines += ["layershuffle --import MODULE COMMAND ... first imports a module of your own."]
     lines += ["An example: layershuffle train mini_glyphs glyphs layershuffle cpu mini"]
     return "\n".join(lines)
 
