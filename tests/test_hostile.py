@@ -233,7 +233,7 @@ def test_a_checkpoint_does_not_make_one_download(monkeypatch):
     assert from_config(made.config()).download is False
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda _: pytest.fail("it downloads"))
     made = TorchvisionImages("MNIST", 10, root="/nowhere", test_args={"train": False, "download": True})
-    with pytest.raises(UserError, match="MNIST is not in the folder /nowhere"):
+    with pytest.raises(UserError, match="download"):
         from_config(made.config()).setup("test")
     with pytest.raises(UserError, match="has no data set named LSUN"):
         TorchvisionImages("LSUN", 10).setup("test")

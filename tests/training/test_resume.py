@@ -1,6 +1,7 @@
 """Runs that are stopped, at any step and by any signal, and end as if they had not been."""
 
 import csv
+import multiprocessing
 import os
 import random
 import shutil
@@ -362,7 +363,7 @@ def test_ctrl_c_is_the_main_process_s_alone_and_twice_it_ends_the_run_at_once():
     data.setup("fit")
     reading = iter(data.train_dataloader())
     next(reading)
-    for worker in reading._workers:
+    for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGINT)
     assert len(list(reading)) == len(data.train_dataloader()) - 1
     callback = LastCheckpoint("unused")
