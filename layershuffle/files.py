@@ -87,8 +87,8 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
     Raises UserError if it can't be written.
     """
     path = Path(path)
-    # In a folder that others can write to, they could put a link in the place of a name that they can foresee. It begins
-    # with the file's own name, by which what a killed process has left can be found, unless that would be too long.
+    # In a folder that others can write to, they could put a link in the place of a name that they can foresee. The name
+    # begins with the file's own, unless that is too long, so that what a killed process has left can be found.
     stem = path.name if len(os.fsencode(path.name)) <= 200 else "layershuffle"
     aside = path.with_name(f".{stem}.{secrets.token_hex(8)}")
     try:
