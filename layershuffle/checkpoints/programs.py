@@ -66,11 +66,6 @@ class Programs:
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.folder / MANIFEST} is not the manifest of an export: {error}") from error
 
-    @property
-    def is_split(self) -> bool:
-        """Whether the layers have files of their own, so that they run in any order."""
-        return isinstance(self._programs, LayerPrograms)
-
     def __call__(self, images: Tensor, order: OrderLike | None = None) -> Tensor:
         """The logits [batch, classes] of ``images``, which are as the manifest says.
 
