@@ -159,8 +159,9 @@ def why_reading_ended(error: Exception) -> str | None:
     lacks_memory = "shared memory" in text or "bus error" in text.lower()
     if lacks_memory or ("No space left on device" in text and "torch_" in text):
         return "shared memory, /dev/shm, is too small for the processes that read images (docker run --shm-size 8g)"
+    # torch doesn't always say which signal it was, so this may be a bus error (shared memory is full) as well.
     if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
-        return "a process that reads images has been killed, perhaps because memory ran out"
+        return "a process that reads images has been killed, perhaps because memory or shared memory (/dev/shm) ran out"
     return None
 
 
