@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from layershuffle.api.compose import Run, compose
 from layershuffle.errors import UserError
+from layershuffle.files import WriterLock
 from layershuffle.models import OrderedViT
 from layershuffle.training import wandb_runs
 from layershuffle.training.checkpointing import LastCheckpoint, Preempted
@@ -142,19 +144,46 @@ def fit(run: Run) -> TrainedRun:
         UserError: if the training fails for a reason that a user can change.
         TrainingStopped: if a signal ended the training.
     """
-    model, trainer, ckpt_path = run.model, run.trainer, run.config.ckpt_path
+    model = run.model
     run.data.prepare_for(*model.model.image_format)
     # The wrong path of a teacher fails before the data are read.
     model.load_objective()
-    _introduce(model.model, ckpt_path or run.config.model.pretrained)
+    _introduce(model.model, run.config.ckpt_path or run.config.model.pretrained)
 
-    folder = run_folder(trainer)
-    if not ckpt_path:
+    folder = run_folder(run.trainer)
+    with ExitStack() as locks:
+        # Of several processes that train together, only the first one writes.
+        if run.trainer.is_global_zero:
+            locks.enter_context(WriterLock(folder))
+        is_new = not folder.exists()
+        try:
+            return _fit_in_folder(run, folder)
+        except TrainingStopped:
+            raise
+        except Exception:
+            # The file of a lock would keep the folder that it is in.
+            locks.close()
+            if is_new and run.trainer.is_global_zero:
+                remove_empty(folder)
+            raise
+
+
+def _fit_in_folder(run: Run, folder: Path) -> TrainedRun:
+    """Train in a folder that no other process writes."""
+    trainer = run.trainer
+    if not run.config.ckpt_path:
         refuse_to_overwrite(trainer, run.config.checkpoint.dirpath)
     wandb_runs.prepare(trainer, run.from_step)
-    is_new = not folder.exists()
+    _fit(run)
+    wandb_runs.finish(trainer)
+    return _ended(run, folder)
+
+
+def _fit(run: Run) -> None:
+    """Let the trainer work, and turn the ways in which it can stop before the end into ``fit``'s errors."""
+    trainer = run.trainer
     try:
-        trainer.fit(model, datamodule=run.data, ckpt_path=ckpt_path, weights_only=True)
+        trainer.fit(run.model, datamodule=run.data, ckpt_path=run.config.ckpt_path, weights_only=True)
         _raise_if_preempted(trainer)
     except Preempted as stop:
         raise _preempted(trainer, stop.number, stop.path) from stop
@@ -164,14 +193,10 @@ def fit(run: Run) -> TrainedRun:
         # Lightning ends a training like this when Ctrl-C is pressed.
         raise TrainingStopped(_interrupted(trainer, run), 130) from stop
     except Exception as error:
-        if is_new and trainer.is_global_zero:
-            remove_empty(folder)
         if str(error).startswith("Early stopping conditioned on metric"):
             advice = str(error).replace("Pass in or modify your `EarlyStopping` callback to", "Instead,")
             raise UserError(advice) from error
         raise
-    wandb_runs.finish(trainer)
-    return _ended(run, folder)
 
 
 def _introduce(model: OrderedViT, weights: bool | str) -> None:

@@ -5,7 +5,6 @@ made from, and the checksum of its pixels. A chunk whose key and pixels are as n
 packing continues wherever it was stopped.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -26,7 +25,7 @@ from layershuffle.data.folders import SPLITS, ImageFolders
 from layershuffle.data.packed import FORMAT, INDEX, WHOLE, places, read_index, records_file, write_index
 from layershuffle.data.preprocessing import DecodedImages, whole_shape
 from layershuffle.errors import UserError
-from layershuffle.files import read_json, write_whole
+from layershuffle.files import WriterLock, read_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,6 @@ MOST_UNREADABLE = 20
 """Packing ends once this many images can't be read; if there are fewer, all of them are named first."""
 UNFINISHED = "unfinished.json"
 """The key and the checksum of each chunk that is written, until the index takes its place."""
-LOCK = "packing.lock"
 
 
 class Shapes(Dataset):
@@ -211,7 +209,7 @@ def pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
     else:
         yield from _pack(packing, workers)
     leftovers = packing.folder.glob(".*.json.*")  # of write_whole, when it was killed
-    for path in (packing.folder / UNFINISHED, packing.folder / LOCK, *leftovers):
+    for path in (packing.folder / UNFINISHED, *leftovers):
         path.unlink(missing_ok=True)
 
 
@@ -243,13 +241,7 @@ def _pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
     """Pack what is missing, read all of it again, and write the index."""
     folder = packing.folder
     unfinished = folder / UNFINISHED
-    with (folder / LOCK).open("w") as locked:
-        try:
-            # Unlike flock, lockf ends with this process even if its workers live on for a moment.
-            fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process is packing into {folder}: wait for it, or stop it") from error
-
+    with WriterLock(folder):
         if unfinished.exists():
             packing.noted = read_json(unfinished)
         for split, length in packing.bytes.items():

@@ -6,13 +6,11 @@ were made with other settings are noticed.
 """
 
 import csv
-import fcntl
 import json
 import logging
 import shlex
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +20,7 @@ from layershuffle.errors import UserError
 from layershuffle.experiments.actions import Actions, as_arguments
 from layershuffle.experiments.definition import Settings
 from layershuffle.experiments.runs import BEST, Run, Task
-from layershuffle.files import read_json, write_whole
+from layershuffle.files import WriterLock, read_json, write_whole
 from layershuffle.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -52,7 +50,7 @@ def execute(run: Run, folder: Path, actions: Actions) -> None:
     run_folder = folder / run.name
     run_folder.mkdir(parents=True, exist_ok=True)
     # Two processes in one folder would overwrite each other's checkpoints.
-    with _locked(run_folder):
+    with WriterLock(run_folder):
         record = _read_record(run_folder)
         for task in run.tasks:
             request = _request(task, run, folder)
@@ -203,17 +201,3 @@ def _read_record(run_folder: Path) -> dict[str, Any]:
         return dict(read_json(run_folder / RECORD, most=16 << 20))
     except (ValueError, TypeError) as error:
         raise UserError(f"{run_folder / RECORD} is damaged: remove {run_folder} to execute the run again") from error
-
-
-@contextmanager
-def _locked(run_folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder, also those on other machines if the file system supports it.
-
-    The kernel takes the lock away when the process ends, however it ends, so that no lock is ever left behind.
-    """
-    with (run_folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{run_folder} is being run by another process") from error
-        yield

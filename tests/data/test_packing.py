@@ -355,12 +355,12 @@ def test_where_it_can_not_pack(source, tmp_path, monkeypatch):
 def test_two_do_not_pack_into_one_folder(source, tmp_path):
     (tmp_path / "packed").mkdir()
     holder = (
-        f"import fcntl; file = open({str(tmp_path / 'packed' / packing.LOCK)!r}, 'a'); "
-        "fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+        f"from layershuffle.files import WriterLock; lock = WriterLock({str(tmp_path / 'packed')!r}); "
+        "print(flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(ValueError, match="another process is packing into .*packed: wait for it, or stop it"):
+        with pytest.raises(ValueError, match=rf"packed is being written by process {other.pid} on"):
             pack(source, tmp_path / "packed")
         other.communicate(b"\n")
     pack(source, tmp_path / "packed")

@@ -1,5 +1,4 @@
 import csv
-import fcntl
 import multiprocessing
 import os
 import re
@@ -24,6 +23,7 @@ from layershuffle.errors import UserError
 from layershuffle.experiments import execution
 from layershuffle.experiments.definition import read
 from layershuffle.experiments.runs import list_runs
+from layershuffle.files import WriterLock
 from layershuffle.results import Results
 from layershuffle.results.measures import Contributions
 
@@ -163,8 +163,8 @@ def test_sigterm_stops_the_runs_too(tiny):
     assert parent.communicate()[1].splitlines()[-1] == "interrupted"
     log = (last.parent / "log.txt").read_text()
     assert "SIGTERM: stopped after step" in log
-    with (last.parent / ".lock").open("w") as file:  # A process that still executes the run would hold it.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with WriterLock(last.parent):  # A process that still executes the run would hold it.
+        pass
 
 
 LR = "model.optimizer.lr"
