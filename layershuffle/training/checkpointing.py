@@ -83,15 +83,39 @@ class BestCheckpoint(ModelCheckpoint):
         folder = state_dict.get("dirpath")
         if folder and self.dirpath and Path(folder).resolve() == Path(self.dirpath).resolve():
             state_dict = {**state_dict, "dirpath": self.dirpath}
-            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                if state_dict.get(name):
-                    state_dict[name] = self._in_folder(state_dict[name])
-            best_models = state_dict.get("best_k_models", {})
-            state_dict["best_k_models"] = {self._in_folder(path): score for path, score in best_models.items()}
         super().load_state_dict(state_dict)
 
-    def _in_folder(self, path: str) -> str:
-        return os.path.join(str(self.dirpath), os.path.basename(path))
+
+def keep_own_files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a callback of checkpoints, in which paths name nothing but checkpoints of its own.
+
+    Lightning removes the files, and whole folders, that a restored state names, once a newer checkpoint takes their
+    place. A checkpoint may come from anyone.
+
+    Args:
+        callback: what the state will be restored to; it knows its folder already.
+        state: the state that a checkpoint holds, which isn't changed.
+    """
+    folder = str(callback.dirpath)
+    # What stands before the first value of a template, such as "best" in best-{epoch}.
+    prefix = (callback.filename or "").partition("{")[0]
+
+    def own_path(path: str) -> str:
+        own = Path(folder, os.path.basename(path))
+        is_own = own.name.startswith(prefix) and own.suffix == callback.FILE_EXTENSION and own.is_file()
+        return str(own) if is_own else ""
+
+    kept = dict(state)
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        kept[name] = own_path(str(state.get(name) or ""))
+    scores = {own_path(path): score for path, score in state.get("best_k_models", {}).items()}
+    scores.pop("", None)
+    # Lightning takes it for granted that the worst of the best ones is among them.
+    if kept["kth_best_model_path"] not in scores:
+        kept["kth_best_model_path"] = ""
+        scores = {}
+    kept["best_k_models"] = scores
+    return kept
 
 
 @dataclass(eq=False)

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.errors import UserError
+from layershuffle.training.checkpointing import keep_own_files
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,8 @@ def restore_callbacks(checkpoint: dict[str, Any], callbacks: Iterable[Any]) -> N
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
         if isinstance(callback, EarlyStopping) and state:
             state["patience"] = callback.patience
+        if isinstance(callback, ModelCheckpoint) and state:
+            checkpoint["callbacks"][callback.state_key] = keep_own_files(callback, state)
     # The optimizer's state belongs to the weights that were trained, not to their average.
     is_averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
     if "current_model_state" in checkpoint and not is_averaged:

@@ -12,6 +12,7 @@ from torch.optim import Adam
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.errors import UserError
+from layershuffle.training.checkpointing import BestCheckpoint, LastCheckpoint
 from layershuffle.training.continuing import batches_done, check_optimizer, check_place, restore_callbacks
 from layershuffle.training.module import FineTuner
 
@@ -134,6 +135,42 @@ def test_the_patience_of_early_stopping_is_heeded():
     restore_callbacks(checkpoint, [after])
     after.load_state_dict(checkpoint["callbacks"][after.state_key])
     assert after.patience == 9
+
+
+@pytest.mark.parametrize("path", ["local://{folder}/mine", "{folder}/checkpoints/../mine", "{folder}/mine", "mine", ""])
+def test_a_checkpoint_names_no_files_to_remove_but_its_own(tmp_path, path):
+    folder = tmp_path / "checkpoints"
+    (tmp_path / "mine").mkdir()
+    folder.mkdir()
+    for name in ("best.ckpt", "other.ckpt", "mine", "best.txt"):
+        (folder / name).touch()
+    path = path.format(folder=tmp_path)
+    for callback in (LastCheckpoint(folder), BestCheckpoint(folder, "best", "val/loss")):
+        for name in (path, str(folder / "other.ckpt"), str(folder / "best.txt"), str(folder / "best-v1.ckpt")):
+            state = callback.state_dict()
+            state.update({"best_model_path": name, "kth_best_model_path": name, "last_model_path": name})
+            state["best_k_models"] = {name: torch.tensor(1.0)}
+            checkpoint = {"callbacks": {callback.state_key: state}}
+            restore_callbacks(checkpoint, [callback])
+            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+            assert {callback.best_model_path, callback.kth_best_model_path, callback.last_model_path} == {""}
+            assert callback.best_k_models == {}
+
+
+def test_the_best_checkpoint_stays_the_best_where_the_folder_is_named_otherwise(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "best.ckpt").touch()
+    before = BestCheckpoint("checkpoints", "best", "val/loss")
+    before.best_model_path = before.kth_best_model_path = "checkpoints/best.ckpt"
+    before.best_model_score = torch.tensor(1.0)
+    before.best_k_models = {"checkpoints/best.ckpt": torch.tensor(1.0)}
+    checkpoint = {"callbacks": {before.state_key: before.state_dict()}}
+    after = BestCheckpoint(folder, "best", "val/loss")
+    restore_callbacks(checkpoint, [after])
+    after.load_state_dict(checkpoint["callbacks"][after.state_key])
+    assert after.best_model_path == after.kth_best_model_path == str(folder / "best.ckpt")
+    assert (after.best_k_models, after.best_model_score) == ({str(folder / "best.ckpt"): 1.0}, 1.0)
 
 
 def test_without_averaging_a_run_goes_on_from_the_weights_that_were_trained(monkeypatch):
