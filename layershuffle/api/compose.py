@@ -198,8 +198,8 @@ def _callbacks(config: Namespace) -> list[Callback]:
         # ModelCheckpoint's own save_last writes last.ckpt only when the best checkpoint changes.
         checkpointing.LastCheckpoint(config.checkpoint.dirpath, config.save_every_n_steps),
     ]
-    if config.trainer.enable_progress_bar is not False:
-        added.append(callbacks.ProgressBar())
+    has_bar = config.trainer.enable_progress_bar is not False
+    added.append(callbacks.ProgressBar() if has_bar else callbacks.EpochLog())
     # Without a logger, Lightning refuses LearningRateMonitor.
     if config.trainer.logger is not False:
         added.append(LearningRateMonitor())

@@ -83,10 +83,6 @@ class Budget:
             return 0.0
         return min(1.0, self.used(step) / self.planned_steps)
 
-    def could_end_with(self, step: int) -> bool:
-        """Whether nothing of the budget is left after ``step``, which is the next one, if it runs all layers."""
-        return self.used(step) + 1 >= self.planned_steps
-
     def stop_if_used_up(self, trainer: pl.Trainer) -> None:
         """Tell the trainer to stop if this budget ends the run and nothing of it is left."""
         if self.ends_the_run and self.used(trainer.global_step) >= self.planned_steps:

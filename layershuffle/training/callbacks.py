@@ -102,6 +102,44 @@ class ThroughputLogger(pl.Callback):
         self._seconds = 0.0
 
 
+class EpochTable:
+    """The lines that tell of each epoch."""
+
+    def __init__(self) -> None:
+        self._columns: list[str] = []
+
+    def lines(self, trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+        """The line of the epoch that ends, under a heading wherever the metrics are others than before."""
+        means: Any = module.step_means
+        values: dict[str, Any] = {}
+        if "train/loss" in means.of_epoch():
+            values["train/loss"] = means.of_epoch()["train/loss"]
+        values.update(trainer.progress_bar_metrics)
+
+        lines = []
+        names = list(values)
+        if names != self._columns:
+            self._columns = names
+            lines.append("  ".join(["epoch", *names]))
+        # Each value is as wide as its heading.
+        numbers = [f"{values[name]:{len(name)}.4f}" for name in names]
+        lines.append("  ".join([f"{trainer.current_epoch + 1:5}", *numbers]))
+        return lines
+
+
+class EpochLog(pl.Callback):
+    """Logs a line for each epoch, where there is no progress bar: in log files, as those of an experiment's runs."""
+
+    def __init__(self) -> None:
+        self._table = EpochTable()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the line of the epoch in the first process."""
+        if trainer.is_global_zero:
+            for line in self._table.lines(trainer, pl_module):
+                logger.info(line)
+
+
 class ProgressBar(RichProgressBar):
     """A bar with the loss while an epoch lasts, and a line with all metrics after it, on stderr.
 
@@ -112,7 +150,7 @@ class ProgressBar(RichProgressBar):
     def __init__(self) -> None:
         super().__init__(console_kwargs={"stderr": True})
         self._shown: dict[str, Any] = {}
-        self._columns: list[str] = []
+        self._table = EpochTable()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the bar, which leaves nothing behind."""
@@ -137,19 +175,9 @@ class ProgressBar(RichProgressBar):
         return self._shown
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the line, under a heading wherever the metrics are others than before."""
+        """Print the line of the epoch above the bar."""
         super().on_train_epoch_end(trainer, pl_module)
         if not self.progress or not trainer.is_global_zero:
             return
-        values = {**self._shown, **super().get_metrics(trainer, pl_module)}
-        names = [name for name in values if name != "v_num"]
-        if names != self._columns:
-            self._columns = names
-            self._print("  ".join(["epoch", *names]))
-        # Each value is as wide as its heading.
-        numbers = [f"{values[name]:{len(name)}.4f}" for name in names]
-        self._print("  ".join([f"{trainer.current_epoch + 1:5}", *numbers]))
-
-    def _print(self, line: str) -> None:
-        assert self.progress is not None
-        self.progress.console.print(line, markup=False, highlight=False)
+        for line in self._table.lines(trainer, pl_module):
+            self.progress.console.print(line, markup=False, highlight=False)

@@ -7,13 +7,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.data import ImageData
 from layershuffle.errors import UserError
+from layershuffle.training import metadata
 from layershuffle.training.checkpointing import keep_own_files
+from layershuffle.training.objectives import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,43 @@ OF_THE_SEQUENCE = ("batch_size", "train_images", "val_fraction", "split_seed", "
 
 OF_THE_STATE = ("amsgrad", "centered")
 """The options of torch's optimizers that decide what their state consists of."""
+
+
+def note(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
+    """Add to a checkpoint that is about to be saved what ``check`` reads in it."""
+    checkpoint[PROCESSES_KEY] = trainer.world_size
+    if trainer.optimizers:
+        checkpoint[OPTIMIZER_KEY] = type(trainer.optimizers[0]).__name__
+
+
+def check(
+    checkpoint: Mapping[str, Any], config: dict[str, Any], objective: Objective, seed: int, trainer: pl.Trainer
+) -> CheckpointMetadata:
+    """Refuse to go on from the checkpoint of another run; returns its metadata.
+
+    Args:
+        checkpoint: the content of the checkpoint.
+        config: of the model that is trained, see ``metadata.model_config``.
+        objective: what is minimised.
+        seed: the seed of this run.
+        trainer: knows the data, the optimizers and the processes of this run.
+
+    Raises:
+        UserError: if the model, the classes, the objective, the place in the epoch or the optimizer doesn't fit.
+    """
+    saved = CheckpointMetadata.from_content(checkpoint, trainer.ckpt_path or "the checkpoint")
+    metadata.check_resumed(saved, config, objective, trainer)
+
+    image_sequence: dict[str, Any] = {"seed": seed, PROCESSES_KEY: trainer.world_size}
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, ImageData):
+        image_sequence.update({name: getattr(data, name) for name in OF_THE_SEQUENCE})
+    check_place(checkpoint, saved, image_sequence)
+
+    # Sharded strategies have made the optimizer, and the others make it later.
+    for optimizer in trainer.optimizers:
+        check_optimizer(checkpoint, optimizer)
+    return saved
 
 
 # --- The place in an epoch ----------------------------------------------------------------------------------
@@ -107,6 +148,11 @@ def check_optimizer(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None
         if unknown or changed:
             options = ", ".join([*sorted(unknown), *changed])
             raise UserError(f"{complaint} the state of an optimizer with another {options} than {name}: {advice}")
+
+
+def optimizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``check_optimizer`` reads in a checkpoint, for an optimizer that is made later."""
+    return {key: checkpoint[key] for key in (OPTIMIZER_KEY, "optimizer_states") if key in checkpoint}
 
 
 def restore_options(optimizer: Optimizer, scheduler: LambdaLR, options: Sequence[Mapping[str, Any]]) -> None:

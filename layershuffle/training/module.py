@@ -16,7 +16,6 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.data import ImageData, Preprocess
 from layershuffle.data.augmentation import Augmentation
 from layershuffle.errors import UserError
@@ -26,7 +25,8 @@ from layershuffle.models.model import Output
 from layershuffle.models.position import Position, PositionTable
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle
-from layershuffle.training import continuing, metadata, non_finite
+from layershuffle.training import continuing, metadata, non_finite, step_means
+from layershuffle.training.accumulation import weight_in_update
 from layershuffle.training.averaging import check_averages
 from layershuffle.training.budget import Budget, BudgetUnit
 from layershuffle.training.callbacks import is_logged
@@ -37,9 +37,10 @@ from layershuffle.training.directions import check_callbacks
 from layershuffle.training.distributed import is_sharded, samples_own_orders, shard, unused_parameters
 from layershuffle.training.method import method_name
 from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
-from layershuffle.training.objectives import Classification, Objective, StepKey, StepLoss
+from layershuffle.training.objectives import Classification, Objective, StepKey
 from layershuffle.training.optimizer import PAPER_ADAM, make_optimizer
 from layershuffle.training.schedule import Schedule, make_scheduler, set_rates_again
+from layershuffle.training.step_means import StepMeans
 from layershuffle.training.step_orders import StepOrders
 from layershuffle.training.trainable import Trainable
 
@@ -186,6 +187,7 @@ class FineTuner(pl.LightningModule):
         self.seed = seed
         self.label = label
 
+        self.step_means = StepMeans()
         # Lightning's own mean over processes ignores that each may have a different number of images.
         self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
         self._first_non_finite = FirstNonFiniteStep()
@@ -321,11 +323,12 @@ class FineTuner(pl.LightningModule):
         key = StepKey(self.seed, step, self.global_rank)
         loss = self.objective.loss(self.model, images, labels, orders, key)
 
-        self._log_step(loss, true_labels)
+        values = {"loss": loss.total, **loss.terms, "accuracy": self._accuracy(loss.logits, true_labels)}
+        self.step_means.add(values, len(images))
         self._count_batch(len(images))
         self._first_non_finite.note(loss.total, step)
 
-        total = loss.total
+        total = loss.total * weight_in_update(self.trainer, batch_idx)
         if self._is_replicated:
             # DDP waits for the gradients of all parameters, so those that no order uses get zeros.
             for parameter in unused_parameters(self.model, orders):
@@ -340,6 +343,7 @@ class FineTuner(pl.LightningModule):
                 parameter.grad = None
         self.compute.full_steps += self.orders.layers_run(step) / layers_run(self.model.order)
         self.compute.updates += 1
+        self.step_means.log_row(self)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End a run whose budget is used up. Stop if a loss was not finite.
@@ -351,19 +355,13 @@ class FineTuner(pl.LightningModule):
             non_finite.stop_after(self._first_non_finite.read(), self, self.orders)
             self.orders.forget_before(self.global_step - 1)
 
+    def on_train_epoch_end(self) -> None:
+        """Log the losses of the last steps, and the means of the epoch."""
+        self.step_means.end_epoch(self)
+
     def on_fit_end(self) -> None:
         """Give the trainer its limits back."""
         self.budget.give_limits_back(self.trainer)
-
-    def _log_step(self, loss: StepLoss, true_labels: Tensor) -> None:
-        """Log the loss, its terms and the accuracy, if the loggers write after this step or the epoch may end."""
-        is_last = self.trainer.is_last_batch or self.budget.could_end_with(self.global_step)
-        if not is_last and not is_logged(self.trainer, self.global_step + 1):
-            return
-        accuracy = self._accuracy(loss.logits, true_labels)
-        values = {"loss": loss.total, **loss.terms, "accuracy": accuracy}
-        # Not in the progress bar, for which Lightning waits for the device in every step.
-        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=len(true_labels))
 
     def _count_batch(self, images: int) -> None:
         images_of_all = images * self.trainer.world_size
@@ -410,9 +408,8 @@ class FineTuner(pl.LightningModule):
             bad_step = max(0, self.global_step - 1)
         non_finite.stop_after(bad_step, self, self.orders)
 
-        checkpoint[continuing.PROCESSES_KEY] = self.trainer.world_size
-        if self.trainer.optimizers:
-            checkpoint[continuing.OPTIMIZER_KEY] = type(self.trainer.optimizers[0]).__name__
+        continuing.note(checkpoint, self.trainer)
+        checkpoint[step_means.KEY] = self.step_means.state()
         metadata.write(
             checkpoint,
             config=metadata.model_config(self.model, self.base_order),
@@ -426,23 +423,9 @@ class FineTuner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume from a checkpoint of another run, and go on counting."""
-        saved = CheckpointMetadata.from_content(checkpoint, self.trainer.ckpt_path or "the checkpoint")
         config = metadata.model_config(self.model, self.base_order)
-        metadata.check_resumed(saved, config, self.objective, self.trainer)
-        continuing.check_place(checkpoint, saved, self._image_sequence())
+        saved = continuing.check(checkpoint, config, self.objective, self.seed, self.trainer)
         continuing.restore_callbacks(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
-        # Sharded strategies have made the optimizer, and the others make it later.
-        for optimizer in self.trainer.optimizers:
-            continuing.check_optimizer(checkpoint, optimizer)
-        for key in (continuing.OPTIMIZER_KEY, "optimizer_states"):
-            if key in checkpoint:
-                self._resumed_state[key] = checkpoint[key]
+        self._resumed_state = continuing.optimizer_state(checkpoint)
         self.compute.restore(saved.compute or {})
-
-    def _image_sequence(self) -> dict[str, Any]:
-        """What decides which images the batches of an epoch have."""
-        decisive: dict[str, Any] = {"seed": self.seed, continuing.PROCESSES_KEY: self.trainer.world_size}
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ImageData):
-            decisive.update({name: getattr(data, name) for name in continuing.OF_THE_SEQUENCE})
-        return decisive
+        self.step_means.restore(checkpoint)

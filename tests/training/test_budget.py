@@ -60,14 +60,6 @@ def test_what_is_used_up_is_counted_in_steps_or_full_steps():
     assert steps.progress(5) == 0.0
 
 
-def test_a_step_at_full_depth_could_be_the_last():
-    budget = Budget("layer_executions", Compute(full_steps=8.75))
-    budget.planned_steps = 10
-    assert not budget.could_end_with(20)
-    budget.compute.full_steps = 9.0
-    assert budget.could_end_with(20)
-
-
 def test_a_resumed_run_goes_on_counting():
     compute = Compute(images=7, seconds=3.0)
     budget = Budget("layer_executions", compute)
