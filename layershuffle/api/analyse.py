@@ -124,7 +124,7 @@ def _representations(study: Study, images: Dataset, layer: int) -> Representatio
             orders.append(str(order))
             # A step may have several layers in parallel, and a layer may run twice, as its two halves.
             for position, step in enumerate(order):
-                if layer in {unit.layer for unit in step}:
+                if layer in {unit.layer for unit in step.units}:
                     positions.append(position)
                     # states[0] is what the first step takes, so that a step's output has the next index.
                     outputs.append(states[position + 1].flatten().cpu())

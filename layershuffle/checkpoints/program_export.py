@@ -190,7 +190,7 @@ class _Classify(_Whole):
         super().__init__(model, Order(), None)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.model.classify(State(tokens), []).logits
+        return self.model.classify(State(tokens)).logits
 
 
 def _parts_in_any_order(model: OrderedViT, preprocess: Preprocess | None, images: Tensor) -> dict[str, _Part]:

@@ -1,6 +1,7 @@
 """Runs exported programs: by torch.export, ONNX and AOTInductor. ``program_export`` writes them."""
 
 import importlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from layershuffle.errors import UserError
 from layershuffle.files import read_json
+from layershuffle.models.combine import combine
 from layershuffle.orders.order import Order, OrderLike
 
 Format = Literal["torch-export", "onnx", "aoti"]
@@ -38,11 +40,13 @@ class LayerPrograms:
     def run(self, images: Tensor, order: Order) -> Tensor:
         """The logits of images, in an order of whole layers."""
         tokens, *context = self.embed(images)
-        for number, step in enumerate(order):
+        states = deque([tokens], maxlen=order.longest_lag + 1)  # the newest ones, as many as a step may read
+        for step, number in zip(order, order.positions):
+            read = states[-1 - step.lag]
             position = torch.tensor(number, device=tokens.device)
-            outputs = [self.layers[unit.layer](tokens, position, *context)[0] for unit in step]
-            tokens = torch.stack(outputs).mean(dim=0)
-        return self.classify(tokens)[0]
+            outputs = [self.layers[unit.layer](read, position, *context)[0] for unit in step.units]
+            states.append(combine(step, states[-1], read, outputs))
+        return self.classify(states[-1])[0]
 
 
 class Programs:
@@ -83,7 +87,7 @@ class Programs:
                 raise UserError(f"{self.folder} runs one order only: {self._order}")
             return self._programs(images)[0]
         order = order.check(len(self._programs.layers))
-        if any(unit.half for step in order for unit in step):
+        if any(unit.half for unit in order.units):
             raise UserError(f"{self.folder} has whole layers only, and '{order}' runs halves")
         return self._programs.run(images, order)
 

@@ -45,15 +45,14 @@ def cosine_similarities(
     for images, _ in batches:
         directions = []
         with fabric.autocast():
-            state = model.embed(preprocess(images.to(fabric.device)))
-            for position, step in enumerate(model.order):
-                state, _ = model.run_step(state, step, position)
+            embedded = model.embed(preprocess(images.to(fabric.device)))
+            for state, _ in model.run_steps(embedded, model.order):
                 directions.append(F.normalize(state.tokens.float(), dim=-1).flatten())  # [batch * tokens * dim]
 
         # With each token normalised, the product of two steps' activations is the sum of the tokens' cosines.
         by_step = torch.stack(directions)  # [steps, batch * tokens * dim]
         total += (by_step @ by_step.T).cpu()
-        tokens_seen += state.tokens.shape[:2].numel()  # images x tokens
+        tokens_seen += embedded.tokens.shape[:2].numel()  # images x tokens
         on_batch()
     return total / tokens_seen
 
@@ -105,11 +104,8 @@ def shuffled_runs(
         order = model.order.shuffled(seeded(seed, "analysis", index))
         image, _ = images[index]
         with fabric.autocast():
-            state = model.embed(preprocess(image[None].to(fabric.device)))
-            states = [state]
-            for position, step in enumerate(order):
-                state, _ = model.run_step(state, step, position)
-                states.append(state)
+            embedded = model.embed(preprocess(image[None].to(fabric.device)))
+            states = [embedded, *(state for state, _ in model.run_steps(embedded, order))]
         yield order, [state.tokens[0].float() for state in states]
 
 

@@ -105,12 +105,15 @@ class OrderMetrics(Metric):
 
         for row, output in enumerate(outputs, first):
             if output.position_logits is not None:
-                self._add_positions(row, output.position_logits)
+                self._add_positions(row, output.position_logits, output.position_targets())
 
-    def _add_positions(self, row: int, position_logits: Tensor) -> None:
-        """Count the positions that the layers of one order predicted; position_logits: [steps, batch, positions]."""
+    def _add_positions(self, row: int, position_logits: Tensor, positions: Tensor) -> None:
+        """Count the positions that the layers of one order predicted.
+
+        position_logits: [steps, batch, positions]. positions: those that the steps had, int64 [steps].
+        """
         predicted = best_class(position_logits)
-        actual = torch.arange(len(predicted), device=predicted.device).unsqueeze(1)  # [steps, 1]
+        actual = positions.unsqueeze(1)  # [steps, 1]
         self.positions[row] += predicted.numel()
         self.positions_right[row] += (predicted == actual).sum()
 

@@ -101,7 +101,8 @@ def run_orders(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> It
     """Run a batch in each of ``orders``; a beginning that orders share is computed once.
 
     In sorted sequence, orders with the same beginning are neighbours: they are a trie over their steps, walked depth
-    first. In memory there is one activation for each step of the beginning that an order shares with its neighbours.
+    first. In memory there is one activation for each step of the beginning that an order shares with its neighbours,
+    and for each step of an order that reads older states.
 
     Yields:
         Each order once, sorted by steps, and its output, which equals ``model(images, order)``.
@@ -115,13 +116,17 @@ def run_orders(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> It
         # What is left in ``states`` are the steps that this order shares with the one before it: go on from there.
         state = states[-1]
         done = len(states) - 1
-        for position in range(done, len(order)):
-            state, logits = model.run_step(state, order[position], position)
+        positions = order.positions
+        for index in range(done, len(order)):
+            step = order[index]
+            read = states[index - step.lag] if step.lag else state
+            state, logits = model.run_step(state, step, positions[index], read)
             position_logits.append(logits)
-            # Of the remaining orders, only those with the same beginning need this state again.
-            if position < shared:
+            # Of the remaining orders, only those with the same beginning need this state again. A later step of this
+            # order may read it, too.
+            if index < shared or order.longest_lag:
                 states.append(state)
-        yield order, model.classify(state, position_logits)
+        yield order, model.classify(state, position_logits, positions)
 
         # Go back to where the next order branches off.
         del states[shared + 1 :]

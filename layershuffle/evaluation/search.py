@@ -138,5 +138,5 @@ def well_trained_first(exponents: Sequence[float], base_order: Order) -> Order:
     noted an error in its implementation. This applies its idea to the layers of a trained model, as a strategy to
     compare with.
     """
-    steps: list[Step] = sorted(base_order, key=lambda step: fmean(exponents[unit.layer] for unit in step))
+    steps: list[Step] = sorted(base_order, key=lambda step: fmean(exponents[unit.layer] for unit in step.units))
     return Order(steps)

@@ -58,12 +58,14 @@ def distance(tensor: Tensor, expected: Tensor) -> float:
 
 
 def mixed_orders(depth: int, count: int) -> list[Order]:
-    """Orders of every kind in turn: shuffled, cut, split in halves and with layers in parallel."""
+    """Orders of every kind in turn: shuffled, cut, split in halves, with layers in parallel and with older states."""
     samplers: list[Callable[[Random], Order]] = [
         lambda rng: permutation(depth, rng),
         lambda rng: random_subset(1 + int(rng.random() * depth), depth, rng).shuffled(rng),
         lambda rng: parse_order("sublayers", sequential(depth)).shuffled(rng),
         lambda rng: Order([(Unit(0), Unit(2)), *sequential(depth)]).shuffled(rng),
+        lambda rng: Order(["(0+2)", *sequential(depth)]).shuffled(rng),
+        lambda rng: Order(["0", "1<1", *permutation(depth, rng)]),
     ]
     orders = []
     for number in range(count):
@@ -96,7 +98,7 @@ def logits(setting: Setting) -> Outcome:
     for name in FAMILIES:
         model = random_model(setting, name)
         images = torch.randn(4, *model.image_shape)
-        orders = mixed_orders(model.depth, 6)
+        orders = mixed_orders(model.depth, 8)
         all_expected = [model(images, order).logits for order in orders]
 
         # The same on the device, order by order.
@@ -232,7 +234,7 @@ def _gradients(model: OrderedViT, order: Order, images: Tensor) -> Tensor:
     # Any labels will do, if they differ.
     loss = F.cross_entropy(output.logits, torch.arange(len(images), device=images.device))
     if output.position_logits is not None:
-        loss = loss + position_cross_entropy(output.position_logits).sum()
+        loss = loss + position_cross_entropy(output).sum()
     loss.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return torch.cat([gradient.flatten().cpu() for gradient in gradients])

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head, State, backbone_of
 from layershuffle.models.choice import OrderChoice
+from layershuffle.models.combine import combine, mean
 from layershuffle.models.image_format import ImageFormat, papers_format, timms_format
 from layershuffle.models.position import Position, PositionEncoding, PositionPrediction, PositionTable
 from layershuffle.orders.named import parse_order
@@ -22,12 +25,21 @@ class Output(NamedTuple):
 
     Attributes:
         logits: [batch, classes].
-        position_logits: [steps, batch, positions] with position prediction, else None. Entry p is the prediction of the
-            layer that ran at position p, or the mean over the layers of a parallel step.
+        position_logits: [steps, batch, positions] with position prediction, else None. Entry n is the prediction of the
+            layer that ran as step n, or the mean over the layers of a group.
+        positions: with position prediction, the position that each step had.
     """
 
     logits: Tensor
     position_logits: Tensor | None = None
+    positions: Sequence[int] = ()
+
+    def position_targets(self) -> Tensor:
+        """The positions that are to be predicted, int64 [steps]; the device doesn't wait for it."""
+        assert self.position_logits is not None
+        device = self.position_logits.device
+        # A tensor of the list would be copied to the device, and a copy waits.
+        return torch.stack([torch.full((), position, device=device) for position in self.positions])
 
 
 class OrderedViT(nn.Module):
@@ -114,11 +126,21 @@ class OrderedViT(nn.Module):
 
     def run(self, state: State, order: Order) -> Output:
         """Run embedded images to the output, in an order that was checked."""
+        newest = state
         position_logits = []
-        for position, step in enumerate(order):
-            state, step_logits = self.run_step(state, step, position)
+        for result in self.run_steps(state, order):
+            newest, step_logits = result
             position_logits.append(step_logits)
-        return self.classify(state, position_logits)
+        return self.classify(newest, position_logits, order.positions)
+
+    def run_steps(self, state: State, order: Order) -> Iterator[tuple[State, Tensor | None]]:
+        """Run the steps of an order that was checked; yields what ``run_step`` returns after each of them."""
+        # The newest states, as many of them as a step may read.
+        states = deque([state], maxlen=order.longest_lag + 1)
+        for step, position in zip(order, order.positions):
+            state, step_logits = self.run_step(states[-1], step, position, states[-1 - step.lag])
+            states.append(state)
+            yield state, step_logits
 
     def embed(self, images: Tensor) -> State:
         """Run everything before the layers, for images [batch, channels, height, width]."""
@@ -126,14 +148,29 @@ class OrderedViT(nn.Module):
         # Without a class token they are not contiguous, and compiled layers would differ for the first step.
         return state._replace(tokens=state.tokens.contiguous())
 
-    def run_step(self, state: State, step: Step, position: int) -> tuple[State, Tensor | None]:
-        """Run the step at ``position``. Returns the new state and, with prediction, [batch, positions] logits."""
-        outputs = [self._run_unit(state, unit, position) for unit in step]
-        new_state = state._replace(tokens=_mean(outputs))
+    def run_step(
+        self, state: State, step: Step, position: int, read: State | None = None
+    ) -> tuple[State, Tensor | None]:
+        """Run one step.
+
+        Args:
+            state: the newest state.
+            step: what runs.
+            position: its position.
+            read: for a step with a lag, the older state that it reads.
+
+        Returns:
+            The new state and, with position prediction, logits [batch, positions].
+        """
+        if read is None or not step.lag:
+            read = state
+        outputs = [self._run_unit(read, unit, position) for unit in step.units]
+        new_state = state._replace(tokens=combine(step, state.tokens, read.tokens, outputs))
+
         if self.prediction is None:
             return new_state, None
-        logits = [self.prediction(output, unit.layer) for output, unit in zip(outputs, step)]
-        return new_state, _mean(logits)
+        logits = [self.prediction(output, unit.layer) for output, unit in zip(outputs, step.units)]
+        return new_state, mean(logits)
 
     def _run_unit(self, state: State, unit: Unit, position: int) -> Tensor:
         """Run a layer, or half of it. Returns the tokens [batch, tokens, dim]."""
@@ -147,13 +184,15 @@ class OrderedViT(nn.Module):
             return checkpoint(run, block, tokens, context, use_reentrant=False)
         return run(block, tokens, context)
 
-    def classify(self, state: State, position_logits: list[Tensor | None]) -> Output:
-        """Run everything after the layers; ``position_logits`` are those of the steps run, in sequence."""
+    def classify(
+        self, state: State, position_logits: Sequence[Tensor | None] = (), positions: Sequence[int] = ()
+    ) -> Output:
+        """Run everything after the layers, which gave these ``position_logits`` at these ``positions``."""
         logits = self.backbone.classify(state.tokens)
         predicted = [step_logits for step_logits in position_logits if step_logits is not None]
         if not predicted:
             return Output(logits)
-        return Output(logits, torch.stack(predicted))
+        return Output(logits, torch.stack(predicted), positions)
 
     @property
     def _runs_layers_again(self) -> bool:
@@ -172,7 +211,7 @@ class OrderedViT(nn.Module):
                 f"the order has {len(order)} steps, but the model knows only {self.positions} positions: "
                 f"create it with positions={len(order)}"
             )
-        has_halves = any(unit.half for step in order for unit in step)
+        has_halves = any(unit.half for unit in order.units)
         if has_halves and not self.halves:
             raise UserError(f"the layers of this model ({self.backbone.block_name}) don't split into sublayers")
         return order
@@ -228,10 +267,3 @@ class OrderedViT(nn.Module):
         for module in modules:
             module.compile(**options)
         self.halves = {half: torch.compile(run, **options) for half, run in self.backbone.halves.items()}
-
-
-def _mean(tensors: list[Tensor]) -> Tensor:
-    """The mean of what the layers of a parallel step return; a single layer's output stays as it is."""
-    if len(tensors) == 1:
-        return tensors[0]
-    return torch.stack(tensors).mean(dim=0)

@@ -169,7 +169,7 @@ def sandwich(k: int, depth: int) -> Order:
 
     def place(step: Step) -> tuple[int, str]:
         # Feed-forward half i follows attention half i + k, or the last attention half if there is none.
-        half = step[0]
+        half = step.units[0]
         if half.half == "f":
             return half.layer + k, "f"
         return half.layer, "a"

@@ -1,17 +1,24 @@
 """Execution orders: the type, and its text form.
 
 An order is a sequence of *steps*. A step is a layer, one half of a layer (a sublayer: ``a`` attention,
-``f`` feed-forward), or several of those run in parallel on the same input with their outputs averaged.
-Layers may be missing or repeated. The text form parses back to the same order::
+``f`` feed-forward), or a *group* of those, which run in parallel on the same state. The outputs of a group are averaged
+(Layers as Painters, arXiv 2407.09298), or what each of them changes is added to the state (arXiv 2203.09795,
+2502.02790). Layers may be missing or repeated.
+
+A step may also read an older state: the one before the last ``lag`` results. What it changes is added to the newest.
+That is how a run is written down in which layers don't wait for each other, so ``0 1<1 2<2`` computes what ``(0+1+2)``
+does. The text form parses back to the same order::
 
     3 1 2            layers
     0a 1a 0f 1f      sublayers
-    0 (1|2|3)*4 4    a parallel step, four times in a row
+    0 (1|2|3)*4 4    an averaged group, four times in a row
+    (0+1+2) 3        a summed group
+    0 1 5<2          layer 5 reads the state as it was two results earlier
 """
 
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby, islice
@@ -23,8 +30,13 @@ MAX_STEPS = 100_000
 """More than any model runs. Without a limit, a short text such as ``1*99999 1*99999 ...`` would fill the memory."""
 
 _UNIT = r"[0-9]{1,4}[af]?"
-# A step is a unit, or units between bars in parentheses; either may be repeated: 3, 3a, (1|2), (1|2)*4.
-_STEP = re.compile(rf"(?:({_UNIT})|\(({_UNIT}(?:\|{_UNIT})*)\))(?:\*([1-9][0-9]{{0,4}}))?")
+_NUMBER = r"[1-9][0-9]{0,4}"
+# A step is a unit, or units between bars or plus signs in parentheses. It may read an older state, and it may be
+# repeated: 3, 3a, (1|2), (1+2), 3<2, (1|2)*4.
+_STEP = re.compile(
+    rf"(?:(?P<single>{_UNIT})|\((?P<group>{_UNIT}(?:\|{_UNIT})*|{_UNIT}(?:\+{_UNIT})+)\))"
+    rf"(?:<(?P<lag>{_NUMBER}))?(?:\*(?P<times>{_NUMBER}))?"
+)
 
 
 class Unit(NamedTuple):
@@ -43,8 +55,31 @@ class Unit(NamedTuple):
         return Unit(self.layer, self.half or half)
 
 
-Step = tuple[Unit, ...]
-"""The units that run in parallel, ascending; nearly always just one."""
+class Step(NamedTuple):
+    """What runs at one place of an order.
+
+    Attributes:
+        units: The units that run in parallel on the same state, ascending; nearly always just one.
+        summed: Whether what each unit changes is added to the state; otherwise the outputs of several are averaged.
+        lag: How many results old the state is that the step reads. What it changes is added to the newest state.
+    """
+
+    units: tuple[Unit, ...]
+    summed: bool = False
+    lag: int = 0
+
+    @property
+    def is_group(self) -> bool:
+        """Whether several units run in parallel."""
+        return len(self.units) > 1
+
+    def __str__(self) -> str:
+        if self.is_group:
+            sign = "+" if self.summed else "|"
+            text = f"({sign.join(map(str, self.units))})"
+        else:
+            text = str(self.units[0])
+        return f"{text}<{self.lag}" if self.lag else text
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -66,16 +101,33 @@ class Order:
     @property
     def layers(self) -> frozenset[int]:
         """The indices of the layers that the order runs, wholly or in part."""
-        return frozenset(unit.layer for step in self.steps for unit in step)
+        return frozenset(unit.layer for unit in self.units)
+
+    @property
+    def units(self) -> Iterator[Unit]:
+        """The layers and halves of layers that the order runs, in sequence, as often as it runs them."""
+        for step in self.steps:
+            yield from step.units
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of each step: its index, less its lag, because it counts when the step starts."""
+        return [index - step.lag for index, step in enumerate(self.steps)]
+
+    @property
+    def longest_lag(self) -> int:
+        """How many results old the oldest state is that a step reads."""
+        return max((step.lag for step in self.steps), default=0)
 
     @property
     def whole_layers(self) -> list[int] | None:
-        """The indices of the layers in sequence, or None if a step is half a layer or several in parallel."""
+        """The indices of the layers in sequence, or None if a step is anything but a whole layer by itself."""
         layers = []
         for step in self.steps:
-            if len(step) > 1 or step[0].half:
+            unit = step.units[0]
+            if step != Step((Unit(unit.layer),)):
                 return None
-            layers.append(step[0].layer)
+            layers.append(unit.layer)
         return layers
 
     def check(self, depth: int) -> Self:
@@ -83,6 +135,12 @@ class Order:
         missing = [layer for layer in self.layers if layer >= depth]
         if missing:
             raise UserError(f"the order names layer {max(missing)}, but the model has only layers 0 to {depth - 1}")
+        for index, step in enumerate(self.steps):
+            if step.lag > index:
+                raise UserError(
+                    f"the step {step} at position {index} would read a state from before the first step: "
+                    f"write {step._replace(lag=index)}, or a later place"
+                )
         return self
 
     def over(self, base_order: "Order") -> "Order":
@@ -93,7 +151,7 @@ class Order:
 
         Raises:
             UserError: if ``base_order`` has no such step, if the order names half of a step that is half a layer, or if
-                a parallel step would hold a layer twice or be a mean of means.
+                a group would hold a layer twice, or be a mean of means, a sum of means or a mean of sums.
         """
         self.check(len(base_order))
         if base_order == sequential(len(base_order)):
@@ -101,7 +159,9 @@ class Order:
         return Order(_over(step, base_order) for step in self.steps)
 
     def shuffled(self, rng: random.Random) -> "Order":
-        """The same steps in a uniformly random sequence."""
+        """The same steps in a uniformly random sequence; raises UserError if some of them read older states."""
+        if self.longest_lag:
+            raise UserError(f"'{self}' can't be shuffled: its steps say how old the states are that they read")
         # Not rng.shuffle, whose result may change with the version of Python, see ``seeded``.
         return Order(sorted(self.steps, key=lambda _: rng.random()))
 
@@ -124,20 +184,19 @@ class Order:
     def __str__(self) -> str:
         tokens: list[str] = []
         for step, run in groupby(self.steps):
-            token = _token(step)
             times = len(list(run))
-            # Only a parallel step has the form with a number: 2 2 is plainer than (2)*2.
-            if len(step) > 1 and times > 1:
-                tokens.append(f"{token}*{times}")
+            # Only a group has the form with a number: 2 2 is plainer than (2)*2.
+            if step.is_group and times > 1:
+                tokens.append(f"{step}*{times}")
             else:
-                tokens.extend([token] * times)
+                tokens.extend([str(step)] * times)
         return " ".join(tokens)
 
     def __repr__(self) -> str:
         return f"Order({str(self)!r})"
 
 
-OrderLike = Order | str | Iterable[int | str | Step]
+OrderLike = Order | str | Iterable[int | str | Step | Unit | tuple[Unit | int, ...]]
 
 
 def _steps(order: OrderLike) -> tuple[Step, ...]:
@@ -149,11 +208,13 @@ def _steps(order: OrderLike) -> tuple[Step, ...]:
     except TypeError as error:
         raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
 
-    # Steps that are given as tuples pass through their text, so that _parse alone decides what a step is.
+    # Steps pass through their text, so that _parse alone decides what a step is.
     steps: list[Step] = []
     for part in parts:
-        token = _token(part) if isinstance(part, tuple) else f"{part}"  # unlike str(part), this also works for tensors
-        step, times = _parse(token)
+        text = f"{part}"  # unlike str(part), this also works for tensors
+        if isinstance(part, tuple) and not isinstance(part, (Step, Unit)):
+            text = f"({'|'.join(map(str, part))})"  # a plain tuple is an averaged group
+        step, times = _parse(text)
         steps += [step] * times
         if len(steps) > MAX_STEPS:
             raise UserError(f"an order has at most {MAX_STEPS} steps")
@@ -166,44 +227,54 @@ def _parse(token: str) -> tuple[Step, int]:
     if match is None:
         raise UserError(
             f"'{token[:40]}' is not a step of an order; write layers separated by spaces (3 1 2), "
-            "halves as 0a and 0f, a parallel step as (1|2|3) and repeats as (1|2|3)*4"
+            "halves as 0a and 0f, an averaged group as (1|2|3), a summed one as (1+2+3), repeats as (1|2|3)*4, "
+            "and 5<2 for layer 5 on the state of two results earlier"
         )
-    single, parallel, times = match.groups()
+    summed = "+" in token
 
-    units = []
-    for name in (single or parallel).split("|"):
+    units: list[Unit] = []
+    for name in re.split(r"[|+]", match["single"] or match["group"]):
         layer = name.rstrip("af")
         unit = Unit(int(layer), name.removeprefix(layer))
         if unit in units:
-            raise UserError(f"a parallel step can't hold {unit} twice, as in {token[:40]}")
+            raise UserError(f"'{token[:40]}' is not a step of an order: a group can't hold {unit} twice")
         units.append(unit)
-    return tuple(sorted(units)), int(times or 1)
-
-
-def _token(step: Step) -> str:
-    """The text form of a step."""
-    text = "|".join(str(unit) for unit in step)
-    return text if len(step) == 1 else f"({text})"
+    step = Step(tuple(sorted(units)), summed, int(match["lag"] or 0))
+    return step, int(match["times"] or 1)
 
 
 def _over(step: Step, base_order: Order) -> Step:
     """The step that runs what ``step`` runs, with each of its layers replaced by that step of ``base_order``."""
-    base_steps = [base_order[part.layer] for part in step]
+    base_steps = [base_order[unit.layer] for unit in step.units]
+    if not step.is_group:
+        (base_step,) = base_steps
+        if step.lag and base_step.lag:
+            raise UserError(f"the step {step} of the base order, {base_step}, reads an older state already")
+        half = step.units[0].half
+        units = tuple(unit.restricted_to(half) for unit in base_step.units)
+        return Step(units, base_step.summed, step.lag or base_step.lag)
 
-    # A parallel step averages its units. If each stands for a group, the mean of the groups' means is the mean over all
-    # their members only where the groups have the same size.
-    sizes = {len(base_step) for base_step in base_steps}
-    if len(sizes) > 1:
-        groups = " and ".join(_token(base_step) for base_step in base_steps)
+    _check_nesting(step, base_steps)
+    members: list[Unit] = []
+    for unit, base_step in zip(step.units, base_steps):
+        members += [member.restricted_to(unit.half) for member in base_step.units]
+    return Step(tuple(members), step.summed, step.lag)
+
+
+def _check_nesting(step: Step, base_steps: Sequence[Step]) -> None:
+    """Raise a UserError if a group of these steps of the base order isn't itself a group."""
+    groups = " and ".join(map(str, base_steps))
+    if any(base_step.lag for base_step in base_steps):
+        raise UserError(f"the group {step} would hold steps that read older states ({groups}): run them one by one")
+
+    # A sum of sums is a sum, and a mean of means is a mean if they are of the same size. Else nothing is.
+    is_other_kind = any(base_step.is_group and base_step.summed != step.summed for base_step in base_steps)
+    sizes = {len(base_step.units) for base_step in base_steps}
+    if is_other_kind or (len(sizes) > 1 and not step.summed):
         raise UserError(
-            f"the step {_token(step)} would be a mean of means of different numbers of layers ({groups}), "
-            "which an order can't express: run these steps one after the other"
+            f"the group {step} would hold groups of another kind or size ({groups}), which an order can't express: "
+            "run these steps one after the other"
         )
-
-    units: list[Unit] = []
-    for part, base_step in zip(step, base_steps):
-        units += [unit.restricted_to(part.half) for unit in base_step]
-    return tuple(units)
 
 
 @cache  # Every training step asks for it several times.

@@ -265,7 +265,7 @@ class Cluster:
 
     @torch.inference_mode()
     def _classify(self, flight: _Flight) -> Tensor:
-        return self.model.classify(State(torch.tensor(flight.tokens)), []).logits
+        return self.model.classify(State(torch.tensor(flight.tokens))).logits
 
     # --- What the router wants -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from layershuffle.orders.order import Step
 
 def part_for(model: OrderedViT, step: Step) -> OrderedViT:
     """A copy of the model that can run ``step`` and nothing else: it has no weights of other layers."""
-    layers = {unit.layer for unit in step}
+    layers = {unit.layer for unit in step.units}
     return copy_with_layers(model, layers, only_layers=True).eval()
 
 

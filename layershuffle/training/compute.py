@@ -39,9 +39,8 @@ class Compute:
 
 
 def layers_run(order: Order) -> float:
-    """How many layers an order runs. Half a layer counts as 0.5, and each layer of a parallel step as 1."""
+    """How many layers an order runs. Half a layer counts as 0.5, and each layer of a group as 1."""
     layers = 0.0
-    for step in order:
-        for unit in step:
-            layers += 0.5 if unit.half else 1.0
+    for unit in order.units:
+        layers += 0.5 if unit.half else 1.0
     return layers

@@ -84,6 +84,5 @@ def _units_of(orders: Iterable[Order]) -> set[Unit]:
     """The layers and halves of layers that any of the orders runs."""
     units: set[Unit] = set()
     for order in orders:
-        for step in order:
-            units.update(step)
+        units.update(order.units)
     return units

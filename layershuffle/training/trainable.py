@@ -132,9 +132,7 @@ def add_lora(model: OrderedViT, rank: int) -> None:
 
 def in_sequence(order: Order) -> bool:
     """Whether an order runs no layer before one that comes earlier in the model."""
-    layers: list[int] = []
-    for step in order:
-        layers.extend(unit.layer for unit in step)
+    layers = [unit.layer for unit in order.units]
     return layers == sorted(layers)
 
 

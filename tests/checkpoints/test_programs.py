@@ -49,7 +49,7 @@ def snippet(folder):
     ],
 )
 def test_a_program_runs_one_order_of_any_kind(small, tmp_path, form, name, arguments):
-    model, order = small(name, **arguments), Order("3 (1|2) 1a 1f")
+    model, order = small(name, **arguments), Order("3 (1|2) 1a 1f (1+3) 2<2")
     export_programs(loaded(model), tmp_path / "out", form, order=order)
     programs = Programs(tmp_path / "out")
     expected = logits(model, order)
@@ -57,7 +57,7 @@ def test_a_program_runs_one_order_of_any_kind(small, tmp_path, form, name, argum
         torch.testing.assert_close(programs(PIXELS[:count]), expected[:count], rtol=0, atol=1e-5)
     torch.testing.assert_close(snippet(tmp_path / "out"), expected, rtol=0, atol=1e-5)
     assert programs.manifest["record"]["cut"] == str(order)
-    with pytest.raises(ValueError, match=r"out runs one order only: 3 \(1\|2\) 1a 1f"):
+    with pytest.raises(ValueError, match=r"out runs one order only: 3 \(1\|2\) 1a 1f \(1\+3\) 2<2"):
         programs(PIXELS, "3 1")
     if form == "torch-export":
         weights = torch.export.load(tmp_path / "out" / "model.pt2").state_dict
@@ -73,7 +73,7 @@ def test_layers_in_files_of_their_own_run_in_any_order(small, tmp_path, form, na
     export_programs(loaded(model), tmp_path / "out", form, normalises=False)
     programs = Programs(tmp_path / "out")
     normalised = Preprocess(*model.image_format)(PIXELS)
-    for order in ("2 0 1", "1 (0|2) 2", "1"):
+    for order in ("2 0 1", "1 (0|2) 2", "1", "0 (1+2)", "0 1<1 2<1"):
         torch.testing.assert_close(programs(normalised, order), logits(model, order), rtol=0, atol=1e-5)
     torch.testing.assert_close(programs(normalised), logits(model, "0 1 2"), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="has whole layers only, and '0a 1' runs halves"):

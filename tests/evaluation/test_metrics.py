@@ -38,7 +38,7 @@ def test_calibration_of_certain_predictions_and_of_those_that_are_not_numbers():
 def test_outputs_that_are_counted_together_are_counted_in_their_rows(monkeypatch, counted_at_once):
     """Five outputs of 4 numbers for logits and 6 for positions: one at a time, three at a time, and all at once."""
     monkeypatch.setattr(metrics_file, "BUFFER_SIZE", counted_at_once)
-    outputs = [Output(torch.randn(2, 2), torch.randn(1, 2, 3)) for _ in range(5)]
+    outputs = [Output(torch.randn(2, 2), torch.randn(1, 2, 3), [0]) for _ in range(5)]
     labels = torch.tensor([0, 1])
     together, alone = OrderMetrics(6), OrderMetrics(6)
     counted = OutputBuffer(together, labels)

@@ -16,6 +16,7 @@ from layershuffle.orders.protocols import PROTOCOLS, Trial, trials
 
 SEVERAL = [
     "0 1 2 3", "0 1", "0 1 3 2", "", "3", "0 1 2 3 0", "(0|1) 2", "(0|1)*2", "0a 1 0f", "0 1", "2 2 2",
+    "0 1<1", "0 1<1 2<2", "0 1<1 2 3<2", "0 1 2<1", "(0+1) 2", "(0+1)", "0 1 (2+3)<2",
 ]  # fmt: skip
 
 
@@ -59,9 +60,9 @@ def test_no_more_than_one_activation_per_depth_is_held(small, images, monkeypatc
     model, alive, most = small(depth=8), weakref.WeakSet(), 0
     run_step = model.run_step
 
-    def counted(tokens, step, position):
+    def counted(tokens, step, position, read):
         nonlocal most
-        after, logits = run_step(tokens, step, position)
+        after, logits = run_step(tokens, step, position, read)
         alive.add(after.tokens)
         most = max(most, len(alive))
         return after, logits
@@ -85,10 +86,10 @@ class Answer(nn.Module):
     def embed(self, images):
         return torch.zeros(len(images), 7) + images[:, 0, :1, 0]
 
-    def run_step(self, tokens, step, position):
-        return tokens + 10 ** -(position + 1) * (1 + step[0].layer) * torch.eye(7)[step[0].layer], None
+    def run_step(self, tokens, step, position, read):
+        return tokens + 10 ** -(position + 1) * (1 + step.units[0].layer) * torch.eye(7)[step.units[0].layer], None
 
-    def classify(self, tokens, position_logits):
+    def classify(self, tokens, position_logits=(), positions=()):
         from layershuffle import Output
 
         return Output(tokens[:, :7])
@@ -123,10 +124,10 @@ def test_logits_that_are_not_numbers_are_wrong(small):
     class Broken(Answer):
         order = Order("0 1")
 
-        def classify(self, tokens, position_logits):
+        def classify(self, tokens, position_logits=(), positions=()):
             # The prediction of position 0 and of class 0 is right, if NaN passes for the largest number.
             nan = torch.full_like(tokens, math.nan)
-            return Answer.classify(self, nan, None)._replace(position_logits=nan[None])
+            return Answer.classify(self, nan)._replace(position_logits=nan[None], positions=[0])
 
     to_score = [Trial("given", Order("0"))]
     (broken,) = evaluate(Broken(), ToFloat(), loader([0, 0, 0]), to_score, cpu())
@@ -140,9 +141,9 @@ def test_a_fresh_order_for_every_batch():
     ran = []
 
     class Spy(Answer):
-        def run_step(self, tokens, step, position):
-            ran.append(step[0].layer)
-            return super().run_step(tokens, step, position)
+        def run_step(self, tokens, step, position, read):
+            ran.append(step.units[0].layer)
+            return super().run_step(tokens, step, position, read)
 
     labels = [0] * 24
     (score,) = evaluate(Spy(), ToFloat(), loader(labels), [Trial("arbitrary", None)], cpu(), seed=3)
@@ -150,7 +151,7 @@ def test_a_fresh_order_for_every_batch():
     assert len(sampled) == 12
     assert len(set(sampled)) > 1
     batches = [permutation(3, seeded(3, "per batch", batch)) for batch in range(12)]
-    assert sampled == [tuple(step[0].layer for step in order) for order in batches]
+    assert sampled == [tuple(step.units[0].layer for step in order) for order in batches]
     assert score.top1 == sum(order[0] == 0 for order in sampled) / 12
     assert score.order is None
 
@@ -176,7 +177,7 @@ def test_pruned_layers_in_a_fresh_order_for_every_batch():
                 orders.append(random_subset(kept, 3, rng).shuffled(rng).over(Order(base_order)))
             assert len(set(orders)) > 2
             # The first layer to run decides the answer, see Answer.
-            assert score.top1 == sum(order[0][0].layer == labels[2 * n] for n, order in enumerate(orders)) / 12
+            assert score.top1 == sum(order[0].units[0].layer == labels[2 * n] for n, order in enumerate(orders)) / 12
             assert score.order is None
 
 

@@ -15,7 +15,7 @@ COST = np.random.default_rng(0).random((5, 5))
 
 def losses(orders):
     """How dear it is to run a layer at a position: known for every order, whole or not."""
-    return [float(sum(COST[step[0].layer, at] for at, step in enumerate(order))) for order in orders]
+    return [float(sum(COST[step.units[0].layer, at] for at, step in enumerate(order))) for order in orders]
 
 
 def test_greedy_appends_the_best_next_layer():

@@ -83,6 +83,70 @@ def test_a_parallel_step_averages_its_members(images, small):
     torch.testing.assert_close(model(images, "(0|2|3)*2").logits, model.vit.forward_head(model.vit.norm(again)))
 
 
+def test_a_summed_group_adds_what_each_member_changes(images, small):
+    model = small()
+    tokens = model.embed(images).tokens
+    changes = [model.vit.blocks[layer](tokens) - tokens for layer in (0, 2, 3)]
+    result, _ = model.run_step(State(tokens), Order("(0+2+3)")[0], 0)
+    torch.testing.assert_close(result.tokens, tokens + sum(changes))
+    halves = [run(model.vit.blocks[layer], tokens, None) - tokens for layer, run in ((1, model.halves["a"]),)]
+    halves.append(model.halves["f"](model.vit.blocks[2], tokens, None) - tokens)
+    result, _ = model.run_step(State(tokens), Order("(1a+2f)")[0], 0)
+    torch.testing.assert_close(result.tokens, tokens + sum(halves))
+
+
+def test_a_step_with_a_lag_reads_an_older_state_and_changes_the_newest(images, small):
+    model = small()
+    blocks = model.vit.blocks
+    start = model.embed(images).tokens
+    first = blocks[0](start)
+    second = first + blocks[1](start) - start
+    third = second + blocks[3](first) - first
+    expected = model.vit.forward_head(model.vit.norm(third))
+    torch.testing.assert_close(model(images, "0 1<1 3<1").logits, expected)
+    averaged = second + (blocks[2](first) + blocks[3](first)) / 2 - first
+    expected = model.vit.forward_head(model.vit.norm(averaged))
+    torch.testing.assert_close(model(images, "0 1<1 (2|3)<1").logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("group", "one_by_one"),
+    [
+        ("(0+1+2)", "0 1<1 2<2"),
+        ("3 (0+1)", "3 0 1<1"),
+        ("(0a+1a) (0f+1f)", "0a 1a<1 0f 1f<1"),
+        ("(2+3)*2", "2 3<1 2 3<1"),
+    ],
+)
+def test_a_summed_group_has_the_bits_of_steps_that_dont_wait(images, small, group, one_by_one):
+    model = small()
+    assert torch.equal(model(images, group).logits, model(images, one_by_one).logits)
+
+
+def test_an_older_state_from_before_the_first_step_is_refused(images, small):
+    with pytest.raises(UserError, match="1<2"):
+        small()(images, "0 1<2")
+
+
+@pytest.mark.parametrize("position", ["encode", "predict"])
+def test_positions_of_groups_and_of_steps_that_dont_wait(images, small, position):
+    """A group holds one position, and a step that reads an older state the one at which it starts."""
+    model = small(position=position)
+    seen = []
+    if position == "encode":
+        encode = model.encoding.forward
+        model.encoding.forward = lambda tokens, layer, position: (
+            seen.append(position) or encode(tokens, layer, position)
+        )
+    output = model(images, "3 (0+1) 2<1")
+    if position == "encode":
+        assert seen == [0, 1, 1, 1]
+    else:
+        assert output.positions == [0, 1, 1]
+        assert output.position_targets().tolist() == [0, 1, 1]
+        assert len(output.position_logits) == 3
+
+
 @pytest.mark.parametrize("options", [{}, {"position_table": "per_layer", "position_dim": 5}])
 def test_position_encoding_is_the_papers_formula(images, small, options):
     model = small(position="encode", **options)

@@ -64,7 +64,7 @@ def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fak
             output = module.model(images, module.orders.sample(0))
             loss = F.cross_entropy(output.logits, labels)
             if output.position_logits is not None:
-                loss = loss + position_cross_entropy(output.position_logits).sum()
+                loss = loss + position_cross_entropy(output).sum()
             module._first_non_finite.note(loss, 3)
         assert (images.dtype, output.logits.dtype, loss.dtype) == (torch.float32, torch.bfloat16, torch.float32)
         assert loss.device.type == "cuda"

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layershuffle.errors import UserError
 from layershuffle.orders.named import evenly_spaced, first, permutation, random_subset, sequential
-from layershuffle.orders.order import Order, Unit, seeded
+from layershuffle.orders.order import Order, Step, Unit, seeded
 from layershuffle.orders.samplers import (
     FirstLayers,
     GrowingDepth,
@@ -19,10 +20,20 @@ from layershuffle.orders.samplers import (
 )
 
 units = st.builds(Unit, st.integers(0, 9999), st.sampled_from(["", "a", "f"]))
-steps = st.lists(units, min_size=1, max_size=4, unique=True).map(lambda step: tuple(sorted(step)))
-orders = st.lists(st.tuples(steps, st.integers(1, 4)), max_size=12).map(
-    lambda runs: Order([step for step, times in runs for _ in range(times)])
+groups = st.lists(units, min_size=1, max_size=4, unique=True).map(lambda group: tuple(sorted(group)))
+steps = st.builds(Step, groups, st.booleans(), st.integers(0, 5)).map(
+    lambda step: step._replace(summed=step.summed and step.is_group)
 )
+waiting_steps = steps.map(lambda step: step._replace(lag=0))
+
+
+def orders_of(steps):
+    return st.lists(st.tuples(steps, st.integers(1, 4)), max_size=12).map(
+        lambda runs: Order([step for step, times in runs for _ in range(times)])
+    )
+
+
+orders = orders_of(steps)
 depths = st.integers(1, 40)
 
 
@@ -35,13 +46,18 @@ def test_text_parses_back(order):
 @given(st.lists(st.integers(0, 9999)))
 def test_integers_and_their_text_are_the_same_order(layers):
     assert Order(layers) == Order(" ".join(map(str, layers)))
-    assert [step[0].layer for step in Order(layers)] == layers
+    assert [step.units[0].layer for step in Order(layers)] == layers
 
 
 def test_texts_from_the_documentation():
-    assert Order("(1|2|3)*4").steps == ((Unit(1), Unit(2), Unit(3)),) * 4
+    assert Order("(1|2|3)*4").steps == (Step((Unit(1), Unit(2), Unit(3))),) * 4
+    assert Order("(3+1)<2*2").steps == (Step((Unit(1), Unit(3)), summed=True, lag=2),) * 2
+    assert Order("5f<2").steps == (Step((Unit(5, "f"),), lag=2),)
+    assert str(Order("0 1<1 2<1 (3+4)<1 (3+4)<1")) == "0 1<1 2<1 (3+4)<1*2"
+    assert Order([0, (1, 2)]) == Order("0 (1|2)")
     assert Order("(3|2|1)") == Order("(1|2|3)")
-    assert Order("0a 1a 0f 1f").steps == ((Unit(0, "a"),), (Unit(1, "a"),), (Unit(0, "f"),), (Unit(1, "f"),))
+    sublayers = [Unit(0, "a"), Unit(1, "a"), Unit(0, "f"), Unit(1, "f")]
+    assert Order("0a 1a 0f 1f").steps == tuple(Step((unit,)) for unit in sublayers)
     assert Order("2*3") == Order([2, 2, 2])
     assert str(Order("0 (1|2) (1|2) 3 3")) == "0 (1|2)*2 3 3"
     assert Order([0, "(1|2)", 3]) == Order("0 (1|2) 3")
@@ -50,7 +66,9 @@ def test_texts_from_the_documentation():
 
 
 @pytest.mark.parametrize(
-    "text", ["0,1", "(1|1)", "(1", "()", "a", "1x", "-1", "1*0", "1*", "1**2", "²", "1 |2", "10000"]
+    "text",
+    ["0,1", "(1|1)", "(1", "()", "a", "1x", "-1", "1*0", "1*", "1**2", "²", "1 |2", "10000"]
+    + ["(1+1)", "(1+)", "(1|2+3)", "1+2", "1<0", "1<", "1<-1", "1*2<1", "(1<1+2)"],
 )
 def test_what_is_not_an_order_is_named(text):
     with pytest.raises(ValueError, match=r"step"):
@@ -68,6 +86,31 @@ def test_sequences_of_other_things_are_refused(bad):
         Order(bad)
 
 
+def test_a_step_reads_no_state_from_before_the_first():
+    assert Order("0 1<1 2<2").check(3).positions == [0, 0, 0]
+    assert Order("0 1 2<1").check(3).longest_lag == 1
+    with pytest.raises(UserError, match="2<3 at position 2"):
+        Order("0 1 2<3").check(3)
+    with pytest.raises(UserError, match="shuffled"):
+        Order("0 1<1").shuffled(seeded(0))
+
+
+def test_whole_layers_are_those_that_run_by_themselves():
+    assert Order("3 1").whole_layers == [3, 1]
+    for text in ("0 1a", "(0|1)", "(0+1)", "0 1<1"):
+        assert Order(text).whole_layers is None
+
+
+def test_groups_over_a_base_order():
+    base = Order("5 (1+2) (3|4) 0<1")
+    assert Order("(0+1)").over(base) == Order("(1+2+5)")
+    assert Order("0 1<1 3").over(base) == Order("5 (1+2)<1 0<1")
+    assert Order("1a 2f").over(base) == Order("(1a+2a) (3f|4f)")
+    for text in ("(0|1)", "(0+2)", "(0+3)", "0 3<1"):
+        with pytest.raises(UserError):
+            Order(text).over(base)
+
+
 def test_check_names_the_missing_layer():
     assert Order("0 (1|11a)").check(12) == Order("0 (1|11a)")
     with pytest.raises(ValueError, match="layer 12, .* 0 to 11"):
@@ -79,7 +122,7 @@ def test_permutation_has_every_layer_once(depth, seed):
     assert sorted(permutation(depth, seeded(seed)).steps) == list(sequential(depth).steps)
 
 
-@given(orders, st.integers())
+@given(orders_of(waiting_steps), st.integers())
 def test_shuffled_keeps_the_steps(order, seed):
     assert Counter(order.shuffled(seeded(seed))) == Counter(order)
 
@@ -92,7 +135,7 @@ def test_pruned_orders_keep_k_layers_in_original_sequence(depth, k, seed):
                 choose(k, depth)
         return
     for order in (first(k, depth), evenly_spaced(k, depth), random_subset(k, depth, seeded(seed))):
-        layers = [step[0].layer for step in order]
+        layers = [step.units[0].layer for step in order]
         assert len(layers) == k
         assert layers == sorted(set(layers))
         order.check(depth)
@@ -145,7 +188,7 @@ def test_layerdrop_keeps_with_its_probability():
 
 
 def in_words(order):
-    return [step[0].layer for step in order]
+    return [step.units[0].layer for step in order]
 
 
 def test_random_subsets_are_uniform_in_size_choice_and_sequence():

@@ -192,7 +192,7 @@ def test_failing_protocol():
     to_score = trials(["failing"], 40, random_orders=50, seed=3, dead=(0, 20, 50))
     alive = {}
     for trial in to_score:
-        layers = [step[0].layer for step in trial.order]
+        layers = [step.units[0].layer for step in trial.order]
         assert len(set(layers)) == len(layers)
         assert layers != sorted(layers)
         alive.setdefault(trial.variant["dead"], []).append(len(layers))

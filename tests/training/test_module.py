@@ -22,6 +22,7 @@ from layershuffle.data import Digits
 from layershuffle.data.augmentation import Augmentation
 from layershuffle.data.sets import labels_of
 from layershuffle.errors import UserError
+from layershuffle.models.model import Output
 from layershuffle.models.weights import read_file
 from layershuffle.orders.named import permutation, sequential
 from layershuffle.orders.order import Order, seeded
@@ -137,7 +138,8 @@ def test_the_loss_is_the_papers_formula(tmp_path, reduction):
 def test_position_cross_entropy():
     logits = torch.randn(3, 2, 5)
     expected = [F.cross_entropy(logits[step], torch.tensor([step, step])) for step in range(3)]
-    torch.testing.assert_close(position_cross_entropy(logits), torch.stack(expected))
+    output = Output(torch.zeros(2, 5), logits, range(3))
+    torch.testing.assert_close(position_cross_entropy(output), torch.stack(expected))
 
 
 def test_validation_reports_sequential_and_arbitrary_side_by_side(tmp_path):
@@ -273,7 +275,7 @@ def test_parts_of_a_batch_in_different_orders_make_one_update(tmp_path, options)
         output = before(images[rows], Shuffle().sample_step(4, 5, 0, rank=part))
         loss = F.cross_entropy(output.logits, labels[rows], label_smoothing=0.1, reduction="sum")
         if output.position_logits is not None:
-            loss = loss + len(labels[rows]) * position_cross_entropy(output.position_logits).sum()
+            loss = loss + len(labels[rows]) * position_cross_entropy(output).sum()
         (loss / 8).backward()
     assert len(seen) == 1
     for name, parameter in before.named_parameters():
@@ -401,7 +403,7 @@ def test_layers_that_an_order_leaves_out_are_not_run(tmp_path, sampler):
         block.register_forward_hook(lambda *_, layer=layer: passes.append(layer))
         block.register_full_backward_hook(lambda *_, layer=layer: passes.append(layer))
     trainer(tmp_path, limit_val_batches=0).fit(module, datamodule=Digits())
-    orders = [[step[0].layer for step in sampler.sample_step(4, seed=5, step=step)] for step in range(4)]
+    orders = [[step.units[0].layer for step in sampler.sample_step(4, seed=5, step=step)] for step in range(4)]
     assert passes == [layer for order in orders for layer in order + order[::-1]]
 
 

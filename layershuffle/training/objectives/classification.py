@@ -107,8 +107,7 @@ class Classification(Objective):
         images = sum(len(output.logits) for output in outputs)
         losses = []
         for output in outputs:
-            assert output.position_logits is not None
-            of_steps = position_cross_entropy(output.position_logits)
+            of_steps = position_cross_entropy(output)
             of_part = of_steps.sum() if self.position_loss == "sum" else of_steps.mean()
             # A part counts by its images, of which one part may have one more than another.
             losses.append(len(output.logits) / images * of_part)
@@ -118,14 +117,15 @@ class Classification(Objective):
         return {"position_loss": self.position_loss, "class_weights": self.class_weights}
 
 
-def position_cross_entropy(position_logits: Tensor) -> Tensor:
+def position_cross_entropy(output: Output) -> Tensor:
     """Cross-entropy between each step's predicted and true position (arXiv 2407.04513, section 3.3).
 
-    position_logits: [steps, batch, positions]. Returns [steps], the means over the batch.
+    The output is that of a model with position prediction. Returns [steps], the means over the batch.
     """
-    steps, batch, _ = position_logits.shape
-    targets = torch.arange(steps, device=position_logits.device).repeat_interleave(batch)
-    losses = F.cross_entropy(position_logits.flatten(0, 1), targets, reduction="none")
+    assert output.position_logits is not None
+    steps, batch, _ = output.position_logits.shape
+    targets = output.position_targets().repeat_interleave(batch)
+    losses = F.cross_entropy(output.position_logits.flatten(0, 1), targets, reduction="none")
     return losses.view(steps, batch).mean(dim=1)
 
 
