@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
-from layershuffle.checkpoints.plain_values import is_data, is_model
+from layershuffle.checkpoints.plain_values import fault_of_data, fault_of_model
 from layershuffle.checkpoints.training_data import class_names
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
@@ -70,10 +70,11 @@ def read_description(path: Path) -> Description:
         has_position = "position" in info.config
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if not has_position or not is_model(info.config):
-        raise UserError(f"{path} is damaged: its model can't be {str(info.config)[:100]}")
-    if data is not None and not is_data(data):
-        raise UserError(f"{path} is damaged: its data can't be {str(data)[:100]}")
+    if not has_position:
+        raise UserError(f"{path} is damaged: its model has no position")
+    fault = fault_of_model(info.config) or (data is not None and fault_of_data(data))
+    if fault:
+        raise UserError(f"{path} is damaged: {fault}")
     return Description(info, data)
 
 

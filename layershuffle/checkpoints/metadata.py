@@ -1,12 +1,20 @@
 """What a checkpoint says of its training: how to make the model and its data again, and what the training cost."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from layershuffle.checkpoints.plain_values import is_data, is_mapping, is_model
+from layershuffle.checkpoints.plain_values import (
+    are_plain,
+    fault_of_data,
+    fault_of_model,
+    is_amount,
+    is_mapping,
+    is_text,
+    is_whole,
+    shown,
+)
 from layershuffle.errors import UserError
 
 METADATA_KEY = "layershuffle"
@@ -72,8 +80,9 @@ class CheckpointMetadata:
             value = values.get(name)
             if value is None:
                 continue
-            if not _CHECKS[name](value):
-                raise UserError(f"{path} is damaged: its {name} can't be {str(value)[:100]}")
+            fault = _fault(name, value)
+            if fault:
+                raise UserError(f"{path} is damaged: {fault}")
             arguments[name] = value
         return cls(**arguments)
 
@@ -88,42 +97,38 @@ class CheckpointMetadata:
 FIELDS = tuple(field.name for field in fields(CheckpointMetadata))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_amount(value: Any) -> bool:
-    """Whether it is a finite number that isn't negative."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return 0 <= value < math.inf
+def _fault(name: str, value: Any) -> str | None:
+    """Why a value that isn't None can't be that of a field; None if it can."""
+    if name == "model":
+        return fault_of_model(value)
+    if name == "data":
+        return fault_of_data(value)
+    if _CHECKS[name](value):
+        return None
+    return f"its {name} can't be {shown(value)}"
 
 
 def _are_amounts(value: Any) -> bool:
-    return is_mapping(value) and all(map(_is_amount, value.values()))
+    return is_mapping(value) and all(map(is_amount, value.values()))
 
 
 def _are_texts(value: Any) -> bool:
-    return is_mapping(value) and all(map(_is_text, value.values()))
+    return is_mapping(value) and all(map(is_text, value.values()))
 
 
 def _are_class_weights(value: Any) -> bool:
     if isinstance(value, list):
-        return all(map(_is_amount, value))
-    return _is_text(value)
+        return all(map(is_amount, value))
+    return is_text(value)
 
 
 def _is_distillation(value: Any) -> bool:
-    return is_mapping(value) and {"teacher", "sha256"} <= value.keys()
+    return are_plain(value) and {"teacher", "sha256"} <= value.keys()
 
 
 def _is_merged(value: Any) -> bool:
     """Whether each layer comes from one of the sources."""
-    if not is_mapping(value):
+    if not are_plain(value):
         return False
     sources = value.get("sources")
     layers = value.get("layers")
@@ -131,22 +136,20 @@ def _is_merged(value: Any) -> bool:
         return False
     if not all(_are_texts(source) and {"source", "sha256"} <= source.keys() for source in sources):
         return False
-    return all(_is_whole(layer) and 0 <= layer < len(sources) for layer in layers)
+    return all(is_whole(layer) and 0 <= layer < len(sources) for layer in layers)
 
 
 _CHECKS = {
-    "version": _is_text,
-    "model": is_model,
-    "method": _is_text,
-    "sampler": _is_text,
-    "position_loss": _is_text,
+    "version": is_text,
+    "method": is_text,
+    "sampler": is_text,
+    "position_loss": is_text,
     "class_weights": _are_class_weights,
     "distillation": _is_distillation,
-    "seed": _is_whole,
+    "seed": is_whole,
     "compute": _are_amounts,
-    "precision": _is_text,
-    "data": is_data,
+    "precision": is_text,
     "wandb": _are_texts,
     "merged": _is_merged,
 }
-"""Whether a value that isn't None can be that of a field."""
+"""Whether a value that isn't None can be that of a field; "model" and "data" consist of many."""

@@ -1,32 +1,45 @@
 """Whether what a checkpoint or an exported folder says of a model and its data can be: its types and bounds.
 
-Such files may come from strangers. What passes here names no endless work, and can be compared and written as JSON.
+Such files may come from strangers. What passes here names no endless work, and can be compared, printed and written as
+JSON.
 """
 
 import math
+import reprlib
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
+from layershuffle.models.backbones import Head
 from layershuffle.models.position import Position
 
 MOST_IMAGES = 100_000_000
 """How many images a data set may be told to have."""
 MOST_PER_CLASS = 20_000
 """How many images of each class a data set may be told to draw."""
+MOST_PER_BATCH = 1 << 16
+"""How many images a batch may be told to have."""
+LARGEST = 1 << 64
+"""What no whole number reaches."""
+LONGEST = 1 << 16
+"""How many characters a text may have."""
 DEEPEST = 20
 """How many lists and mappings may lie in each other."""
+MOST_VALUES = 1 << 18
+"""How many values there may be. A file of a few bytes can name the same list in itself again and again."""
+
+Check = Callable[[str, Any], bool]
+"""Whether a value can be, by the key that it has in a mapping."""
 
 
-def is_plain(value: Any, depth: int = DEEPEST) -> bool:
-    """Whether it is text, a finite number, a boolean, None, or a list or mapping of these."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if value is None or isinstance(value, (str, int)):
-        return True
-    if depth == 0:
-        return False
-    if isinstance(value, (list, tuple)):
-        return all(is_plain(part, depth - 1) for part in value)
-    return is_mapping(value) and all(is_plain(part, depth - 1) for part in value.values())
+def shown(value: Any) -> str:
+    """The beginning of a value for an error message, whatever it is: on one line, and without printing all of it."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 100
+    try:
+        text = short.repr(value)
+    except Exception:  # An object may raise anything here, and so does a number of more than 4,300 digits.
+        text = f"a {type(value).__name__}"
+    return " ".join(text.split())[:200]
 
 
 def is_mapping(value: Any) -> bool:
@@ -34,28 +47,98 @@ def is_mapping(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def is_model(value: Any) -> bool:
-    """Whether these can be the arguments of ``create_model``."""
-    if not is_mapping(value) or not is_plain(value):
-        return False
-    return value.get("position", "none") in get_args(Position)
+def is_text(value: Any) -> bool:
+    """Whether it is a text that isn't endless."""
+    return isinstance(value, str) and len(value) <= LONGEST
 
 
-def is_data(value: Any) -> bool:
-    """Whether this can be what ``ImageData.config`` returned."""
-    return is_mapping(value) and is_plain(value) and _is_in_bounds(value)
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number of 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
-def _is_in_bounds(options: dict[str, Any]) -> bool:
-    """Whether no option, also of those inside others, asks for more images than there are."""
-    for name, option in options.items():
-        if isinstance(option, dict) and not _is_in_bounds(option):
-            return False
-        most = math.inf
-        if name.endswith("images_per_class"):
-            most = MOST_PER_CLASS
-        elif name.endswith("images") or name == "size":
-            most = MOST_IMAGES
-        if isinstance(option, (int, float)) and option > most:
-            return False
+def is_amount(value: Any) -> bool:
+    """Whether it is a finite number that isn't negative."""
+    return _is_number(value) and value >= 0
+
+
+def are_plain(value: Any) -> bool:
+    """Whether it is a mapping of texts to text, finite numbers, booleans, None, and lists or mappings of these."""
+    return _fault("", value, lambda *_: True) is None
+
+
+def fault_of_model(value: Any) -> str | None:
+    """What can't be among the arguments of ``create_model``; None if all of it can."""
+    return _fault("model", value, _can_be_in_a_model)
+
+
+def fault_of_data(value: Any) -> str | None:
+    """What can't be in what ``ImageData.config`` returned; None if all of it can."""
+    return _fault("data", value, _can_be_in_data)
+
+
+def _fault(name: str, value: Any, can_be: Check) -> str | None:
+    """What in nested mappings and lists is no plain value or, by its key, can't be; None if there is nothing."""
+    if not isinstance(value, dict):
+        return f"its {name} can't be {shown(value)}"
+    for count, (place, key, part) in enumerate(_parts(name, value)):
+        if count == MOST_VALUES:
+            return f"its {name} can't have more than {MOST_VALUES:,} values"
+        if not _is_plain(part) or not can_be(key, part):
+            return f"its {shown(place)[1:-1]} can't be {shown(part)}"
+    return None
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
+    """Every part of nested mappings and lists: its place, such as ``data.args``, the last key of it, and itself."""
+    waiting = [(name, name, value, 0)]
+    while waiting:
+        place, key, part, depth = waiting.pop()
+        if depth > DEEPEST:
+            # None of our files does this, and a list can hold itself.
+            yield place, key, object()
+            return
+        yield place, key, part
+        if isinstance(part, dict):
+            waiting.extend((f"{place}.{inner}", str(inner), one, depth + 1) for inner, one in part.items())
+        elif isinstance(part, (list, tuple)):
+            waiting.extend((place, key, one, depth + 1) for one in part)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is text, a finite number, a boolean or None, or a list or a mapping, whose values are parts, too."""
+    if isinstance(value, dict):
+        return is_mapping(value)
+    if isinstance(value, str):
+        return is_text(value)
+    return value is None or isinstance(value, (bool, list, tuple)) or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return is_whole(value)
+
+
+def _can_be_in_a_model(key: str, value: Any) -> bool:
+    if key == "position":
+        return value in get_args(Position)
+    if key == "head":
+        return value in get_args(Head)
+    if key == "positions":
+        return value is None or is_whole(value)
+    if key == "norm_eps":
+        return value is None or (is_amount(value) and 0 < value < 1)
     return True
+
+
+def _can_be_in_data(key: str, value: Any) -> bool:
+    """Whether no option, also of those inside others, asks for more images than there are."""
+    most = math.inf
+    if key.endswith("images_per_class"):
+        most = MOST_PER_CLASS
+    elif key.endswith("batch_size"):
+        most = MOST_PER_BATCH
+    elif key.endswith("images") or key == "size":
+        most = MOST_IMAGES
+    return not isinstance(value, (int, float)) or value <= most

@@ -1,6 +1,7 @@
 import pytest
 
 from layershuffle.checkpoints.metadata import FIELDS, METADATA_KEY, CheckpointMetadata
+from layershuffle.checkpoints.plain_values import shown
 from layershuffle.errors import UserError
 
 MODEL = {"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "none"}
@@ -67,13 +68,49 @@ def test_other_files_have_no_metadata(content):
         {"model": {**MODEL, "position": "unknown"}},
         {"model": {**MODEL, "position": ["none"]}},
         {"model": {**MODEL, "drop_path_rate": float("nan")}},
+        {"model": {**MODEL, "head": "average of all"}},
+        {"model": {**MODEL, "norm_eps": -1e-6}},
+        {"model": {**MODEL, "norm_eps": 1e30}},
+        {"model": {**MODEL, "positions": True}},
+        {"model": {**MODEL, "depth": 10**30}},
+        {"data": {"class": "Digits", "args": {"batch_size": 10**9}, "classes": None}},
+        {"data": {"class": "Digits", "args": {"root": "x" * 10**6}, "classes": None}},
+        {"data": {"class": "Digits", "args": {"root": 10**5000}, "classes": None}},
+        {"seed": 10**5000},
+        {"compute": {"images": 10**30}},
+        {"distillation": {"teacher": [{1, 2}], "sha256": None}},
         {"wandb": {"id": 1}},
         {"merged": {"sources": [], "layers": [0]}},
         {"merged": {**MERGED, "layers": [2]}},
         {"merged": {"layers": []}},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_values_that_cannot_be(changed):
     with pytest.raises(UserError, match=f"run.ckpt is damaged: its {next(iter(changed))}"):
         read(WHOLE | changed)
+
+
+def test_the_place_of_what_cannot_be_is_named_on_one_line():
+    data = {"class": "Digits", "args": {"train_args": {"size\n": [1, "a\nb" * 10**5]}}, "classes": None}
+    with pytest.raises(UserError, match=r"its data\.args\.train_args\.size") as error:
+        read({**WHOLE, "data": data})
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("depth", [19, 200])
+def test_lists_that_hold_the_same_list_again_and_again_take_no_time(depth):
+    """Of 10 to the power of ``depth`` values, or endlessly many."""
+    values = ["x"]
+    for _ in range(depth):
+        values = [values] * 10
+    circle = [1]
+    circle.append(circle)
+    for value in (values, circle):
+        for changed in ({"data": {"class": "Digits", "args": {"root": value}}}, {"model": {**MODEL, "name": value}}):
+            with pytest.raises(UserError, match=f"run.ckpt is damaged: its {next(iter(changed))}"):
+                read(WHOLE | changed)
+        for field in ("seed", "version", "class_weights", "distillation", "merged", "wandb"):
+            with pytest.raises(UserError, match=field):
+                read({**WHOLE, field: value})
