@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import pickle
 import struct
 import sys
 import tracemalloc
@@ -25,7 +26,8 @@ from layershuffle.data import DataConfig, TorchvisionImages, from_config
 from layershuffle.errors import UserError
 from layershuffle.experiments.definition import Experiment
 from layershuffle.models.create import create_model
-from layershuffle.models.weights import read_file
+from layershuffle.models.state_dicts import AVERAGED_ENTRIES, RAW_ENTRIES
+from layershuffle.models.weights import MAX_TENSORS, read_backbone, read_file
 from layershuffle.orders.order import MAX_STEPS, Order
 from layershuffle.report.collect import collect
 from layershuffle.results import DataInfo, Environment, EvaluationInfo, ModelInfo, Results, Score
@@ -171,6 +173,74 @@ def test_tensors_that_claim_more_than_there_is_are_refused(tmp_path):
     path.write_bytes(struct.pack("<Q", 1 << 60) + header)
     with pytest.raises(UserError, match="is not a checkpoint or is damaged"):
         read_file(path)
+
+
+def legacy(path, content):
+    """Saves as torch before 1.6 did."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def test_files_of_older_torch_are_read(tmp_path):
+    model = load(str(checkpoint(tmp_path / "good.ckpt"))).model
+    path = legacy(tmp_path / "old.ckpt", torch.load(tmp_path / "good.ckpt"))
+    assert all(map(torch.equal, load(str(path)).model.state_dict().values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: legacy(path, content)], ids=["zip", "legacy"])
+@pytest.mark.parametrize("views", [True, False], ids=["views", "tensors"])
+def test_more_tensors_than_any_model_has_are_refused_at_once(tmp_path, save, views):
+    values = torch.zeros(MAX_TENSORS + 1)
+    tensors = {str(number): value if views else value.clone() for number, value in enumerate(values)}
+    save(tensors, tmp_path / "many.pth")
+    with pytest.raises(UserError, match="has more tensors or other values than any model"):
+        read_file(tmp_path / "many.pth")
+
+
+@pytest.mark.parametrize("numel", [2**31 - 1, 2**62])
+def test_storages_of_older_torch_that_claim_more_than_there_is_are_refused(tmp_path, numel):
+    """One is listed to be read, and so can't be; the other isn't, and would keep whatever is in the memory."""
+    path = legacy(tmp_path / "claims.pth", {"weight": torch.zeros(12345)})
+    content = path.read_bytes()
+    claim = b"\x8a\x08" + numel.to_bytes(8, "little")
+    assert content.count(b"M" + (12345).to_bytes(2, "little")) > 0
+    larger = content.replace(b"M" + (12345).to_bytes(2, "little"), claim)
+    path.write_bytes(larger)
+    with pytest.raises(UserError, match="is damaged"):
+        read_file(path)
+
+    (key,) = pickle.loads(larger[larger.rindex(b"\x80\x02]") :])
+    unlisted = larger[: larger.rindex(b"\x80\x02]")] + pickle.dumps([], protocol=2)
+    assert key.encode() in unlisted
+    path.write_bytes(unlisted)
+    with pytest.raises(UserError, match="is damaged|not the values"):
+        read_file(path)
+
+
+def test_entries_that_hold_the_same_entries_again_and_again_take_no_time(tmp_path):
+    entries = {"state_dict": 1}
+    for _ in range(8):
+        entries = dict.fromkeys((*RAW_ENTRIES, *AVERAGED_ENTRIES), entries)
+    circle = {}
+    circle["model"] = circle["module"] = circle["net"] = circle
+    for content in (entries, circle):
+        torch.save(content, tmp_path / "wrapped.pth")
+        with pytest.raises(UserError, match="holds no state dict"):
+            read_backbone(tmp_path / "wrapped.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, dtype):
+    """torch would round them, or take their real part."""
+    path = checkpoint(tmp_path / "model.ckpt")
+    content = torch.load(path)
+    name = "model.vit.blocks.0.attn.qkv.weight"
+    content["state_dict"][name] = content["state_dict"][name].to(dtype)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=rf"blocks\.0\.attn\.qkv\.weight holds {dtype}"):
+        load(str(path))
+    with pytest.raises(UserError, match=rf"{dtype} as blocks\.0\.attn\.qkv\.weight"):
+        read_backbone(path)
 
 
 def checkpoint(path, **changed):

@@ -61,6 +61,11 @@ def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
     # A model of shapes without values, with which the weights are compared.
     with torch.device("meta"):
         shapes = create_model(**config)
+    own = shapes.state_dict()
+    for name, value in weights.items():
+        # torch would round the one and take the real part of the other, in silence.
+        if name in own and value.is_floating_point() != own[name].is_floating_point():
+            raise RuntimeError(f"{name} holds {value.dtype} in place of {own[name].dtype}")
     shapes.load_state_dict(weights, assign=True)
 
     # Tables that are computed and not stored, such as rotary embeddings, are bounded by no weight's shape.

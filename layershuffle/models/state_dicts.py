@@ -107,13 +107,21 @@ def _wrapped(entries: Any) -> list[str]:
     return [name for name in known if isinstance(entries.get(name), Mapping) and _holds_weights(entries[name])]
 
 
-def _holds_weights(entries: Mapping[Any, Any], depth: int = DEEPEST) -> bool:
+def _holds_weights(entries: Mapping[Any, Any]) -> bool:
     """Whether there is a tensor among the entries, or in one that wraps further ones."""
-    for value in entries.values():
-        if isinstance(value, Tensor):
-            return True
-        if depth and isinstance(value, Mapping) and _holds_weights(value, depth - 1):
-            return True
+    waiting = [entries]
+    # A file of a few bytes can name the same entries in themselves again and again.
+    seen = set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        for value in part.values():
+            if isinstance(value, Tensor):
+                return True
+            if isinstance(value, Mapping):
+                waiting.append(value)
     return False
 
 

@@ -1,6 +1,8 @@
 """Reads files of weights. They are not trusted: only tensors and plain values are read, never pickled code."""
 
+import io
 import pickle
+import pickletools
 import re
 import zipfile
 from argparse import Namespace
@@ -35,6 +37,8 @@ MAX_TENSORS = 20_000
 """A file with more tensors is none that a model's training has written; it would take minutes to read."""
 MAX_PICKLE_BYTES = 4 << 20
 """The same of everything in a torch file but the tensors' values."""
+PICKLES_BEFORE_VALUES = 5
+"""How many pickles a file of torch before 1.6 begins with: marks of the format, what was saved, and its storages."""
 BACKBONE_PREFIX = "model.vit."
 """Stands before the names of the backbone's weights in the checkpoints of ``layershuffle train``."""
 
@@ -63,7 +67,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint or is damaged, perhaps cut short: it was not loaded") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    for tensor in _tensors(content):
+    for count, tensor in enumerate(_tensors(content)):
+        if count == MAX_TENSORS:
+            raise _too_many(path)
         _check_tensor(tensor, path)
     return content
 
@@ -72,7 +78,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     with safetensors.safe_open(path, framework="pt") as file:
         count = len(file.keys())
     if count > MAX_TENSORS:
-        raise UserError(f"{path} has {count:,} tensors, more than any model: it was not loaded")
+        raise _too_many(path)
     return safetensors.torch.load_file(path)
 
 
@@ -88,9 +94,46 @@ def _load_torch_file(path: Path) -> Any:
         if unpacked > path.stat().st_size:
             raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than its size: it was not loaded")
         if len(entries) > MAX_TENSORS or pickles > MAX_PICKLE_BYTES:
-            raise UserError(f"{path} has more tensors or other values than any model: it was not loaded")
+            raise _too_many(path)
+    else:
+        _check_pickles(path)
     with torch.serialization.safe_globals(PLAIN_VALUES):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    if not is_zip:
+        _check_storages(content, path)
+    return content
+
+
+def _check_pickles(path: Path) -> None:
+    """Raise a UserError if a file of torch before 1.6 has too many tensors, or a ValueError if it is none.
+
+    Its pickles are one after the other, and only their instructions say where each ends.
+    """
+    with path.open("rb") as file:
+        beginning = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+    tensors = 0
+    for _ in range(PICKLES_BEFORE_VALUES):
+        for instruction, _, _ in pickletools.genops(beginning):
+            tensors += instruction.name == "BINPERSID"
+            if tensors > MAX_TENSORS:
+                raise _too_many(path)
+
+
+def _check_storages(content: Any, path: Path) -> None:
+    """Raise a UserError if the storages of a file of torch before 1.6 have more values than the file.
+
+    torch makes them as large as the file says, and reads those that the file lists.
+    """
+    sizes = {}
+    for tensor in _tensors(content):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+    if sum(sizes.values()) > path.stat().st_size:
+        raise UserError(f"{path} holds tensors, but not the values of all of them")
+
+
+def _too_many(path: Path) -> UserError:
+    return UserError(f"{path} has more tensors or other values than any model: it was not loaded")
 
 
 def _check_tensor(tensor: Tensor, path: Path) -> None:
@@ -132,11 +175,15 @@ def read_backbone(path: str | Path) -> BackboneWeights:
         path: a file, or the name of weights that travel with the package.
 
     Raises:
-        UserError: if the file can't be read, or holds no state dict.
+        UserError: if the file can't be read, or holds no state dict, or some weights are whole or complex numbers.
     """
     backbone = find_backbone(read_file(weights_file(path)))
     if backbone is None:
         raise UserError(f"{path} holds no state dict")
+    for name, value in backbone.weights.items():
+        # torch would take the numbers of quantised weights without their scale, and the real part of complex ones.
+        if name.endswith((".weight", ".bias")) and not value.is_floating_point():
+            raise UserError(f"{path} holds {value.dtype} as {name[:100]}: only weights in floating point can be used")
     return replace(backbone, weights=merge_lora(backbone.weights))
 
 
