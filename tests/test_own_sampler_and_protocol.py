@@ -19,6 +19,8 @@ from layershuffle.orders import (
     FirstLayers,
     GrowingDepth,
     LayerDrop,
+    RandomGroups,
+    RandomSchedule,
     RandomSubset,
     Recorded,
     Sequential,
@@ -84,7 +86,8 @@ def listed(section):
 
 def test_every_sampler_is_listed():
     samplers = listed("samplers")
-    for sampler in (Sequential, Shuffle, LayerDrop, ShuffleDrop, RandomSubset, GrowingDepth, FirstLayers, Recorded):
+    built_in = (Sequential, Shuffle, LayerDrop, ShuffleDrop, RandomSubset, RandomGroups, RandomSchedule, GrowingDepth)
+    for sampler in (*built_in, FirstLayers, Recorded):
         assert sampler.__name__ in samplers
         assert sampler.summary
         assert sampler.summary in samplers

@@ -8,6 +8,8 @@ from layershuffle.orders.samplers import (
     GrowingDepth,
     LayerDrop,
     OrderSampler,
+    RandomGroups,
+    RandomSchedule,
     RandomSubset,
     Recorded,
     Sequential,
@@ -16,7 +18,7 @@ from layershuffle.orders.samplers import (
 )
 
 __all__ = [
-    "FirstLayers", "GrowingDepth", "LayerDrop", "Order", "OrderLike", "OrderSampler", "RandomSubset",
-    "Recorded", "Sequential", "Shuffle", "ShuffleDrop", "Step", "Unit", "parse_order", "permutation", "seeded",
-    "sequential",
+    "FirstLayers", "GrowingDepth", "LayerDrop", "Order", "OrderLike", "OrderSampler", "RandomGroups",
+    "RandomSchedule", "RandomSubset", "Recorded", "Sequential", "Shuffle", "ShuffleDrop", "Step", "Unit",
+    "parse_order", "permutation", "seeded", "sequential",
 ]  # fmt: skip

@@ -4,9 +4,10 @@ import itertools
 import random
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from layershuffle.errors import UserError
-from layershuffle.orders import named
+from layershuffle.orders import named, width
 from layershuffle.orders import recorded as event_log
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import Orders, protocol
@@ -86,6 +87,65 @@ def failing(depth: int, random_orders: int, seed: int, dead: tuple[int, ...] = (
             rng = seeded(seed, "failing", percent, number)
             alive = Order(layer for layer in range(depth) if rng.random() * 100 >= percent)
             yield alive.shuffled(rng), {"dead": f"{percent}%"}
+
+
+@protocol(
+    "grouped",
+    "Layers that run side by side, in fewer and fewer steps: in sequence, in random sequence, and with half left out.",
+    options={
+        "steps": "Numbers of steps (default: one layer, then 2, 3, 4, 6 and all layers at a time).",
+        "combine": "What becomes of a group's results: sum adds their changes, mean averages their outputs.",
+        "halves": "Whether to score groups of halves too: their attentions run side by side, then their feed-forwards.",
+    },
+    columns="steps",
+    section="Layers side by side",
+)
+def grouped(
+    depth: int,
+    random_orders: int,
+    seed: int,
+    steps: tuple[int, ...] = (),
+    combine: Literal["sum", "mean"] = "sum",
+    halves: bool = False,
+) -> Orders:
+    """Groups of layers on the same state (arXiv 2203.09795, 2502.02790), in any order."""
+    averaged = combine == "mean"
+    suffix = ", averaged" if averaged else ""
+    sizes = (1, 2, 3, 4, 6, depth)
+    for groups in steps or sorted({-(-depth // size) for size in sizes if size <= depth}):
+        in_sequence = width.grouped(named.sequential(depth), groups, averaged=averaged)
+        yield in_sequence, {"steps": groups, "layers": f"in sequence{suffix}"}
+        for number in range(random_orders):
+            # With a generator of its own, an order stays the same whichever others are asked for.
+            shuffled = named.permutation(depth, seeded(seed, "grouped", groups, number))
+            order = width.grouped(shuffled, groups, averaged=averaged)
+            yield order, {"steps": groups, "layers": f"random{suffix}"}
+            if halves:
+                order = width.grouped(shuffled, groups, halves=True, averaged=averaged)
+                yield order, {"steps": groups, "layers": f"random halves{suffix}"}
+            kept = shuffled[: (depth + 1) // 2]
+            if groups <= len(kept):
+                order = width.grouped(kept, groups, averaged=averaged)
+                yield order, {"steps": groups, "layers": f"random, half left out{suffix}"}
+
+
+@protocol(
+    "asynchronous",
+    "Layers that don't wait for each other: each reads the newest state at its start and adds its change at its end.",
+    options={"in_flight": "Numbers of layers that run at a time."},
+    columns="in flight",
+    section="Layers that don't wait",
+)
+def asynchronous(depth: int, random_orders: int, seed: int, in_flight: tuple[int, ...] = (1, 2, 3, 4, 6)) -> Orders:
+    """Random sequences and durations, see ``orders.width.without_waiting``."""
+    for running in in_flight:
+        for number in range(random_orders):
+            rng = seeded(seed, "asynchronous", running, number)
+            shuffled = named.permutation(depth, rng)
+            yield width.without_waiting(shuffled, running, rng), {"in flight": running, "layers": "random"}
+            kept = shuffled[: (depth + 1) // 2]
+            half = width.without_waiting(kept, running, rng)
+            yield half, {"in flight": running, "layers": "random, half left out"}
 
 
 @protocol(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, OrderLike, Step, sequential
+from layershuffle.orders.width import grouped
 
 
 def permutation(depth: int, rng: random.Random) -> Order:
@@ -104,6 +105,11 @@ def looped_parallel(n: int, times: int, depth: int) -> Order:
 def parallel(n: int, depth: int) -> Order:
     """All middle layers on the same input, their outputs averaged (arXiv 2407.09298)."""
     return looped_parallel(n, 1, depth)
+
+
+def side_by_side(groups: int, depth: int) -> Order:
+    """The layers in sequence, in summed groups of nearly equal size (arXiv 2203.09795, 2502.02790)."""
+    return grouped(sequential(depth), groups)
 
 
 def swap(one: int, other: int, depth: int) -> Order:
@@ -218,6 +224,7 @@ _NAMED = (
     NamedOrder("reverse", reverse, "The middle backwards (arXiv 2407.09298)."),
     NamedOrder("parallel", parallel, "All middle layers on the same input, averaged (arXiv 2407.09298)."),
     NamedOrder("looped-parallel", looped_parallel, "Like parallel, several times in a row (arXiv 2407.09298)."),
+    NamedOrder("grouped", side_by_side, "The layers in sequence, in so many summed groups (arXiv 2203.09795)."),
     NamedOrder("swap", swap, "Two layers exchanged (arXiv 2406.19384)."),
     NamedOrder("ablate", ablate, "All layers but one (arXiv 2406.19384)."),
     NamedOrder("sequence", sequence, "Each layer visits / depth times in a row (arXiv 2104.06022)."),

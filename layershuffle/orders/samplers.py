@@ -8,6 +8,7 @@ from layershuffle.errors import UserError
 from layershuffle.orders import recorded
 from layershuffle.orders.named import first, permutation, sequential
 from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.width import grouped, without_waiting
 
 
 class OrderSampler:
@@ -69,6 +70,13 @@ def call_sampler(method: Callable[..., Order], depth: int, rng: random.Random, p
     if "progress" in inspect.signature(method).parameters:
         return method(depth, rng, progress=progress)
     return method(depth, rng)
+
+
+def _uniform(least: int, most: int, rng: random.Random) -> int:
+    """A whole number from ``least`` to ``most``, or ``most`` if that is smaller."""
+    least = min(least, most)
+    # Not rng.randint, whose numbers may change with the version of Python.
+    return least + int(rng.random() * (most - least + 1))
 
 
 class Sequential(OrderSampler):
@@ -150,11 +158,67 @@ class RandomSubset(OrderSampler):
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         # The first k layers of a random permutation are a random choice in random sequence.
         order = permutation(depth, rng)
-        k_min = min(self.k_min, depth)
+        return order[: _uniform(self.k_min, depth, rng)]
 
-        # A whole number from k_min to depth. Not rng.randint, which may change with the version of Python.
-        k = k_min + int(rng.random() * (depth - k_min + 1))
-        return order[:k]
+
+class RandomGroups(OrderSampler):
+    """Layers in random sequence and in groups that run side by side, so that a model runs at any width.
+
+    The number of groups is uniform from ``g_min`` to the number of layers, and their sizes differ by one at most. With
+    ``k_min`` the layers are a random choice, too, as in ``RandomSubset``: one training for any order, any subset and
+    any width.
+
+    Args:
+        g_min: the smallest number of groups, at least 1.
+        k_min: the smallest number of layers; by default all of them run.
+        halves: whether a group runs all of its attentions and then all of its feed-forwards.
+        averaged: whether a group's outputs are averaged; by default the sum of its changes is added to the state.
+    """
+
+    method = "random-groups"
+    summary = "Layers in random sequence, in a random number of groups whose layers run side by side."
+
+    def __init__(self, g_min: int = 1, k_min: int | None = None, halves: bool = False, averaged: bool = False) -> None:
+        if g_min < 1 or (k_min is not None and k_min < 1):
+            raise UserError("RandomGroups' g_min and k_min are numbers of groups and layers from 1 up")
+        self.g_min = g_min
+        self.k_min = k_min
+        self.halves = halves
+        self.averaged = averaged
+
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        order = permutation(depth, rng)
+        if self.k_min is not None:
+            order = order[: _uniform(self.k_min, depth, rng)]
+        groups = _uniform(self.g_min, len(order), rng)
+        return grouped(order, groups, halves=self.halves, averaged=self.averaged)
+
+
+class RandomSchedule(OrderSampler):
+    """Layers in random sequence that don't wait for each other, see ``orders.width.without_waiting``.
+
+    How many are in flight is uniform from 1 to ``in_flight``.
+
+    Args:
+        in_flight: the largest number of layers in flight, at least 1.
+        k_min: the smallest number of layers; by default all of them run.
+    """
+
+    method = "random-schedule"
+    summary = "Layers in random sequence that don't wait for each other, a random number of them in flight."
+
+    def __init__(self, in_flight: int = 4, k_min: int | None = None) -> None:
+        if in_flight < 1 or (k_min is not None and k_min < 1):
+            raise UserError("RandomSchedule's in_flight and k_min are numbers of layers from 1 up")
+        self.in_flight = in_flight
+        self.k_min = k_min
+
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        order = permutation(depth, rng)
+        if self.k_min is not None:
+            order = order[: _uniform(self.k_min, depth, rng)]
+        in_flight = _uniform(1, self.in_flight, rng)
+        return without_waiting(order, in_flight, rng)
 
 
 class GrowingDepth(OrderSampler):

@@ -140,7 +140,10 @@ def test_orders_over_the_steps_of_another():
 
 
 def test_every_named_order_is_one_of_the_model(small, images):
-    model, numbers = small(depth=4), {"n": 1, "k": 2, "visits": 8, "times": 2, "one": 0, "other": 3, "layer": 2}
+    model, numbers = (
+        small(depth=4),
+        {"n": 1, "k": 2, "groups": 2, "visits": 8, "times": 2, "one": 0, "other": 3, "layer": 2},
+    )
     for name, named_order in NAMED.items():
         arguments = ",".join(str(numbers[word]) for word in named_order.numbers)
         assert named_order.summary

@@ -1,0 +1,112 @@
+"""Layers side by side: summed groups, runs without waiting, their samplers and protocols."""
+
+from collections import Counter
+
+import pytest
+
+from layershuffle.errors import UserError
+from layershuffle.orders import RandomGroups, RandomSchedule
+from layershuffle.orders.named import parse_order, permutation, sequential
+from layershuffle.orders.order import Order, seeded
+from layershuffle.orders.protocols import trials
+from layershuffle.orders.width import grouped, without_waiting
+
+
+def test_groups_differ_by_one_at_most():
+    assert grouped(Order("3 1 0 2 4"), 2) == Order("(1+3) (0+2+4)")
+    assert grouped(Order("3 1 0 2 4"), 5) == Order("3 1 0 2 4")
+    assert grouped(Order("3 1 0"), 1, averaged=True) == Order("(0|1|3)")
+    assert grouped(Order("3 1 0"), 2, halves=True) == Order("3a 3f (0a+1a) (0f+1f)")
+    assert parse_order("grouped(2)", sequential(4)) == Order("(0+1) (2+3)")
+    for groups in (0, 4):
+        with pytest.raises(UserError, match=f"{groups} groups"):
+            grouped(Order("3 1 0"), groups)
+    with pytest.raises(UserError, match="whole layers"):
+        grouped(Order("3a 1"), 1)
+
+
+def test_nothing_waits_if_all_are_in_flight():
+    order = permutation(12, seeded(1))
+    assert without_waiting(order, 1, seeded(2)) == order
+    together = without_waiting(order, 12, seeded(2))
+    assert together.positions == [0] * 12
+    assert together.layers == order.layers
+
+
+@pytest.mark.parametrize("in_flight", [2, 3, 6])
+def test_what_is_in_flight_is_bounded(in_flight):
+    for number in range(50):
+        schedule = without_waiting(permutation(12, seeded(number)), in_flight, seeded("durations", number)).check(12)
+        assert sorted(unit.layer for unit in schedule.units) == list(range(12))
+        # The first few start together, on the embedded images.
+        assert schedule.positions.count(0) >= in_flight
+        # While a step of 0.5 to 1.5 runs, each of the others ends three times at most.
+        assert 1 <= schedule.longest_lag <= 3 * (in_flight - 1)
+    with pytest.raises(UserError, match="not 0"):
+        without_waiting(Order("0 1"), 0, seeded(0))
+    with pytest.raises(UserError, match="0 1<1"):
+        without_waiting(Order("0 1<1"), 1, seeded(0))
+
+
+def test_random_groups_are_uniform_in_their_number():
+    sampled = [RandomGroups().sample_step(4, 0, step) for step in range(4000)]
+    assert all(order.layers == {0, 1, 2, 3} for order in sampled)
+    counts = Counter(map(len, sampled))
+    assert counts.keys() == {1, 2, 3, 4}
+    # Six standard deviations of a binomial count.
+    assert all(abs(count - 1000) < 6 * (4000 * 3 / 16) ** 0.5 for count in counts.values())
+    assert {len(RandomGroups(g_min=3).sample_step(4, 0, step)) for step in range(100)} == {3, 4}
+    halves = RandomGroups(g_min=9, halves=True).sample_step(2, 0, 0)
+    assert sorted(map(str, halves)) == ["0a", "0f", "1a", "1f"]
+    assert "|" in str(RandomGroups(averaged=True).sample_step(4, 0, 1))
+    for wrong in ({"g_min": 0}, {"k_min": 0}):
+        with pytest.raises(UserError, match="RandomGroups"):
+            RandomGroups(**wrong)
+
+
+def test_any_width_samples_subsets_too():
+    sampled = [RandomGroups(k_min=2).sample_step(4, 0, step) for step in range(600)]
+    layers = Counter(len(order.layers) for order in sampled)
+    assert layers.keys() == {2, 3, 4}
+    assert {len(order) for order in sampled if len(order.layers) == 2} == {1, 2}
+
+
+def test_random_schedules():
+    lags = Counter(RandomSchedule(in_flight=3).sample_step(6, 0, step).longest_lag for step in range(300))
+    assert lags[0] > 50  # A third of them has one layer in flight.
+    assert max(lags) > 1
+    subsets = {len(RandomSchedule(k_min=1).sample_step(6, 0, step)) for step in range(100)}
+    assert subsets == set(range(1, 7))
+    with pytest.raises(UserError, match="RandomSchedule"):
+        RandomSchedule(in_flight=0)
+
+
+def by_variant(protocol, depth, **settings):
+    orders = {}
+    for trial in trials([protocol], depth, **settings):
+        orders.setdefault(tuple(trial.variant.values()), []).append(trial.order)
+    return orders
+
+
+def test_grouped_protocol():
+    orders = by_variant("grouped", 12, random_orders=3, halves=True)
+    assert {steps for steps, _ in orders} == {1, 2, 3, 4, 6, 12}
+    assert orders[4, "in sequence"] == [Order("(0+1+2) (3+4+5) (6+7+8) (9+10+11)")]
+    assert [len(order) for order in orders[4, "random"]] == [4] * 3
+    assert [len(order) for order in orders[4, "random halves"]] == [8] * 3
+    assert [len(order.layers) for order in orders[4, "random, half left out"]] == [6] * 3
+    assert (12, "random, half left out") not in orders
+    averaged = by_variant("grouped", 4, random_orders=1, steps=(2,), combine="mean")
+    assert averaged[2, "in sequence, averaged"] == [Order("(0|1) (2|3)")]
+    few = by_variant("grouped", 4, random_orders=1, steps=(2,))
+    assert few[2, "random"] == by_variant("grouped", 4, random_orders=1)[2, "random"]
+    with pytest.raises(UserError, match="5 groups"):
+        trials(["grouped"], 4, steps=(5,))
+
+
+def test_asynchronous_protocol():
+    orders = by_variant("asynchronous", 12, random_orders=3)
+    assert {running for running, _ in orders} == {1, 2, 3, 4, 6}
+    assert all(order.longest_lag == 0 for order in orders[1, "random"])
+    assert all(order.positions.count(0) >= 4 for order in orders[4, "random"])
+    assert all(len(order) == 6 for order in orders[4, "random, half left out"])
