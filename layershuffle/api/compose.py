@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from layershuffle.training import callbacks, checkpointing, resume, wandb_runs
 from layershuffle.training.directions import check_callbacks, checked_mode
 from layershuffle.training.module import FineTuner
 from layershuffle.training.optimizer import PAPER_ADAM
+from layershuffle.training.trainer_options import make_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
         raise UserError("--resume finds the checkpoint to continue from by itself: leave out --ckpt_path")
 
     # What the run's folder keeps is the config as it was asked for, before it changes in order to continue a run.
-    saved_config = parser.dump(config, skip_none=False)
+    saved_config = _saved(parser, config)
     from_step, metadata = _prepare_to_continue(parser, config, saved_config)
 
     objects = parser.instantiate_classes(config)
@@ -140,10 +142,22 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
         added.append(SaveConfig(saved_config, config))
     given = objects.trainer.callbacks or []
     objects.trainer.callbacks = [*(given if isinstance(given, list) else [given]), *added]
-    trainer = pl.Trainer(**vars(objects.trainer))
+    trainer = make_trainer(vars(objects.trainer))
     _check(trainer, config)
     _write_whole_checkpoints(trainer)
     return Run(objects.model, objects.data, trainer, config, from_step)
+
+
+def _saved(parser: ConfigParser, config: Namespace) -> str:
+    """The options as a run's folder keeps them."""
+    try:
+        return str(parser.dump(config, skip_none=False))
+    except ValueError as error:
+        # Some classes have objects as defaults, such as the interval of Lightning's Timer.
+        values = re.findall(r"cannot represent an object', (.*)\)", str(error)) or ["a value"]
+        raise UserError(
+            f"config.yaml can't record {values[0]}, an argument of a class that the options name: give it a plain value"
+        ) from error
 
 
 def _apply_shortcuts(config: Namespace) -> None:

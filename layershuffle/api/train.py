@@ -16,11 +16,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from layershuffle.api.compose import Run, compose
 from layershuffle.errors import UserError
 from layershuffle.files import WriterLock
-from layershuffle.models import OrderedViT
+from layershuffle.library_messages import silenced
 from layershuffle.training import wandb_runs
 from layershuffle.training.checkpointing import LastCheckpoint, Preempted
 from layershuffle.training.compute import Compute
 from layershuffle.training.resume import refuse_to_overwrite, remove_empty, run_folder
+from layershuffle.training.trainer_options import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ def train(
         settings["trainer.logger.save_dir"] = str(Path(folder).parent)
         settings["trainer.logger.version"] = Path(folder).name
     settings.update(options or {})
-    return fit(compose([*words, *as_options(settings)]))
+    with silenced():
+        return fit(compose([*words, *as_options(settings)]))
 
 
 def as_options(settings: Mapping[str, Any]) -> list[str]:
@@ -148,7 +150,7 @@ def fit(run: Run) -> TrainedRun:
     run.data.prepare_for(*model.model.image_format)
     # The wrong path of a teacher fails before the data are read.
     model.load_objective()
-    _introduce(model.model, run.config.ckpt_path or run.config.model.pretrained)
+    _introduce(run)
 
     folder = run_folder(run.trainer)
     with ExitStack() as locks:
@@ -171,12 +173,27 @@ def fit(run: Run) -> TrainedRun:
 def _fit_in_folder(run: Run, folder: Path) -> TrainedRun:
     """Train in a folder that no other process writes."""
     trainer = run.trainer
-    if not run.config.ckpt_path:
+    if not run.config.ckpt_path and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         refuse_to_overwrite(trainer, run.config.checkpoint.dirpath)
     wandb_runs.prepare(trainer, run.from_step)
     _fit(run)
     wandb_runs.finish(trainer)
+    _tell_what_is_kept(trainer)
     return _ended(run, folder)
+
+
+def _tell_what_is_kept(trainer: pl.Trainer) -> None:
+    """Say why there is no best checkpoint, or no checkpoint at all, where that is so."""
+    kept = _checkpoints(trainer)
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        logger.info("no checkpoint: --trainer.fast_dev_run only tries a few steps")
+    elif not kept:
+        logger.warning("no checkpoint: the run had no batch to train on, see --trainer.limit_train_batches")
+    elif "best" not in kept:
+        reason = "the run ended before its first validation"
+        if not trainer.enable_validation:
+            reason = "nothing was validated (--trainer.limit_val_batches 0)"
+        logger.info("no best checkpoint: %s, so the last one is kept", reason)
 
 
 def _fit(run: Run) -> None:
@@ -193,14 +210,16 @@ def _fit(run: Run) -> None:
         # Lightning ends a training like this when Ctrl-C is pressed.
         raise TrainingStopped(_interrupted(trainer, run), 130) from stop
     except Exception as error:
-        if str(error).startswith("Early stopping conditioned on metric"):
-            advice = str(error).replace("Pass in or modify your `EarlyStopping` callback to", "Instead,")
-            raise UserError(advice) from error
+        refused = refusal(error)
+        if refused:
+            raise refused from error
         raise
 
 
-def _introduce(model: OrderedViT, weights: bool | str) -> None:
-    """Say in one line what is trained, and where its weights come from."""
+def _introduce(run: Run) -> None:
+    """Say in a few lines what is trained, where its weights come from, what it sees, and which configs say so."""
+    model = run.model.model
+    weights = run.config.ckpt_path or run.config.model.pretrained
     if weights is True:
         source = "timm's weights"
     elif weights:
@@ -209,6 +228,25 @@ def _introduce(model: OrderedViT, weights: bool | str) -> None:
         source = "random weights"
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("model: %s, %d layers, %.3gM parameters, %s", model.config["name"], model.depth, size, source)
+
+    channels, height, width = model.image_shape
+    rows, columns = model.backbone.patch_grid
+    of_channels = "1 channel" if channels == 1 else f"{channels} channels"
+    logger.info("input: %d x %d pixels, %s, %d x %d patches", height, width, of_channels, rows, columns)
+    below, beside = model.backbone.unseen_pixels
+    if below or beside:
+        logger.warning(
+            "%d x %d pixels don't divide into whole patches, so that rows (%d) and columns (%d) at the end are not seen: "
+            "choose another --model.timm_args.img_size",
+            height,
+            width,
+            below,
+            beside,
+        )
+
+    configs = [Path(path).stem for path in run.config.config or ()]
+    if configs:
+        logger.info("method: %s, of the configs %s", run.model.method, ", ".join(configs))
 
 
 def _raise_if_preempted(trainer: pl.Trainer) -> None:

@@ -6,11 +6,12 @@ import re
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from layershuffle.commands.logs import set_up_logging
+from layershuffle.commands.logs import set_up_logging, show_warning
 from layershuffle.errors import UserError, user_error
 
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -20,6 +21,7 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 def run(command: Callable[[], Any]) -> None:
     """Run a command and turn what a user can cause into a one-line error on stderr, without a traceback."""
     set_up_logging()
+    warnings.showwarning = show_warning
     # So that my_module.MyClass in a config or an option is found in the working folder. It comes last in the path,
     # because a user's random.py must not take the place of Python's.
     sys.path.append(os.getcwd())

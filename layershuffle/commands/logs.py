@@ -2,8 +2,11 @@
 
 import logging
 import sys
-import warnings
-from typing import NamedTuple, TextIO
+from typing import Any, TextIO
+
+from layershuffle import library_messages
+
+logger = logging.getLogger(__name__)
 
 
 class StderrHandler(logging.StreamHandler):
@@ -43,49 +46,12 @@ def set_up_logging() -> None:
         handler.addFilter(is_shown)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-    # Lightning's INFO lines name the devices, the seed and its own products.
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for silenced in SILENCED:
-        warnings.filterwarnings("ignore", silenced.message, silenced.category, silenced.module)
+    library_messages.silence()
 
 
-class Silenced(NamedTuple):
-    """A warning of a library that says nothing about the user's run.
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """Write a warning of a library as a line of this package: Python would add a path and a line of code.
 
-    Attributes:
-        message: a regular expression for the beginning of the warning.
-        module: a regular expression for the module that warns.
-        category: the warning's class or one of its base classes. Importing the exact class would take seconds.
+    Commands put it in the place of ``warnings.showwarning``, whose other arguments it leaves out.
     """
-
-    message: str
-    module: str
-    category: type[Warning] = UserWarning
-
-
-SILENCED = (
-    # Lightning asks torch in a way that newer versions of torch have another name for.
-    Silenced(".*is deprecated", r"lightning\.", FutureWarning),
-    # The model moves the batches and the data module leaves that to it.
-    Silenced("You have overridden `.*batch", r"lightning\.pytorch\.trainer\.connectors\.data_connector"),
-    # Images in memory or on the device need no workers, and the number of workers is chosen from the cores.
-    Silenced("The '.*' does not have many workers", r"lightning\.pytorch\.trainer\.connectors\.data_connector"),
-    # A resumed run goes on in its folder, and its checkpoints stay where they are.
-    Silenced("Checkpoint directory .* exists", r"lightning\.pytorch\.callbacks\.model_checkpoint"),
-    Silenced("The dirpath has changed", r"lightning\.pytorch\.callbacks\.model_checkpoint"),
-    # The sampler of the training images resumes within an epoch.
-    Silenced("You're resuming from a checkpoint that ended", r"lightning\.pytorch\.loops\.training_epoch_loop"),
-    # The interval counts across epochs.
-    Silenced("The number of training batches .* is smaller", r"lightning\.pytorch\.loops\.fit_loop"),
-    # Commands pass their arguments to LightningCLI instead of letting it read those of the process.
-    Silenced("LightningCLI's args parameter", r"lightning\.pytorch\.cli"),
-    # The fine-tuner refuses to average sharded weights, and this warns of nothing else.
-    Silenced("You're using the WeightAveraging callback", r"lightning\.pytorch\.callbacks\.weight_averaging"),
-    # Only the pixels of an image are read.
-    Silenced("Corrupt EXIF data", r"PIL\.TiffImagePlugin"),
-    # Images of this size are refused with an error of our own.
-    Silenced("Image size .* exceeds limit of", r"PIL\.Image", RuntimeWarning),
-    # Matplotlib draws a box instead, and the table beside the picture has the names.
-    Silenced("Glyph .* missing from font", r"layershuffle\."),
-)
+    logger.warning(" ".join(str(message).split()))

@@ -113,6 +113,22 @@ class Backbone:
         first = next(module for module in self.vit.patch_embed.modules() if isinstance(module, nn.Conv2d))
         return first.in_channels, *self.vit.patch_embed.img_size
 
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """How many rows and columns of patches an image has."""
+        rows, columns = self.vit.patch_embed.grid_size
+        return rows, columns
+
+    @property
+    def unseen_pixels(self) -> tuple[int, int]:
+        """How many rows of pixels at the bottom and columns at the right of an image belong to no patch."""
+        embedding = self.vit.patch_embed
+        # In hybrid models the patches are those of what a convolutional network makes of the image.
+        if not isinstance(embedding.proj, nn.Conv2d) or embedding.proj.in_channels != self.image_shape[0]:
+            return 0, 0
+        rows, columns = (size % patch for size, patch in zip(embedding.img_size, embedding.patch_size))
+        return rows, columns
+
     def unused_parameters(self, units: Set[Unit]) -> list[nn.Parameter]:
         """The parameters of the layers that none of ``units`` runs."""
         unused = []

@@ -39,6 +39,7 @@ from layershuffle.training.method import method_name
 from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
 from layershuffle.training.objectives import Classification, Objective, StepKey
 from layershuffle.training.optimizer import PAPER_ADAM, make_optimizer
+from layershuffle.training.plan import Plan
 from layershuffle.training.schedule import Schedule, make_scheduler, set_rates_again
 from layershuffle.training.step_means import StepMeans
 from layershuffle.training.step_orders import StepOrders
@@ -279,6 +280,8 @@ class FineTuner(pl.LightningModule):
         continuing.restore_options(self.trainer.optimizers[0], scheduler, self._optimizer_options)
         set_rates_again(scheduler)
         self._resumed_state = {}
+        plan = Plan.of(self.trainer, self.budget, self.schedule, self.orders.examples())
+        plan.announce(self.trainer)
 
     # --- A batch on its way to the model --------------------------------------------------------------------
 

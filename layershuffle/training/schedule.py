@@ -20,7 +20,7 @@ class Schedule:
         shape: The learning rate stays "constant" (how arXiv 2407.04513 is read here), or falls to zero as "linear" (the
             authors' code) or "cosine".
         warmup_steps: Number of steps over which the learning rate first rises linearly, or if below 1, their share of
-            all steps.
+            all steps, such as 0.1.
     """
 
     shape: Literal["constant", "linear", "cosine"] = "constant"
@@ -49,6 +49,12 @@ class Schedule:
             f"a {self.shape} schedule {warmup}needs an end: set --trainer.max_epochs or --trainer.max_steps"
         )
 
+    def warmup(self, planned_steps: float) -> float:
+        """The number of steps over which the learning rate rises, of so many steps in all."""
+        if self.warmup_is_share:
+            return round(self.warmup_steps * planned_steps)
+        return self.warmup_steps
+
     def factor(self, used: float, planned_steps: float) -> float:
         """What the learning rate of a step is multiplied by.
 
@@ -56,9 +62,7 @@ class Schedule:
             used: how many of the planned steps are used up when the step begins.
             planned_steps: number of all steps; 0 if it isn't known yet.
         """
-        warmup = self.warmup_steps
-        if self.warmup_is_share:
-            warmup = round(self.warmup_steps * planned_steps)
+        warmup = self.warmup(planned_steps)
         if used < warmup:
             return (used + 1) / (warmup + 1)
         if self.shape == "constant":

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,3 +122,37 @@ def test_a_run_that_fails_at_once_leaves_nothing():
     with pytest.raises(UserError, match="epochs"):
         small(max_epochs=-1, options={"model.schedule.shape": "linear"})
     assert os.listdir(".") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"trainer.limit_val_batches": 0}, "limit_val_batches 0"),
+        ({"trainer.check_val_every_n_epoch": 2}, "before its first validation"),
+        ({"trainer.limit_train_batches": 0}, "limit_train_batches"),
+        ({"trainer.fast_dev_run": True}, "fast_dev_run"),
+    ],
+)
+def test_why_there_is_no_best_checkpoint(caplog, option, said):
+    caplog.set_level("INFO", logger="layershuffle")
+    run = small(max_epochs=1, options=option)
+    assert run.best is None
+    (message,) = [text for text in caplog.messages if text.startswith("no ") and "checkpoint: " in text]
+    assert said in message
+
+
+def test_a_trial_writes_nothing_and_ignores_other_checkpoints():
+    Path("checkpoints").mkdir()
+    Path("checkpoints/last.ckpt").write_text("of somebody else")
+    small(options={"trainer.fast_dev_run": True})
+    assert os.listdir("checkpoints") == ["last.ckpt"]
+    assert os.listdir(".") == ["checkpoints"]
+
+
+def test_a_program_sees_no_messages_of_lightning():
+    """In a process of its own, because the tests silence them themselves."""
+    options = {**SMALL, "data.workers": 0, "trainer.limit_val_batches": 0}
+    call = f"'mini_digits', 'digits', 'baseline', trainer='cpu', max_steps=1, options={options}"
+    program = f"import layershuffle; layershuffle.train({call})"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (printed.stdout, printed.stderr) == ("", "")

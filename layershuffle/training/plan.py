@@ -1,0 +1,124 @@
+"""What a run plans to do, which it says before its first step, and what it is too short for."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+from torch.optim import Optimizer
+
+from layershuffle.orders.order import Order
+from layershuffle.training.budget import Budget
+from layershuffle.training.schedule import Schedule
+from layershuffle.training.trainable import in_sequence
+
+logger = logging.getLogger(__name__)
+
+ANY_ORDER_UPDATES = 100
+"""With fewer updates, models that knew one order stayed near chance in the others; docs/recipes.md has the figures."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run plans to do.
+
+    Attributes:
+        updates: how many updates it has, or would have at full depth; infinite without an end.
+        done: how many of them an earlier run has done.
+        epochs: how often they see each training image; None if nobody knows.
+        in_layer_executions: whether the budget is counted in layer executions.
+        batch_size: images per batch and process; None if nobody knows.
+        optimizer: the name of the optimizer's class.
+        rate: the highest learning rate.
+        schedule: how the learning rate changes.
+        shuffles: whether layers run before those that come earlier in the model.
+    """
+
+    updates: float
+    done: int
+    epochs: float | None
+    in_layer_executions: bool
+    batch_size: int | None
+    optimizer: str
+    rate: float
+    schedule: Schedule
+    shuffles: bool
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer, budget: Budget, schedule: Schedule, orders: Sequence[Order]) -> "Plan":
+        """The plan of a run that is about to take its first step; ``orders`` are examples of those that it runs."""
+        optimizer: Optimizer = trainer.optimizers[0]
+        batches = trainer.num_training_batches
+        epochs = None
+        if batches and not math.isinf(batches) and not math.isinf(budget.planned_steps):
+            epochs = budget.planned_steps / math.ceil(batches / trainer.accumulate_grad_batches)
+        return cls(
+            updates=budget.planned_steps,
+            done=trainer.global_step,
+            epochs=epochs,
+            in_layer_executions=budget.ends_the_run,
+            batch_size=getattr(getattr(trainer, "datamodule", None), "batch_size", None),
+            optimizer=type(optimizer).__name__,
+            rate=max(group["initial_lr"] for group in optimizer.param_groups),
+            schedule=schedule,
+            shuffles=not all(in_sequence(order) for order in orders),
+        )
+
+    def announce(self, trainer: pl.Trainer) -> None:
+        """Log the plan in the first process, and warn of what the run is too short for."""
+        if not trainer.is_global_zero:
+            return
+        logger.info("plan: %s", self._length())
+        logger.info("%s: learning rate %g, %s", self.optimizer, self.rate, self._course())
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for warning in self.warnings():
+            logger.warning(warning)
+
+    def _length(self) -> str:
+        if math.isinf(self.updates):
+            parts = ["no end"]
+        elif self.in_layer_executions:
+            parts = [f"layer executions of {_counted(self.updates, 'update')} at full depth"]
+        else:
+            parts = [_counted(self.updates, "update")]
+        if self.epochs is not None:
+            parts.append(_counted(self.epochs, "epoch"))
+        if self.batch_size is not None:
+            parts.append(f"batches of {self.batch_size:,} images")
+        if self.done:
+            parts.append(f"{_counted(self.done, 'update')} done before")
+        return ", ".join(parts)
+
+    def _course(self) -> str:
+        warmup = self.schedule.warmup(self.updates)
+        if not warmup:
+            return self.schedule.shape
+        return f"{_counted(warmup, 'update')} of warm-up, then {self.schedule.shape}"
+
+    def warnings(self) -> list[str]:
+        """What the run is too short for."""
+        warnings = []
+        warmup = self.schedule.warmup(self.updates)
+        remedy = "give --model.schedule.warmup_steps a share of the run, such as 0.1"
+        if warmup and warmup >= self.updates:
+            warnings.append(
+                f"the warm-up takes {_counted(warmup, 'update')} and the run has only {self.updates:,.0f}, so that the "
+                f"learning rate never reaches {self.rate:g}: {remedy}"
+            )
+        elif warmup > self.updates / 2:
+            whole = _counted(self.updates, "update")
+            warnings.append(f"the warm-up takes {warmup:,.0f} of the run's {whole}: {remedy}")
+        if self.shuffles and self.updates < ANY_ORDER_UPDATES:
+            warnings.append(
+                f"{_counted(self.updates, 'update')} can't teach a model to run in any order, unless its weights know "
+                f"it already: expect to need {ANY_ORDER_UPDATES} to 500 (docs/recipes.md)"
+            )
+        return warnings
+
+
+def _counted(number: float, noun: str) -> str:
+    """A number and what it counts, such as "703 updates" or "0.5 epochs"."""
+    text = f"{number:,.0f}" if number == round(number) else f"{number:.3g}"
+    return f"{text} {noun}" if number == 1 else f"{text} {noun}s"

@@ -1,0 +1,71 @@
+"""What a run says before its first step: how long it is, how it learns, and what it is too short for."""
+
+import math
+
+import pytest
+import yaml
+from helpers import DIGITS, ROOT, train
+
+from layershuffle.training.plan import ANY_ORDER_UPDATES, Plan
+from layershuffle.training.schedule import Schedule
+
+TINY = [*DIGITS, "--model.timm_args.depth=2", "--data.train_images=300", "--trainer.enable_progress_bar=false"]
+
+
+def plan(updates, warmup=0, shuffles=False, **others):
+    unknown = {"done": 0, "epochs": None, "in_layer_executions": False, "batch_size": None}
+    schedule = Schedule("cosine", warmup_steps=warmup)
+    arguments = unknown | {"optimizer": "AdamW", "rate": 0.004, "schedule": schedule} | others
+    return Plan(updates=updates, shuffles=shuffles, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("updates", "warmup", "shuffles", "mentioned"),
+    [
+        (20, 60, False, ["never reaches 0.004"]),
+        (60, 60, False, ["never reaches 0.004"]),
+        (100, 60, False, ["60 of the run's 100 updates"]),
+        (500, 60, False, []),
+        (20, 0.12, False, []),
+        (56, 0, True, ["56 updates can't teach"]),
+        (20, 60, True, ["never reaches 0.004", "20 updates can't teach"]),
+        (ANY_ORDER_UPDATES, 0, True, []),
+        (math.inf, 60, True, []),
+    ],
+)
+def test_a_run_that_is_too_short_says_so(updates, warmup, shuffles, mentioned):
+    warnings = plan(updates, warmup, shuffles).warnings()
+    assert len(warnings) == len(mentioned)
+    assert all(text in warning for text, warning in zip(mentioned, warnings))
+
+
+@pytest.mark.parametrize("method", ["layershuffle", "baseline"])
+def test_the_first_lines_say_what_runs(tmp_path, monkeypatch, caplog, method):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    configs = [*TINY, f"--config={ROOT}/configs/method/{method}.yaml", f"--config={ROOT}/configs/recipe/light.yaml"]
+    options = ["--model.schedule.warmup_steps=0.5", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=2"]
+    train([*configs, *options])
+    said = "\n".join(caplog.messages)
+    assert "input: 8 x 8 pixels, 1 channel, 4 x 4 patches\n" in said
+    assert f"method: {method}, of the configs mini_digits, digits, cpu, mini, {method}, light\n" in said
+    assert "plan: 4 updates, 2 epochs, batches of 64 images\n" in said
+    assert "AdamW: learning rate 0.0001, 2 updates of warm-up, then cosine\n" in said
+    assert "the validation images are held out from training" in " ".join(said.split())
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == (1 if method == "layershuffle" else 0)
+
+
+def test_pixels_that_belong_to_no_patch_are_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    train([*TINY, "--model.timm_args.img_size=9", "--trainer.max_steps=1", "--model.sampler=Sequential"])
+    (message,) = [text for text in caplog.messages if "9 x 9 pixels don" in text]
+    assert "rows (1) and columns (1)" in message
+
+
+@pytest.mark.parametrize(("updates", "warmup"), [(703, 60), (20, 2)])
+def test_the_small_models_warm_up_for_a_share_of_the_run(updates, warmup):
+    """703 is an epoch of the glyphs, for which the recorded experiments had 60 updates of warm-up."""
+    for name in ("mini", "muon"):
+        schedule = yaml.safe_load((ROOT / f"configs/optimizer/{name}.yaml").read_text())["model"]["schedule"]
+        assert Schedule(**schedule).warmup(updates) == warmup
