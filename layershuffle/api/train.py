@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from layershuffle.api.compose import Run, compose
-from layershuffle.errors import UserError
 from layershuffle.files import WriterLock
 from layershuffle.library_messages import silenced
 from layershuffle.training import wandb_runs
@@ -236,8 +235,8 @@ def _introduce(run: Run) -> None:
     below, beside = model.backbone.unseen_pixels
     if below or beside:
         logger.warning(
-            "%d x %d pixels don't divide into whole patches, so that rows (%d) and columns (%d) at the end are not seen: "
-            "choose another --model.timm_args.img_size",
+            "%d x %d pixels don't divide into whole patches, so that rows (%d) and columns (%d) at the end are not "
+            "seen: choose another --model.timm_args.img_size",
             height,
             width,
             below,

@@ -49,7 +49,7 @@ def set_up_logging() -> None:
     library_messages.silence()
 
 
-def show_warning(message: Warning | str, *_: Any) -> None:
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Write a warning of a library as a line of this package: Python would add a path and a line of code.
 
     Commands put it in the place of ``warnings.showwarning``, whose other arguments it leaves out.

@@ -1,5 +1,7 @@
 """Options of Lightning's trainer: each works, or is refused in one line."""
 
+from itertools import pairwise
+
 import pytest
 from helpers import DIGITS, QUIET, ROOT, fails, train
 
@@ -60,7 +62,7 @@ def test_overfit_batches_with_a_recipe(monkeypatch):
     recipe = [f"--config={ROOT}/configs/recipe/light.yaml", "--data.workers=0", "--trainer.num_sanity_val_steps=0"]
     run = train([*TINY, *recipe, "--trainer.max_epochs=2", "--trainer.overfit_batches=1"])
     assert run.global_step == 2
-    assert any((earlier == later).all() for earlier, later in zip(seen, seen[1:]))
+    assert any((earlier == later).all() for earlier, later in pairwise(seen))
 
 
 @pytest.mark.parametrize(
