@@ -35,18 +35,26 @@ class PackedFolder:
 
 
 def pack(
-    source: str | Path, folder: str | Path, *, size: int = 224, whole: bool = False, workers: int | None = None
+    source: str | Path,
+    folder: str | Path,
+    *,
+    size: int = 224,
+    whole: bool = False,
+    workers: int | None = None,
+    test_fraction: float | None = None,
 ) -> PackedFolder:
     """Resize and crop the images of class folders once, into files that are read without decoding.
 
     If it is stopped or killed, the same call continues and ends with the same bytes.
 
     Args:
-        source: the folder with train/CLASS/*, and val/CLASS/* or test/CLASS/* or both.
+        source: the folder with train/CLASS/*, and val/CLASS/* or test/CLASS/* or both; with ``test_fraction``, CLASS/*
+            will do.
         folder: where to pack it: a new folder, or one that the same call has begun.
         size: height and width that the model takes, in pixels.
         whole: pack whole pictures, whose shorter side is ``size``, instead of the squares in their centres.
         workers: processes that pack; by default one per core.
+        test_fraction: the part of each class to pack as the test images, where there are none.
 
     Raises:
         UserError: if the folders can't be read, don't fit on the disk, or are not what was packed before.
@@ -57,7 +65,7 @@ def pack(
     if size < 1 or workers < 0:
         raise UserError("the size is in pixels, at least 1, and workers are at least 0")
     folder = Path(folder)
-    work = Packing(Path(source), folder, size, whole, workers)
+    work = Packing(Path(source), folder, size, whole, workers, test_fraction)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder to pack into")
     folder.mkdir(parents=True, exist_ok=True)

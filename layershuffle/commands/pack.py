@@ -29,9 +29,21 @@ def pack_command(args: list[str] | None = None) -> None:
         help="Pack whole pictures, whose shorter side is as long as the size, for random crops of all of them, and not "
         "only their centres.",
     )
+    parser.add_argument(
+        "--test_fraction",
+        type=float | None,
+        help="The part of each class that becomes the test set, where there are no val and test.",
+    )
     add_options(parser, "workers")
     config = parser.parse_args(args)
-    packed = pack(config.source, config.packed, size=config.size, whole=config.whole, workers=config.workers)
+    packed = pack(
+        config.source,
+        config.packed,
+        size=config.size,
+        whole=config.whole,
+        workers=config.workers,
+        test_fraction=config.test_fraction,
+    )
     verb = "checked" if packed.was_finished else "packed"
     print(
         f"{verb}: {packed.folder}; train on it with --data PackedFolders --data.root {packed.folder}, or, if it is "

@@ -1,17 +1,24 @@
 """Images in class folders, such as ImageNet-1k, which are decoded when they are read."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 
-from layershuffle.data.decoding import open_image, why_left_out
+from layershuffle.data.decoding import open_image
 from layershuffle.data.module import ImageData
 from layershuffle.data.preprocessing import DecodedImages
+from layershuffle.data.sets import held_out_names
+from layershuffle.data.walking import PictureWalk, is_folder
 from layershuffle.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 """The folders that a data set can have."""
@@ -22,16 +29,23 @@ class ImageFolders(ImageData):
 
     The checkpoint is selected on ``val`` if there is a ``test`` too. Otherwise a part of the training images is held
     out for that. Folders and files whose names begin with a dot are left out, and so are files that are no images.
+    Links are followed, but not into the folder of another class.
 
     Args:
-        root: the folder that holds ``train`` and the others.
+        root: the folder that holds ``train`` and the others, or with ``test_fraction`` just the class folders.
+        test_fraction: the part of each class that is held out as the test set, for folders that have no ``test`` and
+            ``val``. Which images these are depends on split_seed and their names alone.
         kwargs: the arguments of ``ImageData``. With val_fraction 0, the test images select the checkpoint in any case.
     """
 
-    def __init__(self, root: str = "data/imagenet", **kwargs: Any) -> None:
+    def __init__(self, root: str = "data/imagenet", test_fraction: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if test_fraction is not None and not 0 < test_fraction < 1:
+            raise UserError(f"test_fraction is a fraction above 0 and below 1, not {test_fraction}")
         self.root = root
-        self.left_out: dict[str, list[tuple[str, str]]] = {}  # path and reason of files that are no images, by split
+        self.test_fraction = test_fraction
+        self.left_out: dict[str, list[tuple[str, str]]] = {}  # path and reason of what is no image, by folder
+        self._walks: dict[str, PictureWalk] = {}  # by folder
 
     @property
     def label(self) -> str:
@@ -39,7 +53,7 @@ class ImageFolders(ImageData):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """The number of class folders in ``ROOT/train``. Raises UserError if there is just one."""
+        """The number of class folders for training. Raises UserError if there is just one."""
         names = self.class_names
         if len(names) == 1:
             raise UserError(f"{self.root} has images of one class only, {names[0]}: a model learns to classify several")
@@ -47,12 +61,14 @@ class ImageFolders(ImageData):
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the class folders in ``ROOT/train``."""
+        """The names of the class folders for training."""
         return self._classes("train")
 
     @property
     def splits(self) -> list[str]:
         """Those of ``SPLITS`` that there are. ImageNet's ``test`` is not among them, as it has no class folders."""
+        if self.test_fraction is not None:
+            return ["train", "test"]
         return [split for split in SPLITS if class_folders(Path(self.root) / split)]
 
     @property
@@ -64,6 +80,15 @@ class ImageFolders(ImageData):
             if self.val_fraction and "val" in self.splits:
                 sources["validation"] = "val"
         return sources
+
+    def setup(self, stage: str | None = None) -> None:
+        """As ``ImageData.setup``; warns if links bring the same files into two splits."""
+        super().setup(stage)
+        for (first, walk), (second, other) in combinations(self._walks.items(), 2):
+            shared = walk.path_of.keys() & other.path_of.keys()
+            if shared:
+                example = walk.path_of[min(shared)]
+                rank_zero_only(logger.warning)("%s and %s link to the same images, such as %s", first, second, example)
 
     def load(self, train: bool) -> Dataset:
         """Raises UserError if a class folder is empty or the splits have different classes."""
@@ -77,21 +102,33 @@ class ImageFolders(ImageData):
     def read(self, split: str) -> DecodedImages:
         """The images of one of ``splits``. Raises UserError if there are none, or other classes than in ``train``."""
         self._check_classes(split)
-        folder = os.path.join(self.root, split)
-        left_out: list[tuple[str, str]] = []
-        self.left_out[split] = left_out
+        folder = self._folder(split)
+        walk = PictureWalk(self._owners())
+        paths_of: dict[str, list[str]] = {}
+        for name in self.class_names:
+            paths_of[name] = walk.pictures(os.path.join(folder, name))
+        self.left_out[folder] = walk.left_out
+        self._walks[folder] = walk
 
-        def is_image(path: str) -> bool:
-            reason = why_left_out(path, folder)
-            if reason:
-                left_out.append((path, reason))
-            return not reason
+        empty = [name for name, paths in paths_of.items() if not paths]
+        if empty:
+            raise UserError(f"{folder} has no images of {_listed(empty)}{_example(walk, empty[0])}: add some")
+        if self.test_fraction is not None:
+            for name, paths in paths_of.items():
+                paths_of[name] = self._part(paths, split, self.test_fraction)
+        return DecodedImages(ClassFolders(folder, paths_of), self.image_size, self.unreadable, self.resizing)
 
-        try:
-            images = ClassFolders(folder, loader=open_image, is_valid_file=is_image)
-        except FileNotFoundError as error:
-            raise UserError(f"{folder}: {error}") from error
-        return DecodedImages(images, self.image_size, self.unreadable, self.resizing)
+    def _part(self, paths: Sequence[str], split: str, test_fraction: float) -> list[str]:
+        """Those images of a class that are for training, or for testing."""
+        # Wherever the folder lies, its parts are the same.
+        names = [os.path.relpath(path, self._folder(split)) for path in paths]
+        test_names = held_out_names(names, test_fraction, self.split_seed)
+        part = []
+        for path, name in zip(paths, names):
+            is_test = name in test_names
+            if is_test == (split == "test"):
+                part.append(path)
+        return part
 
     def _check_classes(self, split: str) -> None:
         """Raise UserError if a split has other class folders than the training images."""
@@ -107,45 +144,100 @@ class ImageFolders(ImageData):
                 f"{self.root}/{split} {' and '.join(differences)}: its class folders must be those of {self.root}/train"
             )
 
+    def _owners(self) -> dict[str, str]:
+        """The class folders of all splits, and whose they are; raises UserError if two of them are one folder."""
+        owners: dict[str, str] = {}
+        path_of: dict[str, str] = {}
+        for folder in dict.fromkeys(self._folder(split) for split in self.splits):
+            for name in class_folders(folder):
+                path = os.path.join(folder, name)
+                real = os.path.realpath(path)
+                if real in path_of:
+                    raise UserError(f"{path_of[real]} and {path} are one folder: remove the link that makes them one")
+                path_of[real] = path
+                owners[path] = f"the images of {path}"
+        return owners
+
     def describe(self) -> str:
         """What ``ImageData.describe`` says, where the images come from, and which files are left out, and why."""
+        left_out: list[tuple[str, str]] = []
+        for files in self.left_out.values():
+            left_out += files
+        return "\n".join([super().describe(), self._describe_sources(), *describe_left_out(left_out)])
+
+    def _describe_sources(self) -> str:
+        if self.test_fraction is not None:
+            return f"{self._folder('train')}, with {self.test_fraction:.0%} of each class for testing"
         sources = self.sources
         where = ", ".join(f"{self.root}/{split} for {use}" for use, split in sources.items())
         unused = [f"{self.root}/{split}" for split in SPLITS if split not in sources.values()]
         unused = [folder for folder in unused if os.path.isdir(folder)]
         if unused:
             where += f"; {', '.join(unused)} is not used"
+        return where
 
-        left_out: list[tuple[str, str]] = []
-        for files in self.left_out.values():
-            left_out += files
-        return "\n".join([super().describe(), where, *describe_left_out(left_out)])
+    def _folder(self, split: str) -> str:
+        """The folder that holds the class folders of a split."""
+        training = os.path.join(self.root, "train")
+        if self.test_fraction is None:
+            return os.path.join(self.root, split)
+        if not class_folders(training):
+            return self.root
+        for other in SPLITS[1:]:
+            if class_folders(os.path.join(self.root, other)):
+                raise UserError(f"{self.root} has test images, in {self.root}/{other}: leave test_fraction out")
+        return training
 
     def _classes(self, split: str) -> list[str]:
-        folder = Path(self.root) / split
+        folder = self._folder(split)
         classes = class_folders(folder)
         if classes:
             return classes
         if not os.path.isdir(self.root):
             raise UserError(f"there is no folder {self.root}: name the one that holds {' and '.join(SPLITS[:2])}")
-        raise UserError(
-            f"{folder} has no class folders: put the images of each class into a folder of its own there, "
-            f"as in {folder}/n01440764/*.JPEG"
-        )
+        remedy = f"put the images of each class into a folder of its own there, as in {folder}/n01440764/*.JPEG"
+        if self.test_fraction is None:
+            undivided = self.root
+            if class_folders(os.path.join(self.root, "train")):
+                undivided = os.path.join(self.root, "train")
+            remedy += f", or hold out a part of {undivided}: --data.test_fraction 0.2 (of pack: --test_fraction)"
+        raise UserError(f"{folder} has no class folders: {remedy}")
 
 
-class ClassFolders(ImageFolder):
-    """torchvision's ImageFolder, but hidden folders are no classes."""
+class ClassFolders(Dataset):
+    """Images and their labels.
 
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = class_folders(directory)
-        return names, {name: label for label, name in enumerate(names)}
+    Args:
+        root: the folder that holds the class folders.
+        paths_of: the paths of the images of each class, by its name, in the sequence of the labels.
+
+    Attributes:
+        classes: the names of the classes.
+        samples: path and label of each image.
+        targets: the label of each image.
+    """
+
+    def __init__(self, root: str, paths_of: Mapping[str, Sequence[str]]) -> None:
+        self.root = root
+        self.classes = list(paths_of)
+        self.samples: list[tuple[str, int]] = []
+        for label, paths in enumerate(paths_of.values()):
+            self.samples += [(path, label) for path in paths]
+        self.targets = [label for _, label in self.samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return open_image(path), label
 
 
 def class_folders(folder: str | Path) -> list[str]:
     """The names of the folders in ``folder``, in alphabetical order, without those that begin with a dot."""
     try:
-        names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if is_folder(entry)]
     except OSError:
         return []
     return sorted(name for name in names if not name.startswith("."))
@@ -160,6 +252,14 @@ def describe_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> list[
     if len(files) > most:
         lines.append(f"  and {len(files) - most:,} more")
     return lines
+
+
+def _example(walk: PictureWalk, class_name: str) -> str:
+    """The first of the files of a class that were left out, with the reason, in brackets."""
+    for path, reason in walk.left_out:
+        if class_name in Path(path).parts:
+            return f" ({path}: {reason})"
+    return ""
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

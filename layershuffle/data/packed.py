@@ -142,6 +142,8 @@ class PackedFolders(ImageFolders):
 
     def __init__(self, root: str = "data/imagenet_packed", **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
+        if self.test_fraction is not None:
+            raise UserError("packed folders have test images already: leave test_fraction out")
 
     @property
     def label(self) -> str:

@@ -61,6 +61,7 @@ class Packing(Dataset):
         size: height and width of the packed images, in pixels.
         whole: pack whole pictures, whose shorter side is size, instead of the squares in their centres.
         workers: processes that look at the pictures' sizes, or this one if there are 0.
+        test_fraction: the part of each class to pack as the test images, see ``ImageFolders``.
 
     Attributes:
         images: the images of each split.
@@ -70,14 +71,22 @@ class Packing(Dataset):
         finished: whether the folder is packed already, so that it is only compared.
     """
 
-    def __init__(self, source: Path, folder: Path, size: int, whole: bool = False, workers: int = 0) -> None:
+    def __init__(
+        self,
+        source: Path,
+        folder: Path,
+        size: int,
+        whole: bool = False,
+        workers: int = 0,
+        test_fraction: float | None = None,
+    ) -> None:
         self.source = source
         self.folder = folder
         self.size = size
         self.whole = whole
         self.format = WHOLE if whole else FORMAT
 
-        data = ImageFolders(str(source), image_size=size)
+        data = ImageFolders(str(source), test_fraction, image_size=size)
         data.crop_mode = "whole" if whole else None  # type: ignore[assignment]
         splits = data.splits
         if len(splits) < 2:

@@ -1,6 +1,8 @@
 """Sets of images: in memory, their labels, and random parts of them."""
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -123,3 +125,14 @@ def split_by_class(images: Dataset, count: int, seed: int) -> tuple[Subset, Subs
     # Sorting is stable: which class gives one more than another is random, too.
     spread = sorted(shuffled, key=places.__getitem__)
     return Subset(images, sorted(spread[:count])), Subset(images, sorted(spread[count:]))
+
+
+def held_out_names(names: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """A random part of the images of a class, by the names of their files.
+
+    Names keep their sequence when others are added, so that hardly an image moves into or out of the part. Of two or
+    more images, at least one is in it and at least one isn't.
+    """
+    count = min(max(1, round(fraction * len(names))), len(names) - 1)
+    shuffled = sorted(names, key=lambda name: seeded(seed, "test", os.fsencode(name).hex()).random())
+    return set(shuffled[:count])

@@ -143,7 +143,7 @@ def test_no_picture_vanishes(tmp_path):
     assert f"images of each class (training/validation/test): {each} " in said
     assert said.endswith(f"{root}/train for training, {root}/test for testing")
     assert set(left_out.splitlines()) == {
-        f"  {root}/train/cat/.ipynb_checkpoints/0.png: hidden",
+        f"  {root}/train/cat/.ipynb_checkpoints: hidden",
         f"  {root}/train/cat/notes.txt: no image that Pillow can read",
         f"  {root}/test/cat/drawing.eps: no image that Pillow can read",
     }

@@ -1,0 +1,117 @@
+"""Class folders without test images, of which a part is held out."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from layershuffle.commands.pack import pack_command
+from layershuffle.data import DataConfig, ImageFolders, PackedFolders, from_config
+from layershuffle.data.sets import labels_of
+from layershuffle.errors import UserError
+
+rng = np.random.default_rng(0)
+COUNTS = {"cat": 20, "dog": 10, "eel": 2, "fox": 1}
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, count in COUNTS.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def set_up(root, stage=None, **arguments):
+    data = ImageFolders(str(root), image_size=8, workers=0, **{"test_fraction": 0.2, **arguments})
+    data.setup(stage)
+    return data
+
+
+def files(images):
+    """The names of a split's files."""
+    indices = range(len(images))
+    while isinstance(images, torch.utils.data.Subset):
+        indices = [images.indices[index] for index in indices]
+        images = images.dataset
+    return {"/".join(Path(images.images.samples[index][0]).parts[-2:]) for index in indices}
+
+
+def test_each_class_has_its_share_and_no_image_is_in_two_parts(root):
+    data = set_up(root)
+    assert data.num_classes == 4
+    counts = {split: labels_of(data.sets[split]).bincount(minlength=4) for split in ("train", "val", "test")}
+    assert counts["test"].tolist() == [4, 2, 1, 0]
+    assert (counts["train"] > 0).all()
+    assert sum(counts.values()).tolist() == list(COUNTS.values())
+    train, val, test = (files(data.sets[split]) for split in ("train", "val", "test"))
+    assert len(train | val | test) == 33
+    assert not train & test
+    assert not val & test
+    assert f"{root}, with 20% of each class for testing" in data.describe().replace("\n ", " ")
+
+
+def test_the_part_depends_on_the_split_seed_alone(root):
+    first = files(set_up(root).sets["test"])
+    assert files(set_up(root, "test").sets["test"]) == first
+    assert files(set_up(root, val_fraction=0.3, stratified=False).sets["test"]) == first
+    assert files(set_up(root, split_seed=1).sets["test"]) != first
+
+
+def test_images_that_are_added_leave_the_others_where_they_are(root):
+    before = files(set_up(root).sets["test"])
+    for index in range(20, 24):
+        shutil.copy(root / "cat/0.png", root / f"cat/{index}.png")
+    now = set_up(root)
+    old = {f"{name}/{index}.png" for name, count in COUNTS.items() for index in range(count)}
+    moved = (files(now.sets["test"]) & old) - before
+    assert len(moved) <= 1
+
+
+def test_a_checkpoint_records_it(root):
+    data = set_up(root, split_seed=3)
+    again = from_config(DataConfig.from_dict(data.config().to_dict()))
+    again.setup("test")
+    assert files(again.sets["test"]) == files(data.sets["test"])
+
+
+def test_folders_with_training_images_alone(root, tmp_path):
+    (tmp_path / "divided").mkdir()
+    root.rename(tmp_path / "divided/train")
+    with pytest.raises(UserError, match="--data.test_fraction"):
+        set_up(tmp_path / "divided", test_fraction=None)
+    data = set_up(tmp_path / "divided")
+    assert [len(data.sets[split]) for split in ("train", "val", "test")] == [23, 3, 7]
+
+
+def test_what_does_not_fit_is_one_line(root, tmp_path):
+    with pytest.raises(UserError, match="--data.test_fraction"):
+        set_up(root, test_fraction=None)
+    with pytest.raises(UserError, match="no class folders"):
+        set_up(root / "cat")
+    shutil.copytree(root, tmp_path / "divided/train")
+    shutil.copytree(root, tmp_path / "divided/test")
+    with pytest.raises(UserError, match="leave test_fraction out"):
+        set_up(tmp_path / "divided")
+    for fraction in (0, 1, -0.1, float("nan")):
+        with pytest.raises(UserError, match="test_fraction"):
+            ImageFolders(str(root), test_fraction=fraction)
+
+
+def test_they_are_packed_as_they_are_read(root, tmp_path):
+    pack_command([str(root), f"{tmp_path}/packed", "--size=8", "--workers=0", "--test_fraction=0.2"])
+    packed = PackedFolders(f"{tmp_path}/packed", image_size=8, workers=0)
+    packed.setup()
+    data = set_up(root)
+    for split in ("train", "val", "test"):
+        assert len(packed.sets[split]) == len(data.sets[split])
+        for (image, label), (packed_image, packed_label) in zip(data.sets[split], packed.sets[split]):
+            assert torch.equal(image, packed_image)
+            assert label == packed_label
+    with pytest.raises(UserError, match="leave test_fraction out"):
+        PackedFolders(f"{tmp_path}/packed", test_fraction=0.2)
