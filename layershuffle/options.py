@@ -6,10 +6,15 @@ An option of one command alone is defined by that command.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from layershuffle.choices import Precision, Split
+
+TOKEN = "LAYERSHUFFLE_TOKEN"
+"""The environment variable that may hold the token of the clients of ``layershuffle serve``."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ OPTIONS = {
     "pretrained": Option(
         "Weights of a timm model: a file, or 'random' (default: timm's, which are downloaded).", str | None
     ),
-    "split": Option("Which images of the data set to use.", default="test", choices=("test", "val")),
+    "split": Option("Which images of the data set to use.", default="test", choices=get_args(Split)),
     "order": Option(
         "Order to run the layers in, such as '3 1 2' or 'sandwich(3)'; an order of one layer is '(3)' (default: the "
         "model's own).",
@@ -85,7 +90,7 @@ OPTIONS = {
     "precision": Option(
         "Precision of the computation; auto measures whether 32-true or bf16-mixed is faster for this model here.",
         default="32-true",
-        choices=("32-true", "bf16-mixed", "16-mixed", "auto"),
+        choices=get_args(Precision),
     ),
     "compile": Option("Compile the layers: the first batches take a minute longer, all others less.", bool, False),
     "batch_size": Option(

@@ -1,22 +1,19 @@
 """What a layer does at each position (arXiv 2407.04513, figure 4)."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
-from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, Study, start_study
+from layershuffle.api.study import BatchSize, ModelLike, Study, start_study
+from layershuffle.choices import Precision, Split, Subject
 from layershuffle.data.sets import split_images
 from layershuffle.errors import UserError
 from layershuffle.evaluation import activations
 from layershuffle.evaluation.activations import project, shuffled_runs
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import Contributions, Representations
-
-Subject = Literal["representations", "contributions"]
 
 
 def analyse(

@@ -1,7 +1,8 @@
 """Accuracy and time against the number of layers run, the same for all images or each image's own."""
 
 from layershuffle.api.data import DataLike
-from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, Study, start_study
+from layershuffle.api.study import BatchSize, ModelLike, Study, start_study
+from layershuffle.choices import Precision, Split
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.evaluation.early_exit import EarlyExit

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layershuffle.api.data import DataLike
-from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, start_study
+from layershuffle.api.study import BatchSize, ModelLike, start_study
+from layershuffle.choices import Precision, Split
 from layershuffle.errors import UserError
 from layershuffle.evaluation.by_class import ByClass
 from layershuffle.orders.named import parse_order

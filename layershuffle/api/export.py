@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from layershuffle.checkpoints import export as exporting
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.checkpoints.program_export import export_programs
-from layershuffle.checkpoints.programs import Format, Programs
+from layershuffle.checkpoints.programs import Programs
+from layershuffle.choices import ExportFormat, Normalise, Target
 from layershuffle.data import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.models import OrderedViT
@@ -25,8 +25,6 @@ from layershuffle.results import Results
 
 logger = logging.getLogger(__name__)
 
-ExportFormat = Literal["timm"] | Format
-"""The formats of exports: timm's files, or programs."""
 Run = Callable[[Tensor, Order | None], Tensor]
 """What was exported: a function of uint8 images and an order that returns logits."""
 
@@ -64,8 +62,8 @@ def export(
     order: OrderLike | None = None,
     format: ExportFormat = "timm",
     per_layer: bool = False,
-    normalise: Literal["inside", "beside"] = "inside",
-    target: Literal["cpu", "cuda"] = "cpu",
+    normalise: Normalise = "inside",
+    target: Target = "cpu",
     results: Sequence[Results | str | Path] = (),
     license: str | None = None,
     data: DataLike = None,

@@ -11,11 +11,12 @@ from layershuffle.api.data import DataLike
 from layershuffle.api.depth import seconds_by_depth
 from layershuffle.api.export import ExportedModel, export
 from layershuffle.api.search import losses_on
-from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, Study, as_loaded, start_study
+from layershuffle.api.study import BatchSize, ModelLike, Study, as_loaded, start_study
 from layershuffle.api.train import TrainedRun, as_options, fit
 from layershuffle.checkpoints.export import check_new
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
+from layershuffle.choices import Precision, Split
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.evaluation.search import climb, scores_all, thin

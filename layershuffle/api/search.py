@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from torch.utils.data import DataLoader
 
 from layershuffle.api.data import DataLike
-from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, Study, start_study
+from layershuffle.api.study import BatchSize, ModelLike, Study, start_study
+from layershuffle.choices import Precision, Split, Strategy
 from layershuffle.errors import UserError
 from layershuffle.evaluation.search import Losses, climb, greedy, heavy_tail_exponents, well_trained_first
 from layershuffle.orders.named import parse_order
@@ -15,8 +15,6 @@ from layershuffle.orders.order import Order, OrderLike
 from layershuffle.orders.protocols import Trial
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import Search, SearchStep
-
-Strategy = Literal["greedy", "climb", "well-trained"]
 
 
 def search(

@@ -15,15 +15,13 @@ from layershuffle.api.pictures import Pictures, Unreadable
 from layershuffle.checkpoints.loading import LoadedModel, load
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.errors import UserError
+from layershuffle.options import TOKEN
 from layershuffle.serving.answers import Answers
 from layershuffle.serving.cluster import Cluster
 from layershuffle.serving.model_parts import fingerprint
 from layershuffle.serving.policy import Policy
 
 logger = logging.getLogger(__name__)
-
-TOKEN = "LAYERSHUFFLE_TOKEN"
-"""The environment variable that may hold the token of clients."""
 
 THE_REST = "The same command classifies what is left"
 

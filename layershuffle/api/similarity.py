@@ -2,7 +2,8 @@
 
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
-from layershuffle.api.study import BatchSize, ModelLike, Precision, Split, start_study
+from layershuffle.api.study import BatchSize, ModelLike, start_study
+from layershuffle.choices import Precision, Split
 from layershuffle.evaluation.activations import cosine_similarities
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import Cosine

@@ -8,18 +8,8 @@ from typing import Any
 from layershuffle.errors import UserError
 from layershuffle.serving.comparison import Outcomes, compare
 from layershuffle.serving.event_log import EventLog
-from layershuffle.serving.policy import Policy
+from layershuffle.serving.policy import LIMITS, POLICIES, Policy
 from layershuffle.serving.scenario import Scenario
-
-POLICIES = {
-    "any": Policy("any"),
-    "sequential": Policy("sequential"),
-    "chain": Policy("chain"),
-    "path": Policy("path"),
-    "any-skip": Policy("any", "skip"),
-    "sequential-skip": Policy("sequential", "skip"),
-}
-"""The policies that a simulation compares, by name."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,3 @@ def simulate(
     policy = next(iter(policies.values()))
     limits = {name: getattr(policy, name) for name in LIMITS}
     return Simulation(scenario, limits, tuple(seeds), outcomes)
-
-
-LIMITS = ("max_missed", "patience", "step_deadline", "request_deadline", "visit")
-"""The fields of a ``Policy`` that all policies of a simulation have in common."""

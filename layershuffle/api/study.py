@@ -21,6 +21,7 @@ from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.checkpoints.training_data import match_classes
+from layershuffle.choices import Precision, Split
 from layershuffle.data import ImageData, Preprocess
 from layershuffle.errors import UserError
 from layershuffle.evaluation import scoring
@@ -37,10 +38,6 @@ logger = logging.getLogger(__name__)
 
 ModelLike = str | Path | LoadedModel
 """A model, or what ``layershuffle.load`` takes."""
-Split = Literal["test", "val"]
-"""Which images of a data set to use."""
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "auto"]
-"""The precision of the forward pass; "auto" measures whether 32-true or bf16-mixed is faster for a model here."""
 BatchSize = int | Literal["auto"] | None
 """Images per batch; "auto" takes the most that fit the GPU's memory, None as many as the data set says."""
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from layershuffle.checkpoints.export import as_cut, check_new
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.model_card import ModelCard, scores_of
-from layershuffle.checkpoints.programs import MANIFEST, SUFFIXES, Format, require
+from layershuffle.checkpoints.programs import MANIFEST, SUFFIXES, require
 from layershuffle.checkpoints.training_data import class_names, trained_format
+from layershuffle.choices import ProgramFormat
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
@@ -24,7 +25,7 @@ from layershuffle.models.part import copy_with_layers
 from layershuffle.orders.order import Order
 from layershuffle.results import Results
 
-USE: dict[Format, str] = {
+USE: dict[ProgramFormat, str] = {
     "torch-export": """import torch
 
 logits = torch.export.load("FOLDER/{file}").module()(images)
@@ -66,7 +67,7 @@ class _Part:
 def export_programs(
     loaded: LoadedModel,
     folder: Path,
-    form: Format,
+    form: ProgramFormat,
     *,
     order: Order | None = None,
     normalises: bool = True,
@@ -211,7 +212,7 @@ def _parts_in_any_order(model: OrderedViT, preprocess: Preprocess | None, images
 
 
 def _manifest(
-    loaded: LoadedModel, form: Format, order: Order | None, image_format: ImageFormat, images: Tensor
+    loaded: LoadedModel, form: ProgramFormat, order: Order | None, image_format: ImageFormat, images: Tensor
 ) -> dict[str, Any]:
     """The content of the manifest."""
     model = loaded.model
@@ -231,7 +232,7 @@ def _manifest(
     }
 
 
-def _use(form: Format, order: Order | None, images: Tensor, normalises: bool) -> str:
+def _use(form: ProgramFormat, order: Order | None, images: Tensor, normalises: bool) -> str:
     """How to run the programs, in Markdown."""
     code = USE_LAYERS if order is None else USE[form].format(file=f"model{SUFFIXES[form]}")
     shape = ", ".join(map(str, images.shape[1:]))
@@ -248,7 +249,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @torch.no_grad()
-def _write(form: Format, path: Path, part: _Part) -> None:
+def _write(form: ProgramFormat, path: Path, part: _Part) -> None:
     """Write a part as a program that takes batches of any size."""
     # A position has no dimensions, and the context is the same for all images.
     batch = torch.export.Dim("batch")

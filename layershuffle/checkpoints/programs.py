@@ -5,18 +5,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from layershuffle.choices import ProgramFormat
 from layershuffle.errors import UserError
 from layershuffle.files import read_json
 from layershuffle.models.combine import combine
 from layershuffle.orders.order import Order, OrderLike
 
-Format = Literal["torch-export", "onnx", "aoti"]
-SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "aoti": ".aoti.pt2"}
+SUFFIXES: dict[ProgramFormat, str] = {"torch-export": ".pt2", "onnx": ".onnx", "aoti": ".aoti.pt2"}
 MANIFEST = "manifest.json"
 """Says which programs a folder holds, what they take and return, and what is known about the model."""
 
@@ -64,7 +64,7 @@ class Programs:
         self.folder = Path(folder)
         self.manifest = read_json(self.folder / MANIFEST, what="the manifest of an export")
         try:
-            self._form: Format = self.manifest["format"]
+            self._form: ProgramFormat = self.manifest["format"]
             self._order = Order(self.manifest["order"])
             self._programs = self._open_all(self.manifest["files"])
         except (KeyError, TypeError, AttributeError) as error:

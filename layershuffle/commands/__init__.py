@@ -1,15 +1,16 @@
 """The ``layershuffle`` command. It finds the subcommand; each is a module of this package.
 
-Only the module of the command that is typed is imported: torch and Lightning take seconds.
+Only the module of the command that is typed is imported. Once it has read its options it imports torch and Lightning,
+which take seconds; ``layershuffle.evaluate`` and its like do so by themselves when they are first used.
 """
 
 import os
-import signal
 import sys
 from importlib import import_module
 
 from layershuffle import config_files
 from layershuffle.commands.errors import run
+from layershuffle.commands.interrupts import exit_at_once_while_importing
 from layershuffle.errors import UserError, last_line
 from layershuffle.version import __version__
 
@@ -42,6 +43,7 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     if "_ARGCOMPLETE" in os.environ:
         words = _complete()
+    exit_at_once_while_importing()
     run(lambda: _run(*(words or ["--help"])))
 
 
@@ -60,11 +62,8 @@ def _run(name: str, *args: str) -> None:
         choice = ", ".join(COMMANDS)
         raise UserError(f"there is no command {name}{config_files.nearest(name, COMMANDS)}: choose from {choice}")
 
-    # The imports take seconds. Ctrl-C ends them at once, without a traceback; afterwards it raises KeyboardInterrupt.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     name = name.replace("-", "_")
     module = import_module(f"layershuffle.commands.{name}")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = getattr(module, f"{name}_command")
     # Not list(args): once the module of `layershuffle list` is imported, `list` is that module here.
     command([*args])

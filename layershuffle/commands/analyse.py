@@ -2,15 +2,14 @@
 
 from typing import get_args
 
-from layershuffle.api.analyse import Subject, analyse
+import layershuffle
+from layershuffle.choices import Subject
 from layershuffle.commands.parser import Parser
-from layershuffle.commands.results_files import leave
 from layershuffle.commands.study_options import parse_study, study_parser
-from layershuffle.results import Results
 
 
 def analyse_parser() -> Parser:
-    """The options of ``layershuffle analyse``."""
+    """The options of ``layershuffle analyse``, but for ``--data``."""
     parser = study_parser(
         "analyse",
         "Run random images, each in a random order of its own, and look at the layers: their outputs (representations: "
@@ -25,13 +24,13 @@ def analyse_parser() -> Parser:
     return parser
 
 
-def analyse_command(args: list[str] | None = None) -> Results:
+def analyse_command(args: list[str] | None = None) -> "layershuffle.Results":
     """Analyse as ``args`` say, by default those of the process; saves what was found and its picture.
 
     One model's half of figure 4 of arXiv 2407.04513.
     """
     command = parse_study(analyse_parser(), args, "analysis")
     config = command.config
-    results = analyse(**command.arguments, study=config.study, layer=config.layer, images=config.images)
-    leave(results, command.output)
+    results = layershuffle.analyse(**command.arguments, study=config.study, layer=config.layer, images=config.images)
+    command.leave(results)
     return results

@@ -2,16 +2,14 @@
 
 import logging
 
-from layershuffle.api.depth import depth
-from layershuffle.commands.results_files import leave
+import layershuffle
 from layershuffle.commands.study_options import parse_study, study_parser
 from layershuffle.options import add_options
-from layershuffle.results import Results
 
 logger = logging.getLogger(__name__)
 
 
-def depth_command(args: list[str] | None = None) -> Results:
+def depth_command(args: list[str] | None = None) -> "layershuffle.Results":
     """Measure as ``args`` say, by default those of the process; saves the curve and its picture."""
     parser = study_parser(
         "depth",
@@ -20,7 +18,8 @@ def depth_command(args: list[str] | None = None) -> Results:
     )
     add_options(parser, "repeats", random_orders=10)
     command = parse_study(parser, args, "depth")
-    results = depth(**command.arguments, random_orders=command.config.random_orders, repeats=command.config.repeats)
-    leave(results, command.output)
+    config = command.config
+    results = layershuffle.depth(**command.arguments, random_orders=config.random_orders, repeats=config.repeats)
+    command.leave(results)
     logger.info("choose a threshold for early exit on other images than those whose accuracy you report (--split val)")
     return results

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from layershuffle.commands import interrupts
 from layershuffle.commands.logs import set_up_logging, show_warning
 from layershuffle.errors import UserError, user_error
 
@@ -30,8 +31,8 @@ def run(command: Callable[[], Any]) -> None:
         # What is still in the buffer is written here and not at the exit, so that a closed pipe is handled below.
         print(end="", flush=True)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(interrupts.MESSAGE, file=sys.stderr)
+        sys.exit(interrupts.CODE)
     except BrokenPipeError:
         # If stdout can still be written to, it is another pipe that is broken, and a bug.
         if _is_read("\n"):

@@ -3,24 +3,20 @@
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from lightning.pytorch.loggers import Logger
-
-from layershuffle.api.evaluate import evaluate
-from layershuffle.commands.parser import Parser
-from layershuffle.commands.results_files import leave
+import layershuffle
+from layershuffle.commands.parser import Parser, asks_for_help
 from layershuffle.commands.study_options import parse_study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.options import add_options
 from layershuffle.orders.protocols import PROTOCOLS, Option, find
-from layershuffle.results import Results
 
 SHARED = ("depths", "recorded_orders")
 """The options of protocols that ``layershuffle.options`` defines."""
 
 
-def evaluate_command(args: list[str] | None = None) -> Results:
+def evaluate_command(args: list[str] | None = None) -> "layershuffle.Results":
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
     args = sys.argv[1:] if args is None else args
     command = parse_study(evaluate_parser(args), args, "evaluation")
@@ -36,14 +32,14 @@ def evaluate_command(args: list[str] | None = None) -> Results:
     for protocol in PROTOCOLS.values():
         for option in protocol.options:
             options[option.name] = config[option.name]
-    results = evaluate(
+    results = layershuffle.evaluate(
         **command.arguments,
         protocols=config.protocols,
         orders=config.order or [],
         random_orders=config.random_orders,
         **options,
     )
-    leave(results, command.output, command.logger)
+    command.leave(results)
     return results
 
 
@@ -64,7 +60,13 @@ def evaluate_parser(args: Sequence[str]) -> Parser:
                 _add_option(parser, protocol.name, option)
             except ArgumentError as error:
                 raise UserError(f"the protocol {protocol.name} can't have an option of that name: {error}") from error
-    parser.add_argument("--logger", type=Logger | None, help="Where to send tables and the plot, such as WandbLogger.")
+    # Lightning takes seconds to import.
+    logger: Any = str
+    if not asks_for_help(args):
+        from lightning.pytorch.loggers import Logger
+
+        logger = Logger
+    parser.add_argument("--logger", type=logger | None, help="Where to send tables and the plot, such as WandbLogger.")
     return parser
 
 

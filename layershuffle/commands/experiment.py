@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from layershuffle.api.compose import run_parser
 from layershuffle.commands import analyse, evaluate, merge
 from layershuffle.commands.logs import set_up_logging
 from layershuffle.commands.parser import Parser
+from layershuffle.commands.study_options import add_data
 from layershuffle.commands.train import train_command
 from layershuffle.config_files import find
 from layershuffle.errors import UserError
-from layershuffle.experiments import local, manifest
+from layershuffle.experiments import manifest
 from layershuffle.experiments.actions import Action
 from layershuffle.experiments.check import check
-from layershuffle.experiments.comparison import compare
 from layershuffle.experiments.definition import read
 from layershuffle.experiments.execution import execute, is_finished
 from layershuffle.experiments.runs import Run, list_runs
@@ -33,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 def parse_train(args: list[str], data: Any) -> Namespace:
     """Read the arguments of a training."""
+    from layershuffle.api.compose import run_parser
+
     return run_parser().parse_args(args)
 
 
@@ -53,6 +53,7 @@ def parse_merge(args: list[str], data: Any) -> Namespace:
 
 def _parse_with_data(parser: Parser, args: list[str], data: Any) -> Namespace:
     """Read arguments; ``data`` is the data set that the model was trained on, which they don't have to name."""
+    add_data(parser, args)
     if data:
         parser.set_defaults({"data": data})
     return parser.parse_args(args)
@@ -151,6 +152,12 @@ def _run_here(
     args: Sequence[str], config: Namespace, runs: Sequence[Run], missing: Sequence[Run], folder: Path
 ) -> None:
     """Execute the runs that are missing on this machine, and show what all runs have shown."""
+    # torch and matplotlib take seconds to import, for which --help needn't wait.
+    import torch
+
+    from layershuffle.experiments import local
+    from layershuffle.experiments.comparison import compare
+
     jobs = config.jobs or torch.cuda.device_count() or min(4, local.CORES)
     command = [sys.executable, "-m", "layershuffle", "experiment", *args, "--run"]
     lost = local.run_all(missing, folder, jobs, command)

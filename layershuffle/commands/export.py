@@ -4,16 +4,14 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from layershuffle.api.export import ExportedModel, export
-from layershuffle.checkpoints.export import LOAD
-from layershuffle.checkpoints.programs import Format
+import layershuffle
+from layershuffle.choices import ExportFormat, Normalise, Target
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.study_options import parse_with_data
-from layershuffle.data import ImageData
 from layershuffle.options import add_one_order, add_positionals
 
 
-def export_command(args: list[str] | None = None) -> ExportedModel:
+def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel":
     """Export as ``args`` say, by default those of the process."""
     parser = Parser(
         prog="layershuffle export",
@@ -27,7 +25,7 @@ def export_command(args: list[str] | None = None) -> ExportedModel:
     add_one_order(parser)
     parser.add_argument(
         "--format",
-        choices=["timm", *get_args(Format)],
+        choices=get_args(ExportFormat),
         default="timm",
         help="Format of the files: timm writes safetensors and a configuration that timm's local-dir: and hf-hub: "
         "loaders read, the others are programs; aoti is AOTInductor, compiled for the processor of this machine.",
@@ -37,22 +35,21 @@ def export_command(args: list[str] | None = None) -> ExportedModel:
     )
     parser.add_argument(
         "--normalise",
-        choices=["inside", "beside"],
+        choices=get_args(Normalise),
         default="inside",
         help="Where programs normalise images: inside, they take uint8 pixels; beside, they take what their caller has "
         "normalised.",
     )
-    parser.add_argument("--target", choices=["cpu", "cuda"], default="cpu", help="Device that programs will run on.")
+    parser.add_argument("--target", choices=get_args(Target), default="cpu", help="Device that programs will run on.")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="Results files, for the model card.")
     parser.add_argument("--license", type=str | None, help="License of the weights, for the model card.")
-    parser.add_subclass_arguments(
-        ImageData,
-        "data",
-        required=False,
+    config = parse_with_data(
+        parser,
+        sys.argv[1:] if args is None else args,
+        is_required=False,
         help="Data set whose test images to compare on (default: the one the model was trained on).",
     )
-    config = parse_with_data(parser, sys.argv[1:] if args is None else args, is_required=False)
-    exported = export(
+    exported = layershuffle.export(
         config.checkpoint,
         config.exported,
         order=config.order,
@@ -68,11 +65,13 @@ def export_command(args: list[str] | None = None) -> ExportedModel:
     return exported
 
 
-def print_exported(exported: ExportedModel) -> None:
+def print_exported(exported: "layershuffle.ExportedModel") -> None:
     """Print how the export was checked, and how to load it."""
     print(
         f"checked: on {exported.compared_on} its logits differ from the original's by at most {exported.difference:.2g}"
     )
+    from layershuffle.checkpoints.export import LOAD
+
     folder = exported.folder
     if exported.format != "timm":
         print(f"exported to {folder}: layershuffle.checkpoints.programs.Programs('{folder}')")

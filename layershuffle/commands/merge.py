@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from layershuffle.api.merge import merge
+import layershuffle
 from layershuffle.commands.parser import Parser
 from layershuffle.options import add_options
 
@@ -23,6 +23,6 @@ def merge_parser() -> Parser:
 def merge_command(args: list[str] | None = None) -> None:
     """Merge as ``args`` say, by default those of the process."""
     config = merge_parser().parse_args(args)
-    merged = merge(config.checkpoints, config.output, seed=config.seed)
+    merged = layershuffle.merge(config.checkpoints, config.output, seed=config.seed)
     layers = " ".join(map(str, merged.sources))
     print(f"merged checkpoint: {merged.path} (its layers come from the checkpoints {layers}, counted from 0)")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
-from layershuffle.api.pack import pack
+import layershuffle
 from layershuffle.commands.parser import Parser
 from layershuffle.options import add_options
 
@@ -36,7 +36,7 @@ def pack_command(args: list[str] | None = None) -> None:
     )
     add_options(parser, "workers")
     config = parser.parse_args(args)
-    packed = pack(
+    packed = layershuffle.pack(
         config.source,
         config.packed,
         size=config.size,

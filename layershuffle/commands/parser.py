@@ -10,6 +10,11 @@ from layershuffle.config_parser import ConfigParser
 from layershuffle.errors import UserError
 
 
+def asks_for_help(args: Sequence[str]) -> bool:
+    """Whether a command line asks for the help of a command: then nothing need be imported that the command needs."""
+    return "--help" in args or "-h" in args
+
+
 class Parser(ConfigParser):
     """The parser of a command.
 

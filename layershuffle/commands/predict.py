@@ -5,9 +5,7 @@ import io
 import json
 import logging
 
-from layershuffle.api.predict import Predictions, predict
-from layershuffle.checkpoints.likely_classes import LikelyClass
-from layershuffle.checkpoints.loading import load
+import layershuffle
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
@@ -16,7 +14,7 @@ from layershuffle.options import add_one_order, add_options, add_positionals
 logger = logging.getLogger(__name__)
 
 
-def predict_command(args: list[str] | None = None) -> Predictions:
+def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions":
     """Classify as ``args`` say, by default those of the process; prints a line for each picture."""
     parser = Parser(
         prog="layershuffle predict",
@@ -34,8 +32,8 @@ def predict_command(args: list[str] | None = None) -> Predictions:
     if not isinstance(config.batch_size, int):
         raise UserError("--batch_size is a number here: pictures are read one by one, so large batches gain nothing")
 
-    predictions = predict(
-        load(config.checkpoint, config.pretrained),
+    predictions = layershuffle.predict(
+        layershuffle.load(config.checkpoint, config.pretrained),
         config.pictures,
         top=config.top,
         order=config.order,
@@ -57,7 +55,7 @@ def predict_command(args: list[str] | None = None) -> Predictions:
     return predictions
 
 
-def as_json(predictions: Predictions) -> str:
+def as_json(predictions: "layershuffle.Predictions") -> str:
     """The predictions as JSON, with the model, the orders, and the pictures that can't be read."""
     pictures = []
     for prediction in predictions:
@@ -75,7 +73,7 @@ def as_json(predictions: Predictions) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def as_csv(predictions: Predictions) -> str:
+def as_csv(predictions: "layershuffle.Predictions") -> str:
     """The predictions as CSV, a row for each picture and class."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -86,6 +84,6 @@ def as_csv(predictions: Predictions) -> str:
     return text.getvalue()
 
 
-def _rounded(likely: LikelyClass) -> tuple[float, float]:
+def _rounded(likely: "layershuffle.LikelyClass") -> tuple[float, float]:
     """The probability of a class and the share of the orders in which it came first, as files have them."""
     return round(likely.probability, 6), round(likely.first, 6)

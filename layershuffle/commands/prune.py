@@ -2,15 +2,14 @@
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from layershuffle.api.prune import PrunedModel, check_export, prune, refine, refine_options
+import layershuffle
 from layershuffle.commands.export import print_exported
-from layershuffle.commands.results_files import leave
 from layershuffle.commands.study_options import parse_study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.options import add_options
 
 
-def prune_command(args: list[str] | None = None) -> PrunedModel:
+def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
     """Prune as ``args`` say, by default those of the process; prints and saves what was found and how it does."""
     parser = study_parser(
         "prune",
@@ -35,9 +34,12 @@ def prune_command(args: list[str] | None = None) -> PrunedModel:
     if config.refine and not config.export:
         raise UserError("--refine trains the exported model: name a new folder for it with --export")
     if config.export:
+        # Here and not above, because it imports torch and Lightning, for which --help needn't wait.
+        from layershuffle.api.prune import check_export
+
         check_export(command.model, config.export, is_refined=config.refine > 0)
 
-    pruned = prune(
+    pruned = layershuffle.prune(
         **command.arguments,
         keep=config.keep,
         milliseconds=config.milliseconds,
@@ -46,7 +48,7 @@ def prune_command(args: list[str] | None = None) -> PrunedModel:
         fraction=config.fraction,
         repeats=config.repeats,
     )
-    leave(pruned.results, command.output)
+    command.leave(pruned.results)
     tried = "all choices of layers" if pruned.tried_all else f"a beam search of width {config.beam}"
     print(f"chosen: {pruned.order} (by {tried}, then exchanges, on {pruned.images} validation images)")
     if config.export:
@@ -56,12 +58,14 @@ def prune_command(args: list[str] | None = None) -> PrunedModel:
     return pruned
 
 
-def _export(pruned: PrunedModel, folder: str, epochs: int, accelerator: str) -> None:
+def _export(pruned: "layershuffle.PrunedModel", folder: str, epochs: int, accelerator: str) -> None:
     """Export the pruned model, and train it for this number of epochs, or print how."""
     print_exported(pruned.export(folder))
     if epochs:
-        best = refine(folder, epochs=epochs, accelerator=accelerator).best
+        best = layershuffle.refine(folder, epochs=epochs, accelerator=accelerator).best
         print(f"refined: {best}; export it with: layershuffle export {best} FOLDER")
     elif not pruned.loaded.model.encoding:
+        from layershuffle.api.prune import refine_options
+
         options = " ".join(refine_options(folder, epochs=1, accelerator=accelerator))
         print(f"refine it with: layershuffle train {options}")

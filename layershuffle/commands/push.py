@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from layershuffle.api.push import push
+import layershuffle
 from layershuffle.commands.parser import Parser
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def push_command(args: list[str] | None = None) -> None:
     parser.add_argument("--message", default="Upload with layershuffle", help="Commit message.")
     config = parser.parse_args(args)
 
-    pushed = push(config.exported, config.name, public=config.public, message=config.message)
+    pushed = layershuffle.push(config.exported, config.name, public=config.public, message=config.message)
     audience = "only you" if pushed.is_private else "everybody"
     print(f"uploaded to {pushed.url}, which {audience} can see")
     if pushed.is_private and config.public:

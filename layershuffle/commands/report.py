@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from layershuffle.api.report import report
 from layershuffle.commands.parser import Parser
 from layershuffle.experiments import manifest
 from layershuffle.options import add_options
@@ -26,6 +25,10 @@ def report_command(args: list[str] | None = None) -> None:
         "--title", type=str | None, help="Title of the page (default: that of the experiment, or the folder's name)."
     )
     config = parser.parse_args(args)
+
+    # Matplotlib takes a second to import.
+    from layershuffle.api.report import report
+
     title, missing = manifest.read(config.results_folder)
     page = report(config.results_folder, config.folder, config.title or title, missing)
     print(f"report: {page} and {page.with_name('report.md')}")

@@ -2,14 +2,13 @@
 
 from typing import get_args
 
-from layershuffle.api.search import Strategy, search
-from layershuffle.commands.results_files import leave
+import layershuffle
+from layershuffle.choices import Strategy
 from layershuffle.commands.study_options import parse_study, study_parser
 from layershuffle.options import add_options
-from layershuffle.results import Results
 
 
-def search_command(args: list[str] | None = None) -> Results:
+def search_command(args: list[str] | None = None) -> "layershuffle.Results":
     """Search as ``args`` say, by default those of the process; prints and saves what was found and how it does."""
     parser = study_parser(
         "search", "Find an order on one part of the validation images and score it on the other.", split="val"
@@ -25,14 +24,14 @@ def search_command(args: list[str] | None = None) -> Results:
     add_options(parser, "rounds", "fraction")
     command = parse_study(parser, args, "search")
     config = command.config
-    results = search(
+    results = layershuffle.search(
         **command.arguments,
         strategy=config.strategy,
         start=config.start,
         rounds=config.rounds,
         fraction=config.fraction,
     )
-    leave(results, command.output)
+    command.leave(results)
     for score in results.of("search"):
         print(f"{score.variant['strategy']}: {score.order}")
     return results

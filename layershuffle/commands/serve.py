@@ -1,11 +1,14 @@
 """Serves a model from several processes or machines, whichever of them are up, and shows what they do."""
 
+from __future__ import annotations
+
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -15,13 +18,15 @@ from rich.progress import Progress
 from rich.status import Status
 from rich.table import Table
 
-from layershuffle.api.serve import TOKEN, ClusterOptions, Watch, classify, serve
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
-from layershuffle.options import add_options, add_positionals
-from layershuffle.serving.cluster import Cluster
-from layershuffle.serving.cluster_state import ClusterState
+from layershuffle.options import TOKEN, add_options, add_positionals
 from layershuffle.serving.policy import OnLoss, Policy, Routing
+
+if TYPE_CHECKING:  # These take seconds to import, for which --help needn't wait.
+    from layershuffle.api.serve import ClusterOptions, Watch
+    from layershuffle.serving.cluster import Cluster
+    from layershuffle.serving.cluster_state import ClusterState
 
 COLOURS = {"busy": "yellow", "idle": "green", "suspected": "magenta", "gone": "red"}
 """The colour of each status of a node."""
@@ -32,6 +37,8 @@ def serve_command(args: list[str] | None = None) -> None:
     config = _parser().parse_args(args)
     if bool(config.pictures) != bool(config.answers):
         raise UserError("--pictures names what to classify and --answers where to write it: give both, or neither")
+    from layershuffle.api.serve import ClusterOptions
+
     options = ClusterOptions(
         nodes=config.nodes,
         policy=Policy(**{field.name: config[field.name] for field in fields(Policy)}),
@@ -49,6 +56,8 @@ def serve_command(args: list[str] | None = None) -> None:
 
 def _serve(config: Namespace, options: ClusterOptions) -> None:
     """Serve over HTTP, and show the nodes meanwhile."""
+    from layershuffle.api.serve import serve
+
     console = Console(stderr=True)
     starting = console.status(f"starting {options.nodes} nodes")
 
@@ -74,6 +83,8 @@ def _serve(config: Namespace, options: ClusterOptions) -> None:
 
 def _classify(config: Namespace, options: ClusterOptions) -> None:
     """Classify the pictures, and show the nodes and the progress meanwhile."""
+    from layershuffle.api.serve import classify
+
     console = Console(stderr=True)
     starting = console.status(f"starting {options.nodes} nodes")
     progress = Progress(console=console)
@@ -82,6 +93,8 @@ def _classify(config: Namespace, options: ClusterOptions) -> None:
     def advance(done: int, total: int) -> None:
         progress.update(task, completed=done, total=total)
 
+    # asyncio ends its tasks on Ctrl-C only if it finds Python's own handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with starting:
         answers = classify(
             config.checkpoint,

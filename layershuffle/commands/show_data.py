@@ -3,9 +3,6 @@
 import argparse
 from pathlib import Path
 
-from layershuffle.api.show_data import draw_data
-from layershuffle.results.figures import save
-
 
 def show_data_command(args: list[str] | None = None) -> None:
     """Draw what ``args`` ask for, by default those of the process."""
@@ -20,5 +17,10 @@ def show_data_command(args: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=6, help="How many images to draw (default: %(default)s).")
     parser.add_argument("--epochs", type=int, default=5, help="How many epochs to draw (default: %(default)s).")
     config, train_args = parser.parse_known_args(args)
+
+    # torch and Lightning take seconds to import.
+    from layershuffle.api.show_data import draw_data
+    from layershuffle.results.figures import save
+
     save(draw_data(train_args, config.images, config.epochs), config.output)
     print(f"drawn: {config.output}")

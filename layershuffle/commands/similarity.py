@@ -1,18 +1,16 @@
 """How alike the activations after every two layers are."""
 
-from layershuffle.api.similarity import similarity
-from layershuffle.commands.results_files import leave
+import layershuffle
 from layershuffle.commands.study_options import parse_study, study_parser
-from layershuffle.results import Results
 
 
-def similarity_command(args: list[str] | None = None) -> Results:
+def similarity_command(args: list[str] | None = None) -> "layershuffle.Results":
     """Measure as ``args`` say, by default those of the process; saves the matrix and its heat map."""
     parser = study_parser(
         "similarity",
         "Cosine similarity between the activations after every two layers, averaged over tokens and images.",
     )
     command = parse_study(parser, args, "similarity")
-    results = similarity(**command.arguments)
-    leave(results, command.output)
+    results = layershuffle.similarity(**command.arguments)
+    command.leave(results)
     return results

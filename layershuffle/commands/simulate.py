@@ -1,19 +1,21 @@
 """Simulates how requests run through layers on many nodes that come and go, under several policies."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import fields, replace
-from typing import get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 from rich.console import Console
 
-from layershuffle.api.simulate import LIMITS, POLICIES, Simulation, simulate
 from layershuffle.commands.parser import Parser
 from layershuffle.files import write_whole
 from layershuffle.options import add_options
-from layershuffle.results.figures import save
-from layershuffle.results.tables import terminal
-from layershuffle.serving.comparison import figure, table
+from layershuffle.serving.policy import LIMITS, POLICIES
 from layershuffle.serving.scenario import Scenario
+
+if TYPE_CHECKING:  # It takes a second to import, for which --help needn't wait.
+    from layershuffle.api.simulate import Simulation
 
 SCENARIO_HELP = {
     "layers": "Layers of the model.",
@@ -40,6 +42,13 @@ def simulate_command(args: list[str] | None = None) -> Simulation:
     scenario = Scenario(**{name: config[name] for name in SCENARIO_HELP})
     limits = {name: config[name] for name in LIMITS}
     policies = {name: replace(POLICIES[name], **limits) for name in config.policies}
+
+    # Matplotlib takes a second to import.
+    from layershuffle.api.simulate import simulate
+    from layershuffle.results.figures import save
+    from layershuffle.results.tables import terminal
+    from layershuffle.serving.comparison import figure, table
+
     with Console(stderr=True).status("simulating"):
         simulation = simulate(config.cluster_sizes, policies, config.seeds, scenario, config.event_log)
     Console().print(terminal(*table(simulation.outcomes)))

@@ -1,24 +1,26 @@
 """The options that every study of a model has, and the function arguments that they become."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import Logger
 
-from layershuffle.checkpoints.loaded_model import LoadedModel
-from layershuffle.checkpoints.loading import load, trained_on
-from layershuffle.commands.parser import Parser
-from layershuffle.commands.results_files import choose_file
+from layershuffle.commands.parser import Parser, asks_for_help
 from layershuffle.config_parser import option_values
-from layershuffle.data import DataConfig, ImageData, from_config
 from layershuffle.errors import UserError
 from layershuffle.options import add_options, add_positionals
-from layershuffle.training import wandb_runs
-from layershuffle.training.resume import place
+
+if TYPE_CHECKING:  # These take seconds to import, for which --help needn't wait.
+    from lightning.pytorch.loggers import Logger
+
+    from layershuffle.checkpoints.loaded_model import LoadedModel
+    from layershuffle.data import ImageData
+    from layershuffle.results import Results
 
 DATA_HELP = "Data set, by the name of its class (default: the one the model was trained on)."
 
@@ -46,9 +48,17 @@ class StudyCommand:
         loaded: LoadedModel = self.arguments["model"]
         return loaded
 
+    def leave(self, results: Results) -> None:
+        """Save what the study has found, print it, draw it, and send it to the logger."""
+        from layershuffle.commands.results_files import leave
+
+        leave(results, self.output, self.logger)
+
 
 def study_parser(name: str, description: str, split: str = "test") -> Parser:
     """The parser of ``layershuffle NAME``, with the options of every study, to which the study adds those of its own.
+
+    ``parse_study`` adds ``--data``.
 
     Args:
         name: the command.
@@ -62,9 +72,9 @@ def study_parser(name: str, description: str, split: str = "test") -> Parser:
     )
     add_positionals(parser, "checkpoint")
     parser.add_argument("--config", action="config", help="A file with some of these options, such as a data config.")
-    add_options(parser, "seed")
-    parser.add_subclass_arguments(ImageData, "data", required=False, help=DATA_HELP)
-    add_options(parser, "pretrained", "accelerator", "precision", "compile", "batch_size", "output", split=split)
+    add_options(
+        parser, "seed", "pretrained", "accelerator", "precision", "compile", "batch_size", "output", split=split
+    )
     return parser
 
 
@@ -82,6 +92,13 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str) -> StudyComma
         UserError: if there is no such model, an option is wrong, or the results can't be written.
     """
     config = parse_with_data(parser, sys.argv[1:] if args is None else args)
+    import torch
+
+    from layershuffle.checkpoints.loading import load
+    from layershuffle.commands.results_files import choose_file
+    from layershuffle.training import wandb_runs
+    from layershuffle.training.resume import place
+
     # A model with random weights gets them from the seed, and has as many classes as the data set.
     torch.manual_seed(config.seed)
     classes = None
@@ -108,20 +125,41 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str) -> StudyComma
     return StudyCommand(config, arguments, output, objects.get("logger"))
 
 
-def parse_with_data(parser: Parser, args: list[str], is_required: bool = True) -> Namespace:
+def add_data(parser: Parser, args: Sequence[str], help: str = DATA_HELP) -> None:
+    """Add ``--data`` to a parser that is to parse ``args``.
+
+    Its classes take seconds to import. Where the help is asked for, the option stands there without them.
+    """
+    if asks_for_help(args):
+        parser.add_argument("--data", help=help, metavar="CLASS")
+        return
+    from layershuffle.data import ImageData
+
+    parser.add_subclass_arguments(ImageData, "data", required=False, help=help)
+
+
+def parse_with_data(parser: Parser, args: Sequence[str], is_required: bool = True, help: str = DATA_HELP) -> Namespace:
     """Parse a command line, with the data set that the checkpoint records as the default of ``--data``.
 
     That default decides which options ``--data`` has, so it is looked up before the options are parsed. A class outside
     the package has to be named with ``--data``, and the recorded arguments are its defaults then too.
 
     Args:
-        parser: a parser whose first positional argument is the checkpoint, with the option ``--data``.
+        parser: a parser whose first positional argument is the checkpoint. It gets the option ``--data``.
         args: the command line.
         is_required: whether there must be data; otherwise ``config.data`` is None if they are not known.
+        help: the help text of ``--data``.
 
     Raises:
         UserError: if an option is wrong, or there is no data set and there must be one.
     """
+    add_data(parser, args, help)
+    if asks_for_help(args):
+        return parser.parse_args(args)
+
+    from layershuffle.checkpoints.loading import load
+    from layershuffle.data import DataConfig, from_config
+
     args = parser.expanded(args)
     # Of several, the last one counts, as for every option.
     data_classes = option_values(args, "--data")
@@ -164,6 +202,8 @@ def _recorded_data(args: list[str], data_class: str | None) -> dict[str, Any] | 
     # Who names a class of the package means it with its usual defaults, not with those of the checkpoint.
     if data_class is not None and "." not in data_class:
         return None
+    from layershuffle.checkpoints.loading import trained_on
+
     recorded = trained_on(args[0])
     if recorded is None or data_class is None:
         return recorded

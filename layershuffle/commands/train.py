@@ -4,8 +4,7 @@ import logging
 import shlex
 import sys
 
-from layershuffle.api.compose import compose
-from layershuffle.api.train import TrainedRun, TrainingStopped, fit
+import layershuffle
 from layershuffle.commands.parser import Parser
 
 logger = logging.getLogger(__name__)
@@ -45,8 +44,12 @@ class TrainParser(Parser):
     )
 
 
-def train_command(args: list[str] | None = None) -> TrainedRun:
+def train_command(args: list[str] | None = None) -> "layershuffle.TrainedRun":
     """Fine-tune as ``args`` say, by default those of the process; prints where the checkpoints are."""
+    # An experiment imports this module, and needn't wait for Lightning.
+    from layershuffle.api.compose import compose
+    from layershuffle.api.train import TrainingStopped, fit
+
     run = compose(args, TrainParser)
     try:
         trained = fit(run)

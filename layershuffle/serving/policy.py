@@ -49,3 +49,16 @@ class Policy:
             )
         if self.max_missed < 0 or self.visit < 1 or min(self.patience, self.step_deadline, self.request_deadline) < 0:
             raise UserError("max_missed, patience and the deadlines are 0 or more, and visit is 1 or more")
+
+
+LIMITS = ("max_missed", "patience", "step_deadline", "request_deadline", "visit")
+"""The fields of a ``Policy`` that all policies of a simulation have in common."""
+POLICIES = {
+    "any": Policy("any"),
+    "sequential": Policy("sequential"),
+    "chain": Policy("chain"),
+    "path": Policy("path"),
+    "any-skip": Policy("any", "skip"),
+    "sequential-skip": Policy("sequential", "skip"),
+}
+"""The policies that a simulation compares, by name."""

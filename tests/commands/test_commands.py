@@ -485,13 +485,14 @@ def test_a_class_count_that_disagrees(capsys, compared, tmp_path):
     assert "the model has 10 classes, but the data has 2" in complaint
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
-def test_interrupted_while_it_imports(script):
-    process = subprocess.Popen([sys.executable, str(ROOT / script), "--help"], stderr=subprocess.PIPE)
-    time.sleep(1)
+@pytest.mark.parametrize(("script", "seconds"), [("train.py", 1), ("evaluate.py", 1), ("evaluate.py", 2)])
+def test_interrupted_while_it_imports(script, seconds):
+    """With Python's own handler some of these are lost in modules that catch all exceptions."""
+    process = subprocess.Popen([sys.executable, str(ROOT / script), "mini_glyphs"], stderr=subprocess.PIPE)
+    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
-    assert "Traceback" not in process.communicate()[1].decode()
-    assert process.returncode in (-signal.SIGINT, 130)
+    assert process.communicate()[1] == b"interrupted\n"
+    assert process.returncode == 130
 
 
 def test_checkpoints_that_are_none(capsys, compared, tmp_path):

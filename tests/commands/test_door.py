@@ -67,6 +67,27 @@ def test_what_needs_no_model_imports_no_torch(args):
     }.get("".join(args), "usage: layershuffle COMMAND ...")
 
 
+def test_help_imports_nothing_heavy():
+    """Those of train and check-gpu list the options of Lightning and the checks, and so import them."""
+    code = """if True:
+        import sys
+        from layershuffle.commands import COMMANDS, main
+        heavy = {"torch", "lightning", "timm", "torchvision", "matplotlib", "sklearn", "ray", "wandb", "transformers"}
+        for command in COMMANDS:
+            if command not in ("train", "check-gpu"):
+                try:
+                    main([command, "--help"])
+                except SystemExit as stop:
+                    assert stop.code == 0
+                print("imported by", command, sorted(heavy & sys.modules.keys()))
+        """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    imported = [line for line in done.stdout.splitlines() if line.startswith("imported by")]
+    expected = [f"imported by {command} []" for command in COMMANDS if command not in ("train", "check-gpu")]
+    assert imported == expected, done.stderr
+
+
 def test_help_names_every_command_within_80_columns(capsys):
     main(["--help"])
     said = capsys.readouterr().out
