@@ -2,9 +2,11 @@
 
 import importlib
 import re
+from typing import Any
 
 from layershuffle.data.config import DataConfig, argument_names, import_path, unknown_data_set
 from layershuffle.data.module import ImageData
+from layershuffle.data.torchvision_sets import READING, TorchvisionImages
 from layershuffle.errors import UserError
 
 
@@ -12,7 +14,7 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
     """Make a data module from what ``ImageData.config`` returned.
 
     A checkpoint may come from anyone. So no module is imported because a checkpoint names it, nothing is downloaded,
-    and the number of workers is the default.
+    unpacked or written, and the number of workers is the default.
 
     Args:
         config: the class and its arguments.
@@ -43,12 +45,23 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
         args["download"] = False
     try:
         data_set = known[config.name]
+        if issubclass(data_set, TorchvisionImages):
+            _check_only_reads(args.get("dataset"))
         # A checkpoint from before this argument was trained on a split without regard to classes.
         if "stratified" not in args and "stratified" in argument_names(data_set):
             args["stratified"] = False
         return data_set(**args)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unknown_data_set(error) from error
+
+
+def _check_only_reads(dataset: Any) -> None:
+    """Raise UserError if torchvision might do more than read the files of this set."""
+    if dataset not in READING:
+        raise UserError(
+            f"the data it was trained on, {str(dataset)[:100]!r} of torchvision, is not among those that torchvision "
+            "only reads: name it yourself with --data TorchvisionImages --data.dataset NAME --data.num_classes N"
+        )
 
 
 def _subclasses(parent: type[ImageData]) -> list[type[ImageData]]:

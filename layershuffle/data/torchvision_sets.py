@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,21 @@ SELECTING = {
 }  # fmt: skip
 """All that train_args and test_args may have, as a checkpoint may record them: it selects images, and does no more."""
 
+READING = {
+    "CIFAR10", "CIFAR100", "CLEVRClassification", "Caltech101", "Caltech256", "Country211", "DTD", "EMNIST", "EuroSAT",
+    "FER2013", "FGVCAircraft", "FashionMNIST", "Flowers102", "Food101", "GTSRB", "INaturalist", "ImageNet",
+    "Imagenette", "KMNIST", "LFWPeople", "MNIST", "Omniglot", "OxfordIIITPet", "PCAM", "Places365", "QMNIST",
+    "RenderedSST2", "SEMEION", "STL10", "SUN397", "SVHN", "StanfordCars", "USPS",
+}  # fmt: skip
+"""The sets that a checkpoint may name: without ``download``, torchvision only reads their files."""
+NEEDED = {
+    "Caltech101": ("caltech101",),
+    "Caltech256": ("caltech256",),
+    "INaturalist": (".",),
+    "ImageNet": ("meta.bin", "train", "val"),
+}
+"""Without these in the folder of a set, torchvision would make folders or unpack archives."""
+
 
 class TorchvisionImages(ImageData):
     """A classification set of ``torchvision.datasets``: CIFAR10, CIFAR100, FashionMNIST, SVHN, Food101, ...
@@ -40,7 +56,7 @@ class TorchvisionImages(ImageData):
         dataset: the name of a class in ``torchvision.datasets``.
         num_classes: its number of classes.
         root: the folder of its files.
-        download: download the files that are missing.
+        download: download the files that are missing, and unpack archives. Without it, files are only read.
         train_args: arguments with which it loads its training images; by default ``train: true`` or ``split: train``.
         test_args: the same for its test images.
         test_fraction: the part of each class that is the test set, if torchvision has no split.
@@ -182,17 +198,24 @@ class TorchvisionImages(ImageData):
             raise UserError(f"train_args and test_args select images: {', '.join(refused)} can't be among them")
         if "download" in self._defaults():  # train_args or test_args may not ask for downloads
             options = options | {"download": download}
+        needed = [os.path.join(self.root, name) for name in NEEDED.get(self.dataset, ())]
+        if not download and not all(map(os.path.exists, needed)):
+            raise self._missing(cls)
         try:
             return cls(self.root, **options)
         except (RuntimeError, OSError) as error:
             if download:
                 raise UserError(f"{self.dataset} could not be downloaded: {error}") from error
-            raise UserError(
-                f"{self.dataset} is not in the folder {self.root}: {_missing_files(cls, self.root)}, "
-                "or add --data.download=true to fetch it"
-            ) from error
+            raise self._missing(cls) from error
         except (TypeError, ValueError) as error:
             raise UserError(f"torchvision's {self.dataset} can't be opened with {options}: {error}") from error
+
+    def _missing(self, cls: Any) -> UserError:
+        """The error that the files of torchvision's class aren't there."""
+        return UserError(
+            f"{self.dataset} is not in the folder {self.root}: {_missing_files(cls, self.root)}, "
+            "or add --data.download=true to fetch it"
+        )
 
 
 def _in_memory(images: Any) -> TensorImages | None:
@@ -219,7 +242,7 @@ def _missing_files(cls: Any, root: str) -> str:
         if hasattr(cls, "meta"):
             files.append(cls.meta["filename"])
         return f"put {', '.join(files)} into {root}/{cls.base_folder}"
-    if hasattr(cls, "resources"):
+    if isinstance(getattr(cls, "resources", None), list):  # QMNIST's are for each split.
         files = [name.removesuffix(".gz") for name, _ in cls.resources]
         return f"put {', '.join(files)} (not compressed) into {root}/{cls.__name__}/raw"
     return "put its files there as torchvision's documentation says"

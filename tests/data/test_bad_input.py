@@ -22,6 +22,7 @@ from layershuffle.data import (
 from layershuffle.data.loaders import ImageLoader
 from layershuffle.data.preprocessing import resize, whole_shape
 from layershuffle.data.sets import TensorImages, labels_of, split_by_class
+from layershuffle.data.torchvision_sets import READING
 from layershuffle.errors import UserError
 
 
@@ -167,6 +168,51 @@ def test_what_a_checkpoint_records_downloads_nothing(tmp_path, monkeypatch, name
         data.setup("test")
     assert not downloads
     assert not list(tmp_path.iterdir())
+
+
+def contents(folder):
+    """The files and folders below a folder, and when they were changed."""
+    return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+@pytest.mark.parametrize("name", sorted(READING))
+def test_what_a_checkpoint_records_writes_nothing(tmp_path, monkeypatch, name):
+    def refuse(*arguments, **options):
+        raise AssertionError("writes or fetches")
+
+    for module in {getattr(datasets, dataset).__module__ for dataset in READING}:
+        for function in ("download_and_extract_archive", "download_url", "extract_archive", "download_file"):
+            monkeypatch.setattr(f"{module}.{function}", refuse, raising=False)
+    for root in (tmp_path / "nowhere", tmp_path):
+        before = contents(tmp_path)
+        recorded = {"dataset": name, "num_classes": 10, "root": str(root)}
+        if name == "EMNIST":
+            recorded["train_args"] = {"split": "mnist"}
+            recorded["test_args"] = {"split": "mnist", "train": False}
+        with pytest.raises(UserError, match=name):
+            from_config(DataConfig("TorchvisionImages", recorded)).setup()
+        assert contents(tmp_path) == before
+
+
+def test_archives_are_not_unpacked_for_a_checkpoint(tmp_path, monkeypatch):
+    """torchvision's ImageNet unpacks whatever archives it finds, and takes no argument download."""
+    unpacked = []
+    monkeypatch.setattr("torchvision.datasets.imagenet.parse_devkit_archive", unpacked.append)
+    monkeypatch.setattr("torchvision.datasets.imagenet.parse_train_archive", unpacked.append)
+    recorded = {"dataset": "ImageNet", "num_classes": 1000, "root": str(tmp_path), "train_args": {"split": "train"}}
+    with pytest.raises(UserError, match="data.download"):
+        from_config(DataConfig("TorchvisionImages", recorded)).load(train=True)
+    assert not unpacked
+    with pytest.raises(UserError):
+        TorchvisionImages(**recorded, download=True).prepare_data()
+    assert unpacked
+
+
+@pytest.mark.parametrize("name", ["Cityscapes", "Kinetics", "PhotoTour", "FakeData", "LSUN", "ImageFolder", None, 3])
+def test_a_checkpoint_names_no_set_that_does_more_than_read(name):
+    recorded = {"dataset": name, "num_classes": 10}
+    with pytest.raises(UserError, match="TorchvisionImages"):
+        from_config(DataConfig("TorchvisionImages", recorded))
 
 
 @pytest.mark.parametrize("name", ["EMNIST", "QMNIST"])
