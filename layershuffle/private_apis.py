@@ -68,6 +68,14 @@ def set_wandb_mode(logger: WandbLogger, mode: str) -> None:
     logger._wandb_init["mode"] = mode
 
 
+def leave_out_anonymous(logger: WandbLogger) -> None:
+    """Keep a logger from asking for a setting that W&B has no more, of which W&B warns in every run.
+
+    Lightning 2.6.6: the logger passes it on, with its default, also if nobody has asked for it.
+    """
+    logger._wandb_init.pop("anonymous", None)
+
+
 def adds_distributed_sampler(trainer: pl.Trainer) -> bool:
     """Whether the trainer puts a sampler of its own into the loaders of several processes.
 

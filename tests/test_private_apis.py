@@ -53,6 +53,9 @@ def test_a_wandb_logger_passes_on_its_mode(tmp_path):
     private_apis.set_wandb_mode(logger, "offline")
     assert "**self._wandb_init" in inspect.getsource(WandbLogger.experiment.fget.__wrapped__)
     assert logger._wandb_init["mode"] == "offline"
+    assert "anonymous" in logger._wandb_init
+    private_apis.leave_out_anonymous(logger)
+    assert "anonymous" not in logger._wandb_init
 
 
 @pytest.mark.parametrize("wanted", [True, False])

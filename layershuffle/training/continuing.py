@@ -27,7 +27,10 @@ PROCESSES_KEY = "processes"
 OPTIMIZER_KEY = "optimizer"
 """The key in a checkpoint of the name of the optimizer's class."""
 
-OF_THE_SEQUENCE = ("batch_size", "train_images", "val_fraction", "split_seed", "balanced")
+OF_THE_SPLIT = ("train_images", "val_fraction", "split_seed", "stratified")
+"""The options of the data that decide which images are held out."""
+
+OF_THE_SEQUENCE = ("batch_size", *OF_THE_SPLIT, "balanced")
 """The options of the data that decide which images the batches of an epoch have."""
 
 OF_THE_STATE = ("amsgrad", "centered")
@@ -64,6 +67,8 @@ def check(
     if isinstance(data, ImageData):
         image_sequence.update({name: getattr(data, name) for name in OF_THE_SEQUENCE})
     check_place(checkpoint, saved, image_sequence)
+    if isinstance(data, ImageData) and saved.data and saved.data["class"] == data.config().name:
+        warn_of_other_split(saved, image_sequence)
 
     # Sharded strategies have made the optimizer, and the others make it later.
     for optimizer in trainer.optimizers:
@@ -98,8 +103,7 @@ def check_place(checkpoint: Mapping[str, Any], saved: CheckpointMetadata, curren
     done = batches_done(checkpoint)
     if not done:
         return
-    arguments = (saved.data or {}).get("args", {})
-    before = {name: arguments[name] for name in OF_THE_SEQUENCE if name in arguments}
+    before = _saved_arguments(saved, OF_THE_SEQUENCE)
     if saved.seed is not None:
         before["seed"] = saved.seed
     if PROCESSES_KEY in checkpoint:  # Earlier versions didn't write it.
@@ -112,6 +116,36 @@ def check_place(checkpoint: Mapping[str, Any], saved: CheckpointMetadata, curren
                 f"{current[name]} some images would come twice and others never: keep {value}, or continue from the "
                 "end of an epoch"
             )
+
+
+def warn_of_other_split(saved: CheckpointMetadata, current: Mapping[str, Any]) -> None:
+    """Log a warning if images that validate now were trained on before the checkpoint.
+
+    ``current`` has the options of ``OF_THE_SPLIT`` as they are now.
+    """
+    before = _saved_arguments(saved, OF_THE_SPLIT)
+    changed = [name for name, value in before.items() if name in current and current[name] != value]
+    if changed:
+        options = " ".join(f"--data.{name} {_as_option(before[name])}" for name in changed)
+        logger.warning(
+            "the held-out images are others than before the checkpoint, so that some of them were trained on; the same "
+            "ones are held out with %s",
+            options,
+        )
+
+
+def _saved_arguments(saved: CheckpointMetadata, names: Iterable[str]) -> dict[str, Any]:
+    """Those of these arguments of the data that a checkpoint records."""
+    if saved.data is None:
+        return {}
+    # Earlier versions split without regard to classes, and didn't write it.
+    arguments = {"stratified": False, **saved.data.get("args", {})}
+    return {name: arguments[name] for name in names if name in arguments}
+
+
+def _as_option(value: Any) -> str:
+    """A value as it is typed."""
+    return "null" if value is None else str(value).lower()
 
 
 # --- The optimizer ------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_fi
 from layershuffle.training.objectives import Classification, Objective, StepKey
 from layershuffle.training.optimizer import PAPER_ADAM, make_optimizer
 from layershuffle.training.plan import Plan
+from layershuffle.training.pretrained_head import match_head
 from layershuffle.training.schedule import Schedule, make_scheduler, set_rates_again
 from layershuffle.training.step_means import StepMeans
 from layershuffle.training.step_orders import StepOrders
@@ -155,6 +156,7 @@ class FineTuner(pl.LightningModule):
             **timm_args,
         )
         self.model.checkpoint_layers = checkpoint_layers
+        self._pretrained = pretrained
         trainable.prepare(self.model)
         self.trainable = trainable
 
@@ -239,6 +241,10 @@ class FineTuner(pl.LightningModule):
 
         # Evaluation needs neither the objective's files nor a budget.
         if stage == "fit":
+            if data is not None and not self.trainer.ckpt_path:
+                match_head(self.model, self._pretrained, data.class_names, self.seed)
+                # Once it fits, the head stays as it is trained.
+                self._pretrained = False
             self.load_objective()
             check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
             self.objective.read_data(data, self.model.config["num_classes"])

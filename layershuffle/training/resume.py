@@ -137,11 +137,17 @@ def configured_loggers(config: Namespace) -> list[Namespace]:
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
-    """The folder of a trainer's run, which holds its config.yaml."""
+    """The folder of a trainer's run, which holds its config.yaml.
+
+    Raises UserError if the logger's name or version leads out of the folder of all runs.
+    """
     if not trainer.loggers:
         return Path(trainer.default_root_dir) / "checkpoints"
     logger = trainer.loggers[0]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    for name in (str(logger.name), version):
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise UserError(f"{name} can't name a run, whose folder is in that of all runs: choose another name")
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
 

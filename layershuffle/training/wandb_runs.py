@@ -1,6 +1,7 @@
 """Lets a run go on, with its metrics on disk, when W&B can't be reached or fails."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from layershuffle import private_apis
-from layershuffle.errors import last_line
+from layershuffle.errors import UserError, last_line
 from layershuffle.training.metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[^/\\#?%:\x00-\x1f\x7f]{1,128}")
+"""What W&B's ids and projects consist of."""
 
 LIGHTNINGS_PROJECT = "lightning_logs"
 """The project of a WandbLogger that names none."""
@@ -50,6 +54,7 @@ def finish(trainer: pl.Trainer) -> None:
 @rank_zero_only
 def begin(logger: WandbLogger) -> None:
     """Begin the W&B run of a logger, offline if W&B can't be reached."""
+    private_apis.leave_out_anonymous(logger)
     try:
         _ = logger.experiment
     except Exception as error:  # Mostly a wandb.Error, but not if wandb's own process dies.
@@ -80,10 +85,24 @@ def continue_wandb(logger: Any, run: dict[str, str] | None) -> None:
     is_wandb = "WandbLogger" in str(getattr(logger, "class_path", ""))
     if not run or not is_wandb or logger.init_args.get("id"):
         return
-    logger.init_args["id"] = run["id"]
+    # They come from a checkpoint, and are names of folders.
+    run_id = _checked_name(run, "id")
+    project = _checked_name(run, "project")
+    logger.init_args["id"] = run_id
     if logger.init_args.get("project") in (None, LIGHTNINGS_PROJECT):
-        logger.init_args["project"] = run["project"]
+        logger.init_args["project"] = project
     logger["dict_kwargs"] = {**(logger.get("dict_kwargs") or {}), "resume": "allow"}
+
+
+def _checked_name(run: dict[str, str], key: str) -> str:
+    """The name that a checkpoint gives its W&B run; raises UserError if W&B has no such names."""
+    name = run.get(key, "")
+    if not NAME.fullmatch(name) or name in (".", ".."):
+        raise UserError(
+            f"the checkpoint is damaged: {name[:100]!r} can't be the {key} of a W&B run; begin another one with "
+            f"--trainer.logger.{key}"
+        )
+    return name
 
 
 _warned: set[str] = set()

@@ -13,7 +13,13 @@ from torch.optim import Adam
 from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.errors import UserError
 from layershuffle.training.checkpointing import BestCheckpoint, LastCheckpoint
-from layershuffle.training.continuing import batches_done, check_optimizer, check_place, restore_callbacks
+from layershuffle.training.continuing import (
+    batches_done,
+    check_optimizer,
+    check_place,
+    restore_callbacks,
+    warn_of_other_split,
+)
 from layershuffle.training.module import FineTuner
 
 TINY = [*DIGITS, *QUIET, "--model.timm_args.depth=1", "--data.train_images=160", "--data.batch_size=24"]
@@ -184,3 +190,32 @@ def test_without_averaging_a_run_goes_on_from_the_weights_that_were_trained(monk
     monkeypatch.setattr(FineTuner, "on_train_epoch_start", on_fit_start)
     train([*TINY, "--trainer.max_epochs=2", ckpt_path])
     assert all(torch.equal(value, begun[name]) for name, value in trained.items())
+
+
+@pytest.mark.parametrize(
+    ("current", "mentioned"),
+    [
+        ({}, []),
+        ({"stratified": True}, ["--data.stratified false"]),
+        ({"val_fraction": 0.2, "train_images": 100}, ["--data.train_images null", "--data.val_fraction 0.1"]),
+    ],
+)
+def test_other_held_out_images_are_named(caplog, current, mentioned):
+    """The checkpoint is from before splits took the same part of every class, which it doesn't say."""
+    saved = CheckpointMetadata(data={"class": "Digits", "args": {"val_fraction": 0.1, "train_images": None}})
+    same = {"val_fraction": 0.1, "train_images": None, "stratified": False, "split_seed": 0}
+    warn_of_other_split(saved, same | current)
+    assert len(caplog.messages) == bool(mentioned)
+    assert all(text in caplog.text for text in mentioned)
+
+
+def test_within_an_epoch_another_split_is_refused(within_an_epoch):
+    with pytest.raises(UserError, match="stratified"):
+        train([*TINY, "--trainer.max_epochs=1", within_an_epoch, "--data.stratified=true"])
+
+
+def test_going_on_with_another_split_warns(caplog):
+    ckpt_path = first()
+    train([*TINY, "--trainer.max_epochs=2", ckpt_path, "--data.split_seed=3"])
+    (message,) = [text for text in caplog.messages if "held-out" in text]
+    assert "--data.split_seed 0" in message

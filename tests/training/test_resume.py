@@ -22,12 +22,13 @@ from torchvision.transforms import v2
 from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.data import Digits
 from layershuffle.data.augmentation import Augmentation
+from layershuffle.errors import UserError
 from layershuffle.orders.samplers import GrowingDepth, LayerDrop
 from layershuffle.training.checkpointing import LastCheckpoint, WholeCheckpointIO
 from layershuffle.training.metrics_file import MetricsFile
 from layershuffle.training.module import FineTuner
 from layershuffle.training.objectives import Classification
-from layershuffle.training.resume import EarlierRun, find_earlier_run
+from layershuffle.training.resume import EarlierRun, find_earlier_run, run_folder
 from layershuffle.training.schedule import Schedule
 from layershuffle.training.trainable import Trainable
 
@@ -410,3 +411,11 @@ def test_what_a_kill_leaves_of_a_checkpoint_is_cleared_away(tmp_path):
         (tmp_path / name).write_bytes(b"half")
     WholeCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "last.ckpt")
     assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", ".best.ckpt.123"}
+
+
+@pytest.mark.parametrize(("option", "value"), [("version", ".."), ("version", "/elsewhere"), ("name", "a/../../b")])
+def test_a_run_is_in_the_folder_of_all_runs(tmp_path, option, value):
+    logger = MetricsFile(str(tmp_path / "runs"), **{option: value})
+    with pytest.raises(UserError, match="can't name a run"):
+        run_folder(pl.Trainer(logger=logger, accelerator="cpu", enable_progress_bar=False))
+    assert os.listdir(tmp_path) == []

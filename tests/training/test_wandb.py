@@ -12,9 +12,12 @@ import pytest
 import yaml
 from google.protobuf.message import DecodeError
 from helpers import ROOT, train
+from jsonargparse import Namespace
 from wandb.proto import wandb_internal_pb2 as pb
 
 from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.errors import UserError
+from layershuffle.training.wandb_runs import continue_wandb
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -156,6 +159,21 @@ def test_a_key_in_the_arguments_is_refused(tmp_path):
     with pytest.raises(ValueError, match="api_key would be saved with the run: set the environment variable") as error:
         train(args)
     assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["id", "project"])
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../../elsewhere", "a\\b", "x" * 200, "line\nbreak"])
+def test_a_checkpoint_names_no_folder_but_its_runs(key, name):
+    logger = Namespace(class_path="WandbLogger", init_args=Namespace())
+    with pytest.raises(UserError, match=rf"the {key} of a W&B run"):
+        continue_wandb(logger, {"id": "1a2b", "project": "My orders", key: name})
+    continue_wandb(logger, {"id": "1a2b", "project": "My orders"})
+    assert (logger.init_args.id, logger.init_args.project) == ("1a2b", "My orders")
+
+
+def test_a_checkpoint_without_an_id():
+    with pytest.raises(UserError, match="the id of a W&B run"):
+        continue_wandb(Namespace(class_path="WandbLogger", init_args=Namespace()), {"project": "orders"})
 
 
 def test_disabled(tmp_path):
