@@ -1,6 +1,6 @@
 """Makes the tables and the picture of docs/width.md from results files.
 
-    python docs/width.py docs/results/width/glyphs baseline layershuffle random_groups --picture docs/results/width/glyphs.png
+    python docs/width.py docs/results/width/glyphs baseline layershuffle --picture docs/results/width/glyphs.png
 
 The first argument is a folder METHOD/SEED/results.json; the methods to show follow, by default all.
 """
