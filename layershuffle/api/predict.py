@@ -42,11 +42,16 @@ class Prediction:
         """A line such as ``fox.jpg: 91.2% fox; 5.0% dog``."""
         classes = []
         for likely in self.classes:
-            text = f"{likely.probability:.1%} {likely.name}"
+            text = f"{_percent(likely.probability)} {likely.name}"
             if self.orders > 1 and likely.first:
                 text += f" (first in {round(likely.first * self.orders)} of {self.orders} orders)"
             classes.append(text)
         return f"{self.path}: {'; '.join(classes)}"
+
+
+def _percent(probability: float) -> str:
+    """The probability in percent. One that is tiny but not 0 doesn't read 0.0%."""
+    return "<0.1%" if 0 < probability < 0.001 else f"{probability:.1%}"
 
 
 @dataclass(frozen=True)

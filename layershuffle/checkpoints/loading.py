@@ -71,7 +71,7 @@ def _load_checkpoint(path: Path) -> LoadedModel:
     checkpoint = read_checkpoint(path)
     metadata = checkpoint.metadata
     if checkpoint.is_averaged:
-        logger.info("%s: took its averaged weights, not the raw ones", path)
+        logger.info("%s: using the averaged weights, not the raw ones", path)
     weights = {name.removeprefix("model."): value for name, value in checkpoint.weights.items()}
     model = create_fitting(weights, str(path), **metadata.model).eval()
     training = {

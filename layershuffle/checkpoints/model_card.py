@@ -1,5 +1,6 @@
 """The model card, which is the README.md of an exported folder."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -105,7 +106,8 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
             text += f"{results.data.name}, {results.data.images} images ({results.data.split}):\n\n"
             text += f"{tables.markdown(header, rows)}\n"
     if text:
-        return text + tables.ONE_SEED
+        scores = itertools.chain.from_iterable(evaluation.scores for evaluation in evaluations)
+        return text + tables.meaning({info.name: 1}, tables.ran_per_batch(scores))
     if order is not None:
         return f"Not measured in the order {order}."
     return "Not measured."

@@ -1,15 +1,15 @@
 """Classifies pictures: prints the likeliest classes of each, and writes them to files."""
 
-import csv
-import io
 import json
 import logging
 
 import layershuffle
 from layershuffle.commands.parser import Parser
+from layershuffle.commands.results_files import check_writable
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.options import add_one_order, add_options, add_positionals
+from layershuffle.results import tables
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions"
         raise UserError(f"--output {config.output} is not the name of a file that ends in .csv or .json")
     if not isinstance(config.batch_size, int):
         raise UserError("--batch_size is a number here: pictures are read one by one, so large batches gain nothing")
+    if config.output:
+        check_writable(config.output)
 
     predictions = layershuffle.predict(
         layershuffle.load(config.checkpoint, config.pretrained),
@@ -45,13 +47,20 @@ def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions"
     # Pictures that can't be read are told, and the others are classified all the same.
     for picture in predictions.unreadable:
         logger.warning("%s can't be read as an image (%s)", picture.path, picture.reason)
+    # The file comes first, because nobody may read what is printed. If it can't be written, the lines are what is left.
+    not_written = None
     if config.output:
         text = as_json(predictions) if config.output.suffix == ".json" else as_csv(predictions)
-        write_whole(config.output, text)
-        logger.info("predictions: %s", config.output)
+        try:
+            write_whole(config.output, text)
+            logger.info("predictions: %s", config.output)
+        except UserError as error:
+            not_written = error
     if not predictions.pictures:
         raise UserError("no picture could be read")
     print(predictions)
+    if not_written:
+        raise not_written
     return predictions
 
 
@@ -75,13 +84,12 @@ def as_json(predictions: "layershuffle.Predictions") -> str:
 
 def as_csv(predictions: "layershuffle.Predictions") -> str:
     """The predictions as CSV, a row for each picture and class."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["picture", "rank", "class", "probability", "first"])
+    rows = []
     for prediction in predictions:
         for rank, likely in enumerate(prediction.classes, 1):
-            writer.writerow([prediction.path, rank, likely.name, *_rounded(likely)])
-    return text.getvalue()
+            probability, first = _rounded(likely)
+            rows.append([prediction.path, str(rank), likely.name, str(probability), str(first)])
+    return tables.as_csv(["picture", "rank", "class", "probability", "first"], rows)
 
 
 def _rounded(likely: "layershuffle.LikelyClass") -> tuple[float, float]:

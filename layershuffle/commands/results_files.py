@@ -17,6 +17,9 @@ from layershuffle.training import wandb_runs
 LOWEST = 12
 """So many classes, those of the lowest accuracy, are printed; the CSV file has all."""
 
+HEADINGS = {"balanced": "each class counts the same"}
+"""The headings of tables that hold other numbers than top-1 accuracies."""
+
 Tables = Mapping[str, tables.Table]
 """Tables by their names."""
 
@@ -37,13 +40,18 @@ def choose_file(output: Path | None, checkpoint: str, kind: str) -> Path:
             Results.load(path)
         except UserError as error:
             raise UserError(f"{path} exists and is no results file: give another --output") from error
+    check_writable(path)
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file; raises UserError if the file can't be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Only writing a file tells whether one can be written.
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
-    return path
 
 
 def _new_file(checkpoint: str, kind: str) -> Path:
@@ -67,11 +75,20 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
         results: what a study returned.
         output: the results file. Pictures and CSV files stand beside it.
         logger: a W&B logger, to which tables and pictures are sent.
+
+    Raises:
+        UserError: if the disk is full, after the tables are printed and the results are saved elsewhere if possible.
     """
-    results.save(output)
+    not_saved = None
+    try:
+        results.save(output)
+    except UserError as error:
+        not_saved = error
     title = f"{results.label} on {results.data.images} images ({results.data.name}, {results.data.split})"
     by_name = tables.of(results)
-    _print_tables(by_name, title)
+    _print_tables(by_name, title, results)
+    if not_saved:
+        raise UserError(f"{not_saved}; {_saved_elsewhere(results, output)}") from not_saved
 
     # The paths are printed last, where they are seen.
     lines = [f"results: {output}"]
@@ -92,12 +109,25 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
         wandb_runs.forgiving(_send)(logger, results, by_name, pictures)
 
 
-def _print_tables(by_name: Tables, title: str) -> None:
-    """Print tables, and what their intervals mean."""
+def _saved_elsewhere(results: Results, output: Path) -> str:
+    """Save results that the disk has no room for in the folder for temporary files, and say where."""
+    # A new folder, in which nobody can have put a link.
+    path = Path(tempfile.mkdtemp(prefix="layershuffle-")) / output.name
+    try:
+        results.save(path)
+    except (UserError, OSError):
+        return "the tables above are all that is left"
+    return f"the results are in {path}"
+
+
+def _print_tables(by_name: Tables, title: str, results: Results) -> None:
+    """Print tables, what to compare them with, and what their intervals mean."""
     console = Console(markup=False)
     has_intervals = False
     for name, (header, rows) in by_name.items():
-        heading = title if name == "orders" else f"{name}: top-1 %"
+        heading = HEADINGS.get(name, f"{name}: top-1 %")
+        if name == "orders":
+            heading = title
         shown = rows
         if name == "classes" and len(rows) > LOWEST:
             # The table of classes begins with the lowest accuracy.
@@ -106,8 +136,10 @@ def _print_tables(by_name: Tables, title: str) -> None:
         console.print(tables.terminal(header, shown, heading))
         for row in rows:
             has_intervals = has_intervals or any("±" in text for text in row)
+    if results.scores:
+        console.print(tables.to_compare_with(results))
     if has_intervals:
-        console.print(tables.ONE_SEED)
+        console.print(tables.meaning({results.label: 1}, tables.ran_per_batch(results.scores)))
 
 
 def _send(logger: WandbLogger, results: Results, by_name: Tables, pictures: Mapping[str, Path]) -> None:

@@ -85,6 +85,8 @@ class ByClass(Metric):
                 samples=orders_by_group[index],
                 right=matrix.diagonal().tolist(),
                 confused=self._most_confused(matrix),
+                balanced_accuracy=_balanced_accuracy(matrix),
+                macro_f1=_macro_f1(matrix),
             )
             counts.append(order_counts)
 
@@ -103,3 +105,24 @@ class ByClass(Metric):
             true_class, predicted_class = divmod(cell, self.classes)
             pairs.append((true_class, predicted_class, int(mistakes[cell])))
         return pairs
+
+
+def _balanced_accuracy(matrix: Tensor) -> float:
+    """The mean of the accuracies of the classes that have images; matrix: [classes, classes + 1]."""
+    images = matrix.sum(dim=1)
+    present = images > 0
+    accuracies = matrix.diagonal()[present] / images[present]
+    return round(float(accuracies.double().mean()), 6)
+
+
+def _macro_f1(matrix: Tensor) -> float:
+    """The mean F1 of the classes that have images or are predicted; matrix: [classes, classes + 1].
+
+    F1 is the harmonic mean of precision and recall, which is 2 TP / (images of the class + predictions of the class).
+    """
+    right = matrix.diagonal()
+    images = matrix.sum(dim=1)
+    predictions = matrix[:, :-1].sum(dim=0)
+    counted = images + predictions > 0
+    f1 = 2 * right[counted] / (images + predictions)[counted]
+    return round(float(f1.double().mean()), 6)

@@ -1,5 +1,6 @@
 """What the runs of a setup have shown until now, side by side: tables for the terminal, and files beside the runs."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from layershuffle.experiments.runs import Run
 from layershuffle.files import write_whole
 from layershuffle.report.comparison import comparison
 from layershuffle.results import Results, figures, tables
+from layershuffle.results.tables import Rows
 
-MAX_COLUMNS = 6
-"""A table with more columns is too wide for a terminal."""
+MAX_TABLES = 3
+"""So many tables of a comparison are printed; the file has all columns."""
 
 
 def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> None:
@@ -33,19 +35,66 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
     (header, rows), caption = comparison(results)
     data = results[0].data
     random_orders = results[0].evaluation.random_orders
-    title = f"{data.name}: {data.images} test images, {random_orders} draws of each random order"
+    title = f"{data.name}: {data.images} test images, {random_orders} samples of each random order"
     table_path = folder / setup / "table.md"
     plot_path = folder / setup / "overview.png"
     write_whole(table_path, f"{tables.markdown(header, rows)}\n{caption}\n")
     figures.save(figures.overview(_pooled(results), title), plot_path)
-    # With many methods each becomes a row instead of a column. Then there is no room for the rows of pruned orders, of
-    # which there are many: only the file has them.
-    if len(header) > MAX_COLUMNS:
-        short = [row for row in rows if not row[0].startswith("keep")]
-        header, rows = _transposed(header, short)
-    console.print(tables.terminal(header, rows, title))
+    console.print(title)
+    printed = printed_tables(tables.Table(header, rows), console.width)
+    for heading, table in printed[:MAX_TABLES]:
+        console.print()
+        console.print(tables.terminal(*table, heading))
+    console.print()
     console.print(caption)
-    console.print(f"table: {table_path}\nplot: {plot_path}")
+    columns = sum(len(table.header) - 1 for _, table in printed[:MAX_TABLES])
+    console.print(f"table: {table_path} ({columns} of its {len(rows)} rows are above)", soft_wrap=True)
+    console.print(f"plot: {plot_path}", soft_wrap=True)
+
+
+def printed_tables(table: tables.Table, width: int) -> list[tuple[str, tables.Table]]:
+    """A comparison as tables that a terminal has room for, with their headings.
+
+    Each method is a row. Of the numbers of layers to keep, only the one in the middle is shown.
+
+    Args:
+        table: the comparison, in which each method is a column.
+        width: of the terminal, in characters.
+    """
+    full_depth: Rows = []
+    by_kept: dict[str, Rows] = {}
+    for name, *cells in table.rows:
+        kept = re.fullmatch(r"(keep \d+) (.*)", name)
+        if kept:
+            by_kept.setdefault(kept[1], []).append([kept[2], *cells])
+        else:
+            full_depth.append([name, *cells])
+
+    parts = {"top-1 %": full_depth}
+    if by_kept:
+        middle = list(by_kept)[(len(by_kept) - 1) // 2]
+        parts[f"top-1 %, {middle} layers"] = by_kept[middle]
+    printed: list[tuple[str, tables.Table]] = []
+    for heading, rows in parts.items():
+        splits = _split(rows, table.header, width)
+        printed.extend((heading, _transposed(["method", *table.header[1:]], split)) for split in splits)
+    return printed
+
+
+def _split(rows: Rows, header: list[str], width: int) -> list[Rows]:
+    """Split rows, which become columns, so that each part has the width of a terminal."""
+    names = max(map(len, header))
+    parts: list[Rows] = []
+    room = 0
+    for row in rows:
+        # The heading of a column wraps, see ``tables.terminal``.
+        needed = 1 + max(*map(len, row[1:]), min(13, len(row[0])))
+        if needed > room:
+            parts.append([])
+            room = width - names - 2
+        parts[-1].append(row)
+        room -= needed
+    return parts
 
 
 def compare_trials(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> None:
@@ -101,7 +150,7 @@ def _pooled(results: Sequence[Results]) -> list[Results]:
     return list(pooled.values())
 
 
-def _transposed(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+def _transposed(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tables.Table:
     """The table whose rows are the columns of this one."""
     first, *others = zip(header, *rows)
-    return list(first), [list(other) for other in others]
+    return tables.Table(list(first), [list(other) for other in others])

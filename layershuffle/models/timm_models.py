@@ -78,7 +78,7 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
     replacement = None
     if isinstance(pretrained, str):
         backbone = read_backbone(pretrained)
-        logger.info("%s: took its %s", pretrained, backbone)
+        logger.info("%s: using the %s", pretrained, backbone)
         weights = _first_layers(backbone.weights, depth, pretrained)
         replacement = _ReplacementWeights.fitted(weights, name, num_classes)
     elif pretrained and depth:

@@ -34,7 +34,8 @@ def comparison(several: Sequence[Results], without: Container[str] = ()) -> tupl
             continue
         accuracies = [_accuracy(models, group) for models in methods.values()]
         rows.append([tables.name_of(group), *accuracies])
-    caption = tables.meaning({method: len(models) for method, models in methods.items()})
+    seeds = {method: len(models) for method, models in methods.items()}
+    caption = tables.meaning(seeds, any(tables.ran_per_batch(results.scores) for results in several))
     return Table(["top-1 %", *methods], rows), caption
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from layershuffle.report import paper
 from layershuffle.results import Measure, Results, Score
-from layershuffle.results.measures import ByClassCounts, reference_levels
+from layershuffle.results.levels import reference_levels
+from layershuffle.results.measures import ByClassCounts
 
 
 @dataclass(frozen=True)

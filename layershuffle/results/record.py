@@ -69,6 +69,10 @@ class Measure:
     def check(self, results: "Results") -> None:
         """Raise a UserError if the measure can't belong to these results."""
 
+    def levels(self, results: "Results") -> dict[str, float]:
+        """Accuracies in percent to compare with, by name, which pictures draw as level lines."""
+        return {}
+
     def figure(self, results: "Results", title: str = "") -> Figure:
         """The picture of one model, which a measure with the name of a picture has."""
         raise NotImplementedError

@@ -50,7 +50,27 @@ def markdown(header: list[str], rows: Rows) -> str:
 
 
 def as_csv(header: list[str], rows: Rows) -> str:
-    """The content of a CSV file."""
+    """The content of a CSV file, in which no cell is a formula, and everything is UTF-8."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in (header, *rows):
+        writer.writerow([_as_text(cell) for cell in row])
     return buffer.getvalue()
+
+
+def _as_text(cell: str) -> str:
+    """The cell as spreadsheets show it as text: names of files and classes can be anything."""
+    # Bytes of a file's name that aren't UTF-8 become escapes such as \\udce9.
+    cell = cell.encode("utf-8", "backslashreplace").decode()
+    # Spreadsheets compute cells that begin like this (OWASP, "CSV Injection"), and show the others as they are.
+    if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(cell):
+        return f"'{cell}"
+    return cell
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

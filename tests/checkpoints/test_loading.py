@@ -51,7 +51,7 @@ def test_averaged_weights_are_said_to_be(folder, caplog):
     assert "averaged" not in caplog.text
     save("run.ckpt", current_model_state={})
     load("run.ckpt")
-    assert "run.ckpt: took its averaged weights" in caplog.text
+    assert "run.ckpt: using the averaged weights" in caplog.text
 
 
 @pytest.mark.parametrize(

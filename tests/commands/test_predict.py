@@ -14,14 +14,17 @@ from PIL import Image
 from torchvision import transforms
 
 import layershuffle
+from layershuffle.api.predict import Prediction, Predictions
 from layershuffle.checkpoints import named
 from layershuffle.checkpoints.export import export
+from layershuffle.checkpoints.likely_classes import LikelyClass
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.logs import set_up_logging
-from layershuffle.commands.predict import predict_command
+from layershuffle.commands.predict import as_csv, predict_command
 from layershuffle.commands.train import train_command
 from layershuffle.errors import UserError
 from layershuffle.orders import Order, seeded
+from layershuffle.results import ModelInfo
 from layershuffle.results.figures import rendered
 from layershuffle.results.measures import ByClassCounts
 
@@ -314,3 +317,25 @@ def test_files_are_written_before_lines_that_nobody_may_read(checkpoint, picture
         predict_command(["best.ckpt", "pictures", "--output", "found.csv"])
     assert len(Path("found.csv").read_text().splitlines()) == 1 + 5 * len(pictures)
     assert capsys.readouterr().err == "predictions: found.csv\n"
+
+
+def test_what_can_not_be_written_is_printed(checkpoint, pictures, monkeypatch, capsys):
+    checkpoint()
+    Path("file").touch()
+    assert "file" in fails(capsys, predict_command, "best.ckpt", "pictures", "--output=file/found.csv")
+
+    def fail(path, content):
+        raise UserError(f"{path} could not be written: No space left on device")
+
+    monkeypatch.setattr("layershuffle.commands.predict.write_whole", fail)
+    with pytest.raises(UserError, match="No space left"):
+        predict_command(["best.ckpt", "pictures", "--output", "found.csv"])
+    assert len(capsys.readouterr().out.splitlines()) == len(pictures)
+
+
+def test_names_that_spreadsheets_or_utf_8_do_not_take():
+    classes = (LikelyClass("=1+1", 0.9991, 1.0), LikelyClass("b", 0.0004, 0.0), LikelyClass("c", 0.0, 0.0))
+    found = Predictions(ModelInfo(name="best", config={}), [], [Prediction("caf\udce9.png", classes)], [])
+    (_, first, *_) = csv.reader(io.StringIO(as_csv(found)))
+    assert first == ["caf\\udce9.png", "1", "'=1+1", "0.9991", "1.0"]
+    assert str(found).endswith(": 99.9% =1+1; <0.1% b; 0.0% c")

@@ -89,7 +89,7 @@ def test_table_1_is_the_mean_over_seeds_beside_the_papers(tmp_path):
     assert rows[2][1][1:] == ("paper 0.13 (0.03)", "+64.87")  # one seed says nothing of its spread
     assert rows[1][2][-1].endswith("✱")
     caption = next(s for s in sections(setups, []) if s.title.startswith("Table 1")).parts[0].caption
-    assert "Of baseline there is only one seed" in caption
+    assert "baseline, which has one seed" in caption
     theirs = table(sections(setups, []), "Table 1", at=1)
     assert [row[:2] for row in theirs] == [
         [("sequential", "ViT-B/16, ImageNet-1k"), ("82.61 (0.08)",)],

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from example_results import by_class, results
+from example_results import by_class, results, score
 from matplotlib.image import imread
 
 from layershuffle.results import figures
@@ -26,3 +26,24 @@ def test_the_sequential_order_alone_has_an_overview_beside_its_confusion(tmp_pat
     found = by_class()
     alone = replace(found, scores=found.of("sequential"))
     assert list(figures.draw(alone, tmp_path / "a.json")) == ["overview", "confusion"]
+
+
+def test_points_of_one_number_of_layers_can_be_told_apart():
+    single = [one for one in results().scores if one.variant.get("kept", 1) == 1]
+    several = [results(scores=single), results("baseline", scores=single)]
+    _, *pruned = figures.overview(several).axes
+    for axis in pruned:
+        # Of two models in two sequences, no two points have the same place, and the markers differ.
+        points = [line for line in axis.lines if line.get_marker() not in ("None", "")]
+        places = [(*line.get_xdata(), *line.get_ydata()) for line in points]
+        assert len(set(places)) == len(places) == 4
+        assert len({line.get_marker() for line in points}) == 2
+
+
+def test_the_most_frequent_class_is_a_line_in_every_picture_of_accuracies():
+    skewed = by_class()  # of 10 classes, two have half of the images each
+    skewed = replace(skewed, scores=[*skewed.scores, score("failing", 0.5, "0", dead="20%")])
+    drawn = [figures.overview([skewed]), figures.plots(skewed)[0].figure(skewed, "")]
+    for figure in drawn:
+        names = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+        assert {"chance", "most frequent class"} <= names

@@ -8,6 +8,7 @@ from example_results import by_class, results, score
 from layershuffle.errors import UserError
 from layershuffle.results import MEASURES as KINDS
 from layershuffle.results import Results, figures, tables
+from layershuffle.results.levels import reference_levels
 from layershuffle.results.measures import (
     ByClassCounts,
     Contributions,
@@ -27,7 +28,8 @@ from layershuffle.results.measures.by_class import MAX_IN_PICTURE
 def test_accuracy_by_class_and_what_is_confused():
     found = by_class()
     header, rows = tables.of(found)["classes"]
-    assert header == ["class", "images", "sequential", "taken for", "arbitrary, fixed", "taken for"]
+    assert header[:4] == ["class", "images", "sequential", "sequential: taken for"]
+    assert header[4:] == ["arbitrary, fixed", "arbitrary, fixed: taken for"]
     # One of the first class was a NaN.
     assert rows == [["0", "10", "30.00", "2 40%", "50.00", "1 50%"], ["2", "10", "90.00", "0 10%", "100.00", ""]]
     named = replace(found, data=replace(found.data, classes=["cat", "dog", "hen"]))
@@ -41,6 +43,22 @@ def test_accuracy_by_class_and_what_is_confused():
     assert header == ["order", "class", "taken for", "images"]
     assert rows[0] == ["sequential", "0", "2", "4"]
     assert len(rows) == 4
+
+
+def test_skewed_classes_have_their_share_and_means_over_classes():
+    skewed = [OrderCounts("sequential", {}, 1, [8, 0], [(1, 0, 2)], balanced_accuracy=0.5, macro_f1=4 / 9)]
+    measure = ByClassCounts([8, 2], skewed)
+    found = results(measures=(measure,))
+    found = replace(found, model=replace(found.model, config={"name": "vit", "num_classes": 2}))
+    assert reference_levels(found) == {"chance": 50, "most frequent class": 80}
+    assert tables.of(found)["balanced"].rows == [["sequential", "80.00", "50.00", "44.44"]]
+    assert "80.00%" in tables.to_compare_with(found)
+    # Files of older versions have no such means, and evenly spread classes need none.
+    older = replace(skewed[0], balanced_accuracy=None, macro_f1=None)
+    assert "balanced" not in tables.of(replace(found, measures=(ByClassCounts([8, 2], [older]),)))
+    even = replace(found, measures=(ByClassCounts([5, 5], [replace(skewed[0], right=[5, 0])]),))
+    assert "balanced" not in tables.of(even)
+    assert list(reference_levels(even)) == ["chance"]
 
 
 def test_pictures_of_confusion():

@@ -1,5 +1,8 @@
 """Scores as tables."""
 
+import csv
+import io
+
 from example_results import results
 from rich.console import Console
 
@@ -35,3 +38,11 @@ def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
     assert sum("shuffled" in line and "keep" in line for line in lines) == 4
     assert all(line.count("±") in (0, 4) for line in lines)
     assert sum("±" in line for line in lines) == 10
+
+
+def test_no_cell_of_a_csv_file_is_a_formula_and_all_are_utf_8():
+    rows = [["=cmd|' /C calc'!A0", "-1.5", "+3", "@sum", "-x", "caf\udce9"]]
+    text = tables.as_csv(["a", "b", "c", "d", "e", "f"], rows)
+    text.encode()
+    (_, row) = csv.reader(io.StringIO(text))
+    assert row == ["'=cmd|' /C calc'!A0", "-1.5", "+3", "'@sum", "'-x", "caf\\udce9"]

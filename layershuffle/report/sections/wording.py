@@ -57,4 +57,7 @@ def meaning(setups: Sequence[SetupResults], methods: Sequence[str] | None = None
             if runs:
                 name = f"{method} ({setup.name})" if setup.name else method
                 seeds[name] = len(runs)
-    return tables.meaning(seeds) if seeds else ""
+    if not seeds:
+        return ""
+    per_batch = any(tables.ran_per_batch(results.scores) for setup in setups for results in setup.files.values())
+    return tables.meaning(seeds, per_batch)

@@ -3,7 +3,6 @@
 from layershuffle.results.figures.drawing import (
     COLOURS,
     band,
-    chance,
     draw_levels,
     panels,
     rendered,
@@ -18,7 +17,6 @@ __all__ = [
     "DRAWINGS",
     "Plot",
     "band",
-    "chance",
     "draw",
     "draw_levels",
     "overview",

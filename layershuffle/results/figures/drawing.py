@@ -1,6 +1,7 @@
 """What pictures share: colours, panels, bands, heat maps, the levels to compare with, and writing them to files."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 
 from layershuffle.files import write_whole
 from layershuffle.results.estimates import Summary, summarise
+from layershuffle.results.levels import reference_levels
 from layershuffle.results.record import Results
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
@@ -59,7 +61,7 @@ def panels(count: int, width: float, height: float, title: str | None = None, gr
 def accuracy_panel(results: Results, title: str, **labels: str) -> tuple[Figure, Axes]:
     """A figure with one panel of accuracies in percent, with the levels to compare with."""
     figure, (axis,) = panels(1, 7.6, 4.2, title)
-    draw_base_and_chance(axis, results)
+    draw_base_and_levels(axis, results)
     axis.set(ylabel="top-1 accuracy, %", ylim=(0, 100), **labels)
     return figure, axis
 
@@ -95,21 +97,32 @@ def band(axis: Axes, points: Mapping[Any, Summary], colour: str, alpha: float = 
     # Where each point is a single value, there is no band to fill.
     low = [summary.min for summary in summaries]
     high = [summary.max for summary in summaries]
-    if low != high:
+    if low == high:
+        return
+    # A band over a single point would have no width.
+    if len(points) == 1:
+        axis.vlines(list(points), low, high, color=colour, linewidth=1)
+    else:
         axis.fill_between(list(points), low, high, color=colour, alpha=alpha, linewidth=0)
 
 
-def draw_levels(axis: Axes, levels: Mapping[str, float]) -> None:
-    """Draw up to two accuracies to compare with, in percent, as level lines."""
-    for (name, value), linestyle in zip(levels.items(), (":", "-.")):
-        axis.axhline(value, label=name, **{**LEVEL, "linestyle": linestyle})
+def level_styles(levels: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """The style of the line of each level, by its name."""
+    return {name: {**LEVEL, "linestyle": style} for name, style in zip(levels, itertools.cycle((":", "-.")))}
 
 
-def draw_base_and_chance(axis: Axes, results: Results, label: bool = True) -> None:
-    """Draw the accuracy of the model's base order, and chance, as level lines."""
+def draw_levels(axis: Axes, levels: Mapping[str, float], label: bool = True, is_upright: bool = False) -> None:
+    """Draw accuracies to compare with, in percent, as level lines, or as upright ones where accuracy is the x axis."""
+    draw_line = axis.axvline if is_upright else axis.axhline
+    for name, style in level_styles(levels).items():
+        draw_line(levels[name], label=name if label else None, **style)
+
+
+def draw_base_and_levels(axis: Axes, results: Results, label: bool = True) -> None:
+    """Draw the accuracy of the model's base order, and those to compare with, as level lines."""
     for score in results.of("sequential"):
         axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="base order" if label else None)
-    axis.axhline(chance(results), label="chance" if label else None, **LEVEL)
+    draw_levels(axis, reference_levels(results), label)
 
 
 def heat_map(values: np.ndarray, ticks: Sequence[float], title: str, label: str, axis_label: str, form: str) -> Figure:
@@ -143,11 +156,6 @@ def heat_map(values: np.ndarray, ticks: Sequence[float], title: str, label: str,
 
 
 # --- Numbers ------------------------------------------------------------------------------------------------
-
-
-def chance(results: Results) -> float:
-    """The accuracy of guessing, in percent."""
-    return 100 / results.model.num_classes
 
 
 def by_kept(results: Results, strategy: str, sequence: str) -> dict[int, Summary]:

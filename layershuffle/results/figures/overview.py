@@ -1,6 +1,7 @@
 """The overview: one or more models in their base order, in arbitrary orders, and with layers left out."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -10,19 +11,25 @@ from matplotlib.lines import Line2D
 
 from layershuffle.results.figures.drawing import (
     COLOURS,
-    LEVEL,
     STRATEGIES,
     annotate,
     band,
     by_kept,
-    chance,
+    draw_levels,
+    level_styles,
     panels,
     strategies_of,
 )
+from layershuffle.results.levels import reference_levels
 from layershuffle.results.record import Results
 
-SEQUENCES: dict[str, Any] = {"original": "-", "random": "--"}
-"""The line styles of the sequences in which the layers that are kept run."""
+SEQUENCES: dict[str, dict[str, Any]] = {
+    "original": {"linestyle": "-", "marker": "o", "markersize": 4},
+    "random": {"linestyle": "--", "marker": "s", "markersize": 5, "markerfacecolor": "white"},
+}
+"""The styles of the sequences in which the layers that are kept run. The markers tell them apart where no line does."""
+SIDEWAYS = 0.06
+"""How far from their model's place the points of the two sequences stand where there is a single number of layers."""
 
 
 def overview(several: Sequence[Results], title: str = "") -> Figure:
@@ -37,20 +44,22 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     figure, (full_depth, *axes) = panels(1 + len(strategies), width, 4.4, title)
     # The bars of all models stand side by side and together are 0.8 wide, centred on their tick.
     bar_width = 0.8 / len(several)
+    levels: dict[str, float] = {}
     for index, results in enumerate(several):
         colour = COLOURS[index % len(COLOURS)]
         _draw_full_depth(full_depth, results, colour, index * bar_width - 0.4, bar_width)
         for axis, strategy in zip(axes, strategies):
-            _draw_pruned(axis, results, strategy, colour)
-        for axis in (full_depth, *axes):
-            axis.axhline(chance(results), **LEVEL)
+            _draw_pruned(axis, results, strategy, colour, (index - (len(several) - 1) / 2) * bar_width)
+        levels.update(reference_levels(results))
+    for axis in (full_depth, *axes):
+        draw_levels(axis, levels)
 
     full_depth.set(title="all layers", ylabel="top-1 accuracy, %", ylim=(0, 100))
     full_depth.set_xticks([0, 1], ["sequential\norder", "arbitrary\norders"])
     for axis, strategy in zip(axes, strategies):
         axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
 
-    handles = _legend(several, with_sequences=bool(strategies))
+    handles = _legend(several, levels, with_sequences=bool(strategies))
     columns = len(handles) if strategies else 3
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
@@ -76,19 +85,30 @@ def _draw_full_depth(axis: Axes, results: Results, colour: str, left: float, wid
             axis.scatter(spread, accuracies, s=4, color="black", alpha=0.5, zorder=3)
 
 
-def _draw_pruned(axis: Axes, results: Results, strategy: str, colour: str) -> None:
-    for sequence, style in SEQUENCES.items():
-        points = by_kept(results, strategy, sequence)
-        band(axis, points, colour, linestyle=style, marker=".")
-        axis.set_xticks(list(points))
+def _draw_pruned(axis: Axes, results: Results, strategy: str, colour: str, shift: float) -> None:
+    """Draw one model's lines; ``shift`` moves its points where there is a single number of layers."""
+    by_sequence = {sequence: by_kept(results, strategy, sequence) for sequence in SEQUENCES}
+    depths = sorted(set(itertools.chain(*by_sequence.values())))
+    is_single = len(depths) == 1
+    for (sequence, points), sideways in zip(by_sequence.items(), (-SIDEWAYS, SIDEWAYS)):
+        # Without lines, points of the same number of layers stand side by side, with their values.
+        placed = {kept + shift + sideways: summary for kept, summary in points.items()} if is_single else points
+        band(axis, placed, colour, **SEQUENCES[sequence])
+        if is_single:
+            for x, summary in placed.items():
+                annotate(axis, f"{summary.mean:.1f}", x, summary.max)
+    axis.set_xticks(depths)
+    if is_single:
+        axis.set_xlim(depths[0] - 0.5, depths[0] + 0.5)
 
 
-def _legend(several: Sequence[Results], with_sequences: bool) -> list[Line2D]:
+def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequences: bool) -> list[Line2D]:
     handles = []
     for index, results in enumerate(several):
         handles.append(Line2D([], [], color=COLOURS[index % len(COLOURS)], lw=4, label=results.label))
     if with_sequences:
         for sequence, style in SEQUENCES.items():
-            handles.append(Line2D([], [], color="grey", linestyle=style, label=f"in {sequence} sequence"))
-    handles.append(Line2D([], [], label="chance", **LEVEL))
+            handles.append(Line2D([], [], color="grey", label=f"in {sequence} sequence", **style))
+    for name, style in level_styles(levels).items():
+        handles.append(Line2D([], [], label=name, **style))
     return handles

@@ -13,14 +13,14 @@ from layershuffle.orders.protocols import Protocol
 from layershuffle.results.estimates import summarise
 from layershuffle.results.figures.drawing import (
     COLOURS,
-    LEVEL,
     accuracy_panel,
     annotate,
     band,
-    chance,
+    draw_levels,
     heat_map,
     panels,
 )
+from layershuffle.results.levels import reference_levels
 from layershuffle.results.record import Results
 from layershuffle.results.score import Score
 
@@ -88,7 +88,7 @@ def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Fi
         label = ", ".join(map(str, variant)) or name
         labels.append("base order" if label == "sequential" else textwrap.shorten(label, 44))
     axis.set_yticks(range(len(groups)), labels, fontsize=7)
-    axis.axvline(chance(results), label="chance", **LEVEL)
+    draw_levels(axis, reference_levels(results), is_upright=True)
     axis.set(xlabel="top-1 accuracy, %", xlim=(0, 105))
     axis.invert_yaxis()
     figure.legend(loc="outside right center", frameon=False)

@@ -1,6 +1,6 @@
 """What can be measured beside scores: one file for each kind of measure."""
 
-from layershuffle.results.measures.by_class import ByClassCounts, OrderCounts, reference_levels
+from layershuffle.results.measures.by_class import ByClassCounts, OrderCounts
 from layershuffle.results.measures.contributions import Contributions
 from layershuffle.results.measures.cosine import Cosine
 from layershuffle.results.measures.early_exit import EarlyExits, Exit
@@ -21,5 +21,4 @@ __all__ = [
     "Search",
     "SearchStep",
     "SecondsPerImage",
-    "reference_levels",
 ]

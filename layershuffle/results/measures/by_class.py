@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from layershuffle.errors import UserError
-from layershuffle.results.figures.drawing import COLOURS, chance, panels
+from layershuffle.results.figures.drawing import COLOURS, panels
+from layershuffle.results.levels import chance
 from layershuffle.results.record import Measure, ReportSection, Results, register
 from layershuffle.results.score import Variant
 from layershuffle.results.table import Rows, Table
@@ -21,6 +22,8 @@ MAX_IN_TABLE = 100
 """With more classes, the table lists the most frequent mistakes in place of the whole confusion matrix."""
 MAX_IN_PICTURE = 30
 """With more classes, the picture has bars for the most frequent mistakes in place of the whole confusion matrix."""
+MOST_FREQUENT = "most frequent class"
+"""What pictures call the accuracy of always naming it."""
 MISTAKES = 25
 """How many mistakes are drawn as bars."""
 
@@ -35,6 +38,9 @@ class OrderCounts:
         samples: how many orders they are.
         right: of each class, how many images were classified rightly.
         confused: the most frequent mistakes, as (class, class that it was taken for, images).
+        balanced_accuracy: the mean of the accuracies of the classes that have images, 0 to 1. None in older files, as
+            the next.
+        macro_f1: the mean F1 of the classes that have images or are predicted, 0 to 1.
     """
 
     protocol: str
@@ -42,6 +48,8 @@ class OrderCounts:
     samples: int = field(metadata={"json": "draws"})
     right: list[int]
     confused: list[tuple[int, int, int]]
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
 
     @property
     def name(self) -> str:
@@ -102,21 +110,45 @@ class ByClassCounts(Measure):
                 return counts
         return None
 
+    @property
+    def most_frequent(self) -> int:
+        """The class with the most images."""
+        return self.images.index(max(self.images))
+
+    def levels(self, results: Results) -> dict[str, float]:
+        """The accuracy of always naming the most frequent class, if that is clearly higher than chance."""
+        share = 100 * self.images[self.most_frequent] / max(1, sum(self.images))
+        return {MOST_FREQUENT: share} if share > chance(results) + 0.5 else {}
+
     # --- Tables ---------------------------------------------------------------------------------------------
 
     def tables(self, results: Results) -> dict[str, Table]:
-        """The accuracy of each class."""
-        return {"classes": self.accuracies(results)}
+        """The accuracy of each class, and of skewed data the means in which every class has the same weight."""
+        if not self.levels(results):
+            return {"classes": self.accuracies(results)}
+        return {"balanced": self.balanced(results), "classes": self.accuracies(results)}
 
     def files(self, results: Results) -> dict[str, Table]:
         """The accuracy of each class, and the confusion matrix."""
         return {"classes": self.accuracies(results), "confusion": self.confusion(results)}
 
+    def balanced(self, results: Results) -> Table:
+        """The top-1 accuracy, and the means in which every class has the same weight; empty for older files."""
+        rows = []
+        all_images = sum(self.images)
+        for counts in self.orders:
+            if counts.balanced_accuracy is None or counts.macro_f1 is None:
+                continue
+            top1 = sum(counts.right) / counts.samples / max(1, all_images)
+            shares = (top1, counts.balanced_accuracy, counts.macro_f1)
+            rows.append([counts.name, *(f"{100 * share:.2f}" for share in shares)])
+        return Table(["order", "top-1 %", "balanced accuracy %", "macro F1 %"], rows)
+
     def accuracies(self, results: Results) -> Table:
         """The accuracy of each class, and what it is mistaken for most often. The lowest accuracies come first."""
         header = ["class", "images"]
         for counts in self.orders:
-            header += [counts.name, "taken for"]
+            header += [counts.name, f"{counts.name}: taken for"]
         names = self.class_names(results)
         mistakes = [_worst_mistakes(counts) for counts in self.orders]
         rows = []
@@ -220,18 +252,6 @@ class ByClassCounts(Measure):
         return figure
 
 
-def reference_levels(results: Results) -> dict[str, float]:
-    """Accuracy in percent of guessing and, if clearly higher, of always naming the most frequent class."""
-    guessing = chance(results)
-    accuracies = {"chance": guessing}
-    counts = results.measure(ByClassCounts)
-    if counts:
-        most_frequent = 100 * max(counts.images, default=0) / max(1, sum(counts.images))
-        if most_frequent > guessing + 0.5:
-            accuracies["most frequent class"] = most_frequent
-    return accuracies
-
-
 def _worst_mistakes(counts: OrderCounts) -> dict[int, tuple[int, int]]:
     """For each class the one that it is most often taken for, and how many images are."""
     worst: dict[int, tuple[int, int]] = {}
@@ -247,6 +267,9 @@ def _check_counts(counts: OrderCounts, images: list[int]) -> None:
     for right, present in zip(counts.right, images):
         if not 0 <= right <= counts.samples * present:
             raise UserError(f"by_class counts {right} images as right of a class that has {present}")
+    for share in (counts.balanced_accuracy, counts.macro_f1):
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"by_class has a mean over classes that is no share: {share}")
     for true, predicted, count in counts.confused:
         if not (0 <= true < len(images) and 0 <= predicted < len(images)):
             raise UserError(f"by_class counts class {true} taken for {predicted}, of {len(images)} classes")

@@ -13,7 +13,7 @@ from layershuffle.results.figures.drawing import (
     STRATEGIES,
     band,
     by_kept,
-    draw_base_and_chance,
+    draw_base_and_levels,
     panels,
     strategies_of,
 )
@@ -67,8 +67,8 @@ class SecondsPerImage(Measure):
         # Early exit stops each image elsewhere, so it has no time of a batch, and takes the colours that are left.
         _draw_exits(by_layers, results, COLOURS[len(strategies) :])
 
-        draw_base_and_chance(by_layers, results)
-        draw_base_and_chance(by_time, results, label=False)
+        draw_base_and_levels(by_layers, results)
+        draw_base_and_levels(by_time, results, label=False)
         by_layers.set(xlabel="layers run (with early exit: mean)", xticks=sorted(self.seconds))
         by_layers.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
         by_time.set(xlabel=f"ms per image, batches of {results.evaluation.batch_size}", xlim=(0, None))

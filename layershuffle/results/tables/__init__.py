@@ -2,10 +2,21 @@
 
 from layershuffle.results.table import Rows, Table, as_csv, markdown, terminal
 from layershuffle.results.tables.scores import full_depth, grid, of, shown
-from layershuffle.results.tables.wording import ONE_SEED, SEVERAL_SEEDS, Group, meaning, name_of, percent
+from layershuffle.results.tables.wording import (
+    ONE_SEED,
+    PER_BATCH,
+    SEVERAL_SEEDS,
+    Group,
+    meaning,
+    name_of,
+    percent,
+    ran_per_batch,
+    to_compare_with,
+)
 
 __all__ = [
     "ONE_SEED",
+    "PER_BATCH",
     "SEVERAL_SEEDS",
     "Group",
     "Rows",
@@ -18,6 +29,8 @@ __all__ = [
     "name_of",
     "of",
     "percent",
+    "ran_per_batch",
     "shown",
     "terminal",
+    "to_compare_with",
 ]

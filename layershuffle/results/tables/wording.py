@@ -1,8 +1,11 @@
 """What tables call groups of scores, and how they write an accuracy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from layershuffle.results.estimates import Estimate
+from layershuffle.results.levels import reference_levels
+from layershuffle.results.record import Results
+from layershuffle.results.score import Score
 
 Group = tuple[object, ...]
 """Names scores of the same kind: the protocol, then the values of the variant."""
@@ -11,10 +14,11 @@ SEQUENCES = {"random": "shuffled", "per batch": "shuffled per batch"}
 """What tables call the sequences in which "pruned" runs the layers that are kept, but for the original one."""
 
 ONE_SEED = (
-    "± is half the width of a 95% interval over test images and, where several random orders ran, over these. It says "
-    "nothing of other training seeds. Where each batch ran in a new order, one model doesn't tell the interval."
+    "± is half the width of a 95% confidence interval over test images and, for several random orders, over these. It "
+    "does not cover other training seeds."
 )
-SEVERAL_SEEDS = "± is half the width of a 95% interval over training seeds, random orders and test images."
+SEVERAL_SEEDS = "± is half the width of a 95% confidence interval over training seeds, random orders and test images."
+PER_BATCH = "Where every batch ran in a new order there is a single score, from which no interval can be computed."
 
 
 def percent(accuracy: Estimate | None) -> str:
@@ -27,17 +31,35 @@ def percent(accuracy: Estimate | None) -> str:
     return text
 
 
-def meaning(seeds: Mapping[str, int]) -> str:
-    """What ± stands for in a table of methods, each with this number of seeds."""
+def meaning(seeds: Mapping[str, int], per_batch: bool) -> str:
+    """What ± stands for in a table.
+
+    Args:
+        seeds: the number of seeds of each method.
+        per_batch: whether the table has scores of orders that were new in every batch, see ``ran_per_batch``.
+    """
+    single = [method for method, count in seeds.items() if count == 1]
     text = ONE_SEED
     if max(seeds.values()) > 1:
         text = SEVERAL_SEEDS
-        single = ", ".join(method for method, count in seeds.items() if count == 1)
         if single:
-            text += f" Of {single} there is only one seed, and the interval leaves seeds out."
+            text += f" For {', '.join(single)}, which has one seed, it does not cover other training seeds."
+    if single and per_batch:
+        text += f" {PER_BATCH}"
     if len(seeds) > 1:
-        text += " All methods have the same test images: differences between them are more certain than ± says."
+        text += " All methods share the test images, so differences between them are more certain than ± suggests."
     return text
+
+
+def ran_per_batch(scores: Iterable[Score]) -> bool:
+    """Whether some of the scores are of orders that were new in every batch."""
+    return any(score.order is None and "per batch" in score.variant.values() for score in scores)
+
+
+def to_compare_with(results: Results) -> str:
+    """The accuracies to compare with, in a sentence."""
+    texts = [f"{name} {share:.2f}%" for name, share in reference_levels(results).items()]
+    return f"For comparison: {', '.join(texts)}."
 
 
 def name_of(group: Group) -> str:

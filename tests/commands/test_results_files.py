@@ -1,0 +1,38 @@
+"""What a study leaves on the terminal and on the disk."""
+
+import re
+from pathlib import Path
+
+import pytest
+from example_results import by_class, results
+
+from layershuffle.commands.results_files import leave
+from layershuffle.errors import UserError
+from layershuffle.results import Results
+
+
+def test_results_that_can_not_be_saved_are_printed_and_saved_elsewhere(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "full" / "r.json"
+    save = Results.save
+
+    def fail(self, path):
+        if path == output:
+            raise UserError(f"{path} could not be written: No space left on device")
+        save(self, path)
+
+    monkeypatch.setattr(Results, "save", fail)
+    with pytest.raises(UserError, match="No space left") as caught:
+        leave(by_class(), output)
+    assert "90.00" in capsys.readouterr().out
+    elsewhere = re.search(r"\S+r\.json$", str(caught.value))
+    assert Results.load(Path(elsewhere[0])) == by_class()
+
+
+def test_what_to_compare_with_stands_under_the_table(tmp_path, capsys):
+    leave(by_class(), tmp_path / "r.json")
+    printed = capsys.readouterr().out
+    assert "chance 10.00%, most frequent class 50.00%" in printed
+    assert "every batch" in " ".join(printed.split())
+    # The note on orders that are new in every batch is only printed where there are some.
+    leave(results(scores=results().of("sequential")), tmp_path / "s.json")
+    assert "every batch" not in " ".join(capsys.readouterr().out.split())
