@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from layershuffle.choices import Precision, Split
 
@@ -112,6 +112,12 @@ OPTIONS = {
     "step_deadline": Option("Seconds after which a node that hasn't answered is suspected.", float, 10.0),
     "request_deadline": Option("Seconds after which a request fails.", float, 60.0),
     "visit": Option("How many layers a node may run in a row for a request.", PositiveInt, 1, metavar="N"),
+    "width": Option("At how many nodes a request may be at a time.", PositiveInt, 1, metavar="N"),
+    "answer_by": Option(
+        "Seconds after which a request is answered with what has come by then (default: it waits for all).",
+        PositiveFloat | None,
+        metavar="SECONDS",
+    ),
     # What to write, and whether to go on.
     "top": Option("How many classes to name for a picture.", PositiveInt, 5, metavar="N"),
     "output": Option("File to write.", Path | None, metavar="FILE"),

@@ -24,7 +24,7 @@ class Simulation:
     """
 
     scenario: Scenario
-    limits: dict[str, float]
+    limits: dict[str, float | None]
     seeds: tuple[int, ...]
     outcomes: Outcomes
 

@@ -148,7 +148,7 @@ def _parser() -> Parser:
         help="What happens to a layer whose last node is lost. reassign: another node loads it; skip: requests do "
         "without it.",
     )
-    add_options(parser, "max_missed", "patience", "step_deadline", "request_deadline", "visit")
+    add_options(parser, "max_missed", "patience", "step_deadline", "request_deadline", "visit", "width", "answer_by")
     option("--most_running", type=PositiveInt | None, help="Requests that run at a time (default: 2 per node).")
     option("--most_waiting", type=NonNegativeInt, default=64, help="Requests that may wait; others get a 429.")
     option("--host", default="127.0.0.1", help="Address to listen on; the default is loopback alone.")

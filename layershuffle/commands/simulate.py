@@ -79,7 +79,9 @@ def _parser() -> Parser:
         "least estimated time. With -skip a request does without layers that keep it waiting; without it, layers that "
         "were lost are loaded on other nodes.",
     )
-    add_options(parser, "max_missed", "visit", patience=20.0, step_deadline=120.0, request_deadline=3600.0)
+    add_options(
+        parser, "max_missed", "visit", "width", "answer_by", patience=20.0, step_deadline=120.0, request_deadline=3600.0
+    )
     # An option for each field of a scenario but the number of nodes, of which --cluster_sizes takes several.
     types = get_type_hints(Scenario)
     for field in fields(Scenario):

@@ -3,16 +3,18 @@
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from layershuffle.orders.order import Order
+
 
 class Run(NamedTuple):
-    """Let ``node`` run ``layers`` on the current input of ``request``.
+    """Let ``node`` run ``layers`` on the newest state of ``request``.
 
     Attributes:
         node: the key of the node.
         request: the number of the request.
         epoch: tells this run of the request from earlier and later ones.
         layers: the layers to run, one after the other.
-        position: the position in the request's order at which the first of them runs.
+        position: the position of the first of them: how many results of the request had come when it started.
     """
 
     node: Hashable
@@ -34,14 +36,14 @@ class Ended(NamedTuple):
 
     Attributes:
         request: its number.
-        order: the layers that ran, in the order in which they ran.
+        order: the order that ran. A layer that started before the results of others came has a lag.
         missed: the layers that it did without.
         seconds: the time since it was submitted.
         failed: whether its deadline came, or it was cancelled, before it was done.
     """
 
     request: int
-    order: tuple[int, ...]
+    order: Order
     missed: tuple[int, ...]
     seconds: float
     failed: bool

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, Self
 
@@ -18,10 +17,10 @@ from torch import Tensor
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
-from layershuffle.orders.order import Order
 from layershuffle.serving.actions import Action, Ended, Load, Run
 from layershuffle.serving.cluster_state import ClusterState, NodeState
 from layershuffle.serving.event_log import EventLog
+from layershuffle.serving.flight import Flight
 from layershuffle.serving.model_parts import fingerprint, part_for
 from layershuffle.serving.placement import checked, spread
 from layershuffle.serving.policy import Policy
@@ -33,28 +32,12 @@ FIRST_ESTIMATE = 0.1
 """The seconds that a node is expected to take for a step before it has run one."""
 
 
-@dataclass
-class _Flight:
-    """A request that runs.
-
-    Attributes:
-        tokens: the input of its next step, [batch, tokens, dim].
-        context: what the model's layers read besides, or None.
-        ended: who waits for its end.
-        error: why it failed, if it isn't that its deadline came.
-    """
-
-    tokens: np.ndarray
-    context: np.ndarray | None
-    ended: asyncio.Future[Ended]
-    error: str = ""
-
-
 class Cluster:
     """A model whose layers run on nodes: ``async with Cluster(model, 6) as cluster: await cluster.submit(images)``.
 
-    The coordinator, which is this process, embeds images and classifies tokens. It keeps the input of every step until
-    the step is answered, so that nothing is lost with a node. Nodes compute on the CPU.
+    The coordinator, which is this process, embeds images and classifies tokens. It keeps the state that a step reads
+    until the step is answered, so that nothing is lost with a node, and adds what the step changes to the newest state.
+    Nodes compute on the CPU.
 
     Args:
         model: the model, in evaluation mode on the CPU.
@@ -74,7 +57,8 @@ class Cluster:
         counts: how many requests "ended" and "failed", and how many layers they "missed".
 
     Raises:
-        UserError: on entering, if there is no such cluster, the model is too large for it, or a step has no node.
+        UserError: if the model's base order reads older states, or a step has no node; on entering, if there is no such
+            cluster, or the model is too large for it.
     """
 
     def __init__(
@@ -90,6 +74,11 @@ class Cluster:
         start_seconds: float = 120.0,
     ) -> None:
         steps = len(model.order)
+        if model.order.longest_lag:
+            raise UserError(
+                f"the model's base order, {model.order}, reads older states, which nodes that run its steps in another "
+                "sequence don't have: serve a model whose steps read the newest one"
+            )
         self.placement = spread(placement, steps) if isinstance(placement, int) else checked(placement, steps)
         self.model = model
         self.policy = policy or Policy()
@@ -108,7 +97,7 @@ class Cluster:
         self._gone: dict[str, int] = {}
 
         self._numbers = count(1)
-        self._flights: dict[int, _Flight] = {}
+        self._flights: dict[int, Flight] = {}
         self._ended_at: deque[float] = deque(maxlen=1000)
         self._tasks: set[asyncio.Task] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -214,27 +203,41 @@ class Cluster:
 
     # --- Requests --------------------------------------------------------------------------------------------
 
-    async def submit(self, images: Tensor) -> Result:
+    async def submit(self, images: Tensor, arrived: float | None = None) -> Result:
         """Classify normalised ``images`` [batch, channels, height, width]; waits while the window is full.
 
+        Args:
+            images: the images.
+            arrived: since when, in the event loop's time, the caller waits for an answer that is due by
+                ``Policy.answer_by``; by default since the request begins to run.
+
         Raises:
-            UserError: if the images aren't what the model takes, or the request reached its deadline.
+            UserError: if the images aren't what the model takes, or the request reached its deadline, or it should have
+                been answered before it could begin.
         """
         if images.ndim != 4 or tuple(images.shape[1:]) != self.model.image_shape or not len(images):
             shape = ", ".join(map(str, self.model.image_shape))
             raise UserError(f"the images are {list(images.shape)}, but the model takes [1 or more, {shape}]")
-        async with self._slot_of_window():
+        async with self._slot_of_window(arrived):
             tokens, context = await asyncio.to_thread(self._embed, images)
-            flight = _Flight(tokens, context, self._loop.create_future())
-            ended = await self._run_layers(flight)
+            flight = Flight(tokens, context, self._loop.create_future())
+            ended = await self._run_layers(flight, arrived)
             logits = await asyncio.to_thread(self._classify, flight)
-        return Result(logits, Order(ended.order).over(self.model.order), ended.missed, ended.seconds)
+        return Result(logits, ended.order.over(self.model.order), ended.missed, ended.seconds)
 
     @asynccontextmanager
-    async def _slot_of_window(self) -> AsyncIterator[None]:
+    async def _slot_of_window(self, arrived: float | None) -> AsyncIterator[None]:
+        due = None
+        if arrived is not None and self.policy.answer_by is not None:
+            due = arrived + self.policy.answer_by
         self.waiting += 1
         try:
-            await self._slots.acquire()
+            async with asyncio.timeout_at(due):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise UserError(
+                f"the request could not begin within {self.policy.answer_by:g} s, because {self.window} others ran"
+            ) from error
         finally:
             self.waiting -= 1
         try:
@@ -242,12 +245,12 @@ class Cluster:
         finally:
             self._slots.release()
 
-    async def _run_layers(self, flight: _Flight) -> Ended:
+    async def _run_layers(self, flight: Flight, arrived: float | None) -> Ended:
         """Run a request through the layers, so that its tokens are those after the last; UserError if it fails."""
         number = next(self._numbers)
         self._flights[number] = flight
         try:
-            self._perform(self.router.submit(number, self._loop.time()))
+            self._perform(self.router.submit(number, self._loop.time(), arrived))
             ended = await flight.ended
         finally:
             del self._flights[number]
@@ -264,7 +267,7 @@ class Cluster:
         return tokens.numpy(), None if context is None else context.numpy()
 
     @torch.inference_mode()
-    def _classify(self, flight: _Flight) -> Tensor:
+    def _classify(self, flight: Flight) -> Tensor:
         return self.model.classify(State(torch.tensor(flight.tokens))).logits
 
     # --- What the router wants -------------------------------------------------------------------------------
@@ -273,7 +276,9 @@ class Cluster:
         """Do what the router says, and come back when it next has something to do."""
         for action in actions:
             if isinstance(action, Run):
-                self._in_background(self._run(action))
+                # It reads the newest state of this moment, and not of the later one in which it is sent.
+                read = self._flights[action.request].tokens
+                self._in_background(self._run(action, read))
             elif isinstance(action, Load):
                 self._in_background(self._load(action))
             else:
@@ -296,8 +301,8 @@ class Cluster:
         if flight is not None and not flight.ended.done():
             flight.ended.set_result(ended)
 
-    async def _run(self, run: Run) -> None:
-        """Let a node run layers on the tokens of a request, and keep the new ones if its answer still counts."""
+    async def _run(self, run: Run, read: np.ndarray) -> None:
+        """Let a node run layers on the state ``read`` of a request, and add its answer if that still counts."""
         name = str(run.node)
         worker = self._workers[name]
         flight = self._flights.get(run.request)
@@ -305,7 +310,7 @@ class Cluster:
             self._perform(self.router.answered(run, self._loop.time()))
             return
         try:
-            tokens = await worker.run.remote(flight.tokens, flight.context, run.layers, run.position)
+            output = await worker.run.remote(read, flight.context, run.layers, run.position)
         except self._ray.exceptions.RayActorError as error:
             self._unreachable(name, worker, error)
             return
@@ -317,7 +322,7 @@ class Cluster:
                 self._perform(self.router.cancel(run.request, self._loop.time()))
         else:
             if self.router.is_current(run):
-                flight.tokens = tokens
+                flight.add(output, read)
             else:
                 self._log.write("late", time.time(), node=name, request=run.request)
         self._perform(self.router.answered(run, self._loop.time()))

@@ -47,7 +47,7 @@ class EventLog:
             "ended",
             time,
             request=ended.request,
-            order=" ".join(map(str, ended.order)),
+            order=str(ended.order),
             missed=list(ended.missed),
             seconds=round(ended.seconds, 3),
             failed=ended.failed,

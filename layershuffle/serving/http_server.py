@@ -106,13 +106,14 @@ class HttpServer:
         # Requests count only once they have come whole: those that never do keep nobody out.
         if self.accepted >= self.most_waiting + self.cluster.window:
             raise _Refusal(429, f"{self.accepted} requests are being served already: try again later")
+        arrived = asyncio.get_running_loop().time()
         self.accepted += 1
         seconds = self.cluster.policy.request_deadline
         try:
             with self.connections.answering(request):
                 async with asyncio.timeout(seconds):
                     images = await self._decode(content)
-                    result = await self.cluster.submit(images)
+                    result = await self.cluster.submit(images, arrived)
         except UserError as error:
             raise _Refusal(503, str(error)) from error
         except TimeoutError as error:

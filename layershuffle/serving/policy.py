@@ -28,9 +28,15 @@ class Policy:
             and it gets no work until it answers.
         request_deadline: the seconds after which a request fails.
         visit: how many layers a node may run in a row for a request, if it holds several that the request can run.
+        width: at how many nodes a request may be at a time. Each of them reads the newest state when it starts, and
+            what it changes is added to the state that is the newest when it ends. So layers also start in sequence with
+            the routings that keep to it, but needn't end so.
+        answer_by: the seconds after which a request is answered with what has come by then, whatever it misses; None to
+            wait until ``request_deadline``, and fail.
 
     Raises:
-        UserError: if the routing or what happens on a loss is unknown, or a number is out of its range.
+        UserError: if the routing or what happens on a loss is unknown, a number is out of its range, or ``width`` and
+            ``visit`` are both above 1.
     """
 
     routing: Routing = "any"
@@ -40,6 +46,8 @@ class Policy:
     step_deadline: float = 10.0
     request_deadline: float = 60.0
     visit: int = 1
+    width: int = 1
+    answer_by: float | None = None
 
     def __post_init__(self) -> None:
         if self.routing not in get_args(Routing) or self.on_loss not in get_args(OnLoss):
@@ -47,11 +55,24 @@ class Policy:
                 f"routing is one of {', '.join(get_args(Routing))} and on_loss one of {', '.join(get_args(OnLoss))}, "
                 f"not {self.routing} and {self.on_loss}"
             )
-        if self.max_missed < 0 or self.visit < 1 or min(self.patience, self.step_deadline, self.request_deadline) < 0:
-            raise UserError("max_missed, patience and the deadlines are 0 or more, and visit is 1 or more")
+        if self.max_missed < 0 or min(self.patience, self.step_deadline, self.request_deadline) < 0:
+            raise UserError("max_missed, patience and the deadlines are 0 or more")
+        if min(self.visit, self.width) < 1:
+            raise UserError("visit and width are 1 or more")
+        if self.visit > 1 and self.width > 1:
+            # The second layer of the visit would read a state that only this node has seen, which no order can say.
+            raise UserError(
+                f"a visit of {self.visit} layers in a row can't be combined with a width of {self.width}: leave one of "
+                "them at 1"
+            )
+        if self.answer_by is not None and not 0 < self.answer_by <= self.request_deadline:
+            raise UserError(
+                f"answer_by is above 0 and at most the request_deadline of {self.request_deadline:g} s, "
+                f"not {self.answer_by:g}"
+            )
 
 
-LIMITS = ("max_missed", "patience", "step_deadline", "request_deadline", "visit")
+LIMITS = ("max_missed", "patience", "step_deadline", "request_deadline", "visit", "width", "answer_by")
 """The fields of a ``Policy`` that all policies of a simulation have in common."""
 POLICIES = {
     "any": Policy("any"),

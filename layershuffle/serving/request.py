@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from layershuffle.orders.order import Order, Step, Unit
+from layershuffle.serving.actions import Run
 from layershuffle.serving.node import Node
 
 
@@ -11,31 +13,52 @@ class Request:
     Attributes:
         number: requests are numbered as they came.
         submitted: when it came.
-        left: the layers that are left to run, ascending.
-        executed: those that ran, as they ran.
+        left: the layers that are left to start, ascending.
+        running: what nodes run of it, by the epoch in which it started.
+        executed: the layers that ran, as their results came.
+        lags: for each of them, how many results came while it ran.
         missed: those that it does without.
         chain: with the routing "chain", the node for which it waits or which it uses.
         path: with the routing "path", the nodes that are to run the layers that are left.
         epoch: counts up whenever it begins to run or to wait, or is answered.
     """
 
-    __slots__ = ("chain", "epoch", "executed", "left", "missed", "number", "path", "submitted")
+    __slots__ = ("chain", "epoch", "executed", "lags", "left", "missed", "number", "path", "running", "submitted")
 
     def __init__(self, number: int, depth: int, now: float) -> None:
         self.number = number
         self.submitted = now
         self.left = list(range(depth))
+        self.running: dict[int, Run] = {}
         self.executed: list[int] = []
+        self.lags: list[int] = []
         self.missed: list[int] = []
         self.chain: Node | None = None
         self.path: dict[int, Node] = {}
         self.epoch = 0
 
-    def has_run(self, layers: Sequence[int]) -> None:
-        """Layers were run for it."""
-        self.executed += layers
-        self.left = [layer for layer in self.left if layer not in layers]
+    @property
+    def order(self) -> Order:
+        """The order that ran."""
+        return Order(Step((Unit(layer),), lag=lag) for layer, lag in zip(self.executed, self.lags))
+
+    def starts(self, run: Run) -> None:
+        """A node runs layers for it."""
+        self.running[run.epoch] = run
+        self.left = [layer for layer in self.left if layer not in run.layers]
+
+    def has_run(self, run: Run) -> None:
+        """A node has run layers for it."""
+        del self.running[run.epoch]
+        # Those of a visit read the result of the one before them.
+        self.lags += [len(self.executed) - run.position] + [0] * (len(run.layers) - 1)
+        self.executed += run.layers
         self.epoch += 1
+
+    def stops(self, run: Run) -> None:
+        """A node that ran layers for it has gone, or takes too long."""
+        del self.running[run.epoch]
+        self.left = sorted([*self.left, *run.layers])
 
     def give_up(self, layers: Sequence[int]) -> None:
         """Do without layers."""

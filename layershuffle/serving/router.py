@@ -8,8 +8,9 @@ layer's last holder and the choice of a path, which cost O(nodes).
 
 import math
 import random
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
+from heapq import heappop, heappush
 from itertools import takewhile
 
 from layershuffle.serving.actions import Action, Ended, Load, Run, Task
@@ -24,8 +25,9 @@ from layershuffle.serving.routes import Routes
 class Router:
     """Routes requests through the layers of a model, whatever happens to the nodes.
 
-    A request ends exactly once. A layer never counts twice for it: only the answer to its latest ``Run`` counts, and
-    others are dropped and counted in ``late``.
+    A request ends exactly once. A layer never counts twice for it: only the answer to the layer's latest ``Run``
+    counts, and others are dropped and counted in ``late``. Whatever is told to run reads the newest state of its
+    request, which is that after the last answer that counted.
 
     Args:
         depth: the number of layers, which are the steps of the model's base order.
@@ -50,19 +52,28 @@ class Router:
         self._waiting: defaultdict[Place, PriorityQueue[Request]] = defaultdict(PriorityQueue)
         self._idle: defaultdict[Place, PriorityQueue[Node]] = defaultdict(PriorityQueue)
 
-        # What is due when. All requests have the same time until their deadline, so theirs stay in sequence.
+        # What is due when. A request ends when it is due, whatever it does, so it is queued by its number once.
         self._step_deadlines: PriorityQueue[Node] = PriorityQueue()
         self._patience: PriorityQueue[Request] = PriorityQueue()
-        self._request_deadlines: deque[tuple[float, Request]] = deque()
+        self._due: list[tuple[float, int]] = []
 
     # --- What happened ---------------------------------------------------------------------------------------
 
-    def submit(self, request: int, now: float) -> list[Action]:
-        """A request has come. Its number is higher than those of the requests before it."""
+    def submit(self, request: int, now: float, arrived: float | None = None) -> list[Action]:
+        """A request has come. Its number is higher than those of the requests before it.
+
+        Args:
+            request: its number.
+            now: the time.
+            arrived: when its caller began to wait for the answer that is due by ``Policy.answer_by``; by default now.
+        """
         actions: list[Action] = []
         submitted = Request(request, self.depth, now)
         self._requests[request] = submitted
-        self._request_deadlines.append((now + self.policy.request_deadline, submitted))
+        due = now + self.policy.request_deadline
+        if self.policy.answer_by is not None:
+            due = (now if arrived is None else arrived) + self.policy.answer_by
+        heappush(self._due, (due, request))
         self._proceed(submitted, now, actions)
         return actions
 
@@ -135,25 +146,25 @@ class Router:
             actions += self.suspect(node.key, now)
         while (request := self._patience.first_due(now)) is not None:
             self._lose_patience(request, now, actions)
-        while self._request_deadlines and self._request_deadlines[0][0] <= now:
-            _, request = self._request_deadlines.popleft()
-            if request.number in self._requests:
-                self._end(request, now, actions, failed=True)
+        while self._due and self._due[0][0] <= now:
+            _, number = heappop(self._due)
+            if number in self._requests:
+                self._end_due(self._requests[number], now, actions)
         return actions
 
     # --- What is known ---------------------------------------------------------------------------------------
 
     def next_time(self) -> float:
         """When ``tick`` has something to do, unless something else happens before; infinity if never."""
-        while self._request_deadlines and self._request_deadlines[0][1].number not in self._requests:
-            self._request_deadlines.popleft()
-        request_deadline = self._request_deadlines[0][0] if self._request_deadlines else math.inf
-        return min(self._step_deadlines.first_priority(), self._patience.first_priority(), request_deadline)
+        while self._due and self._due[0][1] not in self._requests:
+            heappop(self._due)
+        due = self._due[0][0] if self._due else math.inf
+        return min(self._step_deadlines.first_priority(), self._patience.first_priority(), due)
 
     def is_current(self, run: Run) -> bool:
         """Whether the answer to ``run`` counts, if it comes now."""
         request = self._requests.get(run.request)
-        return request is not None and request.epoch == run.epoch
+        return request is not None and run.epoch in request.running
 
     def nodes(self) -> Iterator[Node]:
         """The nodes that haven't been lost, as they joined. They are the router's: don't change them."""
@@ -162,25 +173,29 @@ class Router:
     # --- Requests --------------------------------------------------------------------------------------------
 
     def _proceed(self, request: Request, now: float, actions: list[Action]) -> None:
-        """Let a request run on an idle node, or else wait, or end if nothing is left."""
-        if not request.left:
+        """Let a request run on as many idle nodes as it may be at, or else wait, or end if nothing is left."""
+        while request.left and len(request.running) < self.policy.width:
+            places = self._routes.places(request)
+            node = self._idle_node(places)
+            if node is None:
+                self._wait(request, places)
+                # A request that is at some node meanwhile is not held up.
+                if self.policy.on_loss == "skip" and not request.running:
+                    self._patience.push(now + self.policy.patience, request)
+                return
+            self._run(node, request, now, actions)
+        if not request.left and not request.running:
             self._end(request, now, actions)
-            return
 
+    def _idle_node(self, places: list[Place]) -> Node | None:
+        """The idle node that is to run next, of those that serve one of ``places``."""
         # Each place offers its fastest idle node. Of these the slowest one runs: its layer takes longest in any case.
-        places = self._routes.places(request)
         slowest = None
         for place in places:
             node = self._idle[place].first()
             if node is not None and (slowest is None or node.estimate > slowest.estimate):
                 slowest = node
-        if slowest is not None:
-            self._run(slowest, request, now, actions)
-            return
-
-        self._wait(request, places)
-        if self.policy.on_loss == "skip":
-            self._patience.push(now + self.policy.patience, request)
+        return slowest
 
     def _wait(self, request: Request, places: list[Place]) -> None:
         for place in places:
@@ -203,18 +218,28 @@ class Router:
             self.late += 1
             return
         request = self._requests[run.request]
-        request.has_run(run.layers)
+        request.has_run(run)
         self._routes.leave_path(request, run.layers)
         if node is not None:
             node.learn((now - node.told) / len(run.layers))
         self._proceed(request, now, actions)
 
+    def _end_due(self, request: Request, now: float, actions: list[Action]) -> None:
+        """Answer a request with what has come, or let it fail."""
+        if self.policy.answer_by is None:
+            self._end(request, now, actions, failed=True)
+            return
+        for run in [*request.running.values()]:
+            request.stops(run)
+        request.give_up(request.left)
+        self._end(request, now, actions)
+
     def _end(self, request: Request, now: float, actions: list[Action], failed: bool = False) -> None:
         del self._requests[request.number]
-        self._routes.leave_path(request, request.left)
+        self._routes.leave_path(request, [*request.path])
         request.epoch += 1
         seconds = now - request.submitted
-        actions.append(Ended(request.number, tuple(request.executed), tuple(request.missed), seconds, failed))
+        actions.append(Ended(request.number, request.order, tuple(request.missed), seconds, failed))
 
     # --- Nodes -----------------------------------------------------------------------------------------------
 
@@ -242,6 +267,7 @@ class Router:
                 oldest = request
         if oldest is not None:
             self._run(node, oldest, now, actions)
+            self._proceed(oldest, now, actions)
             return
 
         for place in node.places:
@@ -258,7 +284,9 @@ class Router:
         # From now on, the queues in which either of them waits are outdated.
         request.epoch += 1
         node.epoch += 1
-        self._tell(node, Run(node.key, request.number, request.epoch, visit, len(request.executed)), now, actions)
+        run = Run(node.key, request.number, request.epoch, visit, len(request.executed))
+        request.starts(run)
+        self._tell(node, run, now, actions)
 
     def _tell(self, node: Node, task: Task, now: float, actions: list[Action]) -> None:
         node.task = task
@@ -274,12 +302,14 @@ class Router:
         # The requests that wait for it, or that it runs, have to go elsewhere.
         self._idle.pop(node.own_place, None)
         waiting = self._waiting.pop(node.own_place, None)
-        stranded = [] if waiting is None else waiting.items()
+        stranded = {} if waiting is None else {request.number: request for request in waiting.items()}
         if isinstance(node.task, Run) and self.is_current(node.task):
-            stranded.append(self._requests[node.task.request])
+            request = self._requests[node.task.request]
+            request.stops(node.task)
+            stranded[request.number] = request
 
         self._load_lost_layers(now, actions)
-        for request in sorted(stranded, key=lambda request: request.number):
+        for _, request in sorted(stranded.items()):
             request.epoch += 1
             self._proceed(request, now, actions)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -22,7 +23,7 @@ from helpers import SMALL, fails
 from PIL import Image
 
 import layershuffle
-from layershuffle import UserError
+from layershuffle import Order, UserError
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.commands.serve import serve_command
 from layershuffle.commands.serve import status as status_table
@@ -115,6 +116,15 @@ def served(tmp_path_factory, metrics):
         runner.run(cluster.__aexit__())
 
 
+@contextmanager
+def policy_of(cluster, **changes):
+    """Within this context the cluster's policy has these changes."""
+    before = cluster.policy
+    cluster.policy = cluster.router.policy = replace(before, **changes)
+    yield
+    cluster.policy = cluster.router.policy = before
+
+
 def pictures(count):
     return torch.randn(count, 2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -195,6 +205,58 @@ def test_a_stopped_node_is_passed_over_and_its_late_answer_dropped(served):
     check(model, images, runner.run(submit()))
     assert cluster.router.late == len(events(log, "late")) == 1
     assert status_of(cluster, "node1") == "idle"
+
+
+def test_several_layers_run_at_a_time_and_the_logits_are_those_of_the_recorded_order(served):
+    """Nodes read states that are some results old; one of them is stopped, and its step counts once."""
+    runner, model, cluster, log = served
+    before = len(events(log, "ended"))
+    images = pictures(24)
+
+    async def submit():
+        with policy_of(cluster, width=3):
+            alone = [await cluster.submit(batch) for batch in images[:8]]
+            os.kill(processes(cluster)["node0"], signal.SIGSTOP)
+            together = await asyncio.gather(*(cluster.submit(batch) for batch in images[8:]))
+            os.kill(processes(cluster)["node0"], signal.SIGCONT)
+            return alone + together
+
+    results = runner.run(submit())
+    check(model, images, results)
+    assert max(result.order.longest_lag for result in results) == 2
+    assert sorted(event["order"] for event in events(log, "ended")[before:]) == sorted(str(r.order) for r in results)
+
+
+def test_requests_are_answered_in_time_with_what_has_come(served):
+    """The holders of two layers are stopped, so these layers are missing; their changes come later, and are dropped."""
+    runner, model, cluster, log = served
+    images = pictures(6)
+    late = len(events(log, "late"))
+
+    async def submit():
+        stopped = [processes(cluster)[name] for name in ("node0", "node1", "node2")]
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        with policy_of(cluster, width=4, answer_by=0.6):
+            begun = time.monotonic()
+            results = await asyncio.gather(*(cluster.submit(batch) for batch in images))
+            seconds = time.monotonic() - begun
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+        async with asyncio.timeout(10):
+            while len(events(log, "late")) < late + 3:
+                await asyncio.sleep(0.05)
+        return results, seconds
+
+    results, seconds = runner.run(submit())
+    assert 0.6 <= seconds < 1.2
+    for batch, result in zip(images, results, strict=True):
+        assert {1, 2} <= {*result.missed}
+        assert result.order.layers == {0, 1, 2, 3} - {*result.missed}
+        with torch.inference_mode():
+            assert torch.equal(result.logits, model(batch, result.order).logits)
+    assert cluster.router.late == len(events(log, "late"))
+    assert (cluster.waiting, cluster.state().in_flight) == (0, 0)
 
 
 def test_killed_nodes_lose_nothing_and_their_layers_are_loaded_elsewhere(served):
@@ -336,7 +398,7 @@ def test_ray_is_told_what_the_log_says(served, metrics):
 def test_missed_layers_are_counted(metrics):
     before = metrics["layershuffle_layers_missed"]
     with EventLog(None, Metrics().count) as log:
-        log.ended(Ended(1, (2, 0), (1, 3), 0.5, failed=False), 0)
+        log.ended(Ended(1, Order([2, 0]), (1, 3), 0.5, failed=False), 0)
     assert metrics["layershuffle_layers_missed"] == before + 2
 
 
@@ -411,6 +473,11 @@ def test_a_placement_that_cannot_be_is_refused(small):
         Cluster(small(), [[0, 1], [1, 2]])
     with pytest.raises(UserError, match="only steps 0 to 3"):
         Cluster(small(), [[0, 1, 2, 3, 4]])
+
+
+def test_a_base_order_that_reads_older_states_is_refused(small):
+    with pytest.raises(UserError, match="reads older states"):
+        Cluster(small(order="0 1<1 2 3"), 2)
 
 
 def test_a_cluster_that_is_not_there(monkeypatch):

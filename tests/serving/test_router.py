@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from layershuffle import UserError
+from layershuffle import Order, UserError
 from layershuffle.serving.actions import Ended, Load, Run
 from layershuffle.serving.policy import Policy, Routing
 from layershuffle.serving.router import Router
@@ -24,54 +24,77 @@ class Failures(RuleBasedStateMachine):
         routing=st.sampled_from(get_args(Routing)),
         on_loss=st.sampled_from(["reassign", "skip"]),
         max_missed=st.integers(0, DEPTH),
-        visit=st.integers(1, 2),
+        visit_and_width=st.sampled_from([(1, 1), (2, 1), (1, 2), (1, 3), (1, DEPTH)]),
+        answer_by=st.sampled_from([None, 2.0, 5.0]),
     )
-    def start(self, routing, on_loss, max_missed, visit):
-        self.policy = Policy(routing, on_loss, max_missed, 1.0, step_deadline=3.0, request_deadline=20.0, visit=visit)
+    def start(self, routing, on_loss, max_missed, visit_and_width, answer_by):
+        visit, width = visit_and_width
+        self.policy = Policy(routing, on_loss, max_missed, 1.0, 3.0, 20.0, visit, width, answer_by)
         self.router = Router(DEPTH, self.policy)
         self.now, self.submitted, self.late = 0.0, 0, 0
         self.holds = {}  # what each living node holds
         self.tasks = {}  # what each living node was told last and hasn't answered
         self.orphaned = []  # what nodes were told that are gone since
-        self.running = {}  # the Run that counts, by request
+        self.running = {}  # the Runs that count, by request
         self.since = {}  # when each node was told
-        self.executed, self.ended = {}, {}
+        self.came = {}  # when each request came
+        self.executed, self.lags, self.ended = {}, {}, {}
         self.ever_held = set()
 
     def perform(self, actions):
         for action in actions:
             if isinstance(action, Ended):
                 assert action.request not in self.ended
-                assert action.order == tuple(self.executed[action.request])
-                assert len({*action.order, *action.missed}) == len(action.order) + len(action.missed)
-                assert len(action.missed) <= (self.policy.max_missed if self.policy.on_loss == "skip" else 0)
-                assert action.failed or {*action.order, *action.missed} == set(range(DEPTH))
+                self.check_end(action)
                 self.ended[action.request] = action
-                self.running.pop(action.request, None)
+                self.running.pop(action.request)
                 continue
             assert action.node not in self.tasks, "a node was told two things at once"
             self.tasks[action.node], self.since[action.node] = action, self.now
             if isinstance(action, Run):
-                assert action.request not in self.running, "a request runs on two nodes"
+                runs = self.running[action.request]
                 done = self.executed[action.request]
+                begun = [*done, *(layer for run in runs for layer in run.layers)]
                 assert action.position == len(done)
-                assert not {*action.layers} & {*done}
+                assert not {*action.layers} & {*begun}, "a layer runs twice"
                 assert {*action.layers} <= self.holds[action.node]
-                if self.policy.routing != "any":
+                if self.policy.routing != "any" and self.policy.width == 1:
                     assert [*done, *action.layers] == sorted([*done, *action.layers])
-                self.running[action.request] = action
+                runs.append(action)
+                assert len(runs) <= self.policy.width
             else:
                 assert self.policy.on_loss == "reassign"
                 assert action.layer not in self.holds[action.node]
 
+    def check_end(self, ended):
+        """A request ends with what has come, and says what is missing."""
+        executed, lags = self.executed[ended.request], self.lags[ended.request]
+        assert [(*step.units[0], step.lag) for step in ended.order] == [*zip(executed, [""] * DEPTH, lags)]
+        assert ended.order.check(DEPTH).longest_lag < DEPTH
+        assert len({*executed, *ended.missed}) == len(executed) + len(ended.missed)
+        assert ended.failed or {*executed, *ended.missed} == set(range(DEPTH))
+        due = self.came[ended.request] + (self.policy.answer_by or self.policy.request_deadline)
+        if self.policy.answer_by is None:
+            assert len(ended.missed) <= (self.policy.max_missed if self.policy.on_loss == "skip" else 0)
+            assert not ended.failed or self.now >= due
+        else:
+            assert not ended.failed
+            assert len(ended.missed) <= self.policy.max_missed or self.now >= due
+        assert ended.seconds == self.now - self.came[ended.request]
+
     def drop(self, node):
         """A node that is gone, or suspected, runs nothing that counts."""
-        self.running = {request: run for request, run in self.running.items() if run.node != node}
+        for runs in self.running.values():
+            runs[:] = [run for run in runs if run.node != node]
+
+    def counts(self, run):
+        return any(current is run for current in self.running.get(run.request, []))
 
     @rule()
     def submit(self):
         self.submitted += 1
-        self.executed[self.submitted] = []
+        self.executed[self.submitted], self.lags[self.submitted], self.running[self.submitted] = [], [], []
+        self.came[self.submitted] = self.now
         self.perform(self.router.submit(self.submitted, self.now))
 
     @rule(node=st.integers(0, 5), layers=LAYERS, estimate=SECONDS)
@@ -109,9 +132,10 @@ class Failures(RuleBasedStateMachine):
         if isinstance(task, Load):
             if alive:
                 self.holds[task.node].add(task.layer)
-        elif self.running.get(task.request) is task:
+        elif self.counts(task):
             assert self.router.is_current(task)
-            del self.running[task.request]
+            self.running[task.request].remove(task)
+            self.lags[task.request] += [len(self.executed[task.request]) - task.position, 0][: len(task.layers)]
             self.executed[task.request] += task.layers
         else:
             assert not self.router.is_current(task)
@@ -146,10 +170,13 @@ class Failures(RuleBasedStateMachine):
         suspected = {node.key for node in self.router.nodes() if node.suspected}
         idle = {node: layers for node, layers in self.holds.items() if node not in self.tasks.keys() | suspected}
         for request in range(1, self.submitted + 1):
-            if request in self.ended or request in self.running:
+            if request in self.ended or len(self.running[request]) == self.policy.width:
                 continue
-            done = {*self.executed[request], *self.router._requests[request].missed}
-            left = [layer for layer in range(DEPTH) if layer not in done]
+            begun = {*self.executed[request], *self.router._requests[request].missed}
+            begun.update(layer for run in self.running[request] for layer in run.layers)
+            left = [layer for layer in range(DEPTH) if layer not in begun]
+            if not left:
+                continue
             wanted = left if self.policy.routing == "any" else left[:1]
             able = [node for node, layers in idle.items() if layers & {*wanted}]
             # In a chain or on a path a request may wait for a busy node while another one is idle.
@@ -171,7 +198,7 @@ class Failures(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "router"):
-            self.wait(self.policy.request_deadline)
+            self.wait(self.policy.answer_by or self.policy.request_deadline)
             assert self.ended.keys() == set(range(1, self.submitted + 1))
             assert self.router.next_time() == float("inf") or self.tasks
 
@@ -226,9 +253,10 @@ def test_a_node_of_two_layers_runs_the_oldest_request_whichever_it_needs():
 
 def test_a_node_may_run_several_layers_in_a_visit():
     (ended, now), *none = serve(Policy("sequential", visit=2), [[0, 1], [2, 3, 4]])
-    assert (ended.order, now, none) == ((0, 1, 2, 3, 4), 3.0, [])
+    assert (ended.order, now, none) == (Order("0 1 2 3 4"), 3.0, [])
     (ended, now), *none = serve(Policy("any", visit=3), [[0, 3], [1, 2]])
-    assert (sorted(ended.order), now, none) == ([0, 1, 2, 3], 2.0, [])
+    assert (ended.order.layers, now, none) == ({0, 1, 2, 3}, 2.0, [])
+    assert ended.order.longest_lag == 0
 
 
 def test_skipping_in_sequence_goes_on_and_in_any_order_ends():
@@ -244,7 +272,7 @@ def test_skipping_in_sequence_goes_on_and_in_any_order_ends():
                 now = router.next_time()
                 actions = router.tick(now)
         (ended,) = actions
-        assert (ended.order, sorted(ended.missed), ended.seconds) == ((1,), [0, 2], waits + 0.5)
+        assert (ended.order, sorted(ended.missed), ended.seconds) == (Order([1]), [0, 2], waits + 0.5)
 
 
 def test_a_chain_prefers_fast_nodes():
@@ -274,7 +302,7 @@ def test_a_cancelled_request_fails_and_leaves_its_node_at_work():
     router.join("node", [0], 1.0, 0)
     (run,) = router.submit(1, 0)
     assert router.submit(2, 0) == []
-    assert router.cancel(1, 1.0) == [Ended(1, (), (), 1.0, True)]
+    assert router.cancel(1, 1.0) == [Ended(1, Order(), (), 1.0, True)]
     assert router.cancel(1, 1.0) == []
     assert [after.request for after in runs(router.answered(run, 2))] == [2]
     assert router.late == 1
@@ -291,7 +319,91 @@ def test_an_idle_node_that_can_be_reached_again_is_told_one_thing():
     assert router.recover("node", 2) == [Load("node", 1)]
 
 
-@pytest.mark.parametrize("wrong", [{"routing": "fast"}, {"on_loss": "cry"}, {"visit": 0}, {"patience": -1}])
+def test_a_request_is_at_as_many_nodes_as_its_width():
+    """Twelve layers of a second each, on nodes of their own: three at a time take 4 s.
+
+    Nobody waits for the other two: the layer that starts when the first of three has ended doesn't read their results.
+    """
+    holders = [[layer] for layer in range(12)]
+    for width, seconds in ((1, 12), (3, 4), (4, 3), (12, 1)):
+        (ended, now), *none = serve(Policy("any", width=width), holders)
+        assert (now, none, ended.order.layers) == (seconds, [], set(range(12)))
+        assert [step.lag for step in ended.order] == [min(index, width - 1) for index in range(12)]
+
+
+def test_a_sequence_starts_its_layers_in_sequence_and_a_slow_one_ends_later():
+    router = Router(3, Policy("sequential", width=2))
+    for layer in range(3):
+        router.join(layer, [layer], 1.0, 0)
+    first, second = router.submit(1, 0)
+    assert (first.layers, second.layers) == ((0,), (1,))
+    (third,) = router.answered(second, 1)
+    assert (third.layers, third.position) == ((2,), 1)
+    assert router.answered(third, 2) == []
+    (ended,) = router.answered(first, 3)
+    assert ended.order == Order("1 2 0<2")
+
+
+def test_a_layer_that_takes_too_long_runs_elsewhere_and_counts_once():
+    router = Router(2, Policy("any", width=2, step_deadline=2.0))
+    for node, layer in (("slow", 0), ("other", 1), ("spare", 0)):
+        router.join(node, [layer], 1.0, 0)
+    submitted = router.submit(1, 0)
+    (of_0,) = (run for run in submitted if run.layers == (0,))
+    (of_1,) = (run for run in submitted if run.layers == (1,))
+    assert router.answered(of_1, 1) == []
+    (again,) = router.tick(2)
+    assert (again.layers, again.position, {again.node, of_0.node}) == ((0,), 1, {"slow", "spare"})
+    assert router.answered(of_0, 3) == []
+    (ended,) = router.answered(again, 3)
+    assert (ended.order, router.late) == (Order("1 0"), 1)
+
+
+def test_a_request_is_not_held_up_while_a_node_runs_some_of_it():
+    """Its patience begins only when it runs nowhere any more."""
+    router = Router(2, Policy("any", "skip", width=2, patience=1.0))
+    router.join("node", [0, 1], 5.0, 0)
+    (first,) = router.submit(1, 0)
+    assert router.tick(4) == []
+    (second,) = router.answered(first, 5)
+    assert router.answered(second, 10)[0].missed == ()
+
+
+def test_a_request_is_answered_in_time_with_what_has_come():
+    router = Router(3, Policy("any", width=2, answer_by=2.0))
+    for layer in range(2):
+        router.join(layer, [layer], 1.0, 0)
+    first, second = router.submit(1, 0)
+    assert router.answered(first, 1) == []
+    assert router.next_time() == 2
+    (ended,) = router.tick(2)
+    assert (ended.order, ended.missed, ended.failed) == (Order(first.layers), (*second.layers, 2), False)
+    assert not router.is_current(second)
+    assert router.answered(second, 3) == []
+    assert router.late == 1
+
+
+def test_the_time_to_answer_begins_when_the_caller_came():
+    router = Router(1, Policy(answer_by=2.0))
+    router.submit(1, 5.0, arrived=4.0)
+    router.submit(2, 5.0)
+    assert [ended.request for ended in router.tick(6.0)] == [1]
+    assert [ended.request for ended in router.tick(7.0)] == [2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"routing": "fast"},
+        {"on_loss": "cry"},
+        {"visit": 0},
+        {"width": 0},
+        {"visit": 2, "width": 2},
+        {"patience": -1},
+        {"answer_by": 0},
+        {"answer_by": 61},
+    ],
+)
 def test_a_policy_that_cannot_be_is_refused(wrong):
     with pytest.raises(UserError):
         Policy(**wrong)

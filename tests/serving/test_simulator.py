@@ -1,8 +1,11 @@
 """The simulator against results that can be worked out by hand."""
 
+import hashlib
 import json
 import math
+from itertools import product
 from statistics import fmean
+from typing import get_args
 
 import pytest
 from helpers import fails
@@ -12,7 +15,7 @@ from layershuffle.commands.simulate import simulate_command
 from layershuffle.orders.recorded import read_orders
 from layershuffle.serving.comparison import compare, table
 from layershuffle.serving.ideal import ideal_throughput
-from layershuffle.serving.policy import Policy
+from layershuffle.serving.policy import OnLoss, Policy, Routing
 from layershuffle.serving.scenario import Scenario
 from layershuffle.serving.simulator import simulate
 
@@ -159,3 +162,37 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     line = json.dumps({"event": "ended", "order": "1 0", "failed": False})
     path.write_text(f'{line}\n{{"event": "joined"}}\n{line}\n{line[:20]}')
     assert read_orders(str(path)) == {Order([1, 0]): 2}
+
+
+EARLIER = {
+    "volunteers": (Scenario(nodes=16, duration=500), "4092eceab143a4b4"),
+    "several layers": (
+        Scenario(nodes=10, layers_per_node=3, lifetime=300, absence=100, duration=500),
+        "79e0060ac0092a05",
+    ),
+    "kills": (
+        Scenario(nodes=14, lifetime=0, kills=5, seconds=1.0, duration=120, layers_per_node=2),
+        "7c3715c21403f685",
+    ),
+    "burst": (Scenario(nodes=24, lifetime=0, burst=36), "48f5545ec6e3088e"),
+    "stragglers": (
+        Scenario(nodes=18, straggler=8, window=2, lifetime=600, noise=0.5, duration=400),
+        "e53956ef1af3c8db",
+    ),
+}
+"""Scenarios, and the SHA-256 of all that ended in them before requests could be at several nodes at a time."""
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_with_a_width_of_1_every_event_is_as_it_was(name):
+    scenario, expected = EARLIER[name]
+    digest = hashlib.sha256()
+
+    def on_ended(ended, now):
+        line = f"{ended.request} {ended.order} {ended.missed} {ended.seconds:.6f} {ended.failed} {now:.6f}\n"
+        digest.update(line.encode())
+
+    for routing, on_loss, visit in product(get_args(Routing), get_args(OnLoss), (1, 2)):
+        policy = Policy(routing, on_loss, 4, 10.0, step_deadline=30.0, request_deadline=400.0, visit=visit)
+        simulate(scenario, policy, 0, on_ended)
+    assert digest.hexdigest()[:16] == expected
