@@ -187,7 +187,7 @@ def _prepare_to_continue(
     step = 0
     metadata = None
     if config.ckpt_path:
-        checkpoint = read_checkpoint(config.ckpt_path)
+        checkpoint = read_checkpoint(config.ckpt_path, to_continue=True)
         step = checkpoint.global_step
         metadata = checkpoint.metadata
     if earlier:

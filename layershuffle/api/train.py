@@ -14,11 +14,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from layershuffle.api.compose import Run, compose
+from layershuffle.errors import UserError, last_line
 from layershuffle.files import WriterLock
 from layershuffle.library_messages import silenced
 from layershuffle.training import wandb_runs
 from layershuffle.training.checkpointing import LastCheckpoint, Preempted
 from layershuffle.training.compute import Compute
+from layershuffle.training.continuing import is_of_damaged_state
 from layershuffle.training.resume import refuse_to_overwrite, remove_empty, run_folder
 from layershuffle.training.trainer_options import refusal
 
@@ -212,6 +214,12 @@ def _fit(run: Run) -> None:
         refused = refusal(error)
         if refused:
             raise refused from error
+        path = run.config.ckpt_path
+        if path and is_of_damaged_state(error, trainer.global_step == run.from_step):
+            raise UserError(
+                f"{path} is damaged, its training can't go on ({last_line(error)[:200]}): --model.pretrained {path} "
+                "begins a new one from its weights"
+            ) from error
         raise
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.checkpoints.plain_values import is_whole, shown
+from layershuffle.checkpoints.training_state import check_training_state
 from layershuffle.errors import UserError
 from layershuffle.models.state_dicts import LIGHTNINGS_RAW
 from layershuffle.models.weights import read_file
@@ -32,11 +34,16 @@ class Checkpoint:
     is_averaged: bool
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, to_continue: bool = False) -> Checkpoint:
     """Read a checkpoint. Tensors are read from the file as they are used.
 
+    Args:
+        path: the file.
+        to_continue: whether its training is to go on, for which the checkpoint must hold more than a model.
+
     Raises:
-        UserError: if the file can't be read, or neither ``layershuffle train`` nor ``layershuffle merge`` wrote it.
+        UserError: if the file can't be read, or neither ``layershuffle train`` nor ``layershuffle merge`` wrote it, or
+            it holds no training that could go on.
     """
     content = read_file(path)
     metadata = CheckpointMetadata.from_content(content, path)
@@ -44,8 +51,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(weights, dict) or not all(_is_weight(*item) for item in weights.items()):
         raise UserError(f"{path} is damaged: it holds no weights")
     global_step = content.get("global_step", 0)
-    if not isinstance(global_step, int) or global_step < 0:
-        raise UserError(f"{path} is damaged: its global_step can't be {str(global_step)[:100]}")
+    if not is_whole(global_step) or global_step < 0:
+        raise UserError(f"{path} is damaged: its global_step can't be {shown(global_step)}")
+    if to_continue:
+        check_training_state(content, path)
     return Checkpoint(metadata, weights, global_step, LIGHTNINGS_RAW in content)
 
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import distributed
+from torch import Tensor, distributed
 
 from layershuffle import private_apis
 from layershuffle.errors import UserError
@@ -95,7 +95,17 @@ def keep_own_files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str
     Args:
         callback: what the state will be restored to; it knows its folder already.
         state: the state that a checkpoint holds, which isn't changed.
+
+    Raises:
+        UserError: if it holds scores that can't be.
     """
+    best_models = state.get("best_k_models", {})
+    if not isinstance(best_models, dict) or not all(isinstance(path, str) for path in best_models):
+        raise UserError("the checkpoint is damaged: its best checkpoints have no paths")
+    scores = [state.get(name) for name in ("best_model_score", "current_score", "kth_value")]
+    if not all(score is None or _is_score(score) for score in (*scores, *best_models.values())):
+        raise UserError("the checkpoint is damaged: the score of its best checkpoint can't be")
+
     folder = str(callback.dirpath)
     # What stands before the first value of a template, such as "best" in best-{epoch}.
     prefix = (callback.filename or "").partition("{")[0]
@@ -108,14 +118,19 @@ def keep_own_files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str
     kept = dict(state)
     for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
         kept[name] = own_path(str(state.get(name) or ""))
-    scores = {own_path(path): score for path, score in state.get("best_k_models", {}).items()}
-    scores.pop("", None)
+    own_models = {own_path(path): score for path, score in best_models.items()}
+    own_models.pop("", None)
     # Lightning takes it for granted that the worst of the best ones is among them.
-    if kept["kth_best_model_path"] not in scores:
+    if kept["kth_best_model_path"] not in own_models:
         kept["kth_best_model_path"] = ""
-        scores = {}
-    kept["best_k_models"] = scores
+        own_models = {}
+    kept["best_k_models"] = own_models
     return kept
+
+
+def _is_score(value: Any) -> bool:
+    """Whether it is one number, which isn't NaN; a score of infinity is one that isn't there yet."""
+    return isinstance(value, Tensor) and value.numel() == 1 and not bool(value.isnan().any())
 
 
 @dataclass(eq=False)

@@ -4,17 +4,22 @@ Lightning and torch restore some options together with the state, which would si
 """
 
 import logging
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.checkpoints.plain_values import is_whole, shown
 from layershuffle.data import ImageData
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, user_error
 from layershuffle.training import metadata
 from layershuffle.training.checkpointing import keep_own_files
 from layershuffle.training.objectives import Objective
@@ -189,6 +194,42 @@ def optimizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {key: checkpoint[key] for key in (OPTIMIZER_KEY, "optimizer_states") if key in checkpoint}
 
 
+def check_state(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Raise a UserError if the state in a checkpoint isn't one of the parameters of this optimizer.
+
+    torch doesn't compare their shapes, and the fused kernels write as many values as a parameter has, wherever the
+    state ends. Others raise an error of their own.
+
+    Args:
+        checkpoint: the content of the checkpoint, for which ``check_optimizer`` raised nothing.
+        optimizer: an optimizer of whole parameters, with no state yet.
+    """
+    states = checkpoint.get("optimizer_states")
+    if not states or "fused" not in optimizer.defaults:
+        return
+    for saved, group in zip(states[0]["param_groups"], optimizer.param_groups):
+        for key, parameter in zip(saved["params"], group["params"]):
+            state = states[0]["state"].get(key, {})
+            for name, value in state.items():
+                if not _can_be_of(name, value, parameter):
+                    raise UserError(
+                        "the checkpoint to continue from is damaged: the state of its optimizer doesn't fit the "
+                        f"parameters ({shown(name)})"
+                    )
+
+
+def _can_be_of(name: str, value: Any, parameter: Tensor) -> bool:
+    """Whether a value can be in the state of a parameter."""
+    if value is None or name == "step":
+        # Earlier versions of torch counted steps in Python's numbers.
+        is_float = isinstance(value, Tensor) and value.numel() == 1 and value.dtype == torch.float32
+        return value is None or is_float or is_whole(value)
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or not value.is_floating_point():
+        return False
+    # As torch lays out a parameter of this shape, without gaps.
+    return value.is_contiguous() or value.stride() == parameter.stride()
+
+
 def restore_options(optimizer: Optimizer, scheduler: LambdaLR, options: Sequence[Mapping[str, Any]]) -> None:
     """Give an optimizer that has taken over a checkpoint's state the options of the command again.
 
@@ -229,3 +270,27 @@ def restore_callbacks(checkpoint: dict[str, Any], callbacks: Iterable[Any]) -> N
     if "current_model_state" in checkpoint and not is_averaged:
         checkpoint["state_dict"] = checkpoint["current_model_state"]
         logger.info("the weights are no longer averaged: the run goes on from those that were trained")
+
+
+# --- What is damaged ----------------------------------------------------------------------------------------
+
+
+def is_of_damaged_state(error: Exception, is_first_step: bool) -> bool:
+    """Whether ``error`` was raised because a checkpoint holds no state that fits the run that goes on from it.
+
+    The types and bounds of the state are known to be right. Whether anything is missing, or of another shape, only
+    those know who take it over: Lightning, which restores it, and the optimizer, in the first step.
+
+    Args:
+        error: what has ended a run that goes on from a checkpoint.
+        is_first_step: whether it has made no step yet.
+    """
+    if user_error(error) or isinstance(error, torch.OutOfMemoryError):
+        return False
+    for frame in traceback.extract_tb(error.__traceback__):
+        folder = Path(frame.filename).parent
+        if frame.filename.endswith("trainer/connectors/checkpoint_connector.py") and "restore" in frame.name:
+            return True
+        if is_first_step and frame.name == "step" and folder == Path(torch.optim.__file__).parent:
+            return True
+    return False

@@ -267,6 +267,7 @@ class FineTuner(pl.LightningModule):
         optimizer = make_optimizer(self.optimizer, self.named_parameters(), groups)
         self._optimizer_options = continuing.options_of(optimizer)
         continuing.check_optimizer(self._resumed_state, optimizer)
+        continuing.check_state(self._resumed_state, optimizer)
         self.schedule.check_end(self.budget)
         scheduler = make_scheduler(optimizer, self.schedule, self.budget)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DIGITS, QUIET, train
+from helpers import DIGITS, QUIET, fails, train
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.optim import Adam
 
@@ -219,3 +219,28 @@ def test_going_on_with_another_split_warns(caplog):
     train([*TINY, "--trainer.max_epochs=2", ckpt_path, "--data.split_seed=3"])
     (message,) = [text for text in caplog.messages if "held-out" in text]
     assert "--data.split_seed 0" in message
+
+
+def test_what_a_training_cannot_go_on_from_is_one_line(capsys):
+    """Some of it would make torch write past the end of the optimizer's state."""
+    options = [*TINY, "--data.batch_size=72"]
+    train([*options, "--trainer.max_epochs=1"])
+    Path(LAST).rename("good.ckpt")
+    good = torch.load("good.ckpt", weights_only=True)
+    parameters = good["optimizer_states"][0]["state"]
+
+    def refused(**changed):
+        torch.save({**good, **changed}, "edited.ckpt")
+        error = fails(capsys, train, *options, "--trainer.max_epochs=2", "--ckpt_path=edited.ckpt")
+        assert "edited.ckpt" in error or "the checkpoint" in error
+
+    weights = {name: value for name, value in good["state_dict"].items() if "norm1" not in name}
+    refused(state_dict=weights)
+    other_shape = {**parameters[3], "exp_avg": torch.zeros(7, 7)}
+    refused(optimizer_states=[{**good["optimizer_states"][0], "state": {**parameters, 3: other_shape}}])
+    no_average = {"step": parameters[3]["step"]}
+    refused(optimizer_states=[{**good["optimizer_states"][0], "state": {**parameters, 3: no_average}}])
+    refused(optimizer_states=[])
+    refused(lr_schedulers=[{**good["lr_schedulers"][0], "optimizer": "x"}])
+    refused(current_model_state=3)
+    refused(callbacks={name: {"best_model_score": "x"} for name in good["callbacks"]})
