@@ -14,13 +14,14 @@ from jsonargparse import ArgumentParser
 from layershuffle.config_files import find, nearest
 from layershuffle.errors import UserError, user_error
 from layershuffle.files import read_yaml
+from layershuffle.renamed_options import new_name
 
 OPTION = re.compile("--?[a-z]")
 """How an option begins. A value may begin with a dash too, but a negative number has no letter after it."""
 
 # How jsonargparse's messages name what is wrong. They are shown as they are, under one line of ours.
 KEY = re.compile(r'Parser key "(?P<key>[^"]+)"(?: element \d+)?:')
-UNKNOWN_KEY = re.compile(r"Option '(?P<key>.+)' is not accepted")
+UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+)' does not accept o|O)ption '(?P<key>[^']+)'(?: is not accepted)?")
 NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>[^\s']+)")
 VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)")
 
@@ -159,8 +160,8 @@ class ConfigParser(ArgumentParser):
             raise UserError(self._unrecognized(message.removeprefix(unrecognized).split())) from ex
         unknown = UNKNOWN_KEY.fullmatch(message)
         if unknown:
-            names = [name.lstrip("-") for name in self._option_string_actions]
-            raise UserError(f"--{unknown['key']}: there is no such option{nearest(unknown['key'], names)}") from ex
+            group = f"{unknown['group']}." if unknown["group"] else ""
+            raise UserError(self._unknown_key(group + unknown["key"])) from ex
         # A training needs these two, and there are configs for both.
         if "required: model.name" in message or "required: data" in message:
             raise UserError(
@@ -173,6 +174,9 @@ class ConfigParser(ArgumentParser):
 
     def _refuse_value(self, option: str, message: str, ex: Exception | None) -> NoReturn:
         """Raise a UserError about the value of an option, under which jsonargparse's ``message`` is shown."""
+        renamed = new_name(str(self.prog), option)
+        if renamed:
+            raise _with_notes(f"{option} can't have this value; it is now {renamed}", [message]) from ex
         no_class = NO_CLASS.search(message)
         value = VALUE.search(message)
         classes = self._classes(option)
@@ -193,12 +197,28 @@ class ConfigParser(ArgumentParser):
         """What to say of a word that is no option and no option's value."""
         wrong = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
         if wrong:
+            renamed = new_name(str(self.prog), wrong)
+            if renamed:
+                return f"{wrong} is now {renamed}"
             # jsonargparse adds --x+ to append to a list and --x.help: nobody means these by mistake.
             names = [name for name in self._option_string_actions if not name.endswith(("+", ".help"))]
             return f"there is no option {wrong}{nearest(wrong, names)}: see --help"
+        for option, value in pairwise(self.command_line):
+            renamed = new_name(str(self.prog), f"{option} {value}")
+            if renamed and value == words[0]:
+                return f"{option} {value} is now {renamed}"
         if "--config" in self._option_string_actions:
             return f"{words[0]} is no option's value: name configs before the first option"
         return f"there is no use for {' '.join(words)}: see --help"
+
+    def _unknown_key(self, key: str) -> str:
+        """What to say of a key of a config, or of a class's arguments, that isn't there."""
+        renamed = new_name(str(self.prog), key)
+        if renamed:
+            return f"--{key} is now {renamed}"
+        # The outer parser of a class's arguments completes what begins with the option.
+        names = [name.lstrip("-") for name in self._option_string_actions]
+        return f"--{key}: there is no such option{nearest(key, names)}"
 
 
 def option_values(args: Sequence[str], name: str) -> list[str]:

@@ -20,6 +20,7 @@ from layershuffle.commands.experiment import experiment_command
 from layershuffle.commands.list import list_command
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
+from layershuffle.renamed_options import RENAMED
 from layershuffle.version import __version__
 
 TINY = ["mini_digits", "digits", "cpu", *QUIET, "--model.timm_args.depth=2", "--trainer.max_steps=1"]
@@ -288,6 +289,32 @@ def test_dashes_and_underscores_are_the_same(capsys):
 )
 def test_what_is_misspelt_or_cannot_be_is_a_one_line_error(capsys, options, complaint):
     assert re.search(complaint, fails(capsys, train, *TINY, *options))
+
+
+def test_options_of_earlier_versions_are_told_their_new_names(capsys):
+    """All of the table, on the command line and in configs, and nothing that is an option today."""
+    said = {}
+    for option in RENAMED["train"]:
+        name, _, value = option.rstrip(".").partition(" ")
+        said[option] = fails(capsys, train, *TINY, f"--{name}", value or "x")
+        if not value:
+            content = "x"
+            for part in reversed(name.split(".")):
+                content = {part: content}
+            Path("old.yaml").write_text(yaml.safe_dump(content))
+            assert RENAMED["train"][option] in fails(capsys, train, "old.yaml", *TINY)
+    assert {option: new for option, new in RENAMED["train"].items() if new not in said[option]} == {}
+    assert "--model.trainable.lora" in fails(capsys, train, *TINY, "--model.lora.rank=3")
+    assert "is now" not in fails(capsys, train, *TINY, "--model.schedule.shape=linar")
+
+
+@pytest.mark.parametrize("command", [command for command in RENAMED if command != "train"])
+def test_commands_tell_the_new_names_of_their_options(command):
+    words = {"predict": ["x", "y"], "export": ["x", "y"], "simulate": [], "check-gpu": []}.get(command, ["mini"])
+    for option, new in RENAMED[command].items():
+        with pytest.raises(SystemExit) as stop:
+            main([command, *words, f"--{option}", "3"])
+        assert new in str(stop.value.code)
 
 
 def test_under_the_line_stands_what_jsonargparse_says(capsys):
