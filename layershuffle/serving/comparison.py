@@ -42,20 +42,29 @@ def compare(
 
 def table(outcomes: Outcomes) -> tuple[list[str], Rows]:
     """The header and the rows of a table, with means over the seeds, and the lowest and the highest share."""
-    header = ["nodes and policy", "requests/s", "% of ideal", "p50 s", "p95 s", "layers missed", "% failed"]
+    header = ["nodes and policy", "requests/s", "% of ideal", "p50 s", "p95 s", "p99 s", "layers missed", "% failed"]
     rows = []
     for (nodes, name), by_seed in outcomes.items():
         row = [
             f"{nodes:,} {name}",
             f"{fmean(outcome['throughput'] for outcome in by_seed):.3g}",
             _share(by_seed),
-            f"{fmean(outcome['latency'][0] for outcome in by_seed):.0f}",
-            f"{fmean(outcome['latency'][1] for outcome in by_seed):.0f}",
+            *_latencies(by_seed),
             f"{fmean(outcome['missed'] for outcome in by_seed):.2f}",
             f"{100 * fmean(outcome['failed'] for outcome in by_seed):.1f}",
         ]
         rows.append(row)
     return header, rows
+
+
+def _latencies(by_seed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The mean percentiles of the latency."""
+    texts = []
+    for percentiles in zip(*(outcome["latency"] for outcome in by_seed)):
+        seconds = fmean(percentiles)
+        texts.append(f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}")
+    # Files of earlier versions have no 99th percentile.
+    return texts if len(texts) == 3 else [*texts, ""]
 
 
 def _share(by_seed: Sequence[Mapping[str, Any]]) -> str:

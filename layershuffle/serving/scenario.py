@@ -22,11 +22,16 @@ class Scenario:
         straggler: how many times as long as that every tenth node takes, beginning with the first.
         noise: the standard deviation of the logarithm of the time of a step on the same node.
         latency: the mean time of a message to a node and its answer; exponentially distributed.
+        delay: the time that they take besides, which is always the same.
+        bandwidth: of the link of each node, in Mbit/s; 0 if what travels takes no time.
+        kilobytes: the size of a state, which travels to the node and back. That of a ViT-B image is 605 kB.
         lifetime: the mean time for which a node stays, exponentially distributed; 0 if it stays for ever.
         absence: the mean time until it comes back, with the same layers; exponentially distributed.
         detection: the time until it is noticed that a node has gone.
         loading: the time in which a node loads another layer.
         window: how many requests are in flight, for each node; when one ends, the next one is submitted.
+        rate: if above 0, so many requests come in a second in place of those of ``window``, at random, and none of them
+            waits for another to end.
         duration: the time that is simulated. The first quarter warms up, and isn't measured.
         kills: how many nodes go for good, the first ones, evenly spread over the time that is measured. It needs a
             lifetime of 0.
@@ -45,11 +50,15 @@ class Scenario:
     straggler: float = 1.0
     noise: float = 0.2
     latency: float = 0.1
+    delay: float = 0.0
+    bandwidth: float = 0.0
+    kilobytes: float = 605.0
     lifetime: float = 3600.0
     absence: float = 600.0
     detection: float = 5.0
     loading: float = 30.0
     window: float = 1.0
+    rate: float = 0.0
     duration: float = 3600.0
     kills: int = 0
     burst: int = 0
@@ -61,11 +70,21 @@ class Scenario:
                 raise UserError(f"{name} can't be {value}: give a number above 0")
         if self.kills and (self.lifetime or self.kills > self.nodes):
             raise UserError(f"{self.kills} kills need a lifetime of 0, and as many nodes")
+        if self.rate and self.burst:
+            raise UserError("requests come at a rate or in a burst: leave one of them at 0")
         if self.layers_per_node > self.layers or self.nodes * self.layers_per_node < self.layers:
             raise UserError(
                 f"{self.nodes} nodes that hold {self.layers_per_node} each of {self.layers} layers can't run a model: "
                 "each layer needs a node, and no node holds a layer twice"
             )
+
+    @property
+    def transfer(self) -> float:
+        """The seconds in which a state travels to a node and back."""
+        if not self.bandwidth:
+            return 0.0
+        megabits = 2 * 8 * self.kilobytes / 1000
+        return megabits / self.bandwidth
 
 
 class Machine(NamedTuple):

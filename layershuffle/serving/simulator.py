@@ -28,7 +28,7 @@ class Outcome:
         throughput: requests that ended in a second, those that failed left out. A burst takes its number over this.
         ideal: the bound on it that the nodes' speeds, layers and presence set if no layer is missed, see
             ``ideal_throughput``.
-        latency: the median and the 95th percentile of the seconds from submission to end; NaN if none ended.
+        latency: the median, the 95th and the 99th percentile of the seconds from submission to end; NaN if none ended.
         missed: the mean number of layers that a request did without.
         failed: the share of requests that reached their deadline.
         late: how many answers came too late to count.
@@ -37,7 +37,7 @@ class Outcome:
 
     throughput: float
     ideal: float
-    latency: tuple[float, float]
+    latency: tuple[float, float, float]
     missed: float
     failed: float
     late: int
@@ -54,7 +54,8 @@ def simulate(
 ) -> Outcome:
     """Simulate ``scenario`` under ``policy``.
 
-    One request per ``window`` and node is in flight: when one ends, the next is submitted, unless it was a burst.
+    One request per ``window`` and node is in flight: when one ends, the next is submitted, unless requests come at a
+    ``rate`` or in a burst.
 
     Args:
         scenario: the nodes, and the load on them.
@@ -118,6 +119,7 @@ class _Simulation:
         # The fate of the nodes has a source of chance of its own, so that it is the same for every policy.
         self.fate = seeded(seed, "nodes")
         self.chance = seeded(seed, "steps")
+        self.arrivals = seeded(seed, "arrivals")
         self.nodes = [_SimulatedNode(machine) for machine in sample_machines(scenario, self.fate)]
 
         self.now = 0.0
@@ -126,6 +128,7 @@ class _Simulation:
         self.event_numbers = count()
         self.request_numbers = count(1)
         self.to_submit = scenario.burst or math.inf
+        self.next_arrival = math.inf
 
         # What is measured after the warm-up.
         self.latencies = array("d")
@@ -142,9 +145,13 @@ class _Simulation:
         while len(self.latencies) + self.failed < requests:
             event_time = self.events[0].time if self.events else math.inf
             router_time = self.router.next_time()
-            if min(event_time, router_time) >= scenario.duration:
+            if min(event_time, router_time, self.next_arrival) >= scenario.duration:
                 self.now = scenario.duration
                 break
+            if self.next_arrival < min(event_time, router_time):
+                self.now = self.next_arrival
+                self._arrive()
+                continue
             if router_time < event_time:
                 self.now = router_time
                 self._perform(self.router.tick(self.now))
@@ -172,6 +179,9 @@ class _Simulation:
             time = self.warm_up + measured * (index + 1) / (scenario.kills + 1)
             self._schedule(time, index, partial(self._go, index, for_good=True))
 
+        if scenario.rate:
+            self._arrive()
+            return
         for _ in range(scenario.burst or max(1, round(scenario.window * scenario.nodes))):
             self._perform(self._submit())
 
@@ -224,7 +234,8 @@ class _Simulation:
             action = waiting.popleft()
             if isinstance(action, Ended):
                 self._count(action)
-                waiting.extend(self._submit())
+                if not self.scenario.rate:
+                    waiting.extend(self._submit())
             else:
                 self._begin_task(action)
 
@@ -234,6 +245,11 @@ class _Simulation:
             return []
         self.to_submit -= 1
         return self.router.submit(next(self.request_numbers), self.now)
+
+    def _arrive(self) -> None:
+        """Submit a request, whose caller doesn't wait for others, and decide when the next one comes."""
+        self._perform(self._submit())
+        self.next_arrival = self.now + self.arrivals.expovariate(self.scenario.rate)
 
     def _count(self, ended: Ended) -> None:
         if self.now >= self.warm_up:
@@ -254,9 +270,11 @@ class _Simulation:
         if isinstance(task, Run):
             self.steps += 1
             seconds = node.machine.seconds * len(task.layers) * self._noise()
-        message = 0.0
+        message = self.scenario.delay
+        if isinstance(task, Run):
+            message += self.scenario.transfer
         if self.scenario.latency:
-            message = self.chance.expovariate(1 / self.scenario.latency)
+            message += self.chance.expovariate(1 / self.scenario.latency)
         self._schedule(seconds + message, index, partial(self._answer, task))
 
     def _noise(self) -> float:
@@ -284,10 +302,10 @@ class _Simulation:
         capacity = {layers: layers_run / measured for layers, layers_run in self.capacity.items()}
 
         ended = len(self.latencies)
-        latency = (math.nan, math.nan)
+        latency = (math.nan, math.nan, math.nan)
         if ended:
-            median, p95 = np.percentile(self.latencies, [50, 95])
-            latency = (float(median), float(p95))
+            median, p95, p99 = np.percentile(self.latencies, [50, 95, 99])
+            latency = (float(median), float(p95), float(p99))
         return Outcome(
             throughput=ended / measured,
             ideal=ideal_throughput(capacity, self.scenario.layers),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from itertools import product
 from statistics import fmean
 from typing import get_args
@@ -35,7 +36,7 @@ def test_one_node_without_chance_does_what_arithmetic_says():
     """A node of 3 layers ends a request every 3 s; with 2 in flight, each waits for the one before it."""
     found = simulate(Scenario(nodes=1, layers=3, layers_per_node=3, window=2, duration=400, **STEADY), Policy())
     assert (found.throughput, found.ideal) == (pytest.approx(1 / 3, rel=0.02), pytest.approx(1 / 3))
-    assert found.latency == (6.0, 6.0)
+    assert found.latency == (6.0, 6.0, 6.0)
     assert (found.missed, found.failed, found.late) == (0, 0, 0)
 
 
@@ -45,6 +46,48 @@ def test_messages_cost_what_visits_save():
     scenario = Scenario(nodes=1, layers=3, layers_per_node=3, duration=20_000, **steady)
     every, one = (simulate(scenario, Policy(visit=visit)).throughput for visit in (3, 1))
     assert (every, one) == (pytest.approx(1 / 4, rel=0.05), pytest.approx(1 / 6, rel=0.05))
+
+
+def test_what_travels_costs_what_its_size_and_the_link_say():
+    """A state of 125 kB is a megabit: there and back it takes 2 s at 1 Mbit/s, beside a delay of 1 s and a step of 1 s."""
+    scenario = Scenario(nodes=12, window=1 / 12, delay=1.0, bandwidth=1.0, kilobytes=125, duration=4000, **STEADY)
+    assert simulate(scenario, Policy()).latency[0] == 12 * 4
+    assert simulate(scenario, Policy(width=4)).latency[0] == 3 * 4
+    assert simulate(replace(scenario, kilobytes=12.5), Policy()).latency[0] == pytest.approx(12 * 2.2)
+
+
+def test_requests_that_come_at_a_rate_wait_for_nobody():
+    """One node of one layer of a second, at half load: as queueing theory has it for M/D/1, 1 + 0.5 / (2 * 0.5) s."""
+    found = simulate(Scenario(nodes=1, layers=1, rate=0.5, duration=40_000, **STEADY), Policy())
+    assert found.throughput == pytest.approx(0.5, rel=0.03)
+    seconds = []
+    simulate(
+        Scenario(nodes=1, layers=1, rate=0.5, duration=40_000, **STEADY),
+        Policy(),
+        on_ended=lambda e, _: seconds.append(e.seconds),
+    )
+    assert fmean(seconds) == pytest.approx(1.5, rel=0.05)
+
+
+def test_several_layers_at_a_time_take_less_time_and_no_throughput():
+    """Width costs no work: as many steps run for each request, through kills as well."""
+    scenario = Scenario(
+        nodes=24, delay=0.05, duration=600, rate=3.2, kills=2, **{**STEADY, "seconds": 0.5, "noise": 0.2}
+    )
+    one, four = (simulate(scenario, Policy(width=width)) for width in (1, 4))
+    assert four.throughput > 0.97 * one.throughput
+    assert four.latency[0] < 0.7 * one.latency[0]
+
+
+def test_every_answer_is_in_time():
+    scenario = Scenario(nodes=24, lifetime=300, absence=100, rate=2.0, duration=600, seconds=1.0)
+    ended = []
+    found = simulate(scenario, Policy(width=4, answer_by=6.0), on_ended=lambda *event: ended.append(event))
+    assert max(event.seconds for event, _ in ended) == pytest.approx(6.0)
+    assert not any(event.failed for event, _ in ended)
+    assert len({event.request for event, _ in ended}) == len(ended)
+    assert 0 < found.missed < 12
+    assert found.late > 0
 
 
 def test_equal_nodes_that_noise_disturbs_do_more_in_any_order():
