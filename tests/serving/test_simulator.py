@@ -49,7 +49,7 @@ def test_messages_cost_what_visits_save():
 
 
 def test_what_travels_costs_what_its_size_and_the_link_say():
-    """A state of 125 kB is a megabit: there and back it takes 2 s at 1 Mbit/s, beside a delay of 1 s and a step of 1 s."""
+    """A state of 125 kB is a megabit: at 1 Mbit/s it is there and back in 2 s. The delay and the step take 1 s each."""
     scenario = Scenario(nodes=12, window=1 / 12, delay=1.0, bandwidth=1.0, kilobytes=125, duration=4000, **STEADY)
     assert simulate(scenario, Policy()).latency[0] == 12 * 4
     assert simulate(scenario, Policy(width=4)).latency[0] == 3 * 4
@@ -58,14 +58,10 @@ def test_what_travels_costs_what_its_size_and_the_link_say():
 
 def test_requests_that_come_at_a_rate_wait_for_nobody():
     """One node of one layer of a second, at half load: as queueing theory has it for M/D/1, 1 + 0.5 / (2 * 0.5) s."""
-    found = simulate(Scenario(nodes=1, layers=1, rate=0.5, duration=40_000, **STEADY), Policy())
-    assert found.throughput == pytest.approx(0.5, rel=0.03)
+    scenario = Scenario(nodes=1, layers=1, rate=0.5, duration=40_000, **STEADY)
     seconds = []
-    simulate(
-        Scenario(nodes=1, layers=1, rate=0.5, duration=40_000, **STEADY),
-        Policy(),
-        on_ended=lambda e, _: seconds.append(e.seconds),
-    )
+    found = simulate(scenario, Policy(), on_ended=lambda ended, _: seconds.append(ended.seconds))
+    assert found.throughput == pytest.approx(0.5, rel=0.03)
     assert fmean(seconds) == pytest.approx(1.5, rel=0.05)
 
 
