@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -103,6 +104,16 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
             aside.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file; raises UserError if the file can't be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Only writing a file tells whether one can be written.
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
 
 
 class WriterLock:

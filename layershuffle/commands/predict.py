@@ -5,11 +5,9 @@ import logging
 
 import layershuffle
 from layershuffle.commands.parser import Parser
-from layershuffle.commands.results_files import check_writable
 from layershuffle.errors import UserError
-from layershuffle.files import write_whole
+from layershuffle.files import check_writable, write_whole
 from layershuffle.options import add_one_order, add_options, add_positionals
-from layershuffle.results import tables
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +82,8 @@ def as_json(predictions: "layershuffle.Predictions") -> str:
 
 def as_csv(predictions: "layershuffle.Predictions") -> str:
     """The predictions as CSV, a row for each picture and class."""
+    from layershuffle.results import tables
+
     rows = []
     for prediction in predictions:
         for rank, likely in enumerate(prediction.classes, 1):

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
 from layershuffle.errors import UserError
-from layershuffle.files import write_whole
+from layershuffle.files import check_writable, write_whole
 from layershuffle.results import Results, figures, summarise, tables
 from layershuffle.training import wandb_runs
 
@@ -42,16 +42,6 @@ def choose_file(output: Path | None, checkpoint: str, kind: str) -> Path:
             raise UserError(f"{path} exists and is no results file: give another --output") from error
     check_writable(path)
     return path
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of a file; raises UserError if the file can't be written there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Only writing a file tells whether one can be written.
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): give another --output") from error
 
 
 def _new_file(checkpoint: str, kind: str) -> Path:
