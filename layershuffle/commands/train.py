@@ -20,6 +20,8 @@ class TrainParser(Parser):
         "resume",
         "ckpt_path",
         "save_every_n_steps",
+        "checkpoint.monitor",
+        "checkpoint.save_weights_only",
         "accelerator",
         "precision",
         "trainer.max_epochs",

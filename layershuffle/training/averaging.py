@@ -1,9 +1,10 @@
-"""Refuses averaged weights that a run would never update."""
+"""Averaged weights: refuses those that a run would never update, and saves them wherever a run saves."""
 
 import math
 from collections.abc import Iterable
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
 
 from layershuffle.errors import UserError
@@ -30,3 +31,15 @@ def check_averages(callbacks: Iterable[Any], steps: float, epochs: int | None) -
                 f"{type(callback).__name__} averages no weights in the {steps:.0f} steps of this run, so its "
                 "checkpoints would hold untrained ones: lower update_starting_at_step and update_every_n_steps"
             )
+
+
+def put_averages(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
+    """Put the averages into a checkpoint of weights alone, which Lightning saves without asking its callbacks."""
+    if "optimizer_states" in checkpoint:
+        return
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+            # What only a training that goes on needs.
+            checkpoint.pop("current_model_state", None)
+            checkpoint.pop("averaging_state", None)

@@ -64,7 +64,13 @@ def check(
     Raises:
         UserError: if the model, the classes, the objective, the place in the epoch or the optimizer doesn't fit.
     """
-    saved = CheckpointMetadata.from_content(checkpoint, trainer.ckpt_path or "the checkpoint")
+    path = trainer.ckpt_path or "the checkpoint"
+    saved = CheckpointMetadata.from_content(checkpoint, path)
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"{path} holds weights alone, and nothing of the training: continue from a last.ckpt, or begin a new run "
+            f"with --model.pretrained {path}"
+        )
     metadata.check_resumed(saved, config, objective, trainer)
 
     image_sequence: dict[str, Any] = {"seed": seed, PROCESSES_KEY: trainer.world_size}
@@ -168,7 +174,7 @@ def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
 def check_optimizer(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None:
     """Raise a UserError if the state of the optimizer in a checkpoint isn't one of this optimizer."""
     states = checkpoint.get("optimizer_states")
-    if not states:  # The checkpoint has weights alone.
+    if not states:  # The run is new, or its checkpoint is of a run of 0 steps.
         return
     complaint = "the checkpoint to continue from has"
     advice = "use the same, or begin a new run with --model.pretrained"

@@ -27,7 +27,7 @@ from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle
 from layershuffle.training import continuing, metadata, non_finite, step_means
 from layershuffle.training.accumulation import weight_in_update
-from layershuffle.training.averaging import check_averages
+from layershuffle.training.averaging import check_averages, put_averages
 from layershuffle.training.budget import Budget, BudgetUnit
 from layershuffle.training.callbacks import is_logged
 from layershuffle.training.checkpointing import LastCheckpoint
@@ -418,6 +418,7 @@ class FineTuner(pl.LightningModule):
             bad_step = max(0, self.global_step - 1)
         non_finite.stop_after(bad_step, self, self.orders)
 
+        put_averages(checkpoint, self.trainer)
         continuing.note(checkpoint, self.trainer)
         checkpoint[step_means.KEY] = self.step_means.state()
         metadata.write(
