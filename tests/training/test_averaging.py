@@ -24,7 +24,7 @@ def test_an_average_that_begins_after_the_end_is_refused(tmp_path, monkeypatch):
 def test_a_best_checkpoint_of_weights_alone_has_the_averages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = [*DIGITS, *QUIET, "--model.timm_args.depth=1", "--trainer.max_epochs=1"]
-    command += ["--trainer.limit_train_batches=4", "--trainer.callbacks=EMAWeightAveraging", "--trainer.callbacks.decay=0.9"]
+    command += ["--trainer.callbacks=EMAWeightAveraging", "--trainer.callbacks.decay=0.9", "--data.train_images=300"]
     train(command)
     train([*command, "--checkpoint.save_weights_only=true"])
     whole, alone = (read_file(f"runs/version_{run}/checkpoints/best.ckpt") for run in (0, 1))
