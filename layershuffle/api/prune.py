@@ -10,7 +10,7 @@ from layershuffle.api.compose import compose
 from layershuffle.api.data import DataLike
 from layershuffle.api.depth import seconds_by_depth
 from layershuffle.api.export import ExportedModel, export
-from layershuffle.api.search import losses_on
+from layershuffle.api.search import losses_on, warn_of_few_images
 from layershuffle.api.study import BatchSize, ModelLike, Study, as_loaded, start_study
 from layershuffle.api.train import TrainedRun, as_options, fit
 from layershuffle.checkpoints.export import check_new
@@ -139,7 +139,9 @@ def prune(
     first(count, len(base_order))
 
     searched, reported = study.data.parts("val", fraction, seed)
-    losses = losses_on(study, searched, "searching the layers to keep of")
+    images = len(searched.dataset)  # type: ignore[arg-type]
+    warn_of_few_images(images, study.data.num_classes, split)
+    losses = losses_on(study, searched, "choosing")
     # First which layers to keep, in their original sequence: the best choice of each number down to ``count``. Then
     # exchanges of two layers look for a better sequence of the last choice.
     thinned = [order for order, _ in thin(base_order, losses, count, beam)]
@@ -158,7 +160,7 @@ def prune(
         "fraction": fraction,
         "repeats": repeats,
     }
-    measure = Pruning(len(searched.dataset), times, str(order))  # type: ignore[arg-type]
+    measure = Pruning(images, times, str(order))
     results = study.results(scores, EvaluationInfo(options=options), [measure])
     return PrunedModel(order, results, scores_all(base_order, count), study.loaded, study.data)
 

@@ -1,5 +1,6 @@
 """Finds an order on one part of the images and scores it on the other."""
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,11 @@ from layershuffle.orders.order import Order, OrderLike
 from layershuffle.orders.protocols import Trial
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import Search, SearchStep
+
+logger = logging.getLogger(__name__)
+
+FEWEST_PER_CLASS = 10
+"""With fewer images per class, the search warns that chance decides."""
 
 
 def search(
@@ -73,7 +79,8 @@ def search(
         first_order = study.model.check(parse_order(start, base_order) if isinstance(start, str) else start)
     searched, reported = study.data.parts(split, fraction, seed)
     images = len(searched.dataset)  # type: ignore[arg-type]
-    losses = losses_on(study, searched, f"{strategy}, searching")
+    warn_of_few_images(images, study.data.num_classes, split)
+    losses = losses_on(study, searched, f"{strategy} search,")
 
     orders: dict[str, Order]
     if strategy == "well-trained":
@@ -105,14 +112,32 @@ def search(
 
 
 def losses_on(study: Study, images: DataLoader, doing: str) -> Losses:
-    """The function that gives the losses of orders on these images, with a progress bar that says ``doing``."""
+    """The function that gives the losses of orders on these images.
+
+    Its progress bar says ``doing``, and how many steps the orders have, from which one sees how far a search is.
+    """
 
     def losses(orders: Sequence[Order]) -> list[float]:
-        scores = study.score([Trial("search", order) for order in orders], images, doing)
+        doing_now = f"{doing} {len(orders[0])} steps of"
+        scores = study.score([Trial("search", order) for order in orders], images, doing_now)
         # A loss that isn't a number is the worst there is, and never a minimum.
         return [math.inf if score.loss is None else score.loss for score in scores]
 
     return losses
+
+
+def warn_of_few_images(images: int, classes: int, split: str) -> None:
+    """Warn if orders are chosen by so few images that the choice is mostly chance."""
+    if images < FEWEST_PER_CLASS * classes:
+        logger.warning(
+            "orders are chosen by %d images of %d classes, fewer than %d per class: the choice is partly chance; use "
+            "more %s images, such as with a larger --fraction%s",
+            images,
+            classes,
+            FEWEST_PER_CLASS,
+            split,
+            " or --data.val_fraction" if split == "val" else "",
+        )
 
 
 def _steps(trace: Sequence[tuple[Order, float]]) -> list[SearchStep]:

@@ -49,6 +49,10 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
         repeats=config.repeats,
     )
     command.leave(pruned.results)
+    print(
+        f"ms / image: the shortest of {config.repeats} runs of a batch of {pruned.results.evaluation.batch_size}; all "
+        "numbers of layers take turns, and none counts as slower than a larger one"
+    )
     tried = "all choices of layers" if pruned.tried_all else f"a beam search of width {config.beam}"
     print(f"chosen: {pruned.order} (by {tried}, then exchanges, on {pruned.images} validation images)")
     if config.export:

@@ -58,7 +58,13 @@ def cosine_similarities(
 
 
 @torch.inference_mode()
-def seconds_per_image(model: OrderedViT, images: Tensor, orders: Sequence[Order], repeats: int = 10) -> list[float]:
+def seconds_per_image(
+    model: OrderedViT,
+    images: Tensor,
+    orders: Sequence[Order],
+    repeats: int = 10,
+    on_run: Callable[[], None] = lambda: None,
+) -> list[float]:
     """How long one image of a batch takes in each of ``orders``, from the pixels to the logits.
 
     The orders take turns, so that all of them are timed under the same conditions.
@@ -68,6 +74,7 @@ def seconds_per_image(model: OrderedViT, images: Tensor, orders: Sequence[Order]
         images: [batch, channels, height, width], preprocessed.
         orders: what to run.
         repeats: how many times each order is timed, after one run that warms up.
+        on_run: called after each run, for a progress bar.
 
     Returns:
         For each order the shortest of its times, because other work on the machine can only add to it.
@@ -79,6 +86,7 @@ def seconds_per_image(model: OrderedViT, images: Tensor, orders: Sequence[Order]
             is_warm_up = repeat == 0
             if not is_warm_up:
                 times.append(batch_seconds / len(images))
+            on_run()
     return [min(times) for times in times_by_order]
 
 

@@ -10,12 +10,16 @@ import torch
 import yaml
 from helpers import DIGITS, QUIET, fails, train
 
+import layershuffle
+from layershuffle.api.depth import seconds_by_depth
+from layershuffle.api.study import start_study
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.prune import prune_command
 from layershuffle.orders.order import Order
 from layershuffle.results import Results
 from layershuffle.results.measures import Pruning
 
+PLAIN = {"seed": 0, "accelerator": "cpu", "precision": "32-true", "compile": False, "batch_size": None}
 FEW = ["--repeats=1", "--data.train_images=600"]
 
 
@@ -61,6 +65,20 @@ def test_what_is_kept_is_scored_timed_exported_and_refined(trained, capsys, imag
     train([*command.split(), *QUIET, "--trainer.logger=false", "--checkpoint.dirpath=refined"])
     assert load("refined/best.ckpt").model.depth == 2
     assert yaml.safe_load(Path("out/refine.yaml").read_text())["model"]["pretrained"] == "out/model.safetensors"
+
+
+def test_times_never_fall_with_more_layers(trained, monkeypatch):
+    study = start_study(trained, None, split="val", **PLAIN)
+    monkeypatch.setattr("layershuffle.api.depth.seconds_per_image", lambda *_: [1.0, 3.0, 2.0, 5.0, 4.0])
+    assert seconds_by_depth(study, repeats=1) == {1: 1.0, 2: 2.0, 3: 2.0, 4: 4.0, 5: 4.0}
+
+
+def test_few_images_per_class_are_warned_of(trained, caplog):
+    with caplog.at_level("WARNING", "layershuffle"):
+        layershuffle.prune(trained, keep=4, repeats=1, rounds=0)
+    (warning,) = caplog.records
+    images, classes, per_class = warning.args[:3]
+    assert images < classes * per_class == 10 * 10
 
 
 def test_a_budget_of_time_and_refinement(trained, capsys):
