@@ -1,13 +1,18 @@
 """The model card, which is the README.md of an exported folder."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
 from layershuffle.results import ModelInfo, Results, tables
+from layershuffle.results.markdown import code, plain
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,18 @@ class ModelCard:
         """The whole card of a model."""
         info = loaded.info
         config = info.config
-        license_line = f"license: {self.license}\n" if self.license else ""
+        # As YAML, so that a licence of any name is one value on one line.
+        head: dict[str, Any] = {"library_name": self.library}
+        if self.license:
+            head["license"] = " ".join(self.license.split())
+        head.update(pipeline_tag="image-classification", tags=["image-classification", "timm", "layershuffle"])
         return f"""---
-library_name: {self.library}
-{license_line}pipeline_tag: image-classification
-tags: [image-classification, timm, layershuffle]
----
-# {self.title}
+{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=math.inf)}---
+# {plain(self.title)}
 
-{config["name"]}, {config["num_classes"]} classes, fine-tuned by the method {info.method} with
+{plain(config["name"])}, {config["num_classes"]} classes, fine-tuned by the method {plain(str(info.method))} with
 [LayerShuffle](https://arxiv.org/abs/2407.04513):
-order sampler `{info.sampler}`, position `{config["position"]}`, seed {info.seed}.
+order sampler {code(str(info.sampler))}, position `{config["position"]}`, seed {info.seed}.
 {_origin(info)}
 ## Use
 
@@ -75,10 +81,10 @@ def _origin(info: ModelInfo) -> str:
     """From which checkpoints and layers the model's layers come, a line each."""
     text = ""
     if info.merged:
-        sources = ", ".join(source["sha256"][:12] for source in info.merged["sources"])
+        sources = ", ".join(plain(source["sha256"][:12]) for source in info.merged["sources"])
         text += f"Merged: its layers come from the checkpoints {info.merged['layers']} of {sources}.\n"
     if info.cut:
-        text += f"It runs the layers of the trained model in the order {info.cut}.\n"
+        text += f"It runs the layers of the trained model in the order {plain(info.cut)}.\n"
     return text
 
 
@@ -103,7 +109,8 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
     for evaluation in evaluations:
         results = evaluation if order is None else _only(order, evaluation)
         for header, rows in tables.of(results).values():
-            text += f"{results.data.name}, {results.data.images} images ({results.data.split}):\n\n"
+            name = plain(results.data.name)
+            text += f"{name}, {results.data.images} images ({plain(str(results.data.split))}):\n\n"
             text += f"{tables.markdown(header, rows)}\n"
     if text:
         scores = itertools.chain.from_iterable(evaluation.scores for evaluation in evaluations)

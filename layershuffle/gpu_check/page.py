@@ -41,14 +41,13 @@ def write(results: Mapping[str, CheckResult], folder: Path, about: Mapping[str, 
     }
     write_whole(folder / JSON, json.dumps(content, indent=1) + "\n")
 
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in _rows(results)]
     lines = [
         f"# layershuffle check-gpu on {device}",
         "",
         f"{summary(results)}, on {created}.",
         "",
         # All columns are texts, which stand on the left.
-        tables.markdown(HEADER, escaped).replace("---:", "---"),
+        tables.markdown(HEADER, _rows(results)).replace("---:", "---"),
         *(f"- {name}: {_as_text(value)}" for name, value in about.items()),
     ]
     write_whole(folder / PAGE, "\n".join(lines) + "\n")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from layershuffle.files import write_whole
 from layershuffle.results.figures import rendered, save
+from layershuffle.results.markdown import plain
 from layershuffle.results.tables import as_csv
 
 
@@ -113,10 +114,8 @@ def _environment(**options: Any) -> Environment:
 
 
 def _markdown(value: Any) -> Any:
-    """Escape what Markdown would take for HTML, or for the border of a cell: names in results files can be anything."""
-    if not isinstance(value, str):
-        return value
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    """A text as Markdown shows it as it is: names in results files can be anything."""
+    return plain(value) if isinstance(value, str) else value
 
 
 def _svg(picture: Picture) -> Markup:

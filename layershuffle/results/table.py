@@ -8,6 +8,8 @@ from typing import NamedTuple
 import rich.table
 from rich import box
 
+from layershuffle.results.markdown import plain
+
 Rows = list[list[str]]
 
 
@@ -42,10 +44,11 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> rich.table.Table
 
 
 def markdown(header: list[str], rows: Rows) -> str:
-    """A Markdown table."""
+    """A Markdown table, whose cells are shown as they are."""
     # The first column holds names and is aligned to the left, the others hold numbers.
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    lines = [header, rule, *rows]
+    lines = [[plain(name) for name in header], rule]
+    lines += [[plain(cell) for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import yaml
 from helpers import train
 from packaging.version import Version
 
@@ -18,7 +19,7 @@ from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.files import sha256
 from layershuffle.models.fitting import cut
-from layershuffle.results import ModelInfo
+from layershuffle.results import DataInfo, Environment, EvaluationInfo, ModelInfo, Results, Score
 
 pytestmark = pytest.mark.skipif(
     Version(timm.__version__) < Version("1.0.31"), reason="older ones read no safetensors from a local-dir"
@@ -288,3 +289,22 @@ def test_an_exported_model_tells_timm_its_resizing_and_classes_and_no_licence(tr
     assert (found["crop_pct"], found["interpolation"], found["crop_mode"]) == (0.9, "bicubic", "center")
     assert found["label_names"] == list("0123456789")
     assert "license" not in found  # timm's configuration names that of timm's weights
+
+
+def test_no_name_becomes_a_part_of_the_card(small, tmp_path):
+    evil = "a`\n# b\n---\nlicense: c\n[d](http://e) ![f](g) <img src=h>|i"
+    model = small()
+    info = ModelInfo(name="small", config=model.config, method=evil, sampler=evil, sha256="0")
+    scores = [Score("sequential", {}, "0 1 2 3", 10, 0.5, 0.9, 1.5, None)]
+    data = DataInfo(name=evil, images=10, split="test")
+    results = Results(info, data, EvaluationInfo(random_orders=1), Environment(torch="2"), scores)
+    loaded = LoadedModel(model, info, {"classes": [evil] * info.num_classes})
+    export(loaded, tmp_path / "out", license=f"mit\nmore: {evil}", results=[results])
+    card = (tmp_path / "out" / "README.md").read_text()
+    _, head, text = card.split("---\n", 2)
+    assert yaml.safe_load(head).keys() == {"library_name", "license", "pipeline_tag", "tags"}
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == ["# out", "## Use", "## Accuracy"]
+    # As code they are only text.
+    shown = re.sub(r"(`+) .* \1", "", text).replace("[LayerShuffle](https://arxiv.org/abs/2407.04513)", "")
+    assert not re.search(r"(?<!\\)\]\(|://|<img", shown)

@@ -282,7 +282,7 @@ def test_names_of_files_and_protocols_stay_text(tmp_path):
     assert len(set(parsed.ids)) == len(parsed.ids)
     text = (tmp_path / "report/report.md").read_text()
     assert "<script" not in text
-    assert "&lt;script>alert(1)&lt;/script>\\|x" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\|x" in text
     for folder, suffix in (("figures", "png"), ("data", "csv")):
         for path in (tmp_path / "report" / folder).iterdir():
             assert re.fullmatch(rf"[a-z0-9-]+\.{suffix}", path.name)
