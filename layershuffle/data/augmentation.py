@@ -1,5 +1,6 @@
 """Changes training images at random. What an image becomes depends on the seed, the epoch and the image alone."""
 
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,6 +52,19 @@ class Augmentation:
     def changes_images(self) -> bool:
         """Whether single images are changed, apart from being mixed with others."""
         return bool(self.scale or self.padding or self.flip or self.transforms)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether some images are mirrored, left to right or upside down."""
+        if self.flip:
+            return True
+        waiting = list(self.transforms)
+        while waiting:
+            transform = waiting.pop()
+            waiting += getattr(transform, "transforms", ())  # of those that are made of others
+            if isinstance(transform, (v2.RandomHorizontalFlip, v2.RandomVerticalFlip)) and transform.p:
+                return True
+        return False
 
     def of_image(self, size: int, resizing: Resizing = DEFAULT_RESIZING) -> v2.Compose:
         """What changes one uint8 image [channels, height, width] into one of ``size`` x ``size`` pixels.
@@ -146,15 +160,17 @@ class Augmented(Subset):
                 items = self._read_wholes(keys)
                 change = self.transform
 
-            for place, key in enumerate(keys):
-                item = items[place]
-                if item is not None:
-                    image, label = item
-                    self._seed("augmentation", *key)
-                    items[place] = (change(image), label)
-        return replace_unreadable(items)
+            changed: list[Item] = []
+            for key, item in zip(keys, items):
+                if item is None:
+                    changed.append(None)
+                    continue
+                image, label = item
+                self._seed("augmentation", *key)
+                changed.append((change(image), label))
+        return replace_unreadable(changed)
 
-    def _read_crops(self, crop: v2.RandomResizedCrop, keys: list[Key]) -> list[Item]:
+    def _read_crops(self, crop: v2.RandomResizedCrop, keys: list[Key]) -> Iterable[Item]:
         """Decide first where to crop, so that nothing else is read."""
         source: Any = self.dataset
         indices = [key[1] for key in keys]
@@ -165,13 +181,14 @@ class Augmented(Subset):
             boxes.append((box["top"], box["left"], box["height"], box["width"]))
         return list(zip(source.regions(indices, boxes), source.labels[indices]))
 
-    def _read_wholes(self, keys: list[Key]) -> list[Item]:
+    def _read_wholes(self, keys: list[Key]) -> Iterable[Item]:
         source: Any = self.dataset
         indices = [key[1] for key in keys]
         if hasattr(source, "__getitems__"):
             images, labels = source.__getitems__(indices)
             return list(zip(images, labels))
-        return [source[index] for index in indices]
+        # One after the other: a batch of whole photographs would take gigabytes.
+        return (source[index] for index in indices)
 
     def _seed(self, *key: int | str) -> None:
         # torch.manual_seed would also seed the GPUs, which takes longer than all the rest.

@@ -1,6 +1,7 @@
 """Reads image files, of any format that Pillow can read, as 8-bit RGB."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused as decompression bombs. The largest of ImageNet-1k has 17 million pixels."""
+STRIP_PIXELS = 1 << 20
+"""How many pixels of a deep or transparent image are converted at a time."""
 READING = 2
 """The version of how files become pixels. Packed folders record it, because they hold what it made."""
 _UNREADABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"}
@@ -69,11 +72,33 @@ def as_rgb(image: Image.Image) -> Image.Image:
     with suppress(Exception):  # Damaged EXIF data, which Pillow raises anything for, says nothing.
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255.
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
-        usual_white = 65535 if image.mode.startswith("I") else 1
-        white = max(usual_white, values.max())
-        image = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    is_deep = image.mode.startswith(("I", "F"))
+    if not is_deep and not image.has_transparency_data:
+        return image.convert("RGB")
+
+    # The steps between take many bytes for each pixel, so a large picture goes through them strip by strip.
+    white = 0.0
+    if is_deep:
+        usual_white = 1.0 if image.mode.startswith("F") else 65535.0
+        white = max(usual_white, *(_levels(strip).max() for strip, _top in _strips(image)))
+    converted = Image.new("RGB", image.size)
+    for strip, top in _strips(image):
+        part = strip
+        if is_deep:  # Pillow would clip them at 255.
+            part = Image.fromarray((_levels(strip) * (255 / white)).round().astype(np.uint8))
+        if part.has_transparency_data:
+            part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part.convert("RGBA"))
+        converted.paste(part.convert("RGB"), (0, top))
+    return converted
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Parts of an image of about ``STRIP_PIXELS``, as wide as it is, and the row at which each begins."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))), top
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """The pixels of a deep grey image, float64 from 0 up."""
+    return np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)

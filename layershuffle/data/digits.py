@@ -21,6 +21,10 @@ class Digits(ImageData):
     num_classes = 10
 
     @property
+    def has_handed_classes(self) -> bool:
+        return True
+
+    @property
     def class_names(self) -> list[str]:
         return list("0123456789")
 

@@ -78,6 +78,10 @@ class Glyphs(ImageData):
         self.num_classes = classes
 
     @property
+    def has_handed_classes(self) -> bool:
+        return True
+
+    @property
     def class_names(self) -> list[str]:
         """The characters."""
         return list(characters()[: self.classes])

@@ -129,6 +129,12 @@ class ImageData(pl.LightningDataModule):
         # The label that the loaders give in place of each label, for a model that has the same classes in another
         # sequence.
         self.new_labels: list[int] | None = None
+        self._mirroring_is_told = False
+
+    @property
+    def has_handed_classes(self) -> bool:
+        """Whether mirrored images are of another class or of none, as letters, digits and some signs are."""
+        return False
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -262,6 +268,8 @@ class ImageData(pl.LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         seed = getattr(module, "seed", torch.initial_seed() % 2**32)
         augmentation = getattr(module, "augmentation", None)
+        if augmentation and augmentation.mirrors and self.has_handed_classes:
+            self._warn_of_mirroring()
         if augmentation and augmentation.changes_images:
             train = Augmented(train, augmentation, self.image_size, seed, self.resizing)
 
@@ -270,6 +278,16 @@ class ImageData(pl.LightningDataModule):
         # A set of less than one batch is a batch by itself.
         drop_last = len(sampler) >= self.batch_size
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=drop_last)
+
+    def _warn_of_mirroring(self) -> None:
+        if self._mirroring_is_told:
+            return
+        self._mirroring_is_told = True
+        rank_zero_only(logger.warning)(
+            "images of %s are mirrored, which makes another class or none of letters, digits and signs: add "
+            "--model.augmentation.flip 0",
+            self.label,
+        )
 
     def training_labels(self, option: str) -> Tensor:
         """The labels of the training images, int64 [images]; a UserError names the option that needs them."""

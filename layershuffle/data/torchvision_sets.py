@@ -34,6 +34,8 @@ READING = {
     "RenderedSST2", "SEMEION", "STL10", "SUN397", "SVHN", "StanfordCars", "USPS",
 }  # fmt: skip
 """The sets that a checkpoint may name: without ``download``, torchvision only reads their files."""
+HANDED = {"EMNIST", "GTSRB", "KMNIST", "MNIST", "Omniglot", "QMNIST", "RenderedSST2", "SEMEION", "SVHN", "USPS"}
+"""The sets of letters, digits and signs, which are others when they are mirrored."""
 NEEDED = {
     "Caltech101": ("caltech101",),
     "Caltech256": ("caltech256",),
@@ -89,6 +91,10 @@ class TorchvisionImages(ImageData):
     @property
     def label(self) -> str:
         return self.dataset
+
+    @property
+    def has_handed_classes(self) -> bool:
+        return self.dataset in HANDED
 
     @property
     def class_names(self) -> list[str] | None:

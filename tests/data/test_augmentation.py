@@ -4,10 +4,11 @@ import pytest
 import torch
 from helpers import batches, fake_imagenet
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch.utils.data import Subset
+from PIL import Image
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
-from layershuffle.data import Digits, ImageFolders, TensorImages
+from layershuffle.data import DecodedImages, Digits, Glyphs, ImageFolders, TensorImages, TorchvisionImages
 from layershuffle.data.augmentation import Augmentation, Augmented
 from layershuffle.errors import UserError
 
@@ -124,3 +125,49 @@ def test_mixed_labels_say_how_much_of_each_image_is_there():
 def test_wrong_augmentation_is_one_sentence(wrong):
     with pytest.raises(UserError):
         Augmentation(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "mirrors"),
+    [
+        (Augmentation(), False),
+        (Augmentation(flip=0.5), True),
+        (Augmentation(transforms=[v2.RandomVerticalFlip(0.1)]), True),
+        (Augmentation(transforms=[v2.RandomApply([v2.RandomHorizontalFlip()])]), True),
+        (Augmentation(transforms=[v2.RandomHorizontalFlip(0.0), v2.RandomErasing()]), False),
+    ],
+)
+def test_mirrored_digits_are_warned_of_once(augmentation, mirrors, caplog, monkeypatch):
+    data = Digits(workers=0)
+    data.setup()
+    data.trainer = Trainer()
+    monkeypatch.setattr(Module, "augmentation", augmentation)
+    for _ in range(2):
+        data.train_dataloader()
+    warnings = [message for message in caplog.messages if "augmentation.flip" in message]
+    assert len(warnings) == int(mirrors)
+
+
+def test_sets_whose_mirrored_images_are_others():
+    assert Glyphs(classes=2).has_handed_classes
+    assert TorchvisionImages("EMNIST", 10).has_handed_classes
+    assert not TorchvisionImages("CIFAR10", 10).has_handed_classes
+    assert not ImageFolders().has_handed_classes
+
+
+def test_whole_pictures_of_a_batch_are_read_one_after_the_other(monkeypatch):
+    """A batch of 12-megapixel photographs would take 4.6 GB in each process."""
+    sequence = []
+
+    class Photographs(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            sequence.append("read")
+            return Image.new("RGB", (40, 30)), 0
+
+    images = Augmented(DecodedImages(Photographs(), 8), Augmentation(scale=(0.5, 1.0)), 8, seed=0)
+    monkeypatch.setattr(images, "transform", lambda image: sequence.append("change") or image[:, :8, :8])
+    images.__getitems__([(0, 0), (0, 1), (0, 2)])
+    assert sequence == ["read", "change"] * 3

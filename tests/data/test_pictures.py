@@ -8,7 +8,7 @@ import torch
 from helpers import batches
 from PIL import Image, ImageOps
 
-from layershuffle.data import Digits, Glyphs, ImageFolders, PackedFolders, from_config
+from layershuffle.data import Digits, Glyphs, ImageFolders, PackedFolders, decoding, from_config
 from layershuffle.data.decoding import as_rgb, open_image
 from layershuffle.data.packing import Packing, pack
 from layershuffle.data.sets import labels_of
@@ -83,6 +83,22 @@ def test_32_bit_grey_is_scaled(tmp_path):
         values = raw.astype(np.int32 if white is None else np.float32)
         found = np.asarray(saved(Image.fromarray(values), tmp_path / "deep.tif"))[..., 0]
         assert np.abs(found - values * (255 / (white or values.max()))).max() <= 0.51
+
+
+def test_large_pictures_are_converted_in_strips_to_the_same_pixels(monkeypatch):
+    alpha = rng.integers(0, 256, (20, 30), dtype=np.uint8)
+    deep = rng.integers(0, 1 << 20, (20, 30))
+    images = [
+        Image.fromarray(np.dstack([RGB, alpha])),
+        Image.fromarray(deep.astype(np.int32)),
+        Image.fromarray(rng.random((20, 30), dtype=np.float32) * 3),
+        Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE),
+    ]
+    images[-1].info["transparency"] = bytes(range(256))
+    whole = [np.asarray(as_rgb(image)) for image in images]
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
+    for image, expected in zip(images, whole):
+        assert np.array_equal(as_rgb(image), expected)
 
 
 def test_opaque_pictures_are_what_pillow_makes_of_them(tmp_path):
