@@ -1,10 +1,12 @@
 """Exports a model for others, and compares what was written with the original."""
 
 import logging
+import runpy
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +14,17 @@ from torch import Tensor
 from layershuffle.api.data import DataLike, as_data
 from layershuffle.api.study import ModelLike, as_loaded
 from layershuffle.checkpoints import export as exporting
+from layershuffle.checkpoints.exported import WIDE_FILE
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.checkpoints.program_export import export_programs
 from layershuffle.checkpoints.programs import Programs
-from layershuffle.choices import ExportFormat, Normalise, Target
+from layershuffle.checkpoints.wide_export import export_wide, what_is_merged
+from layershuffle.choices import ExportFormat, Normalise, ProgramFormat, Target
 from layershuffle.data import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.models import OrderedViT
+from layershuffle.models.widen import has_groups, why_not_wide
 from layershuffle.orders.order import Order, OrderLike, seeded
 from layershuffle.results import Results
 
@@ -46,6 +51,8 @@ class ExportedModel:
         difference: the largest difference between its logits and those of the original.
         compared_on: the images that they were compared on, in words.
         timm_refuses: why timm can't run a model that was exported for it; None if it can.
+        merged: what became of the layers of groups, such as "attentions: 12 into 4"; None if none were merged.
+        not_merged: why the groups of a program's order are not merged; None if they are, or if there are none.
     """
 
     folder: Path
@@ -53,6 +60,8 @@ class ExportedModel:
     difference: float
     compared_on: str
     timm_refuses: str | None = None
+    merged: str | None = None
+    not_merged: str | None = None
 
 
 def export(
@@ -75,7 +84,9 @@ def export(
     Args:
         model: a model that ``layershuffle train`` or ``layershuffle merge`` made, or what ``layershuffle.load`` takes.
         folder: a new folder.
-        order: the order to run, such as "first(6)"; by default the model's own.
+        order: the order to run, such as "first(6)"; by default the model's own. The layers of a group, such as
+            "(0a+1a+2a)", are merged into a wider one. If there are groups or halves of layers, the format "timm" writes
+            a file that runs them, beside the weights; see ``layershuffle.models.wide_vit``.
         format: "timm" writes safetensors and a configuration that timm's ``local-dir:`` and ``hf-hub:`` loaders read.
             The other formats are programs that need neither timm nor this package; "aoti" is compiled for the
             processor of this machine.
@@ -92,45 +103,65 @@ def export(
     """
     folder = Path(folder)
     loaded = as_loaded(model)
-    is_program = format != "timm"
-    if loaded.info.method is None:
-        raise UserError(f"{loaded.info.source} is not a checkpoint of layershuffle train")
     only_order = None if order is None else loaded.check(order)
-    if per_layer and (only_order is not None or not is_program):
-        raise UserError("programs of single layers run any order: name another format than timm, and no order")
-    if is_program and loaded.model.choice and only_order is None and not per_layer:
-        raise UserError("each image chooses its order, which a program can't do: name one order")
-    if target == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no GPU to export for here: export for the CPU")
+    _check(loaded, only_order, format, per_layer, target)
     for_card = [source if isinstance(source, Results) else Results.load(source) for source in results]
     exporting.check_new(folder)
 
     images, compared_on = _images_to_compare(data, loaded)
-    timm_refuses = None
     try:
-        if format == "timm":
-            difference, timm_refuses = _export_for_timm(loaded, folder, only_order, for_card, license, images)
-        else:
+        if format != "timm":
             loaded.model.to(target)
-            run_order = loaded.order if only_order is None else only_order
-            export_programs(
-                loaded,
-                folder,
-                format,
-                order=None if per_layer else run_order,
-                normalises=normalise == "inside",
-                results=for_card,
-                license=license,
-            )
-            difference = _difference_of_programs(loaded.model, folder, run_order, per_layer, normalise, images)
+            program = _Program(format, per_layer, normalise)
+            written = _export_program(loaded, folder, only_order, program, for_card, license, images)
+        elif only_order is not None and only_order.whole_layers is None:
+            written = _export_wide(loaded, folder, only_order, for_card, license, images)
+        else:
+            written = _export_for_timm(loaded, folder, only_order, for_card, license, images)
         # Written like this, so that NaN is refused too.
-        if not difference <= TOLERANCE:
-            raise UserError(f"the export's logits differ from the original's by {difference:.2g}, so it was not kept")
+        if not written.difference <= TOLERANCE:
+            raise UserError(
+                f"the export's logits differ from the original's by {written.difference:.2g}, so it was not kept"
+            )
     # Also after Ctrl-C: a folder that is there must be one that was checked.
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return ExportedModel(folder, format, difference, compared_on, timm_refuses)
+    return ExportedModel(folder, format, compared_on=compared_on, **written._asdict())
+
+
+class _Written(NamedTuple):
+    """What ``ExportedModel`` says of the files that were written."""
+
+    difference: float
+    timm_refuses: str | None = None
+    merged: str | None = None
+    not_merged: str | None = None
+
+
+class _Program(NamedTuple):
+    """What a program is like, as ``export`` takes it."""
+
+    format: ProgramFormat
+    per_layer: bool
+    normalise: Normalise
+
+
+def _check(loaded: LoadedModel, order: Order | None, format: ExportFormat, per_layer: bool, target: Target) -> None:
+    """Raise a UserError if a model can't be exported like this; the arguments are those of ``export``."""
+    if loaded.info.method is None:
+        raise UserError(f"{loaded.info.source} is not a checkpoint of layershuffle train")
+    if per_layer and (order is not None or format == "timm"):
+        raise UserError("programs of single layers run any order: name another format than timm, and no order")
+    if per_layer and any(unit.half for unit in loaded.order.units):
+        raise UserError(
+            f"programs of single layers run whole layers, and the model's base order, {loaded.order}, runs halves: "
+            "leave out --per_layer"
+        )
+    if format != "timm" and loaded.model.choice and order is None and not per_layer:
+        raise UserError("each image chooses its order, which a program can't do: name one order")
+    if target == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU to export for here: export for the CPU")
 
 
 def _export_for_timm(
@@ -140,8 +171,8 @@ def _export_for_timm(
     results: Sequence[Results],
     license: str | None,
     images: Tensor,
-) -> tuple[float, str | None]:
-    """Write timm's files; returns how far their logits are from the model's, and why timm can't run the model."""
+) -> _Written:
+    """Write timm's files, and compare timm's model with the original on ``images``."""
     model = loaded.model.cpu().eval()
     exporting.export(loaded, folder, order=order, results=results, license=license)
     exported = load(str(folder)).model.eval()
@@ -156,22 +187,71 @@ def _export_for_timm(
         logits: Tensor = exported.vit(inputs)
         return logits
 
-    return _difference(model, run, [order], images), timm_refuses
+    return _Written(_difference(model, run, [order], images), timm_refuses)
 
 
-def _difference_of_programs(
-    model: OrderedViT, folder: Path, order: Order, per_layer: bool, normalise: str, images: Tensor
-) -> float:
+def _export_wide(
+    loaded: LoadedModel,
+    folder: Path,
+    order: Order,
+    results: Sequence[Results],
+    license: str | None,
+    images: Tensor,
+) -> _Written:
+    """Write a wide model, and compare what its own file makes of it with the original on ``images``."""
+    model = loaded.model.cpu().eval()
+    export_wide(loaded, folder, order, results=results, license=license)
+    wide = runpy.run_path(str(folder / WIDE_FILE))["load"](folder)
+    normalise = Preprocess(*model.image_format)
+
+    def run(batch: Tensor, _: Order | None) -> Tensor:
+        logits: Tensor = wide(normalise(batch))
+        return logits
+
+    return _Written(_difference(model, run, [order], images), merged=what_is_merged(order))
+
+
+def _export_program(
+    loaded: LoadedModel,
+    folder: Path,
+    only_order: Order | None,
+    program: _Program,
+    results: Sequence[Results],
+    license: str | None,
+    images: Tensor,
+) -> _Written:
+    """Write a program, or one for each layer, and compare it with the model on ``images``."""
+    order = loaded.order if only_order is None else only_order
+    export_programs(
+        loaded,
+        folder,
+        program.format,
+        order=None if program.per_layer else order,
+        normalises=program.normalise == "inside",
+        results=results,
+        license=license,
+    )
+    merged = None
+    not_merged = None
+    if has_groups(order) and not program.per_layer:
+        not_merged = why_not_wide(loaded.model, order)
+        merged = None if not_merged else what_is_merged(order)
+    difference = _difference_of_programs(loaded.model, folder, order, program, images)
+    return _Written(difference, merged=merged, not_merged=not_merged)
+
+
+def _difference_of_programs(model: OrderedViT, folder: Path, order: Order, program: _Program, images: Tensor) -> float:
     """How far the logits of the programs in ``folder`` are from the model's."""
     programs = Programs(folder)
     device = next(model.parameters()).device
     preprocess = Preprocess(*model.image_format).to(device)
     orders: list[Order | None] = [order]
-    if per_layer:
+    # Steps that read older states have no other sequence.
+    if program.per_layer and not order.longest_lag:
         orders.extend(order.shuffled(seeded(0, number)) for number in range(SAMPLED))
 
     def run(batch: Tensor, order: Order | None) -> Tensor:
-        return programs(batch if normalise == "inside" else preprocess(batch), order)
+        return programs(batch if program.normalise == "inside" else preprocess(batch), order)
 
     return _difference(model, run, orders, images.to(device))
 

@@ -12,7 +12,7 @@ from layershuffle.version import __version__
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".json", ".safetensors", ".md", ".pt2", ".onnx", ".data", ".yaml")
+SUFFIXES = (".json", ".safetensors", ".md", ".pt2", ".onnx", ".data", ".yaml", ".py")
 """What the names of the files end in that ``layershuffle.export`` and ``prune`` write."""
 
 

@@ -1,21 +1,28 @@
 """Exports a model as a folder that this package and timm's ``local-dir:`` and ``hf-hub:`` loaders can load."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
+from torch import nn
 
-from layershuffle.checkpoints.exported import DESCRIPTION_FILE, MORE_WEIGHTS_FILE, Description, write_description
+from layershuffle.checkpoints.exported import (
+    DESCRIPTION_FILE,
+    MORE_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    Description,
+    write_description,
+)
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.model_card import ModelCard, scores_of
 from layershuffle.checkpoints.training_data import class_names, trained_format
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.models.create import ARGUMENTS
-from layershuffle.models.fitting import create_fitting, cut
+from layershuffle.models.fitting import classify_by_mean_of_heads, create_fitting, cut
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order
 from layershuffle.results import ModelInfo, Results
@@ -70,16 +77,12 @@ def export(
     scores = scores_of(loaded.info, results, order)
     loaded = _as_plain_as_possible(loaded, order)
     model = loaded.model
-    if model.config["norm_eps"] is not None:
-        raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
-
     obstacle = why_not_timm(model)
-    _describe_for_timm(loaded, license)
-    try:
-        _write_weights(loaded, folder, obstacle)
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{folder} could not be written: {reason}") from error
+    described: dict[str, Any] = {}
+    if obstacle:
+        described["architecture"] = f"timm can't run it, because {obstacle}; use {LOAD}"
+    write_for_timm(loaded, model.vit, folder, described, license)
+    _write_more_weights(model, folder)
 
     write_description(folder / DESCRIPTION_FILE, Description(loaded.info, loaded.data))
     card = ModelCard(
@@ -149,22 +152,44 @@ def _averaging(model: OrderedViT) -> OrderedViT:
     """The same distilled model, classifying by the mean of two heads as timm does: one doubled, the other zero."""
     config = {**model.config, "head": "average"}
     averaging = create_fitting(model.state_dict(), "the model", **config).train(model.training)
-    vit: Any = averaging.vit
-    with torch.no_grad():
-        for parameter in vit.head.parameters():
-            parameter.mul_(2)
-        for parameter in vit.head_dist.parameters():
-            parameter.zero_()
+    classify_by_mean_of_heads(averaging.vit)
     return averaging
 
 
-def _describe_for_timm(loaded: LoadedModel, license: str | None) -> None:
+def write_for_timm(
+    loaded: LoadedModel, vit: nn.Module, folder: Path, described: Mapping[str, Any], license: str | None
+) -> None:
+    """Write the weights of timm's model, and the config.json from which timm makes it.
+
+    Args:
+        loaded: what is known about the model.
+        vit: timm's model of it.
+        folder: the folder.
+        described: further entries of config.json. timm answers that it doesn't know an "architecture" of theirs.
+        license: of the weights, if it is known.
+
+    Raises:
+        UserError: if the model can't be described, or the files can't be written.
+    """
+    from timm.models import save_for_hf
+
+    config = loaded.model.config
+    if config["norm_eps"] is not None:
+        raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
+    _describe_for_timm(loaded, vit, license)
+    model_config = {"label_names": class_names(loaded.data, loaded.info.num_classes), **described}
+    timm_args = {name: value for name, value in config.items() if name not in ARGUMENTS}
+    with _saying_what_fails(folder):
+        save_for_hf(vit, str(folder), model_config=model_config, model_args=timm_args, safe_serialization=True)
+        # safetensors lets nobody but the user read its files.
+        (folder / WEIGHTS_FILE).chmod(0o644)
+
+
+def _describe_for_timm(loaded: LoadedModel, vit: Any, license: str | None) -> None:
     """Complete the configuration that timm writes to config.json: how images are preprocessed, and the licence."""
-    model = loaded.model
-    image_format = trained_format(model.image_format, loaded.data, str(loaded.info.source))
+    image_format = trained_format(loaded.model.image_format, loaded.data, str(loaded.info.source))
     size = image_format.size
-    pretrained_cfg: Any = model.vit.pretrained_cfg
-    pretrained_cfg.update(
+    vit.pretrained_cfg.update(
         mean=image_format.mean,
         std=image_format.std,
         crop_pct=image_format.crop_pct,
@@ -177,28 +202,27 @@ def _describe_for_timm(loaded: LoadedModel, license: str | None) -> None:
     )
 
 
-def _write_weights(loaded: LoadedModel, folder: Path, obstacle: str | None) -> None:
-    """Write the weights, and the config.json from which timm makes the model."""
-    from timm.models import save_for_hf
-
-    model = loaded.model
-    described: dict[str, Any] = {"label_names": class_names(loaded.data, loaded.info.num_classes)}
-    if obstacle:
-        # timm answers that it doesn't know an architecture of this name.
-        described["architecture"] = f"timm can't run it, because {obstacle}; use {LOAD}"
-    timm_args = {name: value for name, value in model.config.items() if name not in ARGUMENTS}
-    save_for_hf(model.vit, str(folder), model_config=described, model_args=timm_args, safe_serialization=True)
-
-    # What timm's models lack goes to a file of its own, so that timm still loads the other one.
+def _write_more_weights(model: OrderedViT, folder: Path) -> None:
+    """Write what timm's models lack to a file of its own, so that timm still loads the other one."""
     more_weights = {}
     for name, value in model.state_dict().items():
         if not name.startswith("vit."):
             more_weights[name] = value.contiguous()
     if more_weights:
-        safetensors.torch.save_file(more_weights, folder / MORE_WEIGHTS_FILE)
-    # safetensors lets nobody but the user read its files.
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)
+        path = folder / MORE_WEIGHTS_FILE
+        with _saying_what_fails(folder):
+            safetensors.torch.save_file(more_weights, path)
+            path.chmod(0o644)
+
+
+@contextmanager
+def _saying_what_fails(folder: Path) -> Iterator[None]:
+    """Raise a UserError if something can't be written to the folder meanwhile."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder} could not be written: {reason}") from error
 
 
 def _use(model: OrderedViT, obstacle: str | None) -> str:

@@ -23,6 +23,9 @@ WEIGHTS_FILE = "model.safetensors"
 MORE_WEIGHTS_FILE = "layershuffle.safetensors"
 """Holds the weights that timm's models lack: of position encoding or prediction, and of choices of orders."""
 
+WIDE_FILE = "wide_vit.py"
+"""Runs the model of a folder whose layers were merged."""
+
 
 @dataclass(frozen=True)
 class Description:
@@ -43,7 +46,12 @@ def is_exported(folder: str | Path) -> bool:
 
 
 def load_exported(folder: Path) -> LoadedModel:
-    """Load the model of an exported folder; raises UserError if one of its files is damaged."""
+    """Load the model of an exported folder; raises UserError if a file is damaged, or if its layers were merged."""
+    if (folder / WIDE_FILE).is_file():
+        raise UserError(
+            f"the layers of {folder} are merged and run in one order only: its README.md says how to run it, and the "
+            "checkpoint that it was exported from runs in any order"
+        )
     description = read_description(folder / DESCRIPTION_FILE)
     config = description.info.config
     weights = {}

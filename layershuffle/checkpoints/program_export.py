@@ -22,6 +22,7 @@ from layershuffle.models.backbones import State
 from layershuffle.models.image_format import ImageFormat
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.part import copy_with_layers
+from layershuffle.models.widen import has_groups, why_not_wide, widen
 from layershuffle.orders.order import Order
 from layershuffle.results import Results
 
@@ -77,7 +78,8 @@ def export_programs(
     """Write a model to ``folder`` as programs for the device that it is on, their manifest, and a model card.
 
     With an order it is one program, from images [batch, channels, size, size] of any batch size to logits
-    [batch, classes]. Without, whoever calls the programs decides on the order: they are those of ``LayerPrograms``.
+    [batch, classes]. The layers of its groups are merged if ``why_not_wide`` has nothing against it. Without an order,
+    whoever calls the programs decides on it: they are those of ``LayerPrograms``.
 
     Args:
         loaded: a model in evaluation mode.
@@ -110,7 +112,9 @@ def export_programs(
     if order is None:
         parts = _parts_in_any_order(model, preprocess, images)
     else:
-        parts = {"model": _Part(_Whole(model, order, preprocess), ["images"], ["logits"], (images,))}
+        is_wide = has_groups(order) and why_not_wide(model, order) is None
+        whole = _Wide(model, order, preprocess) if is_wide else _Whole(model, order, preprocess)
+        parts = {"model": _Part(whole, ["images"], ["logits"], (images,))}
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,6 +154,20 @@ class _Whole(nn.Module):
         if self.preprocess:
             images = self.preprocess.normalise(images)
         return self.model.embed(images)
+
+
+class _Wide(nn.Module):
+    """The whole model in one order, with the layers of each group merged into a wider one."""
+
+    def __init__(self, model: OrderedViT, order: Order, preprocess: Preprocess | None) -> None:
+        super().__init__()
+        self.vit = widen(model, order)
+        self.preprocess = preprocess
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.preprocess:
+            images = self.preprocess.normalise(images)
+        return self.vit(images)
 
 
 class _Embed(_Whole):

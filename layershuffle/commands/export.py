@@ -71,10 +71,17 @@ def print_exported(exported: "layershuffle.ExportedModel") -> None:
         f"checked: on {exported.compared_on} its logits differ from the original's by at most {exported.difference:.2g}"
     )
     from layershuffle.checkpoints.export import LOAD
+    from layershuffle.checkpoints.exported import WIDE_FILE
 
+    if exported.merged:
+        print(f"merged: {exported.merged}")
+    if exported.not_merged:
+        print(f"not merged, so that the layers of a group run one after the other: {exported.not_merged}")
     folder = exported.folder
     if exported.format != "timm":
         print(f"exported to {folder}: layershuffle.checkpoints.programs.Programs('{folder}')")
+    elif exported.merged:
+        print(f"exported to {folder}: {folder}/README.md says how {WIDE_FILE} runs it")
     elif exported.timm_refuses:
         print(f"exported to {folder}: {LOAD}('{folder}')")
         print(f"timm can't run it, because {exported.timm_refuses}; with --format onnx or torch-export, others can")

@@ -1,0 +1,253 @@
+"""Merges layers that run side by side into wider ones, for a model that ``wide_vit`` runs without this package."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from layershuffle.models.fitting import classify_by_mean_of_heads
+from layershuffle.models.model import OrderedViT
+from layershuffle.orders.order import Order, Step
+
+KNOWN_BLOCKS = {"Block", "EvaBlock"}
+KNOWN_ATTENTIONS = {"Attention", "EvaAttention", "AttentionRope"}
+KNOWN_MLPS = {"Mlp", "GluMlp", "SwiGLU"}
+"""The classes of timm whose weights can be merged."""
+
+
+class Merged(NamedTuple):
+    """Layers that become one part of a step.
+
+    Attributes:
+        half: what runs of each: "a" its attention, "f" its feed-forward network, "" the whole layer.
+        layers: their indices.
+        share: the share of what each of them changes that is added to the state.
+    """
+
+    half: str
+    layers: list[int]
+    share: float
+
+
+class Folded(NamedTuple):
+    """A matrix and its bias, in float64, into which what stands before or after them was folded."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def why_not_wide(model: OrderedViT, order: Order) -> str | None:
+    """Why a model's layers can't be merged as an order groups them, or None if they can."""
+    if model.encoding:
+        return "each layer first adds its own encoding of its position, so that those of a group read different tokens"
+    for step in order:
+        if step.lag:
+            return f"the step {step} reads an older state (layers that run side by side can be a group, as (0+1+2))"
+    for layer in sorted(order.layers):
+        block: Any = model.layers[layer]
+        if type(block).__name__ not in KNOWN_BLOCKS:
+            return f"the weights of timm's {type(block).__name__} can't be merged"
+        if type(block.attn).__name__ not in KNOWN_ATTENTIONS or type(block.mlp).__name__ not in KNOWN_MLPS:
+            return f"the weights of timm's {type(block.attn).__name__} and {type(block.mlp).__name__} can't be merged"
+        if getattr(block.attn, "gate", None) is not None or getattr(block.attn, "num_kv_groups", 1) > 1:
+            return "attention with gates, or with fewer keys than queries, can't be merged"
+    return None
+
+
+def has_groups(order: Order) -> bool:
+    """Whether there is anything to merge."""
+    return any(step.is_group for step in order)
+
+
+def merged_steps(order: Order) -> list[list[Merged]]:
+    """The parts of each step of the wide model that runs ``order``. A layer by itself becomes its two halves."""
+    steps = []
+    for step in order:
+        parts = _parts(step)
+        if step.is_group or parts[0].half:
+            steps.append(parts)
+        else:
+            steps += [[parts[0]._replace(half=half)] for half in "af"]
+    return steps
+
+
+@torch.no_grad()
+def widen(model: OrderedViT, order: Order) -> nn.Module:
+    """A copy of a model's timm model that runs one order, with the layers of each group merged into a wider one.
+
+    It takes normalised images [batch, channels, height, width] and returns the logits of ``model(images, order)``, up
+    to rounding.
+
+    Args:
+        model: the model.
+        order: an order that ``why_not_wide`` has nothing against.
+    """
+    from layershuffle.models import wide_vit  # imports timm
+
+    steps = merged_steps(order)
+    is_mixed = wide_vit.is_mixed(model.vit)
+    blocks = wide_vit.WideBlocks(model.layers[0], described(steps), is_mixed)
+    for step, parts in zip(blocks.steps, steps):
+        for module, merged in zip(step, parts):  # type: ignore[call-overload]
+            _fill(module, [model.layers[layer] for layer in merged.layers], merged)
+    parameter = next(model.parameters())
+    blocks.to(parameter.device, parameter.dtype)
+
+    # deepcopy takes the wide blocks in place of the layers.
+    vit: Any = copy.deepcopy(model.vit, {id(model.layers): nn.Sequential(blocks)})
+    if model.backbone.ignores_second_head:
+        classify_by_mean_of_heads(vit)
+    if is_mixed:
+        vit.rope.freqs = nn.Parameter(_mixed_rope(vit.rope.freqs, steps))
+    return vit.eval()
+
+
+def described(steps: Sequence[Sequence[Merged]]) -> list[list[tuple[str, int, float]]]:
+    """The parts of each step as ``wide_vit`` takes them."""
+    names = {"a": "attention", "f": "feed-forward", "": "layers"}
+
+    def describe(part: Merged) -> tuple[str, int, float]:
+        return names[part.half], len(part.layers), part.share
+
+    return [list(map(describe, parts)) for parts in steps]
+
+
+def _parts(step: Step) -> list[Merged]:
+    """The layers of a step by what runs of them."""
+    share = 1.0 if step.summed else 1 / len(step.units)
+    parts: dict[str, Merged] = {}
+    for unit in step.units:
+        part = parts.setdefault(unit.half, Merged(unit.half, [], share))
+        part.layers.append(unit.layer)
+    return list(parts.values())
+
+
+def _mixed_rope(freqs: Tensor, steps: Sequence[Sequence[Merged]]) -> Tensor:
+    """The frequencies [2, 1, heads, size] of the rotary embeddings of all heads, in the sequence in which they run.
+
+    freqs: [2, layers, heads, size].
+    """
+    attentions: list[int] = []
+    for parts in steps:
+        for part in parts:
+            if part.half != "f":
+                attentions += part.layers
+    return freqs[:, attentions].flatten(1, 2).unsqueeze(1)
+
+
+def _fill(module: Any, blocks: Sequence[Any], merged: Merged) -> None:
+    """Fill a part of a wide step with the weights of these blocks."""
+    if merged.half == "a":
+        outputs = _fill_attention(module, blocks, merged.share)
+        module.proj.bias.copy_(sum(output.bias for output in outputs))
+    elif merged.half == "f":
+        _fill_feed_forward(module, blocks, merged.share)
+    else:
+        # The feed-forward networks read all that the attentions change, and the module itself takes its share.
+        outputs = _fill_attention(module.attention, blocks, 1)
+        _fill_feed_forward(module.feed_forward, blocks, 1)
+        module.biases.copy_(torch.stack([output.bias for output in outputs])[:, None, None])
+
+
+def _fill_attention(wide: Any, blocks: Sequence[Any], share: float) -> list[Folded]:
+    """Fill an attention; returns the matrices and biases of the blocks' projections, whose biases it leaves alone."""
+    inputs = []
+    outputs = []
+    for block in blocks:
+        inputs.append(_after_norm(_queries_keys_values(block.attn), block.norm1))
+        outputs.append(_scaled(_after_norm(_folded(block.attn.proj), block.attn.norm), _scale(block, 1), share))
+    wide.qkv.weight.copy_(torch.cat([matrix.weight for matrix in inputs], dim=1).flatten(0, 1))
+    wide.qkv.bias.copy_(torch.cat([matrix.bias for matrix in inputs], dim=1).flatten())
+    wide.proj.weight.copy_(torch.cat([matrix.weight for matrix in outputs], dim=1))
+
+    # Queries come before keys in qk_scale and qk_shift [2, 1, heads, 1, size].
+    if not isinstance(wide.qk_norm, nn.Identity):
+        for number, name in enumerate(("q_norm", "k_norm")):
+            for member, block in enumerate(blocks):
+                heads = slice(member * block.attn.num_heads, (member + 1) * block.attn.num_heads)
+                scale, shift = _affine(getattr(block.attn, name), block.attn.proj.weight)
+                wide.qk_scale[number, 0, heads, 0] = scale
+                wide.qk_shift[number, 0, heads, 0] = shift
+    return outputs
+
+
+def _fill_feed_forward(wide: Any, blocks: Sequence[Any], share: float) -> None:
+    inputs = []
+    outputs = []
+    for block in blocks:
+        inputs.append(_after_norm(_gates_and_values(block.mlp), block.norm2))
+        outputs.append(_scaled(_after_norm(_folded(block.mlp.fc2), block.mlp.norm), _scale(block, 2), share))
+    wide.fc1.weight.copy_(torch.cat([matrix.weight for matrix in inputs], dim=1).flatten(0, 1))
+    wide.fc1.bias.copy_(torch.cat([matrix.bias for matrix in inputs], dim=1).flatten())
+    wide.fc2.weight.copy_(torch.cat([matrix.weight for matrix in outputs], dim=1))
+    wide.fc2.bias.copy_(sum(matrix.bias for matrix in outputs))
+
+
+def _queries_keys_values(attn: Any) -> Folded:
+    """The matrix [3, heads x size, dim] and bias [3, heads x size] that make queries, keys and values."""
+    if attn.qkv is None:
+        return _stacked(attn.q_proj, attn.k_proj, attn.v_proj)
+    weight, bias = _folded(attn.qkv)
+    # EVA's keys have no biases, and those of its queries and values are parameters of their own.
+    if getattr(attn, "q_bias", None) is not None:
+        bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias]).double()
+    return Folded(weight.unflatten(0, (3, -1)), bias.unflatten(0, (3, -1)))
+
+
+def _gates_and_values(mlp: Any) -> Folded:
+    """The first matrix [2, hidden, dim] and bias [2, hidden] of a network with gates, which come first, or [1, ...]."""
+    if hasattr(mlp, "fc1_g"):
+        return _stacked(mlp.fc1_g, mlp.fc1_x)
+    weight, bias = _folded(mlp.fc1)
+    parts = len(bias) // mlp.fc2.in_features
+    first = Folded(weight.unflatten(0, (parts, -1)), bias.unflatten(0, (parts, -1)))
+    if getattr(mlp, "gate_last", False):
+        return Folded(first.weight.flip(0), first.bias.flip(0))
+    return first
+
+
+def _folded(linear: Any) -> Folded:
+    weight = linear.weight.double()
+    bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.double()
+    return Folded(weight, bias)
+
+
+def _stacked(*linears: Any) -> Folded:
+    matrices = [_folded(linear) for linear in linears]
+    return Folded(
+        torch.stack([matrix.weight for matrix in matrices]), torch.stack([matrix.bias for matrix in matrices])
+    )
+
+
+def _after_norm(matrix: Folded, norm: Any) -> Folded:
+    """The matrix that does after a norm without weights what ``matrix`` [..., outputs, inputs] does after ``norm``."""
+    if isinstance(norm, nn.Identity):
+        return matrix
+    scale, shift = _affine(norm, matrix.weight)
+    return Folded(matrix.weight * scale, matrix.bias + matrix.weight @ shift)
+
+
+def _affine(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights and biases of a norm, in float64 on the device of ``like``; some norms have none, or no biases."""
+    scale = torch.ones(norm.normalized_shape, dtype=torch.float64, device=like.device)
+    if norm.weight is not None:
+        scale = norm.weight.double()
+    shift = torch.zeros_like(scale)
+    if getattr(norm, "bias", None) is not None:
+        shift = norm.bias.double()
+    return scale, shift
+
+
+def _scaled(matrix: Folded, scale: Tensor | None, share: float) -> Folded:
+    """A matrix [dim, inputs] and its bias, times the scale [dim] of a layer and its share in a group."""
+    factor = torch.tensor(share) if scale is None else scale.double() * share
+    return Folded(matrix.weight * factor.unsqueeze(-1), matrix.bias * factor)
+
+
+def _scale(block: Any, half: int) -> Tensor | None:
+    """The LayerScale of the first half of a block, its attention, or of the second."""
+    if hasattr(block, f"gamma_{half}"):
+        return getattr(block, f"gamma_{half}")
+    return getattr(getattr(block, f"ls{half}"), "gamma", None)

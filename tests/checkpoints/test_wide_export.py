@@ -1,0 +1,133 @@
+"""Exports of orders with groups, whose layers are merged, in all formats."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers import DIGITS, QUIET, train
+from packaging.version import Version
+
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.loading import load, trained_on
+from layershuffle.checkpoints.program_export import export_programs
+from layershuffle.checkpoints.programs import Programs
+from layershuffle.checkpoints.wide_export import export_wide, what_is_merged
+from layershuffle.commands.evaluate import evaluate_command
+from layershuffle.commands.export import export_command
+from layershuffle.data import Preprocess
+from layershuffle.orders.order import Order
+from layershuffle.results import ModelInfo
+
+ORDER = Order("(0a+1a+2a) (0f+1f+2f) (1+3) 3 0a")
+PIXELS = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def loaded(model):
+    return LoadedModel(model, ModelInfo(name="small", source="here", config=model.config))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A five-layer model of the digits, trained with shuffled layers."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = ["--model.depth=5", "--model.sampler=Shuffle", "--trainer.max_steps=2", "--data.train_images=200"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train([*DIGITS, *QUIET, *options, "--trainer.logger=false", f"--checkpoint.dirpath={folder}"])
+    return str(folder / "best.ckpt")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_tiny_patch16_224", {"choices": ["sequential", "2 1"]}),
+        ("deit_tiny_distilled_patch16_224", {"head": "class"}),
+        ("vit_small_patch16_rope_mixed_224", {"position": "predict", "positions": 12}),
+    ],
+)
+def test_the_card_says_how_a_wide_model_runs_without_this_package(small, images, tmp_path, name, arguments):
+    model = small(name, **arguments)
+    export_wide(loaded(model), tmp_path / "out", ORDER)
+    (code,) = re.findall(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)
+    torch.save(images, "images.pt")
+    # -P and an environment without PYTHONPATH: Python finds no folder of ours.
+    script = (
+        f"import torch\nimages = torch.load('images.pt')\n{code.replace('FOLDER', 'out')}\n"
+        "torch.save(logits.detach(), 'logits.pt')\nassert 'layershuffle' not in sys.modules\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-P", "-c", script], env=environment, check=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.load("logits.pt"), model(images, ORDER).logits, rtol=0, atol=1e-5)
+    for file in Path("out").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o644
+    with pytest.raises(ValueError, match=r"out are merged and run in one order only: its README\.md says"):
+        load("out")
+
+
+@pytest.mark.parametrize("form", ["torch-export", "onnx"])
+def test_programs_are_merged_too(small, tmp_path, form):
+    model = small()
+    export_programs(loaded(model), tmp_path / "out", form, order=ORDER)
+    with torch.inference_mode():
+        expected = model(Preprocess(*model.image_format)(PIXELS), ORDER).logits
+    programs = Programs(tmp_path / "out")
+    for count in (3, 1):
+        torch.testing.assert_close(programs(PIXELS[:count]), expected[:count], rtol=0, atol=1e-5)
+    assert programs.manifest["order"] == str(ORDER)
+    if form == "torch-export":
+        weights = torch.export.load(tmp_path / "out" / "model.pt2").state_dict
+        assert weights["vit.blocks.0.steps.0.0.qkv.weight"].shape == (3 * 3 * 32, 32)
+
+
+def test_the_command_merges_groups_and_says_so(trained, capsys):
+    order = "(0a+1a+2a) (0f+1f+2f) 3 4"
+    evaluate_command([trained, "--order", order, "--output=results.json"])
+    capsys.readouterr()
+    export_command([trained, "out", "--order", order, "--results=results.json", "--license=mit"])
+    said = capsys.readouterr().out
+    assert "merged: attentions: 5 into 3, feed-forward networks: 5 into 3\n" in said
+    assert "exported to out: out/README.md says how wide_vit.py runs it" in said
+    card = Path("out/README.md").read_text()
+    assert f"| given, {order} | 1 |" in card
+    assert "attentions: 5 into 3" in card
+    assert json.loads(Path("out/config.json").read_text())["pretrained_cfg"]["license"] == "mit"
+    assert trained_on("out") == trained_on(trained)
+    if Version(timm.__version__) >= Version("1.0.31"):
+        with pytest.raises(RuntimeError, match=r"its layers are merged; use wide_vit\.py in its folder"):
+            timm.create_model("local-dir:out", pretrained=True)
+    export_command([trained, "program", "--order", order, "--format=torch-export"])
+    assert "merged: attentions: 5 into 3, feed-forward networks: 5 into 3\n" in capsys.readouterr().out
+
+
+def test_what_is_not_merged_says_why(trained, capsys):
+    late = "0 1 2<1 (3a+4a)"
+    with pytest.raises(ValueError, match=r"the step 2<1 reads an older state .* a program"):
+        export_command([trained, "out", "--order", late])
+    assert not Path("out").exists()
+    export_command([trained, "out", "--order", late, "--format=torch-export"])
+    assert "\nnot merged, " in capsys.readouterr().out
+    export_command([trained, "plain", "--order", "4 0 1", "--format=torch-export"])
+    assert "merged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("order", "text"),
+    [
+        ("(0a+1a+2a) (0f+1f+2f)", "attentions: 3 into 1, feed-forward networks: 3 into 1"),
+        ("(0+1) 2", "attentions: 1 into 1, feed-forward networks: 1 into 1, whole layers: 2 into 1"),
+    ],
+)
+def test_what_is_merged_is_counted(order, text):
+    assert what_is_merged(Order(order)) == text
