@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from layershuffle.commands import interrupts
 from layershuffle.commands.logs import set_up_logging, show_warning
+from layershuffle.commands.output import print_all_characters
 from layershuffle.errors import UserError, user_error
 
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -22,12 +23,18 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 def run(command: Callable[[], Any]) -> None:
     """Run a command and turn what a user can cause into a one-line error on stderr, without a traceback."""
     set_up_logging()
+    print_all_characters()
     warnings.showwarning = show_warning
     # So that my_module.MyClass in a config or an option is found in the working folder. It comes last in the path,
     # because a user's random.py must not take the place of Python's.
     sys.path.append(os.getcwd())
     try:
-        command()
+        try:
+            command()
+        except SystemExit:
+            # This is how --help ends.
+            print(end="", flush=True)
+            raise
         # What is still in the buffer is written here and not at the exit, so that a closed pipe is handled below.
         print(end="", flush=True)
     except KeyboardInterrupt:

@@ -12,6 +12,9 @@ from layershuffle.results.markdown import plain
 
 Rows = list[list[str]]
 
+WIDEST = 20
+"""So many letters of a cell are shown in other columns than the first, which says what a row is about."""
+
 
 class Table(NamedTuple):
     """A table of texts.
@@ -37,7 +40,11 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> rich.table.Table
     )
     for column, name in enumerate(header):
         # Of the cells only those of the first column wrap, which may hold a long order.
-        table.add_column(textwrap.fill(name, 13), justify="right" if column else "left", no_wrap=column > 0)
+        heading = textwrap.fill(name, 13)
+        if column:
+            table.add_column(heading, justify="right", no_wrap=True, max_width=WIDEST)
+        else:
+            table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from example_results import by_class, results, score
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from layershuffle.results import figures
@@ -47,3 +48,17 @@ def test_the_most_frequent_class_is_a_line_in_every_picture_of_accuracies():
     for figure in drawn:
         names = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
         assert {"chance", "most frequent class"} <= names
+
+
+def test_names_are_drawn_as_they_are():
+    """Matplotlib would take what stands between two dollars for mathematics, and fails on a byte that isn't UTF-8."""
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    axes.plot([1, 1000], [0, 1], label=r"$\frac_^$")
+    axes.set_xscale("log")
+    axes.set(title=r"my $_[red]^\label$", yticks=[0, 1], yticklabels=[r"a$_^\x$", "caf\udce9"])
+    axes.legend()
+    assert figures.rendered(figure, "png")
+    assert [label.get_text() for label in axes.get_yticklabels()] == [r"a$_^\x$", "caf?"]
+    assert not axes.title.get_parse_math()
+    assert all(label.get_parse_math() for label in axes.get_xticklabels())

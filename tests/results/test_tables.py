@@ -46,3 +46,14 @@ def test_no_cell_of_a_csv_file_is_a_formula_and_all_are_utf_8():
     text.encode()
     (_, row) = csv.reader(io.StringIO(text))
     assert row == ["'=cmd|' /C calc'!A0", "-1.5", "+3", "'@sum", "'-x", "caf\\udce9"]
+
+
+def test_the_names_of_long_classes_are_shown_whole_beside_other_long_cells():
+    name = "a name of more than twenty letters"
+    header = ["class", "images", "sequential", "sequential: taken for", "arbitrary, fixed: taken for"]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(tables.terminal(header, [[name, "3", "50.00", f"{name} 100%", f"{name} 50%"]]))
+    # The other cells stand in the row's first line, behind two spaces or more.
+    first_column = [line.split("  ")[0].strip() for line in capture.get().splitlines()]
+    assert name in " ".join(first_column)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from layershuffle.files import write_whole
 from layershuffle.results.estimates import Summary, summarise
@@ -33,11 +34,40 @@ def save(figure: Figure, path: Path) -> None:
 
 def rendered(figure: Figure, form: str) -> bytes:
     """The content of a file of ``figure``: "png", or "svg", which is always the same for the same figure."""
+    _take_names_as_they_are(figure)
     buffer = io.BytesIO()
     # By default an SVG holds the time at which it was written, so that no two files were the same.
     metadata = {"Date": None} if form == "svg" else None
     figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
     return buffer.getvalue()
+
+
+def _take_names_as_they_are(figure: Figure) -> None:
+    """Draw ``$``, ``^`` and backslashes in the names of files and classes as they stand, and not as mathematics."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            # Asking for the labels makes those that drawing would make.
+            labels = [label.get_text() for label in axis.get_ticklabels(which="both")]
+            if any(map(_has_bytes, labels)):
+                major = [_drawable(label.get_text()) for label in axis.get_ticklabels()]
+                axis.set_ticks(axis.get_ticklocs(), labels=major)
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        # The numbers of logarithmic axes are matplotlib's own mathematics.
+        if "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
+        if _has_bytes(text.get_text()):
+            text.set_text(_drawable(text.get_text()))
+
+
+def _has_bytes(text: str) -> bool:
+    """Whether a text has characters that stand for bytes of a name that isn't UTF-8."""
+    return any("\udc80" <= character <= "\udcff" for character in text)
+
+
+def _drawable(text: str) -> str:
+    """The text with question marks for characters that can't be drawn."""
+    return text.encode("utf-8", "replace").decode()
 
 
 # --- Figures and axes ---------------------------------------------------------------------------------------
