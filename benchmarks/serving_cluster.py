@@ -22,6 +22,7 @@ import numpy as np
 import ray
 import torch
 
+from layershuffle.choices import Wire
 from layershuffle.files import write_whole
 from layershuffle.orders.order import Order, seeded
 from layershuffle.results.tables import markdown
@@ -31,6 +32,7 @@ from layershuffle.serving.ray_connection import connect
 from layershuffle.serving.router import Router
 from layershuffle.serving.scenario import Scenario, sample_machines
 from layershuffle.serving.simulator import simulate
+from layershuffle.serving.wire import Packed
 
 STEADY = Scenario(nodes=12, seconds=0.05, spread=0.0, noise=0.0, lifetime=0.0, absence=0.0, loading=0.0, duration=12.0)
 SCENARIOS = {
@@ -79,12 +81,12 @@ class SleepingNode:
         """The id of the process."""
         return os.getpid()
 
-    def run(self, tokens: np.ndarray, context: None, indices: tuple[int, ...], position: int) -> np.ndarray:
+    def run(self, packed: Packed, context: None, indices: tuple[int, ...], position: int, wire: Wire) -> Packed:
         """Sleep for each layer, and return the tokens as they are."""
         for _ in indices:
             # The logarithm's mean is below 0, so that noise leaves the mean time as it is.
             time.sleep(self.seconds * math.exp(random.gauss(-(self.noise**2) / 2, self.noise)))
-        return tokens
+        return packed
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:

@@ -21,3 +21,5 @@ Normalise = Literal["inside", "beside"]
 """Where images of programs are normalised: inside, they take uint8 pixels; beside, what their caller has normalised."""
 Target = Literal["cpu", "cuda"]
 """The device that programs run on."""
+Wire = Literal["float32", "bf16", "int8"]
+"""In which form tokens travel to the nodes of a cluster and back."""

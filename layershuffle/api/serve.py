@@ -13,6 +13,7 @@ from typing import Any
 
 from layershuffle.api.pictures import Pictures, Unreadable
 from layershuffle.checkpoints.loading import LoadedModel, load
+from layershuffle.choices import Wire
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.errors import UserError
 from layershuffle.options import TOKEN
@@ -38,6 +39,7 @@ class ClusterOptions:
         policy: how requests are routed.
         most_running: how many requests run at a time; by default 2 per node.
         address: of a Ray cluster, or "auto" for the one on this machine; by default a new one is started.
+        wire: in which form tokens travel to nodes and back; see ``serving.wire``.
         threads: the threads of each node.
         start_seconds: how long the nodes may take to start.
         event_log: a file to which events, and the orders that ran, are appended.
@@ -47,6 +49,7 @@ class ClusterOptions:
     policy: Policy = field(default_factory=Policy)
     most_running: int | None = None
     address: str | None = None
+    wire: Wire = "float32"
     threads: int = 1
     start_seconds: float = 120.0
     event_log: str | Path | None = None
@@ -60,6 +63,7 @@ class ClusterOptions:
             window=self.most_running,
             address=self.address,
             event_log=self.event_log,
+            wire=self.wire,
             threads=self.threads,
             start_seconds=self.start_seconds,
         )

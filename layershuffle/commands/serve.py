@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.status import Status
 from rich.table import Table
 
+from layershuffle.choices import Wire
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.options import TOKEN, add_options, add_positionals
@@ -44,6 +45,7 @@ def serve_command(args: list[str] | None = None) -> None:
         policy=Policy(**{field.name: config[field.name] for field in fields(Policy)}),
         most_running=config.most_running,
         address=config.address,
+        wire=config.wire,
         threads=config.threads,
         start_seconds=config.start_seconds,
         event_log=config.event_log,
@@ -149,6 +151,13 @@ def _parser() -> Parser:
         "without it.",
     )
     add_options(parser, "max_missed", "patience", "step_deadline", "request_deadline", "visit", "width", "answer_by")
+    option(
+        "--wire",
+        choices=get_args(Wire),
+        default="float32",
+        help="Form in which tokens travel to nodes and back: float32 changes nothing, bf16 has half of the bytes, and "
+        "int8 a quarter.",
+    )
     option("--most_running", type=PositiveInt | None, help="Requests that run at a time (default: 2 per node).")
     option("--most_waiting", type=NonNegativeInt, default=64, help="Requests that may wait; others get a 429.")
     option("--host", default="127.0.0.1", help="Address to listen on; the default is loopback alone.")
@@ -197,4 +206,6 @@ def status(state: ClusterState) -> Group:
         f"{state.rate:.1f} requests/s, {state.in_flight} running, {state.waiting} waiting, {state.ended} done, "
         f"{state.failed} failed, {state.missed} layers missed, {state.late} late answers"
     )
+    if state.runs:
+        summary += f", {state.bytes / state.runs / 1000:.1f} kB to a node and back"
     return Group(table, summary)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layershuffle.choices import Wire
 from layershuffle.errors import UserError
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
@@ -27,6 +28,7 @@ from layershuffle.serving.policy import Policy
 from layershuffle.serving.ray_connection import connect, ray_reason
 from layershuffle.serving.result import Result
 from layershuffle.serving.router import Router
+from layershuffle.serving.wire import Packed, newest_after, pack
 
 FIRST_ESTIMATE = 0.1
 """The seconds that a node is expected to take for a step before it has run one."""
@@ -48,13 +50,15 @@ class Cluster:
         address: of a Ray cluster that runs, where this package is installed, or "auto" for the one that was started on
             this machine; by default a new one is started on this machine, which listens on loopback alone.
         event_log: a file to which events are appended, among them the order of each request; see ``EventLog``.
+        wire: in which form tokens travel to nodes and back; see ``serving.wire``.
         threads: how many threads each node computes with.
         start_seconds: how long the nodes may take to start.
 
     Attributes:
         router: decides which node runs what.
         waiting: how many calls of ``submit`` wait for the window.
-        counts: how many requests "ended" and "failed", and how many layers they "missed".
+        counts: how many requests "ended" and "failed", how many layers they "missed", how many "runs" of nodes were
+            answered, and how many "bytes" have travelled to nodes and back.
 
     Raises:
         UserError: if the model's base order reads older states, or a step has no node; on entering, if there is no such
@@ -70,6 +74,7 @@ class Cluster:
         window: int | None = None,
         address: str | None = None,
         event_log: str | os.PathLike | None = None,
+        wire: Wire = "float32",
         threads: int = 1,
         start_seconds: float = 120.0,
     ) -> None:
@@ -85,11 +90,12 @@ class Cluster:
         self.window = window or 2 * len(self.placement)
         self.address = address
         self.event_log_path = event_log
+        self.wire = wire
         self.threads = threads
         self.start_seconds = start_seconds
         self.router = Router(steps, self.policy)
         self.waiting = 0
-        self.counts = {"ended": 0, "failed": 0, "missed": 0}
+        self.counts = {"ended": 0, "failed": 0, "missed": 0, "runs": 0, "bytes": 0}
 
         # By name of a node: the handle of its worker, and the id of its process, while it lives and after.
         self._workers: dict[str, Any] = {}
@@ -108,7 +114,7 @@ class Cluster:
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(self.window)
         self._log = EventLog(self.event_log_path)
-        self._log.write("started", time.time(), steps=len(self.model.order), policy=vars(self.policy))
+        self._log.write("started", time.time(), steps=len(self.model.order), policy=vars(self.policy), wire=self.wire)
         try:
             self._ray, self._owns_ray = await asyncio.to_thread(connect, self.address, len(self.placement))
         except BaseException:
@@ -223,7 +229,7 @@ class Cluster:
             flight = Flight(tokens, context, self._loop.create_future())
             ended = await self._run_layers(flight, arrived)
             logits = await asyncio.to_thread(self._classify, flight)
-        return Result(logits, ended.order.over(self.model.order), ended.missed, ended.seconds)
+        return Result(logits, ended.order.over(self.model.order), ended.missed, ended.seconds, flight.bytes)
 
     @asynccontextmanager
     async def _slot_of_window(self, arrived: float | None) -> AsyncIterator[None]:
@@ -293,11 +299,11 @@ class Cluster:
         self._perform(self.router.tick(self._loop.time()))
 
     def _end(self, ended: Ended) -> None:
-        self._log.ended(ended, time.time())
+        flight = self._flights.get(ended.request)
+        self._log.ended(ended, time.time(), 0 if flight is None else flight.bytes)
         self.counts["failed" if ended.failed else "ended"] += 1
         self.counts["missed"] += len(ended.missed)
         self._ended_at.append(self._loop.time())
-        flight = self._flights.get(ended.request)
         if flight is not None and not flight.ended.done():
             flight.ended.set_result(ended)
 
@@ -310,7 +316,7 @@ class Cluster:
             self._perform(self.router.answered(run, self._loop.time()))
             return
         try:
-            output = await worker.run.remote(read, flight.context, run.layers, run.position)
+            answer = await self._send(run, worker, read, flight)
         except self._ray.exceptions.RayActorError as error:
             self._unreachable(name, worker, error)
             return
@@ -322,10 +328,24 @@ class Cluster:
                 self._perform(self.router.cancel(run.request, self._loop.time()))
         else:
             if self.router.is_current(run):
-                flight.add(output, read)
+                flight.tokens = newest_after(answer, read, flight.tokens, self.wire)
             else:
                 self._log.write("late", time.time(), node=name, request=run.request)
         self._perform(self.router.answered(run, self._loop.time()))
+
+    async def _send(self, run: Run, worker: Any, read: np.ndarray, flight: Flight) -> Packed:
+        """Send a state to a node, and count what travels to it and back."""
+        sent = pack(read, self.wire)
+        sent_bytes = sent.nbytes + (0 if flight.context is None else flight.context.nbytes)
+        self._count_bytes(flight, sent_bytes)
+        answer: Packed = await worker.run.remote(sent, flight.context, run.layers, run.position, self.wire)
+        self._count_bytes(flight, answer.nbytes)
+        self.counts["runs"] += 1
+        return answer
+
+    def _count_bytes(self, flight: Flight, number: int) -> None:
+        flight.bytes += number
+        self.counts["bytes"] += number
 
     async def _load(self, load: Load) -> None:
         """Let a node load another layer."""

@@ -60,6 +60,8 @@ class ClusterState:
         ended: how many requests were answered.
         failed: how many failed.
         missed: how many layers all of them did without.
+        runs: how many runs of nodes were answered.
+        bytes: how many bytes have travelled to nodes and back.
     """
 
     steps: int
@@ -71,6 +73,8 @@ class ClusterState:
     ended: int
     failed: int
     missed: int
+    runs: int
+    bytes: int
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""

@@ -41,8 +41,12 @@ class EventLog:
             logger.warning("the event log %s ends here, since it can't be written: %s", path, error.strerror)
             self.close()
 
-    def ended(self, ended: Ended, time: float) -> None:
-        """Append that a request ended, in the form that ``orders.recorded.read_orders`` reads."""
+    def ended(self, ended: Ended, time: float, travelled: int | None = None) -> None:
+        """Append that a request ended, in the form that ``orders.recorded.read_orders`` reads.
+
+        ``travelled`` is how many bytes went to nodes and back for it, if that was counted.
+        """
+        more = {} if travelled is None else {"bytes": travelled}
         self.write(
             "ended",
             time,
@@ -51,6 +55,7 @@ class EventLog:
             missed=list(ended.missed),
             seconds=round(ended.seconds, 3),
             failed=ended.failed,
+            **more,
         )
 
     def close(self) -> None:

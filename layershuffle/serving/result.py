@@ -17,12 +17,14 @@ class Result(NamedTuple):
         order: the order that ran.
         missed: the steps of the model's base order that were missed, by their indices.
         seconds: from the time when the request was routed until its last layer was done.
+        bytes: how many bytes have travelled to nodes and back for it.
     """
 
     logits: Tensor
     order: Order
     missed: tuple[int, ...]
     seconds: float
+    bytes: int
 
     def to_json(self, classes: Sequence[str], top: int) -> dict[str, Any]:
         """What the first image shows: the ``top`` likeliest of ``classes``, and how they came about."""

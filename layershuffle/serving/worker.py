@@ -9,10 +9,12 @@ import numpy as np
 import ray
 import torch
 
+from layershuffle.choices import Wire
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Step
 from layershuffle.serving.model_parts import fingerprint
+from layershuffle.serving.wire import Packed, answer_of, unpack
 
 remote: Any = ray.remote  # Its types lack concurrency_groups.
 
@@ -38,16 +40,19 @@ class Worker:
         return {index: fingerprint(part) for index, (part, _) in self.parts.items()}
 
     @torch.inference_mode()
-    def run(self, tokens: np.ndarray, context: np.ndarray | None, indices: Sequence[int], position: int) -> np.ndarray:
-        """Run steps in a row on tokens [batch, tokens, dim]; the first holds ``position``. Returns the new tokens."""
+    def run(
+        self, packed: Packed, context: np.ndarray | None, indices: Sequence[int], position: int, wire: Wire
+    ) -> Packed:
+        """Run steps in a row on tokens as they travel; the first step has this position. See ``wire.answer_of``."""
         torch.set_num_threads(self.threads)  # which holds for the thread that calls it
 
         # torch.tensor copies: what Ray hands over can't be written to.
-        state = State(torch.tensor(tokens), None if context is None else torch.tensor(context))
+        read = unpack(packed)
+        state = State(torch.tensor(read), None if context is None else torch.tensor(context))
         for step_position, index in enumerate(indices, position):
             part, step = self.parts[index]
             state, _ = part.run_step(state, step, step_position)
-        return state.tokens.numpy()
+        return answer_of(read, state.tokens.numpy(), wire)
 
     def process(self) -> int:
         """The id of the process."""

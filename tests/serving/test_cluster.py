@@ -223,7 +223,8 @@ def test_several_layers_run_at_a_time_and_the_logits_are_those_of_the_recorded_o
 
     results = runner.run(submit())
     check(model, images, results)
-    assert max(result.order.longest_lag for result in results) == 2
+    # Of three layers that start on the same state, the one that ends last has seen two other results come.
+    assert all(result.order.longest_lag >= 2 for result in results[:8])
     assert sorted(event["order"] for event in events(log, "ended")[before:]) == sorted(str(r.order) for r in results)
 
 
@@ -257,6 +258,27 @@ def test_requests_are_answered_in_time_with_what_has_come(served):
             assert torch.equal(result.logits, model(batch, result.order).logits)
     assert cluster.router.late == len(events(log, "late"))
     assert (cluster.waiting, cluster.state().in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("wire", "share", "tolerance"), [("float32", 1, 0), ("bf16", 0.5, 0.05), ("int8", 9 / 32, 0.1)]
+)
+def test_what_travels_is_counted(served, wire, share, tolerance):
+    """Each of four steps takes a state to a node, and one back; int8 has a scale for each token of 32 numbers."""
+    runner, model, cluster, log = served
+    (images,) = pictures(1)
+    cluster.wire = wire
+    before = cluster.state()
+    try:
+        result = runner.run(cluster.submit(images))
+    finally:
+        cluster.wire = "float32"
+    tokens = model.embed(images).tokens
+    assert result.bytes == events(log, "ended")[-1]["bytes"] == pytest.approx(4 * 2 * share * tokens.nbytes, rel=0.01)
+    assert (cluster.state().bytes - before.bytes, cluster.state().runs - before.runs) == (result.bytes, 4)
+    with torch.inference_mode():
+        expected = model(images, result.order).logits
+    assert (result.logits - expected).abs().max() <= tolerance * expected.std()
 
 
 def test_killed_nodes_lose_nothing_and_their_layers_are_loaded_elsewhere(served):
