@@ -114,6 +114,7 @@ def predict(
     # Before the model is loaded: a mistake in a path should be known at once.
     paths = find_pictures(pictures)
     loaded = as_loaded(model)
+    loaded.check_takes_pictures()
     orders = _orders(loaded, order, random_orders, seed)
     fabric = make_fabric(accelerator, "32-true", loaded.model)
     vit = loaded.model.to(fabric.device)

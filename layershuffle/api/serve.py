@@ -161,6 +161,7 @@ def classify(
     """
     paths = find_pictures(pictures)
     loaded = _loaded(model, pretrained)
+    loaded.check_takes_pictures()
     cluster = (options or ClusterOptions()).cluster(loaded)
 
     async def run(left: Sequence[str]) -> None:

@@ -72,7 +72,9 @@ def draw_data(args: Sequence[str], images: int, epochs: int) -> Figure:
     columns = _columns(run, preprocess, images, epochs)
     # Row by row, and with the normalisation undone. Augmentation can leave pixels that are brighter than white.
     pixels = torch.stack(list(columns.values()), dim=1).flatten(0, 1) * preprocess.std + preprocess.mean
-    return _draw(list(columns), pixels.clamp(0, 1))
+    # Of images with more channels than colours, such as those of satellites, the first ones are drawn.
+    drawn = 3 if pixels.shape[1] >= 3 else 1
+    return _draw(list(columns), pixels[:, :drawn].clamp(0, 1))
 
 
 def _columns(run: Run, preprocess: nn.Module, count: int, epochs: int) -> dict[str, Tensor]:

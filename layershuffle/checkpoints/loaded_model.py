@@ -82,6 +82,15 @@ class LoadedModel:
             pixels.append(pil_to_tensor(resized))
         return Preprocess(size, mean, std)(torch.stack(pixels))
 
+    def check_takes_pictures(self) -> None:
+        """Raise UserError if the model takes neither colours nor grey, so that picture files can't be its input."""
+        channels = self.model.image_shape[0]
+        if channels not in (1, 3):
+            raise UserError(
+                f"{self.info.name} takes images of {channels} channels, and picture files have 3, or 1 if they are "
+                "grey: run the model itself on tensors, model(images), or evaluate it on a data set of your own"
+            )
+
     def check(self, order: OrderLike) -> Order:
         """What ``model.check`` returns, or a UserError if the order has no layers: their answer would mean nothing."""
         checked = self.model.check(order)
@@ -115,6 +124,7 @@ class LoadedModel:
         """
         if order is not None and orders:
             raise UserError("order is one order and orders are several: give one of the two")
+        self.check_takes_pictures()
         to_run: list[Order | None] = [self.check(one) for one in orders]
         if not orders:
             to_run = [None if order is None else self.check(order)]

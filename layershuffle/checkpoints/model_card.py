@@ -68,7 +68,8 @@ Images: {self._images(loaded)}, resized and cropped as
     def _images(self, loaded: LoadedModel) -> str:
         image_format = loaded.model.image_format
         size = image_format.size
-        colours = "RGB" if len(image_format.mean) == 3 else "grey"
+        channels = len(image_format.mean)
+        colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
         values = ""
         if not self.normalises:
             mean = ", ".join(f"{value:.4g}" for value in image_format.mean)

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from layershuffle.data.preprocessing import DEFAULT_RESIZING, DecodedImages, Resizing, replace_unreadable, resize
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, last_line
 from layershuffle.orders.order import seeded
 
 
@@ -167,8 +167,20 @@ class Augmented(Subset):
                     continue
                 image, label = item
                 self._seed("augmentation", *key)
-                changed.append((change(image), label))
+                changed.append((self._changed(image, change), label))
         return replace_unreadable(changed)
+
+    def _changed(self, image: Tensor, change: v2.Compose) -> Tensor:
+        """The image after the changes; raises UserError if they can't be made in as many channels as it has."""
+        try:
+            return change(image)
+        except (TypeError, ValueError) as error:
+            if len(image) in (1, 3):
+                raise
+            raise UserError(
+                f"model.augmentation.transforms can't change images of {len(image)} channels ({last_line(error)}): "
+                "leave out those that change colours, such as RandAugment"
+            ) from error
 
     def _read_crops(self, crop: v2.RandomResizedCrop, keys: list[Key]) -> Iterable[Item]:
         """Decide first where to crop, so that nothing else is read."""

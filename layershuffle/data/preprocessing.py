@@ -242,7 +242,7 @@ class Preprocess(nn.Module):
         if images.shape[1] not in (1, len(self.mean)):
             raise UserError(
                 f"the images have {images.shape[1]} channels, but the model takes {len(self.mean)}: train one with "
-                f"--model.timm_args.in_chans {images.shape[1]}"
+                f"--model.timm_args.in_chans {images.shape[1]}, or give data with the model's channels"
             )
         if not len(images):  # An empty batch can't be resized.
             images = images.new_empty((0, images.shape[1], self.size, self.size))

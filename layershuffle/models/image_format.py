@@ -39,6 +39,10 @@ def papers_format(image_shape: tuple[int, int, int], pretrained_cfg: Mapping[str
     if channels == 1:
         mean = (sum(mean) / len(mean),)
         std = (sum(std) / len(std),)
+    elif channels != len(mean):
+        # timm repeats the first layer's weights for red, green and blue over other channels in the same way.
+        mean = tuple(mean[channel % len(mean)] for channel in range(channels))
+        std = tuple(std[channel % len(std)] for channel in range(channels))
     return ImageFormat(height, mean, std)
 
 
