@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from layershuffle.api.compose import Run, compose
+from layershuffle.api.introduction import introduce
 from layershuffle.errors import UserError, last_line
 from layershuffle.files import WriterLock
 from layershuffle.library_messages import silenced
@@ -151,7 +152,7 @@ def fit(run: Run) -> TrainedRun:
     run.data.prepare_for(*model.model.image_format)
     # The wrong path of a teacher fails before the data are read.
     model.load_objective()
-    _introduce(run)
+    introduce(run)
 
     folder = run_folder(run.trainer)
     with ExitStack() as locks:
@@ -221,39 +222,6 @@ def _fit(run: Run) -> None:
                 "begins a new one from its weights"
             ) from error
         raise
-
-
-def _introduce(run: Run) -> None:
-    """Say in a few lines what is trained, where its weights come from, what it sees, and which configs say so."""
-    model = run.model.model
-    weights = run.config.ckpt_path or run.config.model.pretrained
-    if weights is True:
-        source = "timm's weights"
-    elif weights:
-        source = f"weights of {weights}"
-    else:
-        source = "random weights"
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    logger.info("model: %s, %d layers, %.3gM parameters, %s", model.config["name"], model.depth, size, source)
-
-    channels, height, width = model.image_shape
-    rows, columns = model.backbone.patch_grid
-    of_channels = "1 channel" if channels == 1 else f"{channels} channels"
-    logger.info("input: %d x %d pixels, %s, %d x %d patches", height, width, of_channels, rows, columns)
-    below, beside = model.backbone.unseen_pixels
-    if below or beside:
-        logger.warning(
-            "%d x %d pixels don't divide into whole patches, so that rows (%d) and columns (%d) at the end are not "
-            "seen: choose another --model.timm_args.img_size",
-            height,
-            width,
-            below,
-            beside,
-        )
-
-    configs = [Path(path).stem for path in run.config.config or ()]
-    if configs:
-        logger.info("method: %s, of the configs %s", run.model.method, ", ".join(configs))
 
 
 def _raise_if_preempted(trainer: pl.Trainer) -> None:

@@ -33,6 +33,12 @@ def check_averages(callbacks: Iterable[Any], steps: float, epochs: int | None) -
             )
 
 
+def refuse_averages(callbacks: Iterable[Any]) -> None:
+    """Raise a UserError if the weights are to be averaged, which those that are spread over processes can't be."""
+    if any(isinstance(callback, WeightAveraging) for callback in callbacks):
+        raise UserError("weights that are sharded can't be averaged: leave out EMAWeightAveraging, or use ddp")
+
+
 def put_averages(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
     """Put the averages into a checkpoint of weights alone, which Lightning saves without asking its callbacks."""
     if "optimizer_states" in checkpoint:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
@@ -78,6 +78,16 @@ def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Par
             if table not in used_tables:
                 unused += table.parameters()
     return [parameter for parameter in unused if parameter.requires_grad]
+
+
+def with_all_parameters(loss: Tensor, model: OrderedViT, orders: Iterable[Order]) -> Tensor:
+    """The loss, of which the gradients of the parameters that no order uses are zero rather than missing.
+
+    DistributedDataParallel waits for the gradients of all parameters.
+    """
+    for parameter in unused_parameters(model, orders):
+        loss = loss + 0 * parameter.sum()
+    return loss
 
 
 def _units_of(orders: Iterable[Order]) -> set[Unit]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,7 +17,6 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from layershuffle.data import ImageData, Preprocess
 from layershuffle.data.augmentation import Augmentation
-from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head
 from layershuffle.models.create import create_model
 from layershuffle.models.model import Output
@@ -27,14 +25,20 @@ from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle
 from layershuffle.training import continuing, metadata, non_finite, step_means
 from layershuffle.training.accumulation import weight_in_update
-from layershuffle.training.averaging import check_averages, put_averages
+from layershuffle.training.averaging import check_averages, put_averages, refuse_averages
 from layershuffle.training.budget import Budget, BudgetUnit
 from layershuffle.training.callbacks import is_logged
 from layershuffle.training.checkpointing import LastCheckpoint
 from layershuffle.training.compute import Compute, layers_run
 from layershuffle.training.device_copies import BatchCopier
 from layershuffle.training.directions import check_callbacks
-from layershuffle.training.distributed import is_sharded, samples_own_orders, shard, unused_parameters
+from layershuffle.training.distributed import (
+    is_sharded,
+    samples_own_orders,
+    shard,
+    unused_parameters,
+    with_all_parameters,
+)
 from layershuffle.training.method import method_name
 from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
 from layershuffle.training.objectives import Classification, Objective, StepKey
@@ -254,9 +258,7 @@ class FineTuner(pl.LightningModule):
         """Shard the model for ModelParallelStrategy, which leaves that to the module."""
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.model, FSDPModule):
             return
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, WeightAveraging) for callback in callbacks):
-            raise UserError("weights that are sharded can't be averaged: leave out EMAWeightAveraging, or use ddp")
+        refuse_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
         shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -340,9 +342,7 @@ class FineTuner(pl.LightningModule):
 
         total = loss.total * weight_in_update(self.trainer, batch_idx)
         if self._is_replicated:
-            # DDP waits for the gradients of all parameters, so those that no order uses get zeros.
-            for parameter in unused_parameters(self.model, orders):
-                total = total + 0 * parameter.sum()
+            total = with_all_parameters(total, self.model, orders)
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
