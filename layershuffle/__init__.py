@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layershuffle.api.depth import depth
     from layershuffle.api.evaluate import evaluate
     from layershuffle.api.export import ExportedModel, export
+    from layershuffle.api.linear_probe import linear_probe
     from layershuffle.api.merge import MergedCheckpoint, merge
     from layershuffle.api.pack import PackedFolder, pack
     from layershuffle.api.predict import Prediction, Predictions, predict
@@ -48,6 +49,7 @@ _HOMES = {
     "depth": "api.depth",
     "evaluate": "api.evaluate",
     "export": "api.export",
+    "linear_probe": "api.linear_probe",
     "load": "checkpoints.loading",
     "load_reference": "checkpoints.authors",
     "merge": "api.merge",
@@ -85,6 +87,7 @@ __all__ = [
     "depth",
     "evaluate",
     "export",
+    "linear_probe",
     "load",
     "load_reference",
     "merge",

@@ -173,6 +173,7 @@ def start_study(
     compile: bool,
     batch_size: BatchSize,
     is_shared: bool = False,
+    keeps_classifier: bool = True,
 ) -> Study:
     """Load a model and its images, and find the device.
 
@@ -186,6 +187,7 @@ def start_study(
         compile: whether to compile the layers, which takes about a minute.
         batch_size: images per batch.
         is_shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
+        keeps_classifier: whether the model's own classifier is used, which must have the classes of the data.
 
     Raises:
         UserError: if there is no such model or data, or the two don't fit.
@@ -202,8 +204,12 @@ def start_study(
         data.prepare_data()
     data.setup("test" if split == "test" else "fit")
 
-    loaded = _with_classes_of(data, loaded)
-    _match_class_names(data, loaded)
+    if keeps_classifier:
+        loaded = _with_classes_of(data, loaded)
+        _match_class_names(data, loaded)
+    else:
+        config = {**(loaded.info.config or {}), "num_classes": data.num_classes}
+        loaded = replace(loaded, info=replace(loaded.info, config=config))
     _tell_untrained_layers(loaded.model)
     if batch_size == "auto":
         batch_size = largest_evaluation_batch(loaded.model, data, split, fabric)

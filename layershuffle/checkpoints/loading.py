@@ -30,7 +30,7 @@ def load(source: str | Path, pretrained: str | None = None, num_classes: int | N
             as ``vit_b16``.
         pretrained: for a timm model or a config, a path to its weights, whose classes it then has, or "random"; by
             default they are fetched from the Hugging Face hub.
-        num_classes: the number of classes of a timm model or a config with random weights.
+        num_classes: the number of classes of a timm model or a config with random weights or a random classifier.
 
     Raises:
         UserError: if it is none of these or can't be read.

@@ -26,7 +26,8 @@ def load_timm(
     Args:
         name: timm's name of the model.
         pretrained: a path to its weights, whose classes it then has, or "random"; by default timm's weights.
-        num_classes: the number of classes of a model with random weights; by default as many as timm's weights have.
+        num_classes: the number of classes, where the classifier is to be random; by default as many as timm's weights
+            have.
         arguments: further arguments of ``create_model``.
 
     Raises:
@@ -39,14 +40,14 @@ def load_timm(
         return LoadedModel(model, info, image_format=model.timm_format)
 
     if pretrained is None:
-        model = create_model(name, _timm_classes(name), pretrained=True, **arguments).eval()
+        model = create_model(name, num_classes or _timm_classes(name), pretrained=True, **arguments).eval()
         info = ModelInfo(name=name, source=name, config=model.config)
         return LoadedModel(model, info, image_format=model.timm_format, class_names=_imagenet_names(model.vit))
 
     classes = classes_of(pretrained, name)
     # Weights that don't fit are refused first: of those, it would be of no use to train a classifier.
-    model = create_model(name, classes or _timm_classes(name), pretrained=pretrained, **arguments).eval()
-    if classes is None:
+    model = create_model(name, classes or num_classes or _timm_classes(name), pretrained=pretrained, **arguments).eval()
+    if classes is None and num_classes is None:
         raise UserError(
             f"{pretrained} holds no classifier: train one first (layershuffle train, --model.pretrained {pretrained})"
         )

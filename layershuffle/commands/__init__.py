@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "name what pictures show, in one order or in many",
     "analyse": "show what each layer does at each position",
     "similarity": "compare the activations after every two layers",
+    "linear-probe": "train a linear classifier on the features of a frozen model",
     "depth": "measure accuracy and time against the number of layers run",
     "search": "find a good order on validation images",
     "prune": "find which layers to keep, and in which order",

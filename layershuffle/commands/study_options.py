@@ -78,7 +78,7 @@ def study_parser(name: str, description: str, split: str = "test") -> Parser:
     return parser
 
 
-def parse_study(parser: Parser, args: list[str] | None, kind: str) -> StudyCommand:
+def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classifier: bool = True) -> StudyCommand:
     """Parse the command line of a study, load its model, and make its data set.
 
     All that can be wrong is found here, before the study begins, which may take hours.
@@ -87,6 +87,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str) -> StudyComma
         parser: what ``study_parser`` returned, perhaps with more options.
         args: the command line, by default that of the process.
         kind: what the results file is named after if the command line doesn't name it, such as "evaluation".
+        needs_classifier: whether weights without a classifier are refused.
 
     Raises:
         UserError: if there is no such model, an option is wrong, or the results can't be written.
@@ -102,7 +103,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str) -> StudyComma
     # A model with random weights gets them from the seed, and has as many classes as the data set.
     torch.manual_seed(config.seed)
     classes = None
-    if config.pretrained == "random":
+    if config.pretrained == "random" or not needs_classifier:
         classes = parser.instantiate_classes(config).data.num_classes
     loaded = load(config.checkpoint, config.pretrained, classes)
     output = choose_file(config.output, config.checkpoint, kind)

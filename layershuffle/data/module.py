@@ -234,8 +234,8 @@ class ImageData(pl.LightningDataModule):
         """How images of another size are resized and cropped."""
         return Resizing(self.crop_pct, self.interpolation, self.crop_mode)
 
-    def loader(self, split: Literal["val", "test"], batch_size: int | None = None) -> DataLoader:
-        """Every validation or test image once and in order, however many processes share them.
+    def loader(self, split: Literal["train", "val", "test"], batch_size: int | None = None) -> DataLoader:
+        """Every image of a split once, in order and without augmentation, however many processes share them.
 
         A batch has ``batch_size`` images of all processes together, by default ``evaluation_batch``.
         """

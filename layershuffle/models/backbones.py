@@ -86,6 +86,10 @@ class Backbone:
             tokens = tokens[:, : self.vit.num_prefix_tokens]
         return self.vit.forward_head(self.vit.norm(tokens))
 
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the classifier reads of the tokens after the last layer: [batch, dim]."""
+        return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
+
     @property
     def summary(self) -> str:
         """What ``summarise`` returns: the "class token", or the "mean of the patch tokens"."""

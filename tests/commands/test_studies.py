@@ -5,24 +5,29 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers import ROOT, fails, train
 from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from layershuffle.api.linear_probe import linear_probe
+from layershuffle.checkpoints.loading import load
 from layershuffle.commands.analyse import analyse_command
 from layershuffle.commands.depth import depth_command
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
+from layershuffle.commands.linear_probe import linear_probe_command
 from layershuffle.commands.search import search_command
 from layershuffle.commands.similarity import similarity_command
+from layershuffle.data import Digits
 from layershuffle.evaluation.activations import cosine_similarities, seconds_per_image
 from layershuffle.orders.order import Order
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
 from layershuffle.results import Results
-from layershuffle.results.measures import Contributions, Cosine, EarlyExits, Search, SecondsPerImage
+from layershuffle.results.measures import Contributions, Cosine, EarlyExits, LinearProbe, Search, SecondsPerImage
 
 
 def fit(folder, *options):
@@ -97,6 +102,32 @@ def test_similarity_command(plain):
     assert np.allclose(matrix, matrix.T)
     assert np.allclose(np.diag(matrix), 1)
     assert Results.load(Path(plain).with_name("best.similarity.json")) == results
+
+
+def test_linear_probe_command(plain, capsys):
+    results = linear_probe_command([plain])
+    probe = results.measure(LinearProbe)
+    assert probe.images[2] == results.data.images == 359
+    # The model had one epoch, but its features are better than chance, which is 0.1.
+    assert min(probe.linear.test, probe.nearest.test) > 0.15
+    assert f"{100 * probe.linear.test:.2f}" in capsys.readouterr().out
+    assert Results.load(Path(plain).with_name("best.linear_probe.json")) == results
+    # The test images choose nothing.
+    for options in (["--split=val"], ["--data.val_fraction=0"]):
+        fails(capsys, linear_probe_command, plain, *options)
+
+
+def test_a_linear_probe_needs_no_classifier(tmp_path):
+    """A model of 500 classes, and weights without a classifier, on data of 10."""
+    few = Digits(train_images=300, test_images=100)
+    loaded = load("mini_glyphs")
+    results = linear_probe(loaded, few)
+    assert (results.model.num_classes, loaded.info.num_classes) == (10, 500)
+
+    weights = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    torch.save(weights, tmp_path / "backbone.pth")
+    backbone = load("vit_tiny_patch16_224", str(tmp_path / "backbone.pth"), num_classes=10)
+    assert (backbone.model.depth, backbone.info.num_classes) == (12, 10)
 
 
 def test_similarities_token_by_token(small, images):

@@ -4,6 +4,7 @@ from layershuffle.results.measures.by_class import ByClassCounts, OrderCounts
 from layershuffle.results.measures.contributions import Contributions
 from layershuffle.results.measures.cosine import Cosine
 from layershuffle.results.measures.early_exit import EarlyExits, Exit
+from layershuffle.results.measures.linear_probe import LinearProbe, ProbeScore
 from layershuffle.results.measures.prune import Pruning
 from layershuffle.results.measures.representations import Representations
 from layershuffle.results.measures.search import Search, SearchStep
@@ -15,7 +16,9 @@ __all__ = [
     "Cosine",
     "EarlyExits",
     "Exit",
+    "LinearProbe",
     "OrderCounts",
+    "ProbeScore",
     "Pruning",
     "Representations",
     "Search",

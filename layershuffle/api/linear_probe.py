@@ -1,0 +1,117 @@
+"""Trains a linear classifier on the features of a frozen model."""
+
+from typing import Literal
+
+import torch
+
+from layershuffle.api.data import DataLike
+from layershuffle.api.progress import progress_bar
+from layershuffle.api.study import BatchSize, ModelLike, Study, start_study
+from layershuffle.choices import Precision, Split
+from layershuffle.errors import UserError
+from layershuffle.evaluation.linear_probe import (
+    NEIGHBOURS,
+    PENALTIES,
+    Features,
+    Standardisation,
+    accuracy,
+    features_of,
+    logistic_regressions,
+    nearest_neighbours,
+)
+from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results.measures import LinearProbe, ProbeScore
+
+
+def linear_probe(
+    model: ModelLike,
+    data: DataLike = None,
+    *,
+    split: Split = "test",
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
+    compile: bool = False,
+    batch_size: BatchSize = None,
+) -> Results:
+    """Train a linear classifier on the features of a frozen model, and score it on the test images.
+
+    The features, which are what the model's own classifier reads, are computed once, in the base order and without
+    augmentation. Then logistic regressions with several L2 penalties are fitted to the training images; validation
+    images choose one. A vote of the nearest training images is a yardstick that needs no training.
+
+    Args:
+        model: a model, or what ``layershuffle.load`` takes. Its classifier isn't used.
+        data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
+        split: must be "test"; validation images choose the penalty.
+        seed: decides everything random, such as which images are held out.
+        accelerator: Lightning's name of the device to run on.
+        precision: of the forward pass; "auto" measures which one is faster.
+        compile: whether to compile the layers, which takes about a minute.
+        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+
+    Returns:
+        Results with the measure ``LinearProbe``.
+
+    Raises:
+        UserError: if there is no such model or data set, or it has no validation images of its own.
+    """
+    if split != "test":
+        raise UserError("a linear probe is scored on the test images, and validation images choose it: leave out split")
+    study = start_study(
+        model,
+        data,
+        split=split,
+        seed=seed,
+        accelerator=accelerator,
+        precision=precision,
+        compile=compile,
+        batch_size=batch_size,
+        keeps_classifier=False,
+    )
+    study.data.setup("fit")
+    if study.data.sets["val"] is study.data.sets["test"]:
+        raise UserError(
+            "the test images can't choose the penalty: hold out some of the training images (data.val_fraction 0.1)"
+        )
+    train = _features(study, "train")
+    val = _features(study, "val")
+    test = _features(study, "test")
+    classes = study.data.num_classes
+    neighbours = ProbeScore(
+        val=accuracy(nearest_neighbours(train, val.features, classes), val.labels),
+        test=accuracy(nearest_neighbours(train, test.features, classes), test.labels),
+    )
+    penalty, linear = _best_regression(train, val, test, classes)
+    images = [len(part.labels) for part in (train, val, test)]
+    measure = LinearProbe(images, min(NEIGHBOURS, images[0]), neighbours, penalty, linear)
+    return study.results([], EvaluationInfo(order=str(study.model.order)), [measure])
+
+
+def _features(study: Study, part: Literal["train", "val", "test"]) -> Features:
+    """The features of the training, validation or test images."""
+    batches = study.data.loader(part, study.batch_size)
+    with progress_bar(f"features of the {part} images", len(batches), "batches") as advance:
+        return features_of(study.model, study.preprocess, batches, study.fabric, advance)
+
+
+def _best_regression(train: Features, val: Features, test: Features, classes: int) -> tuple[float, ProbeScore]:
+    """The penalty with the highest validation accuracy, of equal ones the strongest, and the scores with it."""
+    standardise = Standardisation.of(train.features)
+    standardised = Features(standardise(train.features), train.labels)
+    val_features = standardise(val.features)
+    test_features = standardise(test.features)
+    total = len(PENALTIES)
+    best: tuple[float, ProbeScore] | None = None
+    with progress_bar("fitting logistic regressions", total, "penalties") as advance:
+        for penalty, linear in zip(PENALTIES, logistic_regressions(standardised, classes)):
+            with torch.inference_mode():
+                score = ProbeScore(
+                    val=accuracy(linear(val_features).argmax(dim=1), val.labels),
+                    test=accuracy(linear(test_features).argmax(dim=1), test.labels),
+                )
+            if best is None or score.val > best[1].val:
+                best = penalty, score
+            advance()
+    assert best is not None, "there are penalties"
+    return best

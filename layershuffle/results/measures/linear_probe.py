@@ -1,0 +1,58 @@
+"""How well the features of a frozen model tell classes apart."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from layershuffle.errors import UserError
+from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.table import Table
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """The accuracy of a classifier of features, 0 to 1, on the validation and on the test images."""
+
+    val: float
+    test: float
+
+
+@register
+@dataclass(frozen=True)
+class LinearProbe(Measure):
+    """A linear classifier on frozen features, and a vote of the nearest neighbours as yardstick.
+
+    Attributes:
+        images: how many training, validation and test images there were.
+        neighbours: how many training images vote.
+        nearest: the accuracy of the vote.
+        penalty: the weight of the L2 penalty, which validation images chose.
+        linear: the accuracy of logistic regression with it.
+    """
+
+    name: ClassVar[str] = "linear_probe"
+    images: list[int]
+    neighbours: int
+    nearest: ProbeScore
+    penalty: float
+    linear: ProbeScore
+
+    def check(self, results: Results) -> None:
+        """Raise a UserError if an accuracy is no share, or there are other images than those of three parts."""
+        if len(self.images) != 3 or min(self.images) < 1 or self.neighbours < 1:
+            raise UserError("linear_probe has no number of training, validation and test images and of neighbours")
+        for share in (self.nearest.val, self.nearest.test, self.linear.val, self.linear.test):
+            if not 0 <= share <= 1:
+                raise UserError(f"linear_probe has an accuracy that is no share: {share}")
+
+    def tables(self, results: Results) -> dict[str, Table]:
+        """The accuracies of both classifiers."""
+        classifiers = {
+            f"{self.neighbours} nearest neighbours": self.nearest,
+            f"logistic regression, L2 penalty {self.penalty:g}": self.linear,
+        }
+        rows = []
+        for classifier, score in classifiers.items():
+            rows.append([classifier, f"{100 * score.val:.2f}", f"{100 * score.test:.2f}"])
+        train, val, test = self.images
+        rows.append([f"images, besides {train} for training", str(val), str(test)])
+        return {"linear probe": Table(["frozen features", "validation", "test"], rows)}

@@ -1,0 +1,51 @@
+"""Classifiers of frozen features, against scikit-learn."""
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch.nn import functional as F
+
+from layershuffle.evaluation.linear_probe import (
+    NEIGHBOURS,
+    TEMPERATURE,
+    Features,
+    Standardisation,
+    logistic_regressions,
+    nearest_neighbours,
+)
+
+CLASSES = 5
+
+
+@pytest.fixture
+def features():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % CLASSES
+    centres = torch.randn(CLASSES, 12, generator=rng)
+    values = 3 * centres[labels] + 4 * torch.randn(300, 12, generator=rng) + 7
+    return Features(torch.cat([values, torch.ones(300, 1)], dim=1), labels)  # the last feature is constant
+
+
+def test_the_linear_classifier_is_scikit_learns(features):
+    standardised = Standardisation.of(features.features)(features.features)
+    assert torch.isfinite(standardised).all()
+    train = Features(standardised, features.labels)
+    penalties = (1.0, 0.01, 1e-4)
+    for penalty, linear in zip(penalties, logistic_regressions(train, CLASSES, penalties)):
+        expected = LogisticRegression(C=1 / (penalty * 300), max_iter=5000, tol=1e-8)
+        expected.fit(standardised.double().numpy(), features.labels.numpy())
+        probabilities = torch.tensor(expected.predict_proba(standardised.double().numpy()))
+        with torch.no_grad():
+            assert torch.allclose(linear(standardised).softmax(dim=1).double(), probabilities, atol=2e-3)
+
+
+def test_the_nearest_neighbours_are_scikit_learns(features):
+    train = Features(features.features[:200], features.labels[:200])
+    directions = F.normalize(features.features, dim=1).numpy()
+    expected = KNeighborsClassifier(
+        NEIGHBOURS, weights=lambda distances: torch.tensor((1 - distances**2 / 2) / TEMPERATURE).exp().numpy()
+    )
+    expected.fit(directions[:200], features.labels[:200].numpy())
+    predicted = nearest_neighbours(train, features.features[200:], CLASSES)
+    assert (predicted.numpy() == expected.predict(directions[200:])).all()
