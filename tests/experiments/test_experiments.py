@@ -163,6 +163,7 @@ def test_sigterm_stops_the_runs_too(tiny):
     assert parent.communicate()[1].splitlines()[-1] == "interrupted"
     log = (last.parent / "log.txt").read_text()
     assert "SIGTERM: stopped after step" in log
+    assert re.search(r"^epoch  train/loss .*\n    1  ", log, re.MULTILINE)
     with WriterLock(last.parent):  # A process that still executes the run would hold it.
         pass
 
