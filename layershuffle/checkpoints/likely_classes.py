@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from layershuffle.errors import UserError
+
 
 @dataclass(frozen=True)
 class LikelyClass:
@@ -28,7 +30,12 @@ def likely_classes(logits: Tensor, names: Sequence[str], top: int) -> tuple[Like
         logits: the image's logits in each of one or more orders, [orders, classes].
         names: of the classes.
         top: how many classes to return, if there are as many.
+
+    Raises:
+        UserError: if some logits are not numbers, for which no class is likelier than another.
     """
+    if bool(logits.isnan().any()):
+        raise UserError("the model's logits are not numbers (NaN), so that no class is the likeliest")
     orders, classes = logits.shape
     probabilities = logits.softmax(dim=-1)
     mean = probabilities.mean(dim=0)

@@ -19,6 +19,7 @@ from layershuffle.errors import UserError
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.serving.actions import Action, Ended, Load, Run
+from layershuffle.serving.checks import check_images, check_numbers
 from layershuffle.serving.cluster_state import ClusterState, NodeState
 from layershuffle.serving.event_log import EventLog
 from layershuffle.serving.flight import Flight
@@ -84,6 +85,8 @@ class Cluster:
                 f"the model's base order, {model.order}, reads older states, which nodes that run its steps in another "
                 "sequence don't have: serve a model whose steps read the newest one"
             )
+        numbers = {"most_running": window, "threads": threads, "start_seconds": start_seconds}
+        check_numbers(numbers, whole=("most_running", "threads"), positive=numbers)
         self.placement = spread(placement, steps) if isinstance(placement, int) else checked(placement, steps)
         self.model = model
         self.policy = policy or Policy()
@@ -221,14 +224,14 @@ class Cluster:
             UserError: if the images aren't what the model takes, or the request reached its deadline, or it should have
                 been answered before it could begin.
         """
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.model.image_shape or not len(images):
-            shape = ", ".join(map(str, self.model.image_shape))
-            raise UserError(f"the images are {list(images.shape)}, but the model takes [1 or more, {shape}]")
+        check_images(images, self.model)
         async with self._slot_of_window(arrived):
             tokens, context = await asyncio.to_thread(self._embed, images)
             flight = Flight(tokens, context, self._loop.create_future())
             ended = await self._run_layers(flight, arrived)
             logits = await asyncio.to_thread(self._classify, flight)
+        if not bool(logits.isfinite().all()):
+            raise UserError("the model's answer is no number (NaN): its weights or the images are out of range")
         return Result(logits, ended.order.over(self.model.order), ended.missed, ended.seconds, flight.bytes)
 
     @asynccontextmanager

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 
 from layershuffle.errors import UserError
 
+MOST_NODES = 10_000
+
 
 def spread(nodes: int, steps: int) -> list[list[int]]:
     """For each of ``nodes`` nodes the successive steps that it holds, so that each step has one node or more.
 
     Raises:
-        UserError: if there is no node.
+        UserError: if there is no node, or more than a cluster could have.
     """
-    if nodes < 1:
-        raise UserError("a cluster needs 1 node or more")
+    if not 1 <= nodes <= MOST_NODES:
+        raise UserError(f"a cluster needs 1 to {MOST_NODES:,} nodes, not {nodes}")
     steps_per_node = -(-steps // nodes)  # rounded up
     placement = []
     for node in range(nodes):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from layershuffle.errors import UserError
+from layershuffle.serving.checks import check_numbers
 
 Routing = Literal["any", "sequential", "chain", "path"]
 OnLoss = Literal["reassign", "skip"]
@@ -55,17 +56,16 @@ class Policy:
                 f"routing is one of {', '.join(get_args(Routing))} and on_loss one of {', '.join(get_args(OnLoss))}, "
                 f"not {self.routing} and {self.on_loss}"
             )
-        if self.max_missed < 0 or min(self.patience, self.step_deadline, self.request_deadline) < 0:
-            raise UserError("max_missed, patience and the deadlines are 0 or more")
-        if min(self.visit, self.width) < 1:
-            raise UserError("visit and width are 1 or more")
+        numbers = {name: value for name, value in vars(self).items() if name not in ("routing", "on_loss")}
+        positive = ("step_deadline", "request_deadline", "visit", "width", "answer_by")
+        check_numbers(numbers, whole=("max_missed", "visit", "width"), positive=positive)
         if self.visit > 1 and self.width > 1:
             # The second layer of the visit would read a state that only this node has seen, which no order can say.
             raise UserError(
                 f"a visit of {self.visit} layers in a row can't be combined with a width of {self.width}: leave one of "
                 "them at 1"
             )
-        if self.answer_by is not None and not 0 < self.answer_by <= self.request_deadline:
+        if self.answer_by is not None and self.answer_by > self.request_deadline:
             raise UserError(
                 f"answer_by is above 0 and at most the request_deadline of {self.request_deadline:g} s, "
                 f"not {self.answer_by:g}"

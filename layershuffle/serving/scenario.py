@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from layershuffle.errors import UserError
+from layershuffle.serving.checks import check_numbers
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,8 @@ class Scenario:
     burst: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("nodes", "layers", "layers_per_node", "seconds", "window", "duration")
-        for name, value in vars(self).items():
-            if not value >= 0 or (name in positive and not value > 0):
-                raise UserError(f"{name} can't be {value}: give a number above 0")
+        whole = ("nodes", "layers", "layers_per_node", "kills", "burst")
+        check_numbers(vars(self), whole=whole, positive=(*whole[:3], "seconds", "window", "duration"))
         if self.kills and (self.lifetime or self.kills > self.nodes):
             raise UserError(f"{self.kills} kills need a lifetime of 0, and as many nodes")
         if self.rate and self.burst:
