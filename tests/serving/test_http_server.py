@@ -36,7 +36,7 @@ class Answering:
     window = 1
     policy = Policy(request_deadline=0.5)
 
-    async def submit(self, images):
+    async def submit(self, images, arrived=None):
         return Result(torch.zeros(1, 5), Order([0]), (), 0.1)
 
 
@@ -154,7 +154,8 @@ def test_bodies_that_cannot_be_read(serving):
         reader, _ = await opened(where, request.encode())
         assert b" 413 " in await reader.readline()
 
-    serving(talk)
+    # On a busy machine the client's next request may come later than QUICK lets a connection be idle.
+    serving(talk, Limits())
 
 
 def test_decoding_counts_for_the_deadline_and_holds_up_no_other_picture(serving):
