@@ -1,5 +1,8 @@
 """The one exception that means: the user can fix this."""
 
+import reprlib
+from typing import Any
+
 
 class UserError(ValueError):
     """What is wrong and what to do, in one sentence; the command lines print it without a traceback."""
@@ -22,3 +25,14 @@ def is_network_error(error: Exception) -> bool:
     """Whether ``error`` is of the kinds that the Hugging Face hub's client raises where there is no network."""
     libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "requests", "urllib3")
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in libraries
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value for an error message, whatever it is: on one line, and without printing all of it."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 100
+    try:
+        text = short.repr(value)
+    except Exception:  # An object may raise anything here, and so does a number of more than 4,300 digits.
+        text = f"a {type(value).__name__}"
+    return " ".join(text.split())[:200]

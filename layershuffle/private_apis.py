@@ -124,6 +124,16 @@ def start_ray_on_loopback(system_config: dict[str, Any], **options: Any) -> None
     )
 
 
+def keep_ray_from_printing() -> None:
+    """Keep Ray from printing to stdout what its processes report, such as the death of one.
+
+    Ray 2.60: ``log_to_driver=False`` leaves these reports out of account, and no option of ``ray.init`` is about them.
+    """
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False
+
+
 def embed_patches(vit: nn.Module, patches: Tensor) -> Any:
     """Add position embeddings, class tokens and registers to the embedded patches of a timm model.
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 
 import pytest
 import timm
@@ -91,3 +92,14 @@ def test_timm_adds_position_embeddings_and_class_tokens():
 
 def test_a_fabric_tells_its_precision():
     assert private_apis.precision_of(Fabric(accelerator="cpu", precision="bf16-mixed")) == "bf16-mixed"
+
+
+def test_ray_prints_no_reports(monkeypatch, capsys):
+    worker = pytest.importorskip("ray._private.worker")
+    report = {"lines": ["A worker died or was killed"], "pid": "raylet", "is_err": False}
+    monkeypatch.setattr(worker, "_worker_logs_enabled", True)
+    worker.print_worker_logs(report, sys.stdout)
+    assert "died" in capsys.readouterr().out
+    private_apis.keep_ray_from_printing()
+    worker.print_worker_logs(report, sys.stdout)
+    assert capsys.readouterr().out == ""

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
-from layershuffle.checkpoints.plain_values import is_whole, shown
+from layershuffle.checkpoints.plain_values import is_whole
 from layershuffle.checkpoints.training_state import check_training_state
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, shown
 from layershuffle.models.state_dicts import LIGHTNINGS_RAW
 from layershuffle.models.weights import read_file
 

@@ -13,9 +13,8 @@ from layershuffle.checkpoints.plain_values import (
     is_mapping,
     is_text,
     is_whole,
-    shown,
 )
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, shown
 
 METADATA_KEY = "layershuffle"
 """The key of the metadata in a checkpoint."""

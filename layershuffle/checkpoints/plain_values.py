@@ -5,10 +5,10 @@ JSON.
 """
 
 import math
-import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
+from layershuffle.errors import shown
 from layershuffle.models.backbones import Head
 from layershuffle.models.position import Position
 
@@ -29,17 +29,6 @@ MOST_VALUES = 1 << 18
 
 Check = Callable[[str, Any], bool]
 """Whether a value can be, by the key that it has in a mapping."""
-
-
-def shown(value: Any) -> str:
-    """The beginning of a value for an error message, whatever it is: on one line, and without printing all of it."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 100
-    try:
-        text = short.repr(value)
-    except Exception:  # An object may raise anything here, and so does a number of more than 4,300 digits.
-        text = f"a {type(value).__name__}"
-    return " ".join(text.split())[:200]
 
 
 def is_mapping(value: Any) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from layershuffle.checkpoints.plain_values import are_plain, is_mapping, is_text, is_whole, shown
-from layershuffle.errors import UserError
+from layershuffle.checkpoints.plain_values import are_plain, is_mapping, is_text, is_whole
+from layershuffle.errors import UserError, shown
 
 MOST_STEPS = 1 << 40
 """How many steps, batches or epochs a training may have done."""

@@ -19,11 +19,11 @@ from layershuffle.errors import UserError
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.serving.actions import Action, Ended, Load, Run
-from layershuffle.serving.checks import check_images, check_numbers
+from layershuffle.serving.checks import check_numbers
 from layershuffle.serving.cluster_state import ClusterState, NodeState
 from layershuffle.serving.event_log import EventLog
 from layershuffle.serving.flight import Flight
-from layershuffle.serving.model_parts import fingerprint, part_for
+from layershuffle.serving.model_parts import check_images, fingerprint, part_for
 from layershuffle.serving.placement import checked, spread
 from layershuffle.serving.policy import Policy
 from layershuffle.serving.ray_connection import connect, ray_reason

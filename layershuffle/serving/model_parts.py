@@ -1,9 +1,11 @@
-"""Parts of a model: what a node holds to run a step of the model's base order."""
+"""Parts of a model, of which a node holds one for each step that it can run, and the images that a model takes."""
 
 import hashlib
 
 import torch
+from torch import Tensor
 
+from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.part import copy_with_layers
 from layershuffle.orders.order import Step
@@ -22,3 +24,22 @@ def fingerprint(model: OrderedViT) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def check_images(images: Tensor, model: OrderedViT) -> None:
+    """Raise a UserError if a model on the CPU can't take the images; no node should have to find that out.
+
+    Args:
+        images: what must be [1 or more, channels, height, width], finite, and of the type of the model's weights.
+        model: the model.
+    """
+    shape = f"[1 or more, {', '.join(map(str, model.image_shape))}]"
+    if not isinstance(images, Tensor):
+        raise UserError(f"the images are a {type(images).__name__}, but the model takes a tensor {shape}")
+    if images.ndim != 4 or tuple(images.shape[1:]) != model.image_shape or not len(images):
+        raise UserError(f"the images are {list(images.shape)}, but the model takes {shape}")
+    dtype = next(model.parameters()).dtype
+    if images.dtype != dtype or images.device.type != "cpu":
+        raise UserError(f"the images are {images.dtype} on {images.device}, but the model takes {dtype} on the CPU")
+    if not bool(images.isfinite().all()):
+        raise UserError("the images hold values that are no finite numbers: take what the model's preprocess returns")

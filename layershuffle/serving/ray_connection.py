@@ -46,8 +46,14 @@ def connect(address: str | None, cpus: int) -> RayConnection:
     if ray.is_initialized():
         return RayConnection(ray, is_new=False)
 
-    from layershuffle.private_apis import ray_keeps_loopback_addresses, start_ray_on_loopback
+    from layershuffle.private_apis import (
+        keep_ray_from_printing,
+        ray_keeps_loopback_addresses,
+        start_ray_on_loopback,
+    )
 
+    # The cluster's own status and event log tell of nodes that go, and stdout holds results alone.
+    keep_ray_from_printing()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ray_keeps_loopback_addresses():
         if address is None:

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
-from layershuffle.checkpoints.plain_values import is_whole, shown
+from layershuffle.checkpoints.plain_values import is_whole
 from layershuffle.data import ImageData
-from layershuffle.errors import UserError, user_error
+from layershuffle.errors import UserError, shown, user_error
 from layershuffle.training import metadata
 from layershuffle.training.checkpointing import keep_own_files
 from layershuffle.training.objectives import Objective

@@ -1,8 +1,7 @@
 import pytest
 
 from layershuffle.checkpoints.metadata import FIELDS, METADATA_KEY, CheckpointMetadata
-from layershuffle.checkpoints.plain_values import shown
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, shown
 
 MODEL = {"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "none"}
 MERGED = {"sources": [{"source": "a.ckpt", "sha256": "0"}, {"source": "b.ckpt", "sha256": "1"}], "layers": [0, 1, 1]}
