@@ -11,6 +11,13 @@ on a real Ray cluster and in the simulator, in four minutes. Its nodes sleep in 
 
     python -m benchmarks.serving sweeps docs/results/serving/sweeps.json
     python -m benchmarks.serving cluster docs/results/serving/cluster.json
+
+Latency and throughput against the number of nodes that a request may be at, in ten minutes in the simulator, and in
+five on twelve real processes; and what fewer bytes cost a model's accuracy:
+
+    python -m benchmarks.serving widths docs/results/serving/widths.json
+    python -m benchmarks.serving processes
+    python -m benchmarks.serving wire best.ckpt
 """
 
 import argparse
@@ -27,6 +34,8 @@ import numpy as np
 
 from benchmarks.serving_cluster import compare_with_simulator
 from benchmarks.serving_sweeps import sweep
+from benchmarks.serving_widths import measure_widths, simulate_widths
+from benchmarks.serving_wire import measure_wire
 
 
 class Load:
@@ -103,10 +112,21 @@ def main() -> None:
     loading.add_argument("--kill", type=int, default=0, help="how many nodes to kill")
     for name, text in (("sweeps", "simulate ways of routing"), ("cluster", "compare a cluster with the simulator")):
         commands.add_parser(name, help=text).add_argument("output", type=Path, help="a .json file to write")
+    commands.add_parser("widths", help="simulate widths").add_argument(
+        "output", type=Path, help="a .json file to write"
+    )
+    commands.add_parser("processes", help="measure widths on real processes")
+    commands.add_parser("wire", help="measure forms of what travels").add_argument("checkpoint")
     args = parser.parse_args()
 
     if args.command == "sweeps":
         sweep(args.output)
+    elif args.command == "widths":
+        simulate_widths(args.output)
+    elif args.command == "processes":
+        asyncio.run(measure_widths())
+    elif args.command == "wire":
+        measure_wire(args.checkpoint)
     elif args.command == "cluster":
         asyncio.run(compare_with_simulator(args.output))
     else:
