@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from layershuffle.api.data import DataLike, as_data
 from layershuffle.api.progress import progress_bar
+from layershuffle.api.train import TrainedRun
 from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
@@ -36,8 +37,8 @@ from layershuffle.version import __version__
 
 logger = logging.getLogger(__name__)
 
-ModelLike = str | Path | LoadedModel
-"""A model, or what ``layershuffle.load`` takes."""
+ModelLike = str | Path | LoadedModel | TrainedRun
+"""A model, what ``layershuffle.load`` takes, or what ``layershuffle.train`` returns, which stands for its best checkpoint."""
 BatchSize = int | Literal["auto"] | None
 """Images per batch; "auto" takes the most that fit the GPU's memory, None as many as the data set says."""
 
@@ -223,7 +224,15 @@ def start_study(
 
 def as_loaded(model: ModelLike) -> LoadedModel:
     """The model itself, loaded if need be; raises UserError if there is none."""
-    return model if isinstance(model, LoadedModel) else load(str(model))
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, TrainedRun):
+        # A training without validation has no best checkpoint.
+        checkpoint = model.best or model.last
+        if checkpoint is None:
+            raise UserError("of several processes that train, only the first knows the checkpoints")
+        return load(checkpoint)
+    return load(model)
 
 
 def _with_classes_of(data: ImageData, loaded: LoadedModel) -> LoadedModel:
