@@ -38,7 +38,7 @@ from layershuffle.version import __version__
 logger = logging.getLogger(__name__)
 
 ModelLike = str | Path | LoadedModel | TrainedRun
-"""A model, what ``layershuffle.load`` takes, or what ``layershuffle.train`` returns, which stands for its best checkpoint."""
+"""A model, what ``layershuffle.load`` takes, or what ``layershuffle.train`` returns: its best checkpoint."""
 BatchSize = int | Literal["auto"] | None
 """Images per batch; "auto" takes the most that fit the GPU's memory, None as many as the data set says."""
 
