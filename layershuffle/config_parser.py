@@ -166,7 +166,8 @@ class ConfigParser(ArgumentParser):
         if "required: model.name" in message or "required: data" in message:
             raise UserError(
                 "name a model and a data set, as in layershuffle train vit_b16 cifar100 layershuffle gpu; "
-                "--model.name names a timm model without a config, and images of your own are --data ImageFolders --data.root FOLDER"
+                "--model.name names a timm model without a config, and images of your own are --data ImageFolders "
+                "--data.root FOLDER"
             ) from ex
         if not key:
             raise UserError(message) from ex
