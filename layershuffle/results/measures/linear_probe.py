@@ -55,4 +55,4 @@ class LinearProbe(Measure):
             rows.append([classifier, f"{100 * score.val:.2f}", f"{100 * score.test:.2f}"])
         train, val, test = self.images
         rows.append([f"images, besides {train} for training", str(val), str(test)])
-        return {"linear probe": Table(["frozen features", "validation", "test"], rows)}
+        return {"linear probe": Table(["classifier", "validation", "test"], rows)}
