@@ -1,6 +1,7 @@
 """The overview: one or more models in their base order, in arbitrary orders, and with layers left out."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -60,7 +61,9 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
         axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
 
     handles = _legend(several, levels, with_sequences=bool(strategies))
-    columns = len(handles) if strategies else 3
+    # More than seven would not fit the picture's width.
+    lines = math.ceil(len(handles) / 7)
+    columns = math.ceil(len(handles) / lines) if strategies else 3
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 

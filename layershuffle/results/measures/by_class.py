@@ -118,7 +118,7 @@ class ByClassCounts(Measure):
     def levels(self, results: Results) -> dict[str, float]:
         """The accuracy of always naming the most frequent class, if that is clearly higher than chance."""
         share = 100 * self.images[self.most_frequent] / max(1, sum(self.images))
-        return {MOST_FREQUENT: share} if share > chance(results) + 0.5 else {}
+        return {MOST_FREQUENT: share} if share > chance(results) + 1 else {}
 
     # --- Tables ---------------------------------------------------------------------------------------------
 
