@@ -85,7 +85,7 @@ def _help() -> str:
     """What ``layershuffle --help`` prints: a line for each command."""
     lines = ["usage: layershuffle COMMAND ...", "", "Vision transformers whose layers run in any order.", ""]
     for command, summary in COMMANDS.items():
-        lines.append(f"  {command:12}{summary}")
+        lines.append(f"  {command:13}{summary}")
     lines += ["", "layershuffle COMMAND --help explains the options of a command."]
     lines += ["layershuffle --import MODULE COMMAND ... first imports a module of your own."]
     lines += ["An example: layershuffle train mini_glyphs glyphs layershuffle cpu mini"]

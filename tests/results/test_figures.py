@@ -41,6 +41,19 @@ def test_points_of_one_number_of_layers_can_be_told_apart():
         assert len({line.get_marker() for line in points}) == 2
 
 
+def test_groups_have_a_panel_of_the_overview():
+    scores = results().scores[:2]
+    for steps, accuracy in ((4, 0.9), (2, 0.7), (1, 0.2)):
+        for layers in ("in sequence", "random", "random"):
+            scores.append(score("grouped", accuracy, steps=steps, layers=layers))
+    _, panel = figures.overview([results(scores=scores)]).axes
+    assert panel.get_xlabel() == "steps"
+    in_sequence, in_random_sequence, *_ = panel.lines
+    for line in (in_sequence, in_random_sequence):
+        assert dict(zip(line.get_xdata(), line.get_ydata())) == pytest.approx({1: 20, 2: 70, 4: 90})
+    assert panel.xaxis_inverted()  # Fewer steps, to the right, take less time.
+
+
 def test_the_most_frequent_class_is_a_line_in_every_picture_of_accuracies():
     skewed = by_class()  # of 10 classes, two have half of the images each
     skewed = replace(skewed, scores=[*skewed.scores, score("failing", 0.5, "0", dead="20%")])

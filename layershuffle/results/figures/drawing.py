@@ -196,6 +196,14 @@ def by_kept(results: Results, strategy: str, sequence: str) -> dict[int, Summary
     return {kept: summarise(values) for kept, values in sorted(grouped.items())}
 
 
+def by_steps(results: Results, layers: str) -> dict[int, Summary]:
+    """Top-1 accuracy in percent by the number of steps, over the orders of such layers of protocol "grouped"."""
+    by_number: dict[int, list[float]] = {}
+    for score in results.of("grouped", layers=layers):
+        by_number.setdefault(score.variant["steps"], []).append(100 * score.top1)
+    return {steps: summarise(values) for steps, values in sorted(by_number.items())}
+
+
 def strategies_of(several: Sequence[Results]) -> list[str]:
     """The strategies of the protocol "pruned" in these results, each once."""
     strategies: dict[str, None] = {}

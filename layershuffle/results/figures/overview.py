@@ -16,6 +16,7 @@ from layershuffle.results.figures.drawing import (
     annotate,
     band,
     by_kept,
+    by_steps,
     draw_levels,
     level_styles,
     panels,
@@ -38,11 +39,12 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
 
     Full depth: a bar for the sequential order and one for arbitrary orders, with a dot for each order; that bar is the
     mean of the orders that ran over all images. Pruned: one panel a strategy; lines are means over the orders, bands
-    reach from the worst order to the best.
+    reach from the worst order to the best. Another panel shows the protocol "grouped", if it was scored.
     """
     strategies = strategies_of(several)
-    width = max(6.4, 4.2 + 3.2 * len(strategies))
-    figure, (full_depth, *axes) = panels(1 + len(strategies), width, 4.4, title)
+    has_groups = any(results.of("grouped") for results in several)
+    panel_count = len(strategies) + has_groups  # beside the panel of all layers
+    figure, (full_depth, *axes) = panels(1 + panel_count, max(6.4, 4.2 + 3.2 * panel_count), 4.4, title)
     # The bars of all models stand side by side and together are 0.8 wide, centred on their tick.
     bar_width = 0.8 / len(several)
     levels: dict[str, float] = {}
@@ -51,6 +53,8 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
         _draw_full_depth(full_depth, results, colour, index * bar_width - 0.4, bar_width)
         for axis, strategy in zip(axes, strategies):
             _draw_pruned(axis, results, strategy, colour, (index - (len(several) - 1) / 2) * bar_width)
+        if has_groups:
+            _draw_groups(axes[-1], results, colour)
         levels.update(reference_levels(results))
     for axis in (full_depth, *axes):
         draw_levels(axis, levels)
@@ -60,10 +64,15 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     for axis, strategy in zip(axes, strategies):
         axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
 
-    handles = _legend(several, levels, with_sequences=bool(strategies))
+    if has_groups:
+        # Fewer steps, to the right, take less time.
+        axes[-1].set(title="all layers, side by side", xlabel="steps")
+        axes[-1].invert_xaxis()
+
+    handles = _legend(several, levels, with_sequences=bool(axes))
     # More than seven would not fit the picture's width.
     lines = math.ceil(len(handles) / 7)
-    columns = math.ceil(len(handles) / lines) if strategies else 3
+    columns = math.ceil(len(handles) / lines) if axes else 3
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -103,6 +112,15 @@ def _draw_pruned(axis: Axes, results: Results, strategy: str, colour: str, shift
     axis.set_xticks(depths)
     if is_single:
         axis.set_xlim(depths[0] - 0.5, depths[0] + 0.5)
+
+
+def _draw_groups(axis: Axes, results: Results, colour: str) -> None:
+    """Draw one model's accuracy against the number of steps, with layers side by side."""
+    for sequence, layers in (("original", "in sequence"), ("random", "random")):
+        points = by_steps(results, layers)
+        band(axis, points, colour, **SEQUENCES[sequence])
+        if points:
+            axis.set_xticks(list(points))
 
 
 def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequences: bool) -> list[Line2D]:
