@@ -107,7 +107,9 @@ class SleepingCluster(Cluster):
 
     def __init__(self) -> None:
         # These are all that a cluster asks of its model; embedding and classifying are replaced below.
-        model: Any = SimpleNamespace(order=Order(range(STEADY.layers)), image_shape=(1, 1, 1))
+        model: Any = SimpleNamespace(
+            order=Order(range(STEADY.layers)), image_shape=(1, 1, 1), parameters=lambda: iter([torch.zeros(1)])
+        )
         super().__init__(model, STEADY.nodes)
         self.killed: dict[str, float] = {}
         self.detection: list[float] = []

@@ -228,6 +228,25 @@ def test_several_layers_run_at_a_time_and_the_logits_are_those_of_the_recorded_o
     assert sorted(event["order"] for event in events(log, "ended")[before:]) == sorted(str(r.order) for r in results)
 
 
+def test_over_a_slow_network_several_layers_at_a_time_take_a_fraction_of_the_time(served, monkeypatch):
+    """Messages take 50 ms more. Four layers one after the other wait for that four times, and all at once, once."""
+    runner, _, cluster, _ = served
+    send = Cluster._send
+
+    async def send_slowly(*arguments):
+        await asyncio.sleep(0.05)
+        return await send(*arguments)
+
+    monkeypatch.setattr(Cluster, "_send", send_slowly)
+    (images,) = pictures(1)
+    fastest = {}
+    for width in (1, 4):
+        with policy_of(cluster, width=width):
+            fastest[width] = min(runner.run(cluster.submit(images)).seconds for _ in range(6))
+    assert fastest[1] > 4 * 0.05
+    assert fastest[4] < 0.5 * fastest[1]
+
+
 def test_requests_are_answered_in_time_with_what_has_come(served):
     """The holders of two layers are stopped, so these layers are missing; their changes come later, and are dropped."""
     runner, model, cluster, log = served
