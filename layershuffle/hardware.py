@@ -68,11 +68,22 @@ def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
     return min(seconds(lambda: matrix @ matrix, device) for _ in range(3))
 
 
+FULL_MEMORY = re.compile(r"(?i)cuda.*out of memory|(CUBLAS|CUDNN|CUSOLVER)_STATUS_\w*ALLOC")
+"""What CUDA and its libraries say when the GPU's memory is full. They take memory without asking torch for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device's memory is full: torch, CUDA or one of its libraries found no more."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and FULL_MEMORY.search(str(error)) is not None
+
+
 def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> int:
     """The largest batch, ``start`` times a power of two, that fits into the device's memory.
 
     Args:
-        attempt: runs a batch of the given number of images; raises torch.OutOfMemoryError if it doesn't fit.
+        attempt: runs a batch of the given number of images; raises an error of a full memory if it doesn't fit.
         start: the batch to begin with, which is taken to fit.
         limit: the number of images that there are, which need no larger batch.
     """
@@ -80,7 +91,9 @@ def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> i
     while batch < limit:
         try:
             attempt(2 * batch)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             break
         finally:
             # Without a GPU this does nothing.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # All rooms use this module, and not all of them need these l
 
     import lightning.pytorch as pl
     from lightning.fabric import Fabric
+    from lightning.pytorch.callbacks import WeightAveraging
     from lightning.pytorch.loggers import WandbLogger
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -49,6 +50,38 @@ def skip_lightnings_agreement_on_signals(trainer: pl.Trainer) -> None:
     Lightning 2.6.6: that waits for the device in every step. ``LastCheckpoint`` asks without it.
     """
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def average_without_waiting(callback: WeightAveraging) -> None:
+    """Make the averages of a run that begins count their updates on the host.
+
+    Lightning 2.6.6 keeps torch's ``AveragedModel`` only here. torch 2.15: that keeps the number of its updates on the
+    device, and asks for it twice in every update, which waits for the device. The averages stay the same bit for bit.
+    """
+    import torch
+
+    average: Any = callback._average_model
+    if average.avg_fn is None:
+        return
+    updates = int(average.n_averaged)
+
+    def update(averaged: Tensor, current: Tensor, is_average: bool) -> None:
+        value = current.detach().to(averaged.device)
+        if is_average and updates:
+            value = average.avg_fn(averaged, value, updates)
+        averaged.copy_(value)
+
+    @torch.no_grad()
+    def update_parameters(model: nn.Module) -> None:
+        nonlocal updates
+        for averaged, current in zip(average.module.parameters(), model.parameters(), strict=True):
+            update(averaged, current, is_average=True)
+        for averaged, current in zip(average.module.buffers(), model.buffers(), strict=True):
+            update(averaged, current, is_average=average.use_buffers)
+        updates += 1
+        average.n_averaged += 1
+
+    average.update_parameters = update_parameters
 
 
 def saves_many_files(strategy: Any) -> bool:

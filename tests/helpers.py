@@ -18,6 +18,13 @@ SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth"
 GOLDEN = Path(__file__).parent / "checkpoints" / "reference"
 NAMES = ["ShufflingViTForImageClassification", "PositionPredictingDeiTForImageClassification"]
 
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+]
+"""How torch says that a GPU's memory is full."""
+
 rng = np.random.default_rng(0)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import FULL
 
 import layershuffle
 from layershuffle import hardware
@@ -52,13 +53,14 @@ def test_precision_is_measured_on_images_as_the_model_takes_them(monkeypatch):
     ("fits", "limit", "tried", "found"),
     [(100, 1000, [16, 32, 64, 128], 64), (7, 1000, [16], 8), (1000, 50, [16, 32, 64], 50), (1000, 5, [], 8)],
 )
-def test_the_largest_batch_is_found_by_doubling(fits, limit, tried, found):
+@pytest.mark.parametrize("full", FULL, ids=str)
+def test_the_largest_batch_is_found_by_doubling(fits, limit, tried, found, full):
     attempts = []
 
     def attempt(count):
         attempts.append(count)
         if count > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise full
 
     assert largest_batch(attempt, 8, limit) == found
     assert attempts == tried

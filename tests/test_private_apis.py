@@ -8,7 +8,8 @@ import pytest
 import timm
 import torch
 from lightning.fabric import Fabric
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops import training_epoch_loop
 from lightning.pytorch.plugins.precision import amp
@@ -42,6 +43,27 @@ def test_lightning_agrees_on_signals_where_it_is_skipped(trainer):
     assert "self._broadcast_sigterm_tensor()" in inspect.getsource(training_epoch_loop)
     private_apis.skip_lightnings_agreement_on_signals(trainer)
     assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor() is None
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_averages_that_do_not_wait_are_torchs(use_buffers):
+    model = LightningModule()
+    model.layer = torch.nn.BatchNorm1d(4)
+    averages = []
+    for change in (lambda callback: None, private_apis.average_without_waiting):
+        torch.manual_seed(0)
+        callback = EMAWeightAveraging(decay=0.9, use_buffers=use_buffers)
+        callback.setup(None, model, "fit")
+        change(callback)
+        for _ in range(3):
+            with torch.no_grad():
+                for value in [*model.parameters(), model.layer.running_mean]:
+                    value.copy_(torch.randn_like(value))
+            callback._average_model.update_parameters(model)
+        averages.append(callback._average_model.state_dict())
+    assert averages[0].keys() == averages[1].keys()
+    for name, value in averages[0].items():
+        assert torch.equal(value, averages[1][name]), name
 
 
 @pytest.mark.parametrize("many", [True, False])

@@ -89,10 +89,11 @@ def _line(error: Exception) -> str | None:
         return _on_one_line(cause)
 
     # These are imported only now, because they take seconds, which `layershuffle list` doesn't.
-    import torch
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    if isinstance(error, torch.OutOfMemoryError):
+    from layershuffle.hardware import is_out_of_memory
+
+    if is_out_of_memory(error):
         return "the GPU's memory is full: lower --data.batch_size, or --batch_size of layershuffle evaluate"
     if isinstance(error, MisconfigurationException):
         return _on_one_line(error)

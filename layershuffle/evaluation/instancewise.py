@@ -49,7 +49,7 @@ class InstanceWiseScores:
         # The choice looks at the tokens before the first layer, as in training.
         choice_logits = self.choice(model.embed(images).tokens)  # [batch, orders]
         picked = {"chosen": choice_logits.argmax(dim=1), "oracle": best_order(logits, labels)}
-        self.images_by_order += picked["chosen"].bincount(minlength=len(self.orders))
+        self.images_by_order += self.choice.count(picked["chosen"])
 
         # A pick is counted like an order: the logits of each image are those of the order that is picked for it.
         rows = torch.arange(len(labels), device=labels.device)

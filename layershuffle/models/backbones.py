@@ -5,6 +5,7 @@ timm is imported when a model is made: that takes most of a second, for which a 
 """
 
 from collections.abc import Callable, Set
+from contextlib import nullcontext
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -223,7 +224,11 @@ class Eva(Backbone):
     }
 
     def embed(self, images: Tensor) -> State:
-        tokens, rope = embed_patches(self.vit, self.vit.patch_embed(images))
+        patches = self.vit.patch_embed(images)
+        # DINOv3's rotary embeddings differ from one training step to the next. timm would sample them on the CPU, and
+        # copying them from there waits for the device.
+        with patches.device if self.vit.training else nullcontext():
+            tokens, rope = embed_patches(self.vit, patches)
         return State(self.vit.norm_pre(tokens), self._batch_first(rope))
 
     def _batch_first(self, rope: Tensor | None) -> Tensor | None:

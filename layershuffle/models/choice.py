@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from layershuffle.errors import UserError
@@ -32,3 +33,11 @@ class OrderChoice(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: [batch, tokens, dim], before the first layer. Returns logits [batch, orders]."""
         return self.predictor(tokens.mean(dim=1))
+
+    def count(self, chosen: Tensor) -> Tensor:
+        """How many images chose each order, int64 [orders]; ``chosen``: their choices, int64 [batch].
+
+        Unlike ``bincount``, this doesn't wait for the device.
+        """
+        orders = torch.arange(len(self.orders), device=chosen.device)
+        return (chosen.unsqueeze(1) == orders).sum(dim=0)

@@ -47,16 +47,16 @@ class InstanceWiseViT(OrderedViT):
     def _run_chosen(self, state: State) -> Output:
         """Run each image in the order that it chooses; images that choose the same order run together."""
         chosen = self.choice(state.tokens).argmax(dim=1)
-        groups = []
+        by_choice = chosen.argsort(stable=True)
+        # The sizes of the groups are all that waits for the device.
+        sizes = self.choice.count(chosen).tolist()
+
         logits = []
-        for index, order in enumerate(self.choice.orders):
-            group = (chosen == index).nonzero().squeeze(1)
+        for group, order in zip(by_choice.split(sizes), self.choice.orders):
             if len(group):
-                groups.append(group)
                 logits.append(self.run(state.of(group), order).logits)
         # The groups stand one after the other now; this puts each image back in its place.
-        places = torch.cat(groups).argsort()
-        return Output(torch.cat(logits)[places])
+        return Output(torch.cat(logits)[by_choice.argsort()])
 
     def compile(self, **options: Any) -> None:
         """Compile each layer in place, see ``OrderedViT.compile``, for groups of images of any size."""

@@ -1,7 +1,5 @@
 """A timm vision transformer that runs any execution order, with position encoding or position prediction."""
 
-import os
-import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +12,7 @@ from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head, State, backbone_of
 from layershuffle.models.choice import OrderChoice
 from layershuffle.models.combine import combine, mean
+from layershuffle.models.compilers import check_compilers
 from layershuffle.models.image_format import ImageFormat, papers_format, timms_format
 from layershuffle.models.position import Position, PositionEncoding, PositionPrediction, PositionTable
 from layershuffle.orders.named import parse_order
@@ -246,11 +245,10 @@ class OrderedViT(nn.Module):
 
         Layers of one shape share a graph for training and one for evaluation, and another pair for every further batch
         size and precision. Parameters and their names stay as they are. ``torch.compile(model)`` would compile a graph
-        for every order. Raises UserError if there is no C++ compiler, which torch.compile needs.
+        for every order. Raises UserError if what torch.compile needs isn't installed.
         """
-        compiler = os.environ.get("CXX", "g++")
-        if "backend" not in options and not (shutil.which(compiler) or shutil.which("clang++")):
-            raise UserError("compiling needs a C++ compiler: install g++, or leave the layers uncompiled")
+        if "backend" not in options:
+            check_compilers()
         options = {"dynamic": False, **options}
 
         # Layers that differ, for example in their stochastic depth, each have their own graph; torch's limit is 8.

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
 
 from layershuffle.errors import UserError
+from layershuffle.private_apis import average_without_waiting
 
 
 def check_averages(callbacks: Iterable[Any], steps: float, epochs: int | None) -> None:
@@ -37,6 +38,13 @@ def refuse_averages(callbacks: Iterable[Any]) -> None:
     """Raise a UserError if the weights are to be averaged, which those that are spread over processes can't be."""
     if any(isinstance(callback, WeightAveraging) for callback in callbacks):
         raise UserError("weights that are sharded can't be averaged: leave out EMAWeightAveraging, or use ddp")
+
+
+def count_on_the_host(callbacks: Iterable[Any]) -> None:
+    """Keep the averages of a run that begins from waiting for the device in every step."""
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            average_without_waiting(callback)
 
 
 def put_averages(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:

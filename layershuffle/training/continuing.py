@@ -20,6 +20,7 @@ from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.checkpoints.plain_values import is_whole
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError, shown, user_error
+from layershuffle.hardware import is_out_of_memory
 from layershuffle.training import metadata
 from layershuffle.training.checkpointing import keep_own_files
 from layershuffle.training.objectives import Objective
@@ -291,7 +292,7 @@ def is_of_damaged_state(error: Exception, is_first_step: bool) -> bool:
         error: what has ended a run that goes on from a checkpoint.
         is_first_step: whether it has made no step yet.
     """
-    if user_error(error) or isinstance(error, torch.OutOfMemoryError):
+    if user_error(error) or is_out_of_memory(error):
         return False
     for frame in traceback.extract_tb(error.__traceback__):
         folder = Path(frame.filename).parent

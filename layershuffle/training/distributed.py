@@ -18,6 +18,11 @@ def is_sharded(strategy: Strategy) -> bool:
     return not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
 
 
+def is_replicated(strategy: Strategy) -> bool:
+    """Whether DistributedDataParallel wraps the model and waits for all gradients; it wraps one process's as well."""
+    return isinstance(strategy, DDPStrategy)
+
+
 def samples_own_orders(
     strategy: Strategy, orders_per_process: bool | None, objective: Objective, examples: Iterable[Order]
 ) -> bool:

@@ -12,7 +12,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torchmetrics import MeanMetric
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from layershuffle.data import ImageData, Preprocess
@@ -25,7 +24,7 @@ from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, Shuffle
 from layershuffle.training import continuing, metadata, non_finite, step_means
 from layershuffle.training.accumulation import weight_in_update
-from layershuffle.training.averaging import check_averages, put_averages, refuse_averages
+from layershuffle.training.averaging import check_averages, count_on_the_host, put_averages, refuse_averages
 from layershuffle.training.budget import Budget, BudgetUnit
 from layershuffle.training.callbacks import is_logged
 from layershuffle.training.checkpointing import LastCheckpoint
@@ -33,12 +32,14 @@ from layershuffle.training.compute import Compute, layers_run
 from layershuffle.training.device_copies import BatchCopier
 from layershuffle.training.directions import check_callbacks
 from layershuffle.training.distributed import (
+    is_replicated,
     is_sharded,
     samples_own_orders,
     shard,
     unused_parameters,
     with_all_parameters,
 )
+from layershuffle.training.image_mean import ImageMean
 from layershuffle.training.method import method_name
 from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
 from layershuffle.training.objectives import Classification, Objective, StepKey
@@ -196,7 +197,7 @@ class FineTuner(pl.LightningModule):
 
         self.step_means = StepMeans()
         # Lightning's own mean over processes ignores that each may have a different number of images.
-        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in ("sequential", "arbitrary", "loss")})
+        self.means: Any = nn.ModuleDict({name: ImageMean() for name in ("sequential", "arbitrary", "loss")})
         self._first_non_finite = FirstNonFiniteStep()
         self._optimizer_options: list[dict[str, Any]] = []
         # What the checkpoint that a run goes on from says of its optimizer.
@@ -277,6 +278,7 @@ class FineTuner(pl.LightningModule):
     def on_train_start(self) -> None:
         """Plan the run. Any earlier, the workers would read ahead before a run is resumed."""
         self.objective.start(self.model)
+        count_on_the_host(self.trainer.callbacks)  # type: ignore[attr-defined]
         # Orders that were sampled before belong to an unknown progress.
         self.orders.forget_all()
         self.budget.plan(self.trainer)
@@ -341,14 +343,14 @@ class FineTuner(pl.LightningModule):
         self._first_non_finite.note(loss.total, step)
 
         total = loss.total * weight_in_update(self.trainer, batch_idx)
-        if self._is_replicated:
+        if is_replicated(self.trainer.strategy):
             total = with_all_parameters(total, self.model, orders)
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clear the gradients of layers that no process ran, so that the optimizer skips them; count the update."""
         step = self.global_step
-        if self._is_replicated:
+        if is_replicated(self.trainer.strategy):
             for parameter in unused_parameters(self.model, self.orders.of_update(step)):
                 parameter.grad = None
         self.compute.full_steps += self.orders.layers_run(step) / layers_run(self.model.order)
@@ -377,10 +379,6 @@ class FineTuner(pl.LightningModule):
         images_of_all = images * self.trainer.world_size
         self.compute.images += images_of_all
         self.compute.layer_executions += images_of_all * self.orders.layers_run(self.global_step)
-
-    @property
-    def _is_replicated(self) -> bool:
-        return self.trainer.world_size > 1 and not is_sharded(self.trainer.strategy)
 
     def _accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
         classes = self.model.config["num_classes"]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from layershuffle import Order, UserError
 from layershuffle.evaluation.scoring import run_orders
+from layershuffle.models.compilers import check_compilers
 from layershuffle.orders.named import parse_order, permutation, random_subset, sequential
 from layershuffle.orders.order import Unit, seeded
 from layershuffle.orders.samplers import LayerDrop
@@ -146,7 +147,18 @@ def test_images_that_choose_run_in_groups_of_any_size_with_few_graphs(small):
     assert graphs.count <= 3  # for one image, for the first number of images, for any number
 
 
-def test_without_a_compiler_one_sentence(small, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match="compiling needs a C\\+\\+ compiler"):
+@pytest.mark.parametrize("missing", ["C\\+\\+ compiler", "C compiler", "Python.h"])
+def test_without_what_compiling_needs_one_sentence(small, monkeypatch, missing):
+    programs = {"C\\+\\+ compiler": [], "C compiler": ["g++"], "Python.h": ["g++", "gcc"]}[missing]
+    monkeypatch.setattr("shutil.which", lambda name: name if name in programs else None)
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: "/nowhere")
+    # Triton, which compiles for GPUs alone, needs C.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError, match=missing):
         small().compile()
+
+
+def test_a_cpu_needs_no_c_compiler(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "g++" else None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    check_compilers()

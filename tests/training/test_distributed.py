@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import ROOT, batches
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from test_resume import assert_same, rows, state
 from two_processes import FINETUNE, PARTS, SCORED, data, pixels_of, trainer, tuner
 
@@ -19,7 +19,7 @@ from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
-from layershuffle.training.distributed import samples_own_orders, unused_parameters
+from layershuffle.training.distributed import is_replicated, samples_own_orders, unused_parameters
 from layershuffle.training.objectives import Classification
 
 
@@ -224,6 +224,19 @@ def test_the_strategy_decides_which_processes_sample_orders():
         assert samples_own_orders(DDPStrategy(), choice, objective, shuffled) is own
     for choice in (None, False):
         assert samples_own_orders(ModelParallelStrategy(), choice, objective, shuffled) is False
+
+
+@pytest.mark.parametrize(("strategy", "waits"), [(DDPStrategy(), True), (SingleDeviceStrategy("cpu"), False)])
+def test_the_strategy_decides_which_gradients_are_waited_for(strategy, waits):
+    assert is_replicated(strategy) is waits
+
+
+def test_ddp_with_one_process_trains_a_method_that_leaves_layers_out(tmp_path):
+    command = [sys.executable, "-m", "layershuffle", "train", "mini_digits", "digits", "layerdrop", "cpu", "ddp"]
+    command += ["--trainer.devices=1", "--trainer.max_steps=6", "--trainer.limit_val_batches=0"]
+    path = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_only_evaluation_runs_under_torchrun(monkeypatch, two):

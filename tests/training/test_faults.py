@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import wandb
-from helpers import ROOT, SMALL, fake_imagenet
+from helpers import FULL, ROOT, SMALL, fake_imagenet
 from PIL import Image
 
 from layershuffle.commands.errors import run
@@ -171,9 +171,10 @@ def test_a_model_that_fails_on_validation_images_is_not_the_best(tmp_path, value
     assert float(run.callback_metrics["val/loss"]) == math.inf
 
 
-def test_a_full_gpu_is_one_sentence():
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_a_full_gpu_is_one_sentence(error):
     def full():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise error
 
     with pytest.raises(SystemExit, match="^error: the GPU's memory is full: lower --data.batch_size"):
         run(full)

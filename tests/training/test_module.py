@@ -491,7 +491,7 @@ def test_class_weights_count_in_training_alone_and_are_recorded(tmp_path, monkey
     labels = torch.tensor([0, 1, 1, 2])
     images = torch.randn(4, 1, 8, 8)
     module = tuner(num_classes=3, objective=Classification(class_weights=[1.0, 2.0, 4.0]))
-    state = {"world_size": 1, "global_step": 0, "global_rank": 0}
+    state = {"world_size": 1, "global_step": 0, "global_rank": 0, "strategy": None}
     module.trainer = SimpleNamespace(accumulate_grad_batches=1, num_training_batches=1, **state)
     weights, logits = torch.tensor([1.0, 2.0, 4.0])[labels], module.model(images, module.orders.sample(0)).logits
     plain = F.cross_entropy(logits, labels, reduction="none")

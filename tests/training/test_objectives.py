@@ -91,3 +91,18 @@ def test_the_mean_of_no_images_is_nothing():
     assert mean_cross_entropy(torch.empty(0, 3), torch.empty(0, dtype=torch.long)) == 0
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     assert mean_cross_entropy(logits, labels) == F.cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 4.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("are_mixed", [False, True])
+def test_the_cross_entropy_is_torchs(reduction, weights, smoothing, are_mixed):
+    objective = Classification(label_smoothing=smoothing, class_weights=weights)
+    objective.weight_of_class = weights and torch.tensor(weights)
+    logits = torch.randn(8, 3)
+    labels = torch.rand(8, 3).softmax(1) if are_mixed else torch.arange(8) % 3
+    options = {"weight": objective.weight_of_class, "label_smoothing": smoothing, "reduction": reduction}
+    torch.testing.assert_close(
+        objective.cross_entropy(logits, labels, reduction), F.cross_entropy(logits, labels, **options)
+    )

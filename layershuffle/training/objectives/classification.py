@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -98,9 +99,12 @@ class Classification(Objective):
         logits: [batch, classes]. labels: int64 [batch], or probabilities [batch, classes]. Returns a scalar, or [batch]
         if the ``reduction`` is "none".
         """
-        return F.cross_entropy(
-            logits, labels, weight=self.weight_of_class, label_smoothing=self.label_smoothing, reduction=reduction
-        )
+        weights = self.weight_of_class
+        entropy = partial(F.cross_entropy, logits, labels, weight=weights, label_smoothing=self.label_smoothing)
+        if reduction != "mean" or weights is None or not self.label_smoothing or labels.ndim == 2:
+            return entropy(reduction=reduction)
+        # Here torch would wait for the device to select the labels that it doesn't ignore.
+        return entropy(reduction="sum") / weights[labels].sum()
 
     def _position_loss(self, outputs: Sequence[Output]) -> Tensor:
         """The position loss of a batch whose parts have these outputs: the mean over its images."""
