@@ -76,8 +76,8 @@ def average_without_waiting(callback: WeightAveraging) -> None:
         nonlocal updates
         for averaged, current in zip(average.module.parameters(), model.parameters(), strict=True):
             update(averaged, current, is_average=True)
-        for averaged, current in zip(average.module.buffers(), model.buffers(), strict=True):
-            update(averaged, current, is_average=average.use_buffers)
+        for averaged_buffer, buffer in zip(average.module.buffers(), model.buffers(), strict=True):
+            update(averaged_buffer, buffer, is_average=average.use_buffers)
         updates += 1
         average.n_averaged += 1
 
