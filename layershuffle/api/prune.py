@@ -10,6 +10,7 @@ from layershuffle.api.compose import compose
 from layershuffle.api.data import DataLike
 from layershuffle.api.depth import seconds_by_depth
 from layershuffle.api.export import ExportedModel, export
+from layershuffle.api.grouping import check_groups, group_layers, milliseconds_when_merged
 from layershuffle.api.search import losses_on, warn_of_few_images
 from layershuffle.api.study import BatchSize, ModelLike, Study, as_loaded, start_study
 from layershuffle.api.train import TrainedRun, as_options, fit
@@ -25,8 +26,8 @@ from layershuffle.models.create import ARGUMENTS
 from layershuffle.orders.named import first
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
-from layershuffle.results import EvaluationInfo, Results
-from layershuffle.results.measures import Pruning
+from layershuffle.results import EvaluationInfo, Measure, Results
+from layershuffle.results.measures import Grouping, Pruning
 
 REFINE = "refine.yaml"
 """A config of ``layershuffle train``, beside an export, that trains its model further."""
@@ -57,27 +58,33 @@ class PrunedModel:
         assert measure is not None
         return measure.images
 
+    @property
+    def is_refinable(self) -> bool:
+        """Whether what is kept can be trained further when it is exported."""
+        return self.order.whole_layers is not None and not self.loaded.model.encoding
+
     def export(self, folder: str | Path) -> ExportedModel:
         """Write the layers that are kept to a new folder, with their scores, and a config that trains them further.
 
         There is no such config for a model that encodes positions: training would start without the encoding, which
-        its layers expect.
+        its layers expect. Nor is there one for layers that are merged.
 
         Raises:
             UserError: if the model can't be exported, or the folder is there already.
         """
         exported = export(self.loaded, folder, order=self.order, results=[self.results], data=self.data)
-        if not self.loaded.model.encoding:
+        if self.is_refinable:
             _write_refine_config(exported.folder, self.data)
         return exported
 
 
-def prune(
+def prune(  # noqa: PLR0913 (functions of the API name all their options)
     model: ModelLike,
     data: DataLike = None,
     *,
     keep: int | None = None,
     milliseconds: float | None = None,
+    steps: int | None = None,
     beam: int = 8,
     rounds: int = 20,
     fraction: float = 0.5,
@@ -98,6 +105,8 @@ def prune(
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         keep: how many layers to keep.
         milliseconds: in place of ``keep``, keep as many layers as run in this time per image, as measured here.
+        steps: in how many steps the layers that are kept may run at most. They are then grouped into as many, by the
+            loss too, and those of a group run side by side. By default, they run one after the other.
         beam: with too many choices to try all, how many to pursue.
         rounds: the most exchanges of two layers that the search for their order makes.
         fraction: the share of the images that the search uses; the others score its result.
@@ -114,8 +123,8 @@ def prune(
     """
     if (keep is None) == (milliseconds is None):
         raise UserError("say how much to keep: either a number of layers, or milliseconds per image")
-    if min(beam, repeats) < 1 or rounds < 0:
-        raise UserError("beam and repeats are 1 or more, and rounds is 0 or more")
+    if min(beam, repeats, steps or 1) < 1 or rounds < 0:
+        raise UserError("beam, repeats and steps are 1 or more, and rounds is 0 or more")
     study = start_study(
         model,
         data,
@@ -131,6 +140,8 @@ def prune(
             "the layers to keep are not chosen by test images: use the split val, and where a data set has no "
             "validation images of its own, hold out some of its training images (data.val_fraction 0.1)"
         )
+    if steps is not None:
+        check_groups(study, steps, keep)
     # Times are measured in any case: the results tell them beside the accuracy of each number of layers.
     base_order = study.model.order
     times = _milliseconds(study, repeats)
@@ -151,17 +162,23 @@ def prune(
     to_score.extend(Trial("prune", shorter, {"kept": len(shorter)}) for shorter in thinned)
     if order != thinned[-1]:
         to_score.append(Trial("prune", order, {"kept": count, "sequence": "found"}))
+    measures: list[Measure] = [Pruning(images, times, str(order))]
+    if steps is not None:
+        orders = group_layers(study, order, losses, steps, rounds)
+        to_score += [Trial("grouping", merged, {"steps": count - fewer}) for fewer, merged in enumerate(orders)]
+        order = orders[-1]
+        measures.append(Grouping(milliseconds_when_merged(study, orders, repeats), str(order)))
     scores = study.score(to_score, reported)
     options = {
         "keep": keep,
         "milliseconds": milliseconds,
+        "steps": steps,
         "beam": beam,
         "rounds": rounds,
         "fraction": fraction,
         "repeats": repeats,
     }
-    measure = Pruning(images, times, str(order))
-    results = study.results(scores, EvaluationInfo(options=options), [measure])
+    results = study.results(scores, EvaluationInfo(options=options), measures)
     return PrunedModel(order, results, scores_all(base_order, count), study.loaded, study.data)
 
 

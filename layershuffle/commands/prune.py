@@ -22,6 +22,11 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
         "--milliseconds", type=float | None, help="Keep as many layers as run in this time per image, measured here."
     )
     parser.add_argument(
+        "--steps",
+        type=PositiveInt | None,
+        help="In how many steps the layers may run at most, several side by side; they are grouped by the loss, too.",
+    )
+    parser.add_argument(
         "--beam", type=PositiveInt, default=8, help="How many choices of layers to pursue if there are too many to try."
     )
     add_options(parser, "rounds", "fraction", "repeats")
@@ -33,6 +38,8 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
     config = command.config
     if config.refine and not config.export:
         raise UserError("--refine trains the exported model: name a new folder for it with --export")
+    if config.refine and config.steps:
+        raise UserError("layers that are merged can't be refined: leave out --refine, or --steps")
     if config.export:
         # Here and not above, because it imports torch and Lightning, for which --help needn't wait.
         from layershuffle.api.prune import check_export
@@ -43,6 +50,7 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
         **command.arguments,
         keep=config.keep,
         milliseconds=config.milliseconds,
+        steps=config.steps,
         beam=config.beam,
         rounds=config.rounds,
         fraction=config.fraction,
@@ -68,7 +76,7 @@ def _export(pruned: "layershuffle.PrunedModel", folder: str, epochs: int, accele
     if epochs:
         best = layershuffle.refine(folder, epochs=epochs, accelerator=accelerator).best
         print(f"refined: {best}; export it with: layershuffle export {best} FOLDER")
-    elif not pruned.loaded.model.encoding:
+    elif pruned.is_refinable:
         from layershuffle.api.prune import refine_options
 
         options = " ".join(refine_options(folder, epochs=1, accelerator=accelerator))

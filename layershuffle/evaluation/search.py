@@ -16,6 +16,8 @@ from layershuffle.orders.order import Order, Step
 
 Losses = Callable[[Sequence[Order]], list[float]]
 """Scores orders: the validation loss of each."""
+Neighbours = Callable[[Order], list[Order]]
+"""The orders that a search tries from an order on."""
 
 MAX_CHOICES = 1 << 12
 """``thin`` scores every choice of steps if there are fewer than this, else it is a beam search."""
@@ -38,23 +40,29 @@ def greedy(base_order: Order, losses_of: Losses) -> Iterator[tuple[Order, float]
         yield order, losses[best]
 
 
-def climb(start: Order, losses_of: Losses, rounds: int) -> Iterator[tuple[Order, float]]:
-    """From ``start`` on, make the exchange of two steps that lowers the loss most, ``rounds`` times or until none does.
+def swapped(order: Order) -> list[Order]:
+    """The orders in which two of the steps are exchanged."""
+    pairs = combinations(range(len(order)), 2)
+    # A swap exchanges positions; ``over`` puts the steps that are there in their place.
+    return [swap(one, other, len(order)).over(order) for one, other in pairs]
 
-    Yields each order and its loss, ``start`` first.
+
+def climb(
+    start: Order, losses_of: Losses, rounds: int, neighbours: Neighbours = swapped
+) -> Iterator[tuple[Order, float]]:
+    """From ``start`` on, make the change that lowers the loss most, ``rounds`` times or until none does.
+
+    ``neighbours`` says what can be changed, by default that two steps are exchanged. Yields each order and its loss,
+    ``start`` first.
     """
     order = start
     (loss,) = losses_of([start])
     yield order, loss
 
-    pairs = list(combinations(range(len(order)), 2))
-    if not pairs:
-        return
     for _ in range(rounds):
-        # A swap exchanges positions; ``over`` puts the steps that are there now in their place.
-        candidates = [swap(one, other, len(order)).over(order) for one, other in pairs]
-        losses = losses_of(candidates)
-        if min(losses) >= loss:
+        candidates = neighbours(order)
+        losses = losses_of(candidates) if candidates else []
+        if min(losses, default=loss) >= loss:
             return
         loss = min(losses)
         order = candidates[losses.index(loss)]

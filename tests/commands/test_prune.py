@@ -1,6 +1,7 @@
 """The command that finds which layers to keep."""
 
 import re
+import runpy
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from layershuffle.checkpoints.loading import load
 from layershuffle.commands.prune import prune_command
 from layershuffle.orders.order import Order
 from layershuffle.results import Results
-from layershuffle.results.measures import Pruning
+from layershuffle.results.measures import Grouping, Pruning
 
 PLAIN = {"seed": 0, "accelerator": "cpu", "precision": "32-true", "compile": False, "batch_size": None}
 FEW = ["--repeats=1", "--data.train_images=600"]
@@ -93,6 +94,32 @@ def test_a_budget_of_time_and_refinement(trained, capsys):
     assert (before.blocks[0].mlp.fc1.weight - after.blocks[0].mlp.fc1.weight).abs().max() < 0.1
 
 
+def test_layers_are_grouped_into_few_steps_timed_and_exported(trained, capsys, images):
+    options = ["--keep=4", "--steps=2", "--rounds=2", "--output=p.json", "--export=out"]
+    results = prune_command([trained, *FEW, *options]).results
+    said = capsys.readouterr().out
+    assert Results.load("p.json") == results
+    grouping = results.measure(Grouping)
+    scores = results.of("grouping")
+    assert [score.variant["steps"] for score in scores] == [4, 3, 2]
+    for score in scores:
+        halves = {unit.half for unit in Order(score.order).units}
+        assert len(Order(score.order)) == score.variant["steps"] * (2 if halves == {"a", "f"} else 1)
+        assert len(Order(score.order).layers) == 4
+        assert grouping.milliseconds[score.order] > 0
+        assert score.order in said
+    assert grouping.chosen == scores[-1].order
+    assert f"chosen: {grouping.chosen}" in said
+    assert "\nmerged: " in said
+    assert "refine" not in said
+    assert not Path("out/refine.yaml").exists()
+    assert f"| {100 * scores[-1].top1:.2f}" in Path("out/README.md").read_text()
+    wide = runpy.run_path("out/wide_vit.py")["load"]("out")
+    with torch.inference_mode():
+        expected = load(trained).model.eval()(images, grouping.chosen).logits
+        torch.testing.assert_close(wide(images), expected, rtol=0, atol=1e-5)
+
+
 def test_what_is_not_pruned(trained, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
@@ -106,6 +133,8 @@ def test_what_is_not_pruned(trained, tmp_path, capsys):
         (["--keep=2", "--refine=1"], "--export"),
         (["--keep=2", "--export=mine"], "mine is there"),
         (["--keep=2", "--beam=0"], "--beam"),
+        (["--keep=2", "--steps=3"], "2 layers can't run in 3 steps"),
+        (["--keep=2", "--steps=1", "--export=out", "--refine=1"], "can't be refined"),
     ]:
         assert complaint in fails(capsys, prune_command, trained, *FEW, "--output=p.json", *options)
     assert not (tmp_path / "p.json").exists()

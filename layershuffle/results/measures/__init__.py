@@ -4,6 +4,7 @@ from layershuffle.results.measures.by_class import ByClassCounts, OrderCounts
 from layershuffle.results.measures.contributions import Contributions
 from layershuffle.results.measures.cosine import Cosine
 from layershuffle.results.measures.early_exit import EarlyExits, Exit
+from layershuffle.results.measures.grouping import Grouping
 from layershuffle.results.measures.linear_probe import LinearProbe, ProbeScore
 from layershuffle.results.measures.prune import Pruning
 from layershuffle.results.measures.representations import Representations
@@ -16,6 +17,7 @@ __all__ = [
     "Cosine",
     "EarlyExits",
     "Exit",
+    "Grouping",
     "LinearProbe",
     "OrderCounts",
     "ProbeScore",

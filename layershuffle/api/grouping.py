@@ -1,0 +1,89 @@
+"""Groups the layers that ``prune`` keeps into fewer steps, in each of which several run side by side."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from layershuffle.api.study import Study
+from layershuffle.errors import UserError
+from layershuffle.evaluation.grouping import exchanged, group, in_halves, seconds_when_merged
+from layershuffle.evaluation.search import Losses, climb
+from layershuffle.models.widen import why_not_wide
+from layershuffle.orders.order import Order
+
+
+class _Groups(NamedTuple):
+    """Groups of whole layers, their loss, and whether they are split: their halves then run one after the other."""
+
+    order: Order
+    loss: float
+    is_split: bool
+
+
+def check_groups(study: Study, steps: int, keep: int | None) -> None:
+    """Raise a UserError if ``steps`` groups can't be made of the layers of a model, or can't be merged.
+
+    Args:
+        study: the model.
+        steps: the number of steps.
+        keep: how many layers are kept, if that is known.
+    """
+    order = study.model.order
+    layers = order.whole_layers
+    if layers is None or len(set(layers)) < len(layers):
+        raise UserError(
+            f"groups are made of whole layers, each of which runs once, and the model's base order is {order}"
+        )
+    reason = why_not_wide(study.model, in_halves(order))
+    if reason:
+        raise UserError(f"the layers of this model can't be merged: {reason}")
+    if keep is not None and steps > keep:
+        raise UserError(f"{keep} layers can't run in {steps} steps: name {keep} steps or fewer")
+
+
+def group_layers(study: Study, order: Order, losses_of: Losses, steps: int, rounds: int) -> list[Order]:
+    """Find groups of the layers of ``order``, down to ``steps`` of them, by the loss.
+
+    Groups of whole layers are tried, and the same groups with all attentions before all feed-forward networks. Last,
+    exchanges of two layers, or of one with one that isn't kept, look for better groups.
+
+    Args:
+        study: a model that ``check_groups`` has nothing against.
+        order: the layers to keep, one after the other.
+        losses_of: scores orders.
+        steps: the largest number of steps of the result.
+        rounds: the most exchanges.
+
+    Returns:
+        The best order of each number of steps, the most steps first. The last one is the result. A group of attentions
+        and that of the feed-forward networks of the same layers are one step, as a layer is.
+    """
+    best: dict[int, _Groups] = {}
+    for is_split in (False, True):
+        for grouped, loss in group(order, partial(_losses, losses_of, is_split), steps):
+            groups = _Groups(grouped, loss, is_split)
+            if len(grouped) not in best or loss < best[len(grouped)].loss:
+                best[len(grouped)] = groups
+
+    fewest = best[min(best)]
+    neighbours = partial(exchanged, layers=sorted(study.model.order.layers))
+    *_, (grouped, loss) = climb(fewest.order, partial(_losses, losses_of, fewest.is_split), rounds, neighbours)
+    best[min(best)] = fewest._replace(order=grouped, loss=loss)
+    return [_form(groups.order, groups.is_split) for groups in best.values()]
+
+
+def milliseconds_when_merged(study: Study, orders: Sequence[Order], repeats: int) -> dict[str, float]:
+    """The time of one image, in ms, by the text of the order; the shortest of ``repeats`` counts."""
+    model = study.model.to(study.fabric.device).eval()
+    with study.fabric.autocast():
+        times = seconds_when_merged(model, study.first_batch()[:1], orders, repeats)
+    # More digits would be noise.
+    return {str(order): float(f"{1000 * seconds:.4g}") for order, seconds in zip(orders, times)}
+
+
+def _losses(losses_of: Losses, is_split: bool, orders: Sequence[Order]) -> list[float]:
+    return losses_of([_form(order, is_split) for order in orders])
+
+
+def _form(order: Order, is_split: bool) -> Order:
+    return in_halves(order) if is_split else order
