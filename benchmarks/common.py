@@ -16,6 +16,7 @@ import os
 import platform
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -106,11 +107,12 @@ def take_turns(
     device: torch.device,
     warm_up: int = 1,
     repeats: int = 1,
+    clock: Callable[[Callable[[], object], torch.device], float] = seconds,
 ) -> Times:
     """Time the contenders in a new random sequence each round, so that changes of the machine's speed affect all alike.
 
     The first ``warm_up`` rounds don't count. In its turn a contender works ``repeats`` times, and the mean time counts,
-    because the first time finds the caches full of other contenders' data.
+    because the first time finds the caches full of other contenders' data. ``clock`` measures how long a turn takes.
     """
     times: Times = {name: [] for name in contenders}
     rng = random.Random(0)
@@ -120,10 +122,17 @@ def take_turns(
     for index in track(range(warm_up + rounds), "taking turns", transient=True, disable=is_hidden, console=console):
         # A fixed sequence would always give the same contender the caches that the same other one has filled.
         for name in sorted(contenders, key=lambda _: rng.random()):
-            mean_seconds = seconds(partial(_repeat, contenders[name], repeats), device) / repeats
+            mean_seconds = clock(partial(_repeat, contenders[name], repeats), device) / repeats
             if index >= warm_up:
                 times[name].append(mean_seconds)
     return times
+
+
+def processor_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The processor time that ``work`` takes, in seconds, over all threads: what others do meanwhile doesn't count."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def _repeat(work: Callable[[], object], times: int) -> None:

@@ -23,7 +23,7 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
     )
     parser.add_argument(
         "--steps",
-        type=PositiveInt | None,
+        type=int | None,
         help="In how many steps the layers may run at most, several side by side; they are grouped by the loss, too.",
     )
     parser.add_argument(

@@ -15,6 +15,7 @@ from layershuffle.results.measures import (
     Cosine,
     EarlyExits,
     Exit,
+    Grouping,
     LinearProbe,
     OrderCounts,
     ProbeScore,
@@ -78,6 +79,7 @@ MEASURES = [
     Contributions(["0 1", "1 0"], "class token", added=[[1.0, 2.0], [3.0, 4.0]], before=[[5.0, 6.0], [7.0, 8.0]]),
     Cosine([[1.0, 0.5], [0.5, 1.0]]),
     EarlyExits([Exit("confidence", 0.5, 1.5, 0.7, 0.9, None)]),
+    Grouping({"0 1": 1.0, "(0+1)": 0.9}, "(0+1)"),
     LinearProbe([30, 10, 20], 20, ProbeScore(0.5, 0.6), 0.01, ProbeScore(0.7, 0.8)),
     Pruning(9, {1: 0.5, 2: 1.0}, "1 0"),
     Representations(["0 1", "1 0"], 1, [1, 0], [(0.5, 1.5), (2.5, 3.5)]),
@@ -90,6 +92,7 @@ def with_measure(measure):
     """Results of the study that makes such a measure."""
     variant = {"kept": 1, "strategy": "first", "sequence": "original"}
     scores = [score("sequential", 0.9, "0 1"), score("pruned", 0.5, "0", **variant), score("prune", 0.5, "0", kept=1)]
+    scores.append(score("grouping", 0.4, "(0+1)", steps=1))
     return results(measures=(measure,), scores=scores)
 
 
