@@ -22,7 +22,9 @@ def test_an_upward_import_is_found(tmp_path, monkeypatch):
     """The contracts above can fail: the same ones, on a package in which the lowest room imports the highest."""
     content = (ROOT / "pyproject.toml").read_text().partition("[tool.importlinter]")
     contracts = content[2].partition("[tool.pytest")[0].replace("layershuffle", "upward")
-    (tmp_path / "pyproject.toml").write_text(content[1] + contracts)
+    # The modules of the exception aren't in that package.
+    lines = [line for line in contracts.splitlines() if not line.startswith("ignore_imports")]
+    (tmp_path / "pyproject.toml").write_text("\n".join([content[1], *lines]))
     for path in (ROOT / "layershuffle").iterdir():
         if (path / "__init__.py").is_file():
             (tmp_path / "upward" / path.name).mkdir(parents=True)

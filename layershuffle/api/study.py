@@ -23,7 +23,7 @@ from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.checkpoints.training_data import match_classes
 from layershuffle.choices import Precision, Split
-from layershuffle.data import ImageData, Preprocess
+from layershuffle.data import ImageData, Preprocess, warn_of_training_images
 from layershuffle.errors import UserError
 from layershuffle.evaluation import scoring
 from layershuffle.evaluation.device import largest_evaluation_batch, make_fabric
@@ -204,6 +204,8 @@ def start_study(
     with fabric.rank_zero_first():
         data.prepare_data()
     data.setup("test" if split == "test" else "fit")
+    if loaded.data is not None:
+        warn_of_training_images(loaded.data, data, split)
 
     if keeps_classifier:
         loaded = _with_classes_of(data, loaded)

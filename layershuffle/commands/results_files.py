@@ -14,15 +14,6 @@ from layershuffle.files import check_writable, write_whole
 from layershuffle.results import Results, figures, summarise, tables
 from layershuffle.training import wandb_runs
 
-LOWEST = 12
-"""So many classes, those of the lowest accuracy, are printed; the CSV file has all."""
-
-HEADINGS = {"balanced": "each class counts the same"}
-"""The headings of tables that hold other numbers than top-1 accuracies."""
-
-Tables = Mapping[str, tables.Table]
-"""Tables by their names."""
-
 
 def choose_file(output: Path | None, checkpoint: str, kind: str) -> Path:
     """The results file: ``output``, or else a new file beside the checkpoint that is named after ``kind``.
@@ -74,29 +65,28 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
         results.save(output)
     except UserError as error:
         not_saved = error
-    title = f"{results.label} on {results.data.images} images ({results.data.name}, {results.data.split})"
-    by_name = tables.of(results)
-    _print_tables(by_name, title, results)
+    console = Console(markup=False)
+    for part in tables.printed(results):
+        console.print(part)
     if not_saved:
         raise UserError(f"{not_saved}; {_saved_elsewhere(results, output)}") from not_saved
 
     # The paths are printed last, where they are seen.
     lines = [f"results: {output}"]
-    pictures = figures.draw(results, output, title)
+    pictures = figures.draw(results, output, tables.title(results))
     lines.extend(f"plot: {path}" for path in pictures.values())
     for measure in results.measures:
         for name, table in measure.files(results).items():
             path = output.with_suffix(f".{name}.csv")
             write_whole(path, tables.as_csv(*table))
             lines.append(f"table: {path}")
-    console = Console(markup=False)
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
 
     # What is on the disk counts: if W&B can't be reached, that is a warning.
     if isinstance(logger, WandbLogger):
         wandb_runs.begin(logger)
-        wandb_runs.forgiving(_send)(logger, results, by_name, pictures)
+        wandb_runs.forgiving(_send)(logger, results, pictures)
 
 
 def _saved_elsewhere(results: Results, output: Path) -> str:
@@ -110,31 +100,9 @@ def _saved_elsewhere(results: Results, output: Path) -> str:
     return f"the results are in {path}"
 
 
-def _print_tables(by_name: Tables, title: str, results: Results) -> None:
-    """Print tables, what to compare them with, and what their intervals mean."""
-    console = Console(markup=False)
-    has_intervals = False
-    for name, (header, rows) in by_name.items():
-        heading = HEADINGS.get(name, f"{name}: top-1 %")
-        if name == "orders":
-            heading = title
-        shown = rows
-        if name == "classes" and len(rows) > LOWEST:
-            # The table of classes begins with the lowest accuracy.
-            shown = rows[:LOWEST]
-            heading += f", the lowest {LOWEST} of {len(rows)}"
-        console.print(tables.terminal(header, shown, heading))
-        for row in rows:
-            has_intervals = has_intervals or any("±" in text for text in row)
-    if results.scores:
-        console.print(tables.to_compare_with(results))
-    if has_intervals:
-        console.print(tables.meaning({results.label: 1}, tables.ran_per_batch(results.scores)))
-
-
-def _send(logger: WandbLogger, results: Results, by_name: Tables, pictures: Mapping[str, Path]) -> None:
+def _send(logger: WandbLogger, results: Results, pictures: Mapping[str, Path]) -> None:
     """Send tables, pictures, and the mean of each group of orders to a W&B run, and end the run."""
-    for name, (header, rows) in by_name.items():
+    for name, (header, rows) in tables.of(results).items():
         logger.log_table(f"evaluation/{name}", columns=header, data=rows)
     for name, path in pictures.items():
         logger.log_image(f"evaluation/{name}", [str(path)])

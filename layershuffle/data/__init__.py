@@ -7,7 +7,7 @@ from layershuffle.data.glyphs import Glyphs
 from layershuffle.data.module import ImageData
 from layershuffle.data.packed import PackedFolders
 from layershuffle.data.preprocessing import DecodedImages, Preprocess, Resizing
-from layershuffle.data.recorded import from_config
+from layershuffle.data.recorded import from_config, warn_of_training_images
 from layershuffle.data.sets import TensorImages
 from layershuffle.data.torchvision_sets import TorchvisionImages
 
@@ -24,4 +24,5 @@ __all__ = [
     "TensorImages",
     "TorchvisionImages",
     "from_config",
+    "warn_of_training_images",
 ]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
@@ -89,6 +89,15 @@ class ImageFolders(ImageData):
             if shared:
                 example = walk.path_of[min(shared)]
                 rank_zero_only(logger.warning)("%s and %s link to the same images, such as %s", first, second, example)
+
+    def deciding_arguments(self, split: Literal["val", "test"]) -> tuple[str, ...]:
+        # Nothing is held out where the validation images have a folder.
+        return super().deciding_arguments("test" if "validation" in self.sources else split)
+
+    def test_arguments(self) -> tuple[str, ...]:
+        if self.test_fraction is None:
+            return ("test_fraction",)
+        return ("test_fraction", "split_seed")
 
     def load(self, train: bool) -> Dataset:
         """Raises UserError if a class folder is empty or the splits have different classes."""

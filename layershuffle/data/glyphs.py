@@ -86,6 +86,9 @@ class Glyphs(ImageData):
         """The characters."""
         return list(characters()[: self.classes])
 
+    def test_arguments(self) -> tuple[str, ...]:
+        return ("test_faces",)
+
     def load(self, train: bool) -> TensorImages:
         """The training or test images, which are the same for every seed of a run."""
         typefaces = [index for index, face in enumerate(FACES) if (face not in self.test_faces) == train]

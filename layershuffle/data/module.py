@@ -24,6 +24,10 @@ from layershuffle.private_apis import adds_distributed_sampler
 logger = logging.getLogger(__name__)
 
 
+HELD_OUT_ARGUMENTS = ("train_images", "val_fraction", "split_seed", "stratified")
+"""The arguments of ``ImageData`` that decide which of the training images are held out for validation."""
+
+
 class ImageData(pl.LightningDataModule):
     """Training, validation and test images with labels from 0 to ``num_classes - 1``.
 
@@ -143,6 +147,20 @@ class ImageData(pl.LightningDataModule):
     def load_validation(self) -> Dataset | None:
         """The validation images if the set has some of its own; by default None, so that they are held out."""
         return None
+
+    def deciding_arguments(self, split: Literal["val", "test"]) -> tuple[str, ...]:
+        """The arguments that decide which images a split has.
+
+        If one has another value than in a model's training, that model may have been trained on some of these images.
+        """
+        # Without a held-out part the test images validate.
+        if split == "test" or not self.val_fraction:
+            return self.test_arguments()
+        return (*HELD_OUT_ARGUMENTS, *self.test_arguments())
+
+    def test_arguments(self) -> tuple[str, ...]:
+        """The arguments that decide which images are for testing and not for training: subclasses name theirs."""
+        return ()
 
     @property
     def label(self) -> str:

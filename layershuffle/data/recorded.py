@@ -1,13 +1,16 @@
 """Makes the data set again that a checkpoint records."""
 
 import importlib
+import logging
 import re
-from typing import Any
+from typing import Any, Literal
 
 from layershuffle.data.config import DataConfig, argument_names, import_path, unknown_data_set
 from layershuffle.data.module import ImageData
 from layershuffle.data.torchvision_sets import READING, TorchvisionImages
 from layershuffle.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
@@ -53,6 +56,34 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
         return data_set(**args)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unknown_data_set(error) from error
+
+
+def warn_of_training_images(recorded: dict[str, Any], data: ImageData, split: Literal["val", "test"]) -> None:
+    """Log a warning if a model may have been trained on some of the images that it is studied on.
+
+    Args:
+        recorded: what the model's checkpoint says of the data set of its training.
+        data: the one that it is studied on, which was set up.
+        split: which of its images.
+    """
+    try:
+        # The trusted class is that of ``data``, so that nothing is imported here.
+        trained = from_config(DataConfig.from_dict(recorded), trusted=import_path(type(data)))
+    except UserError:
+        # It isn't known here, so that nothing can be compared.
+        return
+    if type(trained) is not type(data) or trained.label != data.label:
+        return
+    changed = []
+    for name in data.deciding_arguments(split):
+        before = getattr(trained, name)
+        current = getattr(data, name)
+        if current != before:
+            changed.append(f"{name} is {current} and was {before} in its training")
+    if changed:
+        logger.warning(
+            "the model may have been trained on some of the %s images of %s: %s", split, data.label, ", ".join(changed)
+        )
 
 
 def _check_only_reads(dataset: Any) -> None:

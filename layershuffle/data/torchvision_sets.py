@@ -101,6 +101,11 @@ class TorchvisionImages(ImageData):
         """torchvision's names, after ``setup``."""
         return self._names if len(self._names) == self.num_classes else None
 
+    def test_arguments(self) -> tuple[str, ...]:
+        if self._is_unsplit():
+            return ("train_args", "test_args", "test_fraction")
+        return ("train_args", "test_args")
+
     def prepare_data(self) -> None:
         """Download the files if ``download`` is set. Lightning calls this in one process only."""
         if self.download:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -120,9 +119,7 @@ def _markdown(value: Any) -> Any:
 
 def _svg(picture: Picture) -> Markup:
     """The picture as SVG to stand in a page. matplotlib has escaped the texts in it."""
-    # The same figure always gets the same ids.
-    with mpl.rc_context({"svg.hashsalt": "layershuffle"}):
-        svg = rendered(picture.draw(), "svg").decode()
+    svg = rendered(picture.draw(), "svg").decode()
     svg = svg[svg.index("<svg") :]  # without the XML declaration, which has no place within a page
     # Two drawings in one page must not share ids.
     mark = f"{picture.name}-"  # slug() has left no characters that need escaping.

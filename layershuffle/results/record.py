@@ -134,6 +134,17 @@ class Results:
     measures: tuple[Measure, ...] = ()
     lacks: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
+    def __str__(self) -> str:
+        """The tables that the commands print."""
+        # Tables are made of results, so that they are imported when they are needed.
+        from layershuffle.results.tables import as_text
+
+        return as_text(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython and notebooks show of results that end a cell: the same tables."""
+        printer.text(str(self))
+
     @property
     def label(self) -> str:
         """What tables and plots call it."""

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.checkpoints.plain_values import is_whole
 from layershuffle.data import ImageData
+from layershuffle.data.module import HELD_OUT_ARGUMENTS
 from layershuffle.errors import UserError, shown, user_error
 from layershuffle.hardware import is_out_of_memory
 from layershuffle.training import metadata
@@ -33,10 +34,7 @@ PROCESSES_KEY = "processes"
 OPTIMIZER_KEY = "optimizer"
 """The key in a checkpoint of the name of the optimizer's class."""
 
-OF_THE_SPLIT = ("train_images", "val_fraction", "split_seed", "stratified")
-"""The options of the data that decide which images are held out."""
-
-OF_THE_SEQUENCE = ("batch_size", *OF_THE_SPLIT, "balanced")
+OF_THE_SEQUENCE = ("batch_size", *HELD_OUT_ARGUMENTS, "balanced")
 """The options of the data that decide which images the batches of an epoch have."""
 
 OF_THE_STATE = ("amsgrad", "centered")
@@ -80,7 +78,7 @@ def check(
         image_sequence.update({name: getattr(data, name) for name in OF_THE_SEQUENCE})
     check_place(checkpoint, saved, image_sequence)
     if isinstance(data, ImageData) and saved.data and saved.data["class"] == data.config().name:
-        warn_of_other_split(saved, image_sequence)
+        warn_of_other_split(saved, {name: getattr(data, name) for name in data.deciding_arguments("val")})
 
     # Sharded strategies have made the optimizer, and the others make it later.
     for optimizer in trainer.optimizers:
@@ -133,9 +131,9 @@ def check_place(checkpoint: Mapping[str, Any], saved: CheckpointMetadata, curren
 def warn_of_other_split(saved: CheckpointMetadata, current: Mapping[str, Any]) -> None:
     """Log a warning if images that validate now were trained on before the checkpoint.
 
-    ``current`` has the options of ``OF_THE_SPLIT`` as they are now.
+    ``current`` has the options that decide which images validate, as they are now.
     """
-    before = _saved_arguments(saved, OF_THE_SPLIT)
+    before = _saved_arguments(saved, current)
     changed = [name for name, value in before.items() if name in current and current[name] != value]
     if changed:
         options = " ".join(f"--data.{name} {_as_option(before[name])}" for name in changed)

@@ -36,3 +36,13 @@ def test_what_to_compare_with_stands_under_the_table(tmp_path, capsys):
     # The note on orders that are new in every batch is only printed where there are some.
     leave(results(scores=results().of("sequential")), tmp_path / "s.json")
     assert "every batch" not in " ".join(capsys.readouterr().out.split())
+
+
+def test_print_shows_what_the_command_prints(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    leave(by_class(), tmp_path / "r.json")
+    by_command = capsys.readouterr().out
+    print(by_class())
+    shown = capsys.readouterr().out
+    assert "90.00" in shown
+    assert by_command.startswith(shown)

@@ -75,3 +75,10 @@ def test_names_are_drawn_as_they_are():
     assert [label.get_text() for label in axes.get_yticklabels()] == [r"a$_^\x$", "caf?"]
     assert not axes.title.get_parse_math()
     assert all(label.get_parse_math() for label in axes.get_xticklabels())
+
+
+def test_the_same_figure_is_always_the_same_svg():
+    figure = figures.overview([results()], "title")
+    first = figures.rendered(figure, "svg")
+    assert figures.rendered(figure, "svg") == first
+    assert figures.rendered(figures.overview([results()], "title"), "svg") == first

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -36,9 +37,10 @@ def rendered(figure: Figure, form: str) -> bytes:
     """The content of a file of ``figure``: "png", or "svg", which is always the same for the same figure."""
     _take_names_as_they_are(figure)
     buffer = io.BytesIO()
-    # By default an SVG holds the time at which it was written, so that no two files were the same.
+    # By default an SVG holds the time at which it was written, and random ids, so that no two files were the same.
     metadata = {"Date": None} if form == "svg" else None
-    figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
+    with mpl.rc_context({"svg.hashsalt": "layershuffle"}):
+        figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
     return buffer.getvalue()
 
 

@@ -1,6 +1,7 @@
 """Results as tables, for the terminal, for Markdown and as CSV."""
 
 from layershuffle.results.table import Rows, Table, as_csv, markdown, terminal
+from layershuffle.results.tables.printed import as_text, printed, title
 from layershuffle.results.tables.scores import full_depth, grid, of, shown
 from layershuffle.results.tables.wording import (
     ONE_SEED,
@@ -22,6 +23,7 @@ __all__ = [
     "Rows",
     "Table",
     "as_csv",
+    "as_text",
     "full_depth",
     "grid",
     "markdown",
@@ -29,8 +31,10 @@ __all__ = [
     "name_of",
     "of",
     "percent",
+    "printed",
     "ran_per_batch",
     "shown",
     "terminal",
+    "title",
     "to_compare_with",
 ]

@@ -1,0 +1,56 @@
+"""What the terminal and ``print`` show of results: their tables, and what the numbers mean."""
+
+import io
+from collections.abc import Iterator
+
+import rich.table
+from rich.console import Console
+
+from layershuffle.results.record import Results
+from layershuffle.results.table import terminal
+from layershuffle.results.tables.scores import of
+from layershuffle.results.tables.wording import meaning, ran_per_batch, to_compare_with
+
+LOWEST = 12
+"""So many classes, those of the lowest accuracy, are printed; the CSV file has all."""
+
+HEADINGS = {"balanced": "each class counts the same"}
+"""The headings of tables that hold other numbers than top-1 accuracies."""
+
+WIDTH = 80
+"""The columns of the text that ``as_text`` returns."""
+
+
+def title(results: Results) -> str:
+    """What was studied, and on which images."""
+    return f"{results.label} on {results.data.images} images ({results.data.name}, {results.data.split})"
+
+
+def printed(results: Results) -> Iterator[rich.table.Table | str]:
+    """The tables that results fill, what to compare them with, and what their intervals mean."""
+    has_intervals = False
+    for name, (header, rows) in of(results).items():
+        heading = HEADINGS.get(name, f"{name}: top-1 %")
+        if name == "orders":
+            heading = title(results)
+        shown = rows
+        if name == "classes" and len(rows) > LOWEST:
+            # The table of classes begins with the lowest accuracy.
+            shown = rows[:LOWEST]
+            heading += f", the lowest {LOWEST} of {len(rows)}"
+        yield terminal(header, shown, heading)
+        for row in rows:
+            has_intervals = has_intervals or any("±" in text for text in row)
+    if results.scores:
+        yield to_compare_with(results)
+    if has_intervals:
+        yield meaning({results.label: 1}, ran_per_batch(results.scores))
+
+
+def as_text(results: Results) -> str:
+    """What ``printed`` returns, as plain text of 80 columns."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, markup=False, width=WIDTH)
+    for part in printed(results):
+        console.print(part)
+    return buffer.getvalue().rstrip("\n")
