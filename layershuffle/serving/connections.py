@@ -1,20 +1,30 @@
 """Bounds the connections of an HTTP server, so that clients who send nothing, or send it slowly, can't exhaust it."""
 
 import asyncio
+import logging
 import os
 import resource
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
 
-ACCEPTED_AT_ONCE = 16
-"""How many connections asyncio accepts before anything else runs."""
-SPARE_FILES = 32
+logger = logging.getLogger(__name__)
+
+BACKLOG = 128
+"""How many connections the system keeps until they are accepted; unlike accepted ones, they take no open file."""
+SPARE_FILES = 48
 """The open files that are left to everything but connections."""
 FEWEST = 8
 """The connections that are kept even where the limit on open files leaves less."""
+GRACE_SECONDS = 0.5
+"""How long a connection is safe from others that need its place, so that a request sent at once always comes whole."""
+LEAVING_SECONDS = 0.1
+"""The same once its request was refused to make room, so that the refusal can be sent."""
+CHECK_SECONDS = 0.02
+"""How often to see whether there is room, while new connections wait for it."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +44,30 @@ class Limits:
 
 @dataclass
 class _Connection:
-    """An open connection.
+    """An open connection. Times are those of the event loop.
 
     Attributes:
         protocol: what reads from it.
-        deadline: when it is closed, in the time of the event loop, unless it is being answered.
+        deadline: when it is closed, unless it is being answered.
+        safe_until: when it may be closed to make room.
         has_token: whether its client has shown the token.
         is_answered: whether its request has come whole, and is being answered.
+        body_timeout: limits the time of the body that is being read, if one is.
     """
 
     protocol: web.RequestHandler
     deadline: float
+    safe_until: float
     has_token: bool = False
     is_answered: bool = False
+    body_timeout: asyncio.Timeout | None = None
 
 
 class Connections:
     """The open connections. If there are too many, a new one takes the place of one whose request isn't whole yet.
 
     That is one without the token if there is any, and of these the one that has been open longest. So whoever sends
-    nothing keeps nobody out.
+    nothing keeps nobody out. A client with the token is told why before its connection is closed.
 
     Args:
         limits: how many there may be, and how long they may take.
@@ -72,44 +86,92 @@ class Connections:
 
         Raises OSError, or for a name that can't be a host's UnicodeError, if it can't listen there.
         """
-        loop = asyncio.get_running_loop()
-        most = self._most()
-
-        def accept() -> web.RequestHandler:
-            if len(self._open) >= most:
-                self._make_room()
-            protocol = server()
-            self._open[protocol] = _Connection(protocol, loop.time() + self.limits.header_seconds)
-            return protocol
-
-        listener = await loop.create_server(accept, host, port, backlog=ACCEPTED_AT_ONCE)
-        closing = asyncio.create_task(self._close_late_ones(server))
+        # asyncio finds the addresses of the host, but would accept connections even when there is no room for them.
+        bound = await asyncio.get_running_loop().create_server(server, host, port, start_serving=False)
+        listeners = [listener.dup() for listener in bound.sockets]
+        bound.close()
+        tasks = []
         try:
-            yield listener.sockets[0].getsockname()[1]
+            for listener in listeners:
+                listener.setblocking(False)
+                listener.listen(BACKLOG)
+            most = self._most()
+            tasks = [asyncio.create_task(self._accept(listener, server, most)) for listener in listeners]
+            tasks.append(asyncio.create_task(self._close_late_ones(server)))
+            yield listeners[0].getsockname()[1]
         finally:
-            closing.cancel()
-            listener.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for listener in listeners:
+                listener.close()
 
     def _most(self) -> int:
         """How many connections there may be beside the files that are open now."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        left = limit - len(os.listdir("/dev/fd")) - ACCEPTED_AT_ONCE - SPARE_FILES
+        left = limit - len(os.listdir("/dev/fd")) - SPARE_FILES
         return max(FEWEST, min(self.limits.connections, left))
 
-    def _make_room(self) -> None:
-        incomplete = [connection for connection in self._open.values() if not connection.is_answered]
-        if incomplete:
-            self._close(min(incomplete, key=lambda connection: (connection.has_token, connection.deadline)))
+    # --- Opening ---------------------------------------------------------------------------------------------
+
+    async def _accept(self, listener: socket.socket, server: web.Server, most: int) -> None:
+        """Accept connections one after the other, each once there is room for it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wait_for_room(server, most)
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+                _, protocol = await loop.connect_accepted_socket(server, accepted)
+            except OSError as error:
+                # The client has gone again, or something else in this process has opened the last file.
+                logger.warning("a connection could not be accepted: %s", error.strerror)
+                await asyncio.sleep(CHECK_SECONDS)
+                continue
+            now = loop.time()
+            self._open[protocol] = _Connection(protocol, now + self.limits.header_seconds, now + GRACE_SECONDS)
+
+    async def _wait_for_room(self, server: web.Server, most: int) -> None:
+        """Return when one more connection can be open. Those that wait for it meanwhile wait in the system's queue."""
+        while len(self._open) >= most:
+            # Clients who have gone are the first to make room.
+            self._forget_lost_ones(server)
+            if len(self._open) >= most and not self._close_one():
+                await asyncio.sleep(CHECK_SECONDS)
+
+    def _close_one(self) -> bool:
+        """Close the connection that is least likely to bring a request, and return whether there was one to close."""
+        now = asyncio.get_running_loop().time()
+        closable = [one for one in self._open.values() if not one.is_answered and one.safe_until <= now]
+        if not closable:
+            return False
+        connection = min(closable, key=lambda one: (one.has_token, one.deadline))
+        if connection.body_timeout is None:
+            self._close(connection)
+            return True
+
+        # Its client, who knows the token, is told. It is closed the next time.
+        if not connection.body_timeout.expired():
+            connection.body_timeout.reschedule(now)
+        connection.safe_until = now + LEAVING_SECONDS
+        connection.deadline = now
+        return False
+
+    # --- Closing ---------------------------------------------------------------------------------------------
 
     async def _close_late_ones(self, server: web.Server) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(1.0, self.limits.header_seconds / 4))
-            connected = {*server.connections}
+            self._forget_lost_ones(server)
             for connection in [*self._open.values()]:
-                is_late = not connection.is_answered and connection.deadline < loop.time()
-                if is_late or connection.protocol not in connected:
+                is_late = max(connection.deadline, connection.safe_until) < loop.time()
+                if is_late and not connection.is_answered:
                     self._close(connection)
+
+    def _forget_lost_ones(self, server: web.Server) -> None:
+        """Leave out the connections that their clients or aiohttp have closed."""
+        for protocol in self._open.keys() - {*server.connections}:
+            del self._open[protocol]
 
     def _close(self, connection: _Connection) -> None:
         del self._open[connection.protocol]
@@ -118,14 +180,34 @@ class Connections:
         if transport is not None:
             transport.abort()
 
+    # --- What a request has reached --------------------------------------------------------------------------
+
     def has_shown_token(self, request: web.Request) -> None:
         """The client of ``request`` knows the token: its body may take its time."""
         connection = self._open.get(request.protocol)
         if connection is not None:
+            now = asyncio.get_running_loop().time()
             connection.has_token = True
+            connection.safe_until = now + GRACE_SECONDS
             # The server itself refuses a late body a little earlier, with a status code.
-            seconds = self.limits.body_seconds + self.limits.header_seconds
-            connection.deadline = asyncio.get_running_loop().time() + seconds
+            connection.deadline = now + self.limits.body_seconds + self.limits.header_seconds
+
+    @asynccontextmanager
+    async def reading(self, request: web.Request) -> AsyncIterator[None]:
+        """Within this context the body of ``request`` is read.
+
+        Raises TimeoutError if it takes too long, or if others need the connection's place.
+        """
+        connection = self._open.get(request.protocol)
+        async with asyncio.timeout(self.limits.body_seconds) as timeout:
+            if connection is None:
+                yield
+                return
+            connection.body_timeout = timeout
+            try:
+                yield
+            finally:
+                connection.body_timeout = None
 
     @contextmanager
     def answering(self, request: web.Request) -> Iterator[None]:
@@ -138,5 +220,7 @@ class Connections:
         try:
             yield
         finally:
+            now = asyncio.get_running_loop().time()
             connection.is_answered = False
-            connection.deadline = asyncio.get_running_loop().time() + self.limits.header_seconds
+            connection.deadline = now + self.limits.header_seconds
+            connection.safe_until = now + GRACE_SECONDS

@@ -128,10 +128,11 @@ class HttpServer:
         if (request.content_length or 0) > MAX_BYTES:
             raise web.HTTPRequestEntityTooLarge(MAX_BYTES, request.content_length or 0)
         try:
-            async with asyncio.timeout(self.limits.body_seconds):
+            async with self.connections.reading(request):
                 return await request.read()
         except TimeoutError as error:
-            raise _Refusal(408, f"the body did not come within {self.limits.body_seconds:g} s") from error
+            seconds = f"{self.limits.body_seconds:g} s"
+            raise _Refusal(408, f"the body took too long: it has {seconds}, or less while others wait") from error
         except web.RequestPayloadError as error:
             refusal = _Refusal(400, f"the body can't be read: {last_line(error)}")
             refusal.force_close()  # Nobody knows where the next request begins.

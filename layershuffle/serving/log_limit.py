@@ -1,11 +1,11 @@
-"""Limits how much other libraries log, of which clients could otherwise make a server fill the disk."""
+"""Limits how much is logged of connections, by which clients could otherwise make a server fill the disk."""
 
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LIMITED = ("asyncio", "aiohttp.server", "aiohttp.web")
+LIMITED = ("asyncio", "aiohttp.server", "aiohttp.web", "layershuffle.serving.connections")
 
 
 class LogLimit(logging.Filter):

@@ -28,6 +28,9 @@ from layershuffle.serving.result import Result
 
 HEADERS = {"Authorization": "Bearer secret"}
 QUICK = Limits(connections=20, header_seconds=0.4, body_seconds=0.4)
+PATIENT = Limits(connections=20)
+HALF = b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 1000\r\n\r\nhalf"
+"""A request that never comes whole."""
 
 
 class Answering:
@@ -112,15 +115,14 @@ def test_headers_that_come_slowly_end_their_connection(serving):
 def test_the_limit_on_open_files_limits_connections(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (150, 150))
     monkeypatch.setattr("os.listdir", lambda _: ["file"] * 60)
-    assert Connections(Limits(connections=256))._most() == 150 - 60 - 16 - 32
+    assert Connections(Limits(connections=256))._most() == 150 - 60 - 48
 
 
 def test_stalled_uploads_block_nobody(serving):
     """They know the token, and are refused when their time is over."""
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 1000\r\n\r\nhalf"
 
     async def talk(server, where, client):
-        connections = [await opened(where, head) for _ in range(15)]
+        connections = [await opened(where, HALF) for _ in range(15)]
         await asyncio.sleep(0.1)
         assert await status(client) == 200
         async with asyncio.timeout(5):
@@ -128,6 +130,33 @@ def test_stalled_uploads_block_nobody(serving):
                 assert b" 408 " in await reader.readline()
 
     serving(talk)
+
+
+def test_clients_who_have_gone_make_room_for_those_who_come(serving):
+    """Many requests at once, each on a connection of its own, are all answered, though few can be open."""
+
+    async def talk(server, where, client):
+        uploads = [await opened(where, HALF) for _ in range(QUICK.connections)]
+        async with asyncio.timeout(5):
+            while len(server.connections) < QUICK.connections:
+                await asyncio.sleep(0.01)
+        for _, writer in uploads:
+            writer.close()
+        answers = await asyncio.gather(*[status(client) for _ in range(3 * QUICK.connections)])
+        assert set(answers) == {200}
+
+    serving(talk, PATIENT, most_waiting=100)
+
+
+def test_an_upload_that_makes_room_for_others_is_told(serving):
+    async def talk(server, where, client):
+        uploads = [await opened(where, HALF) for _ in range(PATIENT.connections)]
+        answers = await asyncio.gather(*[status(client) for _ in range(5)])
+        assert set(answers) == {200}
+        for reader, _ in uploads[:5]:
+            assert b" 408 " in await reader.readline()
+
+    serving(talk, PATIENT, most_waiting=10)
 
 
 def test_a_header_that_is_not_utf8(serving):
