@@ -15,9 +15,9 @@ from layershuffle.data.augmentation import Augmented
 from layershuffle.data.config import DataConfig
 from layershuffle.data.description import classes_without, describe
 from layershuffle.data.loaders import image_loader
-from layershuffle.data.preprocessing import Preprocess, Resizing
+from layershuffle.data.preprocessing import Preprocess, Resizing, check_channels
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
-from layershuffle.data.sets import check_labels, labels_of, split_by_class, split_images
+from layershuffle.data.sets import check_labels, labels_of, split_by_class, split_images, whole_set
 from layershuffle.errors import UserError
 from layershuffle.private_apis import adds_distributed_sampler
 
@@ -133,6 +133,8 @@ class ImageData(pl.LightningDataModule):
         # The label that the loaders give in place of each label, for a model that has the same classes in another
         # sequence.
         self.new_labels: list[int] | None = None
+        # How many channels the images of the model have, once the set is prepared for one.
+        self._model_channels: int | None = None
         self._mirroring_is_told = False
 
     @property
@@ -187,8 +189,16 @@ class ImageData(pl.LightningDataModule):
             self.sets["test"] = self._chosen(self.load(train=False), self.test_images, "test")
         if stage != "test" and "train" not in self.sets:
             self._set_up_training()
+        self._check_channels()
         if self.trainer is None:  # A training describes its images.
             self._warn_of_missing_classes()
+
+    def _check_channels(self) -> None:
+        """Raise a UserError before the first batch if the model can't take the images, as far as the sets tell."""
+        for images in self.sets.values():
+            channels = getattr(whole_set(images), "channels", None)
+            if channels is not None and self._model_channels is not None:
+                check_channels(channels, self._model_channels)
 
     def _warn_of_missing_classes(self) -> None:
         names = self.class_names or [str(label) for label in range(self.num_classes)]
@@ -241,6 +251,7 @@ class ImageData(pl.LightningDataModule):
         The arguments are those of ``Preprocess``, but the set's own crop_pct, interpolation and crop_mode come first.
         """
         self.image_size = size
+        self._model_channels = len(mean)
         resizing = self.resizing.or_else(Resizing(crop_pct, interpolation, crop_mode))
         self.crop_pct = resizing.crop_pct
         self.interpolation = resizing.interpolation  # type: ignore[assignment]

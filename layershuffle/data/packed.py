@@ -51,6 +51,8 @@ class PackedImages(Dataset):
         size: height and width of the squares in their centres, in pixels.
     """
 
+    channels = 3
+
     def __init__(self, path: Path, labels: Tensor, shapes: np.ndarray, size: int) -> None:
         self.path = path
         self.labels = labels

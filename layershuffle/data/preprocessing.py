@@ -129,6 +129,8 @@ class DecodedImages(Dataset):
         resizing: how to resize and crop.
     """
 
+    channels = 3
+
     def __init__(
         self,
         images: Dataset,
@@ -198,6 +200,15 @@ def replace_unreadable(batch: Sequence[tuple[Tensor, Tensor | int] | None]) -> l
     return default_collate([readable[index % len(readable)] for index in range(len(batch))])
 
 
+def check_channels(of_images: int, of_model: int) -> None:
+    """Raise a UserError if a model can't take images of so many channels. Grey images fit every model."""
+    if of_images not in (1, of_model):
+        raise UserError(
+            f"the images have {of_images} channels, but the model takes {of_model}: train one with "
+            f"--model.timm_args.in_chans {of_images}, or give data with the model's channels"
+        )
+
+
 class Preprocess(nn.Module):
     """The preprocessing of a batch, on the device of the batch; by default the paper's (arXiv 2407.04513, section 4).
 
@@ -239,11 +250,7 @@ class Preprocess(nn.Module):
 
     def resized(self, images: Tensor) -> Tensor:
         """Resize and crop: uint8 [batch, channels, height, width] to uint8 [batch, channels, size, size]."""
-        if images.shape[1] not in (1, len(self.mean)):
-            raise UserError(
-                f"the images have {images.shape[1]} channels, but the model takes {len(self.mean)}: train one with "
-                f"--model.timm_args.in_chans {images.shape[1]}, or give data with the model's channels"
-            )
+        check_channels(images.shape[1], len(self.mean))
         if not len(images):  # An empty batch can't be resized.
             images = images.new_empty((0, images.shape[1], self.size, self.size))
         if images.shape[-2:] != (self.size, self.size):

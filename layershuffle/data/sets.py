@@ -24,6 +24,11 @@ class TensorImages(Dataset):
         self.images = images
         self.labels = labels
 
+    @property
+    def channels(self) -> int:
+        """How many channels the images have."""
+        return self.images.shape[1]
+
     def move(self, device: torch.device) -> None:
         """Move the images to ``device``, where batches are then taken, also those of Subsets of this set."""
         self.images = self.images.to(device)

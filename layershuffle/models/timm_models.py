@@ -69,6 +69,7 @@ def classes_of(path: str, name: str) -> int | None:
 
 def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[str, Any]) -> nn.Module:
     import timm
+    from timm.models import PretrainedCfg
 
     if pretrained is True and "pretrained_cfg_overlay" not in timm_args:
         timm_args.update(_cached(name))
@@ -91,6 +92,12 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
 
     # As a dict, so that jsonargparse doesn't make timm's further arguments options of layershuffle train.
     vit: Any = timm.create_model(name, **{"pretrained": bool(pretrained), "num_classes": num_classes, **timm_args})
+    if not hasattr(vit, "pretrained_cfg"):
+        # A model that is registered, but not built by timm's builder, has no configuration and takes no weights from
+        # one. Its images are normalised with timm's defaults.
+        vit.pretrained_cfg = PretrainedCfg().to_dict()
+        if replacement:
+            vit.load_state_dict(replacement.overlay["state_dict"])
     if replacement:
         # Some families start from small logits: they scale down a new head.
         for head in replacement.new_heads:

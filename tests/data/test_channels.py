@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 from layershuffle.api.predict import predict
 from layershuffle.checkpoints.loaded_model import LoadedModel
-from layershuffle.data import ImageData, Preprocess, TensorImages
+from layershuffle.data import Digits, ImageData, ImageFolders, Preprocess, TensorImages
 from layershuffle.data.augmentation import Augmentation, Augmented
 from layershuffle.errors import UserError
 from layershuffle.models.image_format import papers_format
@@ -65,3 +65,19 @@ def test_transforms_of_colours_are_refused_for_six_channels(transform):
         images.__getitems__([(0, 0)])
     flipped = Augmented(Satellite(workers=0).load(True), Augmentation(flip=1.0), 8, seed=0)
     assert flipped.__getitems__([(0, 0)])[0].shape == (1, 6, 8, 8)
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_images_of_other_channels_are_refused_before_the_first_batch(stage, tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(2):
+                Image.new("RGBA", (8, 8)).save(tmp_path / split / name / f"{index}.png")
+    for data in (ImageFolders(str(tmp_path)), Satellite(), Digits()):
+        data.prepare_for(*papers_format((4, 8, 8), CFG))
+        if isinstance(data, Digits):
+            data.setup(stage)  # Grey images fit every model.
+            continue
+        with pytest.raises(UserError, match=r"[36] channels.*takes 4"):
+            data.setup(stage)

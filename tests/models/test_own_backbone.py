@@ -65,3 +65,18 @@ def test_an_import_that_cannot_be(words):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code.startswith("error: --import")
+
+
+def test_a_registered_model_needs_no_configuration_of_timm(tmp_path):
+    def bare_vit(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **arguments):
+        sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        return timm.models.VisionTransformer(**{**sizes, **arguments})
+
+    bare_vit.__module__ = __name__
+    timm.models.register_model(bare_vit)
+    model = layershuffle.create_model("bare_vit", 3)
+    assert model.image_format.size == 8
+    assert model.image_format.mean == timm.data.IMAGENET_DEFAULT_MEAN
+    torch.save(model.vit.state_dict(), tmp_path / "weights.pth")
+    again = layershuffle.create_model("bare_vit", 3, pretrained=str(tmp_path / "weights.pth"))
+    assert torch.equal(again.vit.head.weight, model.vit.head.weight)
