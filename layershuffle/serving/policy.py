@@ -32,8 +32,8 @@ class Policy:
         width: at how many nodes a request may be at a time. Each of them reads the newest state when it starts, and
             what it changes is added to the state that is the newest when it ends. So layers also start in sequence with
             the routings that keep to it, but needn't end so.
-        answer_by: the seconds after which a request is answered with what has come by then, whatever it misses; None to
-            wait until ``request_deadline``, and fail.
+        answer_by: the seconds after which a request is answered with what has come by then, whatever it misses. A step
+            that isn't expected to end by then doesn't start. None to wait until ``request_deadline``, and fail.
 
     Raises:
         UserError: if the routing or what happens on a loss is unknown, a number is out of its range, or ``width`` and

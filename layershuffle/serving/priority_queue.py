@@ -43,6 +43,10 @@ class PriorityQueue(Generic[T]):
             heappop(entries)
         return entries[0][3] if entries else None
 
+    def drop_first(self) -> None:
+        """Remove what ``first`` has returned."""
+        heappop(self.entries)
+
     def first_priority(self) -> float:
         """The lowest priority, or infinity."""
         return math.inf if self.first() is None else self.entries[0][0]

@@ -13,6 +13,7 @@ class Request:
     Attributes:
         number: requests are numbered as they came.
         submitted: when it came.
+        due: when it is answered with what has come by then; infinity if it waits for all.
         left: the layers that are left to start, ascending.
         running: what nodes run of it, by the epoch in which it started.
         executed: the layers that ran, as their results came.
@@ -23,11 +24,14 @@ class Request:
         epoch: counts up whenever it begins to run or to wait, or is answered.
     """
 
-    __slots__ = ("chain", "epoch", "executed", "lags", "left", "missed", "number", "path", "running", "submitted")
+    __slots__ = (
+        "chain", "due", "epoch", "executed", "lags", "left", "missed", "number", "path", "running", "submitted"
+    )  # fmt: skip
 
-    def __init__(self, number: int, depth: int, now: float) -> None:
+    def __init__(self, number: int, depth: int, now: float, due: float) -> None:
         self.number = number
         self.submitted = now
+        self.due = due
         self.left = list(range(depth))
         self.running: dict[int, Run] = {}
         self.executed: list[int] = []

@@ -68,12 +68,12 @@ class Router:
             arrived: when its caller began to wait for the answer that is due by ``Policy.answer_by``; by default now.
         """
         actions: list[Action] = []
-        submitted = Request(request, self.depth, now)
-        self._requests[request] = submitted
-        due = now + self.policy.request_deadline
+        due = math.inf
         if self.policy.answer_by is not None:
             due = (now if arrived is None else arrived) + self.policy.answer_by
-        heappush(self._due, (due, request))
+        submitted = Request(request, self.depth, now, due)
+        self._requests[request] = submitted
+        heappush(self._due, (min(due, now + self.policy.request_deadline), request))
         self._proceed(submitted, now, actions)
         return actions
 
@@ -176,7 +176,7 @@ class Router:
         """Let a request run on as many idle nodes as it may be at, or else wait, or end if nothing is left."""
         while request.left and len(request.running) < self.policy.width:
             places = self._routes.places(request)
-            node = self._idle_node(places)
+            node = self._idle_node(places, request.due - now)
             if node is None:
                 self._wait(request, places)
                 # A request that is at some node meanwhile is not held up.
@@ -187,13 +187,15 @@ class Router:
         if not request.left and not request.running:
             self._end(request, now, actions)
 
-    def _idle_node(self, places: list[Place]) -> Node | None:
-        """The idle node that is to run next, of those that serve one of ``places``."""
+    def _idle_node(self, places: list[Place], seconds: float) -> Node | None:
+        """The idle node that is to run next, of those that serve one of ``places`` and answer within ``seconds``."""
         # Each place offers its fastest idle node. Of these the slowest one runs: its layer takes longest in any case.
         slowest = None
         for place in places:
             node = self._idle[place].first()
-            if node is not None and (slowest is None or node.estimate > slowest.estimate):
+            if node is None or self._expected(node) > seconds:
+                continue
+            if slowest is None or node.estimate > slowest.estimate:
                 slowest = node
         return slowest
 
@@ -262,7 +264,7 @@ class Router:
 
         oldest = None
         for place in node.places:
-            request = self._waiting[place].first()
+            request = self._first_in_time(place, now + self._expected(node))
             if request is not None and (oldest is None or request.number < oldest.number):
                 oldest = request
         if oldest is not None:
@@ -272,6 +274,27 @@ class Router:
 
         for place in node.places:
             self._idle[place].push(node.estimate, node)
+
+    def _first_in_time(self, place: Place, time: float) -> Request | None:
+        """The oldest request that waits there and for which an answer at ``time`` counts."""
+        queue = self._waiting[place]
+        first = queue.first()
+        too_late = []
+        while first is not None and first.due < time:
+            queue.drop_first()
+            too_late.append(first)
+            first = queue.first()
+        # Another node may be faster.
+        for request in too_late:
+            queue.push(request.number, request)
+        return first
+
+    def _expected(self, node: Node) -> float:
+        """The seconds after which a node is expected to answer; what ends too late to count needn't start."""
+        if self.policy.answer_by is None:
+            return node.estimate
+        # A node that seems too slow for any request would otherwise never run again, nor show that it isn't.
+        return min(node.estimate, self.policy.answer_by / 2)
 
     def _run(self, node: Node, request: Request, now: float, actions: list[Action]) -> None:
         """Let a node run layers of a request, as many in a row as the policy allows."""

@@ -165,6 +165,13 @@ class Failures(RuleBasedStateMachine):
         assert due or not actions
         self.perform(actions)
 
+    def is_in_time(self, node, request):
+        """Whether what the node would run of the request is expected to end before the request is answered."""
+        if self.policy.answer_by is None:
+            return True
+        expected = min(self.router._nodes[node].estimate, self.policy.answer_by / 2)
+        return self.now + expected <= self.came[request] + self.policy.answer_by
+
     @invariant()
     def nothing_idles_while_work_could_be_done(self):
         suspected = {node.key for node in self.router.nodes() if node.suspected}
@@ -178,7 +185,7 @@ class Failures(RuleBasedStateMachine):
             if not left:
                 continue
             wanted = left if self.policy.routing == "any" else left[:1]
-            able = [node for node, layers in idle.items() if layers & {*wanted}]
+            able = [node for node, layers in idle.items() if layers & {*wanted} and self.is_in_time(node, request)]
             # In a chain or on a path a request may wait for a busy node while another one is idle.
             waiting = self.router._requests[request]
             chosen = {"chain": waiting.chain, "path": waiting.path.get(left[0])}.get(self.policy.routing)
@@ -381,6 +388,28 @@ def test_a_request_is_answered_in_time_with_what_has_come():
     assert not router.is_current(second)
     assert router.answered(second, 3) == []
     assert router.late == 1
+
+
+def test_what_would_end_too_late_does_not_start():
+    """The slow node leaves the older request to the fast one, and runs the younger."""
+    router = Router(2, Policy("any", answer_by=10.0))
+    router.join("slow", [0], 4.0, 0)
+    router.join("fast", [0], 1.0, 0)
+    for node in ("slow", "fast"):
+        router.suspect(node, 0)
+    router.submit(1, 0)
+    router.submit(2, 5)
+    (of_slow,) = router.recover("slow", 7)
+    (of_fast,) = router.recover("fast", 7)
+    assert (of_slow.request, of_fast.request) == (2, 1)
+
+
+def test_a_node_that_seems_too_slow_for_any_request_is_tried():
+    router = Router(1, Policy(answer_by=1.0))
+    router.join("node", [0], 60.0, 0)
+    (run,) = router.submit(1, 0)
+    (ended,) = router.answered(run, 0.3)
+    assert ended.missed == ()
 
 
 def test_the_time_to_answer_begins_when_the_caller_came():

@@ -1,4 +1,4 @@
-"""A request at several nodes at a time: whatever comes back when, the logits are those of the order that is recorded."""
+"""A request at several nodes at a time: whatever comes back when, the logits are those of the recorded order."""
 
 import random
 
