@@ -46,6 +46,12 @@ class Request:
         """The order that ran."""
         return Order(Step((Unit(layer),), lag=lag) for layer, lag in zip(self.executed, self.lags))
 
+    def counts(self, node: Node, now: float) -> bool:
+        """Whether what a node starts now is expected to end before the request is due; else it needn't start."""
+        # A node that seems too slow for any request would otherwise never run again, nor show that it isn't.
+        expected = min(node.estimate, (self.due - self.submitted) / 2)
+        return now + expected <= self.due
+
     def starts(self, run: Run) -> None:
         """A node runs layers for it."""
         self.running[run.epoch] = run

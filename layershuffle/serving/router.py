@@ -8,16 +8,16 @@ layer's last holder and the choice of a path, which cost O(nodes).
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import takewhile
 
 from layershuffle.serving.actions import Action, Ended, Load, Run, Task
 from layershuffle.serving.holders import Holders
-from layershuffle.serving.node import Node, Place
+from layershuffle.serving.node import Node
 from layershuffle.serving.policy import Policy
 from layershuffle.serving.priority_queue import PriorityQueue
+from layershuffle.serving.queues import Queues
 from layershuffle.serving.request import Request
 from layershuffle.serving.routes import Routes
 
@@ -47,10 +47,7 @@ class Router:
         self._nodes: dict[Hashable, Node] = {}
         self._joined = 0
         self._requests: dict[int, Request] = {}
-
-        # By place: the requests that wait there, the oldest first, and the nodes that are idle, the fastest first.
-        self._waiting: defaultdict[Place, PriorityQueue[Request]] = defaultdict(PriorityQueue)
-        self._idle: defaultdict[Place, PriorityQueue[Node]] = defaultdict(PriorityQueue)
+        self._queues = Queues()
 
         # What is due when. A request ends when it is due, whatever it does, so it is queued by its number once.
         self._step_deadlines: PriorityQueue[Node] = PriorityQueue()
@@ -176,9 +173,9 @@ class Router:
         """Let a request run on as many idle nodes as it may be at, or else wait, or end if nothing is left."""
         while request.left and len(request.running) < self.policy.width:
             places = self._routes.places(request)
-            node = self._idle_node(places, request.due - now)
+            node = self._queues.idle_node(places, request, now)
             if node is None:
-                self._wait(request, places)
+                self._queues.wait(request, places)
                 # A request that is at some node meanwhile is not held up.
                 if self.policy.on_loss == "skip" and not request.running:
                     self._patience.push(now + self.policy.patience, request)
@@ -186,22 +183,6 @@ class Router:
             self._run(node, request, now, actions)
         if not request.left and not request.running:
             self._end(request, now, actions)
-
-    def _idle_node(self, places: list[Place], seconds: float) -> Node | None:
-        """The idle node that is to run next, of those that serve one of ``places`` and answer within ``seconds``."""
-        # Each place offers its fastest idle node. Of these the slowest one runs: its layer takes longest in any case.
-        slowest = None
-        for place in places:
-            node = self._idle[place].first()
-            if node is None or self._expected(node) > seconds:
-                continue
-            if slowest is None or node.estimate > slowest.estimate:
-                slowest = node
-        return slowest
-
-    def _wait(self, request: Request, places: list[Place]) -> None:
-        for place in places:
-            self._waiting[place].push(request.number, request)
 
     def _lose_patience(self, request: Request, now: float, actions: list[Action]) -> None:
         """Let a request do without what it waits for, or if it would miss too much then, wait on."""
@@ -212,7 +193,7 @@ class Router:
             request.give_up(hopeless)
             self._proceed(request, now, actions)
         else:
-            self._wait(request, self._routes.places(request))
+            self._queues.wait(request, self._routes.places(request))
 
     def _take_answer(self, run: Run, node: Node | None, now: float, actions: list[Action]) -> None:
         """Count what a node has run, if it still counts, and let the request go on."""
@@ -262,39 +243,12 @@ class Router:
             self._tell(node, Load(node.key, node.to_load.popleft()), now, actions)
             return
 
-        oldest = None
-        for place in node.places:
-            request = self._first_in_time(place, now + self._expected(node))
-            if request is not None and (oldest is None or request.number < oldest.number):
-                oldest = request
-        if oldest is not None:
-            self._run(node, oldest, now, actions)
-            self._proceed(oldest, now, actions)
+        oldest = self._queues.oldest_request(node, now)
+        if oldest is None:
+            self._queues.rest(node)
             return
-
-        for place in node.places:
-            self._idle[place].push(node.estimate, node)
-
-    def _first_in_time(self, place: Place, time: float) -> Request | None:
-        """The oldest request that waits there and for which an answer at ``time`` counts."""
-        queue = self._waiting[place]
-        first = queue.first()
-        too_late = []
-        while first is not None and first.due < time:
-            queue.drop_first()
-            too_late.append(first)
-            first = queue.first()
-        # Another node may be faster.
-        for request in too_late:
-            queue.push(request.number, request)
-        return first
-
-    def _expected(self, node: Node) -> float:
-        """The seconds after which a node is expected to answer; what ends too late to count needn't start."""
-        if self.policy.answer_by is None:
-            return node.estimate
-        # A node that seems too slow for any request would otherwise never run again, nor show that it isn't.
-        return min(node.estimate, self.policy.answer_by / 2)
+        self._run(node, oldest, now, actions)
+        self._proceed(oldest, now, actions)
 
     def _run(self, node: Node, request: Request, now: float, actions: list[Action]) -> None:
         """Let a node run layers of a request, as many in a row as the policy allows."""
@@ -323,9 +277,7 @@ class Router:
         self._holders.remove(node)
 
         # The requests that wait for it, or that it runs, have to go elsewhere.
-        self._idle.pop(node.own_place, None)
-        waiting = self._waiting.pop(node.own_place, None)
-        stranded = {} if waiting is None else {request.number: request for request in waiting.items()}
+        stranded = {request.number: request for request in self._queues.close(node.own_place)}
         if isinstance(node.task, Run) and self.is_current(node.task):
             request = self._requests[node.task.request]
             request.stops(node.task)
