@@ -129,7 +129,7 @@ class HttpServer:
             raise web.HTTPRequestEntityTooLarge(MAX_BYTES, request.content_length or 0)
         try:
             async with self.connections.reading(request):
-                return await request.read()
+                return await _read_at_most(request, MAX_BYTES)
         except TimeoutError as error:
             seconds = f"{self.limits.body_seconds:g} s"
             raise _Refusal(408, f"the body took too long: it has {seconds}, or less while others wait") from error
@@ -157,6 +157,22 @@ class HttpServer:
     async def page(self, _: web.Request) -> web.FileResponse:
         """Give the page that shows them."""
         return web.FileResponse(PAGE)
+
+
+async def _read_at_most(request: web.Request, most: int) -> bytes:
+    """The body; raises HTTPRequestEntityTooLarge if it has more than ``most`` bytes, also once it is unpacked."""
+    content = bytearray()
+    try:
+        async for chunk in request.content.iter_any():
+            content += chunk
+            if len(content) > most:
+                raise web.HTTPRequestEntityTooLarge(most, len(content))
+    except BaseException:
+        # The error refers to this function's variables, and aiohttp to the error, until Python next looks for cycles:
+        # a hundred refused bodies would take a gigabyte meanwhile.
+        content.clear()
+        raise
+    return bytes(content)
 
 
 def check_address(host: str, port: int) -> None:

@@ -11,8 +11,14 @@ from layershuffle.data.decoding import open_file, open_image
 
 MOST_PIXELS = 25_000_000
 """The pixels of the largest picture; a few bytes may ask for many. The largest of ImageNet-1k has 17 million."""
-LARGE_PIXELS = 4_000_000
+LARGE_PIXELS = 2_000_000
 """Larger pictures are decoded one at a time, while others go on."""
+QUICK_FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
+"""The formats that Pillow decodes in C while Python goes on.
+
+JPEG 2000 stops every thread for seconds, and others, such as QOI, are decoded by Python itself."""
+MOST_SLOW_PIXELS = 500_000
+"""The pixels of the largest picture in any other format."""
 
 
 class PictureDecoder:
@@ -30,13 +36,12 @@ class PictureDecoder:
     async def decode(self, content: bytes) -> Tensor:
         """The model's input, float32 [1, channels, size, size].
 
-        Raises ValueError if the picture has more than ``MOST_PIXELS``, and whatever Pillow raises if it is broken.
+        Raises ValueError if the picture has too many pixels for its format, and whatever Pillow raises if it is broken.
         """
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._small, _count_pixels, content)
-        if pixels > MOST_PIXELS:
-            raise ValueError(f"{pixels:,} pixels are more than {MOST_PIXELS:,}")
-        executor = self._large if pixels > LARGE_PIXELS else self._small
+        is_large = await loop.run_in_executor(self._small, _is_large, content)
+        executor = self._large if is_large else self._small
+        # When a request's deadline comes, what waits here is left out; a thread that decodes already can't be stopped.
         return await loop.run_in_executor(executor, self._decode, content)
 
     def _decode(self, content: bytes) -> Tensor:
@@ -48,7 +53,15 @@ class PictureDecoder:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _count_pixels(content: bytes) -> int:
-    """How many pixels a picture says that it has, without decoding it."""
+def _is_large(content: bytes) -> bool:
+    """Whether a picture takes long to decode; raises ValueError if it would take too long.
+
+    The header says it, so that nothing is decoded for that.
+    """
     with open_file(io.BytesIO(content)) as image:
-        return image.width * image.height
+        pixels = image.width * image.height
+        is_quick = image.format in QUICK_FORMATS
+        most = MOST_PIXELS if is_quick else MOST_SLOW_PIXELS
+        if pixels > most:
+            raise ValueError(f"{pixels:,} pixels are more than {most:,}, the most that a {image.format} may have")
+    return pixels > LARGE_PIXELS or not is_quick

@@ -1,11 +1,13 @@
 """The HTTP server against clients who send nothing, slowly, broken or too much; without any node."""
 
 import asyncio
+import gc
 import gzip
 import io
 import logging
 import resource
 import time
+import tracemalloc
 from contextlib import AsyncExitStack, suppress
 
 import pytest
@@ -185,6 +187,38 @@ def test_bodies_that_cannot_be_read(serving):
 
     # On a busy machine the client's next request may come later than QUICK lets a connection be idle.
     serving(talk, Limits())
+
+
+def test_formats_that_stop_every_thread_have_fewer_pixels(serving):
+    async def talk(server, where, client):
+        assert await status(client, picture((700, 700), "JPEG2000")) == 200
+        assert await status(client, picture((800, 800), "JPEG2000")) == 400
+        assert await status(client, picture((800, 800), "PNG")) == 200
+
+    serving(talk, Limits())
+
+
+def test_a_refused_body_takes_no_memory(serving):
+    """Even before Python next looks for cycles, such as those of errors and what raised them."""
+
+    async def endless():
+        for _ in range(2 * MAX_BYTES // 65536):
+            yield bytes(65536)
+
+    async def talk(server, where, client):
+        assert await status(client, endless()) == 413
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(3):
+            assert await status(client, endless()) == 413
+        assert tracemalloc.get_traced_memory()[0] - before < MAX_BYTES
+
+    gc.disable()
+    tracemalloc.start()
+    try:
+        serving(talk, Limits())
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_decoding_counts_for_the_deadline_and_holds_up_no_other_picture(serving):
