@@ -1,25 +1,35 @@
 """Reads image files, of any format that Pillow can read, as 8-bit RGB."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused as decompression bombs. The largest of ImageNet-1k has 17 million pixels."""
+FRUGAL = {"BMP", "DIB", "GIF", "JPEG", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF"}
+"""Formats that take about 10 bytes of memory for each pixel, or less."""
+MAX_COSTLY_PIXELS = 30_000_000
+"""The same for all other formats: JPEG 2000 takes up to 27 bytes for each pixel, and WebP 23."""
 STRIP_PIXELS = 1 << 20
 """How many pixels of a deep or transparent image are converted at a time."""
 READING = 2
 """The version of how files become pixels. Packed folders record it, because they hold what it made."""
+ICONS = {"ICO", "ICNS"}
+"""Formats that hold pictures which may be far larger than their headers say."""
 _UNREADABLE = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"}
 """Formats that Pillow recognises but can't draw, and EPS, which is a program that another program would run."""
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files that are broken or are no images."""
+
+
+_ICON_LOCK = Lock()
 
 
 @cache
@@ -47,18 +57,41 @@ def why_left_out(path: str, top: str) -> str | None:
 
 
 def open_file(path: str | Path | IO[bytes]) -> Image.Image:
-    """Open an image of one of ``formats`` without decoding it. Raises ValueError if Pillow finds it far too large."""
+    """Open an image of one of ``formats`` without decoding it, unless it is an icon.
+
+    Raises ValueError if Pillow finds it far too large.
+    """
+    readable = set(formats().values())
     try:
-        return Image.open(path, formats=sorted(set(formats().values())))
+        with suppress(UnidentifiedImageError):
+            return Image.open(path, formats=sorted(readable - ICONS))
+        return _open_icon(path, sorted(readable & ICONS))
     except Image.DecompressionBombError as error:  # which doesn't say how wide and how high the image is
         raise ValueError(f"its pixels are more than {MAX_PIXELS:,}") from error
 
 
+def _open_icon(path: str | Path | IO[bytes], icons: Sequence[str]) -> Image.Image:
+    """Open and decode an icon. Only Pillow's own limit counts the pixels that its pictures really have."""
+    with _ICON_LOCK:
+        usual = Image.MAX_IMAGE_PIXELS
+        # Pillow warns above its limit, and fails above twice as much.
+        Image.MAX_IMAGE_PIXELS = MAX_COSTLY_PIXELS // 2
+        try:
+            image = Image.open(path, formats=icons)
+            image.load()
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"its pixels are more than {MAX_COSTLY_PIXELS:,} of an icon") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    return image
+
+
 def open_image(path: str | Path | IO[bytes]) -> Image.Image:
-    """Decode an image as RGB, or raise ValueError if its header says that it is larger than ``MAX_PIXELS``."""
+    """Decode an image as RGB, or raise ValueError if its header says that it is larger than its format may be."""
     with open_file(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        most = MAX_PIXELS if image.format in FRUGAL else min(MAX_PIXELS, MAX_COSTLY_PIXELS)
+        if image.width * image.height > most:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {most:,} of {image.format}")
         return as_rgb(image)
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -145,6 +146,25 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match="100 x 10 pixels are more than 999"):
         decoding.open_image(root / "val/n01440764/bomb.png")
+
+
+def _icon(picture):
+    """An icon that says that its picture, a PNG, has 16 x 16 pixels."""
+    entry = struct.pack("<4BHHII", 16, 16, 0, 0, 1, 32, len(picture), 22)
+    return struct.pack("<3H", 0, 1, 1) + entry + picture
+
+
+def test_formats_that_take_much_memory_have_a_lower_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_COSTLY_PIXELS", 999)
+    for name in ("a.png", "a.webp", "a.jp2"):
+        Image.new("RGB", (100, 20)).save(tmp_path / name)
+    (tmp_path / "a.ico").write_bytes(_icon((tmp_path / "a.png").read_bytes()))
+    usual = Image.MAX_IMAGE_PIXELS
+    assert decoding.open_image(tmp_path / "a.png").size == (100, 20)
+    for name in ("a.webp", "a.jp2", "a.ico"):
+        with pytest.raises(ValueError, match="pixels are more than"):
+            decoding.open_image(tmp_path / name)
+    assert usual == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize(
