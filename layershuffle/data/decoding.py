@@ -1,7 +1,7 @@
 """Reads image files, of any format that Pillow can read, as 8-bit RGB."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -70,7 +70,7 @@ def open_file(path: str | Path | IO[bytes]) -> Image.Image:
         raise ValueError(f"its pixels are more than {MAX_PIXELS:,}") from error
 
 
-def _open_icon(path: str | Path | IO[bytes], icons: Sequence[str]) -> Image.Image:
+def _open_icon(path: str | Path | IO[bytes], icons: list[str]) -> Image.Image:
     """Open and decode an icon. Only Pillow's own limit counts the pixels that its pictures really have."""
     with _ICON_LOCK:
         usual = Image.MAX_IMAGE_PIXELS
