@@ -225,9 +225,9 @@ class Eva(Backbone):
 
     def embed(self, images: Tensor) -> State:
         patches = self.vit.patch_embed(images)
-        # DINOv3's rotary embeddings differ from one training step to the next. timm would sample them on the CPU, and
-        # copying them from there waits for the device.
-        with patches.device if self.vit.training else nullcontext():
+        # DINOv3's rotary embeddings are made for every batch, at random in training. timm makes them on the CPU unless
+        # tensors are made elsewhere by default, and copying them to a GPU would wait for it.
+        with patches.device if patches.is_cuda else nullcontext():
             tokens, rope = embed_patches(self.vit, patches)
         return State(self.vit.norm_pre(tokens), self._batch_first(rope))
 

@@ -116,6 +116,8 @@ def gumbel_noise(logits: Tensor, key: StepKey) -> Tensor:
     # Sampled on the CPU, so that it is the same on every device, and copied without waiting for the device.
     generator = torch.Generator().manual_seed(int(seeded(*key).random() * 2**53))
     uniform = torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7)
+    if logits.is_cuda:
+        uniform = uniform.pin_memory()
     uniform = uniform.to(logits.device, non_blocking=True)
     return -(-uniform.log()).log()
 
