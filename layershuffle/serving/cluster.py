@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from layershuffle.choices import Wire
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, shown
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.serving.actions import Action, Ended, Load, Run
@@ -62,8 +62,8 @@ class Cluster:
             answered, and how many "bytes" have travelled to nodes and back.
 
     Raises:
-        UserError: if the model's base order reads older states, or a step has no node; on entering, if there is no such
-            cluster, or the model is too large for it.
+        UserError: if the model's base order reads older states, a step has no node, or a number or a word can't be; on
+            entering, if there is no such cluster, or the model is too large for it.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class Cluster:
                 f"the model's base order, {model.order}, reads older states, which nodes that run its steps in another "
                 "sequence don't have: serve a model whose steps read the newest one"
             )
+        if wire not in get_args(Wire):
+            raise UserError(f"wire is one of {', '.join(get_args(Wire))}, not {shown(wire)}")
         numbers = {"most_running": window, "threads": threads, "start_seconds": start_seconds}
         check_numbers(numbers, whole=("most_running", "threads"), positive=numbers)
         self.placement = spread(placement, steps) if isinstance(placement, int) else checked(placement, steps)

@@ -516,6 +516,11 @@ def test_a_placement_that_cannot_be_is_refused(small):
         Cluster(small(), [[0, 1, 2, 3, 4]])
 
 
+def test_an_unknown_form_of_what_travels_is_refused(small):
+    with pytest.raises(UserError, match="float32, bf16, int8"):
+        Cluster(small(), 2, wire="fp8")
+
+
 def test_a_base_order_that_reads_older_states_is_refused(small):
     with pytest.raises(UserError, match="reads older states"):
         Cluster(small(order="0 1<1 2 3"), 2)
