@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from layershuffle.models.backbones import Eva, ViT
 from layershuffle.models.fitting import classify_by_mean_of_heads
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, Step
@@ -45,14 +46,21 @@ def why_not_wide(model: OrderedViT, order: Order) -> str | None:
     for step in order:
         if step.lag:
             return f"the step {step} reads an older state (layers that run side by side can be a group, as (0+1+2))"
-    for layer in sorted(order.layers):
-        block: Any = model.layers[layer]
-        if type(block).__name__ not in KNOWN_BLOCKS:
-            return f"the weights of timm's {type(block).__name__} can't be merged"
-        if type(block.attn).__name__ not in KNOWN_ATTENTIONS or type(block.mlp).__name__ not in KNOWN_MLPS:
-            return f"the weights of timm's {type(block.attn).__name__} and {type(block.mlp).__name__} can't be merged"
-        if getattr(block.attn, "gate", None) is not None or getattr(block.attn, "num_kv_groups", 1) > 1:
-            return "attention with gates, or with fewer keys than queries, can't be merged"
+    # Another family may have classes of the same names that compute something else.
+    if type(model.backbone) not in (ViT, Eva):
+        return f"it isn't known how to merge the layers of the family {type(model.backbone).__name__}"
+    reasons = (_why_not_merged(model.layers[layer]) for layer in sorted(order.layers))
+    return next(filter(None, reasons), None)
+
+
+def _why_not_merged(block: Any) -> str | None:
+    """Why the weights of a block can't be merged with others', or None if they can."""
+    if type(block).__name__ not in KNOWN_BLOCKS:
+        return f"the weights of timm's {type(block).__name__} can't be merged"
+    if type(block.attn).__name__ not in KNOWN_ATTENTIONS or type(block.mlp).__name__ not in KNOWN_MLPS:
+        return f"the weights of timm's {type(block.attn).__name__} and {type(block.mlp).__name__} can't be merged"
+    if getattr(block.attn, "gate", None) is not None or getattr(block.attn, "num_kv_groups", 1) > 1:
+        return "attention with gates, or with fewer keys than queries, can't be merged"
     return None
 
 

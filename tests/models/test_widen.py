@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from layershuffle.models import wide_vit
+from layershuffle.models.backbones import ViT
 from layershuffle.models.widen import merged_steps, why_not_wide, widen
 from layershuffle.orders.order import Order
 
@@ -62,6 +63,9 @@ def test_what_cannot_be_merged_is_said(small):
         (small("vit_tiny_patch16_224", attn_layer="diff"), HALVES, "DiffAttention"),
         (small("vit_small_patch16_dinov3", attn_type="rope", num_kv_heads=1, qkv_fused=False), HALVES, "fewer keys"),
     ]
+    of_another_family = small()
+    of_another_family.backbone = type("Beit", (ViT,), {})(of_another_family.vit)
+    cases.append((of_another_family, HALVES, "the family Beit"))
     for model, order, reason in cases:
         assert reason in why_not_wide(model, model.check(order))
     assert why_not_wide(small(), Order(ALL_KINDS)) is None
