@@ -75,7 +75,7 @@ OPTIONS = {
     "random_orders": Option("How many random orders to sample.", PositiveInt | None, metavar="N"),
     "depths": Option("Numbers of layers to keep (default: every one).", PositiveInt, metavar="N", several=True),
     "fraction": Option("Share of the images that the search uses; the others score its result.", float, 0.5),
-    "rounds": Option("Most exchanges of two layers that the search makes.", NonNegativeInt, 20, metavar="N"),
+    "rounds": Option("Largest number of exchanges of two layers in the search.", NonNegativeInt, 20, metavar="N"),
     "repeats": Option(
         "How often to measure the time of each number of layers; the shortest time counts.",
         PositiveInt,
@@ -107,14 +107,14 @@ OPTIONS = {
     "recorded_orders": Option(
         "Event log of layershuffle serve or layershuffle simulate whose orders to run.", str | None, metavar="FILE"
     ),
-    "max_missed": Option("How many layers a request may miss, where requests skip layers.", NonNegativeInt, 3),
-    "patience": Option("Seconds that a request waits before it skips layers, where requests do.", float, 1.0),
+    "max_missed": Option("How many layers a request may skip, if requests skip layers.", NonNegativeInt, 3),
+    "patience": Option("Seconds that a request waits before it skips layers, if requests skip layers.", float, 1.0),
     "step_deadline": Option("Seconds after which a node that hasn't answered is suspected.", float, 10.0),
     "request_deadline": Option("Seconds after which a request fails.", float, 60.0),
-    "visit": Option("How many layers a node may run in a row for a request.", PositiveInt, 1, metavar="N"),
-    "width": Option("At how many nodes a request may be at a time.", PositiveInt, 1, metavar="N"),
+    "visit": Option("How many layers in a row a node may run for a request.", PositiveInt, 1, metavar="N"),
+    "width": Option("How many nodes may work on a request at a time.", PositiveInt, 1, metavar="N"),
     "answer_by": Option(
-        "Seconds after which a request is answered with what has come by then (default: it waits for all).",
+        "Seconds after which a request is answered with the results that have arrived (default: it waits for all).",
         PositiveFloat | None,
         metavar="SECONDS",
     ),
@@ -122,7 +122,7 @@ OPTIONS = {
     "top": Option("How many classes to name for a picture.", PositiveInt, 5, metavar="N"),
     "output": Option("File to write.", Path | None, metavar="FILE"),
     "folder": Option("Folder to write to.", Path | None, metavar="DIR"),
-    "only": Option("Patterns of the names to take; all others are left out.", metavar="PATTERN", several=True),
+    "only": Option("Patterns of the names to include; all others are left out.", metavar="PATTERN", several=True),
     "resume": Option("Continue what the same command began, or begin it.", bool, False),
 }
 """The options by name, without the dashes before it."""

@@ -59,13 +59,13 @@ def check_gpu_command(args: list[str] | None = None) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="layershuffle check-gpu",
-        description="Check on this machine's GPU that the package computes what it should, and how fast. Each check "
+        description="Check on this machine's GPU that the package computes correctly, and how fast. Each check "
         f"runs in a process of its own. They are: {', '.join(CHECKS)}. "
         f"Patterns may also name parts: {', '.join(PARTS)}. The fine-tuning begins with the weights of --pretrained, "
         "or else trains them first.",
     )
     option = parser.add_argument
-    option("--quick", type=bool, default=False, help="Make only the checks that take seconds, in 3 minutes.")
+    option("--quick", type=bool, default=False, help="Run only the checks that take seconds, 3 minutes in all.")
     add_options(parser, only=("*",))
     option("--skip", nargs="+", default=[], metavar="PATTERN", help="Checks or parts to leave out.")
     add_options(parser, "resume", accelerator="gpu", folder=Path("gpu_check"))

@@ -13,8 +13,8 @@ def depth_command(args: list[str] | None = None) -> "layershuffle.Results":
     """Measure as ``args`` say, by default those of the process; saves the curve and its picture."""
     parser = study_parser(
         "depth",
-        "Accuracy and time per image against the number of layers run: the first, evenly spaced and random ones, and "
-        "as many of the first as each image needs (early exit).",
+        "Measure accuracy and time per image by the number of layers that run: the first, evenly spaced and random "
+        "ones, and as many of the first as each image needs (early exit).",
     )
     add_options(parser, "repeats", random_orders=10)
     command = parse_study(parser, args, "depth")

@@ -106,8 +106,8 @@ def experiment_command(args: list[str] | None = None) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="layershuffle experiment",
-        description="Train and evaluate what an experiment lacks. Finished runs are skipped: it can be stopped at any "
-        "point and started again.",
+        description="Train and evaluate the missing runs of an experiment. Finished runs are skipped, so that the "
+        "command can be stopped at any point and started again.",
     )
     parser.add_argument("experiment", help="An experiment that `layershuffle list` shows, or a YAML file of your own.")
     add_options(parser, "seeds", "only", "folder")
@@ -118,7 +118,9 @@ def _parser() -> Parser:
         metavar="N",
         help="How many runs to execute at a time (default: one per GPU, or per core up to 4).",
     )
-    option("--dry_run", type=bool, default=False, help="Check the experiment, and list its runs and which are missing.")
+    option(
+        "--dry_run", type=bool, default=False, help="Check the experiment, list its runs, and say which are missing."
+    )
     option(
         "--slurm",
         type=dict[str, Any] | None,
@@ -128,7 +130,7 @@ def _parser() -> Parser:
     option(
         "--run",
         metavar="NAME",
-        help="Execute this one run and no other, in this process; those that it starts from must be finished. For "
+        help="Execute this run alone, in this process; the runs that it starts from must be finished. This is for "
         "schedulers other than SLURM.",
     )
     return parser

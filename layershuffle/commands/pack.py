@@ -20,19 +20,19 @@ def pack_command(args: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="Folder with train/CLASS/*, and val/CLASS/* or test/CLASS/* or both.")
     parser.add_argument("packed", type=Path, help="Folder to pack into: a new one, or one that this command has begun.")
     parser.add_argument(
-        "--size", type=PositiveInt, default=224, help="Height and width that the model takes, in pixels."
+        "--size", type=PositiveInt, default=224, help="Height and width of the images that the model takes, in pixels."
     )
     parser.add_argument(
         "--whole",
         type=bool,
         default=False,
-        help="Pack whole pictures, whose shorter side is as long as the size, for random crops of all of them, and not "
+        help="Pack whole pictures, whose shorter side has this size, so that random crops can show all of them and not "
         "only their centres.",
     )
     parser.add_argument(
         "--test_fraction",
         type=float | None,
-        help="The part of each class that becomes the test set, where there are no val and test.",
+        help="Share of each class that becomes the test set, if there is no folder val or test.",
     )
     add_options(parser, "workers")
     config = parser.parse_args(args)

@@ -30,7 +30,8 @@ class Parser(ConfigParser):
         after_help = (word for arg, word in pairwise(self.command_line) if arg in ("--help", "-h"))
         word = next(after_help, "")
         if not self.common or word == "all":
-            return super().format_help(*args)
+            # jsonargparse writes the classes of values as Python prints them, perhaps on two lines.
+            return re.sub(r"<class\s+'(\w+)'>", r"\1", super().format_help(*args))
         actions = {action.dest: action for action in self._actions if action.option_strings}
         names = self.common
         if word and not word.startswith("-"):

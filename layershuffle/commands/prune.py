@@ -13,8 +13,8 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
     """Prune as ``args`` say, by default those of the process; prints and saves what was found and how it does."""
     parser = study_parser(
         "prune",
-        "Find which layers to keep, and in which order, by the loss on one part of the validation images, and score "
-        "what was found on the other. Test images are never used.",
+        "Find the layers to keep, and their order, by the loss on one part of the validation images, and score them on "
+        "the other part. Test images are never used.",
         split="val",
     )
     parser.add_argument("--keep", type=PositiveInt | None, help="How many layers to keep.")

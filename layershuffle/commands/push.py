@@ -13,11 +13,13 @@ def push_command(args: list[str] | None = None) -> None:
     """Upload as ``args`` say, by default those of the process."""
     parser = Parser(
         prog="layershuffle push",
-        description="Upload a folder of layershuffle export to the Hugging Face hub, as whoever is logged in there.",
+        description="Upload a folder of layershuffle export to the Hugging Face hub, to the account that is logged in.",
     )
     parser.add_argument("exported", type=Path, help="Folder that layershuffle export wrote.")
     parser.add_argument("name", help="Name of the model on the hub, USER/NAME.")
-    parser.add_argument("--public", type=bool, default=False, help="Let everybody see a new model, not only you.")
+    parser.add_argument(
+        "--public", type=bool, default=False, help="Make a new model public; by default only you see it."
+    )
     parser.add_argument("--message", default="Upload with layershuffle", help="Commit message.")
     config = parser.parse_args(args)
 

@@ -11,14 +11,14 @@ def report_command(args: list[str] | None = None) -> None:
     """Make the report as ``args`` say, by default those of the process; prints the page's path."""
     parser = Parser(
         prog="layershuffle report",
-        description="Make a page of tables and figures from results files alone, also those of layershuffle simulate. "
+        description="Make a page of tables and figures from results files, also from those of layershuffle simulate. "
         "By default it is written to RESULTS/report.",
     )
     parser.add_argument(
         "results_folder",
         type=Path,
         metavar="RESULTS",
-        help="Folder in which, and in all folders below, results files are looked for.",
+        help="Folder to search for results files, with all folders below it.",
     )
     add_options(parser, "folder")
     parser.add_argument(

@@ -115,8 +115,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="layershuffle serve",
         description="Serve a model whose layers are spread over nodes: processes of this machine, or of a Ray cluster. "
-        "Pictures come in over HTTP. Clients need a token, which is made anew unless the environment variable "
-        f"{TOKEN} holds it. With --pictures, these are classified instead, and nothing listens for others.",
+        "Pictures come in over HTTP. Clients need a token: that of the environment variable "
+        f"{TOKEN}, or else a new one. With --pictures, the command classifies these alone and opens no port.",
     )
     add_positionals(parser, "checkpoint")
     option = parser.add_argument
@@ -139,9 +139,9 @@ def _parser() -> Parser:
         "--routing",
         choices=get_args(Routing),
         default="any",
-        help="Which step of a request runs next. any: whichever remaining layer has an idle node; sequential: the next "
-        "layer on an idle node; chain: the next layer on a node drawn at random by speed; path: the chain of nodes "
-        "with the least estimated time.",
+        help="Which step of a request runs next. any: any remaining layer that has an idle node; sequential: the next "
+        "layer on an idle node; chain: the next layer on a random node, a fast one more often; path: the chain of "
+        "nodes with the least estimated time.",
     )
     option(
         "--on_loss",
@@ -159,8 +159,13 @@ def _parser() -> Parser:
         "int8 a quarter.",
     )
     option("--most_running", type=PositiveInt | None, help="Requests that run at a time (default: 2 per node).")
-    option("--most_waiting", type=NonNegativeInt, default=64, help="Requests that may wait; others get a 429.")
-    option("--host", default="127.0.0.1", help="Address to listen on; the default is loopback alone.")
+    option(
+        "--most_waiting",
+        type=NonNegativeInt,
+        default=64,
+        help="Requests that may wait; any further one gets the status 429.",
+    )
+    option("--host", default="127.0.0.1", help="Address to listen on; by default only this machine can connect.")
     option("--port", type=NonNegativeInt, default=8000, help="Port to listen on, or 0 for any that is free.")
     add_options(parser, "event_log", "pretrained")
     option("--start_seconds", type=PositiveFloat, default=120.0, help="Seconds that the nodes may take to start.")

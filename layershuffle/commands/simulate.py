@@ -20,23 +20,23 @@ if TYPE_CHECKING:  # It takes a second to import, for which --help needn't wait.
 SCENARIO_HELP = {
     "layers": "Layers of the model.",
     "layers_per_node": "How many successive layers each node holds.",
-    "seconds": "Seconds that a request takes in a layer on the median node.",
+    "seconds": "Seconds that the median node takes to run a layer.",
     "spread": "Standard deviation of the logarithm of the nodes' speeds.",
-    "straggler": "How many times as long as that every tenth node takes, beginning with the first.",
+    "straggler": "Factor by which every tenth node is slower, beginning with the first.",
     "noise": "Standard deviation of the logarithm of a step's time on the same node.",
-    "latency": "Mean seconds of a message to a node and its answer; exponentially distributed.",
-    "delay": "Seconds that they take besides, always the same.",
-    "bandwidth": "Mbit/s of the link of each node, or 0 if what travels takes no time.",
-    "kilobytes": "Size of what travels to a node and back: 605 for a ViT-B image.",
-    "lifetime": "Mean seconds for which a node stays; exponentially distributed, and 0 if it stays for ever.",
-    "absence": "Mean seconds until a node comes back with the same layers; exponentially distributed.",
-    "detection": "Seconds until it is noticed that a node has gone.",
-    "loading": "Seconds in which a node loads another layer.",
-    "window": "Requests in flight for each node; when one ends, the next one is submitted.",
-    "rate": "If above 0, so many requests come in a second in place of those of --window, at random.",
+    "latency": "Mean time in seconds of a message to a node and its answer, exponentially distributed.",
+    "delay": "Constant time in seconds that a message and its answer take in addition.",
+    "bandwidth": "Bandwidth of each node's link in Mbit/s; 0 if transfers take no time.",
+    "kilobytes": "Size in kB of the state that travels to a node and back; that of a ViT-B image is 605.",
+    "lifetime": "Mean time in seconds that a node stays, exponentially distributed; 0 if it stays for ever.",
+    "absence": "Mean time in seconds until a node returns with the same layers, exponentially distributed.",
+    "detection": "Seconds until the loss of a node is noticed.",
+    "loading": "Seconds that a node takes to load another layer.",
+    "window": "Requests in flight per node; when one ends, the next one is submitted.",
+    "rate": "Requests per second that arrive at random; if above 0, they replace those of --window.",
     "duration": "Seconds to simulate; the first quarter warms up and isn't measured.",
-    "kills": "How many nodes go for good, evenly spread over the time that is measured; needs --lifetime 0.",
-    "burst": "If above 0, this many requests come at the beginning and no others, and all are measured.",
+    "kills": "How many nodes fail for good, evenly spread over the measured time; needs --lifetime 0.",
+    "burst": "If above 0, this many requests arrive at the beginning and no others; all of them are measured.",
 }
 
 
@@ -67,10 +67,9 @@ def simulate_command(args: list[str] | None = None) -> Simulation:
 def _parser() -> Parser:
     parser = Parser(
         prog="layershuffle simulate",
-        description="Simulate how requests run through the layers of a model on nodes that differ in speed, go and "
-        "come back: any order beside the original sequence, random chains of nodes and shortest ones. Times are in "
-        "seconds. --output writes a .json file, and a picture beside it; --event_log is for one policy and one number "
-        "of nodes.",
+        description="Simulate how requests run through the layers of a model on nodes that differ in speed, leave "
+        "and return, and compare routing policies. Times are in seconds. --output writes a .json file and a picture "
+        "beside it. --event_log takes one policy and one number of nodes.",
     )
     add_options(parser, "cluster_sizes", seeds=(0, 1, 2))
     parser.add_argument(
@@ -78,10 +77,10 @@ def _parser() -> Parser:
         nargs="+",
         choices=POLICIES,
         default=[*POLICIES],
-        help="Policies to compare. any: whichever remaining layer has an idle node; sequential: the next layer on an "
-        "idle node; chain: the next layer on a node drawn at random by speed; path: on the chain of nodes with the "
-        "least estimated time. With -skip a request does without layers that keep it waiting; without it, layers that "
-        "were lost are loaded on other nodes.",
+        help="Policies to compare. any: any remaining layer that has an idle node; sequential: the next layer on an "
+        "idle node; chain: the next layer on a random node, a fast one more often; path: the chain of nodes with the "
+        "least estimated time. With -skip, requests skip layers that keep them waiting; without it, other nodes load "
+        "the layers that were lost.",
     )
     add_options(
         parser, "max_missed", "visit", "width", "answer_by", patience=20.0, step_deadline=120.0, request_deadline=3600.0

@@ -96,3 +96,10 @@ def test_help_texts_are_whole_sentences(parsers, command):
 def test_what_is_true_or_false_takes_a_value_too(parsers, command):
     for name, action in options_of(parsers[command]):
         assert not isinstance(action, argparse._StoreTrueAction), name
+
+
+def test_the_help_names_types_without_python_s_brackets(parsers):
+    for command in ("pack", "push", "export", "report"):
+        shown = parsers[command].format_help()
+        assert "type: Path" in " ".join(shown.split())
+        assert "<class" not in shown
