@@ -3,9 +3,12 @@
 import contextlib
 import io
 import json
+import os
 import pickle
 import struct
 import sys
+import tarfile
+import time
 import tracemalloc
 import zipfile
 
@@ -229,6 +232,71 @@ def test_entries_that_hold_the_same_entries_again_and_again_take_no_time(tmp_pat
             read_backbone(tmp_path / "wrapped.pth")
 
 
+def safetensors_file(header, length=None, values=b""):
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + values
+
+
+MANY = {str(number): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(100_000)}
+TWO = (
+    '{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+    '"%s": {"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}}'
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        bytes(1000),
+        safetensors_file(b"{}", 1 << 62),
+        safetensors_file(b"{}", (1 << 64) - 1),
+        safetensors_file(b"[1, 2]"),
+        safetensors_file(b'{"w":' + b"[" * 100_000),
+        safetensors_file((TWO % ("v", 2, 6)).encode(), values=bytes(6)),
+        safetensors_file((TWO % ("v", 6, 10)).encode(), values=bytes(10)),
+        safetensors_file((TWO % ("w", 4, 8)).encode(), values=bytes(8)),
+        safetensors_file(json.dumps(MANY).encode()),
+        safetensors_file(b"{}" + b" " * (100 << 20)),
+    ],
+    ids=["empty", "zeros", "huge", "negative", "list", "deep", "overlap", "gap", "twice", "many", "long"],
+)
+def test_safetensors_that_are_none_are_refused_at_once(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    before = time.process_time()
+    with pytest.raises(UserError, match=r"model\.safetensors") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    assert time.process_time() - before < 1
+
+
+def test_files_that_are_no_checkpoints_are_refused_at_once(tmp_path):
+    """Cut short, full of holes, archives of something else, or no files at all."""
+    whole = checkpoint(tmp_path / "whole.ckpt").read_bytes()
+    files = {f"cut{part}": whole[: len(whole) * part // 20] for part in range(20)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with (tmp_path / "holes").open("wb") as file:
+        file.truncate(200 << 30)
+    with tarfile.open(tmp_path / "tar", "w") as archive:
+        archive.add(tmp_path / "whole.ckpt")
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("notes.txt", "no weights")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    names = [*files, "holes", "tar", "zip", "module", "pipe", "folder", "link", "circle", "x" * 5000]
+    for path in (*(tmp_path / name for name in names), "/dev/zero", "", " ", "https://127.0.0.1:9/model.ckpt"):
+        for read in (load, read_backbone):
+            before = time.process_time()
+            with pytest.raises(UserError) as error:
+                read(path)
+            assert "\n" not in str(error.value)
+            assert time.process_time() - before < 1
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
 def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, dtype):
     """torch would round them, or take their real part."""
@@ -298,7 +366,7 @@ def test_a_checkpoint_opens_no_other_file_and_no_connection(tmp_path, monkeypatc
 
 
 def test_a_checkpoint_does_not_make_one_download(monkeypatch):
-    made = TorchvisionImages("FakeData", 10, download=True)
+    made = TorchvisionImages("MNIST", 10, download=True)
     assert made.config().args["download"] is True
     assert from_config(made.config()).download is False
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda _: pytest.fail("it downloads"))

@@ -1,5 +1,6 @@
 """Reads the checkpoints that ``layershuffle train`` and ``layershuffle merge`` write."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,11 @@ def is_checkpoint(source: str | Path) -> bool:
     A file that isn't there counts if its path looks like one, so that the error says what is missing.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return False
     # A name on the Hugging Face hub has its slash after a colon.
     looks_like_path = "/" in str(source).partition(":")[0]
-    return path.exists() or path.suffix in SUFFIXES or looks_like_path
+    return os.path.exists(path) or path.suffix in SUFFIXES or looks_like_path
 
 
 def _is_weight(name: Any, value: Any) -> bool:

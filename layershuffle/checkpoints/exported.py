@@ -1,6 +1,7 @@
 """The folders that ``layershuffle export`` writes: their files, and how they are read."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class Description:
 
 def is_exported(folder: str | Path) -> bool:
     """Whether ``layershuffle export`` wrote this folder, for timm and this package."""
-    return (Path(folder) / DESCRIPTION_FILE).is_file()
+    # Unlike Path.is_file, this is False for a name that is too long to be a path.
+    return os.path.isfile(Path(folder) / DESCRIPTION_FILE)
 
 
 def load_exported(folder: Path) -> LoadedModel:

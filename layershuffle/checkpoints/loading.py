@@ -1,6 +1,7 @@
 """Loads any model: a checkpoint, an exported folder, one of the authors' checkpoints, or a model by its name."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,21 @@ def load(source: str | Path, pretrained: str | None = None, num_classes: int | N
     Raises:
         UserError: if it is none of these or can't be read.
     """
+    name = str(source)
+    if not name.strip():
+        raise UserError("the model has an empty name: give the path of a checkpoint, or a name")
+    if "://" in name:
+        raise UserError(f"{name} is an address: fetch the file first, and give its path")
     path = Path(source)
     if is_exported(path):
         return load_exported(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return load_authors_folder(path)
-    name = str(source)
     # Files come first: somebody may have called one as a model is called.
-    if not path.exists() and is_published(name):
+    is_there = os.path.exists(path)
+    if not is_there and is_published(name):
         return load_published(name)
-    if not path.exists() and is_config(name):
+    if not is_there and is_config(name):
         return load_config(name, pretrained, num_classes)
     if is_checkpoint(source):
         return _load_checkpoint(path)

@@ -101,12 +101,14 @@ def _line(error: Exception) -> str | None:
 
 
 def _on_one_line(error: Exception) -> str:
-    """What an exception says, without line breaks."""
+    """What an exception says, without line breaks and other control characters."""
     text = str(error)
     # From a DataLoader's worker process an error arrives with a traceback as its message; the last line is the error.
     if "Original Traceback" in text:
         text = text.rstrip().rpartition(f"{UserError.__name__}: ")[2]
-    return re.sub(r"\s*\n\s*", " ", text.strip())
+    on_one_line = re.sub(r"\s*\n\s*", " ", text.strip())
+    # A file's name may hold anything, and a terminal obeys control characters.
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", on_one_line)
 
 
 def _users_frames(error: Exception) -> list[traceback.FrameSummary]:

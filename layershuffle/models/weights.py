@@ -1,6 +1,7 @@
 """Reads files of weights. They are not trusted: only tensors and plain values are read, never pickled code."""
 
 import io
+import os
 import pickle
 import pickletools
 import re
@@ -36,7 +37,7 @@ PLAIN_VALUES: list[Any] = [
 MAX_TENSORS = 20_000
 """A file with more tensors is none that a model's training has written; it would take minutes to read."""
 MAX_PICKLE_BYTES = 4 << 20
-"""The same of everything in a torch file but the tensors' values."""
+"""The same of everything in a file but the tensors' values."""
 PICKLES_BEFORE_VALUES = 5
 """How many pickles a file of torch before 1.6 begins with: marks of the format, what was saved, and its storages."""
 BACKBONE_PREFIX = "model.vit."
@@ -49,8 +50,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises UserError if it isn't there, isn't such a file, is damaged, or holds anything but tensors and plain values.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
+    _check_is_file(path)
     try:
         if path.suffix == ".safetensors":
             return _load_safetensors(path)
@@ -74,7 +74,22 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _check_is_file(path: Path) -> None:
+    """Raise a UserError if there is no file of that name, or something else."""
+    # os.path's functions, unlike those of Path, are False for a name that is too long to be a path.
+    if not os.path.exists(path):
+        raise UserError(f"there is no file {path}")
+    if not os.path.isfile(path):
+        # Reading a pipe or a device could go on for ever.
+        raise UserError(f"{path} is a folder, a pipe or a device, and no file of weights")
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    # A long header takes seconds to read. Whether it is there at all is left to safetensors.
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if MAX_PICKLE_BYTES < header_bytes <= path.stat().st_size:
+        raise _too_many(path)
     with safetensors.safe_open(path, framework="pt") as file:
         count = len(file.keys())
     if count > MAX_TENSORS:
@@ -163,7 +178,7 @@ def _tensors(content: Any) -> Iterator[Tensor]:
 def weights_file(path: str | Path) -> Path:
     """The file of weights that ``path`` means: itself, or where there is none, the packaged weights of this name."""
     packaged = PACKAGED / f"{path}.safetensors"
-    if packaged.is_file() and not Path(path).is_file():
+    if os.path.isfile(packaged) and not os.path.isfile(path):
         return packaged
     return Path(path)
 
