@@ -1,4 +1,4 @@
 """What `layershuffle check-gpu` finds out: does the package work on this machine's GPU, and how fast is it?"""
 
 # Importing these modules registers their checks.
-from layershuffle.gpu_check import correct, devices, fast, real  # noqa: F401
+from layershuffle.gpu_check import correct, devices, fast, real, waits  # noqa: F401

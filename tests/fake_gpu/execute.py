@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from fake_gpu.runs import BATCHES, CHOOSING, COMPILED, EVALUATIONS, FAULTS, STEPS, TRAININGS
+from fake_gpu.runs import BATCHES, CHECKS, CHOOSING, COMPILED, EVALUATIONS, FAULTS, STEPS, TRAININGS
 from fake_gpu.watch import Watch
 from fake_gpu.watched_steps import WatchSteps
 from torch import Tensor
@@ -25,6 +25,8 @@ from layershuffle.data import Glyphs
 from layershuffle.evaluation.by_class import ByClass
 from layershuffle.evaluation.device import make_fabric
 from layershuffle.evaluation.scoring import evaluate
+from layershuffle.gpu_check.checks import Setting
+from layershuffle.gpu_check.waits import waits
 from layershuffle.models import create_model
 from layershuffle.models.choice import OrderChoice
 from layershuffle.orders.named import permutation
@@ -53,8 +55,8 @@ def training(watch: Watch, *words: str) -> None:
         train_command(command)
 
 
-def faulty_training(watch: Watch, fault: str) -> None:
-    """Train with a fault in every step."""
+def faulty(run: Callable[[], object], fault: str) -> None:
+    """Execute a run with a fault in every training step."""
     training_step = FineTuner.training_step
 
     def faulty_step(tuner: FineTuner, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -74,9 +76,15 @@ def faulty_training(watch: Watch, fault: str) -> None:
 
     FineTuner.training_step = faulty_step
     try:
-        training(watch)
+        run()
     finally:
         FineTuner.training_step = training_step
+
+
+def check_waits() -> None:
+    """Make the check of ``check-gpu``; it raises an error if a training waits."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        waits(Setting(torch.device("cuda", 0)))
 
 
 def evaluation(watch: Watch, kind: str) -> None:
@@ -125,7 +133,9 @@ def all_runs() -> dict[str, Callable[[Watch], None]]:
     for name, words in {**TRAININGS, **CHOOSING, **COMPILED}.items():
         runs[name] = lambda watch, words=words: training(watch, *words)  # type: ignore[misc]
     for fault in FAULTS:
-        runs[fault] = lambda watch, fault=fault: faulty_training(watch, fault)  # type: ignore[misc]
+        runs[fault] = lambda watch, fault=fault: faulty(lambda: training(watch), fault)  # type: ignore[misc]
+    for name, fault in CHECKS.items():
+        runs[name] = lambda watch, fault=fault: faulty(check_waits, fault)  # type: ignore[misc]
     for kind in EVALUATIONS:
         runs[f"evaluation, {kind}"] = lambda watch, kind=kind: evaluation(watch, kind)  # type: ignore[misc]
     return runs

@@ -52,5 +52,8 @@ FAULTS: dict[str, str] = {
 }
 """Faults that can be put into a training step, and the kind of event by which the watch must find them."""
 
+CHECKS = {"check waits": "", "check waits, item": "item"}
+"""``check-gpu``'s own check for waits, and the fault in each training step that it must find."""
+
 EVALUATIONS = ("none", "encode", "predict", "choices")
 """Evaluations of many orders at once, by the model's use of position, and one whose images choose their order."""

@@ -10,11 +10,11 @@ import sys
 
 import pytest
 from fake_gpu import library
-from fake_gpu.runs import BATCHES, CHOOSING, COMPILED, EVALUATIONS, FAULTS, TRAININGS
+from fake_gpu.runs import BATCHES, CHECKS, CHOOSING, COMPILED, EVALUATIONS, FAULTS, TRAININGS
 from helpers import ROOT
 
 pytestmark = [pytest.mark.heavy, pytest.mark.skipif(bool(library.why_not()), reason=str(library.why_not()))]
-ALL = [*TRAININGS, *CHOOSING, *FAULTS, *(f"evaluation, {kind}" for kind in EVALUATIONS)]
+ALL = [*TRAININGS, *CHOOSING, *FAULTS, *CHECKS, *(f"evaluation, {kind}" for kind in EVALUATIONS)]
 
 
 def execute(names, folder):
@@ -42,7 +42,7 @@ def assert_faultless(events):
     assert events["float32"] == 0
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in [*CHOOSING, *FAULTS]])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in [*CHOOSING, *FAULTS, *CHECKS]])
 def test_a_run_stays_on_the_gpu_and_never_waits(events, name):
     assert_faultless(events[name])
 
@@ -61,6 +61,12 @@ def test_a_fault_in_a_training_step_is_noticed(events, fault, kind):
         assert_faultless(events[fault])
     noticed = {name for name in ("waits", "pageable", "float32", "error") if events[fault][name]}
     assert noticed == {kind}
+
+
+@pytest.mark.parametrize(("name", "fault"), CHECKS.items())
+def test_check_gpu_notices_a_training_that_waits(events, name, fault):
+    assert ("a training step waited" in events[name]["error"]) == bool(fault)
+    assert bool(events[name]["error"]) == bool(fault)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 
 from layershuffle.data.packed import PackedImages
 from layershuffle.evaluation import device
-from layershuffle.gpu_check import correct, devices, fast
+from layershuffle.gpu_check import correct, devices, fast, waits
 from layershuffle.gpu_check.checks import CHECKS, CannotCheckError, Outcome, Setting, WrongResultError
 from layershuffle.models import OrderedViT
 from layershuffle.orders.order import sequential
@@ -33,6 +33,7 @@ def small(monkeypatch):
     monkeypatch.setattr(correct, "METHODS", ("baseline",))
     monkeypatch.setattr(correct, "LESSON", {"data.images_per_class": 128, "trainer.max_epochs": 2})
     monkeypatch.setattr(correct, "ORDERS_TO_COMPILE", 6)
+    monkeypatch.setattr(waits, "TRAININGS", {"layershuffle": {}})
     for name, steps in {"WARM": 3, "TIMED": 15, "PROFILED": 5}.items():
         monkeypatch.setattr(fast.StepTimer, name, steps)
 
