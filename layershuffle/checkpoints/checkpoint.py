@@ -47,6 +47,7 @@ def read_checkpoint(path: str | Path, *, to_continue: bool = False) -> Checkpoin
             it holds no training that could go on.
     """
     content = read_file(path)
+    # The metadata come first: a file of another kind is then named as such, and not called damaged.
     metadata = CheckpointMetadata.from_content(content, path)
     weights = content.get("state_dict")
     if not isinstance(weights, dict) or not all(_is_weight(*item) for item in weights.items()):

@@ -59,6 +59,7 @@ def load_exported(folder: Path) -> LoadedModel:
     weights = {}
     for name, value in read_file(folder / WEIGHTS_FILE).items():
         weights[f"vit.{name}"] = value
+    # Plain models have no second file, so that timm can read everything that there is.
     if config["position"] != "none" or "choices" in config:
         weights.update(read_file(folder / MORE_WEIGHTS_FILE))
     return loaded_model(description, weights, str(folder))

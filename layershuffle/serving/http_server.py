@@ -111,6 +111,7 @@ class HttpServer:
         seconds = self.cluster.policy.request_deadline
         try:
             with self.connections.answering(request):
+                # Decoding counts, too: clients know when they have sent the picture, not when it was decoded.
                 async with asyncio.timeout(seconds):
                     images = await self._decode(content)
                     result = await self.cluster.submit(images, arrived)
@@ -125,6 +126,7 @@ class HttpServer:
 
     async def _read_body(self, request: web.Request) -> bytes:
         """The picture as it was sent, of which no more is read than it may have."""
+        # A client that says so itself is refused before it has sent everything.
         if (request.content_length or 0) > MAX_BYTES:
             raise web.HTTPRequestEntityTooLarge(MAX_BYTES, request.content_length or 0)
         try:

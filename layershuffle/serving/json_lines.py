@@ -49,6 +49,7 @@ class JsonLines:
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, len(beginning), 0) != beginning:
             raise UserError(f"{self.path} is not {kind}: give the name of a new file")
+        # The end is enough to find the last line in: a long file needn't be read again at each start.
         tail = os.pread(self._file, LONGEST, max(0, size - LONGEST))
         whole_lines = size - len(tail) + tail.rfind(b"\n") + 1
         os.ftruncate(self._file, whole_lines)
@@ -57,6 +58,7 @@ class JsonLines:
     def append(self, content: dict[str, Any]) -> None:
         """Append a line; raises OSError if it can't be written, and then leaves nothing of it in the file."""
         line = (json.dumps(content) + "\n").encode()
+        # A buffered file would split a long line over two calls, between which this process may be killed.
         written = os.write(self._file, line)
         if written < len(line):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)

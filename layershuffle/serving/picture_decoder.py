@@ -30,6 +30,7 @@ class PictureDecoder:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
+        # Not asyncio's own threads, which the cluster needs: pictures could keep all of them busy.
         self._small = ThreadPoolExecutor(2, "decode")
         self._large = ThreadPoolExecutor(1, "decode-large")
 
