@@ -196,8 +196,9 @@ def _prepare_to_continue(
     if not metadata:
         return None, None
 
-    # In another folder Lightning would forget which checkpoint is the best.
-    if not config.checkpoint.dirpath:
+    # A run that is resumed stays in its folder. One that goes on from another run's checkpoint gets a folder of its
+    # own, so that the other run keeps what it has written.
+    if earlier and not config.checkpoint.dirpath:
         config.checkpoint.dirpath = str(Path(config.ckpt_path).parent)
     for configured in resume.configured_loggers(config):
         wandb_runs.continue_wandb(configured, metadata.wandb)

@@ -175,8 +175,8 @@ def fit(run: Run) -> TrainedRun:
 def _fit_in_folder(run: Run, folder: Path) -> TrainedRun:
     """Train in a folder that no other process writes."""
     trainer = run.trainer
-    if not run.config.ckpt_path and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        refuse_to_overwrite(trainer, run.config.checkpoint.dirpath)
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        refuse_to_overwrite(trainer, run.config.checkpoint.dirpath, run.config.ckpt_path)
     wandb_runs.prepare(trainer, run.from_step)
     _fit(run)
     wandb_runs.finish(trainer)

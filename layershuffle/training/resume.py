@@ -174,12 +174,19 @@ def last_checkpoint(folder: Path, logged: bool, dirpath: str | None) -> Path:
     return (folder / "checkpoints" if logged else folder) / "last.ckpt"
 
 
-def refuse_to_overwrite(trainer: pl.Trainer, dirpath: str | None) -> None:
-    """Raise a UserError if a new run would write its checkpoints over those of another one."""
+def refuse_to_overwrite(trainer: pl.Trainer, dirpath: str | None, ckpt_path: str | None) -> None:
+    """Raise a UserError if a run would write its checkpoints over those of another one.
+
+    Args:
+        trainer: the run's trainer.
+        dirpath: the folder that the user has chosen for checkpoints, if any.
+        ckpt_path: the checkpoint that the run goes on from, if any. In its folder, the run takes its place.
+    """
     if not trainer.is_global_zero:
         return  # The loggers of the other processes don't know the folder yet.
     last = last_checkpoint(run_folder(trainer), bool(trainer.loggers), dirpath)
-    if last.is_file():
+    goes_on_there = ckpt_path is not None and Path(ckpt_path).resolve().parent == last.resolve().parent
+    if last.is_file() and not goes_on_there:
         raise UserError(
             f"{last} is of another run, which would be lost: give this one another folder, or --ckpt_path {last} to "
             "go on from it"

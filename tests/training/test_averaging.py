@@ -36,7 +36,7 @@ def test_a_best_checkpoint_of_weights_alone_has_the_averages(tmp_path, monkeypat
     assert load("runs/version_1/checkpoints/best.ckpt").model.depth == 1
 
     # Such a file can't be continued from, but the last checkpoint is whole.
-    with pytest.raises(UserError, match="holds weights alone"):
+    with pytest.raises(UserError, match="--model.pretrained"):
         train([*command, "--trainer.max_epochs=2", "--ckpt_path=runs/version_1/checkpoints/best.ckpt"])
     last = train([*command, "--checkpoint.save_weights_only=true", "--resume"])
     assert last.global_step == 4

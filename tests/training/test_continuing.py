@@ -63,7 +63,7 @@ def test_the_optimizers_options_are_heeded(capsys):
     (group,) = trainer.optimizers[0].param_groups
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (1e-6, 1e-6, 0.5)
     assert "lr 1e-06 in place of 0.002" in capsys.readouterr().err
-    saved = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)
+    saved = torch.load("runs/version_1/checkpoints/last.ckpt", weights_only=True)
     assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-6
 
 

@@ -276,13 +276,26 @@ def test_the_same_command_goes_on_and_another_begins_anew(tmp_path, monkeypatch,
 def test_the_run_that_has_a_checkpoint_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train(QUICK)
-    train([*(argument for argument in QUICK if "resume" not in argument), f"--ckpt_path={RUN}/checkpoints/last.ckpt"])
-    assert {path.name for path in Path("runs").iterdir()} == {"version_0", "version_1"}
+    (Path("runs/version_1")).mkdir()
+    (Path("runs/version_1/config.yaml")).write_text((RUN / "config.yaml").read_text())
     for name, text in (("date", "a: 2024-99-99"), ("deep", "[" * 5000)):
         Path("runs", name).mkdir()
         Path("runs", name, "config.yaml").write_text(text)
     train(QUICK)
     assert "continuing runs/version_0\n" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_from_anothers_checkpoint_leaves_it_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [argument for argument in COMMAND if "max_epochs" not in argument and "resume" not in argument]
+    train([*command, "--trainer.max_epochs=1"])
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    longer = [*command, "--trainer.max_epochs=2", f"--ckpt_path={RUN}/checkpoints/last.ckpt"]
+    for folder in ("runs/version_1", "on/version_0"):
+        train([*longer, f"--trainer.default_root_dir={Path(folder).parent}"])
+        assert state(Path(folder, "checkpoints/last.ckpt"))["global_step"] == 10
+        assert Path(folder, "checkpoints/best.ckpt").is_file()
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_better_checkpoint_replaces_the_best_one_of_before(tmp_path, monkeypatch):
@@ -291,7 +304,8 @@ def test_a_better_checkpoint_replaces_the_best_one_of_before(tmp_path, monkeypat
     command = [argument for argument in COMMAND if "max_epochs" not in argument and "resume" not in argument]
     command += ["--checkpoint.monitor=step", "--checkpoint.mode=max"]
     train([*command, "--trainer.max_epochs=1"])
-    train([*command, "--trainer.max_epochs=2", f"--ckpt_path={RUN}/checkpoints/last.ckpt"])
+    folder = (RUN / "checkpoints").resolve()
+    train([*command, "--trainer.max_epochs=2", f"--ckpt_path={folder}/last.ckpt", f"--checkpoint.dirpath={folder}"])
     steps = [state(RUN / "checkpoints" / name)["global_step"] for name in ("best.ckpt", "last.ckpt")]
     assert steps == [10, 10]
 
