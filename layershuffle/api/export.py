@@ -51,7 +51,7 @@ class ExportedModel:
         difference: the largest difference between its logits and those of the original.
         compared_on: the images that they were compared on, in words.
         timm_refuses: why timm can't run a model that was exported for it; None if it can.
-        merged: what became of the layers of groups, such as "attentions: 12 into 4"; None if none were merged.
+        merged: what became of the layers of groups, such as "12 attentions as 4"; None if none were merged.
         not_merged: why the groups of a program's order are not merged; None if they are, or if there are none.
     """
 

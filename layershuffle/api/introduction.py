@@ -7,6 +7,9 @@ from layershuffle.api.compose import Run
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_METHOD = "layershuffle"
+"""The method of a run whose configs and options name none."""
+
 
 def introduce(run: Run) -> None:
     """Say in a few lines what is trained, where its weights come from, what it sees, and which configs say so."""
@@ -38,4 +41,8 @@ def introduce(run: Run) -> None:
 
     configs = [Path(path).stem for path in run.config.config or ()]
     if configs:
-        logger.info("method: %s, of the configs %s", run.model.method, ", ".join(configs))
+        method = run.model.method
+        is_named = any(Path(path).parent.name == "method" for path in run.config.config)
+        if method == DEFAULT_METHOD and not is_named:
+            method += " (the default)"
+        logger.info("method: %s, of the configs %s", method, ", ".join(configs))

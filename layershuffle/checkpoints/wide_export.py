@@ -14,7 +14,7 @@ from layershuffle.models.widen import described, merged_steps, why_not_wide, wid
 from layershuffle.orders.order import Order
 from layershuffle.results import Results
 
-USE = """The layers of each group are merged into a wider one: {merged}. `wide_vit.py` in this folder runs
+USE = """The layers of each group are written as one wide layer: {merged}. `wide_vit.py` in this folder runs
 the model. It needs torch, timm and safetensors.
 
 ```python
@@ -82,11 +82,11 @@ def export_wide(
 
 
 def what_is_merged(order: Order) -> str:
-    """What became of the halves of layers that an order runs, such as "attentions: 12 into 4"."""
+    """What became of the halves of layers that an order runs, such as "12 attentions as 4"."""
     names = {"a": "attentions", "f": "feed-forward networks", "": "whole layers"}
     counts = []
     for half, name in names.items():
         parts = [part for step in merged_steps(order) for part in step if part.half == half]
         if parts:
-            counts.append(f"{name}: {sum(len(part.layers) for part in parts)} into {len(parts)}")
+            counts.append(f"{sum(len(part.layers) for part in parts)} {name} as {len(parts)}")
     return ", ".join(counts)

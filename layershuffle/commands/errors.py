@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import sys
 import textwrap
 import traceback
@@ -44,7 +45,7 @@ def run(command: Callable[[], Any]) -> None:
         # If stdout can still be written to, it is another pipe that is broken, and a bug.
         if _is_read("\n"):
             raise
-        sys.exit(1)
+        sys.exit(128 + signal.SIGPIPE)  # what a shell reports of a program that this signal ends
     except Exception as error:
         _fail(error)
     finally:
@@ -83,7 +84,10 @@ def _is_read(text: str = "") -> bool:
 def _line(error: Exception) -> str | None:
     """What went wrong, on one line; None for an error that no user can cause."""
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
-        return f"{error.filename or 'a file'} could not be read or written: {error.strerror}"
+        # An error of a file names it, unless it comes from a write. Where stdout can't be written, it is that one.
+        is_of_file = error.filename or _is_read()
+        name = error.filename or "a file"
+        return f"{name if is_of_file else 'standard output'} could not be read or written: {error.strerror}"
     cause = user_error(error)
     if cause:
         return _on_one_line(cause)

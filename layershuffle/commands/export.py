@@ -74,7 +74,7 @@ def print_exported(exported: "layershuffle.ExportedModel") -> None:
     from layershuffle.checkpoints.exported import WIDE_FILE
 
     if exported.merged:
-        print(f"merged: {exported.merged}")
+        print(f"merged: the layers of a group are written as one wide layer: {exported.merged}")
     if exported.not_merged:
         print(f"not merged, so that the layers of a group run one after the other: {exported.not_merged}")
     folder = exported.folder

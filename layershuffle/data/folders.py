@@ -176,7 +176,8 @@ class ImageFolders(ImageData):
 
     def _describe_sources(self) -> str:
         if self.test_fraction is not None:
-            return f"{self._folder('train')}, with {self.test_fraction:.0%} of each class for testing"
+            drawn = f"test images: {self.test_fraction:.0%} of each class, drawn with split seed {self.split_seed}"
+            return f"{self._folder('train')}; {drawn}"
         sources = self.sources
         where = ", ".join(f"{self.root}/{split} for {use}" for use, split in sources.items())
         unused = [f"{self.root}/{split}" for split in SPLITS if split not in sources.values()]
@@ -203,7 +204,10 @@ class ImageFolders(ImageData):
         if classes:
             return classes
         if not os.path.isdir(self.root):
-            raise UserError(f"there is no folder {self.root}: name the one that holds {' and '.join(SPLITS[:2])}")
+            raise UserError(
+                f"there is no folder {self.root}: name the one that holds {' and '.join(SPLITS[:2])}, or the one that "
+                "holds the class folders themselves, with --data.test_fraction 0.2 (of pack: --test_fraction)"
+            )
         remedy = f"put the images of each class into a folder of its own there, as in {folder}/n01440764/*.JPEG"
         if self.test_fraction is None:
             undivided = self.root

@@ -15,8 +15,10 @@ from layershuffle.training.trainable import in_sequence
 
 logger = logging.getLogger(__name__)
 
-ANY_ORDER_UPDATES = 100
-"""With fewer updates, models that knew one order stayed near chance in the others; docs/recipes.md has the figures."""
+FEWEST_UPDATES = 250
+"""With fewer updates, models that knew one order hardly learned the others; docs/recipes.md has the figures."""
+ENOUGH_UPDATES = 500
+"""What the warning of too few updates recommends at least."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,10 @@ class Plan:
         elif warmup > self.updates / 2:
             whole = _counted(self.updates, "update")
             warnings.append(f"the warm-up takes {warmup:,.0f} of the run's {whole}: {remedy}")
-        if self.shuffles and self.updates < ANY_ORDER_UPDATES:
+        if self.shuffles and self.updates < FEWEST_UPDATES:
             warnings.append(
-                f"{_counted(self.updates, 'update')} can't teach a model to run in any order, unless its weights know "
-                f"it already: expect to need {ANY_ORDER_UPDATES} to 500 (docs/recipes.md)"
+                f"{_counted(self.updates, 'update')} are too few to learn random orders; plan for at least "
+                f"{ENOUGH_UPDATES}: raise --trainer.max_epochs or lower --data.batch_size"
             )
         return warnings
 

@@ -97,18 +97,18 @@ def test_the_command_merges_groups_and_says_so(trained, capsys):
     capsys.readouterr()
     export_command([trained, "out", "--order", order, "--results=results.json", "--license=mit"])
     said = capsys.readouterr().out
-    assert "merged: attentions: 5 into 3, feed-forward networks: 5 into 3\n" in said
+    assert "one wide layer: 5 attentions as 3, 5 feed-forward networks as 3\n" in said
     assert "exported to out: out/README.md says how wide_vit.py runs it" in said
     card = Path("out/README.md").read_text()
     assert f"| given, {order} | 1 |" in card
-    assert "attentions: 5 into 3" in card
+    assert "5 attentions as 3" in card
     assert json.loads(Path("out/config.json").read_text())["pretrained_cfg"]["license"] == "mit"
     assert trained_on("out") == trained_on(trained)
     if Version(timm.__version__) >= Version("1.0.31"):
         with pytest.raises(RuntimeError, match=r"its layers are merged; use wide_vit\.py in its folder"):
             timm.create_model("local-dir:out", pretrained=True)
     export_command([trained, "program", "--order", order, "--format=torch-export"])
-    assert "merged: attentions: 5 into 3, feed-forward networks: 5 into 3\n" in capsys.readouterr().out
+    assert "one wide layer: 5 attentions as 3, 5 feed-forward networks as 3\n" in capsys.readouterr().out
 
 
 def test_what_is_not_merged_says_why(trained, capsys):

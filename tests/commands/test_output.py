@@ -34,5 +34,5 @@ def test_a_full_disk_is_a_one_line_error(args):
         command = [sys.executable, "-m", "layershuffle", *args]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("error: standard output ")
     assert len(done.stderr.splitlines()) == 1

@@ -33,6 +33,8 @@ def test_accuracy_by_class_and_what_is_confused():
     header, rows = tables.of(found)["classes"]
     assert header[:4] == ["class", "images", "sequential", "sequential: taken for"]
     assert header[4:] == ["arbitrary, fixed", "arbitrary, fixed: taken for"]
+    alone = ByClassCounts(found.measure(ByClassCounts).images, found.measure(ByClassCounts).orders[:1])
+    assert alone.accuracies(found).header == ["class", "images", "sequential", "most often taken for"]
     # One of the first class was a NaN.
     assert rows == [["0", "10", "30.00", "2 40%", "50.00", "1 50%"], ["2", "10", "90.00", "0 10%", "100.00", ""]]
     named = replace(found, data=replace(found.data, classes=["cat", "dog", "hen"]))

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from helpers import DIGITS, ROOT, train
 
-from layershuffle.training.plan import ANY_ORDER_UPDATES, Plan
+from layershuffle.training.plan import FEWEST_UPDATES, Plan
 from layershuffle.training.schedule import Schedule
 
 TINY = [*DIGITS, "--model.timm_args.depth=2", "--data.train_images=300", "--trainer.enable_progress_bar=false"]
@@ -27,9 +27,10 @@ def plan(updates, warmup=0, shuffles=False, **others):
         (100, 60, False, ["60 of the run's 100 updates"]),
         (500, 60, False, []),
         (20, 0.12, False, []),
-        (56, 0, True, ["56 updates can't teach"]),
-        (20, 60, True, ["never reaches 0.004", "20 updates can't teach"]),
-        (ANY_ORDER_UPDATES, 0, True, []),
+        (56, 0, True, ["56 updates are too few to learn random orders; plan for at least 500"]),
+        (20, 60, True, ["never reaches 0.004", "20 updates are too few"]),
+        (249, 0, True, ["249 updates are too few"]),
+        (FEWEST_UPDATES, 0, True, []),
         (math.inf, 60, True, []),
     ],
 )
@@ -47,13 +48,21 @@ def test_the_first_lines_say_what_runs(tmp_path, monkeypatch, caplog, method):
     options = ["--model.schedule.warmup_steps=0.5", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=2"]
     train([*configs, *options])
     said = "\n".join(caplog.messages)
+    assert "(the default)" not in said
     assert "input: 8 x 8 pixels, 1 channel, 4 x 4 patches\n" in said
     assert f"method: {method}, of the configs mini_digits, digits, cpu, mini, {method}, light\n" in said
     assert "plan: 4 updates, 2 epochs, batches of 64 images\n" in said
     assert "AdamW: learning rate 0.0001, 2 updates of warm-up, then cosine\n" in said
     assert "the validation images are held out from training" in " ".join(said.split())
-    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    warned = [text for text in caplog.messages if "are too few" in text]
     assert len(warned) == (1 if method == "layershuffle" else 0)
+
+
+def test_a_method_that_nobody_named_is_called_the_default(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    train([*TINY, "--trainer.max_steps=1"])
+    assert "method: layershuffle (the default), of the configs mini_digits, " in "\n".join(caplog.messages)
 
 
 def test_pixels_that_belong_to_no_patch_are_named(tmp_path, monkeypatch, caplog):

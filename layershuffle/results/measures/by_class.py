@@ -148,7 +148,8 @@ class ByClassCounts(Measure):
         """The accuracy of each class, and what it is mistaken for most often. The lowest accuracies come first."""
         header = ["class", "images"]
         for counts in self.orders:
-            header += [counts.name, f"{counts.name}: taken for"]
+            mistake = "most often taken for" if len(self.orders) == 1 else f"{counts.name}: taken for"
+            header += [counts.name, mistake]
         names = self.class_names(results)
         mistakes = [_worst_mistakes(counts) for counts in self.orders]
         rows = []
