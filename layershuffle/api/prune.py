@@ -15,6 +15,7 @@ from layershuffle.api.search import losses_on, warn_of_few_images
 from layershuffle.api.study import BatchSize, ModelLike, Study, as_loaded, start_study
 from layershuffle.api.train import TrainedRun, as_options, fit
 from layershuffle.checkpoints.export import check_new
+from layershuffle.checkpoints.exported import REFINE_FILE
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.choices import Precision, Split
@@ -28,9 +29,6 @@ from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
 from layershuffle.results import EvaluationInfo, Measure, Results
 from layershuffle.results.measures import Grouping, Pruning
-
-REFINE = "refine.yaml"
-"""A config of ``layershuffle train``, beside an export, that trains its model further."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ def refine(
 
 def refine_options(folder: str | Path, epochs: int, accelerator: str) -> list[str]:
     """The arguments of ``layershuffle train`` that train a pruned and exported model further."""
-    path = Path(folder) / REFINE
+    path = Path(folder) / REFINE_FILE
     return [str(path), f"--trainer.accelerator={accelerator}", f"--trainer.max_epochs={epochs}"]
 
 
@@ -258,4 +256,4 @@ def _write_refine_config(folder: Path, data: ImageData) -> None:
         "data": {"class_path": described.name, "init_args": described.args},
     }
     comment = "# Trains the model in this folder further, in its base order."
-    write_whole(folder / REFINE, f"{comment}\n{yaml.safe_dump(config, sort_keys=False)}")
+    write_whole(folder / REFINE_FILE, f"{comment}\n{yaml.safe_dump(config, sort_keys=False)}")

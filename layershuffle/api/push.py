@@ -5,15 +5,33 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from layershuffle.checkpoints.exported import DESCRIPTION_FILE
-from layershuffle.checkpoints.programs import MANIFEST
+from layershuffle.checkpoints.exported import (
+    DESCRIPTION_FILE,
+    MORE_WEIGHTS_FILE,
+    REFINE_FILE,
+    WEIGHTS_FILE,
+    WIDE_FILE,
+)
+from layershuffle.checkpoints.programs import MANIFEST, program_files
 from layershuffle.errors import UserError, is_network_error, last_line
+from layershuffle.files import read_json
 from layershuffle.version import __version__
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".json", ".safetensors", ".md", ".pt2", ".onnx", ".data", ".yaml", ".py")
-"""What the names of the files end in that ``layershuffle.export`` and ``prune`` write."""
+FILES = frozenset(
+    {
+        "README.md",
+        "config.json",
+        DESCRIPTION_FILE,
+        MANIFEST,
+        MORE_WEIGHTS_FILE,
+        REFINE_FILE,
+        WEIGHTS_FILE,
+        WIDE_FILE,
+    }
+)
+"""The files that ``layershuffle.export`` and ``prune`` write, but for programs, which are named in their manifest."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +85,15 @@ def push(
 
 
 def _files_to_upload(folder: Path) -> list[str]:
-    """The names of the files in an exported folder; those that can't be of an export are logged and left out."""
+    """The names of the files in an exported folder; those that export doesn't write are logged and left out."""
+    written = set(FILES)
+    if (folder / MANIFEST).is_file():
+        written.update(program_files(read_json(folder / MANIFEST, what="the manifest of an export")))
     files = []
     left_out = []
     for path in sorted(folder.iterdir()):
-        # Secrets lie in files such as .env, and a link may lead to anything.
-        is_of_export = path.is_file() and not path.is_symlink() and not path.name.startswith(".")
-        if is_of_export and path.suffix in SUFFIXES:
+        # Whatever else lies there may be private, and a link may lead to anything.
+        if path.name in written and path.is_file() and not path.is_symlink():
             files.append(glob.escape(path.name))
         else:
             left_out.append(path.name)

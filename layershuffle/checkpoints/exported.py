@@ -24,6 +24,8 @@ WEIGHTS_FILE = "model.safetensors"
 MORE_WEIGHTS_FILE = "layershuffle.safetensors"
 """Holds the weights that timm's models lack: of position encoding or prediction, and of choices of orders."""
 
+REFINE_FILE = "refine.yaml"
+"""A config of ``layershuffle train``, beside an export, that trains its model further."""
 WIDE_FILE = "wide_vit.py"
 """Runs the model of a folder whose layers were merged."""
 

@@ -49,6 +49,21 @@ class LayerPrograms:
         return self.classify(states[-1])[0]
 
 
+def program_files(manifest: Any) -> set[str]:
+    """The names of the files that a manifest lists, with those that hold the weights of large ONNX programs.
+
+    Raises:
+        UserError: if it is not the manifest of an export.
+    """
+    try:
+        files = manifest["files"]
+        names = {files[part] for part in ("model", "embed", "classify") if part in files}
+        names.update(files.get("layers", ()))
+        return names | {f"{name}.data" for name in names if name.endswith(SUFFIXES["onnx"])}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{MANIFEST} is not the manifest of an export: {error}") from error
+
+
 class Programs:
     """The programs of a folder that ``export_programs`` wrote, in the format and on the device that it names.
 

@@ -118,7 +118,8 @@ def test_what_is_no_part_of_an_export_is_not_uploaded(hub, exported, tmp_path, c
     Path("secret.json").write_text("{}")
     Path("out/.env").write_text("TOKEN=1")
     Path("out/link.json").symlink_to(tmp_path / "secret.json")
-    Path("out/notes.txt").write_text("private")
+    for private in ("notes.txt", "notes.md", "credentials.json", "secret.py", "other.safetensors"):
+        Path("out", private).write_text("private")
     Path("out/.git").mkdir()
     Path("out/.git/config.json").write_text("{}")
     Path("out/sub").mkdir()
