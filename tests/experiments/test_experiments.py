@@ -81,7 +81,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint(tiny):
     while not last.is_file() or torch.load(last, weights_only=True)["epoch"] < 1:
         assert process.is_alive()
         time.sleep(0.05)
-    with pytest.raises(UserError, match=f"{killed.name}.* another process"):
+    with pytest.raises(UserError, match=f"{killed.name} is being written by process {process.pid} on"):
         perform(killed, folder)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
