@@ -65,6 +65,11 @@ OPTIONS = {
     "pretrained": Option(
         "Weights of a timm model: a file, or 'random' (default: timm's, which are downloaded).", str | None
     ),
+    "img_size": Option(
+        "Pixels of the height and the width of the images of a timm model (default: those of its weights).",
+        PositiveInt | None,
+        metavar="N",
+    ),
     "split": Option("Which images of the data set to use.", default="test", choices=get_args(Split)),
     "order": Option(
         "Order to run the layers in, such as '3 1 2' or 'sandwich(3)'; an order of one layer is '(3)' (default: the "

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from layershuffle.api.compose import Run
+from layershuffle.models.model import OrderedViT
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,18 @@ def introduce(run: Run) -> None:
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("model: %s, %d layers, %.3gM parameters, %s", model.config["name"], model.depth, size, source)
 
+    introduce_input(model)
+    configs = [Path(path).stem for path in run.config.config or ()]
+    if configs:
+        method = run.model.method
+        is_named = any(Path(path).parent.name == "method" for path in run.config.config)
+        if method == DEFAULT_METHOD and not is_named:
+            method += " (the default)"
+        logger.info("method: %s, of the configs %s", method, ", ".join(configs))
+
+
+def introduce_input(model: OrderedViT, option: str = "--model.timm_args.img_size") -> None:
+    """Say which images a model takes, and warn of pixels that it doesn't see; ``option`` changes their size."""
     channels, height, width = model.image_shape
     rows, columns = model.backbone.patch_grid
     of_channels = "1 channel" if channels == 1 else f"{channels} channels"
@@ -32,17 +45,10 @@ def introduce(run: Run) -> None:
     if below or beside:
         logger.warning(
             "%d x %d pixels don't divide into whole patches, so that rows (%d) and columns (%d) at the end are not "
-            "seen: choose another --model.timm_args.img_size",
+            "seen: choose another %s",
             height,
             width,
             below,
             beside,
+            option,
         )
-
-    configs = [Path(path).stem for path in run.config.config or ()]
-    if configs:
-        method = run.model.method
-        is_named = any(Path(path).parent.name == "method" for path in run.config.config)
-        if method == DEFAULT_METHOD and not is_named:
-            method += " (the default)"
-        logger.info("method: %s, of the configs %s", method, ", ".join(configs))

@@ -1,5 +1,6 @@
 """Trains a linear classifier on the features of a frozen model."""
 
+import logging
 from typing import Literal
 
 import torch
@@ -21,6 +22,8 @@ from layershuffle.evaluation.linear_probe import (
 )
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import LinearProbe, ProbeScore
+
+logger = logging.getLogger(__name__)
 
 
 def linear_probe(
@@ -84,13 +87,16 @@ def linear_probe(
     )
     penalty, linear = _best_regression(train, val, test, classes)
     images = [len(part.labels) for part in (train, val, test)]
-    measure = LinearProbe(images, min(NEIGHBOURS, images[0]), neighbours, penalty, linear)
+    most_frequent = float(test.labels.bincount().max()) / images[2]
+    measure = LinearProbe(images, min(NEIGHBOURS, images[0]), neighbours, penalty, linear, most_frequent)
     return study.results([], EvaluationInfo(order=str(study.model.order)), [measure])
 
 
 def _features(study: Study, part: Literal["train", "val", "test"]) -> Features:
     """The features of the training, validation or test images."""
     batches = study.data.loader(part, study.batch_size)
+    # Where there is no terminal, a batch of large images may take long, and nothing else is seen until its end.
+    logger.info("computing the features of the %s images, %d batches of %d", part, len(batches), study.batch_size)
     with progress_bar(f"features of the {part} images", len(batches), "batches") as advance:
         return features_of(study.model, study.preprocess, batches, study.fabric, advance)
 

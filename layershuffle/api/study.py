@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from layershuffle.api.data import DataLike, as_data
+from layershuffle.api.introduction import introduce_input
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.train import TrainedRun
 from layershuffle.checkpoints.authors import keep_classes
@@ -195,6 +196,8 @@ def start_study(
     """
     torch.manual_seed(seed)
     loaded = as_loaded(model)
+    is_from_timm = loaded.image_format is not None
+    introduce_input(loaded.model, "--img_size" if is_from_timm else "--model.timm_args.img_size for training")
     data = as_data(data, loaded)
     fabric = make_fabric(accelerator, precision, loaded.model, is_shared)
     data.device = fabric.device

@@ -21,7 +21,12 @@ from layershuffle.results import ModelInfo
 logger = logging.getLogger(__name__)
 
 
-def load(source: str | Path, pretrained: str | None = None, num_classes: int | None = None) -> LoadedModel:
+def load(
+    source: str | Path,
+    pretrained: str | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+) -> LoadedModel:
     """Load a model to use it; ``layershuffle.load`` is this function.
 
     Args:
@@ -32,6 +37,8 @@ def load(source: str | Path, pretrained: str | None = None, num_classes: int | N
         pretrained: for a timm model or a config, a path to its weights, whose classes it then has, or "random"; by
             default they are fetched from the Hugging Face hub.
         num_classes: the number of classes of a timm model or a config with random weights or a random classifier.
+        img_size: the height and the width of the images of a timm model or a config, in pixels; by default those of
+            its weights. Any other model keeps the size that it was trained with.
 
     Raises:
         UserError: if it is none of these or can't be read.
@@ -42,6 +49,10 @@ def load(source: str | Path, pretrained: str | None = None, num_classes: int | N
     if "://" in name:
         raise UserError(f"{name} is an address: fetch the file first, and give its path")
     path = Path(source)
+    if img_size is not None and (os.path.exists(path) or is_published(name)):
+        raise UserError(
+            f"{name} keeps the images' size of its training, only timm's models take an img_size: leave it out"
+        )
     if is_exported(path):
         return load_exported(path)
     if os.path.isdir(path):
@@ -51,7 +62,7 @@ def load(source: str | Path, pretrained: str | None = None, num_classes: int | N
     if not is_there and is_published(name):
         return load_published(name)
     if not is_there and is_config(name):
-        return load_config(name, pretrained, num_classes)
+        return load_config(name, pretrained, num_classes, img_size)
     if is_checkpoint(source):
         return _load_checkpoint(path)
     if not is_timm_model(name):
@@ -59,7 +70,7 @@ def load(source: str | Path, pretrained: str | None = None, num_classes: int | N
             f"there is no file or folder {name}, and timm has no model named {name}: give the path of a checkpoint, or "
             "a name that timm.list_models('vit*') lists"
         )
-    return load_timm(name, pretrained, num_classes)
+    return load_timm(name, pretrained, num_classes, None if img_size is None else {"img_size": img_size})
 
 
 def trained_on(source: str | Path) -> dict[str, Any] | None:

@@ -64,13 +64,14 @@ def is_config(name: str) -> bool:
     return not timm.is_model(name)
 
 
-def load_config(name: str, pretrained: str | None, num_classes: int | None) -> LoadedModel:
+def load_config(name: str, pretrained: str | None, num_classes: int | None, img_size: int | None = None) -> LoadedModel:
     """Load the model of a config, with the weights that its training would start from.
 
     Args:
         name: the config's name.
         pretrained: see ``load_timm``; by default what the config says.
         num_classes: see ``load_timm``.
+        img_size: the height and the width of the images, in pixels; by default as the config says.
 
     Raises:
         UserError: if the config is no model's or names no weights, or as ``load_timm``.
@@ -89,6 +90,8 @@ def load_config(name: str, pretrained: str | None, num_classes: int | None) -> L
     # The other settings are those of a training.
     arguments = {key: value for key, value in settings.items() if key in ARGUMENTS - {"name", "num_classes"}}
     arguments.update(settings.get("timm_args") or {})
+    if img_size is not None:
+        arguments["img_size"] = img_size
     return load_timm(settings["name"], pretrained, num_classes, arguments)
 
 

@@ -21,7 +21,7 @@ def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions"
     add_positionals(parser, "checkpoint", "pictures")
     add_options(parser, "top")
     add_one_order(parser)
-    add_options(parser, "random_orders", "seed", "output", "pretrained", "accelerator", batch_size=64)
+    add_options(parser, "random_orders", "seed", "output", "pretrained", "img_size", "accelerator", batch_size=64)
     config = parser.parse_args(args)
     if config.order is not None and config.random_orders:
         raise UserError("--order is one order and --random_orders samples many: give one of the two")
@@ -33,7 +33,7 @@ def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions"
         check_writable(config.output)
 
     predictions = layershuffle.predict(
-        layershuffle.load(config.checkpoint, config.pretrained),
+        layershuffle.load(config.checkpoint, config.pretrained, img_size=config.img_size),
         config.pictures,
         top=config.top,
         order=config.order,

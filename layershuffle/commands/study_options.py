@@ -73,7 +73,16 @@ def study_parser(name: str, description: str, split: str = "test") -> Parser:
     add_positionals(parser, "checkpoint")
     parser.add_argument("--config", action="config", help="A file with some of these options, such as a data config.")
     add_options(
-        parser, "seed", "pretrained", "accelerator", "precision", "compile", "batch_size", "output", split=split
+        parser,
+        "seed",
+        "pretrained",
+        "img_size",
+        "accelerator",
+        "precision",
+        "compile",
+        "batch_size",
+        "output",
+        split=split,
     )
     return parser
 
@@ -105,7 +114,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
     classes = None
     if config.pretrained == "random" or not needs_classifier:
         classes = parser.instantiate_classes(config).data.num_classes
-    loaded = load(config.checkpoint, config.pretrained, classes)
+    loaded = load(config.checkpoint, config.pretrained, classes, config.img_size)
     output = choose_file(config.output, config.checkpoint, kind)
 
     # The logger continues the W&B run that trained the model. Which one that is, the checkpoint knows, so the parsed

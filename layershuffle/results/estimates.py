@@ -112,6 +112,11 @@ def estimate(
     return Estimate(mean, total(parts), len(means))
 
 
+def of_images(share: float, images: int) -> Estimate:
+    """The estimate of a share of so many images, of one model in one order."""
+    return Estimate(share, _of_share(share, images), 1)
+
+
 def _of_share(mean: float, images: int) -> Variance:
     """The variance of a share over images. Two successes and two failures are added, so that no share is certain."""
     share = (images * mean + 2) / (images + 4)

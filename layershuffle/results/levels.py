@@ -2,6 +2,9 @@
 
 from layershuffle.results.record import Results
 
+MOST_FREQUENT = "most frequent class"
+"""What pictures call the accuracy of always naming it."""
+
 
 def chance(results: Results) -> float:
     """The accuracy of guessing, in percent."""

@@ -110,11 +110,26 @@ def test_linear_probe_command(plain, capsys):
     assert probe.images[2] == results.data.images == 359
     # The model had one epoch, but its features are better than chance, which is 0.1.
     assert min(probe.linear.test, probe.nearest.test) > 0.15
-    assert f"{100 * probe.linear.test:.2f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{100 * probe.linear.test:.2f} ± " in said
+    assert "chance 10.00%" in said
+    assert f"most frequent class {100 * probe.most_frequent:.2f}%" in said
+    assert 0.1 <= probe.most_frequent < 0.2
     assert Results.load(Path(plain).with_name("best.linear_probe.json")) == results
     # The test images choose nothing.
     for options in (["--split=val"], ["--data.val_fraction=0"]):
         fails(capsys, linear_probe_command, plain, *options)
+
+
+def test_timm_names_take_images_of_another_size(tmp_path, monkeypatch, caplog, capsys, plain):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    options = ["--pretrained=random", "--img_size=32", "--accelerator=cpu", "--data=Digits", "--data.train_images=60"]
+    results = linear_probe_command(["vit_tiny_patch16_224", *options])
+    assert results.model.config["img_size"] == 32
+    assert "input: 32 x 32 pixels, 3 channels, 2 x 2 patches" in caplog.messages
+    assert sum("computing the features of" in text for text in caplog.messages) == 3
+    fails(capsys, linear_probe_command, plain, "--img_size=32")
 
 
 def test_a_linear_probe_needs_no_classifier(tmp_path):

@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 
 from layershuffle.errors import UserError
 from layershuffle.results.figures.drawing import COLOURS, panels
-from layershuffle.results.levels import chance
+from layershuffle.results.levels import MOST_FREQUENT, chance
 from layershuffle.results.record import Measure, ReportSection, Results, register
 from layershuffle.results.score import Variant
 from layershuffle.results.table import Rows, Table
@@ -22,8 +22,6 @@ MAX_IN_TABLE = 100
 """With more classes, the table lists the most frequent mistakes in place of the whole confusion matrix."""
 MAX_IN_PICTURE = 30
 """With more classes, the picture has bars for the most frequent mistakes in place of the whole confusion matrix."""
-MOST_FREQUENT = "most frequent class"
-"""What pictures call the accuracy of always naming it."""
 MISTAKES = 25
 """How many mistakes are drawn as bars."""
 

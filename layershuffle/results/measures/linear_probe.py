@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from layershuffle.errors import UserError
+from layershuffle.results.estimates import of_images
+from layershuffle.results.levels import MOST_FREQUENT
 from layershuffle.results.record import Measure, Results, register
 from layershuffle.results.table import Table
+from layershuffle.results.tables.wording import percent
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class LinearProbe(Measure):
         nearest: the accuracy of the vote.
         penalty: the weight of the L2 penalty, which validation images chose.
         linear: the accuracy of logistic regression with it.
+        most_frequent: the share of the most frequent class among the test images; None in files of older versions.
     """
 
     name: ClassVar[str] = "linear_probe"
@@ -35,12 +39,18 @@ class LinearProbe(Measure):
     nearest: ProbeScore
     penalty: float
     linear: ProbeScore
+    most_frequent: float | None = None
+
+    def levels(self, results: Results) -> dict[str, float]:
+        """The accuracy of always naming the most frequent class, if it is known."""
+        return {} if self.most_frequent is None else {MOST_FREQUENT: 100 * self.most_frequent}
 
     def check(self, results: Results) -> None:
         """Raise a UserError if an accuracy is no share, or there are other images than those of three parts."""
         if len(self.images) != 3 or min(self.images) < 1 or self.neighbours < 1:
             raise UserError("linear_probe has no number of training, validation and test images and of neighbours")
-        for share in (self.nearest.val, self.nearest.test, self.linear.val, self.linear.test):
+        shares = [self.nearest.val, self.nearest.test, self.linear.val, self.linear.test, self.most_frequent or 0.0]
+        for share in shares:
             if not 0 <= share <= 1:
                 raise UserError(f"linear_probe has an accuracy that is no share: {share}")
 
@@ -51,8 +61,10 @@ class LinearProbe(Measure):
             f"logistic regression, L2 penalty {self.penalty:g}": self.linear,
         }
         rows = []
-        for classifier, score in classifiers.items():
-            rows.append([classifier, f"{100 * score.val:.2f}", f"{100 * score.test:.2f}"])
         train, val, test = self.images
+        for classifier, score in classifiers.items():
+            # Validation images chose the penalty, so that an interval for them would promise too much.
+            on_test = percent(of_images(score.test, test))
+            rows.append([classifier, f"{100 * score.val:.2f}", on_test])
         rows.append([f"images, besides {train} for training", str(val), str(test)])
         return {"linear probe": Table(["classifier", "validation", "test"], rows)}

@@ -41,7 +41,8 @@ def printed(results: Results) -> Iterator[rich.table.Table | str]:
         yield terminal(header, shown, heading)
         for row in rows:
             has_intervals = has_intervals or any("±" in text for text in row)
-    if results.scores:
+    has_levels = any(measure.levels(results) for measure in results.measures)
+    if results.scores or has_levels:
         yield to_compare_with(results)
     if has_intervals:
         yield meaning({results.label: 1}, ran_per_batch(results.scores))
