@@ -65,6 +65,7 @@ class Run:
         trainer: what runs it.
         config: all options of the run.
         from_step: the number of steps that an earlier run has done, which this one continues; None for a new run.
+        earlier: the run that this one resumes, if any.
     """
 
     model: FineTuner
@@ -72,6 +73,7 @@ class Run:
     trainer: pl.Trainer
     config: Namespace
     from_step: int | None
+    earlier: resume.EarlierRun | None = None
 
 
 def run_parser(parser_class: type[ConfigParser] = ConfigParser) -> ConfigParser:
@@ -127,7 +129,7 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
 
     # What the run's folder keeps is the config as it was asked for, before it changes in order to continue a run.
     saved_config = _saved(parser, config)
-    from_step, metadata = _prepare_to_continue(parser, config, saved_config)
+    from_step, metadata, earlier = _prepare_to_continue(parser, config, saved_config)
 
     objects = parser.instantiate_classes(config)
     if config.precision == "auto":
@@ -145,7 +147,7 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
     trainer = make_trainer(vars(objects.trainer))
     _check(trainer, config)
     _write_whole_checkpoints(trainer)
-    return Run(objects.model, objects.data, trainer, config, from_step)
+    return Run(objects.model, objects.data, trainer, config, from_step, earlier)
 
 
 def _saved(parser: ConfigParser, config: Namespace) -> str:
@@ -172,10 +174,11 @@ def _apply_shortcuts(config: Namespace) -> None:
 
 def _prepare_to_continue(
     parser: ConfigParser, config: Namespace, saved_config: str
-) -> tuple[int | None, CheckpointMetadata | None]:
+) -> tuple[int | None, CheckpointMetadata | None, resume.EarlierRun | None]:
     """Find the checkpoint to continue from, if any, and change ``config`` so that the run continues there.
 
-    Returns the number of steps that are done and the checkpoint's metadata, both None for a new run.
+    Returns the number of steps that are done, the checkpoint's metadata, and the run that is resumed, all of them None
+    for a new run.
     """
     resume.place_loggers(config)
     earlier = None
@@ -192,9 +195,8 @@ def _prepare_to_continue(
         metadata = checkpoint.metadata
     if earlier:
         resume.continue_run(config, earlier, step)
-        logger.info("continuing %s%s", earlier.folder, "" if earlier.checkpoint else " from the beginning")
     if not metadata:
-        return None, None
+        return None, None, earlier
 
     # A run that is resumed stays in its folder. One that goes on from another run's checkpoint gets a folder of its
     # own, so that the other run keeps what it has written.
@@ -202,7 +204,7 @@ def _prepare_to_continue(
         config.checkpoint.dirpath = str(Path(config.ckpt_path).parent)
     for configured in resume.configured_loggers(config):
         wandb_runs.continue_wandb(configured, metadata.wandb)
-    return step, metadata
+    return step, metadata, earlier
 
 
 def _callbacks(config: Namespace) -> list[Callback]:

@@ -80,20 +80,25 @@ def depth(
     return study.results(scores, used, [SecondsPerImage(times), early_exit.compute()])
 
 
-def seconds_by_depth(study: Study, repeats: int) -> dict[int, float]:
+def seconds_by_depth(study: Study, repeats: int, fewest: int = 1) -> dict[int, float]:
     """The time per image, in seconds, by how many steps of the model's base order run.
 
     The number of the steps decides on the time, not which ones they are. Each number of steps runs once in every of
     ``repeats`` rounds, and its shortest time counts. What more steps take is an upper bound of what fewer take, since
     they do the same and more: a time above that is noise, and the bound counts instead. So the times never fall.
+
+    Args:
+        study: the model, its images and the device.
+        repeats: how many rounds there are.
+        fewest: the smallest number of steps to time.
     """
     base_order = study.model.order
-    depths = range(1, len(base_order) + 1)
+    depths = range(fewest, len(base_order) + 1)
     # ``first`` counts steps; ``over`` puts the model's own steps in their place, which may be halves of layers.
     orders = [first(depth, len(base_order)).over(base_order) for depth in depths]
     model = study.model.to(study.fabric.device).eval()
     total = (repeats + 1) * len(orders)  # the first round warms up
-    with study.fabric.autocast(), progress_bar(f"timing {study.loaded.info.name}", total, "runs") as advance:
+    with study.fabric.autocast(), progress_bar(f"timing {study.loaded.info.name}", total, "forward passes") as advance:
         times = seconds_per_image(model, study.first_batch(), orders, repeats, advance)
     # From the longest order on, each time is at most the one before it.
     bounded = list(itertools.accumulate(reversed(times), min))

@@ -14,6 +14,9 @@ DEFAULT_METHOD = "layershuffle"
 
 def introduce(run: Run) -> None:
     """Say in a few lines what is trained, where its weights come from, what it sees, and which configs say so."""
+    if run.earlier:
+        end = "" if run.earlier.checkpoint else " from the beginning"
+        logger.info("continuing %s%s", run.earlier.folder, end)
     model = run.model.model
     weights = run.config.ckpt_path or run.config.model.pretrained
     if weights is True:

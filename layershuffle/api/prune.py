@@ -86,7 +86,7 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
     beam: int = 8,
     rounds: int = 20,
     fraction: float = 0.5,
-    repeats: int = 20,
+    repeats: int = 5,
     split: Split = "val",
     seed: int = 0,
     accelerator: str = "auto",
@@ -140,10 +140,14 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
         )
     if steps is not None:
         check_groups(study, steps, keep)
-    # Times are measured in any case: the results tell them beside the accuracy of each number of layers.
     base_order = study.model.order
-    times = _milliseconds(study, repeats)
-    count = _most_within(milliseconds, times) if keep is None else keep
+    times: dict[int, float] = {}
+    if milliseconds is not None:
+        times = _milliseconds(study, repeats)
+        count = _most_within(milliseconds, times)
+    else:
+        assert keep is not None, "one of keep and milliseconds is given"
+        count = keep
     # Raises a UserError if there aren't as many.
     first(count, len(base_order))
 
@@ -155,6 +159,10 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
     # exchanges of two layers look for a better sequence of the last choice.
     thinned = [order for order, _ in thin(base_order, losses, count, beam)]
     *_, (order, _) = climb(thinned[-1], losses, rounds)
+    # The results tell the time beside the accuracy of each number of layers. Where no time decides, the search comes
+    # first, and only the numbers of layers that are shown are timed.
+    if not times:
+        times = _milliseconds(study, repeats, fewest=count)
 
     to_score = [Trial("sequential", base_order)]
     to_score.extend(Trial("prune", shorter, {"kept": len(shorter)}) for shorter in thinned)
@@ -223,15 +231,15 @@ def check_export(model: ModelLike, folder: str | Path, is_refined: bool) -> None
         )
 
 
-def _milliseconds(study: Study, repeats: int) -> dict[int, float]:
-    """The time per image, in ms, by how many steps of the model's base order run."""
+def _milliseconds(study: Study, repeats: int, fewest: int = 1) -> dict[int, float]:
+    """The time per image, in ms, by how many steps of the model's base order run, from ``fewest`` on."""
+    times = seconds_by_depth(study, repeats, fewest)
     # More digits would be noise.
-    return {kept: float(f"{1000 * seconds:.4g}") for kept, seconds in seconds_by_depth(study, repeats).items()}
+    return {kept: float(f"{1000 * seconds:.4g}") for kept, seconds in times.items()}
 
 
-def _most_within(milliseconds: float | None, times: dict[int, float]) -> int:
+def _most_within(milliseconds: float, times: dict[int, float]) -> int:
     """The most layers that run within this time per image."""
-    assert milliseconds is not None, "prune has checked that one of keep and milliseconds is given"
     quick_enough = [kept for kept, time in times.items() if time <= milliseconds]
     if not quick_enough:
         raise UserError(f"one layer already takes {times[1]:.3g} ms per image: allow more")

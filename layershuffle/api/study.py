@@ -97,7 +97,7 @@ class Study:
             batches = self.batches
         # What each image chooses runs no order of its own.
         orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
-        with progress_bar(f"{doing} {self.loaded.info.name}", len(batches) * len(orders), "runs") as advance:
+        with progress_bar(f"{doing} {self.loaded.info.name}", len(batches) * len(orders), "forward passes") as advance:
 
             def pass_on(order: Order, output: Output, labels: Tensor) -> None:
                 if on_output:
@@ -211,6 +211,11 @@ def start_study(
         warn_of_training_images(loaded.data, data, split)
 
     if keeps_classifier:
+        if (loaded.info.compute or {}).get("updates") == 0:
+            logger.warning(
+                "%s was trained for 0 updates: a classifier that its weights didn't bring is untrained",
+                loaded.info.name,
+            )
         loaded = _with_classes_of(data, loaded)
         _match_class_names(data, loaded)
     else:

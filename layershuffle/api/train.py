@@ -152,8 +152,6 @@ def fit(run: Run) -> TrainedRun:
     run.data.prepare_for(*model.model.image_format)
     # The wrong path of a teacher fails before the data are read.
     model.load_objective()
-    introduce(run)
-
     folder = run_folder(run.trainer)
     with ExitStack() as locks:
         # Of several processes that train together, only the first one writes.
@@ -161,6 +159,7 @@ def fit(run: Run) -> TrainedRun:
             locks.enter_context(WriterLock(folder))
         is_new = not folder.exists()
         try:
+            introduce(run)
             return _fit_in_folder(run, folder)
         except TrainingStopped:
             raise

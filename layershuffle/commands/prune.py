@@ -29,7 +29,7 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
     parser.add_argument(
         "--beam", type=PositiveInt, default=8, help="How many choices of layers to pursue if there are too many to try."
     )
-    add_options(parser, "rounds", "fraction", "repeats")
+    add_options(parser, "rounds", "fraction", repeats=5)
     parser.add_argument("--export", type=str | None, help="Folder to export the pruned model to, a new one.")
     parser.add_argument(
         "--refine", type=NonNegativeInt, default=0, help="For how many epochs to train the exported model further."

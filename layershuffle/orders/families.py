@@ -99,6 +99,7 @@ def failing(depth: int, random_orders: int, seed: int, dead: tuple[int, ...] = (
     },
     columns="steps",
     section="Layers side by side",
+    descending=True,
 )
 def grouped(
     depth: int,

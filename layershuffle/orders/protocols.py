@@ -91,6 +91,7 @@ class Protocol:
             thousands of orders that would take too much time and memory.
         names_layers: whether the orders name layers. Otherwise they name steps of the model's base order, which matters
             for models that run their layers repeatedly or by halves.
+        descending: whether the picture's numbers descend from left to right, as where fewer steps take less time.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Protocol:
     section: str = ""
     by_class: bool = False
     names_layers: bool = False
+    descending: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {}
@@ -124,6 +126,7 @@ def protocol(
     section: str = "",
     by_class: bool = False,
     names_layers: bool = False,
+    descending: bool = False,
 ) -> Callable[[Callable[..., Orders]], Protocol]:
     """Make a protocol of a function, and register it.
 
@@ -144,6 +147,7 @@ def protocol(
         section: see ``Protocol``.
         by_class: see ``Protocol``.
         names_layers: see ``Protocol``.
+        descending: see ``Protocol``.
 
     Returns:
         A decorator that puts the protocol in the function's place. It raises UserError if another module has a protocol
@@ -167,6 +171,7 @@ def protocol(
             section=section,
             by_class=by_class,
             names_layers=names_layers,
+            descending=descending,
         )
         return PROTOCOLS[name]
 

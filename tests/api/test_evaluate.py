@@ -1,5 +1,6 @@
 """What ``layershuffle.evaluate`` takes for a model, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from layershuffle.api.evaluate import evaluate
 from layershuffle.api.study import as_loaded
 from layershuffle.api.train import TrainedRun
+from layershuffle.checkpoints.loading import load
+from layershuffle.data import Glyphs
 from layershuffle.errors import UserError
 
 
@@ -26,3 +29,11 @@ def test_what_train_returns_is_a_model(monkeypatch):
     assert loaded == [Path("best.ckpt"), Path("last.ckpt")]
     with pytest.raises(UserError, match="first"):
         as_loaded(TrainedRun(best=None, last=None, **ended))
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_a_checkpoint_of_0_updates_is_warned_of(caplog, updates):
+    loaded = load("mini_glyphs")
+    loaded = replace(loaded, info=replace(loaded.info, compute={"updates": updates}))
+    evaluate(loaded, Glyphs(test_images=20), accelerator="cpu")
+    assert any("0 updates" in text for text in caplog.messages) == (updates == 0)

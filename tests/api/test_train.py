@@ -100,18 +100,21 @@ def test_shortcuts_reach_the_trainer():
         compose([*args, "--accelerator=cpu", "--precision=auto", "--trainer.devices=2"])
 
 
-def test_one_process_at_a_time_trains_in_a_folder():
+def test_one_process_at_a_time_trains_in_a_folder(caplog):
     """Two that continue one run would write over each other's checkpoints, and their metrics would be mixed."""
     options = {"trainer.limit_train_batches": 1}
     first = small(max_epochs=1, resume=True, options=options)
     before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
     lock = f"lock = WriterLock({str(first.folder)!r})"
     holder = f"from layershuffle.files import WriterLock; {lock}; print(flush=True); input()"
+    caplog.set_level("INFO", "layershuffle")
+    caplog.clear()
     with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         for arguments in ({"resume": True}, {"folder": first.folder, "resume": True}, {"folder": first.folder}):
             with pytest.raises(UserError, match=rf"version_0 is being written by process {other.pid} on"):
                 small(max_epochs=1, options=options, **arguments)
+        assert caplog.messages == []  # nothing is announced that is refused
         other.communicate(b"\n")
     assert {path: path.read_bytes() for path in before} == before
     assert small(max_epochs=1, resume=True, options=options).folder == first.folder

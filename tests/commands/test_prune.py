@@ -74,6 +74,18 @@ def test_times_never_fall_with_more_layers(trained, monkeypatch):
     assert seconds_by_depth(study, repeats=1) == {1: 1.0, 2: 2.0, 3: 2.0, 4: 4.0, 5: 4.0}
 
 
+def test_without_a_budget_of_time_the_search_comes_first_and_only_what_is_shown_is_timed(trained, monkeypatch):
+    calls = []
+    monkeypatch.setattr("layershuffle.api.prune.climb", lambda order, *_: calls.append("search") or [(order, 0.0)])
+    original = seconds_by_depth
+    monkeypatch.setattr(
+        "layershuffle.api.prune.seconds_by_depth", lambda *args: calls.append("time") or original(*args)
+    )
+    pruned = layershuffle.prune(trained, keep=4, repeats=1)
+    assert calls == ["search", "time"]
+    assert list(pruned.results.measure(Pruning).milliseconds) == [4, 5]
+
+
 def test_few_images_per_class_are_warned_of(trained, caplog):
     with caplog.at_level("WARNING", "layershuffle"):
         layershuffle.prune(trained, keep=4, repeats=1, rounds=0)

@@ -7,7 +7,9 @@ from example_results import by_class, results, score
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.results import figures
+from layershuffle.results.figures.protocols import lines
 
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
@@ -82,3 +84,22 @@ def test_the_same_figure_is_always_the_same_svg():
     first = figures.rendered(figure, "svg")
     assert figures.rendered(figure, "svg") == first
     assert figures.rendered(figures.overview([results()], "title"), "svg") == first
+
+
+def test_grouped_has_fewer_steps_to_the_right_as_the_overview():
+    protocol = PROTOCOLS["grouped"]
+    scores = []
+    for steps, accuracies in ((4, (0.5, 0.7)), (6, (0.6, 0.8))):
+        scores += [score("grouped", top1, steps=steps, layers="random") for top1 in accuracies]
+    figure = lines([protocol], results(scores=scores))
+    (axis,) = figure.axes
+    left, right = axis.get_xlim()
+    assert left > right
+    (legend,) = figure.legends
+    assert "worst to best order" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_overview_says_what_its_dots_and_bands_are():
+    scores = [score("arbitrary", top1, order) for top1, order in ((0.5, "1 0"), (0.7, "0 1"))]
+    (legend,) = figures.overview([results(scores=scores)]).legends
+    assert "one order" in [text.get_text() for text in legend.get_texts()]

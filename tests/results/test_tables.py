@@ -3,7 +3,7 @@
 import csv
 import io
 
-from example_results import results
+from example_results import results, score
 from rich.console import Console
 
 from layershuffle.orders.protocols import PROTOCOLS
@@ -38,6 +38,13 @@ def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
     assert sum("shuffled" in line and "keep" in line for line in lines) == 4
     assert all(line.count("±") in (0, 4) for line in lines)
     assert sum("±" in line for line in lines) == 10
+
+
+def test_an_interval_wider_than_all_accuracies_is_not_shown():
+    wide = estimate([[score("arbitrary", 0.1, order="1 0"), score("arbitrary", 0.7, order="0 1")]])
+    assert wide.ci95 > 0.5
+    assert tables.percent(wide) == "40.00 ± n/a"
+    assert "n/a" in tables.meaning({"a": 1}, per_batch=False, too_wide=True)
 
 
 def test_no_cell_of_a_csv_file_is_a_formula_and_all_are_utf_8():

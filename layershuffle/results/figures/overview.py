@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from layershuffle.results.figures.drawing import (
     COLOURS,
@@ -123,13 +125,16 @@ def _draw_groups(axis: Axes, results: Results, colour: str) -> None:
             axis.set_xticks(list(points))
 
 
-def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequences: bool) -> list[Line2D]:
-    handles = []
+def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequences: bool) -> list[Artist]:
+    handles: list[Artist] = []
     for index, results in enumerate(several):
         handles.append(Line2D([], [], color=COLOURS[index % len(COLOURS)], lw=4, label=results.label))
+    if any(len(results.of("arbitrary")) > 1 for results in several):
+        handles.append(Line2D([], [], color="black", marker=".", linestyle="", alpha=0.5, label="one order"))
     if with_sequences:
         for sequence, style in SEQUENCES.items():
             handles.append(Line2D([], [], color="grey", label=f"in {sequence} sequence", **style))
+        handles.append(Patch(color="grey", alpha=0.3, label="worst to best order"))
     for name, style in level_styles(levels).items():
         handles.append(Line2D([], [], label=name, **style))
     return handles

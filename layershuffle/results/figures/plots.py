@@ -72,6 +72,8 @@ def _plot_of_protocols(name: str, protocols: list[Protocol]) -> Plot:
     caption = " ".join(["Top-1 accuracy:", *(protocol.caption for protocol in protocols)])
     if figure == "lines":
         caption += " Bands reach from the worst order to the best."
+    elif figure == "bars":
+        caption += " Black lines reach from the worst order to the best."
     return Plot(name, caption, draw, tuple(protocol.name for protocol in protocols), first.section)
 
 

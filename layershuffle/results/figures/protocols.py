@@ -55,6 +55,7 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
 
     xlabel = protocols[0].xlabel or protocols[0].columns or max(keys)
     figure, axis = accuracy_panel(results, title, xlabel=xlabel)
+    has_band = False
     for index, (label, line) in enumerate(by_label.items()):
         # Scores without a number have the same mean at every x: a level line.
         level = line.get(None)
@@ -66,7 +67,12 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
         colour = COLOURS[index % len(COLOURS)]
         marker = MARKERS[index % len(MARKERS)]
         band(axis, means, colour, marker=marker, markersize=4, label=label)
+        has_band = has_band or any(summary.min < summary.max for summary in means.values())
     axis.set_xticks(numbers)
+    if protocols[0].descending:
+        axis.invert_xaxis()
+    if has_band:
+        axis.fill_between([], [], color="grey", alpha=0.3, linewidth=0, label="worst to best order")
     figure.legend(loc="outside right center", frameon=False)
     return figure
 

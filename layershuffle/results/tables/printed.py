@@ -9,7 +9,7 @@ from rich.console import Console
 from layershuffle.results.record import Results
 from layershuffle.results.table import terminal
 from layershuffle.results.tables.scores import of
-from layershuffle.results.tables.wording import meaning, ran_per_batch, to_compare_with
+from layershuffle.results.tables.wording import NO_INTERVAL, meaning, ran_per_batch, to_compare_with
 
 LOWEST = 12
 """So many classes, those of the lowest accuracy, are printed; the CSV file has all."""
@@ -29,6 +29,7 @@ def title(results: Results) -> str:
 def printed(results: Results) -> Iterator[rich.table.Table | str]:
     """The tables that results fill, what to compare them with, and what their intervals mean."""
     has_intervals = False
+    too_wide = False
     for name, (header, rows) in of(results).items():
         heading = HEADINGS.get(name, f"{name}: top-1 %")
         if name == "orders":
@@ -41,11 +42,12 @@ def printed(results: Results) -> Iterator[rich.table.Table | str]:
         yield terminal(header, shown, heading)
         for row in rows:
             has_intervals = has_intervals or any("±" in text for text in row)
+            too_wide = too_wide or any(NO_INTERVAL in text for text in row)
     has_levels = any(measure.levels(results) for measure in results.measures)
     if results.scores or has_levels:
         yield to_compare_with(results)
     if has_intervals:
-        yield meaning({results.label: 1}, ran_per_batch(results.scores))
+        yield meaning({results.label: 1}, ran_per_batch(results.scores), too_wide)
 
 
 def as_text(results: Results) -> str:

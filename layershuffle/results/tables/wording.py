@@ -18,6 +18,10 @@ ONE_SEED = (
     "does not cover other training seeds."
 )
 SEVERAL_SEEDS = "± is half the width of a 95% confidence interval over training seeds, random orders and test images."
+WIDEST = 0.5
+"""An interval whose half is wider than this is wider than the range of accuracies, 0 to 1, and tells nothing."""
+NO_INTERVAL = "± n/a"
+TOO_WIDE = f"{NO_INTERVAL}: too few orders or seeds for an interval narrower than 0 to 100."
 PER_BATCH = "Where every batch ran in a new order there is a single score, from which no interval can be computed."
 
 
@@ -26,17 +30,20 @@ def percent(accuracy: Estimate | None) -> str:
     if accuracy is None:
         return "missing"
     text = f"{100 * accuracy.mean:.2f}"
-    if accuracy.ci95 is not None:
-        text += f" ± {100 * accuracy.ci95:.2f}"
-    return text
+    if accuracy.ci95 is None:
+        return text
+    if accuracy.ci95 > WIDEST:
+        return f"{text} {NO_INTERVAL}"
+    return f"{text} ± {100 * accuracy.ci95:.2f}"
 
 
-def meaning(seeds: Mapping[str, int], per_batch: bool) -> str:
+def meaning(seeds: Mapping[str, int], per_batch: bool, too_wide: bool = False) -> str:
     """What ± stands for in a table.
 
     Args:
         seeds: the number of seeds of each method.
         per_batch: whether the table has scores of orders that were new in every batch, see ``ran_per_batch``.
+        too_wide: whether the table has intervals that are too wide to be shown.
     """
     single = [method for method, count in seeds.items() if count == 1]
     text = ONE_SEED
@@ -46,6 +53,8 @@ def meaning(seeds: Mapping[str, int], per_batch: bool) -> str:
             text += f" For {', '.join(single)}, which has one seed, it does not cover other training seeds."
     if single and per_batch:
         text += f" {PER_BATCH}"
+    if too_wide:
+        text += f" {TOO_WIDE}"
     if len(seeds) > 1:
         text += " All methods share the test images, so differences between them are more certain than ± suggests."
     return text
