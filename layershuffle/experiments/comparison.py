@@ -14,7 +14,7 @@ from layershuffle.report.comparison import comparison
 from layershuffle.results import Results, figures, tables
 from layershuffle.results.tables import Rows
 
-MAX_TABLES = 3
+MAX_TABLES = 4
 """So many tables of a comparison are printed; the file has all columns."""
 
 
@@ -55,7 +55,8 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
 def printed_tables(table: tables.Table, width: int) -> list[tuple[str, tables.Table]]:
     """A comparison as tables that a terminal has room for, with their headings.
 
-    Each method is a row. Of the numbers of layers to keep, only the one in the middle is shown.
+    Each method is a row. Of the numbers of layers to keep, only the one in the middle is shown, and of the numbers of
+    steps likewise.
 
     Args:
         table: the comparison, in which each method is a column.
@@ -63,17 +64,22 @@ def printed_tables(table: tables.Table, width: int) -> list[tuple[str, tables.Ta
     """
     full_depth: Rows = []
     by_kept: dict[str, Rows] = {}
+    by_steps: dict[str, Rows] = {}
     for name, *cells in table.rows:
         kept = re.fullmatch(r"(keep \d+) (.*)", name)
+        steps = re.fullmatch(r"(in \d+ steps), (.*)", name)
         if kept:
-            by_kept.setdefault(kept[1], []).append([kept[2], *cells])
+            by_kept.setdefault(f"{kept[1]} layers", []).append([kept[2], *cells])
+        elif steps:
+            by_steps.setdefault(steps[1], []).append([steps[2], *cells])
         else:
             full_depth.append([name, *cells])
 
     parts = {"top-1 %": full_depth}
-    if by_kept:
-        middle = list(by_kept)[(len(by_kept) - 1) // 2]
-        parts[f"top-1 %, {middle} layers"] = by_kept[middle]
+    for by_number in (by_kept, by_steps):
+        if by_number:
+            middle = list(by_number)[(len(by_number) - 1) // 2]
+            parts[f"top-1 %, {middle}"] = by_number[middle]
     printed: list[tuple[str, tables.Table]] = []
     for heading, rows in parts.items():
         splits = _split(rows, table.header, width)

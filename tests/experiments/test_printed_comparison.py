@@ -11,16 +11,20 @@ CELL = "39.04 ± 15.82"
 STRATEGIES = ["first", "first, shuffled", "even", "even, shuffled", "random", "random, shuffled per batch"]
 
 
-@pytest.mark.parametrize(("width", "columns"), [(80, [3, 4, 2]), (120, [3, 6])])
+LAYERS = ["in sequence", "random", "random, half left out"]
+
+
+@pytest.mark.parametrize(("width", "columns"), [(80, [3, 4, 2, 3]), (120, [3, 6, 3])])
 def test_each_method_is_a_row_and_no_table_is_wider_than_the_terminal(width, columns):
     names = ["sequential", "arbitrary, per batch", "arbitrary, fixed"]
     names += [f"keep {kept} {strategy}" for kept in (3, 6, 9) for strategy in STRATEGIES]
+    names += [f"in {steps} steps, {layers}" for steps in (12, 4, 2) for layers in LAYERS]
     table = tables.Table(["top-1 %", *METHODS], [[name, *[CELL] * len(METHODS)] for name in names])
 
     printed = [part for _, part in printed_tables(table, width)]
     assert [len(part.header) - 1 for part in printed] == columns
-    # Only the number of layers in the middle is shown.
-    assert [name for part in printed for name in part.header[1:]] == [*names[:3], *STRATEGIES]
+    # Only the number of layers in the middle is shown, and of steps.
+    assert [name for part in printed for name in part.header[1:]] == [*names[:3], *STRATEGIES, *LAYERS]
     for part in printed:
         assert [row[0] for row in part.rows] == METHODS
         console = Console(width=width, record=True, markup=False)

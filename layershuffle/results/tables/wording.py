@@ -77,6 +77,9 @@ def name_of(group: Group) -> str:
     if protocol == "pruned":
         kept, *rest = variant
         return f"keep {kept} {strategy_of(rest)}"
+    if protocol == "grouped":
+        steps, layers = variant
+        return f"in {steps} steps, {layers}"
     return ", ".join(map(str, group))
 
 
