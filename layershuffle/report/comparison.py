@@ -35,7 +35,9 @@ def comparison(several: Sequence[Results], without: Container[str] = ()) -> tupl
         accuracies = [_accuracy(models, group) for models in methods.values()]
         rows.append([tables.name_of(group), *accuracies])
     seeds = {method: len(models) for method, models in methods.items()}
-    caption = tables.meaning(seeds, any(tables.ran_per_batch(results.scores) for results in several))
+    per_batch = any(tables.ran_per_batch(results.scores) for results in several)
+    too_wide = any(tables.NO_INTERVAL in text for row in rows for text in row)
+    caption = tables.meaning(seeds, per_batch, too_wide)
     return Table(["top-1 %", *methods], rows), caption
 
 

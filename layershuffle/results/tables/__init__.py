@@ -4,6 +4,7 @@ from layershuffle.results.table import Rows, Table, as_csv, markdown, terminal
 from layershuffle.results.tables.printed import as_text, printed, title
 from layershuffle.results.tables.scores import full_depth, grid, of, shown
 from layershuffle.results.tables.wording import (
+    NO_INTERVAL,
     ONE_SEED,
     PER_BATCH,
     SEVERAL_SEEDS,
@@ -16,6 +17,7 @@ from layershuffle.results.tables.wording import (
 )
 
 __all__ = [
+    "NO_INTERVAL",
     "ONE_SEED",
     "PER_BATCH",
     "SEVERAL_SEEDS",
