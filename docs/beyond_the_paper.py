@@ -98,7 +98,7 @@ def row(runs: list[Results]) -> list[str]:
     """A method's row of the table."""
     accuracies = [percent(accuracy(runs, column)) for column in COLUMNS]
     errors = f"{calibration(runs, 'sequential'):.1f} / {calibration(runs, 'arbitrary'):.1f}"
-    return [f"`{runs[0].label}`", str(len(runs)), *accuracies, errors]
+    return [runs[0].label, str(len(runs)), *accuracies, errors]
 
 
 def main() -> None:

@@ -36,15 +36,15 @@ def in_flight(running: int, layers: str) -> Column:
 TABLES: dict[str, dict[str, Column]] = {
     "in steps": {
         "base order": ("sequential", {}),
-        **{f"{steps} steps": in_steps(steps, "random") for steps in STEPS},
+        **{f"in {steps}": in_steps(steps, "random") for steps in STEPS},
     },
     "in flight": {f"{running} in flight": in_flight(running, "random") for running in IN_FLIGHT},
     "half left out": {
         "20% dead": ("failing", {"dead": "20%"}),
         "30% dead": ("failing", {"dead": "30%"}),
         "50% dead": ("failing", {"dead": "50%"}),
-        **{f"6 of 12 layers, {steps} steps": in_steps(steps, "random, half left out") for steps in (6, 4, 3, 2)},
-        "6 of 12 layers, 4 in flight": in_flight(4, "random, half left out"),
+        **{f"6 layers in {steps}": in_steps(steps, "random, half left out") for steps in (6, 4, 3, 2)},
+        "6 layers, 4 in flight": in_flight(4, "random, half left out"),
     },
 }
 
@@ -66,7 +66,7 @@ def table(methods: list[list[Results]], columns: dict[str, Column]) -> str:
     rows = []
     for runs in methods:
         accuracies = [percent(estimate([scores(run, column) for run in runs])) for column in columns.values()]
-        rows.append([f"`{runs[0].label}`", str(len(runs)), *accuracies])
+        rows.append([runs[0].label, str(len(runs)), *accuracies])
     return markdown(["", "seeds", *columns], rows)
 
 
@@ -91,10 +91,11 @@ def picture(methods: list[list[Results]], path: Path) -> None:
             points = [(number, mean(runs, column(number))) for number in numbers]
             lines[runs[0].label] = [(number, accuracy) for number, accuracy in points if accuracy is not None]
         plot_lines(axis, lines, xlabel, title)
-        axis.set_xticks(numbers)
-    # Fewer steps, to the right, are faster.
+        shown = [x for points in lines.values() for x, _ in points]
+        axis.set_xticks(sorted(set(shown)))
+    # Fewer steps, to the right, take less time.
     steps_axis.invert_xaxis()
-    half_axis.invert_xaxis()
+    half_axis.set_xlim(6.5, 0.5)
     steps_axis.set_ylabel("top-1 accuracy, %")
     figure.legend(*steps_axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
