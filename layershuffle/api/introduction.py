@@ -34,7 +34,7 @@ def introduce(run: Run) -> None:
         method = run.model.method
         is_named = any(Path(path).parent.name == "method" for path in run.config.config)
         if method == DEFAULT_METHOD and not is_named:
-            method += " (the default)"
+            method += " (default)"
         logger.info("method: %s, of the configs %s", method, ", ".join(configs))
 
 

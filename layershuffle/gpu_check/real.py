@@ -59,6 +59,7 @@ def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -
     # The sizes for a CPU are chosen so that a run takes seconds.
     options: dict[str, Any] = {
         "model.pretrained": pretrained or False,
+        "model.schedule.warmup_steps": 60,
         "data.test_images": 1000 if is_gpu else 100,
         "trainer.enable_progress_bar": False,
     }

@@ -125,8 +125,8 @@ def test_what_is_not_merged_says_why(trained, capsys):
 @pytest.mark.parametrize(
     ("order", "text"),
     [
-        ("(0a+1a+2a) (0f+1f+2f)", "attentions: 3 into 1, feed-forward networks: 3 into 1"),
-        ("(0+1) 2", "attentions: 1 into 1, feed-forward networks: 1 into 1, whole layers: 2 into 1"),
+        ("(0a+1a+2a) (0f+1f+2f)", "3 attentions as 1, 3 feed-forward networks as 1"),
+        ("(0+1) 2", "1 attentions as 1, 1 feed-forward networks as 1, 2 whole layers as 1"),
     ],
 )
 def test_what_is_merged_is_counted(order, text):

@@ -89,7 +89,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
     done = subprocess.run([*command, "--trainer.max_epochs=1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
-    assert [line.partition(" can't")[0] for line in warnings] == ["warning: 20 updates"]
+    assert [line.partition(" are")[0] for line in warnings] == ["warning: 20 updates"]
     assert "evaluate it with: layershuffle evaluate runs/version_0/checkpoints/best.ckpt\n" in done.stderr
     run = tmp_path / "runs" / "version_0"
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -101,7 +101,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
 
     command = [sys.executable, str(ROOT / "evaluate.py"), "runs/version_0/checkpoints/best.ckpt"]
     done = subprocess.run([*command, "--random_orders", "2", "--depths", "3", "12"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "input: 8 x 8 pixels, 1 channel, 4 x 4 patches\n")
     assert "layershuffle-position on 359 images (Digits, test)" in done.stdout
     assert re.search(r"^first, shuffled +\d", done.stdout, re.MULTILINE)
     results = Results.load(run / "checkpoints" / "best.evaluation.json")
@@ -241,6 +241,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):
 def test_the_best_checkpoint_has_the_lowest_validation_loss(tmp_path):
     # So hot that the loss doesn't fall steadily.
     args = [*DIGITS, *QUIET, "--data.train_images=300", "--model.timm_args.depth=2", "--model.optimizer.lr=0.05"]
+    args.append("--model.schedule.warmup_steps=60")
     train([*args, "--trainer.max_epochs=6", "--trainer.logger.version=run", *configs("method/layershuffle")])
     run = tmp_path / "runs" / "run"
     with (run / "metrics.csv").open() as file:
@@ -480,10 +481,11 @@ def test_evaluate_says_what_is_wrong(capsys, compared, args, complaint):
     assert not list(Path().glob("*.json"))
 
 
-def test_a_class_count_that_disagrees(capsys, compared, tmp_path):
-    data = ["--data=ImageFolders", f"--data.root={fake_imagenet(tmp_path)}"]
+def test_a_class_count_that_disagrees(capsys, compared):
+    data = ["--data=Glyphs", "--data.test_images=10"]
     complaint = fails(capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), *data)
-    assert "the model has 10 classes, but the data has 2" in complaint
+    assert "10 classes" in complaint
+    assert "500" in complaint
 
 
 @pytest.mark.parametrize(("script", "seconds"), [("train.py", 1), ("evaluate.py", 1), ("evaluate.py", 2)])
@@ -592,7 +594,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint_whole(capsys
 def test_a_run_folder_that_cannot_be_made(capsys):
     Path("file").write_text("")
     line = fails(capsys, train, *DIGITS, *QUIET, "--trainer.logger.save_dir=file")
-    assert "file could not be read or written: File exists" in line
+    assert "file/version_0" in line
+    assert "File exists" in line
 
 
 def test_results_are_json_without_surprises(compared):

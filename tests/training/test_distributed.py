@@ -234,8 +234,10 @@ def test_the_strategy_decides_which_gradients_are_waited_for(strategy, waits):
 def test_ddp_with_one_process_trains_a_method_that_leaves_layers_out(tmp_path):
     command = [sys.executable, "-m", "layershuffle", "train", "mini_digits", "digits", "layerdrop", "cpu", "ddp"]
     command += ["--trainer.devices=1", "--trainer.max_steps=6", "--trainer.limit_val_batches=0"]
-    path = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    # Below the ports that the system gives to others, of which Lightning would take one that another test may have got.
+    environment["MASTER_PORT"] = str(20_000 + os.getpid() % 10_000)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

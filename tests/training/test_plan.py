@@ -48,7 +48,7 @@ def test_the_first_lines_say_what_runs(tmp_path, monkeypatch, caplog, method):
     options = ["--model.schedule.warmup_steps=0.5", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=2"]
     train([*configs, *options])
     said = "\n".join(caplog.messages)
-    assert "(the default)" not in said
+    assert "(default)" not in said
     assert "input: 8 x 8 pixels, 1 channel, 4 x 4 patches\n" in said
     assert f"method: {method}, of the configs mini_digits, digits, cpu, mini, {method}, light\n" in said
     assert "plan: 4 updates, 2 epochs, batches of 64 images\n" in said
@@ -62,7 +62,7 @@ def test_a_method_that_nobody_named_is_called_the_default(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
     train([*TINY, "--trainer.max_steps=1"])
-    assert "method: layershuffle (the default), of the configs mini_digits, " in "\n".join(caplog.messages)
+    assert "method: layershuffle (default), of the configs mini_digits, " in "\n".join(caplog.messages)
 
 
 def test_pixels_that_belong_to_no_patch_are_named(tmp_path, monkeypatch, caplog):
