@@ -166,9 +166,7 @@ def _fill_attention(wide: Any, blocks: Sequence[Any], share: float) -> list[Fold
     for block in blocks:
         inputs.append(_after_norm(_queries_keys_values(block.attn), block.norm1))
         outputs.append(_scaled(_after_norm(_folded(block.attn.proj), block.attn.norm), _scale(block, 1), share))
-    wide.qkv.weight.copy_(torch.cat([matrix.weight for matrix in inputs], dim=1).flatten(0, 1))
-    wide.qkv.bias.copy_(torch.cat([matrix.bias for matrix in inputs], dim=1).flatten())
-    wide.proj.weight.copy_(torch.cat([matrix.weight for matrix in outputs], dim=1))
+    _fill_maps(wide.qkv, wide.proj, inputs, outputs)
 
     # Queries come before keys in qk_scale and qk_shift [2, 1, heads, 1, size].
     if not isinstance(wide.qk_norm, nn.Identity):
@@ -187,10 +185,15 @@ def _fill_feed_forward(wide: Any, blocks: Sequence[Any], share: float) -> None:
     for block in blocks:
         inputs.append(_after_norm(_gates_and_values(block.mlp), block.norm2))
         outputs.append(_scaled(_after_norm(_folded(block.mlp.fc2), block.mlp.norm), _scale(block, 2), share))
-    wide.fc1.weight.copy_(torch.cat([matrix.weight for matrix in inputs], dim=1).flatten(0, 1))
-    wide.fc1.bias.copy_(torch.cat([matrix.bias for matrix in inputs], dim=1).flatten())
-    wide.fc2.weight.copy_(torch.cat([matrix.weight for matrix in outputs], dim=1))
+    _fill_maps(wide.fc1, wide.fc2, inputs, outputs)
     wide.fc2.bias.copy_(sum(matrix.bias for matrix in outputs))
+
+
+def _fill_maps(first: Any, last: Any, inputs: Sequence[Folded], outputs: Sequence[Folded]) -> None:
+    """Fill the linear maps at both ends: what each block takes goes below the others', what it returns beside them."""
+    first.weight.copy_(torch.cat([matrix.weight for matrix in inputs], dim=1).flatten(0, 1))
+    first.bias.copy_(torch.cat([matrix.bias for matrix in inputs], dim=1).flatten())
+    last.weight.copy_(torch.cat([matrix.weight for matrix in outputs], dim=1))
 
 
 def _queries_keys_values(attn: Any) -> Folded:

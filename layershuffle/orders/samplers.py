@@ -79,6 +79,15 @@ def _uniform(least: int, most: int, rng: random.Random) -> int:
     return least + int(rng.random() * (most - least + 1))
 
 
+def _random_layers(k_min: int | None, depth: int, rng: random.Random) -> Order:
+    """Layers in random sequence: all of them, or with ``k_min`` a random number of them from that on."""
+    order = permutation(depth, rng)
+    if k_min is None:
+        return order
+    # The first k layers of a random permutation are a random choice in random sequence.
+    return order[: _uniform(k_min, depth, rng)]
+
+
 class Sequential(OrderSampler):
     """Always the original order: ordinary fine-tuning."""
 
@@ -156,9 +165,7 @@ class RandomSubset(OrderSampler):
         self.k_min = k_min
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        # The first k layers of a random permutation are a random choice in random sequence.
-        order = permutation(depth, rng)
-        return order[: _uniform(self.k_min, depth, rng)]
+        return _random_layers(self.k_min, depth, rng)
 
 
 class RandomGroups(OrderSampler):
@@ -187,9 +194,7 @@ class RandomGroups(OrderSampler):
         self.averaged = averaged
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        order = permutation(depth, rng)
-        if self.k_min is not None:
-            order = order[: _uniform(self.k_min, depth, rng)]
+        order = _random_layers(self.k_min, depth, rng)
         groups = _uniform(self.g_min, len(order), rng)
         return grouped(order, groups, halves=self.halves, averaged=self.averaged)
 
@@ -214,9 +219,7 @@ class RandomSchedule(OrderSampler):
         self.k_min = k_min
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        order = permutation(depth, rng)
-        if self.k_min is not None:
-            order = order[: _uniform(self.k_min, depth, rng)]
+        order = _random_layers(self.k_min, depth, rng)
         in_flight = _uniform(1, self.in_flight, rng)
         return without_waiting(order, in_flight, rng)
 
