@@ -54,16 +54,7 @@ class Found:
 @torch.inference_mode()
 def measure_wire(checkpoint: str) -> None:
     """Classify test images as a cluster does with each form, one random order a batch; prints a table."""
-    study = start_study(
-        checkpoint,
-        None,
-        split="test",
-        seed=0,
-        accelerator="cpu",
-        precision="32-true",
-        compile=False,
-        batch_size=100,
-    )
+    study = start_study(checkpoint, None, split="test", accelerator="cpu", batch_size=100)
     model = study.loaded.model.eval()
     found = {(wire, width): Found() for width in WIDTHS for wire in get_args(Wire)}
     for number, (images, labels) in enumerate(study.batches):

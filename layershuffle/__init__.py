@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from layershuffle.api.show_data import show_data
     from layershuffle.api.similarity import similarity
     from layershuffle.api.simulate import simulate
+    from layershuffle.api.study_options import StudyOptions
     from layershuffle.api.train import TrainedRun, train
     from layershuffle.checkpoints.authors import load_reference
     from layershuffle.checkpoints.likely_classes import LikelyClass
@@ -43,6 +44,7 @@ _HOMES = {
     "PrunedModel": "api.prune",
     "PushedModel": "api.push",
     "Results": "results",
+    "StudyOptions": "api.study_options",
     "TrainedRun": "api.train",
     "analyse": "api.analyse",
     "create_model": "models",
@@ -80,6 +82,7 @@ __all__ = [
     "PrunedModel",
     "PushedModel",
     "Results",
+    "StudyOptions",
     "TrainedRun",
     "UserError",
     "analyse",

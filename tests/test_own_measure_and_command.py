@@ -53,16 +53,7 @@ def test_a_command_measures_saves_and_draws(checkpoint, capsys):
         block.register_forward_hook(lambda _, inputs, output: tokens.append(output.norm(dim=-1).mean()))
     from my_measures import start_study
 
-    study = start_study(
-        loaded,
-        None,
-        split="test",
-        seed=0,
-        accelerator="cpu",
-        precision="32-true",
-        compile=False,
-        batch_size=None,
-    )
+    study = start_study(loaded, None, split="test", accelerator="cpu")
     with torch.inference_mode():
         loaded.model(study.first_batch())
     assert norms == pytest.approx([float(norm) for norm in tokens], rel=1e-5)

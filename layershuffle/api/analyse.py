@@ -1,13 +1,16 @@
 """What a layer does at each position (arXiv 2407.04513, figure 4)."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
-from layershuffle.api.study import BatchSize, ModelLike, Study, start_study
-from layershuffle.choices import Precision, Split, Subject
+from layershuffle.api.study import ModelLike, Study, start_study
+from layershuffle.api.study_options import StudyOptions
+from layershuffle.choices import Split, Subject
 from layershuffle.data.sets import split_images
 from layershuffle.errors import UserError
 from layershuffle.evaluation import activations
@@ -24,11 +27,7 @@ def analyse(
     layer: int | None = None,
     images: int = 1000,
     split: Split = "test",
-    seed: int = 0,
-    accelerator: str = "auto",
-    precision: Precision = "32-true",
-    compile: bool = False,
-    batch_size: BatchSize = None,
+    **options: Unpack[StudyOptions],
 ) -> Results:
     """Run random images, each in a random order of its own, and look at the layers.
 
@@ -41,11 +40,8 @@ def analyse(
         layer: the layer of "representations"; by default the middle one.
         images: how many images to run; the seed decides which ones.
         split: which images of the data set to use.
-        seed: decides everything random.
-        accelerator: Lightning's name of the device to run on.
-        precision: of the forward pass; "auto" measures which one is faster.
-        compile: whether to compile the layers, which takes about a minute.
-        batch_size: images per batch; each image runs by itself, so it makes no difference here.
+        options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.
+            Each image runs by itself, so that ``batch_size`` makes no difference here.
 
     Returns:
         Results with the measure ``Representations`` or ``Contributions``.
@@ -53,28 +49,18 @@ def analyse(
     Raises:
         UserError: if there is no such model, data set or layer, or there are too few images.
     """
-    subject = start_study(
-        model,
-        data,
-        split=split,
-        seed=seed,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
-        batch_size=batch_size,
-    )
+    subject = start_study(model, data, split=split, **options)
     if images < 3:
         raise UserError("an analysis needs 3 images or more")
     # The layer is checked in both cases, so that a wrong one is never passed over in silence.
     chosen_layer = _choose_layer(layer, sorted(subject.model.order.layers))
-    chosen_images, _ = split_images(subject.batches.dataset, images, seed)
+    chosen_images, _ = split_images(subject.batches.dataset, images, subject.seed)
     measure: Representations | Contributions
     if study == "contributions":
         measure = _contributions(subject, chosen_images)
     else:
         measure = _representations(subject, chosen_images, chosen_layer)
-    options = {"study": study, "images": len(chosen_images)}
-    used = EvaluationInfo(order=str(subject.model.order), options=options)
+    used = EvaluationInfo(order=str(subject.model.order), options={"study": study, "images": len(chosen_images)})
     return subject.results([], used, [measure])
 
 

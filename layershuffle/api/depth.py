@@ -1,11 +1,13 @@
 """Accuracy and time against the number of layers run, the same for all images or each image's own."""
 
 import itertools
+from typing import Unpack
 
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
-from layershuffle.api.study import BatchSize, ModelLike, Study, start_study
-from layershuffle.choices import Precision, Split
+from layershuffle.api.study import ModelLike, Study, start_study
+from layershuffle.api.study_options import StudyOptions
+from layershuffle.choices import Split
 from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.evaluation.early_exit import EarlyExit
@@ -22,11 +24,7 @@ def depth(
     random_orders: int = 10,
     repeats: int = 20,
     split: Split = "test",
-    seed: int = 0,
-    accelerator: str = "auto",
-    precision: Precision = "32-true",
-    compile: bool = False,
-    batch_size: BatchSize = None,
+    **options: Unpack[StudyOptions],
 ) -> Results:
     """Accuracy and time per image against the number of layers run.
 
@@ -41,11 +39,7 @@ def depth(
         repeats: how often to measure the time of each number of layers; the shortest time counts.
         split: which images of the data set to use. A threshold for early exit should be chosen on other images than
             those whose accuracy is reported.
-        seed: decides everything random.
-        accelerator: Lightning's name of the device to run on.
-        precision: of the forward pass; "auto" measures which one is faster.
-        compile: whether to compile the layers, which takes about a minute.
-        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+        options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.
 
     Returns:
         Scores, and the measures ``SecondsPerImage`` and ``EarlyExits``.
@@ -55,19 +49,10 @@ def depth(
     """
     if random_orders < 1 or repeats < 1:
         raise UserError("random_orders and repeats are 1 or more")
-    study = start_study(
-        model,
-        data,
-        split=split,
-        seed=seed,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
-        batch_size=batch_size,
-    )
+    study = start_study(model, data, split=split, **options)
     base_order = study.model.order
     depths = range(1, len(base_order) + 1)
-    pruned = trials(["sequential", "pruned"], base_order, random_orders, seed, depths=tuple(depths))
+    pruned = trials(["sequential", "pruned"], base_order, random_orders, study.seed, depths=tuple(depths))
     # The protocol "pruned" also shuffles the layers that it keeps. Here only their number matters.
     in_sequence = [trial for trial in pruned if trial.variant.get("sequence", "original") == "original"]
     # The outputs of the first layers are computed for the scores anyway, so that early exit costs no pass of its own.

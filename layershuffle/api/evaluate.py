@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layershuffle.api.data import DataLike
-from layershuffle.api.study import BatchSize, ModelLike, start_study
+from layershuffle.api.study import ModelLike, start_study
+from layershuffle.api.study_options import BatchSize
 from layershuffle.choices import Precision, Split
 from layershuffle.errors import UserError
 from layershuffle.evaluation.by_class import ByClass
@@ -34,6 +35,8 @@ def evaluate(
     **protocol_options: Any,
 ) -> Results:
     """Score a model in sequential, arbitrary, pruned and other orders.
+
+    The options of ``StudyOptions`` stand here by name, because every other keyword is an option of a protocol.
 
     Args:
         model: a model, or what ``layershuffle.load`` takes.

@@ -1,14 +1,15 @@
 """Trains a linear classifier on the features of a frozen model."""
 
 import logging
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
-from layershuffle.api.study import BatchSize, ModelLike, Study, start_study
-from layershuffle.choices import Precision, Split
+from layershuffle.api.study import ModelLike, Study, start_study
+from layershuffle.api.study_options import StudyOptions
+from layershuffle.choices import Split
 from layershuffle.errors import UserError
 from layershuffle.evaluation.linear_probe import (
     NEIGHBOURS,
@@ -31,11 +32,7 @@ def linear_probe(
     data: DataLike = None,
     *,
     split: Split = "test",
-    seed: int = 0,
-    accelerator: str = "auto",
-    precision: Precision = "32-true",
-    compile: bool = False,
-    batch_size: BatchSize = None,
+    **options: Unpack[StudyOptions],
 ) -> Results:
     """Train a linear classifier on the features of a frozen model, and score it on the test images.
 
@@ -47,11 +44,8 @@ def linear_probe(
         model: a model, or what ``layershuffle.load`` takes. Its classifier isn't used.
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         split: must be "test"; validation images choose the penalty.
-        seed: decides everything random, such as which images are held out.
-        accelerator: Lightning's name of the device to run on.
-        precision: of the forward pass; "auto" measures which one is faster.
-        compile: whether to compile the layers, which takes about a minute.
-        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+        options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.
+            The seed also decides which images are held out.
 
     Returns:
         Results with the measure ``LinearProbe``.
@@ -61,17 +55,7 @@ def linear_probe(
     """
     if split != "test":
         raise UserError("a linear probe is scored on the test images, and validation images choose it: leave out split")
-    study = start_study(
-        model,
-        data,
-        split=split,
-        seed=seed,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
-        batch_size=batch_size,
-        keeps_classifier=False,
-    )
+    study = start_study(model, data, split=split, keeps_classifier=False, **options)
     study.data.setup("fit")
     if study.data.sets["val"] is study.data.sets["test"]:
         raise UserError(

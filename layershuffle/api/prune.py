@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import yaml
 
@@ -12,13 +12,14 @@ from layershuffle.api.depth import seconds_by_depth
 from layershuffle.api.export import ExportedModel, export
 from layershuffle.api.grouping import check_groups, group_layers, milliseconds_when_merged
 from layershuffle.api.search import losses_on, warn_of_few_images
-from layershuffle.api.study import BatchSize, ModelLike, Study, as_loaded, start_study
+from layershuffle.api.study import ModelLike, Study, as_loaded, start_study
+from layershuffle.api.study_options import StudyOptions
 from layershuffle.api.train import TrainedRun, as_options, fit
 from layershuffle.checkpoints.export import check_new
 from layershuffle.checkpoints.exported import REFINE_FILE
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
-from layershuffle.choices import Precision, Split
+from layershuffle.choices import Split
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.evaluation.search import climb, scores_all, thin
@@ -76,7 +77,7 @@ class PrunedModel:
         return exported
 
 
-def prune(  # noqa: PLR0913 (functions of the API name all their options)
+def prune(
     model: ModelLike,
     data: DataLike = None,
     *,
@@ -88,11 +89,7 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
     fraction: float = 0.5,
     repeats: int = 5,
     split: Split = "val",
-    seed: int = 0,
-    accelerator: str = "auto",
-    precision: Precision = "32-true",
-    compile: bool = False,
-    batch_size: BatchSize = None,
+    **options: Unpack[StudyOptions],
 ) -> PrunedModel:
     """Find which layers to keep, and in which order, by the loss on one part of the validation images.
 
@@ -110,11 +107,7 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
         fraction: the share of the images that the search uses; the others score its result.
         repeats: how often to measure the time of each number of layers; the shortest time counts.
         split: must be "val"; it is an argument so that asking for "test" is an error.
-        seed: decides everything random.
-        accelerator: Lightning's name of the device to run on.
-        precision: of the forward pass; "auto" measures which one is faster.
-        compile: whether to compile the layers, which takes about a minute.
-        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+        options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.
 
     Raises:
         UserError: if there is no such model or data set, or so many layers can't be kept.
@@ -123,16 +116,7 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
         raise UserError("say how much to keep: either a number of layers, or milliseconds per image")
     if min(beam, repeats, steps or 1) < 1 or rounds < 0:
         raise UserError("beam, repeats and steps are 1 or more, and rounds is 0 or more")
-    study = start_study(
-        model,
-        data,
-        split=split,
-        seed=seed,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
-        batch_size=batch_size,
-    )
+    study = start_study(model, data, split=split, **options)
     if split == "test" or study.data.sets["val"] is study.data.sets["test"]:
         raise UserError(
             "the layers to keep are not chosen by test images: use the split val, and where a data set has no "
@@ -151,7 +135,7 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
     # Raises a UserError if there aren't as many.
     first(count, len(base_order))
 
-    searched, reported = study.data.parts("val", fraction, seed)
+    searched, reported = study.data.parts("val", fraction, study.seed)
     images = len(searched.dataset)  # type: ignore[arg-type]
     warn_of_few_images(images, study.data.num_classes, split)
     losses = losses_on(study, searched, "choosing")
@@ -175,7 +159,7 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
         order = orders[-1]
         measures.append(Grouping(milliseconds_when_merged(study, orders, repeats), str(order)))
     scores = study.score(to_score, reported)
-    options = {
+    used = {
         "keep": keep,
         "milliseconds": milliseconds,
         "steps": steps,
@@ -184,7 +168,7 @@ def prune(  # noqa: PLR0913 (functions of the API name all their options)
         "fraction": fraction,
         "repeats": repeats,
     }
-    results = study.results(scores, EvaluationInfo(options=options), measures)
+    results = study.results(scores, EvaluationInfo(options=used), measures)
     return PrunedModel(order, results, scores_all(base_order, count), study.loaded, study.data)
 
 

@@ -3,12 +3,14 @@
 import logging
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch.utils.data import DataLoader
 
 from layershuffle.api.data import DataLike
-from layershuffle.api.study import BatchSize, ModelLike, Study, start_study
-from layershuffle.choices import Precision, Split, Strategy
+from layershuffle.api.study import ModelLike, Study, start_study
+from layershuffle.api.study_options import StudyOptions
+from layershuffle.choices import Split, Strategy
 from layershuffle.errors import UserError
 from layershuffle.evaluation.search import Losses, climb, greedy, heavy_tail_exponents, well_trained_first
 from layershuffle.orders.named import parse_order
@@ -32,11 +34,7 @@ def search(
     rounds: int = 20,
     fraction: float = 0.5,
     split: Split = "val",
-    seed: int = 0,
-    accelerator: str = "auto",
-    precision: Precision = "32-true",
-    compile: bool = False,
-    batch_size: BatchSize = None,
+    **options: Unpack[StudyOptions],
 ) -> Results:
     """Find an order on one part of the images and score it on the other.
 
@@ -49,11 +47,7 @@ def search(
         rounds: the most exchanges that "climb" makes.
         fraction: the share of the images that the search uses; the others score its result.
         split: which images of the data set to use.
-        seed: decides everything random.
-        accelerator: Lightning's name of the device to run on.
-        precision: of the forward pass; "auto" measures which one is faster.
-        compile: whether to compile the layers, which takes about a minute.
-        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+        options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.
 
     Returns:
         The scores of the base order and of what the search found, and the measure ``Search``.
@@ -63,21 +57,12 @@ def search(
     """
     if start is not None and strategy != "climb":
         raise UserError(f"start is where climb begins; {strategy} has no use for it")
-    study = start_study(
-        model,
-        data,
-        split=split,
-        seed=seed,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
-        batch_size=batch_size,
-    )
+    study = start_study(model, data, split=split, **options)
     base_order = study.model.order
     first_order = base_order
     if start is not None:
         first_order = study.model.check(parse_order(start, base_order) if isinstance(start, str) else start)
-    searched, reported = study.data.parts(split, fraction, seed)
+    searched, reported = study.data.parts(split, fraction, study.seed)
     images = len(searched.dataset)  # type: ignore[arg-type]
     warn_of_few_images(images, study.data.num_classes, split)
     losses = losses_on(study, searched, f"{strategy} search,")

@@ -1,9 +1,12 @@
 """How alike the activations after every two layers are."""
 
+from typing import Unpack
+
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
-from layershuffle.api.study import BatchSize, ModelLike, start_study
-from layershuffle.choices import Precision, Split
+from layershuffle.api.study import ModelLike, start_study
+from layershuffle.api.study_options import StudyOptions
+from layershuffle.choices import Split
 from layershuffle.evaluation.activations import cosine_similarities
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import Cosine
@@ -14,11 +17,7 @@ def similarity(
     data: DataLike = None,
     *,
     split: Split = "test",
-    seed: int = 0,
-    accelerator: str = "auto",
-    precision: Precision = "32-true",
-    compile: bool = False,
-    batch_size: BatchSize = None,
+    **options: Unpack[StudyOptions],
 ) -> Results:
     """Cosine similarity between the activations after every two layers, averaged over tokens and images.
 
@@ -28,11 +27,7 @@ def similarity(
         model: a model, or what ``layershuffle.load`` takes.
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         split: which images of the data set to use.
-        seed: decides everything random.
-        accelerator: Lightning's name of the device to run on.
-        precision: of the forward pass; "auto" measures which one is faster.
-        compile: whether to compile the layers, which takes about a minute.
-        batch_size: images per batch; "auto" takes the most that fit the GPU's memory.
+        options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.
 
     Returns:
         Results with the measure ``Cosine``.
@@ -40,16 +35,7 @@ def similarity(
     Raises:
         UserError: if there is no such model or data set.
     """
-    study = start_study(
-        model,
-        data,
-        split=split,
-        seed=seed,
-        accelerator=accelerator,
-        precision=precision,
-        compile=compile,
-        batch_size=batch_size,
-    )
+    study = start_study(model, data, split=split, **options)
     with progress_bar("comparing activations", len(study.batches), "batches") as advance:
         matrix = cosine_similarities(study.model, study.preprocess, study.batches, study.fabric, advance)
     rounded = [[round(value, 6) for value in row] for row in matrix.tolist()]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 from layershuffle.api.data import DataLike, as_data
 from layershuffle.api.introduction import introduce_input
 from layershuffle.api.progress import progress_bar
+from layershuffle.api.study_options import BatchSize
 from layershuffle.api.train import TrainedRun
 from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loaded_model import LoadedModel
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 ModelLike = str | Path | LoadedModel | TrainedRun
 """A model, what ``layershuffle.load`` takes, or what ``layershuffle.train`` returns: its best checkpoint."""
-BatchSize = int | Literal["auto"] | None
-"""Images per batch; "auto" takes the most that fit the GPU's memory, None as many as the data set says."""
 
 MOST_NAMED = 3
 """A warning about logits that are not numbers names so many orders."""
@@ -169,11 +167,11 @@ def start_study(
     data: DataLike,
     *,
     split: Split,
-    seed: int,
-    accelerator: str,
-    precision: Precision,
-    compile: bool,
-    batch_size: BatchSize,
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
+    compile: bool = False,
+    batch_size: BatchSize = None,
     is_shared: bool = False,
     keeps_classifier: bool = True,
 ) -> Study:
@@ -183,10 +181,10 @@ def start_study(
         model: a model, or what ``layershuffle.load`` takes. A model that is given is moved to the device.
         data: see ``layershuffle.api.data.as_data``.
         split: which of its images to use.
-        seed: decides everything random.
+        seed: decides everything random. ``StudyOptions`` says more about this and the next four.
         accelerator: Lightning's name of the device to run on.
         precision: of the forward pass.
-        compile: whether to compile the layers, which takes about a minute.
+        compile: whether to compile the layers.
         batch_size: images per batch.
         is_shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
         keeps_classifier: whether the model's own classifier is used, which must have the classes of the data.

@@ -31,6 +31,14 @@ def analyse_command(args: list[str] | None = None) -> "layershuffle.Results":
     """
     command = parse_study(analyse_parser(), args, "analysis")
     config = command.config
-    results = layershuffle.analyse(**command.arguments, study=config.study, layer=config.layer, images=config.images)
+    results = layershuffle.analyse(
+        command.model,
+        command.data,
+        split=config.split,
+        study=config.study,
+        layer=config.layer,
+        images=config.images,
+        **command.options,
+    )
     command.leave(results)
     return results

@@ -19,7 +19,14 @@ def depth_command(args: list[str] | None = None) -> "layershuffle.Results":
     add_options(parser, "repeats", random_orders=10)
     command = parse_study(parser, args, "depth")
     config = command.config
-    results = layershuffle.depth(**command.arguments, random_orders=config.random_orders, repeats=config.repeats)
+    results = layershuffle.depth(
+        command.model,
+        command.data,
+        split=config.split,
+        random_orders=config.random_orders,
+        repeats=config.repeats,
+        **command.options,
+    )
     command.leave(results)
     logger.info("choose a threshold for early exit on other images than those whose accuracy you report (--split val)")
     return results

@@ -33,11 +33,14 @@ def evaluate_command(args: list[str] | None = None) -> "layershuffle.Results":
         for option in protocol.options:
             options[option.name] = config[option.name]
     results = layershuffle.evaluate(
-        **command.arguments,
+        command.model,
+        command.data,
+        split=config.split,
         protocols=config.protocols,
         orders=config.order or [],
         random_orders=config.random_orders,
         **options,
+        **command.options,
     )
     command.leave(results)
     return results

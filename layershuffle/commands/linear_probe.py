@@ -12,6 +12,6 @@ def linear_probe_command(args: list[str] | None = None) -> "layershuffle.Results
         "test images. A vote of the nearest training images is the yardstick.",
     )
     command = parse_study(parser, args, "linear_probe", needs_classifier=False)
-    results = layershuffle.linear_probe(**command.arguments)
+    results = layershuffle.linear_probe(command.model, command.data, split=command.config.split, **command.options)
     command.leave(results)
     return results

@@ -47,7 +47,9 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
         check_export(command.model, config.export, is_refined=config.refine > 0)
 
     pruned = layershuffle.prune(
-        **command.arguments,
+        command.model,
+        command.data,
+        split=config.split,
         keep=config.keep,
         milliseconds=config.milliseconds,
         steps=config.steps,
@@ -55,6 +57,7 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
         rounds=config.rounds,
         fraction=config.fraction,
         repeats=config.repeats,
+        **command.options,
     )
     command.leave(pruned.results)
     print(

@@ -25,11 +25,14 @@ def search_command(args: list[str] | None = None) -> "layershuffle.Results":
     command = parse_study(parser, args, "search")
     config = command.config
     results = layershuffle.search(
-        **command.arguments,
+        command.model,
+        command.data,
+        split=config.split,
         strategy=config.strategy,
         start=config.start,
         rounds=config.rounds,
         fraction=config.fraction,
+        **command.options,
     )
     command.leave(results)
     for score in results.of("search"):

@@ -11,6 +11,6 @@ def similarity_command(args: list[str] | None = None) -> "layershuffle.Results":
         "Cosine similarity between the activations after every two layers, averaged over tokens and images.",
     )
     command = parse_study(parser, args, "similarity")
-    results = layershuffle.similarity(**command.arguments)
+    results = layershuffle.similarity(command.model, command.data, split=command.config.split, **command.options)
     command.leave(results)
     return results

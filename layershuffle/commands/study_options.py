@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from layershuffle.api.study_options import StudyOptions
 from layershuffle.commands.parser import Parser, asks_for_help
 from layershuffle.config_parser import option_values
 from layershuffle.errors import UserError
@@ -31,22 +32,19 @@ class StudyCommand:
 
     Attributes:
         config: all options as they were parsed, for those that only one study has.
-        arguments: the keyword arguments that the functions of all studies in ``layershuffle.api`` have in common: the
-            model, the data, the device and so on.
+        model: the model to study.
+        data: the data set.
+        options: how the study computes, as the functions in ``layershuffle.api`` take it.
         output: the results file; it is known that it can be written.
         logger: where else to send results, if anywhere.
     """
 
     config: Namespace
-    arguments: dict[str, Any]
+    model: LoadedModel
+    data: ImageData
+    options: StudyOptions
     output: Path
     logger: Logger | None
-
-    @property
-    def model(self) -> LoadedModel:
-        """The model to study."""
-        loaded: LoadedModel = self.arguments["model"]
-        return loaded
 
     def leave(self, results: Results) -> None:
         """Save what the study has found, print it, draw it, and send it to the logger."""
@@ -72,18 +70,7 @@ def study_parser(name: str, description: str, split: str = "test") -> Parser:
     )
     add_positionals(parser, "checkpoint")
     parser.add_argument("--config", action="config", help="A file with some of these options, such as a data config.")
-    add_options(
-        parser,
-        "seed",
-        "pretrained",
-        "img_size",
-        "accelerator",
-        "precision",
-        "compile",
-        "batch_size",
-        "output",
-        split=split,
-    )
+    add_options(parser, *StudyOptions.__annotations__, "pretrained", "img_size", "output", split=split)
     return parser
 
 
@@ -122,17 +109,14 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
     wandb_runs.continue_wandb(config.get("logger"), loaded.wandb)
     place(config.get("logger"))
     objects = parser.instantiate_classes(config)
-    arguments = {
-        "model": loaded,
-        "data": objects.data,
-        "split": config.split,
-        "seed": config.seed,
-        "accelerator": config.accelerator,
-        "precision": config.precision,
-        "compile": config.compile,
-        "batch_size": config.batch_size,
-    }
-    return StudyCommand(config, arguments, output, objects.get("logger"))
+    options = StudyOptions(
+        seed=config.seed,
+        accelerator=config.accelerator,
+        precision=config.precision,
+        compile=config.compile,
+        batch_size=config.batch_size,
+    )
+    return StudyCommand(config, loaded, objects.data, options, output, objects.get("logger"))
 
 
 def add_data(parser: Parser, args: Sequence[str], help: str = DATA_HELP) -> None:

@@ -20,7 +20,6 @@ from layershuffle.orders.order import Order
 from layershuffle.results import Results
 from layershuffle.results.measures import Grouping, Pruning
 
-PLAIN = {"seed": 0, "accelerator": "cpu", "precision": "32-true", "compile": False, "batch_size": None}
 FEW = ["--repeats=1", "--data.train_images=600"]
 
 
@@ -69,7 +68,7 @@ def test_what_is_kept_is_scored_timed_exported_and_refined(trained, capsys, imag
 
 
 def test_times_never_fall_with_more_layers(trained, monkeypatch):
-    study = start_study(trained, None, split="val", **PLAIN)
+    study = start_study(trained, None, split="val", accelerator="cpu")
     monkeypatch.setattr("layershuffle.api.depth.seconds_per_image", lambda *_: [1.0, 3.0, 2.0, 5.0, 4.0])
     assert seconds_by_depth(study, repeats=1) == {1: 1.0, 2: 2.0, 3: 2.0, 4: 4.0, 5: 4.0}
 
