@@ -13,6 +13,8 @@ from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
 from layershuffle.results import ModelInfo, Results, tables
 from layershuffle.results.markdown import code, plain
+from layershuffle.results.measures import ByClassCounts
+from layershuffle.results.score import Variant
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,20 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
             raise UserError(f"the results of {evaluated.source} are of another checkpoint than {info.source}")
 
     text = ""
+    all_rows: tables.Rows = []
     for evaluation in evaluations:
         results = evaluation if order is None else _only(order, evaluation)
-        for header, rows in tables.of(results).values():
-            name = plain(results.data.name)
-            text += f"{name}, {results.data.images} images ({plain(str(results.data.split))}):\n\n"
+        for table_name, (header, rows) in tables.of(results).items():
+            data = results.data
+            about = [plain(data.name), f"{data.images} images ({plain(str(data.split))})"]
+            if table_name in tables.HEADINGS:
+                about.append(tables.HEADINGS[table_name])
+            text += f"{', '.join(about)}:\n\n"
             text += f"{tables.markdown(header, rows)}\n"
+            all_rows += rows
     if text:
         scores = itertools.chain.from_iterable(evaluation.scores for evaluation in evaluations)
-        return text + tables.meaning({info.name: 1}, tables.ran_per_batch(scores))
+        return text + tables.meaning({info.name: 1}, tables.ran_per_batch(scores), all_rows)
     if order is not None:
         return f"Not measured in the order {order}."
     return "Not measured."
@@ -123,8 +130,16 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
 
 def _only(order: Order, results: Results) -> Results:
     """The results with nothing but the first score of ``order``, which is shown as an order that the user gave."""
+    variant: Variant = {"order": str(order)}
     for score in results.scores:
-        if score.order and Order(score.order) == order:
-            shown = replace(score, protocol="given", variant={"order": str(order)})
-            return replace(results, scores=[shown], measures=())
+        if not (score.order and Order(score.order) == order):
+            continue
+        measures = []
+        by_class = results.measure(ByClassCounts)
+        # Counts over several orders say nothing of one of them.
+        counts = by_class.of(tables.name_of((score.protocol, *score.variant.values()))) if by_class else None
+        if by_class and counts and counts.samples == 1:
+            measures.append(replace(by_class, orders=[replace(counts, protocol="given", variant=variant)]))
+        shown = replace(score, protocol="given", variant=variant)
+        return replace(results, scores=[shown], measures=tuple(measures))
     return replace(results, scores=[], measures=())

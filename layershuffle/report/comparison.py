@@ -36,8 +36,7 @@ def comparison(several: Sequence[Results], without: Container[str] = ()) -> tupl
         rows.append([tables.name_of(group), *accuracies])
     seeds = {method: len(models) for method, models in methods.items()}
     per_batch = any(tables.ran_per_batch(results.scores) for results in several)
-    too_wide = any(tables.NO_INTERVAL in text for row in rows for text in row)
-    caption = tables.meaning(seeds, per_batch, too_wide)
+    caption = tables.meaning(seeds, per_batch, rows)
     return Table(["top-1 %", *methods], rows), caption
 
 

@@ -487,3 +487,29 @@ def test_the_accuracy_of_each_class_is_the_mean_over_seeds(tmp_path):
         [("wren",), ("50",), ("50.00",)],
         [("tit",), ("30",), ("50.00",)],
     ]
+
+
+def test_skewed_classes_have_means_over_classes(tmp_path):
+    for seed, balanced in ((0, 0.4), (1, 0.6)):
+        found = own("baseline", seed)
+        counts = found.measure(ByClassCounts)
+        with_means = replace(counts.orders[0], balanced_accuracy=balanced, macro_f1=0.3)
+        replace(found, measures=(replace(counts, orders=[with_means]),)).save(tmp_path / f"{seed}.json")
+    found = sections(*collect(tmp_path))
+    rows = table(found, "Accuracy of each class")
+    # Of 100 images in classes of 50, 30 and 20, half of each class are right.
+    assert rows == [[("baseline, sequential",), ("50.00",), ("50.00",), ("30.00",)]]
+    assert len(table(found, "Accuracy of each class", at=1)) == 3
+
+
+def test_an_interval_that_tells_nothing_is_explained_where_it_stands(tmp_path):
+    results(arbitrary=(0.1, 0.7)).save(tmp_path / "wide.json")
+    found = sections(*collect(tmp_path))
+    assert table(found, "Table 1")[2][1][0] == "40.00 ± n/a"
+    caption = next(section for section in found if section.title.startswith("Table 1")).parts[0].caption
+    assert tables.TOO_WIDE in caption
+    summary = next(section for section in found if section.title == "Summary")
+    assert summary.parts[0].data.rows[1][3] == "n/a"
+    results(arbitrary=(0.6, 0.7)).save(tmp_path / "wide.json")
+    narrow = next(section for section in sections(*collect(tmp_path)) if section.title.startswith("Table 1"))
+    assert ("± n/a" in narrow.parts[0].texts()[2][1]) == (tables.TOO_WIDE in narrow.parts[0].caption)

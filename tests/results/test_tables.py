@@ -44,7 +44,8 @@ def test_an_interval_wider_than_all_accuracies_is_not_shown():
     wide = estimate([[score("arbitrary", 0.1, order="1 0"), score("arbitrary", 0.7, order="0 1")]])
     assert wide.ci95 > 0.5
     assert tables.percent(wide) == "40.00 ± n/a"
-    assert "n/a" in tables.meaning({"a": 1}, per_batch=False, too_wide=True)
+    assert tables.TOO_WIDE in tables.meaning({"a": 1}, per_batch=False, rows=[["sequential", "40.00 ± n/a"]])
+    assert tables.TOO_WIDE not in tables.meaning({"a": 1}, per_batch=False, rows=[["n/a", "40.00 ± 1.00"]])
 
 
 def test_no_cell_of_a_csv_file_is_a_formula_and_all_are_utf_8():

@@ -8,7 +8,9 @@ from layershuffle.report.page import Picture, Section, Table, TableCell, slug
 from layershuffle.report.sections.wording import Rows, heading, texts
 from layershuffle.report.setups import SetupResults
 from layershuffle.results import Results
+from layershuffle.results.levels import MOST_FREQUENT
 from layershuffle.results.measures import ByClassCounts
+from layershuffle.results.measures.by_class import MEANS
 
 MAX_CLASSES = 50
 """How many rows the table of classes has at most."""
@@ -18,7 +20,7 @@ Counted = dict[str, tuple[Results, ByClassCounts]]
 
 
 def classes(setup: SetupResults) -> Section | None:
-    """A table of the methods, and the confusions of the first model of each."""
+    """Tables of the methods, and the confusions of the first model of each."""
     methods: dict[str, Counted] = {}
     for method in setup.main_methods:
         files = _counted(setup, method)
@@ -26,7 +28,11 @@ def classes(setup: SetupResults) -> Section | None:
             methods[method] = files
     if not methods or ByClassCounts.section is None:
         return None
-    parts: list[Table | Picture] = [_table(methods)]
+    parts: list[Table | Picture] = []
+    balanced = _balanced(methods)
+    if balanced:
+        parts.append(balanced)
+    parts.append(_table(methods))
     parts += [_confusion(method, files) for method, files in methods.items()]
     return Section(heading(ByClassCounts.section.title, setup), [], parts)
 
@@ -42,18 +48,53 @@ def _counted(setup: SetupResults, method: str) -> Counted:
     return files
 
 
+def _first(methods: dict[str, Counted]) -> tuple[Results, ByClassCounts]:
+    """The first file of the first method, which says what the classes are."""
+    first_files = next(iter(methods.values()))
+    return next(iter(first_files.values()))
+
+
+def _alike(methods: dict[str, Counted]) -> dict[str, list[ByClassCounts]]:
+    """The counts of each method, of models that were tested on the same images: only these can be averaged."""
+    _, first_counts = _first(methods)
+    alike = {}
+    for method, files in methods.items():
+        alike[method] = [counts for _, counts in files.values() if counts.images == first_counts.images]
+    return alike
+
+
+def _balanced(methods: dict[str, Counted]) -> Table | None:
+    """Of skewed data the means in which every class has the same weight, a row for each method and kind of order."""
+    first_results, first_counts = _first(methods)
+    shares = first_counts.levels(first_results)
+    if not shares:
+        return None
+    rows: Rows = []
+    for method, several in _alike(methods).items():
+        by_order: dict[str, list[tuple[float, float, float]]] = {}
+        for counts in several:
+            for order in counts.orders:
+                means = counts.means(order)
+                if means:
+                    by_order.setdefault(order.name, []).append(means)
+        for order_name, of_models in by_order.items():
+            columns = [f"{100 * fmean(column):.2f}" for column in zip(*of_models)]
+            rows.append([f"{method}, {order_name}", *columns])
+    caption = (
+        f"The most frequent class has {shares[MOST_FREQUENT]:.2f}% of the images. In balanced accuracy and macro F1 "
+        "each class counts the same. Means over seeds."
+    )
+    return Table(caption, ["", *MEANS], rows) if rows else None
+
+
 def _table(methods: dict[str, Counted]) -> Table:
     """A row for each class, those first that some method classifies worst."""
-    # The first file of the first method says what the classes are.
-    first_files = next(iter(methods.values()))
-    first_results, first_counts = next(iter(first_files.values()))
+    first_results, first_counts = _first(methods)
     names = first_counts.class_names(first_results)
     images = first_counts.images
     sequential: dict[str, list[float]] = {}
     arbitrary: dict[str, list[float]] = {}
-    for method, files in methods.items():
-        # Only models that were tested on the same images can be averaged.
-        alike = [counts for _, counts in files.values() if counts.images == images]
+    for method, alike in _alike(methods).items():
         sequential[method] = _accuracies(alike, "sequential")
         arbitrary[method] = _accuracies(alike, "arbitrary, fixed")
 

@@ -19,7 +19,7 @@ def merged(setups: Sequence[SetupResults]) -> Section | None:
     text = "Each layer comes at random from one of the models that the same method trained with different seeds."
     if any(setup.in_paper for setup in setups):
         text += " The paper's first version (arXiv 2407.04513v1) found no loss of accuracy."
-    table = Table(f"Top-1 in percent. {meaning(setups)}", ["", "sources", "merged"], rows)
+    table = Table(f"Top-1 in percent. {meaning(setups, rows)}", ["", "sources", "merged"], rows)
     return Section("Merged models", [text], [table])
 
 

@@ -41,7 +41,7 @@ def table_1(setups: Sequence[SetupResults]) -> Section | None:
     rows = by_setup(setups, of_setup)
     if not rows:
         return None
-    caption = f"Top-1 accuracy in percent. {READ_IN_TWO_WAYS} {meaning(setups, methods)}"
+    caption = f"Top-1 accuracy in percent. {READ_IN_TWO_WAYS} {meaning(setups, rows, methods)}"
     ours = Table(caption, ["", *methods], rows)
     if not any(setup.in_paper for setup in setups):
         return Section("Sequential and arbitrary order", [], [ours])
@@ -107,4 +107,4 @@ def position_accuracy(setups: Sequence[SetupResults]) -> Section | None:
     text = "Percent of the positions that the layers predict rightly."
     if any(setup.in_paper for setup in setups):
         text += f" The paper reports {paper.POSITION_ACCURACY} (section 4.1)."
-    return Section("Position prediction", [text], [Table(meaning(setups), ["", "right, %"], rows)])
+    return Section("Position prediction", [text], [Table(meaning(setups, rows), ["", "right, %"], rows)])

@@ -9,7 +9,7 @@ from layershuffle.report.curves import Bar
 from layershuffle.report.page import Picture, Section, Table
 from layershuffle.report.sections.wording import picture
 from layershuffle.report.setups import SetupResults
-from layershuffle.results import Estimate, estimate
+from layershuffle.results import Estimate, estimate, tables
 
 
 def summary(setups: Sequence[SetupResults]) -> Section:
@@ -60,9 +60,8 @@ def _data(bars: Sequence[Bar], setup: SetupResults) -> Table:
     """The bars in numbers, and the levels that are drawn as lines."""
     data = Table("top-1 in percent", ["order", "method", "mean", "95% interval, half", "seeds"], [])
     for bar in bars:
-        half = bar.accuracy.ci95
-        interval = "" if half is None else f"{100 * half:.2f}"
-        data.rows.append([bar.order, bar.method, f"{100 * bar.accuracy.mean:.2f}", interval, str(bar.accuracy.models)])
+        mean = f"{100 * bar.accuracy.mean:.2f}"
+        data.rows.append([bar.order, bar.method, mean, tables.half_interval(bar.accuracy), str(bar.accuracy.models)])
     for level, value in setup.levels.items():
         data.rows.append(["", level, f"{value:.2f}", "", ""])
     return data

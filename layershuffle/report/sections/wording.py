@@ -48,8 +48,8 @@ def by_setup(setups: Sequence[SetupResults], rows_of: Callable[[SetupResults], R
     return all_rows
 
 
-def meaning(setups: Sequence[SetupResults], methods: Sequence[str] | None = None) -> str:
-    """What ± stands for in a table of these methods, by default all."""
+def meaning(setups: Sequence[SetupResults], rows: Rows, methods: Sequence[str] | None = None) -> str:
+    """What ± stands for in the rows of a table of these methods, by default all."""
     seeds: dict[str, int] = {}
     for setup in setups:
         for method in setup.methods if methods is None else methods:
@@ -60,4 +60,4 @@ def meaning(setups: Sequence[SetupResults], methods: Sequence[str] | None = None
     if not seeds:
         return ""
     per_batch = any(tables.ran_per_batch(results.scores) for setup in setups for results in setup.files.values())
-    return tables.meaning(seeds, per_batch)
+    return tables.meaning(seeds, per_batch, Table("", [], rows).texts())

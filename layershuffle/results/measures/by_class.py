@@ -22,6 +22,8 @@ MAX_IN_TABLE = 100
 """With more classes, the table lists the most frequent mistakes in place of the whole confusion matrix."""
 MAX_IN_PICTURE = 30
 """With more classes, the picture has bars for the most frequent mistakes in place of the whole confusion matrix."""
+MEANS = ("top-1 %", "balanced accuracy %", "macro F1 %")
+"""The columns of the table of means in which every class has the same weight, with the accuracy beside them."""
 MISTAKES = 25
 """How many mistakes are drawn as bars."""
 
@@ -108,6 +110,13 @@ class ByClassCounts(Measure):
                 return counts
         return None
 
+    def means(self, counts: OrderCounts) -> tuple[float, float, float] | None:
+        """What MEANS names, 0 to 1, of one kind of order; None for older files, which lack the last two."""
+        if counts.balanced_accuracy is None or counts.macro_f1 is None:
+            return None
+        top1 = sum(counts.right) / counts.samples / max(1, sum(self.images))
+        return top1, counts.balanced_accuracy, counts.macro_f1
+
     @property
     def most_frequent(self) -> int:
         """The class with the most images."""
@@ -133,14 +142,11 @@ class ByClassCounts(Measure):
     def balanced(self, results: Results) -> Table:
         """The top-1 accuracy, and the means in which every class has the same weight; empty for older files."""
         rows = []
-        all_images = sum(self.images)
         for counts in self.orders:
-            if counts.balanced_accuracy is None or counts.macro_f1 is None:
-                continue
-            top1 = sum(counts.right) / counts.samples / max(1, all_images)
-            shares = (top1, counts.balanced_accuracy, counts.macro_f1)
-            rows.append([counts.name, *(f"{100 * share:.2f}" for share in shares)])
-        return Table(["order", "top-1 %", "balanced accuracy %", "macro F1 %"], rows)
+            shares = self.means(counts)
+            if shares:
+                rows.append([counts.name, *(f"{100 * share:.2f}" for share in shares)])
+        return Table(["order", *MEANS], rows)
 
     def accuracies(self, results: Results) -> Table:
         """The accuracy of each class, and what it is mistaken for most often. The lowest accuracies come first."""

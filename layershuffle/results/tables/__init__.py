@@ -1,14 +1,15 @@
 """Results as tables, for the terminal, for Markdown and as CSV."""
 
 from layershuffle.results.table import Rows, Table, as_csv, markdown, terminal
-from layershuffle.results.tables.printed import as_text, printed, title
+from layershuffle.results.tables.printed import HEADINGS, as_text, printed, title
 from layershuffle.results.tables.scores import full_depth, grid, of, shown
 from layershuffle.results.tables.wording import (
-    NO_INTERVAL,
     ONE_SEED,
     PER_BATCH,
     SEVERAL_SEEDS,
+    TOO_WIDE,
     Group,
+    half_interval,
     meaning,
     name_of,
     percent,
@@ -17,10 +18,11 @@ from layershuffle.results.tables.wording import (
 )
 
 __all__ = [
-    "NO_INTERVAL",
+    "HEADINGS",
     "ONE_SEED",
     "PER_BATCH",
     "SEVERAL_SEEDS",
+    "TOO_WIDE",
     "Group",
     "Rows",
     "Table",
@@ -28,6 +30,7 @@ __all__ = [
     "as_text",
     "full_depth",
     "grid",
+    "half_interval",
     "markdown",
     "meaning",
     "name_of",

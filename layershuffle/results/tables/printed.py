@@ -7,9 +7,9 @@ import rich.table
 from rich.console import Console
 
 from layershuffle.results.record import Results
-from layershuffle.results.table import terminal
+from layershuffle.results.table import Rows, terminal
 from layershuffle.results.tables.scores import of
-from layershuffle.results.tables.wording import NO_INTERVAL, meaning, ran_per_batch, to_compare_with
+from layershuffle.results.tables.wording import meaning, ran_per_batch, to_compare_with
 
 LOWEST = 12
 """So many classes, those of the lowest accuracy, are printed; the CSV file has all."""
@@ -28,8 +28,7 @@ def title(results: Results) -> str:
 
 def printed(results: Results) -> Iterator[rich.table.Table | str]:
     """The tables that results fill, what to compare them with, and what their intervals mean."""
-    has_intervals = False
-    too_wide = False
+    all_rows: Rows = []
     for name, (header, rows) in of(results).items():
         heading = HEADINGS.get(name, f"{name}: top-1 %")
         if name == "orders":
@@ -40,14 +39,12 @@ def printed(results: Results) -> Iterator[rich.table.Table | str]:
             shown = rows[:LOWEST]
             heading += f", the lowest {LOWEST} of {len(rows)}"
         yield terminal(header, shown, heading)
-        for row in rows:
-            has_intervals = has_intervals or any("±" in text for text in row)
-            too_wide = too_wide or any(NO_INTERVAL in text for text in row)
+        all_rows += rows
     has_levels = any(measure.levels(results) for measure in results.measures)
     if results.scores or has_levels:
         yield to_compare_with(results)
-    if has_intervals:
-        yield meaning({results.label: 1}, ran_per_batch(results.scores), too_wide)
+    if any("±" in text for row in all_rows for text in row):
+        yield meaning({results.label: 1}, ran_per_batch(results.scores), all_rows)
 
 
 def as_text(results: Results) -> str:

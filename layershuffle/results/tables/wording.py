@@ -20,8 +20,8 @@ ONE_SEED = (
 SEVERAL_SEEDS = "± is half the width of a 95% confidence interval over training seeds, random orders and test images."
 WIDEST = 0.5
 """An interval whose half is wider than this is wider than the range of accuracies, 0 to 1, and tells nothing."""
-NO_INTERVAL = "± n/a"
-TOO_WIDE = f"{NO_INTERVAL}: too few orders or seeds for an interval narrower than 0 to 100."
+NO_INTERVAL = "n/a"
+TOO_WIDE = f"± {NO_INTERVAL}: too few orders or seeds for an interval narrower than 0 to 100."
 PER_BATCH = "Where every batch ran in a new order there is a single score, from which no interval can be computed."
 
 
@@ -30,20 +30,26 @@ def percent(accuracy: Estimate | None) -> str:
     if accuracy is None:
         return "missing"
     text = f"{100 * accuracy.mean:.2f}"
+    half = half_interval(accuracy)
+    return f"{text} ± {half}" if half else text
+
+
+def half_interval(accuracy: Estimate) -> str:
+    """Half the width of the 95% interval in percent; "n/a" where it is too wide to tell anything, "" where unknown."""
     if accuracy.ci95 is None:
-        return text
+        return ""
     if accuracy.ci95 > WIDEST:
-        return f"{text} {NO_INTERVAL}"
-    return f"{text} ± {100 * accuracy.ci95:.2f}"
+        return NO_INTERVAL
+    return f"{100 * accuracy.ci95:.2f}"
 
 
-def meaning(seeds: Mapping[str, int], per_batch: bool, too_wide: bool = False) -> str:
+def meaning(seeds: Mapping[str, int], per_batch: bool, rows: Iterable[Iterable[str]]) -> str:
     """What ± stands for in a table.
 
     Args:
         seeds: the number of seeds of each method.
         per_batch: whether the table has scores of orders that were new in every batch, see ``ran_per_batch``.
-        too_wide: whether the table has intervals that are too wide to be shown.
+        rows: the cells of the table, in which some intervals may be too wide to be shown.
     """
     single = [method for method, count in seeds.items() if count == 1]
     text = ONE_SEED
@@ -53,7 +59,7 @@ def meaning(seeds: Mapping[str, int], per_batch: bool, too_wide: bool = False) -
             text += f" For {', '.join(single)}, which has one seed, it does not cover other training seeds."
     if single and per_batch:
         text += f" {PER_BATCH}"
-    if too_wide:
+    if any(f"± {NO_INTERVAL}" in cell for row in rows for cell in row):
         text += f" {TOO_WIDE}"
     if len(seeds) > 1:
         text += " All methods share the test images, so differences between them are more certain than ± suggests."
