@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import SMALL
+from helpers import DIGITS, QUIET, SMALL, train
 
 import layershuffle
 from layershuffle.commands.logs import set_up_logging
@@ -28,3 +28,14 @@ def small():
 @pytest.fixture
 def images():
     return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def shuffled_digits(tmp_path_factory):
+    """The checkpoint of a five-layer model of the digits, trained with shuffled layers. No test may change it."""
+    folder = tmp_path_factory.mktemp("shuffled_digits")
+    options = ["--model.depth=5", "--model.sampler=Shuffle", "--trainer.max_epochs=2", "--data.train_images=600"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train([*DIGITS, *QUIET, *options, "--trainer.logger=false", f"--checkpoint.dirpath={folder}"])
+    return str(folder / "best.ckpt")

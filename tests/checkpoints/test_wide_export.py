@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import DIGITS, QUIET, train
 from packaging.version import Version
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
@@ -30,17 +29,6 @@ PIXELS = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Gen
 
 def loaded(model):
     return LoadedModel(model, ModelInfo(name="small", source="here", config=model.config))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A five-layer model of the digits, trained with shuffled layers."""
-    folder = tmp_path_factory.mktemp("trained")
-    options = ["--model.depth=5", "--model.sampler=Shuffle", "--trainer.max_steps=2", "--data.train_images=200"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train([*DIGITS, *QUIET, *options, "--trainer.logger=false", f"--checkpoint.dirpath={folder}"])
-    return str(folder / "best.ckpt")
 
 
 @pytest.fixture(autouse=True)
@@ -91,11 +79,11 @@ def test_programs_are_merged_too(small, tmp_path, form):
         assert weights["vit.blocks.0.steps.0.0.qkv.weight"].shape == (3 * 3 * 32, 32)
 
 
-def test_the_command_merges_groups_and_says_so(trained, capsys):
+def test_the_command_merges_groups_and_says_so(shuffled_digits, capsys):
     order = "(0a+1a+2a) (0f+1f+2f) 3 4"
-    evaluate_command([trained, "--order", order, "--output=results.json"])
+    evaluate_command([shuffled_digits, "--order", order, "--output=results.json"])
     capsys.readouterr()
-    export_command([trained, "out", "--order", order, "--results=results.json", "--license=mit"])
+    export_command([shuffled_digits, "out", "--order", order, "--results=results.json", "--license=mit"])
     said = capsys.readouterr().out
     assert "one wide layer: 5 attentions as 3, 5 feed-forward networks as 3\n" in said
     assert "exported to out: out/README.md says how wide_vit.py runs it" in said
@@ -103,22 +91,22 @@ def test_the_command_merges_groups_and_says_so(trained, capsys):
     assert f"| given, {order} | 1 |" in card
     assert "5 attentions as 3" in card
     assert json.loads(Path("out/config.json").read_text())["pretrained_cfg"]["license"] == "mit"
-    assert trained_on("out") == trained_on(trained)
+    assert trained_on("out") == trained_on(shuffled_digits)
     if Version(timm.__version__) >= Version("1.0.31"):
         with pytest.raises(RuntimeError, match=r"its layers are merged; use wide_vit\.py in its folder"):
             timm.create_model("local-dir:out", pretrained=True)
-    export_command([trained, "program", "--order", order, "--format=torch-export"])
+    export_command([shuffled_digits, "program", "--order", order, "--format=torch-export"])
     assert "one wide layer: 5 attentions as 3, 5 feed-forward networks as 3\n" in capsys.readouterr().out
 
 
-def test_what_is_not_merged_says_why(trained, capsys):
+def test_what_is_not_merged_says_why(shuffled_digits, capsys):
     late = "0 1 2<1 (3a+4a)"
     with pytest.raises(ValueError, match=r"the step 2<1 reads an older state .* a program"):
-        export_command([trained, "out", "--order", late])
+        export_command([shuffled_digits, "out", "--order", late])
     assert not Path("out").exists()
-    export_command([trained, "out", "--order", late, "--format=torch-export"])
+    export_command([shuffled_digits, "out", "--order", late, "--format=torch-export"])
     assert "\nnot merged, " in capsys.readouterr().out
-    export_command([trained, "plain", "--order", "4 0 1", "--format=torch-export"])
+    export_command([shuffled_digits, "plain", "--order", "4 0 1", "--format=torch-export"])
     assert "merged" not in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import yaml
-from helpers import DIGITS, QUIET, fails, train
+from helpers import QUIET, fails, train
 
 import layershuffle
 from layershuffle.api.depth import seconds_by_depth
@@ -23,24 +23,13 @@ from layershuffle.results.measures import Grouping, Pruning
 FEW = ["--repeats=1", "--data.train_images=600"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A five-layer model of the digits, trained with shuffled layers."""
-    folder = tmp_path_factory.mktemp("trained")
-    options = ["--model.depth=5", "--model.sampler=Shuffle", "--trainer.max_epochs=2", "--data.train_images=600"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train([*DIGITS, *QUIET, *options, "--trainer.logger=false", f"--checkpoint.dirpath={folder}"])
-    return str(folder / "best.ckpt")
-
-
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_what_is_kept_is_scored_timed_exported_and_refined(trained, capsys, images):
-    results = prune_command([trained, *FEW, "--keep=2", "--output=p.json", "--export=out"]).results
+def test_what_is_kept_is_scored_timed_exported_and_refined(shuffled_digits, capsys, images):
+    results = prune_command([shuffled_digits, *FEW, "--keep=2", "--output=p.json", "--export=out"]).results
     said = capsys.readouterr().out
     assert Results.load("p.json") == results
     own, *thinned = [score for score in results.of("prune") if "sequence" not in score.variant]
@@ -56,7 +45,7 @@ def test_what_is_kept_is_scored_timed_exported_and_refined(trained, capsys, imag
     # The export: a plain model of two layers, its score on the images that weren't searched on, a config to refine it.
     plain = timm.create_model("local-dir:out", pretrained=True).eval()
     with torch.inference_mode():
-        assert torch.equal(plain(images), load(trained).model.eval()(images, chosen).logits)
+        assert torch.equal(plain(images), load(shuffled_digits).model.eval()(images, chosen).logits)
     (score,) = [score for score in results.of("prune") if score.order == str(chosen)]
     card = Path("out/README.md").read_text()
     assert re.search(rf"\| given, {chosen} \| 1 \| {100 * score.top1:.2f}", card)
@@ -67,37 +56,37 @@ def test_what_is_kept_is_scored_timed_exported_and_refined(trained, capsys, imag
     assert yaml.safe_load(Path("out/refine.yaml").read_text())["model"]["pretrained"] == "out/model.safetensors"
 
 
-def test_times_never_fall_with_more_layers(trained, monkeypatch):
-    study = start_study(trained, None, split="val", accelerator="cpu")
+def test_times_never_fall_with_more_layers(shuffled_digits, monkeypatch):
+    study = start_study(shuffled_digits, None, split="val", accelerator="cpu")
     monkeypatch.setattr("layershuffle.api.depth.seconds_per_image", lambda *_: [1.0, 3.0, 2.0, 5.0, 4.0])
     assert seconds_by_depth(study, repeats=1) == {1: 1.0, 2: 2.0, 3: 2.0, 4: 4.0, 5: 4.0}
 
 
-def test_without_a_budget_of_time_the_search_comes_first_and_only_what_is_shown_is_timed(trained, monkeypatch):
+def test_without_a_budget_of_time_the_search_comes_first_and_only_what_is_shown_is_timed(shuffled_digits, monkeypatch):
     calls = []
     monkeypatch.setattr("layershuffle.api.prune.climb", lambda order, *_: calls.append("search") or [(order, 0.0)])
     original = seconds_by_depth
     monkeypatch.setattr(
         "layershuffle.api.prune.seconds_by_depth", lambda *args: calls.append("time") or original(*args)
     )
-    pruned = layershuffle.prune(trained, keep=4, repeats=1)
+    pruned = layershuffle.prune(shuffled_digits, keep=4, repeats=1)
     assert calls == ["search", "time"]
     assert list(pruned.results.measure(Pruning).milliseconds) == [4, 5]
 
 
-def test_few_images_per_class_are_warned_of(trained, caplog):
+def test_few_images_per_class_are_warned_of(shuffled_digits, caplog):
     with caplog.at_level("WARNING", "layershuffle"):
-        layershuffle.prune(trained, keep=4, repeats=1, rounds=0)
+        layershuffle.prune(shuffled_digits, keep=4, repeats=1, rounds=0)
     (warning,) = caplog.records
     images, classes, per_class = warning.args[:3]
     assert images < classes * per_class == 10 * 10
 
 
-def test_a_budget_of_time_and_refinement(trained, capsys):
-    results = prune_command([trained, *FEW, "--milliseconds=1e6", "--output=p.json"]).results
+def test_a_budget_of_time_and_refinement(shuffled_digits, capsys):
+    results = prune_command([shuffled_digits, *FEW, "--milliseconds=1e6", "--output=p.json"]).results
     assert results.measure(Pruning).chosen.count(" ") == 4  # everything is quick enough
     assert "export it with: layershuffle export" in capsys.readouterr().out
-    prune_command([trained, *FEW, "--keep=1", "--rounds=0", "--output=q.json", "--export=out", "--refine=1"])
+    prune_command([shuffled_digits, *FEW, "--keep=1", "--rounds=0", "--output=q.json", "--export=out", "--refine=1"])
     (best,) = re.findall("refined: (.*); export it with", capsys.readouterr().out)
     before, after = load("out").model.vit, load(best).model.vit
     assert len(after.blocks) == 1
@@ -105,9 +94,9 @@ def test_a_budget_of_time_and_refinement(trained, capsys):
     assert (before.blocks[0].mlp.fc1.weight - after.blocks[0].mlp.fc1.weight).abs().max() < 0.1
 
 
-def test_layers_are_grouped_into_few_steps_timed_and_exported(trained, capsys, images):
+def test_layers_are_grouped_into_few_steps_timed_and_exported(shuffled_digits, capsys, images):
     options = ["--keep=4", "--steps=2", "--rounds=2", "--output=p.json", "--export=out"]
-    results = prune_command([trained, *FEW, *options]).results
+    results = prune_command([shuffled_digits, *FEW, *options]).results
     said = capsys.readouterr().out
     assert Results.load("p.json") == results
     grouping = results.measure(Grouping)
@@ -127,11 +116,11 @@ def test_layers_are_grouped_into_few_steps_timed_and_exported(trained, capsys, i
     assert f"| {100 * scores[-1].top1:.2f}" in Path("out/README.md").read_text()
     wide = runpy.run_path("out/wide_vit.py")["load"]("out")
     with torch.inference_mode():
-        expected = load(trained).model.eval()(images, grouping.chosen).logits
+        expected = load(shuffled_digits).model.eval()(images, grouping.chosen).logits
         torch.testing.assert_close(wide(images), expected, rtol=0, atol=1e-5)
 
 
-def test_what_is_not_pruned(trained, tmp_path, capsys):
+def test_what_is_not_pruned(shuffled_digits, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     for options, complaint in [
@@ -147,5 +136,5 @@ def test_what_is_not_pruned(trained, tmp_path, capsys):
         (["--keep=2", "--steps=3"], "2 layers can't run in 3 steps"),
         (["--keep=2", "--steps=1", "--export=out", "--refine=1"], "can't be refined"),
     ]:
-        assert complaint in fails(capsys, prune_command, trained, *FEW, "--output=p.json", *options)
+        assert complaint in fails(capsys, prune_command, shuffled_digits, *FEW, "--output=p.json", *options)
     assert not (tmp_path / "p.json").exists()
