@@ -1,5 +1,6 @@
 """Samplers: each samples the order of a training step."""
 
+import abc
 import inspect
 import random
 from collections.abc import Callable
@@ -57,7 +58,8 @@ def all_samplers(base: type[OrderSampler] = OrderSampler) -> list[type[OrderSamp
     """All classes of samplers that have been imported; each comes before those that derive from it."""
     samplers = []
     for sampler in base.__subclasses__():
-        samplers.append(sampler)
+        if not inspect.isabstract(sampler):
+            samplers.append(sampler)
         samplers += all_samplers(sampler)
     return samplers
 
@@ -77,15 +79,6 @@ def _uniform(least: int, most: int, rng: random.Random) -> int:
     least = min(least, most)
     # Not rng.randint, whose numbers may change with the version of Python.
     return least + int(rng.random() * (most - least + 1))
-
-
-def _random_layers(k_min: int | None, depth: int, rng: random.Random) -> Order:
-    """Layers in random sequence: all of them, or with ``k_min`` a random number of them from that on."""
-    order = permutation(depth, rng)
-    if k_min is None:
-        return order
-    # The first k layers of a random permutation are a random choice in random sequence.
-    return order[: _uniform(k_min, depth, rng)]
 
 
 class Sequential(OrderSampler):
@@ -165,63 +158,8 @@ class RandomSubset(OrderSampler):
         self.k_min = k_min
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        return _random_layers(self.k_min, depth, rng)
-
-
-class RandomGroups(OrderSampler):
-    """Layers in random sequence and in groups that run side by side, so that a model runs at any width.
-
-    The number of groups is uniform from ``g_min`` to the number of layers, and their sizes differ by one at most. With
-    ``k_min`` the layers are a random choice, too, as in ``RandomSubset``: one training for any order, any subset and
-    any width.
-
-    Args:
-        g_min: the smallest number of groups, at least 1.
-        k_min: the smallest number of layers; by default all of them run.
-        halves: whether a group runs all of its attentions and then all of its feed-forwards.
-        averaged: whether a group's outputs are averaged; by default the sum of its changes is added to the state.
-    """
-
-    method = "random-groups"
-    summary = "Layers in random sequence, in a random number of groups whose layers run side by side."
-
-    def __init__(self, g_min: int = 1, k_min: int | None = None, halves: bool = False, averaged: bool = False) -> None:
-        if g_min < 1 or (k_min is not None and k_min < 1):
-            raise UserError("RandomGroups' g_min and k_min are numbers of groups and layers from 1 up")
-        self.g_min = g_min
-        self.k_min = k_min
-        self.halves = halves
-        self.averaged = averaged
-
-    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        order = _random_layers(self.k_min, depth, rng)
-        groups = _uniform(self.g_min, len(order), rng)
-        return grouped(order, groups, halves=self.halves, averaged=self.averaged)
-
-
-class RandomSchedule(OrderSampler):
-    """Layers in random sequence that don't wait for each other, see ``orders.width.without_waiting``.
-
-    How many are in flight is uniform from 1 to ``in_flight``.
-
-    Args:
-        in_flight: the largest number of layers in flight, at least 1.
-        k_min: the smallest number of layers; by default all of them run.
-    """
-
-    method = "random-schedule"
-    summary = "Layers in random sequence that don't wait for each other, a random number of them in flight."
-
-    def __init__(self, in_flight: int = 4, k_min: int | None = None) -> None:
-        if in_flight < 1 or (k_min is not None and k_min < 1):
-            raise UserError("RandomSchedule's in_flight and k_min are numbers of layers from 1 up")
-        self.in_flight = in_flight
-        self.k_min = k_min
-
-    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        order = _random_layers(self.k_min, depth, rng)
-        in_flight = _uniform(1, self.in_flight, rng)
-        return without_waiting(order, in_flight, rng)
+        # The first k layers of a random permutation are a random choice in random sequence.
+        return permutation(depth, rng)[: _uniform(self.k_min, depth, rng)]
 
 
 class GrowingDepth(OrderSampler):
@@ -255,6 +193,90 @@ class GrowingDepth(OrderSampler):
     def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         # With fewer layers the loss is higher. If k grew here too, checkpoints could not be compared with each other.
         return permutation(depth, rng)
+
+
+class SideBySide(OrderSampler, abc.ABC):
+    """Takes the layers that another sampler chooses and runs several of them at the same time.
+
+    A subclass says how in ``arrange``.
+
+    Args:
+        layers: samples which layers run and in which sequence, one whole layer at a time; by default ``Shuffle``.
+    """
+
+    def __init__(self, layers: OrderSampler | None = None) -> None:
+        self.layers = layers or Shuffle()
+
+    @abc.abstractmethod
+    def arrange(self, order: Order, rng: random.Random) -> Order:
+        """The same layers, several at the same time."""
+
+    def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        return self.arrange(call_sampler(self.layers.sample, depth, rng, progress), rng)
+
+    def at_validation(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        return self.arrange(call_sampler(self.layers.at_validation, depth, rng, progress), rng)
+
+    def base_order(self, depth: int) -> Order:
+        return self.layers.base_order(depth)
+
+
+class RandomGroups(SideBySide):
+    """Cuts a random sequence of layers into groups that run side by side, so that a model runs at any width.
+
+    The number of groups is uniform from ``g_min`` to the number of layers, and their sizes differ by one at most.
+
+    Args:
+        g_min: the smallest number of groups, at least 1.
+        layers: samples the sequence; by default ``Shuffle``, which runs all layers. With ``RandomSubset`` or
+            ``GrowingDepth``, one training gives any order, any subset and any width.
+        halves: whether a group runs all of its attentions and then all of its feed-forwards.
+        averaged: whether a group's outputs are averaged; by default the sum of its changes is added to the state.
+    """
+
+    method = "random-groups"
+    summary = "Layers in random sequence, in a random number of groups whose layers run side by side."
+
+    def __init__(
+        self, g_min: int = 1, layers: OrderSampler | None = None, halves: bool = False, averaged: bool = False
+    ) -> None:
+        super().__init__(layers)
+        if g_min < 1:
+            raise UserError(f"RandomGroups' g_min is a number of groups from 1 up, not {g_min}")
+        self.g_min = g_min
+        self.halves = halves
+        self.averaged = averaged
+
+    def arrange(self, order: Order, rng: random.Random) -> Order:
+        # LayerDrop can leave out every layer.
+        if not order:
+            return order
+        groups = _uniform(self.g_min, len(order), rng)
+        return grouped(order, groups, halves=self.halves, averaged=self.averaged)
+
+
+class RandomSchedule(SideBySide):
+    """Layers in random sequence that don't wait for each other, see ``orders.width.without_waiting``.
+
+    How many are in flight is uniform from 1 to ``in_flight``.
+
+    Args:
+        in_flight: the largest number of layers in flight, at least 1.
+        layers: samples the sequence; by default ``Shuffle``, which runs all layers.
+    """
+
+    method = "random-schedule"
+    summary = "Layers in random sequence that don't wait for each other, a random number of them in flight."
+
+    def __init__(self, in_flight: int = 4, layers: OrderSampler | None = None) -> None:
+        super().__init__(layers)
+        if in_flight < 1:
+            raise UserError(f"RandomSchedule's in_flight is a number of layers from 1 up, not {in_flight}")
+        self.in_flight = in_flight
+
+    def arrange(self, order: Order, rng: random.Random) -> Order:
+        in_flight = _uniform(1, self.in_flight, rng)
+        return without_waiting(order, in_flight, rng)
 
 
 class FirstLayers(OrderSampler):

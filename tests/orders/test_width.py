@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from layershuffle.errors import UserError
-from layershuffle.orders import RandomGroups, RandomSchedule
+from layershuffle.orders import FirstLayers, GrowingDepth, RandomGroups, RandomSchedule, RandomSubset, ShuffleDrop
 from layershuffle.orders.named import parse_order, permutation, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import trials
@@ -59,13 +59,12 @@ def test_random_groups_are_uniform_in_their_number():
     halves = RandomGroups(g_min=9, halves=True).sample_step(2, 0, 0)
     assert sorted(map(str, halves)) == ["0a", "0f", "1a", "1f"]
     assert "|" in str(RandomGroups(averaged=True).sample_step(4, 0, 1))
-    for wrong in ({"g_min": 0}, {"k_min": 0}):
-        with pytest.raises(UserError, match="RandomGroups"):
-            RandomGroups(**wrong)
+    with pytest.raises(UserError, match="RandomGroups"):
+        RandomGroups(g_min=0)
 
 
 def test_any_width_samples_subsets_too():
-    sampled = [RandomGroups(k_min=2).sample_step(4, 0, step) for step in range(600)]
+    sampled = [RandomGroups(layers=RandomSubset(k_min=2)).sample_step(4, 0, step) for step in range(600)]
     layers = Counter(len(order.layers) for order in sampled)
     assert layers.keys() == {2, 3, 4}
     assert {len(order) for order in sampled if len(order.layers) == 2} == {1, 2}
@@ -75,10 +74,27 @@ def test_random_schedules():
     lags = Counter(RandomSchedule(in_flight=3).sample_step(6, 0, step).longest_lag for step in range(300))
     assert lags[0] > 50  # A third of them has one layer in flight.
     assert max(lags) > 1
-    subsets = {len(RandomSchedule(k_min=1).sample_step(6, 0, step)) for step in range(100)}
+    schedules = RandomSchedule(layers=RandomSubset())
+    subsets = {len(schedules.sample_step(6, 0, step)) for step in range(100)}
     assert subsets == set(range(1, 7))
     with pytest.raises(UserError, match="RandomSchedule"):
         RandomSchedule(in_flight=0)
+
+
+def test_groups_of_growing_depth_grow_and_are_validated_at_full_depth():
+    sampler = RandomGroups(layers=GrowingDepth(k0=2, end=0.5))
+    for progress, layers in ((0.0, 2), (0.25, 4), (0.5, 6), (1.0, 6)):
+        sampled = [sampler.sample_step(6, 0, step, progress=progress) for step in range(100)]
+        assert {len(order.layers) for order in sampled} == {layers}
+        assert {len(order) for order in sampled} == set(range(1, layers + 1))
+    assert sampler.at_validation(6, seeded(0), 0.0).layers == set(range(6))
+
+
+def test_side_by_side_keeps_what_the_other_sampler_leaves_out():
+    assert RandomGroups(layers=FirstLayers(2)).base_order(6) == Order("0 1")
+    nothing = [RandomGroups(layers=ShuffleDrop(0.95)).sample_step(2, 0, step) for step in range(20)]
+    assert Order() in nothing
+    assert RandomSchedule(layers=ShuffleDrop(0.95)).sample_step(2, 0, nothing.index(Order())) == Order()
 
 
 def by_variant(protocol, depth, **settings):
