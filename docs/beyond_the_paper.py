@@ -8,6 +8,7 @@ plots accuracy against the probability that a layer is dead, and ``--longer FILE
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -26,6 +27,17 @@ COLUMNS = {
     "30% dead": ("failing", {"dead": "30%"}),
     "50% dead": ("failing", {"dead": "50%"}),
 }
+
+
+def read_methods(folder: Path, names: Sequence[str]) -> list[list[Results]]:
+    """The results of each method, a file for each seed; without names, of all methods of the folder."""
+    if not names:
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    methods = []
+    for name in names:
+        paths = sorted((folder / name).glob("seed*/results.json"))
+        methods.append([Results.load(path) for path in paths])
+    return methods
 
 
 def scores(run: Results, column: str) -> list[Score]:
@@ -110,12 +122,7 @@ def main() -> None:
     parser.add_argument("--longer", type=Path, metavar="FILE")
     args = parser.parse_args()
 
-    names = args.methods or sorted(path.name for path in args.folder.iterdir() if path.is_dir())
-    methods = []
-    for name in names:
-        paths = sorted((args.folder / name).glob("seed*/results.json"))
-        methods.append([Results.load(path) for path in paths])
-
+    methods = read_methods(args.folder, args.methods)
     header = ["", "seeds", *COLUMNS, "ECE, sequential / arbitrary"]
     print(markdown(header, [row(runs) for runs in methods]))
     if args.failing:

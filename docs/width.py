@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from beyond_the_paper import Lines, plot_lines
+from beyond_the_paper import Lines, plot_lines, read_methods
 from matplotlib.figure import Figure
 
 from layershuffle.results import Results, Score, estimate
@@ -109,12 +109,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE")
     args = parser.parse_args()
 
-    names = args.methods or sorted(path.name for path in args.folder.iterdir() if path.is_dir())
-    methods = []
-    for name in names:
-        paths = sorted((args.folder / name).glob("seed*/results.json"))
-        methods.append([Results.load(path) for path in paths])
-
+    methods = read_methods(args.folder, args.methods)
     for title, columns in TABLES.items():
         print(f"## {title}\n\n{table(methods, columns)}\n")
     if args.picture:

@@ -30,6 +30,18 @@ def images():
     return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def many():
+    """More images than a batch has."""
+    return torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def choosy(small):
+    """A model whose images choose between three orders."""
+    return small(choices=["sequential", "3 2 1 0", "0 (1|2) 3"])
+
+
 @pytest.fixture(scope="session")
 def shuffled_digits(tmp_path_factory):
     """The checkpoint of a five-layer model of the digits, trained with shuffled layers. No test may change it."""

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import chosen_by_hand
 from lightning.fabric import Fabric
 from torch import nn
 from torch.nn import functional as F
@@ -13,22 +14,6 @@ from layershuffle.evaluation.instancewise import best_order
 from layershuffle.evaluation.scoring import evaluate
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import trials
-
-
-@pytest.fixture
-def choosy(small):
-    return small(choices=["sequential", "3 2 1 0", "0 (1|2) 3"])
-
-
-@pytest.fixture
-def many():
-    return torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-
-
-def chosen_by_hand(model, images):
-    tokens = model.embed(images).tokens
-    predictor = model.choice.predictor
-    return [int((predictor.weight @ image.mean(0) + predictor.bias).argmax()) for image in tokens]
 
 
 def test_scores_of_choice_and_oracle_by_counting(choosy, many):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import chosen_by_hand
 from torch.nn import functional as F
 
 from layershuffle.orders.order import seeded
@@ -12,22 +13,6 @@ from layershuffle.training.objectives import InstanceWise, StepKey
 from layershuffle.training.objectives.instancewise import choice_losses
 
 CHOICES = ["sequential", "3 2 1 0", "0 (1|2) 3"]
-
-
-@pytest.fixture
-def choosy(small):
-    return small(choices=CHOICES)
-
-
-@pytest.fixture
-def many():
-    return torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-
-
-def chosen_by_hand(model, images):
-    tokens = model.embed(images).tokens
-    predictor = model.choice.predictor
-    return [int((predictor.weight @ image.mean(0) + predictor.bias).argmax()) for image in tokens]
 
 
 def test_each_image_runs_in_the_order_it_chooses(choosy, many):
