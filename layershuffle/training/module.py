@@ -266,7 +266,7 @@ class FineTuner(pl.LightningModule):
         """The optimizer of all trainable parameters and the schedule of its learning rate."""
         groups = None
         if self.trainable.needs_groups:
-            groups = self.trainable.parameter_groups(self.model, self.orders.examples())
+            groups = self.trainable.parameter_groups(self.model, self.orders.examples)
         optimizer = make_optimizer(self.optimizer, self.named_parameters(), groups)
         self._optimizer_options = continuing.options_of(optimizer)
         continuing.check_optimizer(self._resumed_state, optimizer)
@@ -291,7 +291,7 @@ class FineTuner(pl.LightningModule):
         continuing.restore_options(self.trainer.optimizers[0], scheduler, self._optimizer_options)
         set_rates_again(scheduler)
         self._resumed_state = {}
-        plan = Plan.of(self.trainer, self.budget, self.schedule, self.orders.examples())
+        plan = Plan.of(self.trainer, self.budget, self.schedule, self.orders.examples)
         plan.announce(self.trainer)
 
     # --- A batch on its way to the model --------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Which orders a training step runs: in this process, in all processes, and in validation."""
 
 from collections.abc import Callable
+from functools import cached_property
 from statistics import fmean
 from typing import NamedTuple
 
@@ -126,15 +127,17 @@ class StepOrders:
             return sum(layers_run(order) for order in self.fixed_orders)
         return fmean(layers_run(order) for order in self.of_update(step))
 
-    def examples(self) -> list[Order]:
+    @cached_property
+    def examples(self) -> tuple[Order, ...]:
         """Orders that a training may run: the fixed ones, or those of 16 points in the course of the training.
 
-        They are orders of the sampler, in its own numbering of the steps.
+        They are orders of the sampler, in its own numbering of the steps. They don't depend on how far the training has
+        got, and are sampled once.
         """
         if self.fixed_orders:
-            return list(self.fixed_orders)
+            return self.fixed_orders
         steps = len(self.model_order)
-        return [self.sampler.sample_step(steps, self.seed, point, progress=point / 15) for point in range(16)]
+        return tuple(self.sampler.sample_step(steps, self.seed, point, progress=point / 15) for point in range(16))
 
     def for_validation(self, batch: int, step: int) -> ValidationOrders:
         """The orders of a validation batch after ``step`` training steps.

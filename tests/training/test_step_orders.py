@@ -64,9 +64,17 @@ def test_the_base_order_leaves_out_what_is_never_trained():
 
 
 def test_examples_show_the_whole_course_of_a_training():
-    assert {len(order) for order in step_orders(GrowingDepth(k0=1, end=1.0)).examples()} == {1, 2, 3, 4}
-    assert step_orders(fixed=CHOICES).examples() == list(CHOICES)
-    assert set(step_orders(Sequential()).examples()) == {sequential(4)}
+    assert {len(order) for order in step_orders(GrowingDepth(k0=1, end=1.0)).examples} == {1, 2, 3, 4}
+    assert step_orders(fixed=CHOICES).examples == CHOICES
+    assert set(step_orders(Sequential()).examples) == {sequential(4)}
+
+
+def test_examples_are_sampled_once(monkeypatch):
+    sampled = []
+    monkeypatch.setattr(Shuffle, "sample_step", lambda *args, **_: sampled.append(args) or sequential(4))
+    orders = step_orders()
+    assert orders.examples == orders.examples
+    assert len(sampled) == 16
 
 
 def test_validation_compares_all_epochs_on_the_same_orders():

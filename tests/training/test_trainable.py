@@ -88,7 +88,7 @@ def rates(module):
     names = {id(value): name for name, value in module.model.named_parameters()}
     return {
         names[id(value)]: (group["lr_scale"], group.get("weight_decay") is None)
-        for group in module.trainable.parameter_groups(module.model, module.orders.examples())
+        for group in module.trainable.parameter_groups(module.model, module.orders.examples)
         for value in group["params"]
     }
 
