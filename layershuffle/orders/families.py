@@ -135,6 +135,7 @@ def grouped(
     "Layers that don't wait for each other: each reads the newest state at its start and adds its change at its end.",
     options={"in_flight": "Numbers of layers that run at a time."},
     columns="in flight",
+    xlabel="layers in flight",
     section="Layers that don't wait",
 )
 def asynchronous(depth: int, random_orders: int, seed: int, in_flight: tuple[int, ...] = (1, 2, 3, 4, 6)) -> Orders:

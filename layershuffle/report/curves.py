@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from layershuffle.report.setups import SetupResults
 from layershuffle.results import Estimate, Score, Summary, summarise
-from layershuffle.results.figures import COLOURS, band, draw_levels, panels
+from layershuffle.results.figures import COLOURS, band, draw_levels, legend_below, panels
 
 SEQUENCES = {
     "original": "in original sequence",
@@ -107,7 +107,7 @@ def bars(accuracies: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
     draw_levels(axis, levels)
     axis.set(ylabel="top-1 accuracy, %", ylim=(0, 105), yticks=range(0, 101, 20))
     axis.set_xticks(range(len(methods)), [textwrap.fill(method, 14) for method in methods])
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    legend_below(figure)
     return figure
 
 
@@ -143,9 +143,9 @@ def curves(points: Sequence[Point], levels: Mapping[str, float]) -> Figure:
         draw_levels(axis, levels)
         axis.set(title=name, xlabel="layers kept", ylim=(0, 100), xticks=depths)
     axes[0].set_ylabel("top-1 accuracy, %")
-    # A wider legend would be cut off.
-    columns = min(len(methods) + len(levels), 3 * len(names) - 1)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
+    # All panels have the same lines.
+    handles, _ = axes[0].get_legend_handles_labels()
+    legend_below(figure, handles)
     return figure
 
 

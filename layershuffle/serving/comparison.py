@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from layershuffle.results.figures import COLOURS
+from layershuffle.results.figures import COLOURS, legend_below
 from layershuffle.results.tables import Rows
 from layershuffle.serving.policy import Policy
 from layershuffle.serving.scenario import Scenario
@@ -105,7 +105,7 @@ def figure(outcomes: Outcomes, title: str = "") -> Figure:
         axis.grid(axis="y", alpha=0.3)
 
     handles = [Line2D([], [], color=colour, label=policy) for colour, policy in zip(COLOURS, policies)]
-    drawn.legend(handles=handles, loc="outside lower center", ncols=len(policies), frameon=False)
+    legend_below(drawn, handles)
     return drawn
 
 

@@ -9,6 +9,7 @@ from matplotlib.image import imread
 
 from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.results import figures
+from layershuffle.results.figures import legend_below, panels
 from layershuffle.results.figures.protocols import lines
 
 
@@ -103,3 +104,17 @@ def test_the_overview_says_what_its_dots_and_bands_are():
     scores = [score("arbitrary", top1, order) for top1, order in ((0.5, "1 0"), (0.7, "0 1"))]
     (legend,) = figures.overview([results(scores=scores)]).legends
     assert "one order" in [text.get_text() for text in legend.get_texts()]
+
+
+@pytest.mark.parametrize("entries", [3, 12])
+def test_a_legend_below_stays_within_the_picture(entries):
+    figure, (axis,) = panels(1, 6.4, 4.0)
+    for number in range(entries):
+        axis.plot([0, 1], [0, number], label=f"a method with a long name {number}")
+    legend_below(figure)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert len(legend.get_texts()) == entries

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
@@ -88,6 +89,24 @@ def panels(count: int, width: float, height: float, title: str | None = None, gr
     if title is not None:
         figure.suptitle(title)
     return figure, axes
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist] | None = None) -> None:
+    """Put a legend below the panels, in as few lines as the width of the picture allows.
+
+    Args:
+        figure: with a constrained layout.
+        handles: what to name; by default all that has a label.
+    """
+    named: dict[str, Any] = {} if handles is None else {"handles": handles}
+    legend = figure.legend(loc="outside lower center", frameon=False, **named)
+    for columns in range(len(legend.get_texts()), 0, -1):
+        legend.remove()
+        legend = figure.legend(loc="outside lower center", frameon=False, ncols=columns, **named)
+        # Its width is known only once it has been laid out.
+        figure.draw_without_rendering()
+        if legend.get_window_extent().width <= figure.bbox.width:
+            break
 
 
 def accuracy_panel(results: Results, title: str, **labels: str) -> tuple[Figure, Axes]:

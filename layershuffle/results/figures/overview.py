@@ -1,7 +1,6 @@
 """The overview: one or more models in their base order, in arbitrary orders, and with layers left out."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -20,6 +19,7 @@ from layershuffle.results.figures.drawing import (
     by_kept,
     by_steps,
     draw_levels,
+    legend_below,
     level_styles,
     panels,
     strategies_of,
@@ -72,10 +72,7 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
         axes[-1].invert_xaxis()
 
     handles = _legend(several, levels, with_sequences=bool(axes))
-    # More than seven would not fit the picture's width.
-    lines = math.ceil(len(handles) / 7)
-    columns = math.ceil(len(handles) / lines) if axes else 3
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    legend_below(figure, handles)
     return figure
 
 

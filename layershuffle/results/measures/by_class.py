@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from layershuffle.errors import UserError
-from layershuffle.results.figures.drawing import COLOURS, panels
+from layershuffle.results.figures.drawing import COLOURS, legend_below, panels
 from layershuffle.results.levels import MOST_FREQUENT, chance
 from layershuffle.results.record import Measure, ReportSection, Results, register
 from layershuffle.results.score import Variant
@@ -253,7 +253,7 @@ class ByClassCounts(Measure):
         axis.set_yticks(range(len(pairs)), labels, fontsize=7, parse_math=False)
         axis.set(xlabel="images of the class taken for the other, %", xlim=(0, None))
         axis.invert_yaxis()
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        legend_below(figure)
         return figure
 
 

@@ -14,6 +14,7 @@ from layershuffle.results.figures.drawing import (
     band,
     by_kept,
     draw_base_and_levels,
+    legend_below,
     panels,
     strategies_of,
 )
@@ -73,7 +74,7 @@ class SecondsPerImage(Measure):
         by_layers.set(xlabel="layers run (with early exit: mean)", xticks=sorted(self.seconds))
         by_layers.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
         by_time.set(xlabel=f"ms per image, batches of {results.evaluation.batch_size}", xlim=(0, None))
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        legend_below(figure)
         return figure
 
     def data(self, results: Results) -> tuple[str, Table]:
