@@ -1,6 +1,5 @@
 """Loads checkpoints of the LayerShuffle authors' six model classes, which use Hugging Face's parameter names."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.training_data import class_names
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, last_line
 from layershuffle.files import read_json, sha256
+from layershuffle.models import other_names
 from layershuffle.models.fitting import create_fitting
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position
@@ -28,23 +28,12 @@ DEIT = "deit_base_distilled_patch16_224.fb_in1k"
 """The models that the authors start from, as timm names them."""
 
 _NAMES = {
-    r"embeddings\.cls_token": "vit.cls_token",
-    r"embeddings\.distillation_token": "vit.dist_token",
-    r"embeddings\.position_embeddings": "vit.pos_embed",
-    r"embeddings\.patch_embeddings\.projection\.(\w+)": r"vit.patch_embed.proj.\1",
-    r"layernorm\.(\w+)": r"vit.norm.\1",
-    r"classifier\.(\w+)": r"vit.head.\1",
-    r"encoder\.layer\.(\d+)\.layernorm_before\.(\w+)": r"vit.blocks.\1.norm1.\2",
-    r"encoder\.layer\.(\d+)\.layernorm_after\.(\w+)": r"vit.blocks.\1.norm2.\2",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(\w+)": r"vit.blocks.\1.attn.qkv.\2",
-    r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)": r"vit.blocks.\1.attn.proj.\2",
-    r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)": r"vit.blocks.\1.mlp.fc1.\2",
-    r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)": r"vit.blocks.\1.mlp.fc2.\2",
+    **{pattern: f"vit.{timms}" for pattern, timms in other_names.VIT.items() if timms},
     r"encoder\.layer\.(\d+)\.position_mlp\.net\.(\d)\.(\w+)": r"prediction.heads.\1.\2.\3",
     r"encoder\.layer\.(\d+)\.projection\.net\.(\d)\.(\w+)": r"encoding.projections.\1.\2.\3",
     r"encoder\.embedding\.weight": "encoding.table.weight",
 }
-"""From Hugging Face's names to ours and timm's. Those of keys and values are missing, see ``_rename``."""
+"""From the authors' names, which are those of Hugging Face's ViT and their own, to ours and timm's."""
 
 
 def load_authors_folder(folder: Path) -> LoadedModel:
@@ -159,27 +148,12 @@ def _add_distillation_head(weights: dict[str, Tensor]) -> None:
 
 
 def _rename(content: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """The weights under our names. Other entries of the checkpoint are left out.
-
-    timm has one matrix for queries, keys and values, so that the weights of the keys and of the values are appended to
-    those of the queries.
-    """
-    theirs = {re.sub(r"^(vit|deit)\.", "", name): value for name, value in content.items()}
-    weights: dict[str, Tensor] = {}
-    for pattern, ours in _NAMES.items():
-        for name, value in theirs.items():
-            if not re.fullmatch(pattern, name):
-                continue
-            is_query = ".query." in name
-            weights[re.sub(pattern, ours, name)] = _joined(theirs, name, path) if is_query else value
+    """The weights under our names. Other entries of the checkpoint are left out."""
+    try:
+        renamed = other_names.rename(content, _NAMES).weights
+    except RuntimeError as error:
+        raise UserError(f"{path} is damaged, its weights don't fit together: {last_line(error)[:300]}") from error
+    weights = {name: value for name, value in renamed.items() if name not in content}
     if not weights:
         raise UserError(f"{path} holds none of the names that the LayerShuffle authors' checkpoints have")
     return weights
-
-
-def _joined(theirs: Mapping[str, Tensor], query: str, path: str | Path) -> Tensor:
-    """The weights of queries, keys and values, by the name of those of the queries."""
-    names = [query.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-    if not all(name in theirs for name in names):
-        raise UserError(f"{path} lacks the keys or values of layer {query.split('.')[2]}")
-    return torch.cat([theirs[name] for name in names])

@@ -44,7 +44,7 @@ def load_timm(
         info = ModelInfo(name=name, source=name, config=model.config)
         return LoadedModel(model, info, image_format=model.timm_format, class_names=_imagenet_names(model.vit))
 
-    classes = classes_of(pretrained, name)
+    classes = classes_of(pretrained, name, arguments.get("head", "average"))
     # Weights that don't fit are refused first: of those, it would be of no use to train a classifier.
     model = create_model(name, classes or num_classes or _timm_classes(name), pretrained=pretrained, **arguments).eval()
     if classes is None and num_classes is None:

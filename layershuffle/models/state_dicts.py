@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from layershuffle.models.other_names import to_timm
+
 RAW_ENTRIES = ("state_dict", "model", "model_state_dict", "module", "net", "network", "backbone", "encoder", "weights")
 """What trainers call the entry with the weights that they trained, in the sequence in which they are looked for."""
 AVERAGED_ENTRIES = ("teacher", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "model_avg", "swa")
@@ -58,7 +60,10 @@ class BackboneWeights:
 
 
 def find_backbone(content: Mapping[str, Any]) -> BackboneWeights | None:
-    """The weights of a backbone in what a file holds, or None if it holds no state dict."""
+    """The weights of a backbone in what a file holds, or None if it holds no state dict.
+
+    Raises RuntimeError if weights that belong together can't be joined.
+    """
     path: list[str] = []
     others: list[str] = []
     entries: Any = content
@@ -79,14 +84,17 @@ def find_backbone(content: Mapping[str, Any]) -> BackboneWeights | None:
         return None
     # torch's AveragedModel counts what it has averaged.
     averages = averages or state_dict.pop("n_averaged", None) is not None
-    prefix = _prefix_of(state_dict)
+    # The tables of other names don't begin with a trainer's prefixes.
+    trainers = _common_prefix(state_dict)
+    state_dict, left_over = to_timm({name.removeprefix(trainers): value for name, value in state_dict.items()})
+    inner = _prefix_of(state_dict)
     weights = {}
-    left_over = []
     for name, value in state_dict.items():
-        if name.startswith(prefix):
-            weights[name.removeprefix(prefix)] = value
+        if name.startswith(inner):
+            weights[name.removeprefix(inner)] = value
         else:
             left_over.append(name)
+    prefix = trainers + inner
     words = [*path, *prefix.split(".")]
     averages = averages or any(word in AVERAGED_ENTRIES for word in words)
     place = ": ".join([*path, prefix] if prefix else path)

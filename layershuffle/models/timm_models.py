@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layershuffle.errors import UserError, is_network_error, last_line
+from layershuffle.models.backbones import Head
 from layershuffle.models.layers import layer_of, take_layers
 from layershuffle.models.state_dicts import some_of
 from layershuffle.models.weights import read_backbone
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CONNECTION_SECONDS = 5
 """How long to wait for an answer of the Hugging Face hub."""
+DINOV3_BIASES = (".attn.q_bias", ".attn.v_bias", ".attn.qkv.bias")
+"""How the names of the biases of queries and values end: timm's in an Eva, and those of DINOv3's authors."""
 
 
 def make_timm_model(name: str, num_classes: int, pretrained: bool | str, timm_args: Mapping[str, Any]) -> nn.Module:
@@ -54,17 +57,33 @@ def is_timm_model(name: str) -> bool:
     return timm.is_model(name)
 
 
-def classes_of(path: str, name: str) -> int | None:
+def classes_of(path: str, name: str, head: Head = "average") -> int | None:
     """How many classes the weights in a file have, for the timm model ``name``; None without a classifier.
 
-    Raises a UserError if the file can't be read.
+    Args:
+        path: the file, see ``read_backbone``.
+        name: the timm model.
+        head: how a distilled DeiT classifies, see ``create_model``.
+
+    Raises:
+        UserError: if the file can't be read, or has one of the two classifiers that are needed.
     """
     import timm
 
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    head = _classifiers(cfg)[0]
-    weight = read_backbone(path).weights.get(f"{head}.weight")
-    return None if weight is None else len(weight)
+    weights = read_backbone(path).weights
+    try:
+        width = _width_of(weights, cfg)
+    except KeyError:
+        return None
+    names = _classifiers(cfg)
+    counts = [_classes_of_head(weights, classifier, width) for classifier in names]
+    if head == "average" and counts[0] is not None and None in counts:
+        raise UserError(
+            f"{path} has no {names[counts.index(None)]}, one of the two classifiers of {name}: name a config with "
+            "head: class, such as deit_b16_distilled, to classify with the other one"
+        )
+    return counts[0]
 
 
 def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[str, Any]) -> nn.Module:
@@ -81,6 +100,7 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
         backbone = read_backbone(pretrained)
         logger.info("%s: using the %s", pretrained, backbone)
         weights = _first_layers(backbone.weights, depth, pretrained)
+        weights = _without_zero_biases(weights, name, timm_args)
         replacement = _ReplacementWeights.fitted(weights, name, num_classes)
     elif pretrained and depth:
         whole = {key: value for key, value in timm_args.items() if key != "depth"}
@@ -98,11 +118,33 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
         vit.pretrained_cfg = PretrainedCfg().to_dict()
         if replacement:
             vit.load_state_dict(replacement.overlay["state_dict"])
-    if replacement:
+    if replacement and replacement.new_heads:
+        logger.info("new classifier: %s", " and ".join(replacement.new_heads))
         # Some families start from small logits: they scale down a new head.
         for head in replacement.new_heads:
             vit.get_submodule(head).weight.data *= getattr(vit, "head_init_scale", 1)
     return vit
+
+
+def _without_zero_biases(weights: dict[str, Tensor], name: str, timm_args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights without DINOv3's biases of queries and values, which are zero, if timm's model has none.
+
+    timm's models have them if their names end in ``qkvb``. Raises RuntimeError if one isn't zero.
+    """
+    import timm
+
+    biases = [weight for weight in weights if weight.endswith(DINOV3_BIASES)]
+    is_eva = "storage_tokens" in weights or any(not bias.endswith(".qkv.bias") for bias in biases)
+    if not is_eva:
+        return weights
+    with torch.device("meta"):
+        names = timm.create_model(name, **timm_args).state_dict()
+    if any(weight.endswith(DINOV3_BIASES) for weight in names):
+        return weights
+    for bias in biases:
+        if weights[bias].any():
+            raise RuntimeError(f"it has {bias} besides, which is not zero")
+    return {weight: value for weight, value in weights.items() if weight not in biases}
 
 
 @dataclass(frozen=True)
@@ -127,25 +169,17 @@ class _ReplacementWeights:
         import timm
 
         cfg = timm.get_pretrained_cfg(name)
-        first_conv = (cfg and cfg.first_conv) or "patch_embed.proj"
-        patches = weights.get(f"{first_conv}.weight")
-        if patches is None or patches.ndim != 4:
-            raise KeyError(f"{first_conv}.weight")
-        dim, channels = patches.shape[:2]
-        # In hybrid models a convolutional network of another width comes before the layers.
-        norm = weights.get("blocks.0.norm1.weight")
-        if norm is not None:
-            dim = len(norm)
-
+        width = _width_of(weights, cfg)
         new_heads = []
         for head in _classifiers(cfg):
-            if len(weights.get(f"{head}.weight", ())) != num_classes:
+            if _classes_of_head(weights, head, width) != num_classes:
                 new_heads.append(head)
-                weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.02)
+                weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, width), std=0.02)
                 weights[f"{head}.bias"] = torch.zeros(num_classes)
 
         overlay: dict[str, Any] = {"state_dict": weights, "custom_load": False, "num_classes": num_classes}
         if cfg:
+            channels = weights[f"{_first_layer(cfg)}.weight"].shape[1]
             overlay["input_size"] = (channels, *cfg.input_size[1:])
         return cls(overlay, new_heads)
 
@@ -159,6 +193,33 @@ def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) ->
     if count < depth:
         raise UserError(f"{source} has only {count} layers: a model of depth {depth} can't start from it")
     return take_layers(weights, range(depth))
+
+
+def _first_layer(cfg: Any) -> str:
+    """The name of the convolution that reads the images, by a timm model's pretrained configuration."""
+    return (cfg and cfg.first_conv) or "patch_embed.proj"
+
+
+def _width_of(weights: Mapping[str, Tensor], cfg: Any) -> int:
+    """How wide the tokens of a model with these weights are; raises KeyError if they are no transformer's of timm."""
+    name = f"{_first_layer(cfg)}.weight"
+    patches = weights.get(name)
+    if patches is None or patches.ndim != 4:
+        raise KeyError(name)
+    # In hybrid models a convolutional network of another width comes before the layers.
+    norm = weights.get("blocks.0.norm1.weight")
+    return len(patches if norm is None else norm)
+
+
+def _classes_of_head(weights: Mapping[str, Tensor], head: str, width: int) -> int | None:
+    """How many classes a classifier tells apart; None if there is none, or if it reads more than one token.
+
+    DINOv2's own classifiers read the class token beside the mean of the patch tokens, which timm's don't.
+    """
+    weight = weights.get(f"{head}.weight")
+    if weight is None or weight.shape[1:] != (width,):
+        return None
+    return len(weight)
 
 
 def _classifiers(cfg: Any) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, last_line
 from layershuffle.models.state_dicts import BackboneWeights, find_backbone
 
 PACKAGED = Path(__file__).parent / "pretrained"
@@ -192,7 +192,10 @@ def read_backbone(path: str | Path) -> BackboneWeights:
     Raises:
         UserError: if the file can't be read, or holds no state dict, or some weights are whole or complex numbers.
     """
-    backbone = find_backbone(read_file(weights_file(path)))
+    try:
+        backbone = find_backbone(read_file(weights_file(path)))
+    except RuntimeError as error:
+        raise UserError(f"{path} is damaged, its weights don't fit together: {last_line(error)[:300]}") from error
     if backbone is None:
         raise UserError(f"{path} holds no state dict")
     for name, value in backbone.weights.items():
