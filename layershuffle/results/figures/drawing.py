@@ -76,10 +76,12 @@ def _drawable(text: str) -> str:
 # --- Figures and axes ---------------------------------------------------------------------------------------
 
 
-def panels(count: int, width: float, height: float, title: str | None = None, grid: bool = True) -> tuple[Figure, Any]:
+def panels(
+    count: int, width: float, height: float, title: str | None = None, grid: bool = True, shares_y: bool = True
+) -> tuple[Figure, Any]:
     """A figure of that size in inches, and the axes of its panels, which stand side by side and share the y axis."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    axes = list(figure.subplots(1, count, sharey=shares_y, squeeze=False)[0])
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         if grid:
