@@ -36,6 +36,7 @@ SCENARIO_HELP = {
     "rate": "Requests per second that arrive at random; if above 0, they replace those of --window.",
     "duration": "Seconds to simulate; the first quarter warms up and isn't measured.",
     "kills": "How many nodes fail for good, evenly spread over the measured time; needs --lifetime 0.",
+    "stopped": "How many nodes answer nothing any more from when the measured time begins; needs --lifetime 0.",
     "burst": "If above 0, this many requests arrive at the beginning and no others; all of them are measured.",
 }
 

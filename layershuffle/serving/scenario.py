@@ -36,6 +36,8 @@ class Scenario:
         duration: the time that is simulated. The first quarter warms up, and isn't measured.
         kills: how many nodes go for good, the first ones, evenly spread over the time that is measured. It needs a
             lifetime of 0.
+        stopped: how many nodes, the last ones, answer nothing any more from when the measured time begins. Only the
+            deadlines of their steps tell. It needs a lifetime of 0.
         burst: if above 0, this many requests come at the beginning, and no others. Then all is measured until the last
             one ends.
 
@@ -62,13 +64,17 @@ class Scenario:
     rate: float = 0.0
     duration: float = 3600.0
     kills: int = 0
+    stopped: int = 0
     burst: int = 0
 
     def __post_init__(self) -> None:
-        whole = ("nodes", "layers", "layers_per_node", "kills", "burst")
+        whole = ("nodes", "layers", "layers_per_node", "kills", "stopped", "burst")
         check_numbers(vars(self), whole=whole, positive=(*whole[:3], "seconds", "window", "duration"))
-        if self.kills and (self.lifetime or self.kills > self.nodes):
-            raise UserError(f"{self.kills} kills need a lifetime of 0, and as many nodes")
+        failing = self.kills + self.stopped
+        if failing and (self.lifetime or failing > self.nodes):
+            raise UserError(
+                f"{self.kills} kills and {self.stopped} stopped nodes need a lifetime of 0, and as many nodes"
+            )
         if self.rate and self.burst:
             raise UserError("requests come at a rate or in a burst: leave one of them at 0")
         if self.layers_per_node > self.layers or self.nodes * self.layers_per_node < self.layers:

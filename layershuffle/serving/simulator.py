@@ -178,6 +178,8 @@ class _Simulation:
         for index in range(scenario.kills):
             time = self.warm_up + measured * (index + 1) / (scenario.kills + 1)
             self._schedule(time, index, partial(self._go, index, for_good=True))
+        for index in range(scenario.nodes - scenario.stopped, scenario.nodes):
+            self._schedule(self.warm_up, index, partial(self._stop, index))
 
         if scenario.rate:
             self._arrive()
@@ -201,11 +203,15 @@ class _Simulation:
             self._schedule(self.fate.expovariate(1 / self.scenario.lifetime), index, partial(self._go, index))
         self._perform(self.router.join(index, node.machine.layers, node.machine.seconds, self.now))
 
-    def _go(self, index: int, for_good: bool = False) -> None:
+    def _stop(self, index: int) -> None:
+        """Let a node answer nothing any more, which nobody is told of."""
         node = self.nodes[index]
         self._count_presence(node)
         node.is_there = False
         node.generation += 1
+
+    def _go(self, index: int, for_good: bool = False) -> None:
+        self._stop(index)
         self._schedule(self.scenario.detection, index, partial(self._notice, index))
         if for_good:
             return

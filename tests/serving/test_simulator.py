@@ -112,6 +112,18 @@ def test_nodes_that_are_killed_stay_away():
     assert 0 < skipping.missed < 1
 
 
+def test_nodes_that_stop_are_noticed_by_the_deadline_of_their_step():
+    """One of two nodes stops at 1000 s. A request waits 10 s for it, then the other node loads its layer and does all."""
+    scenario = Scenario(nodes=2, layers=2, stopped=1, window=0.5, duration=4000, loading=0, detection=0, **STEADY)
+    found = simulate(scenario, Policy(step_deadline=10))
+    assert found.late == 0
+    assert found.latency[0] == 2
+    assert found.throughput == pytest.approx((3000 - 10) / 2 / 3000, abs=1 / 3000)
+    # A node that is noticed to be killed keeps no request waiting.
+    killed = simulate(replace(scenario, stopped=0, kills=1), Policy(step_deadline=10))
+    assert killed.throughput > found.throughput
+
+
 def test_the_slowest_node_sets_the_pace():
     """The first node of twelve takes four times as long as the others."""
     found = simulate(Scenario(nodes=12, straggler=4, duration=2000, **STEADY), Policy())
