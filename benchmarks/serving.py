@@ -33,8 +33,9 @@ import aiohttp
 import numpy as np
 
 from benchmarks.serving_cluster import compare_with_simulator
+from benchmarks.serving_processes import measure_widths
 from benchmarks.serving_sweeps import sweep
-from benchmarks.serving_widths import measure_widths, simulate_widths
+from benchmarks.serving_widths import simulate_widths
 from benchmarks.serving_wire import measure_wire
 
 
@@ -115,7 +116,10 @@ def main() -> None:
     commands.add_parser("widths", help="simulate widths").add_argument(
         "output", type=Path, help="a .json file to write"
     )
-    commands.add_parser("processes", help="measure widths on real processes")
+    processes = commands.add_parser("processes", help="measure widths on real processes")
+    processes.add_argument("--address", help="of a Ray cluster, on whose machines the processes are then")
+    processes.add_argument("--sleep", type=float, default=0.05, help="the seconds that nodes sleep for a step")
+    processes.add_argument("--output", type=Path, help="a .json file to write")
     commands.add_parser("wire", help="measure forms of what travels").add_argument("checkpoint")
     args = parser.parse_args()
 
@@ -124,7 +128,7 @@ def main() -> None:
     elif args.command == "widths":
         simulate_widths(args.output)
     elif args.command == "processes":
-        asyncio.run(measure_widths())
+        asyncio.run(measure_widths(args.address, args.sleep, args.output))
     elif args.command == "wire":
         measure_wire(args.checkpoint)
     elif args.command == "cluster":
