@@ -76,6 +76,20 @@ def test_pictures_of_confusion():
     assert [bar.get_width() for bar in pairs.patches] == [40, 20, 10, 0, 50, 0]
 
 
+def test_the_picture_of_groups_has_accuracy_and_time_by_steps():
+    grouping = Grouping({"0 1": 1.0, "(0+1)": 0.9}, "(0+1)")
+    scores = [score("grouping", 0.5, "0 1", steps=2), score("grouping", 0.4, "(0+1)", steps=1)]
+    study = results(measures=(grouping,), scores=scores)
+    accuracy, time = grouping.figure(study).axes
+    for axis, first, second in ((accuracy, 50, 40), (time, 1.0, 0.9)):
+        line, ring = axis.lines[:2]
+        assert line.get_xydata().tolist() == [[2, first], [1, second]]
+        assert ring.get_xydata().tolist() == [[1, second]]
+    what, table = grouping.data(study)
+    assert what
+    assert [row[2] for row in table.rows] == ["1.00", "0.900"]
+
+
 MEASURES = [
     ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [1, 3], [(0, 1, 1)])]),
     Contributions(["0 1", "1 0"], "class token", added=[[1.0, 2.0], [3.0, 4.0]], before=[[5.0, 6.0], [7.0, 8.0]]),

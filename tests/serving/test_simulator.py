@@ -113,7 +113,7 @@ def test_nodes_that_are_killed_stay_away():
 
 
 def test_nodes_that_stop_are_noticed_by_the_deadline_of_their_step():
-    """One of two nodes stops at 1000 s. A request waits 10 s for it, then the other node loads its layer and does all."""
+    """One of two nodes stops at 1000 s. A request waits 10 s for it, until the other node loads its layer."""
     scenario = Scenario(nodes=2, layers=2, stopped=1, window=0.5, duration=4000, loading=0, detection=0, **STEADY)
     found = simulate(scenario, Policy(step_deadline=10))
     assert found.late == 0

@@ -24,8 +24,8 @@ class Grouping(Measure):
     name: ClassVar[str] = "grouping"
     picture: ClassVar[str] = "grouping"
     caption: ClassVar[str] = (
-        "Accuracy of the best groups of each number of steps, and the time of one image when they are merged; the order "
-        "that meets the budget is ringed."
+        "Accuracy of the best groups of each number of steps, and the time of one image when they are merged; the "
+        "order that meets the budget is ringed."
     )
     protocols: ClassVar[tuple[str, ...]] = ("grouping",)
     milliseconds: dict[str, float]
