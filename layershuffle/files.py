@@ -61,8 +61,7 @@ def _parse_yaml(text: str) -> Any:
 
 def _read(path: str | Path, most: int, what: str, parse: Callable[[str], Any]) -> Any:
     try:
-        with open(path, "rb") as file:
-            content = file.read(most + 1)  # rather than asking for its size, which a pipe doesn't have
+        content = read_beginning(path, most + 1)  # rather than asking for its size, which a pipe doesn't have
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except OSError as error:
@@ -74,6 +73,19 @@ def _read(path: str | Path, most: int, what: str, parse: Callable[[str], Any]) -
     except (ValueError, RecursionError, yaml.YAMLError, TypeError, KeyError, AttributeError, IndexError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{path} is not {what} or is damaged: {reason}") from error
+
+
+def read_beginning(path: str | Path, count: int) -> bytes:
+    """The first ``count`` bytes of a file, or all of a shorter one; raises OSError if it can't be read."""
+    with open(path, "rb", opener=open_without_waiting) as file:
+        return file.read(count)
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """Open a file for ``open`` as its ``opener``: a pipe into which nobody writes is empty, and isn't waited for."""
+    file = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(file, True)  # Whoever has opened the pipe for writing may take their time.
+    return file
 
 
 def sha256(path: str | Path) -> str:

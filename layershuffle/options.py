@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
 from layershuffle.choices import Precision, Split
 
 TOKEN = "LAYERSHUFFLE_TOKEN"
 """The environment variable that may hold the token of the clients of ``layershuffle serve``."""
+
+
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])
+"""What seeds numpy, and so everything else, too."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ OPTIONS = {
         metavar="N",
     ),
     # What is random.
-    "seed": Option("Seed of everything random.", int, 0, metavar="N"),
-    "seeds": Option("Seeds of everything random, one run for each.", NonNegativeInt, metavar="N", several=True),
+    "seed": Option("Seed of everything random.", Seed, 0, metavar="N"),
+    "seeds": Option("Seeds of everything random, one run for each.", Seed, metavar="N", several=True),
     # Where and how fast to run.
     "accelerator": Option("Where to run.", default="auto", choices=("auto", "cpu", "gpu", "mps")),
     "precision": Option(

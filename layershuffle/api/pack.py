@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from layershuffle.data import packing
 from layershuffle.data.folders import describe_left_out
+from layershuffle.data.loaders import WORKERS_LIMIT
 from layershuffle.data.packing import Packing
 from layershuffle.errors import UserError
 
@@ -62,8 +63,8 @@ def pack(
     # The affinity and not the number of cores: schedulers and containers give a process some of them.
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    if size < 1 or workers < 0:
-        raise UserError("the size is in pixels, at least 1, and workers are at least 0")
+    if size < 1 or not 0 <= workers <= WORKERS_LIMIT:
+        raise UserError(f"the size is in pixels, at least 1, and workers are from 0 to {WORKERS_LIMIT:,}")
     folder = Path(folder)
     work = Packing(Path(source), folder, size, whole, workers, test_fraction)
     if folder.exists() and not folder.is_dir():

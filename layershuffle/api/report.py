@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, shown
 from layershuffle.files import read_json
 from layershuffle.report import page
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
 from layershuffle.serving import comparison
+from layershuffle.serving.checks import check_numbers
+from layershuffle.serving.scenario import Scenario
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ def report(
     """
     results = Path(results)
     folder = Path(folder) if folder else results / "report"
-    simulated = simulations(results)
+    simulated, not_simulated = simulations(results)
     # Without any results of evaluations, simulations alone make a report too.
     try:
         setups, complaints = collect(results)
@@ -50,6 +53,7 @@ def report(
             raise
         setups = []
         complaints = [str(error)]
+    complaints += not_simulated
     for complaint in complaints:
         logger.warning(complaint)
     evaluated = sections(setups, complaints, missing) if setups else []
@@ -57,29 +61,37 @@ def report(
     return folder / "index.html"
 
 
-def simulations(folder: Path) -> list[page.Section]:
-    """A section for each file below ``folder`` that ``layershuffle simulate`` has saved."""
-    simulated = []
+def simulations(folder: Path) -> tuple[list[page.Section], list[str]]:
+    """A section for each file below ``folder`` that ``layershuffle simulate`` has saved, and what was left out."""
+    simulated: list[page.Section] = []
+    complaints = []
     for path in sorted(folder.rglob("*.json")):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = path.relative_to(folder).as_posix()
         try:
-            simulated.append(_simulation(read_json(path), name))
-        except (UserError, OSError, ValueError, KeyError, TypeError):
-            # Other commands save files of the same kind, which have other content.
+            content = read_json(path)
+        except UserError:
+            continue  # ``collect`` complains of results files that can't be read, and others are no files of ours.
+        if not isinstance(content, dict) or not {"scenario", "outcomes"} <= content.keys():
             continue
-    return simulated
+        try:
+            simulated.append(_simulation(content, name.removesuffix(".json")))
+        except UserError as error:
+            complaints.append(f"{name} is no whole file of layershuffle simulate: {error}; it was left out")
+    return simulated, complaints
 
 
 def _simulation(content: dict[str, Any], name: str) -> page.Section:
-    """The section of a file of ``layershuffle simulate``; raises KeyError or TypeError if it is something else."""
-    outcomes: comparison.Outcomes = {}
-    for outcome in content["outcomes"]:
-        outcomes[outcome["nodes"], outcome["policy"]] = outcome["seeds"]
+    """The section of a file of ``layershuffle simulate``; raises UserError if it can't be one."""
+    outcomes = comparison.read_outcomes(content["outcomes"])
+    scenario = content["scenario"]
+    known = {field.name for field in fields(Scenario)}
+    if not isinstance(scenario, dict) or not scenario.keys() <= known:
+        raise UserError(f"its scenario can't be {shown(scenario)}")
+    check_numbers(scenario)
     header, rows = comparison.table(outcomes)
+    seeds = max(map(len, outcomes.values()))
     table = page.Table(
-        f"Means over {len(content['seeds'])} seeds; in brackets the lowest and the highest.",
-        header,
-        [list(row) for row in rows],
+        f"Means over {seeds} seeds; in brackets the lowest and the highest.", header, [list(row) for row in rows]
     )
     picture = page.Picture(
         page.slug(name),
@@ -87,5 +99,5 @@ def _simulation(content: dict[str, Any], name: str) -> page.Section:
         partial(comparison.figure, outcomes),
         table,
     )
-    settings = [f"{key}: {value}" for key, value in content["scenario"].items() if key != "nodes"]
+    settings = [f"{key}: {value}" for key, value in scenario.items() if key != "nodes"]
     return page.Section(f"Simulated nodes: {name}", [f"{', '.join(settings)}."], [picture, table])

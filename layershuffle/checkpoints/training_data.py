@@ -6,6 +6,7 @@ It is what ``ImageData.config`` returned, the "class" of the data and its "args"
 from collections.abc import Sequence
 from typing import Any
 
+from layershuffle.data.preprocessing import SMALLEST_CROP
 from layershuffle.errors import UserError
 from layershuffle.models.image_format import ImageFormat
 
@@ -79,7 +80,7 @@ def trained_format(image_format: ImageFormat, data: dict[str, Any] | None, sourc
     trained = image_format._replace(**resizing)
     can_be = (
         isinstance(trained.crop_pct, (int, float))
-        and 0 < trained.crop_pct <= 1
+        and SMALLEST_CROP <= trained.crop_pct <= 1
         and trained.interpolation in INTERPOLATIONS
         and trained.crop_mode in CROP_MODES
     )

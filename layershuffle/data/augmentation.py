@@ -1,5 +1,6 @@
 """Changes training images at random. What an image becomes depends on the seed, the epoch and the image alone."""
 
+import math
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Augmentation:
             raise UserError(f"augmentation.scale is two shares of an image from 0 to 1, not {list(self.scale)}")
         if not 0 <= self.padding < 1 or not 0 <= self.flip <= 1:
             raise UserError("augmentation.padding is a share from 0 to below 1, and augmentation.flip a probability")
-        if min(self.mixup, self.cutmix) < 0:
+        if not (0 <= self.mixup < math.inf and 0 <= self.cutmix < math.inf):
             raise UserError("augmentation.mixup and augmentation.cutmix are from 0 up")
 
     @property

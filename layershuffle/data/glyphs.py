@@ -1,5 +1,6 @@
 """Characters of many scripts in twelve typefaces: a hard task with real shapes that needs no download."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -68,7 +69,7 @@ class Glyphs(ImageData):
             raise UserError(f"there are from 2 to {len(characters())} classes of glyphs, not {classes}")
         if not set(test_faces) < set(FACES) or not test_faces:
             raise UserError(f"test_faces are some, but not all, of {', '.join(FACES)}")
-        if images_per_class < 1 or test_images_per_class < 1 or distortion < 0:
+        if images_per_class < 1 or test_images_per_class < 1 or not 0 <= distortion < math.inf:
             raise UserError("a glyph has one image or more, and its distortion is from 0 up")
         self.classes = classes
         self.test_faces = list(test_faces)

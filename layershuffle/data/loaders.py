@@ -15,6 +15,8 @@ from layershuffle.data.preprocessing import replace_unreadable, skip_unreadable
 from layershuffle.data.sets import TensorImages, check_labels, labels_of, whole_set
 from layershuffle.errors import UserError
 
+WORKERS_LIMIT = 1024
+"""How many processes an option may ask for; no machine has that many cores."""
 MOST_WORKERS = 16
 """More processes than this are not started unless the user says so."""
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.config import DataConfig
 from layershuffle.data.description import classes_without, describe
-from layershuffle.data.loaders import image_loader
-from layershuffle.data.preprocessing import Preprocess, Resizing, check_channels
+from layershuffle.data.loaders import WORKERS_LIMIT, image_loader
+from layershuffle.data.preprocessing import SMALLEST_CROP, Preprocess, Resizing, check_channels
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
 from layershuffle.data.sets import check_labels, labels_of, split_by_class, split_images, whole_set
 from layershuffle.errors import UserError
@@ -99,14 +99,14 @@ class ImageData(pl.LightningDataModule):
             raise UserError("a batch has at least one image")
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction is a fraction from 0 to below 1, not {val_fraction}")
-        if workers is not None and workers < 0:
-            raise UserError(f"workers is a number of processes, 0 or more, not {workers}")
+        if workers is not None and not 0 <= workers <= WORKERS_LIMIT:
+            raise UserError(f"workers is a number of processes from 0 to {WORKERS_LIMIT:,}, not {workers}")
         if unreadable < 0:
             raise UserError(f"unreadable is a number of images, 0 or more, not {unreadable}")
         if image_size < 1:
             raise UserError(f"image_size is a number of pixels, 1 or more, not {image_size}")
-        if crop_pct is not None and not 0 < crop_pct <= 1:
-            raise UserError(f"crop_pct is a fraction above 0 and at most 1, not {crop_pct}")
+        if crop_pct is not None and not SMALLEST_CROP <= crop_pct <= 1:
+            raise UserError(f"crop_pct is a fraction from {SMALLEST_CROP} to 1, not {crop_pct}")
         # Checkpoints record these, so each argument is an attribute of the same name.
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

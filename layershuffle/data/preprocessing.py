@@ -19,6 +19,8 @@ from layershuffle.data.decoding import UNDECODABLE, as_rgb, open_file, open_imag
 from layershuffle.errors import UserError
 
 logger = logging.getLogger(__name__)
+SMALLEST_CROP = 0.1
+"""The smallest ``crop_pct``, because the whole image is resized before all but its centre is cut off."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Resizing:
     """How images of another size become square images of the size that a model takes.
 
     Attributes:
-        crop_pct: the part of the resized image's side that the centre crop keeps, above 0 and at most 1; if None, 1, as
-            in the paper.
+        crop_pct: the part of the resized image's side that the centre crop keeps, 0.1 to 1; if None, 1, as in
+            the paper.
         interpolation: "bilinear" (the paper's, and what None means) or "bicubic", both antialiased.
         crop_mode: whether the shorter side is resized ("center", and what None means), the image is squashed to a
             square ("squash"), or the shorter side is resized and nothing is cropped ("whole").

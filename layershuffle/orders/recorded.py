@@ -4,15 +4,19 @@ import json
 import random
 from bisect import bisect_right
 from collections import Counter
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from itertools import accumulate
-from pathlib import Path
+from typing import TextIO
 
 from layershuffle.errors import UserError
+from layershuffle.files import open_without_waiting
 from layershuffle.orders.order import Order
 
 MAX_LINES = 5_000_000
 """A limit, because an event log grows for as long as its cluster runs."""
+MAX_LINE = 1 << 20
+"""How many characters a line may have."""
 
 
 def sample(path: str, rng: random.Random) -> Order:
@@ -42,22 +46,34 @@ def read_orders(path: str) -> dict[Order, int]:
     """
     counts: Counter[str] = Counter()
     try:
-        with Path(path).open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if number > MAX_LINES:
-                    raise UserError(f"{path} has more than {MAX_LINES:,} lines: keep the last ones (tail)")
-                # The log may still be written: its last line can be half an event.
-                if not line.endswith("\n"):
-                    break
-                event = json.loads(line)
-                if event["event"] == "ended" and not event["failed"]:
-                    counts[event["order"]] += 1
+        with open(path, encoding="utf-8", errors="replace", opener=open_without_waiting) as file:
+            for number, line in enumerate(_whole_lines(file, path), 1):
+                try:
+                    event = json.loads(line)
+                    if event["event"] == "ended" and not event["failed"]:
+                        counts[event["order"]] += 1
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    raise UserError(
+                        f"{path} is not an event log of layershuffle serve or simulate: see line {number}"
+                    ) from error
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
-    except UserError:  # It is a ValueError, which the next clause would take for a damaged line.
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not an event log of layershuffle serve or simulate: see line {number}") from error
     if not counts:
         raise UserError(f"{path} has no order that ran: serve or simulate some requests first")
-    return {Order(text): times for text, times in counts.items()}
+    try:
+        return {Order(text): times for text, times in counts.items()}
+    except UserError as error:
+        raise UserError(f"{path} is not an event log of layershuffle serve or simulate: {error}") from error
+
+
+def _whole_lines(file: TextIO, path: str) -> Iterator[str]:
+    """The lines of a log up to one that was cut off; raises UserError if there are too many, or one is too long."""
+    for number, line in enumerate(iter(partial(file.readline, MAX_LINE), ""), 1):
+        if number > MAX_LINES:
+            raise UserError(f"{path} has more than {MAX_LINES:,} lines: keep the last ones (tail)")
+        if len(line) == MAX_LINE:
+            raise UserError(f"{path} is not an event log of layershuffle serve or simulate: line {number} is too long")
+        # The log may still be written: its last line can be half an event.
+        if not line.endswith("\n"):
+            return
+        yield line

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from layershuffle.errors import UserError
+from layershuffle.files import read_beginning
 from layershuffle.report import paper
 from layershuffle.report.setups import Run, SetupResults
 from layershuffle.results import Results
@@ -51,11 +52,16 @@ def _read(folder: Path, complaints: list[str]) -> dict[str, Results]:
     files: dict[str, Results] = {}
     for path in sorted(folder.rglob("*.json")):
         name = str(path.relative_to(folder))
-        # Other JSON files, such as those of an experiment, are none of the report's business.
-        if path.name.startswith(".") or not _claims_to_be_results(path):
+        if path.name.startswith("."):
             continue
         try:
+            # Other JSON files, such as those of an experiment, are none of the report's business.
+            if not _claims_to_be_results(path):
+                continue
             results = Results.load(path)
+        except OSError as error:
+            complaints.append(f"{name} can't be read: {error.strerror}; it was left out")
+            continue
         except UserError as error:
             complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
             continue
@@ -69,8 +75,7 @@ def _read(folder: Path, complaints: list[str]) -> dict[str, Results]:
 
 def _claims_to_be_results(path: Path) -> bool:
     """Whether a JSON file begins like a results file, so that a damaged one is reported and others are passed over."""
-    with path.open("rb") as file:
-        return b'"layershuffle_results"' in file.read(200)
+    return b'"layershuffle_results"' in read_beginning(path, 200)
 
 
 def _agreeing(files: dict[str, Results], complaints: list[str]) -> dict[str, Results]:

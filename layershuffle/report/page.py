@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from layershuffle.files import write_whole
 from layershuffle.results.figures import rendered, save
 from layershuffle.results.markdown import plain
 from layershuffle.results.tables import as_csv
+
+LONGEST_NAME = 100
+"""How many characters the name of a picture has, before a number that tells it from others."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,15 @@ class Section:
 
 
 def slug(*words: str) -> str:
-    """The name of a picture's files, made of any words."""
-    return re.sub("[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+    """The name of a picture's files, made of any words. ``write`` tells pictures of one name apart."""
+    letters = re.sub("[^a-z0-9]+", "-", " ".join(words).lower())
+    # Words in other scripts leave nothing, and a file's name can't be of any length.
+    return letters[:LONGEST_NAME].strip("-") or "picture"
 
 
 def write(title: str, sections: Sequence[Section], folder: Path) -> None:
     """Write ``index.html``, ``report.md``, ``figures/*.png`` and ``data/*.csv``."""
+    sections = _named_apart(sections)
     # The page holds its pictures as SVG, so that it can be sent around as a single file.
     page = _environment(autoescape=True).get_template("report.html")
     write_whole(folder / "index.html", page.render(title=title, sections=sections, svg=_svg))
@@ -103,6 +109,27 @@ def write(title: str, sections: Sequence[Section], folder: Path) -> None:
             if isinstance(part, Picture):
                 save(part.draw(), folder / "figures" / f"{part.name}.png")
                 write_whole(folder / "data" / f"{part.name}.csv", as_csv(part.data.header, part.data.texts()))
+
+
+def _named_apart(sections: Sequence[Section]) -> list[Section]:
+    """The sections, in which every picture after the first of a name has a number in it."""
+    taken: set[str] = set()
+    named = []
+    for section in sections:
+        parts: list[Table | Picture] = []
+        for part in section.parts:
+            if not isinstance(part, Picture):
+                parts.append(part)
+                continue
+            name = part.name
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{part.name}-{number}"
+            taken.add(name)
+            parts.append(replace(part, name=name))
+        named.append(replace(section, parts=parts))
+    return named
 
 
 def _environment(**options: Any) -> Environment:

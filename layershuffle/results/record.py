@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from matplotlib.figure import Figure
 
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, shown
 from layershuffle.files import read_json, write_whole
 from layershuffle.results import typed_json
 from layershuffle.results.provenance import DataInfo, Environment, EvaluationInfo, ModelInfo
@@ -17,6 +17,8 @@ from layershuffle.results.table import Table
 
 FORMAT = 2
 """The version of the file's format. ``Results.load`` refuses all others."""
+LONGEST_REASON = 300
+"""How many characters a message says of what is wrong in a file."""
 PARTS = ("model", "data", "evaluation", "environment", "measures", "scores")
 
 
@@ -205,11 +207,13 @@ class Results:
         content = read_json(path, what="a results file")
         version = content.get("layershuffle_results") if isinstance(content, dict) else None
         if version != FORMAT:
-            raise UserError(f"{path} is not a results file of this version (format {version}, not {FORMAT})")
+            raise UserError(f"{path} is not a results file of this version (format {shown(version)}, not {FORMAT})")
         try:
             return cls._from_json(content)
         except UserError as error:
-            raise UserError(f"{path} is not a whole results file: {error}") from error
+            # The reason may hold any text of the file.
+            reason = str(error)[:LONGEST_REASON]
+            raise UserError(f"{path} is not a whole results file: {reason}") from error
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> "Results":

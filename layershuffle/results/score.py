@@ -119,7 +119,7 @@ def read_scores(groups: Any) -> tuple[list[Score], frozenset[str]]:
 
 def _check(score: Score) -> None:
     if not 0 <= score.nan <= score.images:
-        raise UserError(f"{score} can't be: of {score.images} images, {score.nan} can't be NaN")
+        raise UserError(f"of {score.images} images of {score.protocol}, {score.nan} can't be NaN")
     for share in (score.top1, score.top5, score.position_accuracy, score.chosen, score.ece):
         if share is not None and not 0 <= share <= 1:
-            raise UserError(f"{score} can't be: {share} is no share")
+            raise UserError(f"{share} is no share of images of {score.protocol}")

@@ -1,7 +1,7 @@
 """Reads dataclasses from JSON, with every value checked against its annotation, and writes them again."""
 
 import dataclasses
-import math
+import sys
 import types
 from collections.abc import Callable, Collection
 from functools import cache
@@ -19,6 +19,10 @@ SCALARS: dict[Any, tuple[str, tuple[type, ...]]] = {
     type(None): ("null", (type(None),)),
 }
 """What error messages call the scalar types, and the types that JSON's values of them have in Python."""
+DEEPEST = 50
+"""How many lists and objects may lie in each other."""
+LONGEST_KEY = 18
+"""How many digits a whole number may have that is a key."""
 
 
 def read(kind: type[T], value: Any, name: str) -> T:
@@ -90,23 +94,30 @@ def _read(kind: Any, value: Any, name: str) -> Any:
     return readers[origin](get_args(kind), value, name)
 
 
-def _read_anything(value: Any, name: str) -> Any:
-    """Check no more than that all numbers are finite, which JSON can't write otherwise."""
+def _read_anything(value: Any, name: str, depth: int = 0) -> Any:
+    """Check no more than that all numbers are finite, which JSON can't write otherwise, and that lists have an end."""
+    if depth > DEEPEST:
+        raise UserError(f"{name} is nested too deeply")
     if isinstance(value, dict):
         for key, part in value.items():
-            _read_anything(part, f"{name}.{key}")
+            _read_anything(part, f"{name}.{key}", depth + 1)
     elif isinstance(value, list):
         for part in value:
-            _read_anything(part, name)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} is not a finite number: {value}")
+            _read_anything(part, name, depth + 1)
+    elif isinstance(value, (int, float)) and not _is_finite(value):
+        raise UserError(f"{name} is not a finite number: {_shortened(value)}")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    """Whether it is a number that a float can hold; whole numbers in JSON can have thousands of digits."""
+    return abs(value) <= sys.float_info.max  # which is False for NaN
 
 
 def _read_scalar(kind: Any, value: Any, name: str) -> Any:
     words, accepted = SCALARS[kind]
     # Not isinstance: to Python, True is an int. JSON may write the float 1.0 as 1, so a float accepts int.
-    if type(value) not in accepted or (kind is float and not math.isfinite(value)):
+    if type(value) not in accepted or (type(value) in (int, float) and not _is_finite(value)):
         raise UserError(f"{name} is not {words}: {_shortened(value)}")
     return value
 
@@ -147,7 +158,7 @@ def _read_dict(kinds: tuple[Any, ...], value: Any, name: str) -> dict[Any, Any]:
 
 def _read_key(kind: Callable[[str], Any], key: str, name: str) -> Any:
     """JSON's keys are text; numbers among them have to be written as Python writes them."""
-    if kind is int and not key.isdecimal():
+    if kind is int and not (key.isdecimal() and len(key) <= LONGEST_KEY):
         raise UserError(f"{name} has a key that is not a whole number: {_shortened(key)}")
     return kind(key)
 

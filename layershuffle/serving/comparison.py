@@ -10,14 +10,69 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from layershuffle.errors import UserError, shown
 from layershuffle.results.figures import COLOURS, legend_below
 from layershuffle.results.tables import Rows
+from layershuffle.serving.checks import MOST
 from layershuffle.serving.policy import Policy
 from layershuffle.serving.scenario import Scenario
 from layershuffle.serving.simulator import simulate
 
 Outcomes = dict[tuple[int, str], list[dict[str, Any]]]
 """The outcome of each seed, as files have it, by number of nodes and name of the policy."""
+MOST_OUTCOMES = 1000
+"""How many outcomes a file may have."""
+LONGEST_NAME = 100
+"""How many characters the name of a policy may have."""
+
+
+def read_outcomes(content: Any) -> Outcomes:
+    """The "outcomes" of a file of ``layershuffle simulate``, whose types and bounds can be relied on afterwards.
+
+    Raises:
+        UserError: if they can't be that.
+    """
+    if not isinstance(content, list) or not 0 < len(content) <= MOST_OUTCOMES:
+        raise UserError(f"its outcomes can't be {shown(content)}")
+    outcomes: Outcomes = {}
+    for outcome in content:
+        if not _is_outcome(outcome):
+            raise UserError(f"an outcome can't be {shown(outcome)}")
+        outcomes[outcome["nodes"], outcome["policy"]] = outcome["seeds"]
+    return outcomes
+
+
+def _is_outcome(value: Any) -> bool:
+    """Whether it has a number of nodes, the name of a policy, and what each seed has shown."""
+    if not isinstance(value, dict):
+        return False
+    nodes = value.get("nodes")
+    policy = value.get("policy")
+    seeds = value.get("seeds")
+    if not isinstance(nodes, int) or not 0 < nodes <= MOST:
+        return False
+    if not isinstance(policy, str) or len(policy) > LONGEST_NAME:
+        return False
+    return isinstance(seeds, list) and 0 < len(seeds) <= MOST_OUTCOMES and all(map(_is_seed, seeds))
+
+
+def _is_seed(value: Any) -> bool:
+    """Whether it has every number that the table and the picture show."""
+    if not isinstance(value, dict):
+        return False
+    latency = value.get("latency")
+    # Files of earlier versions have no 99th percentile.
+    if not isinstance(latency, list) or len(latency) not in (2, 3):
+        return False
+    numbers = [value.get(name) for name in ("throughput", "share", "missed", "failed")]
+    return all(map(_is_number, [*numbers, *latency]))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that isn't negative, or NaN where nothing could be measured."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return 0 <= value <= MOST or value != value
 
 
 def compare(

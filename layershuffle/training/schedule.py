@@ -27,7 +27,8 @@ class Schedule:
     warmup_steps: float = 0
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
+        # Written like this, so that NaN is refused, too.
+        if not 0 <= self.warmup_steps < math.inf:
             raise UserError(f"schedule.warmup_steps is a number of steps from 0 up, not {self.warmup_steps}")
 
     @property

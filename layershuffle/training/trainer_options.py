@@ -8,13 +8,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from layershuffle.errors import UserError
 
+SMALLEST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
+"""The smallest values of options of the trainer that Lightning doesn't check itself."""
+
 
 def make_trainer(options: Mapping[str, Any]) -> pl.Trainer:
     """Make the trainer of a run; raises UserError if Lightning refuses its options, or they make no sense here."""
     _check(options)
     try:
         return pl.Trainer(**options)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"--trainer: {_on_one_line(error)}") from error
 
 
@@ -27,12 +30,16 @@ def _check(options: Mapping[str, Any]) -> None:
             "every run keeps its last and its best checkpoint: leave out --trainer.enable_checkpointing, or try a run "
             "that keeps nothing with --trainer.fast_dev_run"
         )
-    accumulated = options.get("accumulate_grad_batches", 1)
-    if accumulated < 1:
-        raise UserError(f"--trainer.accumulate_grad_batches is a number of batches from 1 up, not {accumulated}")
-    most = options.get("gradient_clip_val") or 0
-    if most < 0:
-        raise UserError(f"--trainer.gradient_clip_val is a norm or a value from 0 up, not {most}")
+    for name, least in SMALLEST.items():
+        value = options.get(name)
+        # Written like this, so that NaN is refused, too.
+        if value is not None and not value >= least:
+            raise UserError(f"--trainer.{name} is a number from {least} up, not {value}")
+    interval = options.get("val_check_interval")
+    if isinstance(interval, (int, float)) and not interval > 0:
+        raise UserError(
+            f"--trainer.val_check_interval is a share of an epoch or a number of batches, above 0, not {interval}"
+        )
 
 
 def refusal(error: Exception) -> UserError | None:

@@ -20,7 +20,9 @@ def test_what_the_data_does_not_say_is_as_the_model_has_it():
     assert trained_format(FORMAT, data, "run.ckpt") == FORMAT._replace(crop_pct=0.9, crop_mode="squash")
 
 
-@pytest.mark.parametrize("changed", [{"crop_pct": 0}, {"crop_pct": "x"}, {"interpolation": "x"}, {"crop_mode": []}])
+@pytest.mark.parametrize(
+    "changed", [{"crop_pct": 0}, {"crop_pct": 1e-5}, {"crop_pct": "x"}, {"interpolation": "x"}, {"crop_mode": []}]
+)
 def test_images_that_cannot_be_preprocessed_so(changed):
     with pytest.raises(UserError, match=r"run\.ckpt is damaged"):
         trained_format(FORMAT, {"args": changed}, "run.ckpt")

@@ -1,5 +1,7 @@
 """What an image becomes depends on the seed, the epoch and the image, not on workers, processes or its batch."""
 
+import math
+
 import pytest
 import torch
 from helpers import batches, fake_imagenet
@@ -120,7 +122,15 @@ def test_mixed_labels_say_how_much_of_each_image_is_there():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scale": (0.0, 1.0)}, {"scale": (1.0, 0.5)}, {"padding": 1.0}, {"flip": 1.5}, {"mixup": -1.0}]
+    "wrong",
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (1.0, 0.5)},
+        {"padding": 1.0},
+        {"flip": 1.5},
+        {"mixup": -1.0},
+        {"mixup": math.nan},
+    ],
 )
 def test_wrong_augmentation_is_one_sentence(wrong):
     with pytest.raises(UserError):

@@ -94,8 +94,8 @@ def test_a_label_of_no_class_is_refused_when_it_is_read():
         list(data.test_dataloader())
 
 
-@pytest.mark.parametrize("arguments", [{"workers": -1}, {"unreadable": -1}, {"image_size": 0}])
-def test_numbers_below_zero(arguments):
+@pytest.mark.parametrize("arguments", [{"workers": -1}, {"workers": 99_999}, {"unreadable": -1}, {"image_size": 0}])
+def test_numbers_out_of_bounds(arguments):
     with pytest.raises(UserError, match=next(iter(arguments))):
         Digits(**arguments)
 

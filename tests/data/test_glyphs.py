@@ -1,5 +1,6 @@
 """The glyphs: which characters there are, and what their images depend on."""
 
+import math
 import unicodedata
 
 import matplotlib as mpl
@@ -69,7 +70,8 @@ def test_without_distortion_an_image_is_a_typeface_that_its_split_may_show():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"classes": 579}, {"test_faces": ["Comic"]}, {"test_faces": FACES}, {"distortion": -1}]
+    "wrong",
+    [{"classes": 579}, {"test_faces": ["Comic"]}, {"test_faces": FACES}, {"distortion": -1}, {"distortion": math.nan}],
 )
 def test_arguments_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UserError):

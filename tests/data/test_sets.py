@@ -1,5 +1,6 @@
 """Data sets in the layouts that users have on disk, and the preprocessing against PIL's."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,8 +63,9 @@ def test_a_sets_own_resizing_comes_before_the_models():
     assert data.resizing == preprocess.resizing == Resizing(0.8, "bicubic", "center")
     assert from_config(data.config()).resizing == data.resizing
     assert data.image_size == 16
-    with pytest.raises(ValueError, match="crop_pct is a fraction above 0 and at most 1, not 90"):
-        Digits(crop_pct=90)
+    for crop_pct in (90, 1e-5, math.nan):
+        with pytest.raises(ValueError, match=f"crop_pct is a fraction from 0.1 to 1, not {crop_pct}"):
+            Digits(crop_pct=crop_pct)
 
 
 def test_grey_images_fill_the_channels():

@@ -1,6 +1,7 @@
 import csv
 import html.parser
 import json
+import os
 import re
 import statistics
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 from helpers import paths
 from matplotlib.figure import Figure
 
+from layershuffle.api.report import simulations
 from layershuffle.checkpoints.authors import load_reference
 from layershuffle.commands.report import report_command
 from layershuffle.commands.simulate import simulate_command
@@ -389,6 +391,72 @@ def test_a_simulation_has_a_section(tmp_path, capsys):
     assert text.count("## Simulated nodes: nodes") == 1
     assert row.split() in [line.replace("|", " ").split() for line in text.splitlines()]
     assert (tmp_path / "report/figures/nodes.png").stat().st_size > 10_000
+
+
+def test_pictures_of_one_name_and_names_without_latin_letters_have_files_of_their_own(tmp_path):
+    simulate_command(
+        ["--cluster_sizes=13", "--seeds=0", "--duration=100", "--policies=any", f"--output={tmp_path}/结果.json"]
+    )
+    content = (tmp_path / "结果.json").read_text()
+    for name in ("a b", "a-b", f"{'x' * 200}/{'x' * 200}"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.json").write_text(content)
+    report_command([str(tmp_path)])
+    assert (tmp_path / "report/report.md").read_text().count("## Simulated nodes: ") == 4
+    names = {path.stem for path in (tmp_path / "report/figures").iterdir()}
+    assert names == {"picture", "a-b", "a-b-2", "x" * 100}
+    page_ids = re.findall(r'aria-label="([^"]*)"', (tmp_path / "report/index.html").read_text())
+    assert sorted(page_ids) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["outcomes"], []),
+        (["outcomes", 0, "nodes"], -1),
+        (["outcomes", 0, "policy"], "x" * 10**6),
+        (["outcomes", 0, "seeds"], []),
+        (["outcomes", 0, "seeds", 0, "share"], "a text"),
+        (["outcomes", 0, "seeds", 0, "share"], 10**400),
+        (["outcomes", 0, "seeds", 0, "latency"], [1.0]),
+        (["outcomes", 0, "seeds", 0, "latency", 1], None),
+        (["scenario"], []),
+        (["scenario", "layers"], "<b>"),
+        (["scenario", "<script>"], 1),
+    ],
+)
+def test_a_simulation_that_can_not_be_is_left_out(tmp_path, place, value):
+    seed = {"throughput": 1.0, "share": float("nan"), "missed": 0, "failed": 0.0, "latency": [1, 2, float("nan")]}
+    content = {"scenario": {"layers": 12}, "outcomes": [{"nodes": 3, "policy": "any", "seeds": [seed]}]}
+    (tmp_path / "whole.json").write_text(json.dumps(content))
+    part = content
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (tmp_path / "damaged.json").write_text(json.dumps(content))
+    sections, complaints = simulations(tmp_path)
+    assert [section.title for section in sections] == ["Simulated nodes: whole"]
+    (complaint,) = complaints
+    assert complaint.startswith("damaged.json ")
+    assert len(complaint) < 500
+
+
+def test_pipes_links_and_folders_with_names_of_results_files_are_left_out(tmp_path):
+    results().save(tmp_path / "whole.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "link.json").symlink_to("nowhere")
+    (tmp_path / "circle.json").symlink_to("circle.json")
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "numbers.json").write_text(
+        (tmp_path / "whole.json").read_text().replace('"top1": [', f'"top1": [{10**400}, ', 1)
+    )
+    setups, complaints = collect(tmp_path)
+    assert len(setups) == 1
+    names = sorted(complaint.split()[0] for complaint in complaints)
+    assert names == ["circle.json", "folder.json", "link.json", "numbers.json"]
+    assert max(map(len, complaints)) < 500
+    assert simulations(tmp_path) == ([], [])
 
 
 def test_of_many_classes_a_report_shows_the_worst(tmp_path):

@@ -52,6 +52,12 @@ def test_a_dataclass_reads_back():
         ({"by_number": {"x": 1}}, "file.by_number"),
         ({"by_number": {"3": "one"}}, "file.by_number.3"),
         ({"anything": {"deep": [{"down": float("inf")}]}}, "file.anything.deep.down"),
+        # Whole numbers in JSON can have thousands of digits, more than a float or Python's int() takes.
+        ({"inner": [{"share": 10**400, "pair": [1, "b"]}]}, "file.inner.share"),
+        ({"inner": [{"share": 0.5, "pair": [10**400, "b"]}]}, "file.inner.pair"),
+        ({"anything": [-(10**400)]}, "file.anything"),
+        ({"by_number": {"9" * 5000: 1}}, "file.by_number"),
+        ({"anything": json.loads("[" * 300 + "]" * 300)}, "file.anything is nested"),
         ({"unknown": 1}, "unknown"),
         ({"only_in_python": 1}, "only_in_python"),
     ],

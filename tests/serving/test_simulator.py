@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from dataclasses import replace
 from itertools import product
 from statistics import fmean
@@ -13,7 +14,7 @@ from helpers import fails
 
 from layershuffle import Order, UserError
 from layershuffle.commands.simulate import simulate_command
-from layershuffle.orders.recorded import read_orders
+from layershuffle.orders.recorded import MAX_LINE, read_orders
 from layershuffle.serving.comparison import compare, table
 from layershuffle.serving.ideal import ideal_throughput
 from layershuffle.serving.policy import OnLoss, Policy, Routing
@@ -199,13 +200,27 @@ def test_what_cannot_be_simulated_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [("", "no order"), ("{}\n", "line 1"), ("[1]\n", "line 1"), ("nonsense\n", "line 1"), ("\x00\n", "line 1")],
+    [
+        ("", "no order"),
+        ("{}\n", "line 1"),
+        ("[1]\n", "line 1"),
+        ("nonsense\n", "line 1"),
+        ("\x00\n", "line 1"),
+        ('{"event": "ended", "order": 5, "failed": false}\n', "log is not .*5 is not an order"),
+        (f'{{"event": "joined"}}\n{" " * MAX_LINE}\n', "line 2"),
+    ],
 )
 def test_a_file_that_is_no_event_log(tmp_path, content, why):
     path = tmp_path / "log"
     path.write_text(content)
     with pytest.raises(UserError, match=why):
         read_orders(str(path))
+
+
+def test_a_log_that_is_a_pipe_into_which_nobody_writes_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(UserError, match="no order"):
+        read_orders(str(tmp_path / "log"))
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):

@@ -1,5 +1,7 @@
 """The learning rate by itself. test_module.py has whole runs."""
 
+import math
+
 import pytest
 import torch
 from torch.optim import SGD
@@ -44,9 +46,10 @@ def test_some_schedules_need_an_end():
             schedule.check_end(endless)
 
 
-def test_a_negative_warmup_is_refused():
+@pytest.mark.parametrize("steps", [-5, math.nan, math.inf])
+def test_a_warmup_of_no_number_of_steps_is_refused(steps):
     with pytest.raises(UserError, match="warmup_steps"):
-        Schedule(warmup_steps=-5)
+        Schedule(warmup_steps=steps)
 
 
 def test_rates_are_set_again_once_the_number_of_steps_is_known():

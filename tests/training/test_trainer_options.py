@@ -1,5 +1,6 @@
 """Options of Lightning's trainer: each works, or is refused in one line."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -26,6 +27,11 @@ def elsewhere(tmp_path, monkeypatch):
         ({"enable_checkpointing": False}, "enable_checkpointing"),
         ({"accumulate_grad_batches": 0}, "accumulate_grad_batches"),
         ({"gradient_clip_val": -1.0}, "gradient_clip_val"),
+        ({"gradient_clip_val": math.nan}, "gradient_clip_val"),
+        ({"check_val_every_n_epoch": 0}, "check_val_every_n_epoch"),
+        ({"val_check_interval": 0}, "val_check_interval"),
+        ({"val_check_interval": math.nan}, "val_check_interval"),
+        ({"devices": -3, "accelerator": "cpu"}, "devices"),
         ({"limit_train_batches": 1.5}, "limit_train_batches"),
         ({"max_steps": -5}, "max_steps"),
         ({"fast_dev_run": -1}, "fast_dev_run"),
@@ -34,6 +40,11 @@ def elsewhere(tmp_path, monkeypatch):
 def test_what_makes_no_sense_is_refused(options, mentioned):
     with pytest.raises(UserError, match=mentioned):
         make_trainer(options)
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "nan"])
+def test_a_seed_that_numpy_does_not_take_is_refused(capsys, seed):
+    assert "--seed" in fails(capsys, train_command, *DIGITS, f"--seed={seed}")
 
 
 @pytest.mark.parametrize(

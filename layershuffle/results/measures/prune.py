@@ -36,7 +36,7 @@ class Pruning(Measure):
         """Raise a UserError if a number of layers that was scored has no time."""
         for score in results.of("prune"):
             if score.variant.get("kept") not in self.milliseconds:
-                raise UserError(f"prune has no time for the layers kept of {score}")
+                raise UserError(f"prune has no time for {score.variant.get('kept')} layers")
 
     def figure(self, results: Results, title: str = "") -> Figure:
         """Accuracy against milliseconds, with the number of layers beside each point."""

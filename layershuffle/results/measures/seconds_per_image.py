@@ -54,7 +54,7 @@ class SecondsPerImage(Measure):
         """Raise a UserError if a number of layers that was scored has no time."""
         for score in results.of("pruned"):
             if score.variant.get("kept") not in self.seconds:
-                raise UserError(f"seconds_per_image has no time for the layers kept of {score}")
+                raise UserError(f"seconds_per_image has no time for {score.variant.get('kept')} layers")
 
     def figure(self, results: Results, title: str = "") -> Figure:
         """Two panels: accuracy against layers, and against milliseconds."""

@@ -49,7 +49,8 @@ class InstanceWise(Classification):
         position_loss: Literal["sum", "mean"] = "sum",
     ) -> None:
         super().__init__(label_smoothing, class_weights, position_loss)
-        if min(temperature, min_temperature) <= 0 or not 0 < floor < 1:
+        are_temperatures = 0 < temperature < math.inf and 0 < min_temperature < math.inf
+        if not are_temperatures or not 0 < floor < 1:
             raise UserError("instance-wise reordering needs temperatures above 0 and a floor between 0 and 1")
         self.temperature = temperature
         self.decay = decay
