@@ -42,9 +42,25 @@ def read_yaml(path: str | Path) -> Any:
     return _read(path, MAX_YAML_BYTES, "YAML", _parse_yaml)
 
 
+class _Loader(yaml.SafeLoader):
+    """Raises ValueError for a key that a mapping has twice; PyYAML keeps the last one in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in keys:
+                raise ValueError(f"line {key.start_mark.line + 1} repeats the key {key.value}")
+            keys.add((key.tag, key.value))
+        return node
+
+
 def _parse_yaml(text: str) -> Any:
     """The values of a YAML text, in which aliases may not stand for more than a file can hold."""
-    content = yaml.safe_load(text)
+    # It derives from the safe loader.
+    content = yaml.load(text, _Loader)
     waiting = [content]
     count = 0
     while waiting:

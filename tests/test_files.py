@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from layershuffle import UserError
-from layershuffle.files import WriterLock, write_whole
+from layershuffle.files import WriterLock, read_yaml, write_whole
 
 HOLD = """
 import sys
@@ -104,3 +104,13 @@ def test_a_written_file_has_the_usual_permissions(tmp_path):
     finally:
         os.umask(earlier)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("trainer: {max_epochs: 1}\ndata: {}\ntrainer: {max_epochs: 3}\n")
+    with pytest.raises(UserError, match=r"run\.yaml .*line 3 .*trainer"):
+        read_yaml(path)
+    # What a merge key brings may be changed.
+    path.write_text("a: &a {x: 1, y: 1}\nb: &b {<<: *a, y: 2}\nc: {<<: *b, y: 3}\n1: 4\n'1': 5\n")
+    assert read_yaml(path) == {"a": {"x": 1, "y": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 1, "y": 3}, 1: 4, "1": 5}

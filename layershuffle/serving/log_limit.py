@@ -5,11 +5,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from aiohttp.http import HttpProcessingError
+from aiohttp.web import RequestPayloadError
+
 LIMITED = ("asyncio", "aiohttp.server", "aiohttp.web", "layershuffle.serving.connections")
 
 
 class LogLimit(logging.Filter):
     """Lets a few records through in each period; the first of the next one says how many were left out.
+
+    What a client did wrong is a line without a traceback.
 
     Args:
         most: how many in a period.
@@ -25,6 +30,12 @@ class LogLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is logged."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, (HttpProcessingError, RequestPayloadError)):
+            reason = " ".join(str(error).split())[:200]
+            record.msg = f"{record.getMessage()}: {reason}"
+            record.args = None
+            record.exc_info = None
         now = time.monotonic()
         if now >= self.ends:
             left_out = self.count - self.most

@@ -284,3 +284,15 @@ def test_the_log_is_limited(caplog, monkeypatch):
     assert [record.getMessage() for record in caplog.records[:2]] == ["error 0", "error 1"]
     assert "998" in caplog.records[2].getMessage()
     assert len(caplog.records) == 3
+
+
+def test_what_a_client_did_wrong_is_logged_on_a_line_without_a_traceback(serving, caplog):
+    async def talk(server, where, client):
+        reader, _ = await opened(where, b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+        assert await status(client, b"\x1f\x8bnonsense", headers={"Content-Encoding": "gzip"}) == 400
+
+    serving(talk)
+    records = [record for record in caplog.records if record.name.startswith("aiohttp")]
+    assert records
+    assert not any(record.exc_info or "\n" in record.getMessage() for record in records)
