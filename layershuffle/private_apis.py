@@ -136,25 +136,18 @@ def ray_keeps_loopback_addresses() -> Iterator[None]:
         services.resolve_ip_for_localhost = resolve
 
 
-def start_ray_on_loopback(system_config: dict[str, Any], **options: Any) -> None:
+def start_ray_on_loopback(**options: Any) -> None:
     """Start a Ray cluster on this machine, without a dashboard, that only this machine can reach.
 
-    Ray 2.60: ``ray.init`` takes the address to listen on and the health checks only by these private arguments. It also
-    needs ``ray_keeps_loopback_addresses``.
+    Ray 2.60: ``ray.init`` takes the address to listen on only by this private argument. It also needs
+    ``ray_keeps_loopback_addresses``.
 
     Args:
-        system_config: settings of Ray itself, such as its health checks.
         options: other arguments of ``ray.init``.
     """
     import ray
 
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        _system_config=system_config,
-        **options,
-    )
+    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
 
 
 def keep_ray_from_printing() -> None:

@@ -96,9 +96,7 @@ def test_ray_can_be_kept_on_loopback():
     assert services.resolve_ip_for_localhost is resolve
     assert "resolve_ip_for_localhost(" in inspect.getsource(ray._private.worker)
     # ray.init refuses private arguments that it doesn't know.
-    source = inspect.getsource(ray.init)
-    assert '"_node_ip_address"' in source
-    assert '"_system_config"' in source
+    assert '"_node_ip_address"' in inspect.getsource(ray.init)
 
 
 def test_timm_adds_position_embeddings_and_class_tokens():

@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 from layershuffle.errors import UserError, last_line
 
 NEEDS_RAY = 'serving needs Ray: install it with pip install "layershuffle[serving]"'
-HEALTH_CHECKS = {
+SYSTEM_CONFIG = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 200,
     "health_check_timeout_ms": 500,
     "health_check_failure_threshold": 3,
+    "max_direct_call_object_size": 10_000_000,
 }
-"""With Ray's defaults it takes 15 s until a machine that has gone is noticed."""
+"""The system config of a cluster of several machines. With Ray's defaults it takes 15 s until a machine that has gone
+is noticed, and tokens of more than 100 kB travel by Ray's object store, which costs a step several round trips more.
+
+A cluster on a single machine does without: a busy machine would be taken for gone, and has no round trips to save."""
 
 
 class RayConnection(NamedTuple):
@@ -57,7 +61,7 @@ def connect(address: str | None, cpus: int) -> RayConnection:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ray_keeps_loopback_addresses():
         if address is None:
-            start_ray_on_loopback(num_cpus=cpus, system_config=HEALTH_CHECKS, **quiet)
+            start_ray_on_loopback(num_cpus=cpus, **quiet)
             return RayConnection(ray, is_new=True)
         try:
             _check_that_somebody_listens(address)

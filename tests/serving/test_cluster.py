@@ -37,7 +37,7 @@ from layershuffle.serving.metrics import Metrics
 from layershuffle.serving.model_parts import part_for
 from layershuffle.serving.placement import spread
 from layershuffle.serving.policy import Policy
-from layershuffle.serving.ray_connection import HEALTH_CHECKS, connect
+from layershuffle.serving.ray_connection import SYSTEM_CONFIG, connect
 
 HELD = [[0, 1], [1, 2], [2, 3], [3, 0]]
 
@@ -60,7 +60,7 @@ def test_a_machine_is_killed_while_requests_run(tmp_path):
 
     model, log, images = one_model(), tmp_path / "events.jsonl", pictures(40)
     one = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
-    machines = Machines(initialize_head=True, head_node_args=one | {"_system_config": HEALTH_CHECKS})
+    machines = Machines(initialize_head=True, head_node_args=one | {"_system_config": SYSTEM_CONFIG})
     killed = machines.add_node(**one)
 
     async def submit():
