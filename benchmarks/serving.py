@@ -12,12 +12,22 @@ on a real Ray cluster and in the simulator, in four minutes. Its nodes sleep in 
     python -m benchmarks.serving sweeps docs/results/serving/sweeps.json
     python -m benchmarks.serving cluster docs/results/serving/cluster.json
 
-Latency and throughput against the number of nodes that a request may be at, in ten minutes in the simulator, and in
-five on twelve real processes; and what fewer bytes cost a model's accuracy:
+Latency and throughput against the number of nodes that a request may be at, in a few minutes in the simulator, and in
+six on twelve real processes; what an early answer costs models' accuracy, and what fewer bytes do. ``docs/serving.py``
+makes the tables and the picture of docs/serving.md of the files:
 
     python -m benchmarks.serving widths docs/results/serving/widths.json
-    python -m benchmarks.serving processes
+    python -m benchmarks.serving processes --output docs/results/serving/processes.json
+    python -m benchmarks.serving answers SEED0.ckpt SEED1.ckpt --output docs/results/serving/answers.json
     python -m benchmarks.serving wire best.ckpt
+
+``processes`` can also measure nodes behind a network that takes its time, see ``benchmarks.delayed_link``:
+
+    ip netns add far
+    python -m benchmarks.delayed_link far 10.77.0.1 10.77.0.2 --delay 0.025 &
+    ray start --head --node-ip-address 10.77.0.1 --num-cpus 0
+    ip netns exec far ray start --address 10.77.0.1:6379 --node-ip-address 10.77.0.2 --num-cpus 12
+    RAY_AUTH_MODE=token python -m benchmarks.serving processes --address 10.77.0.1:6379 --sleep 0.001
 """
 
 import argparse
@@ -32,6 +42,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
+from benchmarks.serving_answers import measure_answers
 from benchmarks.serving_cluster import compare_with_simulator
 from benchmarks.serving_processes import measure_widths
 from benchmarks.serving_sweeps import sweep
@@ -120,6 +131,10 @@ def main() -> None:
     processes.add_argument("--address", help="of a Ray cluster, on whose machines the processes are then")
     processes.add_argument("--sleep", type=float, default=0.05, help="the seconds that nodes sleep for a step")
     processes.add_argument("--output", type=Path, help="a .json file to write")
+    answers = commands.add_parser("answers", help="measure accuracy against the time by which requests are answered")
+    answers.add_argument("checkpoints", nargs="+", help="one for each seed of the simulation")
+    answers.add_argument("--images", type=int, default=500, help="how many test images to classify in each order")
+    answers.add_argument("--output", type=Path, required=True, help="a .json file to write")
     commands.add_parser("wire", help="measure forms of what travels").add_argument("checkpoint")
     args = parser.parse_args()
 
@@ -129,6 +144,8 @@ def main() -> None:
         simulate_widths(args.output)
     elif args.command == "processes":
         asyncio.run(measure_widths(args.address, args.sleep, args.output))
+    elif args.command == "answers":
+        measure_answers(args.checkpoints, args.images, args.output)
     elif args.command == "wire":
         measure_wire(args.checkpoint)
     elif args.command == "cluster":

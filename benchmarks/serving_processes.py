@@ -45,6 +45,9 @@ ANSWER_BY = (0.3, 0.2)
 TICK = 0.005
 """How often it is measured how late the coordinator and the machine are, in seconds."""
 
+Late = tuple[float, float]
+"""How late something was: the 99th percentile and the most, in seconds."""
+
 
 @dataclass
 class Measured:
@@ -58,8 +61,8 @@ class Measured:
         missed: how many layers each request missed.
         throughput: requests that were answered in a second.
         errors: how many requests were not answered, but for an error.
-        coordinator_late: how late the coordinator's event loop woke up each time, in seconds.
-        machine_late: how late a process woke up that does nothing else, in seconds.
+        coordinator_late: how late the coordinator's event loop woke up: the 99th percentile and the most, in seconds.
+        machine_late: how late a process woke up that does nothing else.
         collections: how long each of Python's garbage collections took, in seconds.
     """
 
@@ -70,8 +73,8 @@ class Measured:
     missed: list[int] = field(default_factory=list)
     throughput: float = 0.0
     errors: int = 0
-    coordinator_late: list[float] = field(default_factory=list)
-    machine_late: list[float] = field(default_factory=list)
+    coordinator_late: Late | None = None
+    machine_late: Late | None = None
     collections: list[float] = field(default_factory=list)
 
 
@@ -130,6 +133,7 @@ class Lateness:
     def __init__(self, measured: Measured, machine: Any) -> None:
         self.measured = measured
         self.machine = machine
+        self.late: list[float] = []
 
     async def __aenter__(self) -> None:
         self._result: AsyncResult = self.machine.apply_async(ticks, [SECONDS])
@@ -139,13 +143,14 @@ class Lateness:
     async def __aexit__(self, *_: object) -> None:
         gc.callbacks.remove(self._collect)
         self._task.cancel()
-        self.measured.machine_late = await asyncio.to_thread(self._result.get)
+        self.measured.coordinator_late = summary(self.late)
+        self.measured.machine_late = summary(await asyncio.to_thread(self._result.get))
 
     async def _tick(self) -> None:
         while True:
             due = time.monotonic() + TICK
             await asyncio.sleep(TICK)
-            self.measured.coordinator_late.append(time.monotonic() - due)
+            self.late.append(time.monotonic() - due)
 
     def _collect(self, phase: str, _: object) -> None:
         if phase == "start":
@@ -162,6 +167,11 @@ def ticks(seconds: float) -> list[float]:
         time.sleep(TICK)
         late.append(time.monotonic() - due)
     return late
+
+
+def summary(late: list[float]) -> Late:
+    """The 99th percentile and the most."""
+    return float(np.percentile(late, 99)), max(late)
 
 
 def _layers_that_ran(result: Result) -> list[int]:
@@ -189,7 +199,7 @@ async def measure_widths(address: str | None, sleep: float, output: Path | None)
             about = {
                 "device": device_name(torch.device("cpu")),
                 "cores": os.cpu_count(),
-                "niceness": os.nice(0),
+                "real time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
                 "load average": [load_before, os.getloadavg()[0]],
                 "address": bool(address),
                 "sleep": sleep,
@@ -283,7 +293,5 @@ def row(point: Measured, reference: Measured) -> list[str]:
     ]
 
 
-def _late(late: list[float]) -> str:
-    if not late:
-        return ""
-    return f"{1000 * np.percentile(late, 99):.0f}, {1000 * max(late):.0f}"
+def _late(late: Late | None) -> str:
+    return "" if late is None else ", ".join(f"{1000 * seconds:.0f}" for seconds in late)
