@@ -1,8 +1,8 @@
 """Measures how long a model takes whose layers were merged, several at a time, against the same model layer by layer.
 
-    python -m benchmarks.wide                # small, for a CPU: ViT-Ti/16 at 224
-    python -m benchmarks.wide --size full    # ViT-B/16 at 224
-    python -m benchmarks.wide --format onnx  # programs for ONNX Runtime, both of them
+    python -m benchmarks.wide                              # small, for a CPU: ViT-Ti/16 at 224
+    python -m benchmarks.wide --size full                  # ViT-B/16 at 224
+    python -m benchmarks.wide --formats eager compile onnx # also compiled, and as programs for ONNX Runtime
 
 The models have the 12 layers of timm's, with random weights: their values don't change how long a product takes.
 """
@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,20 @@ Forward = Callable[[Tensor], object]
 def main() -> None:
     """Run the benchmark, print the table and write the JSON."""
     args = _parser().parse_args()
+    # All contenders have one function in common, of which torch would compile only a few versions.
+    torch._dynamo.config.recompile_limit = 1000
     device = torch.device(args.device)
     torch.manual_seed(0)
     name = "vit_base_patch16_224" if args.size == "full" else "vit_tiny_patch16_224"
     model = create_model(name, 1000).eval().to(device)
-    orders = orders_by_name(model.depth)
+    orders = {PLAIN: sequential(model.depth), **orders_by_name(model.depth)}
+    contenders = {}
     with tempfile.TemporaryDirectory() as folder:
-        contenders = {PLAIN: make(model, sequential(model.depth), args.format, Path(folder))}
-        for contender, order in orders.items():
-            contenders[contender] = make(model, order, args.format, Path(folder))
+        for form, (contender, order) in product(args.formats, orders.items()):
+            contenders[f"{form}, {contender}"] = make(model, order, form, Path(folder))
         times = {batch: time_batch(model, contenders, batch, args.rounds, args.clock) for batch in args.batches}
 
-    setting = {"model": name, "format": args.format, "clock": args.clock}
+    setting = {"model": name, "clock": args.clock}
     report("wide", [row(contender, times) for contender in contenders], device, setting, args.output)
 
 
@@ -64,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         default="wall",
         help="Time to measure; that of the processor, with one thread, suits a machine that others use too.",
     )
-    option("--format", choices=["eager", "onnx"], default="eager", help="PyTorch, or programs for ONNX Runtime.")
+    option(
+        "--formats",
+        nargs="+",
+        choices=["eager", "compile", "onnx"],
+        default=["eager"],
+        help="PyTorch, PyTorch with torch.compile for each size of a batch, or programs for ONNX Runtime.",
+    )
     return parser
 
 
@@ -90,9 +99,10 @@ def in_groups(depth: int, steps: int, halves: Sequence[str]) -> Order:
 
 def make(model: OrderedViT, order: Order, form: str, folder: Path) -> Forward:
     """The forward pass of a model in one order, with its groups merged: of float32 images [batch, channels, H, W]."""
-    if form == "eager":
+    if form != "onnx":
         is_plain = order == sequential(model.depth)
-        return model.vit if is_plain else widen(model, order)
+        forward = model.vit if is_plain else widen(model, order)
+        return torch.compile(forward, dynamic=False) if form == "compile" else forward
     path = folder / str(len(list(folder.iterdir())))
     loaded = LoadedModel(model, ModelInfo(name="benchmark", source="random weights", config=model.config))
     export_programs(loaded, path, "onnx", order=order, normalises=False)
@@ -128,10 +138,14 @@ def time_batch(model: OrderedViT, contenders: dict[str, Forward], batch: int, ro
 
 
 def row(contender: str, times: dict[int, Times]) -> dict[str, Any]:
-    """The row of a contender in the table: by images per batch, how many times as fast it is, and milliseconds."""
+    """The row of a contender in the table: by images per batch, how many times as fast it is, and milliseconds.
+
+    Ratios are to the model that runs layer by layer in the same format.
+    """
+    form, _, _ = contender.partition(", ")
     columns: dict[str, Any] = {"contender": contender}
     for batch, batch_times in times.items():
-        columns[f"ratio, {batch}"] = ratio(batch_times, contender, PLAIN)
+        columns[f"ratio, {batch}"] = ratio(batch_times, contender, f"{form}, {PLAIN}")
     for batch, batch_times in times.items():
         columns[f"ms, {batch}"] = 1000 * statistics.median(batch_times[contender])
     return columns
