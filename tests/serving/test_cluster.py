@@ -58,7 +58,8 @@ def test_a_machine_is_killed_while_requests_run(tmp_path):
     """Two raylets stand for two machines. It is the first test, because a process has one Ray cluster at a time."""
     from ray.cluster_utils import Cluster as Machines
 
-    model, log, images = one_model(), tmp_path / "events.jsonl", pictures(40)
+    # So many that some still run when the loss is noticed.
+    model, log, images = one_model(), tmp_path / "events.jsonl", pictures(200)
     one = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
     machines = Machines(initialize_head=True, head_node_args=one | {"_system_config": SYSTEM_CONFIG})
     killed = machines.add_node(**one)
