@@ -23,6 +23,13 @@ def device_name(device: torch.device) -> str:
     return name[1]
 
 
+def memory_bandwidth(device: torch.device) -> float:
+    """The bytes per second of a GPU's memory on paper; 0 if the driver doesn't tell."""
+    properties = torch.cuda.get_device_properties(device)
+    # The clock is in kHz, and there are two transfers in each of its cycles. The bus is as wide as this many bits.
+    return 2 * 1000 * properties.memory_clock_rate * properties.memory_bus_width / 8
+
+
 def wait(device: torch.device) -> None:
     """Wait until the device has finished its work."""
     if device.type == "cuda":

@@ -1,5 +1,7 @@
 """Choosing precision and batch size by measuring, against clocks and memories made up for the purpose."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import FULL
@@ -7,7 +9,7 @@ from helpers import FULL
 import layershuffle
 from layershuffle import hardware
 from layershuffle.evaluation.device import make_fabric
-from layershuffle.hardware import fastest_precision, largest_batch
+from layershuffle.hardware import fastest_precision, largest_batch, memory_bandwidth
 
 CPU = torch.device("cpu")
 
@@ -72,3 +74,23 @@ def test_other_errors_are_not_taken_for_a_full_memory():
 
     with pytest.raises(RuntimeError, match="misaligned"):
         largest_batch(attempt, 8, 100)
+
+
+@pytest.mark.parametrize(("precision", "is_told"), [("32-true", True), ("bf16-mixed", False)])
+def test_an_evaluation_tells_that_float32_is_slow_on_a_gpu(monkeypatch, caplog, precision, is_told):
+    fabric = SimpleNamespace(device=torch.device("cuda"), _precision=SimpleNamespace(precision=precision))
+    monkeypatch.setattr("layershuffle.evaluation.device.Fabric", lambda **_: fabric)
+    caplog.set_level("INFO", "layershuffle")
+    make_fabric("gpu", precision, model=None)
+    assert any("--precision bf16-mixed" in text for text in caplog.messages) == is_told
+
+
+@pytest.mark.parametrize(
+    ("kilohertz", "bits", "expected"),
+    [(2_619_000, 5120, 3.35e12), (1_215_000, 5120, 1.555e12), (10_501_000, 384, 1.008e12), (0, 0, 0)],
+    ids=["H100", "A100", "RTX 4090", "unknown"],
+)
+def test_the_bandwidth_is_that_of_the_data_sheet(monkeypatch, kilohertz, bits, expected):
+    properties = SimpleNamespace(memory_clock_rate=kilohertz, memory_bus_width=bits)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert memory_bandwidth(torch.device("cuda")) == pytest.approx(expected, rel=2e-3)

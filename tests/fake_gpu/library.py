@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -52,6 +53,17 @@ def environment() -> dict[str, str]:
     """The variables with which a Python process finds the fake GPU."""
     folder = _build()
     return {"LD_PRELOAD": str(folder / NAME), "TRITON_LIBCUDA_PATH": str(folder)}
+
+
+def run(module: str, *words: str, folder: Path) -> str:
+    """What ``python -m fake_gpu.MODULE WORD ...`` prints in a process with the fake GPU."""
+    tests = Path(__file__).parents[1]
+    variables = os.environ | environment()
+    variables["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", f"fake_gpu.{module}", *words]
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _build() -> Path:

@@ -4,14 +4,10 @@ No kernel runs, so that all values are nonsense. Everything else is real: see th
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from fake_gpu import library
 from fake_gpu.runs import BATCHES, CHECKS, CHOOSING, COMPILED, EVALUATIONS, FAULTS, TRAININGS
-from helpers import ROOT
 
 pytestmark = [pytest.mark.heavy, pytest.mark.skipif(bool(library.why_not()), reason=str(library.why_not()))]
 ALL = [*TRAININGS, *CHOOSING, *FAULTS, *CHECKS, *(f"evaluation, {kind}" for kind in EVALUATIONS)]
@@ -19,12 +15,8 @@ ALL = [*TRAININGS, *CHOOSING, *FAULTS, *CHECKS, *(f"evaluation, {kind}" for kind
 
 def execute(names, folder):
     """What was noted of the runs of these names, which one process executes."""
-    environment = os.environ | library.environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "fake_gpu.execute", *names]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    printed = library.run("execute", *names, folder=folder)
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{"name"')]
     return {line["name"]: line for line in lines}
 
 

@@ -32,14 +32,30 @@ class Events:
     error: str = ""
 
 
+class Notes:
+    """What the host asks of the fake GPU between ``begin`` and ``end``."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(NAME)
+        self._library.fake_get_note.restype = ctypes.c_char_p
+        self._library.fake_get_note.argtypes = [ctypes.c_size_t]
+
+    def begin(self) -> None:
+        """Begin to take notes."""
+        self._library.fake_begin_notes()
+
+    def end(self) -> list[str]:
+        """Stop taking notes, and return them."""
+        self._library.fake_end_notes()
+        return [self._library.fake_get_note(index).decode() for index in range(self._library.fake_count_notes())]
+
+
 class Watch:
     """Watches between ``begin`` and ``end``, as often as one likes, and adds up the events."""
 
     def __init__(self) -> None:
         self.events = Events()
-        self._library = ctypes.CDLL(NAME)
-        self._library.fake_get_note.restype = ctypes.c_char_p
-        self._library.fake_get_note.argtypes = [ctypes.c_size_t]
+        self._notes = Notes()
         self._caught = warnings.catch_warnings()
         self._is_watching = False
 
@@ -53,18 +69,17 @@ class Watch:
         warnings.simplefilter("always")
         warnings.showwarning = self._note_wait  # type: ignore[assignment]
         torch.cuda.set_sync_debug_mode("warn")
-        self._library.fake_begin_notes()
+        self._notes.begin()
 
     def end(self) -> None:
         """Stop watching, and count what was noted."""
         if not self._is_watching:
             return
         self._is_watching = False
-        self._library.fake_end_notes()
+        notes = self._notes.end()
         torch.cuda.set_sync_debug_mode("default")
         self._caught.__exit__(None, None, None)
-        for index in range(self._library.fake_count_notes()):
-            note = self._library.fake_get_note(index).decode()
+        for note in notes:
             self.events.pageable += note.startswith("pageable copy")
             self.events.float32 += note == "product in float32"
             self.events.kernels += note.startswith(("kernel", "product"))

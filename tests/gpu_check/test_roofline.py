@@ -1,0 +1,67 @@
+"""The roofline counts what the model really computes, and the page shows what it prints."""
+
+import pytest
+import torch
+from helpers import ROOT
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import roofline as page
+from layershuffle.gpu_check import roofline
+from layershuffle.gpu_check.roofline import CAUTIOUS, LIKELY, LIMIT, Gpu, Kernel, Shape
+from layershuffle.models import create_model
+
+SMALL = Shape(batch=3, tokens=17, width=48, hidden=144, depth=2, patches=16, patch_values=192, classes=5)
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": 2, "mlp_ratio": 3}
+    return create_model("vit_tiny_patch16_224", SMALL.classes, **sizes)
+
+
+def flops(kernels):
+    return sum(kernel.times * kernel.flops for kernel in kernels)
+
+
+def test_flops_are_those_of_the_model(small_model):
+    images = torch.randn(SMALL.batch, 3, 32, 32)
+    with FlopCounterMode(display=False) as forward:
+        logits = small_model(images).logits
+    with FlopCounterMode(display=False) as backward:
+        F.cross_entropy(logits, torch.zeros(SMALL.batch, dtype=torch.long)).backward()
+    kernels = roofline.step_kernels(SMALL)
+    assert flops(roofline.forward_kernels(SMALL)) == forward.get_total_flops()
+    assert flops(kernels) == forward.get_total_flops() + backward.get_total_flops()
+
+
+def test_parameters_are_those_of_the_model(small_model):
+    assert SMALL.parameters == sum(parameter.numel() for parameter in small_model.parameters())
+
+
+def test_a_kernel_takes_as_long_as_its_arithmetic_or_its_bytes():
+    gpu = Gpu(flops=100.0, bandwidth=10.0)
+    product = Kernel(roofline.PRODUCTS, "forward", bytes=20.0, flops=400.0)
+    assert roofline.seconds(product, gpu, LIMIT) == 4.0
+    assert roofline.seconds(product, Gpu(flops=1000.0, bandwidth=10.0), LIMIT) == 2.0
+    several = Kernel(roofline.NORMS, "forward", bytes=20.0, launches=3, times=5)
+    assert roofline.seconds(several, gpu, LIMIT) == 10.0
+    assert roofline.seconds(several, gpu, LIKELY) == pytest.approx(5 * (2 / 0.875 + 3e-6))
+
+
+@pytest.mark.parametrize("gpu", page.GPUS)
+def test_the_limit_is_above_what_is_likely_and_that_above_what_is_cautious(gpu):
+    kernels = roofline.step_kernels(Shape())
+    shares = [roofline.estimate(kernels, 128, page.GPUS[gpu], case).share for case in (LIMIT, LIKELY, CAUTIOUS)]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_every_kind_of_kernel_has_a_row():
+    assert {kernel.kind for kernel in roofline.step_kernels(Shape())} == set(roofline.KINDS)
+
+
+def test_the_page_shows_what_the_benchmark_prints(capsys):
+    page.main()
+    text = (ROOT / "docs/performance.md").read_text()
+    for line in capsys.readouterr().out.splitlines():
+        assert line in text
