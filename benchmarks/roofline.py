@@ -21,7 +21,7 @@ COLUMNS = [(gpu, case) for gpu in GPUS for case in CASES]
 def table(shape: Shape) -> list[list[str]]:
     """The header and the rows of the table: the time of each kind of kernel, and what follows."""
     names = [f"{gpu}: {case}" for gpu, case in COLUMNS]
-    rows = [["milliseconds", "kernels", "limited by", "TFLOP", "GB", *names]]
+    rows = [["kernels", "count", "limited by", "TFLOP", "GB", *names]]
     kernels = roofline.step_kernels(shape)
     for kind in roofline.KINDS:
         of_kind = [kernel for kernel in kernels if kernel.kind == kind]
