@@ -29,6 +29,12 @@ def report_command(args: list[str] | None = None) -> None:
     # Matplotlib takes a second to import.
     from layershuffle.api.report import report
 
-    title, missing = manifest.read(config.results_folder)
-    page = report(config.results_folder, config.folder, config.title or title, missing)
+    # Only folders of layershuffle experiment say what they are called, and what should be there.
+    title = config.title
+    missing = None
+    experiment = manifest.read(config.results_folder)
+    if experiment is not None:
+        title = title or experiment.title
+        missing = experiment.missing(config.results_folder)
+    page = report(config.results_folder, config.folder, title, missing)
     print(f"report: {page} and {page.with_name('report.md')}")

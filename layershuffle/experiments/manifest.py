@@ -5,13 +5,32 @@ The report needs it to name what is missing.
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from layershuffle.errors import UserError
 from layershuffle.experiments.runs import Run
 from layershuffle.files import read_json, write_whole
+from layershuffle.results import typed_json
 
 NAME = "experiment.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the file says.
+
+    Attributes:
+        title: what the experiment is called.
+        results: the paths in its folder of all results files that it will have.
+    """
+
+    title: str
+    results: list[str]
+
+    def missing(self, folder: Path) -> list[str]:
+        """The results files that ``folder`` lacks."""
+        return [path for path in self.results if not (folder / path).exists()]
 
 
 def write(folder: Path, title: str | None, runs: Iterable[Run]) -> None:
@@ -20,23 +39,21 @@ def write(folder: Path, title: str | None, runs: Iterable[Run]) -> None:
     results = []
     for run in runs:
         results += [f"{run.name}/{task.output}" for task in run.tasks if task.output.endswith(".json")]
-    content = {"title": title or folder.resolve().name, "results": results}
-    write_whole(folder / NAME, json.dumps(content, indent=1))
+    content = Manifest(title or folder.resolve().name, results)
+    write_whole(folder / NAME, json.dumps(typed_json.write(content), indent=1))
 
 
-def read(folder: Path) -> tuple[str, list[str] | None]:
-    """The title, and the paths of the results files that belong to the experiment but that ``folder`` lacks.
+def read(folder: Path) -> Manifest | None:
+    """Read the file, which a folder that ``layershuffle experiment`` didn't make lacks.
 
-    A folder that ``layershuffle experiment`` didn't make has its own name for a title, and None in place of the paths.
-    Raises UserError if the file is damaged.
+    Raises:
+        UserError: if the file is damaged.
     """
-    if not (folder / NAME).is_file():
-        return folder.resolve().name, None
-    content = read_json(folder / NAME, most=16 << 20, what="the list of an experiment's results")
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    content = read_json(path, most=16 << 20, what="the list of an experiment's results")
     try:
-        missing = [path for path in content["results"] if not (folder / path).exists()]
-        return str(content["title"]), missing
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"{folder / NAME} is not the list of an experiment's results: remove it to do without it"
-        ) from error
+        return typed_json.read(Manifest, content, NAME)
+    except UserError as error:
+        raise UserError(f"{path} is not the list of an experiment's results: remove it to do without it") from error

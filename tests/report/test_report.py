@@ -538,7 +538,9 @@ def test_an_experiment_gives_its_report_a_title_and_what_is_missing(tmp_path, ca
         "birds/layershuffle/seed1/results.json",
     ]
     manifest.write(tmp_path, None, list_runs(experiment, seeds=[0]))
-    assert manifest.read(tmp_path) == (tmp_path.name, ["birds/baseline/seed0/landscape.json"])
+    experiment = manifest.read(tmp_path)
+    assert experiment.title == tmp_path.name
+    assert experiment.missing(tmp_path) == ["birds/baseline/seed0/landscape.json"]
     (tmp_path / manifest.NAME).write_text("[]")
     with pytest.raises(UserError, match="is not the list of an experiment's results"):
         manifest.read(tmp_path)
