@@ -26,6 +26,16 @@ class Compute:
     full_steps: float = 0.0
     seconds: float = 0.0
 
+    def count_batch(self, images: int, layers: float) -> None:
+        """Count so many images, each of which has run through so many layers."""
+        self.images += images
+        self.layer_executions += images * layers
+
+    def count_update(self, full_steps: float) -> None:
+        """Count an update whose images ran through this share of all layers, or more than 1 if some ran twice."""
+        self.updates += 1
+        self.full_steps += full_steps
+
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint has saved; fields that it lacks begin from 0."""
         for field in fields(self):

@@ -1,0 +1,337 @@
+"""What happens in a training: a step, and what comes before it, between two steps, and at the end.
+
+``training.module`` makes the parts that work together here. ``FineTuningLoop.training_step`` is the place to begin.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torchmetrics.functional.classification import multiclass_accuracy
+from torchvision.transforms import v2
+
+from layershuffle.data import ImageData, Preprocess
+from layershuffle.models.model import OrderedViT, Output
+from layershuffle.orders.order import Order, seeded
+from layershuffle.training import continuing, metadata, non_finite, step_means
+from layershuffle.training.accumulation import weight_in_update
+from layershuffle.training.averaging import check_averages, count_on_the_host, put_averages, refuse_averages
+from layershuffle.training.budget import Budget
+from layershuffle.training.callbacks import is_logged
+from layershuffle.training.checkpointing import LastCheckpoint
+from layershuffle.training.compute import layers_run
+from layershuffle.training.device_copies import BatchCopier
+from layershuffle.training.directions import check_callbacks
+from layershuffle.training.distributed import (
+    is_replicated,
+    is_sharded,
+    samples_own_orders,
+    shard,
+    unused_parameters,
+    with_all_parameters,
+)
+from layershuffle.training.image_mean import ImageMean
+from layershuffle.training.method import method_name
+from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
+from layershuffle.training.objectives import Objective, StepKey
+from layershuffle.training.optimizer import make_optimizer
+from layershuffle.training.plan import Plan
+from layershuffle.training.pretrained_head import match_head
+from layershuffle.training.schedule import Schedule, make_scheduler, set_rates_again
+from layershuffle.training.step_means import StepMeans
+from layershuffle.training.step_orders import StepOrders
+from layershuffle.training.trainable import Trainable
+
+
+class FineTuningLoop(pl.LightningModule):
+    """The hooks that Lightning calls in the course of a training, in the sequence in which they run.
+
+    Args:
+        model: what is trained.
+        pretrained: where its weights came from, see ``create_model``.
+        trainable: which parameters are trained, and how fast.
+        mix: mixes the images of a batch with each other, if anything does.
+        objective: what is minimised.
+        optimizer: makes the optimizer.
+        schedule: how the learning rate changes.
+        budget: how long the training lasts.
+        orders: samples the orders of each step.
+        orders_per_process: whether each process samples its own; None if the strategy decides it.
+        label: what tables and figures call the method, by default its name.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: OrderedViT,
+        pretrained: bool | str,
+        trainable: Trainable,
+        mix: v2.Transform | None,
+        objective: Objective,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        budget: Budget,
+        orders: StepOrders,
+        orders_per_process: bool | None,
+        label: str | None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.trainable = trainable
+        self.preprocess = Preprocess(*model.image_format)
+        self.mix = mix
+        self.objective = objective
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.budget = budget
+        self.compute = budget.compute
+        self.orders = orders
+        self.orders_per_process = orders_per_process
+        self.sampler = orders.sampler
+        self.seed = orders.seed
+        self.label = label
+
+        self.step_means = StepMeans()
+        # Lightning's own mean over processes ignores that each may have a different number of images.
+        self.means: Any = nn.ModuleDict({name: ImageMean() for name in ("sequential", "arbitrary", "loss")})
+        self._first_non_finite = FirstNonFiniteStep()
+        self._copier = BatchCopier()
+        self._pretrained = pretrained
+        self._objective_is_loaded = False
+        self._optimizer_options: list[dict[str, Any]] = []
+        # What the checkpoint that a run goes on from says of its optimizer.
+        self._resumed_state: dict[str, Any] = {}
+
+    @property
+    def method(self) -> str:
+        """The label, or the name of the method, such as ``layershuffle-position``."""
+        if self.label:
+            return self.label
+        config = self.model.config
+        return method_name(self.sampler, config["position"], config.get("order"), self.objective.method)
+
+    @property
+    def base_order(self) -> Order:
+        """What counts as the sequential order of the trained model."""
+        return self.orders.base_order
+
+    # --- Before the first step ------------------------------------------------------------------------------
+
+    def load_objective(self) -> None:
+        """Read the files that the objective needs, once. ``setup`` does it, but only after the data are prepared."""
+        if not self._objective_is_loaded:
+            self.objective.load(self.model)
+            self._objective_is_loaded = True
+
+    def setup(self, stage: str) -> None:
+        """Preprocess as the data say, and decide which processes sample their own orders.
+
+        Raises a UserError if the strategy can't run the orders, or the objective doesn't fit the data.
+        """
+        # Any other data must come in the model's size.
+        datamodule = getattr(self.trainer, "datamodule", None)
+        data = datamodule if isinstance(datamodule, ImageData) else None
+        if data is not None:
+            self.preprocess = data.prepare_for(*self.model.image_format)
+
+        examples = self.orders.fixed_orders or (self.orders.sample(0),)
+        if samples_own_orders(self.trainer.strategy, self.orders_per_process, self.objective, examples):
+            self.orders.processes = self.trainer.world_size
+        else:
+            self.orders.processes = 1
+
+        # Evaluation needs neither the objective's files nor a budget.
+        if stage == "fit":
+            if data is not None and not self.trainer.ckpt_path:
+                match_head(self.model, self._pretrained, data.class_names, self.seed)
+                # Once it fits, the head stays as it is trained.
+                self._pretrained = False
+            self.load_objective()
+            check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
+            self.objective.read_data(data, self.model.config["num_classes"])
+            self.budget.take_limits(self.trainer)
+
+    def configure_model(self) -> None:
+        """Shard the model for ModelParallelStrategy, which leaves that to the module."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.model, FSDPModule):
+            return
+        refuse_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
+        shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer of all trainable parameters and the schedule of its learning rate."""
+        groups = None
+        if self.trainable.needs_groups:
+            groups = self.trainable.parameter_groups(self.model, self.orders.examples)
+        optimizer = make_optimizer(self.optimizer, self.named_parameters(), groups)
+        self._optimizer_options = continuing.options_of(optimizer)
+        continuing.check_optimizer(self._resumed_state, optimizer)
+        continuing.check_state(self._resumed_state, optimizer)
+        self.schedule.check_end(self.budget)
+        scheduler = make_scheduler(optimizer, self.schedule, self.budget)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Plan the run. Any earlier, the workers would read ahead before a run is resumed."""
+        self.objective.start(self.model)
+        count_on_the_host(self.trainer.callbacks)  # type: ignore[attr-defined]
+        # Orders that were sampled before belong to an unknown progress.
+        self.orders.forget_all()
+        self.budget.plan(self.trainer)
+        self.budget.stop_if_used_up(self.trainer)
+        if not self.budget.ends_the_run:
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            check_averages(callbacks, self.budget.planned_steps, self.trainer.max_epochs)
+        # The rate of the coming step was set before the number of steps was known, or by another run's options.
+        scheduler: Any = self.lr_schedulers()
+        continuing.restore_options(self.trainer.optimizers[0], scheduler, self._optimizer_options)
+        set_rates_again(scheduler)
+        self._resumed_state = {}
+        plan = Plan.of(self.trainer, self.budget, self.schedule, self.orders.examples)
+        plan.announce(self.trainer)
+
+    # --- A batch on its way to the model --------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Save or stop between two steps; no other Lightning hook runs there."""
+        if self.trainer.training:
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    callback.between_steps(self.trainer)
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copy a batch to the GPU while it still works on the step before."""
+        to_device = partial(super().transfer_batch_to_device, batch, device, dataloader_idx)
+        return self._copier.copy(to_device, device)
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Resize and normalise on the device."""
+        images, labels = batch
+        dtype = next(self.model.parameters()).dtype
+        return self.preprocess(images).to(dtype), labels
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Seed dropout and mixing by the epoch, the batch and the process, so that a resumed run repeats them."""
+        key = (self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(seeded(*key).random() * 2**53))
+
+    # --- A training step ------------------------------------------------------------------------------------
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch. Nothing here waits for the device, unless the loggers write."""
+        step = self.global_step
+
+        # Mixup and cutmix make probabilities of the labels.
+        images, true_labels = batch
+        labels = true_labels
+        if self.mix:
+            images, labels = self.mix(images, true_labels)
+
+        # The step decides the orders, so batches that are accumulated into one update share them.
+        orders = self.orders.of_batch(step, self.global_rank, len(images))
+        key = StepKey(self.seed, step, self.global_rank)
+        loss = self.objective.loss(self.model, images, labels, orders, key)
+
+        values = {"loss": loss.total, **loss.terms, "accuracy": self._accuracy(loss.logits, true_labels)}
+        self.step_means.add(values, len(images))
+        self.compute.count_batch(len(images) * self.trainer.world_size, self.orders.layers_run(step))
+        self._first_non_finite.note(loss.total, step)
+
+        total = loss.total * weight_in_update(self.trainer, batch_idx)
+        if is_replicated(self.trainer.strategy):
+            total = with_all_parameters(total, self.model, orders)
+        return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clear the gradients of layers that no process ran, so that the optimizer skips them; count the update."""
+        step = self.global_step
+        if is_replicated(self.trainer.strategy):
+            for parameter in unused_parameters(self.model, self.orders.of_update(step)):
+                parameter.grad = None
+        self.compute.count_update(self.orders.layers_run(step) / layers_run(self.model.order))
+        self.step_means.log_row(self)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End a run whose budget is used up. Stop if a loss was not finite.
+
+        That is checked in the steps in which the loggers wait for the device anyway.
+        """
+        self.budget.stop_if_used_up(self.trainer)
+        if is_logged(self.trainer):
+            non_finite.stop_after(self._first_non_finite.read(), self, self.orders)
+            self.orders.forget_before(self.global_step - 1)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the losses of the last steps, and the means of the epoch."""
+        self.step_means.end_epoch(self)
+
+    def on_fit_end(self) -> None:
+        """Give the trainer its limits back."""
+        self.budget.give_limits_back(self.trainer)
+
+    def _accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        classes = self.model.config["num_classes"]
+        return multiclass_accuracy(logits, labels, classes, average="micro", validate_args=False)
+
+    # --- Validation -----------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the accuracy in sequential and in arbitrary order, and ``val/loss``, which selects the best model."""
+        images, labels = batch
+        if not len(labels) and not is_sharded(self.trainer.strategy):
+            return  # The last batch may have fewer images than there are processes.
+
+        orders = self.orders.for_validation(batch_idx, self.global_step)
+        # Some of the orders may be the same, and run once.
+        outputs: dict[Order, Output] = {order: self.model(images, order) for order in dict.fromkeys(orders)}
+        selecting_logits = outputs[orders.selecting].logits
+        values = {
+            "sequential": self._accuracy(outputs[orders.sequential].logits, labels),
+            "arbitrary": self._accuracy(outputs[orders.arbitrary].logits, labels),
+            "loss": self.objective.validation_loss(self.model, images, labels, selecting_logits),
+        }
+        for name, value in values.items():
+            # A mean would skip NaN, and a model that fails on some images could become the best.
+            self.means[name].update(value.nan_to_num(nan=math.inf, posinf=math.inf), len(labels))
+            self.log(f"val/{name}", self.means[name], prog_bar=True)
+
+    # --- Checkpoints ----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add how to make the model and its data again; refuse to save weights that are not finite."""
+        bad_step = self._first_non_finite.read()
+        if bad_step == NO_STEP and not all_finite(self.parameters()):
+            # The last step made them so, and no loss has shown it yet.
+            bad_step = max(0, self.global_step - 1)
+        non_finite.stop_after(bad_step, self, self.orders)
+
+        put_averages(checkpoint, self.trainer)
+        continuing.note(checkpoint, self.trainer)
+        checkpoint[step_means.KEY] = self.step_means.state()
+        metadata.write(
+            checkpoint,
+            config=metadata.model_config(self.model, self.base_order),
+            method=self.method,
+            sampler=repr(self.sampler),
+            objective=self.objective,
+            seed=self.seed,
+            compute=self.compute,
+            trainer=self.trainer,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume from a checkpoint of another run, and go on counting."""
+        config = metadata.model_config(self.model, self.base_order)
+        saved = continuing.check(checkpoint, config, self.objective, self.seed, self.trainer)
+        continuing.restore_callbacks(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
+        self._resumed_state = continuing.optimizer_state(checkpoint)
+        self.compute.restore(saved.compute or {})
+        self.step_means.restore(checkpoint)
