@@ -23,3 +23,6 @@ Target = Literal["cpu", "cuda"]
 """The device that programs run on."""
 Wire = Literal["float32", "bf16", "int8"]
 """In which form tokens travel to the nodes of a cluster and back."""
+
+Accelerator = Literal["auto", "cpu", "gpu"]
+"""Where the nodes of a cluster compute: "auto" is on its GPUs, if there are any."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from layershuffle.api.pictures import Pictures, Unreadable
 from layershuffle.checkpoints.loading import LoadedModel, load
-from layershuffle.choices import Wire
+from layershuffle.choices import Accelerator, Wire
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.errors import UserError
 from layershuffle.options import TOKEN
@@ -41,6 +41,7 @@ class ClusterOptions:
         address: of a Ray cluster, or "auto" for the one on this machine; by default a new one is started.
         wire: in which form tokens travel to nodes and back; see ``serving.wire``.
         threads: the threads of each node.
+        accelerator: where nodes compute: "cpu", "gpu", or "auto", on GPUs if the cluster has any.
         start_seconds: how long the nodes may take to start.
         event_log: a file to which events, and the orders that ran, are appended.
     """
@@ -51,6 +52,7 @@ class ClusterOptions:
     address: str | None = None
     wire: Wire = "float32"
     threads: int = 1
+    accelerator: Accelerator = "cpu"
     start_seconds: float = 120.0
     event_log: str | Path | None = None
 
@@ -65,6 +67,7 @@ class ClusterOptions:
             event_log=self.event_log,
             wire=self.wire,
             threads=self.threads,
+            accelerator=self.accelerator,
             start_seconds=self.start_seconds,
         )
 

@@ -47,6 +47,7 @@ def serve_command(args: list[str] | None = None) -> None:
         address=config.address,
         wire=config.wire,
         threads=config.threads,
+        accelerator=config.accelerator,
         start_seconds=config.start_seconds,
         event_log=config.event_log,
     )
@@ -134,7 +135,7 @@ def _parser() -> Parser:
         type=str | None,
         help="Address of a Ray cluster, or auto for the one on this machine (default: a new one is started).",
     )
-    add_options(parser, "threads")
+    add_options(parser, "threads", accelerator="cpu")
     option(
         "--routing",
         choices=get_args(Routing),

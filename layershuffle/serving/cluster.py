@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layershuffle.choices import Wire
+from layershuffle.choices import Accelerator, Wire
 from layershuffle.errors import UserError, shown
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
@@ -24,7 +24,7 @@ from layershuffle.serving.cluster_state import ClusterState, NodeState
 from layershuffle.serving.event_log import EventLog
 from layershuffle.serving.flight import Flight
 from layershuffle.serving.model_parts import check_images, fingerprint, part_for
-from layershuffle.serving.placement import checked, spread
+from layershuffle.serving.placement import checked, gpu_share, spread
 from layershuffle.serving.policy import Policy
 from layershuffle.serving.ray_connection import connect, ray_reason
 from layershuffle.serving.result import Result
@@ -40,7 +40,6 @@ class Cluster:
 
     The coordinator, which is this process, embeds images and classifies tokens. It keeps the state that a step reads
     until the step is answered, so that nothing is lost with a node, and adds what the step changes to the newest state.
-    Nodes compute on the CPU.
 
     Args:
         model: the model, in evaluation mode on the CPU.
@@ -53,6 +52,8 @@ class Cluster:
         event_log: a file to which events are appended, among them the order of each request; see ``EventLog``.
         wire: in which form tokens travel to nodes and back; see ``serving.wire``.
         threads: how many threads each node computes with.
+        accelerator: where nodes compute: "cpu"; "gpu", which several of them may share; or "auto", on GPUs if the
+            cluster has any.
         start_seconds: how long the nodes may take to start.
 
     Attributes:
@@ -77,6 +78,7 @@ class Cluster:
         event_log: str | os.PathLike | None = None,
         wire: Wire = "float32",
         threads: int = 1,
+        accelerator: Accelerator = "cpu",
         start_seconds: float = 120.0,
     ) -> None:
         steps = len(model.order)
@@ -87,6 +89,8 @@ class Cluster:
             )
         if wire not in get_args(Wire):
             raise UserError(f"wire is one of {', '.join(get_args(Wire))}, not {shown(wire)}")
+        if accelerator not in get_args(Accelerator):
+            raise UserError(f"nodes compute on {', '.join(get_args(Accelerator))}, not {shown(accelerator)}")
         numbers = {"most_running": window, "threads": threads, "start_seconds": start_seconds}
         check_numbers(numbers, whole=("most_running", "threads"), positive=numbers)
         self.placement = spread(placement, steps) if isinstance(placement, int) else checked(placement, steps)
@@ -97,6 +101,7 @@ class Cluster:
         self.event_log_path = event_log
         self.wire = wire
         self.threads = threads
+        self.accelerator = accelerator
         self.start_seconds = start_seconds
         self.router = Router(steps, self.policy)
         self.waiting = 0
@@ -157,9 +162,11 @@ class Cluster:
         self._check_memory()
 
         # Importing torch takes seconds, so all processes are started before any is waited for.
-        start = Worker.options(scheduling_strategy="SPREAD").remote  # type: ignore[attr-defined]
+        gpus = int(self._ray.cluster_resources().get("GPU", 0))
+        share = gpu_share(self.accelerator, gpus, len(self.placement))
+        start = Worker.options(scheduling_strategy="SPREAD", num_gpus=share).remote  # type: ignore[attr-defined]
         names = [f"node{number}" for number in range(len(self.placement))]
-        self._workers = {name: start(self.threads) for name in names}
+        self._workers = {name: start(self.threads, "cuda" if share else "cpu") for name in names}
         loading = [self._load_parts(self._workers[name], steps) for name, steps in zip(names, self.placement)]
         try:
             await asyncio.wait_for(asyncio.gather(*loading), self.start_seconds)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from layershuffle.choices import Accelerator
 from layershuffle.errors import UserError
 
 MOST_NODES = 10_000
@@ -37,3 +38,23 @@ def checked(placement: Sequence[Sequence[int]], steps: int) -> list[list[int]]:
     if unknown:
         raise UserError(f"a node holds step {max(unknown)}, but the model has only steps 0 to {steps - 1}")
     return [list(node_steps) for node_steps in placement]
+
+
+def gpu_share(accelerator: Accelerator, gpus: int, nodes: int) -> float:
+    """The share of a GPU that each node gets, so that all of them fit; 0 if they compute on the CPU.
+
+    Args:
+        accelerator: where nodes compute.
+        gpus: how many GPUs the cluster has.
+        nodes: how many nodes there are.
+
+    Raises:
+        UserError: if there is no GPU and there must be one.
+    """
+    if accelerator == "cpu" or (accelerator == "auto" and not gpus):
+        return 0.0
+    if not gpus:
+        raise UserError("the cluster has no GPU: let its nodes compute on the CPU (accelerator cpu)")
+    nodes_per_gpu = -(-nodes // gpus)  # rounded up
+    # Ray counts in ten-thousandths.
+    return 10_000 // nodes_per_gpu / 10_000

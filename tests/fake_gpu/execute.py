@@ -14,7 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from fake_gpu.runs import BATCHES, CHECKS, CHOOSING, COMPILED, EVALUATIONS, FAULTS, STEPS, TRAININGS
+from fake_gpu.runs import (
+    BATCHES,
+    CHECKS,
+    CHOOSING,
+    COMPILED,
+    EVALUATIONS,
+    FAULTS,
+    NODE,
+    NODE_STEPS,
+    STEPS,
+    TRAININGS,
+)
 from fake_gpu.watch import Watch
 from fake_gpu.watched_steps import WatchSteps
 from torch import Tensor
@@ -32,6 +43,9 @@ from layershuffle.models.choice import OrderChoice
 from layershuffle.orders.named import permutation
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import Trial
+from layershuffle.serving.held_steps import HeldSteps
+from layershuffle.serving.model_parts import part_for
+from layershuffle.serving.wire import pack
 from layershuffle.training import module
 from layershuffle.training.module import FineTuner
 from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep
@@ -112,6 +126,20 @@ def evaluation(watch: Watch, kind: str) -> None:
         evaluate(model, preprocess, batches, [*given, *arbitrary], fabric, on_output=by_class.add)
 
 
+def node(watch: Watch) -> None:
+    """Run steps on a node of a cluster, as they come and go over the network."""
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": NODE_STEPS}
+    model = create_model("vit_tiny_patch16_224", 10, position="encode", **shape).eval()
+    held = HeldSteps(device="cuda")
+    for index, step in enumerate(model.order):
+        held.hold(index, part_for(model, step), step)
+    tokens = pack(model.embed(torch.rand(1, 3, 32, 32)).tokens.detach().numpy(), "float32")
+    watch.begin()
+    for index in range(NODE_STEPS):
+        tokens = held.run(tokens, None, [index], index, "float32")
+    watch.end()
+
+
 class WatchedBatches:
     """Batches, of which all but the first are watched."""
 
@@ -136,6 +164,7 @@ def all_runs() -> dict[str, Callable[[Watch], None]]:
         runs[fault] = lambda watch, fault=fault: faulty(lambda: training(watch), fault)  # type: ignore[misc]
     for name, fault in CHECKS.items():
         runs[name] = lambda watch, fault=fault: faulty(check_waits, fault)  # type: ignore[misc]
+    runs[NODE] = node
     for kind in EVALUATIONS:
         runs[f"evaluation, {kind}"] = lambda watch, kind=kind: evaluation(watch, kind)  # type: ignore[misc]
     return runs

@@ -55,5 +55,9 @@ FAULTS: dict[str, str] = {
 CHECKS = {"check waits": "", "check waits, item": "item"}
 """``check-gpu``'s own check for waits, and the fault in each training step that it must find."""
 
+NODE = "node of a cluster"
+"""The steps of a model on a node, one after the other."""
+NODE_STEPS = 8
+
 EVALUATIONS = ("none", "encode", "predict", "choices")
 """Evaluations of many orders at once, by the model's use of position, and one whose images choose their order."""

@@ -7,10 +7,10 @@ import json
 
 import pytest
 from fake_gpu import library
-from fake_gpu.runs import BATCHES, CHECKS, CHOOSING, COMPILED, EVALUATIONS, FAULTS, TRAININGS
+from fake_gpu.runs import BATCHES, CHECKS, CHOOSING, COMPILED, EVALUATIONS, FAULTS, NODE, NODE_STEPS, TRAININGS
 
 pytestmark = [pytest.mark.heavy, pytest.mark.skipif(bool(library.why_not()), reason=str(library.why_not()))]
-ALL = [*TRAININGS, *CHOOSING, *FAULTS, *CHECKS, *(f"evaluation, {kind}" for kind in EVALUATIONS)]
+ALL = [*TRAININGS, *CHOOSING, *FAULTS, *CHECKS, NODE, *(f"evaluation, {kind}" for kind in EVALUATIONS)]
 
 
 def execute(names, folder):
@@ -34,7 +34,7 @@ def assert_faultless(events):
     assert events["float32"] == 0
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in [*CHOOSING, *FAULTS, *CHECKS]])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in [*CHOOSING, *FAULTS, *CHECKS, NODE]])
 def test_a_run_stays_on_the_gpu_and_never_waits(events, name):
     assert_faultless(events[name])
 
@@ -45,6 +45,14 @@ def test_images_that_choose_their_order_wait_once_a_batch(events, name):
     # The copy that is waited for.
     assert events[name]["pageable"] == BATCHES - 1
     assert_faultless({**events[name], "waits": {}, "pageable": 0})
+
+
+def test_a_node_of_a_cluster_computes_on_the_gpu_and_waits_for_its_answers_alone(events):
+    noted = events[NODE]
+    assert noted["error"] == ""
+    assert noted["kernels"] >= 10 * NODE_STEPS
+    assert list(noted["waits"].values()) == [NODE_STEPS, NODE_STEPS]  # what comes in and what goes out
+    assert noted["pageable"] == 2 * NODE_STEPS
 
 
 @pytest.mark.parametrize(("fault", "kind"), FAULTS.items())

@@ -35,7 +35,7 @@ from layershuffle.serving.event_log import EventLog
 from layershuffle.serving.http_server import MAX_BYTES, HttpServer, listening
 from layershuffle.serving.metrics import Metrics
 from layershuffle.serving.model_parts import part_for
-from layershuffle.serving.placement import spread
+from layershuffle.serving.placement import gpu_share, spread
 from layershuffle.serving.policy import Policy
 from layershuffle.serving.ray_connection import SYSTEM_CONFIG, connect
 
@@ -508,6 +508,23 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path, monkeypatch, caplog
     (warning,) = caplog.records
     assert warning.levelname == "WARNING"
     assert str(path) in warning.getMessage()
+
+
+@pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (1, 6), (4, 6), (8, 6), (1, 3), (2, 7)])
+def test_all_nodes_fit_on_the_gpus(gpus, nodes):
+    share = gpu_share("gpu", gpus, nodes)
+    assert 0 < share <= 1
+    assert gpus * int(1 / share) >= nodes
+    assert gpu_share("auto", gpus, nodes) == share
+    assert gpu_share("cpu", gpus, nodes) == 0
+
+
+def test_a_cluster_without_a_gpu(small):
+    assert gpu_share("auto", 0, 3) == 0
+    with pytest.raises(UserError, match="no GPU"):
+        gpu_share("gpu", 0, 3)
+    with pytest.raises(UserError, match="mps"):
+        Cluster(small(), 2, accelerator="mps")
 
 
 def test_layers_are_spread_over_nodes():
