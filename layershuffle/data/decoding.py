@@ -50,6 +50,9 @@ def why_left_out(path: str, top: str) -> str | None:
         return "hidden"
     if os.path.splitext(path)[1].lower() not in formats():
         try:
+            # The files of /proc say that they are empty, and reading some of them never ends.
+            if os.path.getsize(path) == 0:
+                return "empty"
             open_file(path).close()
         except UNDECODABLE:
             return "no image that Pillow can read"

@@ -87,6 +87,8 @@ class PictureWalk:
                 return f"leads to {self._owners[folder]}"
         if real in self._holders:
             return "leads to the folder that holds the classes"
+        if os.path.join(real_top, "").startswith(os.path.join(real, "")):
+            return "leads to a folder that holds it"
         return None
 
     def _plain_pictures(self, files: list[os.DirEntry], top: str, may_be_linked: bool) -> list[str]:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from layershuffle.errors import UserError
 from layershuffle.serving.checks import check_numbers
 
+MOST_DEVIATION = 10
+"""The largest standard deviation of a logarithm; the exponential of more is soon beyond a float."""
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -69,7 +72,9 @@ class Scenario:
 
     def __post_init__(self) -> None:
         whole = ("nodes", "layers", "layers_per_node", "kills", "stopped", "burst")
-        check_numbers(vars(self), whole=whole, positive=(*whole[:3], "seconds", "window", "duration"))
+        check_numbers(vars(self), whole=whole, positive=(*whole[:3], "seconds", "straggler", "window", "duration"))
+        if max(self.spread, self.noise) > MOST_DEVIATION:
+            raise UserError(f"spread and noise are standard deviations of a logarithm, at most {MOST_DEVIATION}")
         failing = self.kills + self.stopped
         if failing and (self.lifetime or failing > self.nodes):
             raise UserError(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from layershuffle.api.pack import pack
 from layershuffle.data import ImageFolders
+from layershuffle.data.decoding import why_left_out
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.errors import UserError
 
@@ -176,6 +177,25 @@ def test_predicted_pictures_are_found_once(root, tmp_path, caplog):
     said = "\n".join(caplog.messages)
     for name in ("train/cat/there", "train/dog/back", "pipe.png", "zeros.png", "itself", "nothing.txt"):
         assert f"  {root}/{name}: " in said
+
+
+def test_links_to_folders_that_hold_the_pictures_are_left_out(root, caplog):
+    """A link to / would bring every picture of the machine."""
+    caplog.set_level("INFO")
+    expected = find_pictures([root / "train/cat"])
+    for name, target in (("all", "/"), ("up", "../.."), ("parent", "..")):
+        (root / "train/cat" / name).symlink_to(target)
+    assert find_pictures([root / "train/cat"]) == expected
+    assert caplog.text.count(": leads to a folder that holds it") == 3
+
+
+def test_files_without_any_bytes_are_not_opened_to_see_what_they_are(root, monkeypatch):
+    """Those of /proc seem to be so, and some of them have no end."""
+    (root / "train/cat/kmsg").symlink_to("/proc/self/status")
+    expected = find_pictures([root / "val"])
+    monkeypatch.setattr("layershuffle.data.decoding.open_file", pytest.fail)
+    assert why_left_out(str(root / "train/cat/kmsg"), str(root)) == "empty"
+    assert find_pictures([root / "val"]) == expected
 
 
 def test_hidden_folders_hide_nothing_that_links_show(tmp_path):

@@ -194,6 +194,9 @@ def test_the_command_compares_and_records(tmp_path, capsys):
 def test_what_cannot_be_simulated_is_refused(tmp_path, capsys):
     assert "can't run a model" in fails(capsys, simulate_command, "--cluster_sizes", "5")
     assert "seconds can't be -1.0" in fails(capsys, simulate_command, "--seconds", "-1")
+    assert "straggler can't be 0.0" in fails(capsys, simulate_command, "--straggler", "0")
+    for name in ("spread", "noise"):
+        assert name in fails(capsys, simulate_command, f"--{name}=1e9")
     assert "3 kills" in fails(capsys, simulate_command, "--kills", "3", "--cluster_sizes", "12")
     assert "--event_log" in fails(capsys, simulate_command, "--event_log", str(tmp_path / "log"))
 
