@@ -123,7 +123,7 @@ class Requests:
 
 
 class Lateness:
-    """Measures how late the coordinator is, and how late the machine: ``with Lateness(measured, machine): ...``.
+    """Measures how late the coordinator is, and how late the machine: ``async with Lateness(measured, machine): ...``.
 
     Args:
         measured: where to note it.
@@ -190,19 +190,18 @@ async def measure_widths(address: str | None, sleep: float, output: Path | None)
         sleep: how long the nodes sleep for a step, in seconds.
         output: a JSON file for what was measured, or None for no file.
     """
-    # It is started before Ray, whose threads wouldn't survive a fork.
     with multiprocessing.get_context("spawn").Pool(1) as machine:
         connect(address, STEADY.nodes)
         async with SleepingCluster() as cluster:
             load_before = os.getloadavg()[0]
-            measured = await _all(cluster, sleep, machine)
+            measured = await _measure_all(cluster, sleep, machine)
             about = {
                 "device": device_name(torch.device("cpu")),
                 "cores": os.cpu_count(),
                 "real time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
                 "load average": [load_before, os.getloadavg()[0]],
-                "address": bool(address),
-                "sleep": sleep,
+                "behind an address": address is not None,
+                "seconds of sleep": sleep,
             }
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(markdown(HEADER, [row(point, measured[0]) for point in measured]))
@@ -211,7 +210,8 @@ async def measure_widths(address: str | None, sleep: float, output: Path | None)
         write_whole(output, json.dumps(content) + "\n")
 
 
-async def _all(cluster: SleepingCluster, sleep: float, machine: Any) -> list[Measured]:
+async def _measure_all(cluster: SleepingCluster, sleep: float, machine: Any) -> list[Measured]:
+    """Every width alone, with the widths in turns; every width at 80% load; and ``answer_by`` at half load and 80%."""
     scenario = replace(STEADY, seconds=sleep)
     alone = {width: Measured("alone", width) for width in WIDTHS}
     chance = random.Random(0)

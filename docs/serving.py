@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from layershuffle.results.figures import COLOURS
 from layershuffle.results.tables import markdown
 
 Records = list[dict[str, Any]]
@@ -30,6 +31,10 @@ COLUMNS = {
     "WAN, int8": ("WAN", "int8"),
 }
 """The networks of a table, and the form in which tokens travel there."""
+TIMES = (0.3, 0.25, 0.2, 0.15)
+"""The times by which requests are answered, in seconds."""
+FAILURES = {"none": "all nodes there", "killed": "20% killed", "stopped": "20% stopped"}
+"""What happens to the nodes."""
 
 
 def chosen(records: Records, **values: Any) -> Records:
@@ -71,21 +76,32 @@ def throughput_table(points: Records) -> str:
     return markdown(["width", *COLUMNS], rows)
 
 
+def by_training(answers: Records) -> dict[str, Records]:
+    """The records of each training, which names the folder of a seed's folder of a checkpoint."""
+    records: defaultdict[str, Records] = defaultdict(list)
+    for record in answers:
+        records[Path(record["checkpoint"]).parts[-3]].append(record)
+    return records
+
+
 def answers_table(answers: Records) -> str:
     """Accuracy and layers missed by the time of the answer, while nothing, a kill or a stop happens to the nodes."""
-    times = [0.3, 0.25, 0.2, 0.15]
-    header = ["", "width 1", "width 4", *(f"by {time:g} s" for time in times)]
+    header = ["", "width 1", "width 4", *(f"by {time:g} s" for time in TIMES)]
     rows = []
-    for failures in ("none", "killed", "stopped"):
-        settings = [{"width": 1, "answer_by": None}, {"width": 4, "answer_by": None}]
-        settings += [{"width": 4, "answer_by": time} for time in times]
-        found = [chosen(answers, failures=failures, **setting) for setting in settings]
-        rows.append([f"layers missed, {failures}", *(_mean(of_seeds, "missed") for of_seeds in found)])
-        rows.append([f"top-1, {failures}, %", *(_mean(of_seeds, "top1", 100) for of_seeds in found)])
+    for failures, name in FAILURES.items():
+        rows.append([f"layers missed, {name}", *_of_settings(answers, failures, "missed", 1)])
+        for training, records in by_training(answers).items():
+            rows.append([f"top-1, {training}, {name}", *_of_settings(records, failures, "top1", 100)])
     return markdown(header, rows)
 
 
-def _mean(records: Records, name: str, factor: float = 1) -> str:
+def _of_settings(answers: Records, failures: str, value: str, factor: float) -> list[str]:
+    settings = [{"width": 1, "answer_by": None}, {"width": 4, "answer_by": None}]
+    settings += [{"width": 4, "answer_by": time} for time in TIMES]
+    return [_mean(chosen(answers, failures=failures, **setting), value, factor) for setting in settings]
+
+
+def _mean(records: Records, name: str, factor: float) -> str:
     return f"{factor * fmean(record[name] for record in records):.2f}" if records else ""
 
 
@@ -146,22 +162,16 @@ def picture(points: Records, answers: Records, measured: Records, path: Path) ->
         axis.grid(axis="y", alpha=0.3)
     alone_axis.set_ylabel("median latency, as a share of width 1")
 
-    by_failures: defaultdict[str, Records] = defaultdict(list)
-    for record in answers:
-        if record["answer_by"] is not None:
-            by_failures[record["failures"]].append(record)
-    names = {"none": "all nodes there", "killed": "20% are killed", "stopped": "20% have stopped"}
-    for (failures, name), marker in zip(names.items(), "osD"):
-        times = sorted({record["answer_by"] for record in by_failures[failures]})
-        of_times = [chosen(by_failures[failures], answer_by=time) for time in times]
-        accuracies = [100 * fmean(record["top1"] for record in records) for records in of_times]
-        accuracy_axis.plot(times, accuracies, marker=marker, markersize=4, label=name)
-    without = fmean(record["top1"] for record in chosen(answers, failures="none", width=1))
-    accuracy_axis.axhline(100 * without, color="black", linewidth=0.8, label="width 1, without a time")
+    for (training, records), colour in zip(by_training(answers).items(), COLOURS):
+        for failures, style in (("none", "o-"), ("stopped", "x--")):
+            found = [chosen(records, failures=failures, answer_by=time) for time in TIMES]
+            accuracies = [100 * fmean(record["top1"] for record in of_time) for of_time in found]
+            label = f"{training}, {FAILURES[failures]}"
+            accuracy_axis.plot(TIMES, accuracies, style, color=colour, markersize=4, linewidth=1, label=label)
     accuracy_axis.set(title="width 4 over 50 ms, at 80% load", xlabel="answer by, s", ylabel="top-1 accuracy, %")
-    accuracy_axis.set(ylim=(0, 100), xticks=times)
+    accuracy_axis.set(ylim=(0, 100), xticks=TIMES)
     accuracy_axis.grid(axis="y", alpha=0.3)
-    accuracy_axis.legend(frameon=False, loc="lower right")
+    accuracy_axis.legend(frameon=False, loc="lower right", fontsize="small")
     figure.legend(*alone_axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
