@@ -13,9 +13,9 @@ LONGEST = 1 << 20
 
 
 class JsonLines:
-    """Appends lines to a file, each with one system call, so that killing the process can't cut a line in two.
+    """Appends lines to a file, each with one system call, so that killing the process hardly ever cuts a line in two.
 
-    A last line that a full disk or a power cut has left unfinished is removed first. Until the file is closed, no other
+    A last line that a kill, a full disk or a power cut has left unfinished is removed first. Until the file is closed, no other
     process can append to it.
 
     Args:
