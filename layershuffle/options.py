@@ -59,7 +59,8 @@ class Option:
 POSITIONALS = {
     "checkpoint": Option(
         "Model to use: a checkpoint, an exported folder, a folder with one of the LayerShuffle authors' checkpoints, "
-        "the name of a timm model, or the name of a published model such as mini_glyphs.",
+        "the name of a timm model, the name of a published model such as mini_glyphs, or hf-hub:USER/NAME, which is "
+        "downloaded.",
     ),
     "pictures": Option("Picture files, and folders of which all pictures are taken.", several=True),
 }

@@ -4,7 +4,7 @@ import logging
 import runpy
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ def export(
     target: Target = "cpu",
     results: Sequence[Results | str | Path] = (),
     license: str | None = None,
+    command: str | None = None,
     data: DataLike = None,
 ) -> ExportedModel:
     """Write a folder with a model, and a model card.
@@ -95,6 +96,7 @@ def export(
         target: the device that programs will run on.
         results: results of the model, or their files, for the model card.
         license: the license of the weights, for the model card, which otherwise says nothing about it.
+        command: the command that trained the model, for the model card.
         data: the data set whose test images to compare on, or the name of its config; by default the one the model was
             trained on. Without images, random pixels are compared.
 
@@ -102,7 +104,7 @@ def export(
         UserError: if there is no such model, it can't be exported like this, or the export's logits differ.
     """
     folder = Path(folder)
-    loaded = as_loaded(model)
+    loaded = replace(as_loaded(model), command=command)
     only_order = None if order is None else loaded.check(order)
     _check(loaded, only_order, format, per_layer, target)
     for_card = [source if isinstance(source, Results) else Results.load(source) for source in results]

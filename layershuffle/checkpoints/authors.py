@@ -16,11 +16,10 @@ from layershuffle.models.fitting import create_fitting
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.position import Position
 from layershuffle.models.weights import read_file
+from layershuffle.published_models import WEIGHTS_FILES
 from layershuffle.results import ModelInfo
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-"""The names that transformers gives a file of weights; the first that is there is read."""
 MAX_CONFIG_BYTES = 16 << 20
 
 VIT = "vit_base_patch16_224.orig_in21k_ft_in1k"

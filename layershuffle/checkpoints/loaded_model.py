@@ -40,6 +40,7 @@ class LoadedModel:
         authors: whether it is one of the LayerShuffle authors' checkpoints.
         image_format: how timm preprocesses images for it, if it is a timm model as timm has it.
         class_names: the names of its classes, if they are known.
+        command: the command that trained it, if it is known; the model card says it.
     """
 
     model: OrderedViT
@@ -49,6 +50,7 @@ class LoadedModel:
     authors: bool = False
     image_format: ImageFormat | None = None
     class_names: list[str] | None = None
+    command: str | None = None
 
     @property
     def order(self) -> Order:

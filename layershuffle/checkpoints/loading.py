@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from layershuffle.checkpoints.checkpoint import is_checkpoint, read_checkpoint
 from layershuffle.checkpoints.exported import DESCRIPTION_FILE, is_exported, load_exported, read_description
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.named import is_config, load_config, load_timm
-from layershuffle.checkpoints.published import describe_published, is_published, load_published
 from layershuffle.checkpoints.training_data import class_names
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.fitting import create_fitting
 from layershuffle.models.timm_models import is_timm_model
+from layershuffle.published_models import folder_of
 from layershuffle.results import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ def load(
     Args:
         source: a checkpoint of ``layershuffle train``, a folder of ``layershuffle export``, a folder with one of the
             LayerShuffle authors' checkpoints (config.json and model.safetensors or pytorch_model.bin), or a name: of a
-            model that travels with the package, such as ``mini_glyphs``, of a timm model, or of a model's config, such
-            as ``vit_b16``.
+            published model, such as ``mini_glyphs``, of a timm model, or of a model's config, such as ``vit_b16``.
+            ``hf-hub:USER/NAME`` downloads such a folder from the Hugging Face hub.
         pretrained: for a timm model or a config, a path to its weights, whose classes it then has, or "random"; by
             default they are fetched from the Hugging Face hub.
         num_classes: the number of classes of a timm model or a config with random weights or a random classifier.
@@ -49,18 +50,18 @@ def load(
     if "://" in name:
         raise UserError(f"{name} is an address: fetch the file first, and give its path")
     path = Path(source)
-    if img_size is not None and (os.path.exists(path) or is_published(name)):
+    # Files come first: somebody may have called one as a model is called.
+    is_there = os.path.exists(path)
+    folder = None if is_there else folder_of(name)
+    if img_size is not None and (is_there or folder):
         raise UserError(
             f"{name} keeps the images' size of its training, only timm's models take an img_size: leave it out"
         )
-    if is_exported(path):
-        return load_exported(path)
+    if folder:
+        loaded = _load_folder(folder)
+        return replace(loaded, info=replace(loaded.info, name=name, source=name))
     if os.path.isdir(path):
-        return load_authors_folder(path)
-    # Files come first: somebody may have called one as a model is called.
-    is_there = os.path.exists(path)
-    if not is_there and is_published(name):
-        return load_published(name)
+        return _load_folder(path)
     if not is_there and is_config(name):
         return load_config(name, pretrained, num_classes, img_size)
     if is_checkpoint(source):
@@ -75,13 +76,17 @@ def load(
 
 def trained_on(source: str | Path) -> dict[str, Any] | None:
     """The ``data`` that ``load(source)`` would have, without loading the model; None if unknown."""
-    if is_exported(source):
-        return read_description(Path(source) / DESCRIPTION_FILE).data
+    folder = Path(source) if os.path.exists(source) else folder_of(source) or Path(source)
+    if is_exported(folder):
+        return read_description(folder / DESCRIPTION_FILE).data
     if is_checkpoint(source):
         return read_checkpoint(source).metadata.data
-    if is_published(str(source)):
-        return describe_published(str(source)).data
     return None
+
+
+def _load_folder(folder: Path) -> LoadedModel:
+    """Load the model of an exported folder or of one with a checkpoint of the authors."""
+    return load_exported(folder) if is_exported(folder) else load_authors_folder(folder)
 
 
 def _load_checkpoint(path: Path) -> LoadedModel:

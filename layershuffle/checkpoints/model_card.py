@@ -55,7 +55,7 @@ class ModelCard:
 {plain(config["name"])}, {config["num_classes"]} classes, fine-tuned by the method {plain(str(info.method))} with
 [LayerShuffle](https://arxiv.org/abs/2407.04513):
 order sampler {code(str(info.sampler))}, position `{config["position"]}`, seed {info.seed}.
-{_origin(info)}
+{_origin(info)}{_training(loaded)}
 ## Use
 
 {self.use}
@@ -91,6 +91,17 @@ def _origin(info: ModelInfo) -> str:
     return text
 
 
+def _training(loaded: LoadedModel) -> str:
+    """The data that the model was trained on and the command that trained it, as far as they are known."""
+    text = ""
+    if loaded.data:
+        text += f"Data: {plain(loaded.data['class'])}.\n"
+    if loaded.command:
+        command = "".join(f"    {line.strip()}\n" for line in loaded.command.splitlines())
+        text += f"\nThis command trained it:\n\n{command}"
+    return text
+
+
 def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | None) -> str:
     """The scores of a model as Markdown.
 
@@ -115,10 +126,11 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
         for table_name, (header, rows) in tables.of(results).items():
             data = results.data
             about = [plain(data.name), f"{data.images} images ({plain(str(data.split))})"]
-            if table_name in tables.HEADINGS:
-                about.append(tables.HEADINGS[table_name])
+            heading, shown = tables.excerpt(table_name, rows)
+            if table_name != "orders":
+                about.append(heading)
             text += f"{', '.join(about)}:\n\n"
-            text += f"{tables.markdown(header, rows)}\n"
+            text += f"{tables.markdown(header, shown)}\n"
             all_rows += rows
     if text:
         scores = itertools.chain.from_iterable(evaluation.scores for evaluation in evaluations)

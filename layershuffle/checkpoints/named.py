@@ -11,7 +11,7 @@ from layershuffle.errors import UserError
 from layershuffle.files import read_yaml, sha256
 from layershuffle.models.create import ARGUMENTS, create_model
 from layershuffle.models.timm_models import classes_of
-from layershuffle.models.weights import weights_file
+from layershuffle.published_models import weights_file
 from layershuffle.results import ModelInfo
 
 IMAGENET_CLASSES = 1000

@@ -43,6 +43,7 @@ def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel
     parser.add_argument("--target", choices=get_args(Target), default="cpu", help="Device that programs will run on.")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="Results files, for the model card.")
     parser.add_argument("--license", type=str | None, help="License of the weights, for the model card.")
+    parser.add_argument("--command", type=str | None, help="Command that trained the model, for the model card.")
     config = parse_with_data(
         parser,
         sys.argv[1:] if args is None else args,
@@ -59,6 +60,7 @@ def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel
         target=config.target,
         results=config.results,
         license=config.license,
+        command=config.command,
         data=parser.instantiate_classes(config).data,
     )
     print_exported(exported)

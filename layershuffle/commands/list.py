@@ -14,6 +14,7 @@ from layershuffle.errors import UserError
 from layershuffle.orders.named import NAMED
 from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.orders.samplers import all_samplers
+from layershuffle.published_models import PUBLISHED
 
 SECTIONS = {
     "model": "models",
@@ -68,13 +69,19 @@ def _block(title: str, lines: Mapping[str, str], width: int) -> str:
 
 
 def _configs() -> dict[str, dict[str, str]]:
-    """The first sentence of each config's comment, by section and name: ``model/vit_b16`` is in section ``models``."""
+    """The first sentence of each config's comment, by section and name: ``model/vit_b16`` is in section ``models``.
+
+    Published models are among the models.
+    """
     sections: dict[str, dict[str, str]] = {section: {} for section in SECTIONS.values()}
     for full_name, path in (known() | known(experiment=True)).items():
         folder, _, name = full_name.rpartition("/")
         # A user's configs may stand in other folders, or in none.
         section = SECTIONS.get(folder, f"{folder}s" if folder else "configs")
         sections.setdefault(section, {})[name] = _summary(path)
+    # Of a published model, its scores say more than the config that trains it further.
+    for name, model in PUBLISHED.items():
+        sections["models"][name] = str(model)
     return {section: lines for section, lines in sections.items() if lines}
 
 

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from layershuffle.errors import UserError, last_line
 from layershuffle.models.state_dicts import BackboneWeights, find_backbone
+from layershuffle.published_models import weights_file
 
-PACKAGED = Path(__file__).parent / "pretrained"
-"""The folder of the weights that travel with the package, which are known by their names: ``mini_glyphs``."""
 _NUMPYS_SCALAR: Any = np.float64(0).__reduce__()[0]
 PLAIN_VALUES: list[Any] = [
     # What trainers keep beside the weights: their options, and numbers. None of these runs code when it is read.
@@ -175,19 +174,12 @@ def _tensors(content: Any) -> Iterator[Tensor]:
             waiting.extend(part.values())
 
 
-def weights_file(path: str | Path) -> Path:
-    """The file of weights that ``path`` means: itself, or where there is none, the packaged weights of this name."""
-    packaged = PACKAGED / f"{path}.safetensors"
-    if os.path.isfile(packaged) and not os.path.isfile(path):
-        return packaged
-    return Path(path)
-
-
 def read_backbone(path: str | Path) -> BackboneWeights:
     """The backbone's weights under timm's names, from a checkpoint of ``layershuffle train`` or any other trainer.
 
     Args:
-        path: a file, or the name of weights that travel with the package.
+        path: a file, the folder of an exported model or of Hugging Face's transformers, or the name of a published
+            model.
 
     Raises:
         UserError: if the file can't be read, or holds no state dict, or some weights are whole or complex numbers.

@@ -54,7 +54,10 @@ def trained(tmp_path, monkeypatch):
 def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, images, position, capsys):
     checkpoint = trained(0, f"--model.position={position}")
     results = evaluate_command([checkpoint, "--random_orders=2", "--depths=2", "--output=results.json"])
-    export_command([checkpoint, "out", "--results", "results.json", "--license=mit"])
+    export_command([checkpoint, "out", "--results", "results.json", "--license=mit", "--command=layershuffle train x"])
+    card = Path("out/README.md").read_text()
+    assert "\n    layershuffle train x\n" in card
+    assert "\nData: Digits.\n" in card
     assert ("timm can't run it" in capsys.readouterr().out) == (position == "encode")
     before, after = load(checkpoint), load("out")
     assert after.info == before.info

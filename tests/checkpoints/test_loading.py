@@ -7,13 +7,10 @@ import pytest
 import torch
 from helpers import SMALL
 
-import layershuffle
 from layershuffle import create_model
 from layershuffle.checkpoints.checkpoint import is_checkpoint, read_checkpoint
 from layershuffle.checkpoints.loading import load, trained_on
 from layershuffle.checkpoints.metadata import METADATA_KEY
-from layershuffle.checkpoints.published import published_names
-from layershuffle.data import DataConfig, Glyphs, from_config
 from layershuffle.errors import UserError
 
 CONFIG = {"name": "vit_tiny_patch16_224", "num_classes": 5, "position": "none", **SMALL}
@@ -61,31 +58,6 @@ def test_a_checkpoint_with_values_that_cannot_be(folder, changed):
     save("run.ckpt", **changed)
     with pytest.raises(UserError, match=r"run\.ckpt is damaged"):
         load("run.ckpt")
-
-
-def test_the_models_that_travel_with_the_package(folder):
-    assert published_names() == ["mini_glyphs"]
-    loaded = layershuffle.load("mini_glyphs")
-    assert loaded.info.backbone == "vit_tiny_patch16_224"
-    assert trained_on("mini_glyphs") == loaded.data
-
-    data = from_config(DataConfig.from_dict(loaded.data))
-    assert isinstance(data, Glyphs)
-    assert loaded.classes == data.class_names
-    preprocess = data.prepare_for(*loaded.model.image_format)
-    data.setup("test")
-    pixels, labels = next(iter(data.loader("test", 500)))
-    right = loaded.model(preprocess(pixels)).logits.argmax(dim=1) == labels
-    assert right.float().mean() > 0.9
-
-    # In training it lends its layers to models with another classifier.
-    assert torch.equal(create_glyphs(500).state_dict()["vit.head.weight"], loaded.model.vit.head.weight)
-    assert len(create_glyphs(7).vit.head.weight) == 7
-
-
-def create_glyphs(num_classes):
-    timm_args = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 48, "num_heads": 3}
-    return create_model("vit_tiny_patch16_224", num_classes, pretrained="mini_glyphs", **timm_args)
 
 
 def test_weights_that_travel_with_the_package_as_those_of_a_config(folder):

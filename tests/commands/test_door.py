@@ -484,6 +484,8 @@ def test_the_wheel_is_enough(tmp_path):
 
     installed("train", *TINY)
     assert "layershuffle/configs/model/mini_digits.yaml" not in installed("list")
+    predicted = installed("predict", "mini_glyphs_any_width", str(ROOT / "docs" / "letters"), "--random_orders=20")
+    assert re.findall(r"(\w+)\.png: .*?% (\S+) \(first in \d+ of 20", predicted)[:2] == [("7", "7"), ("R", "R")]
     installed(
         "evaluate",
         "runs/version_0/checkpoints/last.ckpt",

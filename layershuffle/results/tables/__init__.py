@@ -1,7 +1,7 @@
 """Results as tables, for the terminal, for Markdown and as CSV."""
 
 from layershuffle.results.table import Rows, Table, as_csv, markdown, terminal
-from layershuffle.results.tables.printed import HEADINGS, as_text, printed, title
+from layershuffle.results.tables.printed import as_text, excerpt, printed, title
 from layershuffle.results.tables.scores import full_depth, grid, of, shown
 from layershuffle.results.tables.wording import (
     ONE_SEED,
@@ -18,7 +18,6 @@ from layershuffle.results.tables.wording import (
 )
 
 __all__ = [
-    "HEADINGS",
     "ONE_SEED",
     "PER_BATCH",
     "SEVERAL_SEEDS",
@@ -28,6 +27,7 @@ __all__ = [
     "Table",
     "as_csv",
     "as_text",
+    "excerpt",
     "full_depth",
     "grid",
     "half_interval",

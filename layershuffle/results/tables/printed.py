@@ -12,7 +12,7 @@ from layershuffle.results.tables.scores import of
 from layershuffle.results.tables.wording import meaning, ran_per_batch, to_compare_with
 
 LOWEST = 12
-"""So many classes, those of the lowest accuracy, are printed; the CSV file has all."""
+"""So many classes, those of the lowest accuracy, are shown; the CSV file has all."""
 
 HEADINGS = {"balanced": "each class counts the same"}
 """The headings of tables that hold other numbers than top-1 accuracies."""
@@ -26,18 +26,22 @@ def title(results: Results) -> str:
     return f"{results.label} on {results.data.images} images ({results.data.name}, {results.data.split})"
 
 
+def excerpt(name: str, rows: Rows) -> tuple[str, Rows]:
+    """The heading of a table, and the rows that people are shown: of many classes, those of the lowest accuracy."""
+    heading = HEADINGS.get(name, f"{name}: top-1 %")
+    if name != "classes" or len(rows) <= LOWEST:
+        return heading, rows
+    # The table begins with the lowest accuracy.
+    return f"{heading}, the lowest {LOWEST} of {len(rows)}", rows[:LOWEST]
+
+
 def printed(results: Results) -> Iterator[rich.table.Table | str]:
     """The tables that results fill, what to compare them with, and what their intervals mean."""
     all_rows: Rows = []
     for name, (header, rows) in of(results).items():
-        heading = HEADINGS.get(name, f"{name}: top-1 %")
+        heading, shown = excerpt(name, rows)
         if name == "orders":
             heading = title(results)
-        shown = rows
-        if name == "classes" and len(rows) > LOWEST:
-            # The table of classes begins with the lowest accuracy.
-            shown = rows[:LOWEST]
-            heading += f", the lowest {LOWEST} of {len(rows)}"
         yield terminal(header, shown, heading)
         all_rows += rows
     has_levels = any(measure.levels(results) for measure in results.measures)
