@@ -15,8 +15,8 @@ LONGEST = 1 << 20
 class JsonLines:
     """Appends lines to a file, each with one system call, so that killing the process hardly ever cuts a line in two.
 
-    A last line that a kill, a full disk or a power cut has left unfinished is removed first. Until the file is closed, no other
-    process can append to it.
+    A last line that a kill, a full disk or a power cut has left unfinished is removed first. Until the file is closed,
+    no other process can append to it.
 
     Args:
         path: the file, which may already have lines.
