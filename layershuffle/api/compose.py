@@ -81,8 +81,6 @@ def run_parser(parser_class: type[ConfigParser] = ConfigParser) -> ConfigParser:
     parser = parser_class(
         prog="layershuffle train",
         usage="%(prog)s [CONFIG ...] [options]",
-        description="Fine-tune a model. CONFIG is a name that `layershuffle list` shows, or a file; later ones "
-        "win, and so do options.",
     )
     parser.add_argument(
         "-c", "--config", action="config", help="A file with some of these options, such as a data config."

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,32 +19,42 @@ class Parser(ConfigParser):
     """The parser of a command.
 
     Attributes:
-        common: the names of the options used most. Where there are any, ``--help`` shows these alone.
+        common: the options used most, and what each is for. Where there are any, ``--help`` shows these alone.
     """
 
-    common: Sequence[str] = ()
+    common: Mapping[str, str] = {}
 
     def format_help(self, *args: Any) -> str:
         """All options, or those used most where there are many, or those whose names begin as the word after --help."""
-        # argparse knows --help as a flag and ignores what follows it.
-        after_help = (word for arg, word in pairwise(self.command_line) if arg in ("--help", "-h"))
-        word = next(after_help, "")
+        word = word_after_help(self.command_line)
         if not self.common or word == "all":
             # jsonargparse writes the classes of values as Python prints them, perhaps on two lines.
             return re.sub(r"<class\s+'(\w+)'>", r"\1", super().format_help(*args))
-        actions = {action.dest: action for action in self._actions if action.option_strings}
-        names = self.common
-        if word and not word.startswith("-"):
+        if not word:
+            return short_help(str(self.prog), str(self.description), self.common)
+        texts: dict[str, str] = {}
+        for action in self._actions:
             # Whole parts of a name: "data" stands for data.root, and not for dataset.
-            names = [name for name in actions if f"{name}.".startswith(f"{word}.")]
-            if not names:
-                raise UserError(f"no option begins with --{word}: see --help all")
-        lines = [f"usage: {self.prog} [CONFIG ...] [options]", "", *textwrap.wrap(str(self.description), 80), ""]
-        for name in names:
-            text = _first_sentence(str(actions[name].help or ""))
-            lines.append(textwrap.fill(text, 80, initial_indent=f"  --{name:32} ", subsequent_indent=" " * 37))
-        lines += ["", "--help all explains every option, --help trainer those of the trainer,"]
-        return "\n".join([*lines, "--data.help ImageFolders those of a data set.", ""])
+            if action.option_strings and f"{action.dest}.".startswith(f"{word}."):
+                texts[action.dest] = _first_sentence(str(action.help or ""))
+        if not texts:
+            raise UserError(f"no option begins with --{word}: see --help all")
+        return short_help(str(self.prog), str(self.description), texts)
+
+
+def word_after_help(args: Sequence[str]) -> str:
+    """The word after ``--help``, which argparse takes for a flag; empty if an option follows it, or nothing."""
+    words = (word for arg, word in pairwise(args) if arg in ("--help", "-h") and not word.startswith("-"))
+    return next(words, "")
+
+
+def short_help(prog: str, description: str, texts: Mapping[str, str]) -> str:
+    """A help of some options alone: by name, what each is for."""
+    lines = [f"usage: {prog} [CONFIG ...] [options]", "", *textwrap.wrap(description, 80), ""]
+    for name, text in texts.items():
+        lines.append(textwrap.fill(text, 80, initial_indent=f"  --{name:32} ", subsequent_indent=" " * 37))
+    lines += ["", "--help all explains every option, --help trainer those of the trainer,"]
+    return "\n".join([*lines, "--data.help ImageFolders those of a data set.", ""])
 
 
 def _first_sentence(text: str) -> str:
