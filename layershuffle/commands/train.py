@@ -66,7 +66,7 @@ def train_command(args: list[str] | None = None) -> "layershuffle.TrainedRun":
     args = sys.argv[1:] if args is None else args
     if asks_for_help(args) and not word_after_help(args):
         print(short_help("layershuffle train", DESCRIPTION, COMMON), end="")
-        sys.exit()
+        sys.exit(0)
 
     # An experiment imports this module, and needn't wait for Lightning.
     from layershuffle.api.compose import compose
