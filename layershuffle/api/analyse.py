@@ -80,7 +80,7 @@ def _contributions(study: Study, images: Dataset) -> Contributions:
     added: list[list[float]] = []
     before: list[list[float]] = []
     count = len(images)  # type: ignore[arg-type]
-    with progress_bar(f"analysing {study.loaded.info.name}", count, "images") as advance:
+    with progress_bar(f"analysing {study.loaded.info.name}", count, "image") as advance:
         for order, states in shuffled_runs(study.model, study.preprocess, images, study.fabric, study.seed):
             tokens = [backbone.summarise(state) for state in states]
             changes, norms = activations.contributions(tokens)
@@ -102,7 +102,7 @@ def _representations(study: Study, images: Dataset, layer: int) -> Representatio
     positions: list[int] = []
     outputs: list[Tensor] = []
     count = len(images)  # type: ignore[arg-type]
-    with progress_bar(f"analysing {study.loaded.info.name}", count, "images") as advance:
+    with progress_bar(f"analysing {study.loaded.info.name}", count, "image") as advance:
         for order, states in shuffled_runs(study.model, study.preprocess, images, study.fabric, study.seed):
             orders.append(str(order))
             # A step may have several layers in parallel, and a layer may run twice, as its two halves.

@@ -83,7 +83,7 @@ def seconds_by_depth(study: Study, repeats: int, fewest: int = 1) -> dict[int, f
     orders = [first(depth, len(base_order)).over(base_order) for depth in depths]
     model = study.model.to(study.fabric.device).eval()
     total = (repeats + 1) * len(orders)  # the first round warms up
-    with study.fabric.autocast(), progress_bar(f"timing {study.loaded.info.name}", total, "forward passes") as advance:
+    with study.fabric.autocast(), progress_bar(f"timing {study.loaded.info.name}", total, "forward pass") as advance:
         times = seconds_per_image(model, study.first_batch(), orders, repeats, advance)
     # From the longest order on, each time is at most the one before it.
     bounded = list(itertools.accumulate(reversed(times), min))

@@ -26,6 +26,7 @@ from layershuffle.errors import UserError
 from layershuffle.models import OrderedViT
 from layershuffle.models.widen import has_groups, why_not_wide
 from layershuffle.orders.order import Order, OrderLike, seeded
+from layershuffle.plurals import counted
 from layershuffle.results import Results
 
 logger = logging.getLogger(__name__)
@@ -287,7 +288,7 @@ def _images_to_compare(data: DataLike, loaded: LoadedModel) -> tuple[Tensor, str
         images_of.setup("test")
         images, _ = next(iter(images_of.loader("test", COMPARED)))
         resized = preprocess.resized(images).expand(-1, model.image_shape[0], -1, -1)
-        return resized, f"{len(resized)} test images of {images_of.label}"
+        return resized, f"{counted(len(resized), 'test image')} of {images_of.label}"
     except UserError as error:
         logger.info("the export is compared on random pixels, because there are no images (%s)", error)
     generator = torch.Generator().manual_seed(0)

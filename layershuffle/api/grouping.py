@@ -10,6 +10,7 @@ from layershuffle.evaluation.grouping import exchanged, group, in_halves, second
 from layershuffle.evaluation.search import Losses, climb
 from layershuffle.models.widen import why_not_wide
 from layershuffle.orders.order import Order
+from layershuffle.plurals import counted
 
 
 class _Groups(NamedTuple):
@@ -38,7 +39,7 @@ def check_groups(study: Study, steps: int, keep: int | None) -> None:
     if reason:
         raise UserError(f"the layers of this model can't be merged: {reason}")
     if keep is not None and steps > keep:
-        raise UserError(f"{keep} layers can't run in {steps} steps: name {keep} steps or fewer")
+        raise UserError(f"{counted(keep, 'layer')} can't run in {counted(steps, 'step')}: name at most {keep}")
 
 
 def group_layers(study: Study, order: Order, losses_of: Losses, steps: int, rounds: int) -> list[Order]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from layershuffle.api.compose import Run
 from layershuffle.models.model import OrderedViT
+from layershuffle.plurals import counted
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ def introduce(run: Run) -> None:
     else:
         source = "random weights"
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    logger.info("model: %s, %d layers, %.3gM parameters, %s", model.config["name"], model.depth, size, source)
+    logger.info(
+        "model: %s, %s, %.3gM parameters, %s", model.config["name"], counted(model.depth, "layer"), size, source
+    )
 
     introduce_input(model)
     configs = [Path(path).stem for path in run.config.config or ()]
@@ -42,8 +45,9 @@ def introduce_input(model: OrderedViT, option: str = "--model.timm_args.img_size
     """Say which images a model takes, and warn of pixels that it doesn't see; ``option`` changes their size."""
     channels, height, width = model.image_shape
     rows, columns = model.backbone.patch_grid
-    of_channels = "1 channel" if channels == 1 else f"{channels} channels"
-    logger.info("input: %d x %d pixels, %s, %d x %d patches", height, width, of_channels, rows, columns)
+    logger.info(
+        "input: %d x %d pixels, %s, %d x %d patches", height, width, counted(channels, "channel"), rows, columns
+    )
     below, beside = model.backbone.unseen_pixels
     if below or beside:
         logger.warning(

@@ -21,6 +21,7 @@ from layershuffle.evaluation.linear_probe import (
     logistic_regressions,
     nearest_neighbours,
 )
+from layershuffle.plurals import counted
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import LinearProbe, ProbeScore
 
@@ -80,8 +81,10 @@ def _features(study: Study, part: Literal["train", "val", "test"]) -> Features:
     """The features of the training, validation or test images."""
     batches = study.data.loader(part, study.batch_size)
     # Where there is no terminal, a batch of large images may take long, and nothing else is seen until its end.
-    logger.info("computing the features of the %s images, %d batches of %d", part, len(batches), study.batch_size)
-    with progress_bar(f"features of the {part} images", len(batches), "batches") as advance:
+    logger.info(
+        "computing the features of the %s images, %s of %d", part, counted(len(batches), "batch"), study.batch_size
+    )
+    with progress_bar(f"features of the {part} images", len(batches), "batch") as advance:
         return features_of(study.model, study.preprocess, batches, study.fabric, advance)
 
 
@@ -93,7 +96,7 @@ def _best_regression(train: Features, val: Features, test: Features, classes: in
     test_features = standardise(test.features)
     total = len(PENALTIES)
     best: tuple[float, ProbeScore] | None = None
-    with progress_bar("fitting logistic regressions", total, "penalties") as advance:
+    with progress_bar("fitting logistic regressions", total, "regression") as advance:
         for penalty, linear in zip(PENALTIES, logistic_regressions(standardised, classes)):
             with torch.inference_mode():
                 score = ProbeScore(

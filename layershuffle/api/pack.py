@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from layershuffle.data import packing
+from layershuffle.data.decoding import PICTURE_CHANNELS
 from layershuffle.data.folders import describe_left_out
 from layershuffle.data.loaders import WORKERS_LIMIT
 from layershuffle.data.packing import Packing
@@ -43,6 +44,7 @@ def pack(
     whole: bool = False,
     workers: int | None = None,
     test_fraction: float | None = None,
+    channels: int = 3,
 ) -> PackedFolder:
     """Resize and crop the images of class folders once, into files that are read without decoding.
 
@@ -56,6 +58,7 @@ def pack(
         whole: pack whole pictures, whose shorter side is ``size``, instead of the squares in their centres.
         workers: processes that pack; by default one per core.
         test_fraction: the part of each class to pack as the test images, where there are none.
+        channels: how many channels the model takes: 1 for grey, 3 for RGB over white, or 4 for RGBA.
 
     Raises:
         UserError: if the folders can't be read, don't fit on the disk, or are not what was packed before.
@@ -65,8 +68,10 @@ def pack(
         workers = len(os.sched_getaffinity(0))
     if size < 1 or not 0 <= workers <= WORKERS_LIMIT:
         raise UserError(f"the size is in pixels, at least 1, and workers are from 0 to {WORKERS_LIMIT:,}")
+    if channels not in PICTURE_CHANNELS:
+        raise UserError(f"pictures are packed in 1 channel (grey), 3 (RGB) or 4 (RGBA), not in {channels}")
     folder = Path(folder)
-    work = Packing(Path(source), folder, size, whole, workers, test_fraction)
+    work = Packing(Path(source), folder, size, whole, workers, test_fraction, channels)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder to pack into")
     folder.mkdir(parents=True, exist_ok=True)

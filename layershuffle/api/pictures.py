@@ -42,7 +42,7 @@ class Pictures(Dataset):
         """The path of a picture and its pixels, float32 [channels, size, size]."""
         path = self.paths[index]
         try:
-            pixels = self.model.preprocess([open_image(path)])
+            pixels = self.model.preprocess([open_image(path, self.model.channels)])
         except UNDECODABLE as error:
             return Unreadable(path, str(error))
         return path, pixels[0]

@@ -125,7 +125,7 @@ def predict(
     workers = min(len(os.sched_getaffinity(0)), 16) if len(paths) > batch_size else 0
     # The pictures stay a list, because those that can't be read have no pixels to stack.
     loader = DataLoader(Pictures(paths, loaded), batch_size, num_workers=workers, collate_fn=list)
-    with progress_bar("classifying", len(loader), "batches") as advance:
+    with progress_bar("classifying", len(loader), "batch") as advance:
         for batch in loader:
             readable: dict[str, Tensor] = {}
             for picture in batch:

@@ -9,6 +9,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from layershuffle.plurals import counted, form
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN = 0.1
@@ -30,7 +32,7 @@ class _LogLines:
             cls.logged_at = now  # the clock begins with the first step
         if now - cls.logged_at >= SECONDS_BETWEEN_LINES:
             cls.logged_at = now
-            logger.info("%s: %d of %d %s", description, done, total, unit)
+            logger.info("%s: %d of %s", description, done, counted(total, unit))
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[
     Args:
         description: what is done, such as "classifying".
         total: how many steps there are.
-        unit: what the steps are, such as "batches".
+        unit: what a step is, such as "batch".
 
     Yields:
         The function to call after each step.
@@ -50,7 +52,7 @@ def progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(form(total, unit)),
         TimeRemainingColumn(),
     ]
     # In a file, rich would leave an empty line. Of several processes, the first one shows how far it is.

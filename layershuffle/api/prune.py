@@ -87,6 +87,7 @@ def prune(
     beam: int = 8,
     rounds: int = 20,
     fraction: float = 0.5,
+    timings: bool = True,
     repeats: int = 5,
     split: Split = "val",
     **options: Unpack[StudyOptions],
@@ -105,6 +106,7 @@ def prune(
         beam: with too many choices to try all, how many to pursue.
         rounds: the most exchanges of two layers that the search for their order makes.
         fraction: the share of the images that the search uses; the others score its result.
+        timings: whether to measure how long each number of layers takes. Without it, accuracies are all that is found.
         repeats: how often to measure the time of each number of layers; the shortest time counts.
         split: must be "val"; it is an argument so that asking for "test" is an error.
         options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.
@@ -116,6 +118,8 @@ def prune(
         raise UserError("say how much to keep: either a number of layers, or milliseconds per image")
     if min(beam, repeats, steps or 1) < 1 or rounds < 0:
         raise UserError("beam, repeats and steps are 1 or more, and rounds is 0 or more")
+    if milliseconds is not None and not timings:
+        raise UserError("milliseconds is a budget of time, so timings can't be false: name a number of layers to keep")
     study = start_study(model, data, split=split, **options)
     if split == "test" or study.data.sets["val"] is study.data.sets["test"]:
         raise UserError(
@@ -145,7 +149,7 @@ def prune(
     *_, (order, _) = climb(thinned[-1], losses, rounds)
     # The results tell the time beside the accuracy of each number of layers. Where no time decides, the search comes
     # first, and only the numbers of layers that are shown are timed.
-    if not times:
+    if timings and not times:
         times = _milliseconds(study, repeats, fewest=count)
 
     to_score = [Trial("sequential", base_order)]
@@ -157,7 +161,8 @@ def prune(
         orders = group_layers(study, order, losses, steps, rounds)
         to_score += [Trial("grouping", merged, {"steps": count - fewer}) for fewer, merged in enumerate(orders)]
         order = orders[-1]
-        measures.append(Grouping(milliseconds_when_merged(study, orders, repeats), str(order)))
+        times_when_merged = milliseconds_when_merged(study, orders, repeats) if timings else {}
+        measures.append(Grouping(times_when_merged, str(order)))
     scores = study.score(to_score, reported)
     used = {
         "keep": keep,
@@ -166,7 +171,7 @@ def prune(
         "beam": beam,
         "rounds": rounds,
         "fraction": fraction,
-        "repeats": repeats,
+        "repeats": repeats if timings else None,
     }
     results = study.results(scores, EvaluationInfo(options=used), measures)
     return PrunedModel(order, results, scores_all(base_order, count), study.loaded, study.data)

@@ -9,8 +9,9 @@ from typing import Any
 
 from layershuffle.errors import UserError, shown
 from layershuffle.files import read_json
+from layershuffle.plurals import counted
 from layershuffle.report import page
-from layershuffle.report.collect import collect
+from layershuffle.report.collect import collect, json_files
 from layershuffle.report.sections import sections
 from layershuffle.serving import comparison
 from layershuffle.serving.checks import check_numbers
@@ -31,9 +32,10 @@ def report(
     --output`` has saved gets a section, too.
 
     Args:
-        results: a folder; results files are looked for here and in all folders below.
-        folder: where to write index.html, report.md, figures and data; by default the folder "report" in ``results``.
-        title: the page's title; by default the name of the folder ``results``.
+        results: a results file, or a folder; then results files are looked for here and in all folders below.
+        folder: where to write index.html, report.md, figures and data; by default the folder "report" in ``results``,
+            or beside it if it is a file.
+        title: the page's title; by default the name of ``results``.
         missing: the paths of results files that should be there, which the page names.
 
     Returns:
@@ -43,7 +45,9 @@ def report(
         UserError: if there are no results, or the page can't be written.
     """
     results = Path(results)
-    folder = Path(folder) if folder else results / "report"
+    if not folder:
+        folder = (results.parent if results.is_file() else results) / "report"
+    folder = Path(folder)
     simulated, not_simulated = simulations(results)
     # Without any results of evaluations, simulations alone make a report too.
     try:
@@ -61,12 +65,15 @@ def report(
     return folder / "index.html"
 
 
-def simulations(folder: Path) -> tuple[list[page.Section], list[str]]:
-    """A section for each file below ``folder`` that ``layershuffle simulate`` has saved, and what was left out."""
+def simulations(source: Path) -> tuple[list[page.Section], list[str]]:
+    """A section for each file that ``layershuffle simulate`` has saved, and what was left out.
+
+    Args:
+        source: such a file, or a folder that has some.
+    """
     simulated: list[page.Section] = []
     complaints = []
-    for path in sorted(folder.rglob("*.json")):
-        name = path.relative_to(folder).as_posix()
+    for name, path in json_files(source).items():
         try:
             content = read_json(path)
         except UserError:
@@ -91,7 +98,9 @@ def _simulation(content: dict[str, Any], name: str) -> page.Section:
     header, rows = comparison.table(outcomes)
     seeds = max(map(len, outcomes.values()))
     table = page.Table(
-        f"Means over {seeds} seeds; in brackets the lowest and the highest.", header, [list(row) for row in rows]
+        f"Means over {counted(seeds, 'seed')}; in brackets the lowest and the highest.",
+        header,
+        [list(row) for row in rows],
     )
     picture = page.Picture(
         page.slug(name),

@@ -16,6 +16,7 @@ from layershuffle.evaluation.search import Losses, climb, greedy, heavy_tail_exp
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.orders.protocols import Trial
+from layershuffle.plurals import counted
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import Search, SearchStep
 
@@ -103,7 +104,7 @@ def losses_on(study: Study, images: DataLoader, doing: str) -> Losses:
     """
 
     def losses(orders: Sequence[Order]) -> list[float]:
-        doing_now = f"{doing} {len(orders[0])} steps of"
+        doing_now = f"{doing} {counted(len(orders[0]), 'step')} of"
         scores = study.score([Trial("search", order) for order in orders], images, doing_now)
         # A loss that isn't a number is the worst there is, and never a minimum.
         return [math.inf if score.loss is None else score.loss for score in scores]

@@ -17,6 +17,7 @@ from layershuffle.choices import Accelerator, Wire
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.errors import UserError
 from layershuffle.options import TOKEN
+from layershuffle.plurals import counted
 from layershuffle.serving.answers import Answers
 from layershuffle.serving.cluster import Cluster
 from layershuffle.serving.model_parts import fingerprint
@@ -77,6 +78,7 @@ def serve(
     options: ClusterOptions | None = None,
     *,
     pretrained: str | None = None,
+    img_size: int | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
@@ -93,6 +95,7 @@ def serve(
         model: a checkpoint or the name of a model, as ``layershuffle.load`` takes it.
         options: the nodes and the routing.
         pretrained: weights of a timm model, as ``layershuffle.load`` takes them.
+        img_size: the height and the width of its images in pixels, as ``layershuffle.load`` takes it.
         host: the address to listen on; the default is loopback alone.
         port: the port, or 0 for any that is free.
         token: what a client must know; by default that of the environment variable ``TOKEN``, or else a new one.
@@ -111,7 +114,7 @@ def serve(
 
     # Before the model is loaded and the nodes start, which takes long.
     check_address(host, port)
-    loaded = _loaded(model, pretrained)
+    loaded = _loaded(model, pretrained, img_size)
     cluster = (options or ClusterOptions()).cluster(loaded)
     token = token or os.environ.get(TOKEN) or secrets.token_urlsafe(24)
 
@@ -138,6 +141,7 @@ def classify(
     options: ClusterOptions | None = None,
     *,
     pretrained: str | None = None,
+    img_size: int | None = None,
     top: int = 5,
     advance: Callable[[int, int], Any] = lambda done, total: None,
     watch: Watch | None = None,
@@ -152,6 +156,7 @@ def classify(
         answers: the file (.jsonl).
         options: the nodes and the routing.
         pretrained: weights of a timm model, as ``layershuffle.load`` takes them.
+        img_size: the height and the width of its images in pixels, as ``layershuffle.load`` takes it.
         top: how many classes an answer names.
         advance: called with the number of pictures that are done and that of all pictures.
         watch: in which context to classify.
@@ -163,7 +168,7 @@ def classify(
         UserError: if there is no picture, ``answers`` is of another model or damaged, or requests failed.
     """
     paths = find_pictures(pictures)
-    loaded = _loaded(model, pretrained)
+    loaded = _loaded(model, pretrained, img_size)
     loaded.check_takes_pictures()
     cluster = (options or ClusterOptions()).cluster(loaded)
 
@@ -186,8 +191,8 @@ def classify(
         return file
 
 
-def _loaded(model: str | Path | LoadedModel, pretrained: str | None) -> LoadedModel:
-    return model if isinstance(model, LoadedModel) else load(str(model), pretrained)
+def _loaded(model: str | Path | LoadedModel, pretrained: str | None, img_size: int | None) -> LoadedModel:
+    return model if isinstance(model, LoadedModel) else load(str(model), pretrained, img_size=img_size)
 
 
 def _open_answers(path: Path, model: LoadedModel) -> Answers:
@@ -239,7 +244,7 @@ async def answer_pictures(
         await asyncio.gather(*workers, return_exceptions=True)
     if failures.total:
         raise UserError(
-            f"{failures.total} of {len(paths)} pictures have no answer, since their requests failed. {THE_REST}"
+            f"requests failed, so {failures.total} of {counted(len(paths), 'picture')} got no answer. {THE_REST}"
         )
 
 
@@ -292,4 +297,4 @@ class _Failures:
         self.total += 1
         self.in_a_row += 1
         if self.in_a_row >= self.most:
-            raise UserError(f"{self.in_a_row} requests in a row have failed. {THE_REST}") from error
+            raise UserError(f"{counted(self.in_a_row, 'request')} in a row failed. {THE_REST}") from error

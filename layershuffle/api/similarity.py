@@ -36,7 +36,7 @@ def similarity(
         UserError: if there is no such model or data set.
     """
     study = start_study(model, data, split=split, **options)
-    with progress_bar("comparing activations", len(study.batches), "batches") as advance:
+    with progress_bar("comparing activations", len(study.batches), "batch") as advance:
         matrix = cosine_similarities(study.model, study.preprocess, study.batches, study.fabric, advance)
     rounded = [[round(value, 6) for value in row] for row in matrix.tolist()]
     used = EvaluationInfo(order=str(study.model.order))

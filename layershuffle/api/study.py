@@ -32,6 +32,7 @@ from layershuffle.hardware import device_name
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
+from layershuffle.plurals import counted
 from layershuffle.private_apis import precision_of
 from layershuffle.results import DataInfo, Environment, EvaluationInfo, Measure, Results, Score, tables
 from layershuffle.version import __version__
@@ -95,7 +96,7 @@ class Study:
             batches = self.batches
         # What each image chooses runs no order of its own.
         orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
-        with progress_bar(f"{doing} {self.loaded.info.name}", len(batches) * len(orders), "forward passes") as advance:
+        with progress_bar(f"{doing} {self.loaded.info.name}", len(batches) * len(orders), "forward pass") as advance:
 
             def pass_on(order: Order, output: Output, labels: Tensor) -> None:
                 if on_output:
@@ -147,7 +148,7 @@ class Study:
     def _environment(self) -> Environment:
         device = device_name(self.fabric.device)
         if self.fabric.device.type != "cuda":
-            device = f"CPU: {device}, {torch.get_num_threads()} threads"
+            device = f"CPU: {device}, {counted(torch.get_num_threads(), 'thread')}"
         return Environment(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             device=device,
@@ -252,7 +253,9 @@ def _with_classes_of(data: ImageData, loaded: LoadedModel) -> LoadedModel:
     if classes == data.num_classes:
         return loaded
     if not loaded.authors or classes < data.num_classes:
-        raise UserError(f"the model has {classes} classes, but the data has {data.num_classes}: give other data")
+        raise UserError(
+            f"the model has {counted(classes, 'class')}, but the data has {data.num_classes}: give other data"
+        )
     # The model that the caller may still hold stays as it is.
     model = deepcopy(loaded.model)
     keep_classes(model, data.num_classes)

@@ -12,13 +12,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
 from layershuffle.checkpoints.training_data import trained_format
-from layershuffle.data.decoding import UNDECODABLE, as_rgb, open_image
+from layershuffle.data.decoding import PICTURE_CHANNELS, UNDECODABLE, open_image, with_channels
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.data.preprocessing import Preprocess, Resizing, resize
 from layershuffle.errors import UserError
 from layershuffle.models.image_format import ImageFormat
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, OrderLike
+from layershuffle.plurals import counted
 from layershuffle.results import ModelInfo
 
 Picture = Image.Image | str | Path
@@ -74,23 +75,24 @@ class LoadedModel:
         """Make the model's input of PIL images of any size and mode: float32 [images, channels, size, size]."""
         size, mean, std, crop_pct, interpolation, crop_mode = self.trained_format
         resizing = Resizing(crop_pct, interpolation, crop_mode)
-        # Images are resized in colour, as in training, and only then made grey for models that take grey ones.
-        is_grey = len(mean) == 1
         pixels = []
         for image in images:
-            resized = resize(as_rgb(image), size, resizing)
-            if is_grey:
-                resized = resized.convert("L")
+            resized = resize(with_channels(image, self.channels), size, resizing)
             pixels.append(pil_to_tensor(resized))
         return Preprocess(size, mean, std)(torch.stack(pixels))
 
+    @property
+    def channels(self) -> int:
+        """How many channels the images have that the model takes."""
+        return self.model.image_shape[0]
+
     def check_takes_pictures(self) -> None:
-        """Raise UserError if the model takes neither colours nor grey, so that picture files can't be its input."""
-        channels = self.model.image_shape[0]
-        if channels not in (1, 3):
+        """Raise UserError if picture files can't have as many channels as the model takes."""
+        if self.channels not in PICTURE_CHANNELS:
             raise UserError(
-                f"{self.info.name} takes images of {channels} channels, and picture files have 3, or 1 if they are "
-                "grey: run the model itself on tensors, model(images), or evaluate it on a data set of your own"
+                f"{self.info.name} takes images of {counted(self.channels, 'channel')}, and picture files have 1 "
+                "(grey), 3 (RGB) or 4 (RGBA): run the model itself on tensors, model(images), or evaluate it on a data "
+                "set of your own"
             )
 
     def check(self, order: OrderLike) -> Order:
@@ -134,7 +136,7 @@ class LoadedModel:
         device = next(self.model.parameters()).device
         predictions = []
         for start in range(0, len(images), BATCH_SIZE):
-            opened = [_opened(image) for image in images[start : start + BATCH_SIZE]]
+            opened = [_opened(image, self.channels) for image in images[start : start + BATCH_SIZE]]
             batch = self.preprocess(opened).to(device)
             logits = torch.stack([self.model(batch, one).logits for one in to_run])
             predictions += [likely_classes(of_image, self.classes, top) for of_image in logits.unbind(dim=1)]
@@ -154,10 +156,10 @@ def _found(pictures: Picture | Sequence[Picture]) -> list[Image.Image | str]:
     return images
 
 
-def _opened(picture: Image.Image | str) -> Image.Image:
+def _opened(picture: Image.Image | str, channels: int) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     try:
-        return open_image(picture)
+        return open_image(picture, channels)
     except UNDECODABLE as error:
         raise UserError(f"{picture} can't be read as an image ({error}): replace or remove it") from error

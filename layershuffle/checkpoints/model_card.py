@@ -11,6 +11,7 @@ import yaml
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
+from layershuffle.plurals import counted
 from layershuffle.results import ModelInfo, Results, tables
 from layershuffle.results.markdown import code, plain
 from layershuffle.results.measures import ByClassCounts
@@ -43,6 +44,7 @@ class ModelCard:
         """The whole card of a model."""
         info = loaded.info
         config = info.config
+        classes = counted(config["num_classes"], "class")
         # As YAML, so that a licence of any name is one value on one line.
         head: dict[str, Any] = {"library_name": self.library}
         if self.license:
@@ -52,7 +54,7 @@ class ModelCard:
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=math.inf)}---
 # {plain(self.title)}
 
-{plain(config["name"])}, {config["num_classes"]} classes, fine-tuned by the method {plain(str(info.method))} with
+{plain(config["name"])}, {classes}, fine-tuned by the method {plain(str(info.method))} with
 [LayerShuffle](https://arxiv.org/abs/2407.04513):
 order sampler {code(str(info.sampler))}, position `{config["position"]}`, seed {info.seed}.
 {_origin(info)}{_training(loaded)}
@@ -71,7 +73,7 @@ Images: {self._images(loaded)}, resized and cropped as
         image_format = loaded.model.image_format
         size = image_format.size
         channels = len(image_format.mean)
-        colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+        colours = {1: "grey", 3: "RGB"}.get(channels, counted(channels, "channel"))
         values = ""
         if not self.normalises:
             mean = ", ".join(f"{value:.4g}" for value in image_format.mean)
@@ -125,7 +127,7 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
         results = evaluation if order is None else _only(order, evaluation)
         for table_name, (header, rows) in tables.of(results).items():
             data = results.data
-            about = [plain(data.name), f"{data.images} images ({plain(str(data.split))})"]
+            about = [plain(data.name), f"{counted(data.images, 'image')} ({plain(str(data.split))})"]
             heading, shown = tables.excerpt(table_name, rows)
             if table_name != "orders":
                 about.append(heading)

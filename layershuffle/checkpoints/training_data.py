@@ -9,6 +9,7 @@ from typing import Any
 from layershuffle.data.preprocessing import SMALLEST_CROP
 from layershuffle.errors import UserError
 from layershuffle.models.image_format import ImageFormat
+from layershuffle.plurals import counted
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 CROP_MODES = ("center", "squash")
@@ -49,7 +50,7 @@ def match_classes(
         label_of = {name: label for label, name in enumerate(model_names)}
         return [label_of[name] for name in data_names]
     if len(model_names) != len(data_names):
-        raise UserError(f"{model} has {len(model_names)} classes, but {data} {len(data_names)}")
+        raise UserError(f"{model} has {counted(len(model_names), 'class')}, but {data} {len(data_names)}")
     for label, (model_name, data_name) in enumerate(zip(model_names, data_names)):
         if model_name != data_name:
             raise UserError(

@@ -25,6 +25,7 @@ from layershuffle.experiments.execution import execute, is_finished
 from layershuffle.experiments.runs import Run, list_runs
 from layershuffle.experiments.slurm import submit
 from layershuffle.options import add_options
+from layershuffle.plurals import counted
 
 logger = logging.getLogger(__name__)
 
@@ -89,14 +90,16 @@ def experiment_command(args: list[str] | None = None) -> None:
     missing = [run for run in runs if not is_finished(run, folder)]
     check(runs if config.dry_run else missing, folder, ACTIONS)
     if config.dry_run:
-        print(f"{len(runs)} runs in {folder}, {len(missing)} to run")
+        print(f"{counted(len(runs), 'run')} in {folder}, {len(missing)} to run")
         for run in runs:
             print(f"{run.name}: {'to run' if run in missing else 'finished'}")
         return
 
     # The manifest names all runs, also those that --only leaves out, so that the report can say what is missing.
     manifest.write(folder, experiment.title, list_runs(experiment, config.seeds))
-    logger.info("%d runs in %s: %d finished, %d to run", len(runs), folder, len(runs) - len(missing), len(missing))
+    logger.info(
+        "%s in %s: %d finished, %d to run", counted(len(runs), "run"), folder, len(runs) - len(missing), len(missing)
+    )
     if config.slurm is not None:
         submit(missing, folder, config.slurm, perform)
         return
@@ -169,4 +172,4 @@ def _run_here(
     for setup in setups:
         compare(setup, [run for run in runs if run.setup == setup], folder, console)
     if lost:
-        raise UserError(f"{lost} of {len(runs)} runs are missing; the same command tries them again")
+        raise UserError(f"{lost} of {counted(len(runs), 'run')} failed or never ran; the same command tries them again")

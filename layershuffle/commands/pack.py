@@ -1,6 +1,7 @@
 """Packs class folders such as ImageNet's, and prints how to train on them."""
 
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
@@ -34,6 +35,12 @@ def pack_command(args: list[str] | None = None) -> None:
         type=float | None,
         help="Share of each class that becomes the test set, if there is no folder val or test.",
     )
+    parser.add_argument(
+        "--channels",
+        type=Literal[1, 3, 4],
+        default=3,
+        help="Channels that the model takes: 1 packs grey, 3 RGB over white, and 4 RGBA.",
+    )
     add_options(parser, "workers")
     config = parser.parse_args(args)
     packed = layershuffle.pack(
@@ -43,6 +50,7 @@ def pack_command(args: list[str] | None = None) -> None:
         whole=config.whole,
         workers=config.workers,
         test_fraction=config.test_fraction,
+        channels=config.channels,
     )
     verb = "checked" if packed.was_finished else "packed"
     print(

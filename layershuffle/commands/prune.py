@@ -7,6 +7,7 @@ from layershuffle.commands.export import print_exported
 from layershuffle.commands.study_options import parse_study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.options import add_options
+from layershuffle.plurals import counted
 
 
 def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
@@ -30,6 +31,12 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
         "--beam", type=PositiveInt, default=8, help="How many choices of layers to pursue if there are too many to try."
     )
     add_options(parser, "rounds", "fraction", repeats=5)
+    parser.add_argument(
+        "--timings",
+        type=bool,
+        default=True,
+        help="Measure how long each number of layers takes, which may take minutes.",
+    )
     parser.add_argument("--export", type=str | None, help="Folder to export the pruned model to, a new one.")
     parser.add_argument(
         "--refine", type=NonNegativeInt, default=0, help="For how many epochs to train the exported model further."
@@ -56,16 +63,19 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
         beam=config.beam,
         rounds=config.rounds,
         fraction=config.fraction,
+        timings=config.timings,
         repeats=config.repeats,
         **command.options,
     )
     command.leave(pruned.results)
-    print(
-        f"ms / image: the shortest of {config.repeats} runs of a batch of {pruned.results.evaluation.batch_size}; all "
-        "numbers of layers take turns, and none counts as slower than a larger one"
-    )
+    if config.timings:
+        runs = f"{counted(config.repeats, 'run')} of a batch of {pruned.results.evaluation.batch_size}"
+        print(
+            f"ms / image: the shortest of {runs}; all numbers of layers take turns, and none counts as slower than a "
+            "larger one"
+        )
     tried = "all choices of layers" if pruned.tried_all else f"a beam search of width {config.beam}"
-    print(f"chosen: {pruned.order} (by {tried}, then exchanges, on {pruned.images} validation images)")
+    print(f"chosen: {pruned.order} (by {tried}, then exchanges, on {counted(pruned.images, 'validation image')})")
     if config.export:
         _export(pruned, config.export, config.refine, config.accelerator)
     else:

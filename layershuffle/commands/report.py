@@ -12,13 +12,13 @@ def report_command(args: list[str] | None = None) -> None:
     parser = Parser(
         prog="layershuffle report",
         description="Make a page of tables and figures from results files, also from those of layershuffle simulate. "
-        "By default it is written to RESULTS/report.",
+        "By default it is written to RESULTS/report, of a file to the folder report beside it.",
     )
     parser.add_argument(
-        "results_folder",
+        "results_path",
         type=Path,
         metavar="RESULTS",
-        help="Folder to search for results files, with all folders below it.",
+        help="Results file, or folder to search for results files, with all folders below it.",
     )
     add_options(parser, "folder")
     parser.add_argument(
@@ -32,9 +32,9 @@ def report_command(args: list[str] | None = None) -> None:
     # Only folders of layershuffle experiment say what they are called, and what should be there.
     title = config.title
     missing = None
-    experiment = manifest.read(config.results_folder)
+    experiment = manifest.read(config.results_path)
     if experiment is not None:
         title = title or experiment.title
-        missing = experiment.missing(config.results_folder)
-    page = report(config.results_folder, config.folder, title, missing)
+        missing = experiment.missing(config.results_path)
+    page = report(config.results_path, config.folder, title, missing)
     print(f"report: {page} and {page.with_name('report.md')}")

@@ -22,6 +22,7 @@ from layershuffle.choices import Wire
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.options import TOKEN, add_options, add_positionals
+from layershuffle.plurals import counted
 from layershuffle.serving.policy import OnLoss, Policy, Routing
 
 if TYPE_CHECKING:  # These take seconds to import, for which --help needn't wait.
@@ -62,7 +63,7 @@ def _serve(config: Namespace, options: ClusterOptions) -> None:
     from layershuffle.api.serve import serve
 
     console = Console(stderr=True)
-    starting = console.status(f"starting {options.nodes} nodes")
+    starting = console.status(f"starting {counted(options.nodes, 'node')}")
 
     def on_ready(address: str, token: str) -> None:
         # While the status is shown, rich would send what is printed to stderr, too.
@@ -75,6 +76,7 @@ def _serve(config: Namespace, options: ClusterOptions) -> None:
             config.checkpoint,
             options,
             pretrained=config.pretrained,
+            img_size=config.img_size,
             host=config.host,
             port=config.port,
             most_waiting=config.most_waiting,
@@ -89,7 +91,7 @@ def _classify(config: Namespace, options: ClusterOptions) -> None:
     from layershuffle.api.serve import classify
 
     console = Console(stderr=True)
-    starting = console.status(f"starting {options.nodes} nodes")
+    starting = console.status(f"starting {counted(options.nodes, 'node')}")
     progress = Progress(console=console)
     task = progress.add_task("classifying", total=None)
 
@@ -105,11 +107,12 @@ def _classify(config: Namespace, options: ClusterOptions) -> None:
             config.answers,
             options,
             pretrained=config.pretrained,
+            img_size=config.img_size,
             top=config.top,
             advance=advance,
             watch=_watch(console, starting, progress),
         )
-    print(f"{config.answers}: {len(answers.done):,} pictures, {answers.unreadable:,} of which can't be read")
+    print(f"{config.answers}: {counted(len(answers.done), 'picture')}, {answers.unreadable:,} of which can't be read")
 
 
 def _parser() -> Parser:
@@ -168,7 +171,7 @@ def _parser() -> Parser:
     )
     option("--host", default="127.0.0.1", help="Address to listen on; by default only this machine can connect.")
     option("--port", type=NonNegativeInt, default=8000, help="Port to listen on, or 0 for any that is free.")
-    add_options(parser, "event_log", "pretrained")
+    add_options(parser, "event_log", "pretrained", "img_size")
     option("--start_seconds", type=PositiveFloat, default=120.0, help="Seconds that the nodes may take to start.")
     return parser
 
@@ -210,7 +213,8 @@ def status(state: ClusterState) -> Group:
         table.add_row(node.node, str(node.process), f"[{colour}]{node.status}[/]", seconds, " ".join(steps))
     summary = (
         f"{state.rate:.1f} requests/s, {state.in_flight} running, {state.waiting} waiting, {state.ended} done, "
-        f"{state.failed} failed, {state.missed} layers missed, {state.late} late answers"
+        f"{state.failed} failed, {counted(state.missed, 'layer')} missed, "
+        f"{counted(state.late, 'late answer')}"
     )
     if state.runs:
         summary += f", {state.bytes / state.runs / 1000:.1f} kB to a node and back"

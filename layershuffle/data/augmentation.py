@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from layershuffle.data.preprocessing import DEFAULT_RESIZING, DecodedImages, Resizing, replace_unreadable, resize
 from layershuffle.errors import UserError, last_line
 from layershuffle.orders.order import seeded
+from layershuffle.plurals import counted
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,8 @@ class Augmented(Subset):
             if len(image) in (1, 3):
                 raise
             raise UserError(
-                f"model.augmentation.transforms can't change images of {len(image)} channels ({last_line(error)}): "
-                "leave out those that change colours, such as RandAugment"
+                f"model.augmentation.transforms can't change images of {counted(len(image), 'channel')} "
+                f"({last_line(error)}): leave out those that change colours, such as RandAugment"
             ) from error
 
     def _read_crops(self, crop: v2.RandomResizedCrop, keys: list[Key]) -> Iterable[Item]:

@@ -1,4 +1,4 @@
-"""Reads image files, of any format that Pillow can read, as 8-bit RGB."""
+"""Reads image files, of any format that Pillow can read, as 8-bit grey, RGB or RGBA."""
 
 import os
 from collections.abc import Iterator
@@ -19,6 +19,8 @@ MAX_COSTLY_PIXELS = 30_000_000
 """The same for all other formats: JPEG 2000 takes up to 27 bytes for each pixel, and WebP 23."""
 STRIP_PIXELS = 1 << 20
 """How many pixels of a deep or transparent image are converted at a time."""
+PICTURE_CHANNELS = (1, 3, 4)
+"""The numbers of channels that pictures can be read in: grey, RGB and RGBA."""
 READING = 2
 """The version of how files become pixels. Packed folders record it, because they hold what it made."""
 ICONS = {"ICO", "ICNS"}
@@ -89,13 +91,31 @@ def _open_icon(path: str | Path | IO[bytes], icons: list[str]) -> Image.Image:
     return image
 
 
-def open_image(path: str | Path | IO[bytes]) -> Image.Image:
-    """Decode an image as RGB, or raise ValueError if its header says that it is larger than its format may be."""
+def open_image(path: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
+    """Decode an image in so many channels, see ``with_channels``.
+
+    Raises ValueError if its header says that it is larger than its format may be.
+    """
     with open_file(path) as image:
         most = MAX_PIXELS if image.format in FRUGAL else min(MAX_PIXELS, MAX_COSTLY_PIXELS)
         if image.width * image.height > most:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {most:,} of {image.format}")
+        return with_channels(image, channels)
+
+
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Any image in 8 bits and one of ``PICTURE_CHANNELS``.
+
+    With 3 it is what ``as_rgb`` returns, and with 1 the grey of that. With 4, where it is transparent is a channel of
+    its own: colours stay as the file has them, and an image without transparency is opaque everywhere.
+    """
+    if channels == 3:
         return as_rgb(image)
+    if channels == 1:
+        return as_rgb(image).convert("L")
+    if image.has_transparency_data and not _is_deep(image):
+        return _upright(image).convert("RGBA")
+    return as_rgb(image).convert("RGBA")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -105,10 +125,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     made for white pages. Of several frames the first is taken. In grey images of 16 or 32 bits, 65535 is white, or the
     largest value if that is larger; in those of floats, 1 is.
     """
-    with suppress(Exception):  # Damaged EXIF data, which Pillow raises anything for, says nothing.
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-    is_deep = image.mode.startswith(("I", "F"))
+    image = _upright(image)
+    is_deep = _is_deep(image)
     if not is_deep and not image.has_transparency_data:
         return image.convert("RGB")
 
@@ -126,6 +144,19 @@ def as_rgb(image: Image.Image) -> Image.Image:
             part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part.convert("RGBA"))
         converted.paste(part.convert("RGB"), (0, top))
     return converted
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says."""
+    with suppress(Exception):  # Damaged EXIF data, which Pillow raises anything for, says nothing.
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the image is grey with more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch.utils.data import Dataset, Subset
 
 from layershuffle.data.sets import labels_of
+from layershuffle.plurals import counted
 
 MOST_NAMED = 10
 """Of more classes than this without an image, the others are counted."""
@@ -33,7 +34,7 @@ def describe(
         balanced: whether every class comes equally often in training.
     """
     sizes = [f"{len(sets[split]):,} {kind}" for split, kind in _KINDS.items()]  # type: ignore[arg-type]
-    first = f"{label}: {num_classes:,} classes; {', '.join(sizes)} images"
+    first = f"{label}: {counted(num_classes, 'class')}; {', '.join(sizes)} images"
     first += _where_validation_comes_from(sets)
     if balanced:
         first += "; every class comes equally often in training"
@@ -68,7 +69,7 @@ def classes_without(images: Dataset, split: str, num_classes: int, class_names: 
     text = ", ".join(missing[:MOST_NAMED])
     if len(missing) > MOST_NAMED:
         text += f" and {len(missing) - MOST_NAMED:,} more"
-    return f"no {_KINDS[split]} images of {len(missing):,} of {num_classes:,} classes: {text}"
+    return f"no {_KINDS[split]} images of {len(missing):,} of {counted(num_classes, 'class')}: {text}"
 
 
 def _where_validation_comes_from(sets: Mapping[str, Dataset]) -> str:

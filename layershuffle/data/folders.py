@@ -125,7 +125,8 @@ class ImageFolders(ImageData):
         if self.test_fraction is not None:
             for name, paths in paths_of.items():
                 paths_of[name] = self._part(paths, split, self.test_fraction)
-        return DecodedImages(ClassFolders(folder, paths_of), self.image_size, self.unreadable, self.resizing)
+        images = ClassFolders(folder, paths_of, self.picture_channels)
+        return DecodedImages(images, self.image_size, self.unreadable, self.resizing, self.picture_channels)
 
     def _part(self, paths: Sequence[str], split: str, test_fraction: float) -> list[str]:
         """Those images of a class that are for training, or for testing."""
@@ -223,6 +224,7 @@ class ClassFolders(Dataset):
     Args:
         root: the folder that holds the class folders.
         paths_of: the paths of the images of each class, by its name, in the sequence of the labels.
+        channels: how many channels to read images in.
 
     Attributes:
         classes: the names of the classes.
@@ -230,8 +232,9 @@ class ClassFolders(Dataset):
         targets: the label of each image.
     """
 
-    def __init__(self, root: str, paths_of: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, root: str, paths_of: Mapping[str, Sequence[str]], channels: int = 3) -> None:
         self.root = root
+        self.channels = channels
         self.classes = list(paths_of)
         self.samples: list[tuple[str, int]] = []
         for label, paths in enumerate(paths_of.values()):
@@ -243,7 +246,7 @@ class ClassFolders(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
-        return open_image(path), label
+        return open_image(path, self.channels), label
 
 
 def class_folders(folder: str | Path) -> list[str]:

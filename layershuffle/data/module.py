@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.config import DataConfig
+from layershuffle.data.decoding import PICTURE_CHANNELS
 from layershuffle.data.description import classes_without, describe
 from layershuffle.data.loaders import WORKERS_LIMIT, image_loader
 from layershuffle.data.preprocessing import SMALLEST_CROP, Preprocess, Resizing, check_channels
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
 from layershuffle.data.sets import check_labels, labels_of, split_by_class, split_images, whole_set
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 from layershuffle.private_apis import adds_distributed_sampler
 
 logger = logging.getLogger(__name__)
@@ -134,7 +136,7 @@ class ImageData(pl.LightningDataModule):
         # sequence.
         self.new_labels: list[int] | None = None
         # How many channels the images of the model have, once the set is prepared for one.
-        self._model_channels: int | None = None
+        self.model_channels: int | None = None
         self._mirroring_is_told = False
 
     @property
@@ -193,12 +195,17 @@ class ImageData(pl.LightningDataModule):
         if self.trainer is None:  # A training describes its images.
             self._warn_of_missing_classes()
 
+    @property
+    def picture_channels(self) -> int:
+        """How many channels picture files are read in: as many as the model takes, if pictures can have so many."""
+        return self.model_channels if self.model_channels in PICTURE_CHANNELS else 3
+
     def _check_channels(self) -> None:
         """Raise a UserError before the first batch if the model can't take the images, as far as the sets tell."""
         for images in self.sets.values():
             channels = getattr(whole_set(images), "channels", None)
-            if channels is not None and self._model_channels is not None:
-                check_channels(channels, self._model_channels)
+            if channels is not None and self.model_channels is not None:
+                check_channels(channels, self.model_channels)
 
     def _warn_of_missing_classes(self) -> None:
         names = self.class_names or [str(label) for label in range(self.num_classes)]
@@ -251,7 +258,7 @@ class ImageData(pl.LightningDataModule):
         The arguments are those of ``Preprocess``, but the set's own crop_pct, interpolation and crop_mode come first.
         """
         self.image_size = size
-        self._model_channels = len(mean)
+        self.model_channels = len(mean)
         resizing = self.resizing.or_else(Resizing(crop_pct, interpolation, crop_mode))
         self.crop_pct = resizing.crop_pct
         self.interpolation = resizing.interpolation  # type: ignore[assignment]
@@ -385,8 +392,9 @@ class ImageData(pl.LightningDataModule):
         if count is None:
             return images
         if not 1 <= count <= total:
+            images_in_all = counted(total, "image")
             raise UserError(
-                f"{name}_images is {count}, but the {name} set has {total} images: choose from 1 to {total}"
+                f"{name}_images is {count}, but the {name} set has {images_in_all}: choose from 1 to {total:,}"
             )
         divide = split_by_class if self.stratified else split_images
         chosen, _ = divide(images, count, self.split_seed)

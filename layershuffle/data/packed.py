@@ -1,9 +1,9 @@
 """Class folders that ``layershuffle pack`` has packed: one file of uint8 images for each split, and an index.
 
 What ``layershuffle pack`` makes holds ``train.uint8`` and, of ``val.uint8`` and ``test.uint8``, those that there are.
-They are the images [3, size, size] one after the other in the sequence of their class folders. ``index.json`` has the
-number of images of each class. Whole pictures are [3, height, width], of which the shorter one is size; then the index
-also has all heights and widths.
+They are the images [channels, size, size] one after the other in the sequence of their class folders. ``index.json``
+has the number of images of each class, and that of the channels unless it is 3. Whole pictures are [channels, height,
+width], of which the shorter one is size; then the index also has all heights and widths.
 """
 
 import hashlib
@@ -42,23 +42,23 @@ Box = tuple[int, int, int, int]
 
 
 class PackedImages(Dataset):
-    """One split of a packed folder: a file of uint8 images [3, height, width], read as squares or in part.
+    """One split of a packed folder: a file of uint8 images [channels, height, width], read as squares or in part.
 
     Args:
         path: the file.
         labels: int64 [images].
         shapes: height and width of the images, int64 [images, 2], of which the shorter one is size.
         size: height and width of the squares in their centres, in pixels.
+        channels: how many channels the images have.
     """
 
-    channels = 3
-
-    def __init__(self, path: Path, labels: Tensor, shapes: np.ndarray, size: int) -> None:
+    def __init__(self, path: Path, labels: Tensor, shapes: np.ndarray, size: int, channels: int = 3) -> None:
         self.path = path
         self.labels = labels
         self.shapes = shapes
         self.size = size
-        self.places = places(shapes)
+        self.channels = channels
+        self.places = places(shapes, channels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,8 +68,8 @@ class PackedImages(Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A batch of squares, uint8 [batch, 3, size, size]. Raises UserError as ``regions`` does."""
-        images = np.empty((len(indices), 3, self.size, self.size), np.uint8)
+        """A batch of squares, uint8 [batch, channels, size, size]. Raises UserError as ``regions`` does."""
+        images = np.empty((len(indices), self.channels, self.size, self.size), np.uint8)
         corners = ((self.shapes[indices] - self.size) / 2).round().astype(int).tolist()  # as torchvision rounds
         boxes = [(top, left, self.size, self.size) for top, left in corners]
         for place, region in enumerate(self._read(indices, boxes, into=images)):
@@ -78,7 +78,7 @@ class PackedImages(Dataset):
         return torch.from_numpy(images), self.labels[indices]
 
     def regions(self, indices: list[int], boxes: Sequence[Box]) -> list[Tensor]:
-        """A part of each image, uint8 [3, height, width], of which only the rows are read.
+        """A part of each image, uint8 [channels, height, width], of which only the rows are read.
 
         Args:
             indices: the images.
@@ -105,7 +105,7 @@ class PackedImages(Dataset):
                     if into is not None and width == whole_width:
                         rows = region = into[place]
                     else:
-                        rows = np.empty((3, height, whole_width), np.uint8)
+                        rows = np.empty((self.channels, height, whole_width), np.uint8)
                         region = rows[..., left : left + width]
                     self._read_rows(file.fileno(), indices[place], spans[place], rows)
                     regions.append(region)
@@ -120,11 +120,11 @@ class PackedImages(Dataset):
         start = int(self.places[index]) + top * whole_width
         length = height * whole_width
         if height == whole_height:
-            return [(start, 3 * length)]
-        return [(start + channel * whole_height * whole_width, length) for channel in range(3)]
+            return [(start, self.channels * length)]
+        return [(start + channel * whole_height * whole_width, length) for channel in range(self.channels)]
 
     def _read_rows(self, file: int, index: int, spans: Sequence[tuple[int, int]], rows: np.ndarray) -> None:
-        """Read the spans of an image into rows, uint8 [3, height, width]."""
+        """Read the spans of an image into rows, uint8 [channels, height, width]."""
         parts = [rows] if len(spans) == 1 else rows
         for part, (start, length) in zip(parts, spans):
             if os.preadv(file, [part], start) != length:
@@ -184,21 +184,22 @@ class PackedFolders(ImageFolders):
             shapes = np.array([packed["heights"], packed["widths"]]).T
 
         path = records_file(Path(self.root), split)
-        expected = int(places(shapes)[-1])
+        channels = self._index.get("channels", 3)
+        expected = int(places(shapes, channels)[-1])
         present = path.stat().st_size if path.is_file() else 0
         if present != expected:
             raise UserError(f"{path} has {present:,} bytes, not {expected:,}: remove {self.root} and pack it again")
         labels = torch.arange(len(counts)).repeat_interleave(counts)
-        return PackedImages(path, labels, shapes, size)
+        return PackedImages(path, labels, shapes, size, channels)
 
     @cached_property
     def _index(self) -> dict[str, Any]:
         return read_index(Path(self.root))
 
 
-def places(shapes: np.ndarray) -> np.ndarray:
+def places(shapes: np.ndarray, channels: int) -> np.ndarray:
     """Where the images of these shapes, int64 [images, 2], begin in their file, in bytes; the last entry is its end."""
-    return np.concatenate([[0], (3 * shapes.prod(axis=1)).cumsum()])
+    return np.concatenate([[0], (channels * shapes.prod(axis=1)).cumsum()])
 
 
 def records_file(folder: Path, split: str) -> Path:
@@ -215,7 +216,8 @@ def write_index(folder: Path, format: int, content: dict[str, Any]) -> None:
 def read_index(folder: Path) -> dict[str, Any]:
     """What a packed folder holds.
 
-    This is the "name" of the folder that was packed, the "size" of the images in pixels, and "splits", which has for
+    This is the "name" of the folder that was packed, the "size" of the images in pixels, the number of their "channels"
+    unless it is 3, and "splits", which has for
     each of its ``SPLITS`` the number of images by class, "classes", the keys and checksums of its "chunks", see
     ``packing``, and for whole pictures their "heights" and "widths" in pixels. Raises UserError if it is not there, is
     damaged, or is of another version.

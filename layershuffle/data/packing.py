@@ -26,6 +26,7 @@ from layershuffle.data.packed import FORMAT, INDEX, WHOLE, places, read_index, r
 from layershuffle.data.preprocessing import DecodedImages, whole_shape
 from layershuffle.errors import UserError
 from layershuffle.files import WriterLock, read_json, write_whole
+from layershuffle.plurals import counted
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Packing(Dataset):
         whole: pack whole pictures, whose shorter side is size, instead of the squares in their centres.
         workers: processes that look at the pictures' sizes, or this one if there are 0.
         test_fraction: the part of each class to pack as the test images, see ``ImageFolders``.
+        channels: how many channels to read images in, one of ``PICTURE_CHANNELS``.
 
     Attributes:
         images: the images of each split.
@@ -79,14 +81,17 @@ class Packing(Dataset):
         whole: bool = False,
         workers: int = 0,
         test_fraction: float | None = None,
+        channels: int = 3,
     ) -> None:
         self.source = source
         self.folder = folder
         self.size = size
         self.whole = whole
+        self.channels = channels
         self.format = WHOLE if whole else FORMAT
 
         data = ImageFolders(str(source), test_fraction, image_size=size)
+        data.model_channels = channels
         data.crop_mode = "whole" if whole else None  # type: ignore[assignment]
         splits = data.splits
         if len(splits) < 2:
@@ -97,7 +102,7 @@ class Packing(Dataset):
             self.left_out += files
 
         self.shapes = {split: self._shapes(images, workers) for split, images in self.images.items()}
-        self.places = {split: places(shapes) for split, shapes in self.shapes.items()}
+        self.places = {split: places(shapes, channels) for split, shapes in self.shapes.items()}
         self.bytes = {split: int(ends[-1]) for split, ends in self.places.items()}
 
         self.chunks: dict[str, tuple[str, range]] = {}  # the split and the images of each chunk, by name
@@ -176,7 +181,7 @@ class Packing(Dataset):
                     except UserError as error:
                         unreadable.append(str(error))
                         height, width = self.shapes[split][image].tolist()
-                        pixels = bytes(3 * height * width)
+                        pixels = bytes(self.channels * height * width)
                     checksum.update(pixels)
                     file.write(pixels)
         except OSError as error:
@@ -188,7 +193,7 @@ class Packing(Dataset):
     def _pixels(self, split: str, image: int) -> bytes:
         decoded, _label = self.images[split].decode(image)
         height, width = self.shapes[split][image].tolist()
-        if decoded.shape != (3, height, width):
+        if decoded.shape != (self.channels, height, width):
             folders: Any = self.images[split].images
             raise UserError(f"{folders.samples[image][0]} has another size than its header says")
         return decoded.numpy().tobytes()
@@ -196,8 +201,10 @@ class Packing(Dataset):
     def _key(self, split: str, images: range) -> str:
         """What stands for the files of these images and for how they are read."""
         folders: Any = self.images[split].images
-        versions = (self.format, READING, self.size, PIL.__version__, torchvision.__version__)
-        key = hashlib.sha256(repr(versions).encode())
+        versions = [self.format, READING, self.size, PIL.__version__, torchvision.__version__]
+        if self.channels != 3:  # Folders that were packed before there were others stay valid.
+            versions.append(self.channels)
+        key = hashlib.sha256(repr(tuple(versions)).encode())
         for path, label in folders.samples[images.start : images.stop]:
             version = (-1, -1)  # of a file that is gone, which decoding it will report
             with suppress(OSError):
@@ -226,11 +233,10 @@ def _compare(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
     """Read a finished folder, and compare it with the index."""
     index = read_index(packing.folder)
     whole = any("heights" in content for content in index["splits"].values())
-    if (index["size"], whole) != (packing.size, packing.whole):
-        present = _kind(index["size"], whole)
-        raise UserError(
-            f"{packing.folder} holds {present}: pack {_kind(packing.size, packing.whole)} into another folder"
-        )
+    present = _kind(index["size"], whole, index.get("channels", 3))
+    asked_for = _kind(packing.size, packing.whole, packing.channels)
+    if present != asked_for:
+        raise UserError(f"{packing.folder} holds {present}: pack {asked_for} into another folder")
 
     noted = {}
     for split, content in index["splits"].items():
@@ -242,8 +248,8 @@ def _compare(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
     yield from _go_through(packing, workers, "checking")
 
 
-def _kind(size: int, whole: bool) -> str:
-    return f"{'whole pictures' if whole else 'images'} of {size} pixels"
+def _kind(size: int, whole: bool, channels: int) -> str:
+    return f"{'whole pictures' if whole else 'images'} of {size} pixels and {counted(channels, 'channel')}"
 
 
 def _pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
@@ -266,7 +272,9 @@ def _pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
             with records_file(folder, split).open("rb") as file:
                 os.fsync(file.fileno())
         splits = {split: _index_of(packing, split) for split in packing.images}
-        content = {"name": packing.source.absolute().name, "size": packing.size, "splits": splits}
+        content: dict[str, Any] = {"name": packing.source.absolute().name, "size": packing.size, "splits": splits}
+        if packing.channels != 3:
+            content["channels"] = packing.channels
         write_index(folder, packing.format, content)
 
 
@@ -307,7 +315,7 @@ def _go_through(packing: Packing, workers: int, step: str) -> Iterator[tuple[str
             "with fewer --workers if need be"
         ) from error
     if unreadable:
-        count = f"{unreadable} images"
+        count = counted(unreadable, "image")
         if unreadable >= MOST_UNREADABLE:
             count += " or more"
         raise UserError(

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import ExifTags
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from layershuffle.data.decoding import UNDECODABLE, as_rgb, open_file, open_image
+from layershuffle.data.decoding import UNDECODABLE, open_file, open_image, with_channels
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 
 logger = logging.getLogger(__name__)
 SMALLEST_CROP = 0.1
@@ -70,6 +71,10 @@ def resize(images: Any, size: int, resizing: Resizing = DEFAULT_RESIZING) -> Any
         size: height and width of the result, in pixels.
         resizing: how to resize and crop.
     """
+    if isinstance(images, Image.Image) and images.mode == "RGBA":
+        # Pillow would weight the colours by how opaque they are, as it does not in a batch.
+        bands = [resize(band, size, resizing) for band in images.split()]
+        return Image.merge("RGBA", bands)
     images = _less_oblong(images)
     side = math.floor(size / (resizing.crop_pct or 1.0))  # as timm rounds
     sides = [side, side] if resizing.crop_mode == "squash" else [side]
@@ -122,16 +127,15 @@ def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
 
 
 class DecodedImages(Dataset):
-    """Converts the images of a data set to RGB, resizes and centre crops them when they are read.
+    """Converts the images of a data set to grey, RGB or RGBA, resizes and centre crops them when they are read.
 
     Args:
         images: a data set of (PIL image, label). If it has ``samples``, (path, label), broken images are named by path.
         size: height and width of the result, in pixels, or None to leave the images as large as they are.
         unreadable: how many images may be broken. They are named in the log and read as None; one more is a UserError.
         resizing: how to resize and crop.
+        channels: how many channels to read images in, see ``with_channels``.
     """
-
-    channels = 3
 
     def __init__(
         self,
@@ -139,11 +143,13 @@ class DecodedImages(Dataset):
         size: int | None,
         unreadable: int = 0,
         resizing: Resizing = DEFAULT_RESIZING,
+        channels: int = 3,
     ) -> None:
         self.images = images
         self.size = size
         self.unreadable = unreadable
         self.resizing = resizing
+        self.channels = channels
         # Shared by the worker processes, so that an image counts once however often it is read.
         self.broken = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # type: ignore[arg-type]
 
@@ -172,10 +178,10 @@ class DecodedImages(Dataset):
         raise UserError(f"{text}; --data.unreadable {10 * count} leaves out up to {10 * count} such images") from error
 
     def decode(self, index: int) -> tuple[Tensor, int]:
-        """The image, uint8 [3, height, width], and its label. A broken image raises a UserError that names it."""
+        """The image, uint8 [channels, height, width], and its label. Raises a UserError that names a broken image."""
         try:
             image, label = self.images[index]
-            image = as_rgb(image)
+            image = with_channels(image, self.channels)
             if self.size is not None:
                 image = resize(image, self.size, self.resizing)
         except UNDECODABLE as error:
@@ -187,10 +193,11 @@ class DecodedImages(Dataset):
 
 
 def skip_unreadable(batch: Sequence[tuple[Tensor, Tensor | int] | None]) -> list[Tensor]:
-    """Collate the images that could be read: uint8 [batch, 3, size, size] and int64 labels [batch]."""
+    """Collate the images that could be read: uint8 [batch, channels, size, size] and int64 labels [batch]."""
     readable = [item for item in batch if item is not None]
     if not readable:
-        return [torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)]
+        # Grey images fit every model.
+        return [torch.empty(0, 1, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)]
     return default_collate(readable)
 
 
@@ -198,7 +205,7 @@ def replace_unreadable(batch: Sequence[tuple[Tensor, Tensor | int] | None]) -> l
     """Collate a training batch of full size: others of the batch take the place of images that couldn't be read."""
     readable = [item for item in batch if item is not None]
     if not readable:
-        raise UserError(f"none of the {len(batch)} images of a batch can be read: is their disk still there?")
+        raise UserError(f"no image of a batch of {len(batch)} can be read: is their disk still there?")
     return default_collate([readable[index % len(readable)] for index in range(len(batch))])
 
 
@@ -206,7 +213,7 @@ def check_channels(of_images: int, of_model: int) -> None:
     """Raise a UserError if a model can't take images of so many channels. Grey images fit every model."""
     if of_images not in (1, of_model):
         raise UserError(
-            f"the images have {of_images} channels, but the model takes {of_model}: train one with "
+            f"the images have {counted(of_images, 'channel')}, but the model takes {of_model}: train one with "
             f"--model.timm_args.in_chans {of_images}, or give data with the model's channels"
         )
 

@@ -10,6 +10,7 @@ from torch.utils.data import DistributedSampler
 
 from layershuffle.data.augmentation import Augmented
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 
 
 class TrainingSampler(DistributedSampler):
@@ -102,7 +103,7 @@ def evaluation_batches(images: int, batch_size: int, ranks: int, rank: int) -> l
     """
     smallest = min(images, batch_size)
     if smallest < ranks:
-        raise UserError(f"{ranks} processes can't share batches of {smallest} images: use fewer")
+        raise UserError(f"{counted(ranks, 'process')} can't share batches of {counted(smallest, 'image')}: use fewer")
 
     parts = []
     for start in range(0, images, batch_size):

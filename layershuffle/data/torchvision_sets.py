@@ -17,6 +17,7 @@ from layershuffle.data.module import ImageData
 from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.data.sets import TensorImages, labels_of
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +131,10 @@ class TorchvisionImages(ImageData):
             return TensorImages(*in_memory.__getitems__(self._part(images, train)))
 
         if len(classes) > self.num_classes:
-            raise UserError(f"num_classes is {self.num_classes}, but {self.dataset} has {len(classes)} classes")
-        decoded = DecodedImages(images, self.image_size, self.unreadable, self.resizing)
+            raise UserError(
+                f"num_classes is {self.num_classes}, but {self.dataset} has {counted(len(classes), 'class')}"
+            )
+        decoded = DecodedImages(images, self.image_size, self.unreadable, self.resizing, self.picture_channels)
         if not self._is_unsplit():
             return decoded
         return Subset(decoded, self._part(images, train))

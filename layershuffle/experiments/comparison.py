@@ -10,6 +10,7 @@ from rich.console import Console
 from layershuffle.experiments.execution import is_finished, validation_loss
 from layershuffle.experiments.runs import Run
 from layershuffle.files import write_whole
+from layershuffle.plurals import counted, form
 from layershuffle.report.comparison import comparison
 from layershuffle.results import Results, figures, tables
 from layershuffle.results.tables import Rows
@@ -35,7 +36,8 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
     (header, rows), caption = comparison(results)
     data = results[0].data
     random_orders = results[0].evaluation.random_orders
-    title = f"{data.name}: {data.images} test images, {random_orders} samples of each random order"
+    samples = f"{random_orders} {form(random_orders, 'sample')} of each random order"
+    title = f"{data.name}: {counted(data.images, 'test image')}, {samples}"
     table_path = folder / setup / "table.md"
     plot_path = folder / setup / "overview.png"
     write_whole(table_path, f"{tables.markdown(header, rows)}\n{caption}\n")
@@ -48,7 +50,7 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
     console.print()
     console.print(caption)
     columns = sum(len(table.header) - 1 for _, table in printed[:MAX_TABLES])
-    console.print(f"table: {table_path} ({columns} of its {len(rows)} rows are above)", soft_wrap=True)
+    console.print(f"table: {table_path} ({columns} of its {counted(len(rows), 'row')} above)", soft_wrap=True)
     console.print(f"plot: {plot_path}", soft_wrap=True)
 
 
@@ -66,10 +68,10 @@ def printed_tables(table: tables.Table, width: int) -> list[tuple[str, tables.Ta
     by_kept: dict[str, Rows] = {}
     by_steps: dict[str, Rows] = {}
     for name, *cells in table.rows:
-        kept = re.fullmatch(r"(keep \d+) (.*)", name)
-        steps = re.fullmatch(r"(in \d+ steps), (.*)", name)
+        kept = re.fullmatch(r"keep (\d+) (.*)", name)
+        steps = re.fullmatch(r"(in \d+ steps?), (.*)", name)
         if kept:
-            by_kept.setdefault(f"{kept[1]} layers", []).append([kept[2], *cells])
+            by_kept.setdefault(f"keep {counted(int(kept[1]), 'layer')}", []).append([kept[2], *cells])
         elif steps:
             by_steps.setdefault(steps[1], []).append([steps[2], *cells])
         else:

@@ -14,6 +14,7 @@ from rich.table import Table
 from layershuffle.files import read_json, write_whole
 from layershuffle.gpu_check.checks import CHECKS
 from layershuffle.gpu_check.result import STATES, CheckResult
+from layershuffle.plurals import counted
 from layershuffle.results import tables
 
 JSON = "gpu_check.json"
@@ -71,7 +72,7 @@ def summary(results: Mapping[str, CheckResult]) -> str:
     """How many checks passed and so on."""
     counts = Counter(result.state for result in results.values())
     texts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    return f"{len(results)} checks: {', '.join(texts)}"
+    return f"{counted(len(results), 'check')}: {', '.join(texts)}"
 
 
 def _rows(results: Mapping[str, CheckResult]) -> list[list[str]]:

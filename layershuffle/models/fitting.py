@@ -15,6 +15,7 @@ from layershuffle.models.layers import layer_of, take_layers
 from layershuffle.models.model import OrderedViT
 from layershuffle.models.weights import merge_lora
 from layershuffle.orders.order import MAX_STEPS, OrderLike
+from layershuffle.plurals import counted
 
 MAX_BUFFERS = 1 << 26
 """How many values the tables may have that a model computes: 100 times as many as in timm's largest models."""
@@ -53,7 +54,7 @@ def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
     depth = config.get("depth")
     layers = {layer_of(name) for name in weights} - {None}
     if depth is not None and depth != len(layers):
-        raise RuntimeError(f"there are weights of {len(layers)} layers, not of {depth}")
+        raise RuntimeError(f"there are weights of {counted(len(layers), 'layer')}, not of {depth}")
     positions = config.get("positions")
     if positions is not None and not 0 < positions <= MAX_STEPS:
         raise RuntimeError(f"it can't have {positions} positions")

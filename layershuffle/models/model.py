@@ -17,6 +17,7 @@ from layershuffle.models.image_format import ImageFormat, papers_format, timms_f
 from layershuffle.models.position import Position, PositionEncoding, PositionPrediction, PositionTable
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, sequential
+from layershuffle.plurals import counted
 
 
 class Output(NamedTuple):
@@ -207,8 +208,8 @@ class OrderedViT(nn.Module):
         order = self._parse(order).check(self.depth)
         if (self.encoding or self.prediction) and len(order) > self.positions:
             raise UserError(
-                f"the order has {len(order)} steps, but the model knows only {self.positions} positions: "
-                f"create it with positions={len(order)}"
+                f"the order has {counted(len(order), 'step')}, but the model knows only "
+                f"{counted(self.positions, 'position')}: create it with positions={len(order)}"
             )
         has_halves = any(unit.half for unit in order.units)
         if has_halves and not self.halves:

@@ -18,6 +18,7 @@ from layershuffle.models.backbones import Head
 from layershuffle.models.layers import layer_of, take_layers
 from layershuffle.models.state_dicts import some_of
 from layershuffle.models.weights import read_backbone
+from layershuffle.plurals import counted
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) ->
     layers = [layer for layer in map(layer_of, weights) if layer is not None]
     count = 1 + max(layers, default=-1)
     if count < depth:
-        raise UserError(f"{source} has only {count} layers: a model of depth {depth} can't start from it")
+        raise UserError(f"{source} has only {counted(count, 'layer')}: a model of depth {depth} can't start from it")
     return take_layers(weights, range(depth))
 
 

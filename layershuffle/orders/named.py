@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, OrderLike, Step, sequential
 from layershuffle.orders.width import grouped
+from layershuffle.plurals import counted
 
 
 def permutation(depth: int, rng: random.Random) -> Order:
@@ -64,7 +65,9 @@ def middle(n: int, depth: int) -> range:
         advice = "it takes at least 2"
         if depth > 1:
             advice = f"choose n from 0 to {depth // 2 - 1}"
-        raise UserError(f"with n = {n}, {depth} layers have no middle between the first n + 1 and the last n: {advice}")
+        raise UserError(
+            f"with n = {n}, {counted(depth, 'layer')} have no middle between the first n + 1 and the last n: {advice}"
+        )
     return layers
 
 
@@ -144,7 +147,7 @@ def sequence(visits: int, depth: int) -> Order:
 def cycle(visits: int, depth: int) -> Order:
     """The layers in sequence, again and again, ``visits`` in all (parameter sharing, arXiv 2104.06022)."""
     if visits < depth:
-        raise UserError(f"{visits} visits don't reach all of {depth} layers: give {depth} or more")
+        raise UserError(f"{visits} visits don't reach all of {counted(depth, 'layer')}: give {depth} or more")
     return Order(visit % depth for visit in range(visits))
 
 
@@ -171,7 +174,7 @@ def sandwich(k: int, depth: int) -> Order:
     Either kind comes in the sequence of its layers, so that ``sandwich(0)`` is the ordinary model (arXiv 1911.03864).
     """
     if not 0 <= k <= depth:
-        raise UserError(f"{depth} layers make no sandwich with k = {k}: choose from 0 to {depth}")
+        raise UserError(f"{counted(depth, 'layer')} can't make a sandwich with k = {k}: choose from 0 to {depth}")
 
     def place(step: Step) -> tuple[int, str]:
         # Feed-forward half i follows attention half i + k, or the last attention half if there is none.

@@ -5,6 +5,7 @@ import random
 
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, Step, Unit
+from layershuffle.plurals import counted
 
 
 def grouped(order: Order, groups: int, *, halves: bool = False, averaged: bool = False) -> Order:
@@ -23,7 +24,9 @@ def grouped(order: Order, groups: int, *, halves: bool = False, averaged: bool =
     if layers is None:
         raise UserError(f"only whole layers, one at a time, can be put in groups, and '{order}' runs others")
     if not 1 <= groups <= max(1, len(layers)):
-        raise UserError(f"{len(layers)} layers can't make {groups} groups: choose from 1 to {len(layers)}")
+        raise UserError(
+            f"{counted(len(layers), 'layer')} can't make {counted(groups, 'group')}: choose from 1 to {len(layers)}"
+        )
 
     steps: list[str] = []
     for group in range(groups):

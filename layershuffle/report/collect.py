@@ -15,8 +15,8 @@ SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches o
 """What a title says of a backbone whose shape isn't timm's, or isn't the paper's."""
 
 
-def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
-    """Gather the results below a folder.
+def collect(source: Path) -> tuple[list[SetupResults], list[str]]:
+    """Gather the results in a file, or in all files below a folder.
 
     A file that can't be read is left out. If two disagree about the same run, both are left out.
 
@@ -24,12 +24,12 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
         The setups, and a sentence for every file that was left out.
 
     Raises:
-        UserError: if there is no such folder, or no results file in it at all.
+        UserError: if there is no such file or folder, or no results in it at all.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: name one that holds results files")
+    if not source.exists():
+        raise UserError(f"there is no file or folder {source}: name a results file, or a folder that holds some")
     complaints: list[str] = []
-    files = _agreeing(_read(folder, complaints), complaints)
+    files = _agreeing(_read(source, complaints), complaints)
     setups: dict[tuple[str, str], SetupResults] = {}
     for name, results in files.items():
         backbone = _backbone(results)
@@ -43,15 +43,21 @@ def collect(folder: Path) -> tuple[list[SetupResults], list[str]]:
             setup.runs.setdefault(key, Run(*key)).files[name] = results
     if not setups:
         reasons = "".join(f"; {text}" for text in complaints)
-        raise UserError(f"there are no results files below {folder}{reasons}")
+        raise UserError(f"there are no results in {source}{reasons}")
     return _named(list(setups.values())), complaints
 
 
-def _read(folder: Path, complaints: list[str]) -> dict[str, Results]:
-    """The results files below the folder, by their path from there; adds to ``complaints`` what can't be used."""
+def json_files(source: Path) -> dict[str, Path]:
+    """The JSON files below a folder, by their path from there; of a file itself, that file by its name."""
+    if source.is_file():
+        return {source.name: source}
+    return {str(path.relative_to(source)): path for path in sorted(source.rglob("*.json"))}
+
+
+def _read(source: Path, complaints: list[str]) -> dict[str, Results]:
+    """The results files of a report, by their names; adds to ``complaints`` what can't be used."""
     files: dict[str, Results] = {}
-    for path in sorted(folder.rglob("*.json")):
-        name = str(path.relative_to(folder))
+    for name, path in json_files(source).items():
         if path.name.startswith("."):
             continue
         try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 from layershuffle.results import typed_json
 
 Variant = dict[str, str | int | float | bool]
@@ -84,7 +85,8 @@ class ScoreColumns:
             if values is None:
                 continue
             if len(values) != len(self.order):
-                raise UserError(f"{column} has {len(values)} values for {len(self.order)} orders of {self.protocol}")
+                orders = counted(len(self.order), "order")
+                raise UserError(f"{column} has {counted(len(values), 'value')} for {orders} of {self.protocol}")
             columns[column] = values
         # From columns to rows: each row has the values of one score, in the sequence of the columns' names.
         rows = zip(*columns.values())
@@ -119,7 +121,7 @@ def read_scores(groups: Any) -> tuple[list[Score], frozenset[str]]:
 
 def _check(score: Score) -> None:
     if not 0 <= score.nan <= score.images:
-        raise UserError(f"of {score.images} images of {score.protocol}, {score.nan} can't be NaN")
+        raise UserError(f"of {counted(score.images, 'image')} of {score.protocol}, {score.nan} can't be NaN")
     for share in (score.top1, score.top5, score.position_accuracy, score.chosen, score.ece):
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"{share} is no share of images of {score.protocol}")

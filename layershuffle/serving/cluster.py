@@ -18,6 +18,7 @@ from layershuffle.choices import Accelerator, Wire
 from layershuffle.errors import UserError, shown
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
+from layershuffle.plurals import counted
 from layershuffle.serving.actions import Action, Ended, Load, Run
 from layershuffle.serving.checks import check_numbers
 from layershuffle.serving.cluster_state import ClusterState, NodeState
@@ -172,8 +173,8 @@ class Cluster:
             await asyncio.wait_for(asyncio.gather(*loading), self.start_seconds)
         except TimeoutError as error:
             raise UserError(
-                f"the {len(names)} nodes didn't start within {self.start_seconds:.0f} s: the cluster must have a free "
-                "CPU for each"
+                f"the {counted(len(names), 'node')} didn't start within {self.start_seconds:.0f} s: the cluster must "
+                "have a free CPU for each"
             ) from error
         except self._ray.exceptions.RayError as error:
             raise UserError(f"a node could not load its layers: {ray_reason(error)}") from error

@@ -16,6 +16,7 @@ from torch import Tensor
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.data.decoding import UNDECODABLE
 from layershuffle.errors import UserError, last_line
+from layershuffle.plurals import counted
 from layershuffle.serving.cluster import Cluster
 from layershuffle.serving.connections import Connections, Limits
 from layershuffle.serving.log_limit import limited_logs
@@ -105,7 +106,7 @@ class HttpServer:
         content = await self._read_body(request)
         # Requests count only once they have come whole: those that never do keep nobody out.
         if self.accepted >= self.most_waiting + self.cluster.window:
-            raise _Refusal(429, f"{self.accepted} requests are being served already: try again later")
+            raise _Refusal(429, f"already serving {counted(self.accepted, 'request')}: try again later")
         arrived = asyncio.get_running_loop().time()
         self.accepted += 1
         seconds = self.cluster.policy.request_deadline

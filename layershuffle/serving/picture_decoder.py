@@ -46,7 +46,7 @@ class PictureDecoder:
         return await loop.run_in_executor(executor, self._decode, content)
 
     def _decode(self, content: bytes) -> Tensor:
-        return self.loaded.preprocess([open_image(io.BytesIO(content))])
+        return self.loaded.preprocess([open_image(io.BytesIO(content), self.loaded.channels)])
 
     def close(self) -> None:
         """End the threads, as soon as they have decoded what they are at."""

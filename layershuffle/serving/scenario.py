@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 from layershuffle.serving.checks import check_numbers
 
 MOST_DEVIATION = 10
@@ -77,15 +78,13 @@ class Scenario:
             raise UserError(f"spread and noise are standard deviations of a logarithm, at most {MOST_DEVIATION}")
         failing = self.kills + self.stopped
         if failing and (self.lifetime or failing > self.nodes):
-            raise UserError(
-                f"{self.kills} kills and {self.stopped} stopped nodes need a lifetime of 0, and as many nodes"
-            )
+            raise UserError(f"nodes that are killed or stopped ({failing}) need a lifetime of 0, and as many nodes")
         if self.rate and self.burst:
             raise UserError("requests come at a rate or in a burst: leave one of them at 0")
         if self.layers_per_node > self.layers or self.nodes * self.layers_per_node < self.layers:
             raise UserError(
-                f"{self.nodes} nodes that hold {self.layers_per_node} each of {self.layers} layers can't run a model: "
-                "each layer needs a node, and no node holds a layer twice"
+                f"{counted(self.nodes, 'node')} can't run a model of {counted(self.layers, 'layer')} with "
+                f"{self.layers_per_node} at a node: each layer needs a node, and no node holds a layer twice"
             )
 
     @property

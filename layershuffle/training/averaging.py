@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
 
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 from layershuffle.private_apis import average_without_waiting
 
 
@@ -29,7 +30,7 @@ def check_averages(callbacks: Iterable[Any], steps: float, epochs: int | None) -
         by_epoch = any(callback.should_update(epoch_idx=epoch) for epoch in range(last_epoch or 0))
         if steps and not by_step and not by_epoch:
             raise UserError(
-                f"{type(callback).__name__} averages no weights in the {steps:.0f} steps of this run, so its "
+                f"{type(callback).__name__} averages no weights in the {counted(steps, 'step')} of this run, so its "
                 "checkpoints would hold untrained ones: lower update_starting_at_step and update_every_n_steps"
             )
 

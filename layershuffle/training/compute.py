@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from layershuffle.orders.order import Order
+from layershuffle.plurals import counted
 
 
 @dataclass
@@ -43,8 +44,8 @@ class Compute:
 
     def __str__(self) -> str:
         return (
-            f"{self.images:,} images, {self.updates:,} updates, {self.layer_executions:,.0f} layer executions, "
-            f"{self.seconds:,.0f} s"
+            f"{counted(self.images, 'image')}, {counted(self.updates, 'update')}, "
+            f"{counted(round(self.layer_executions), 'layer execution')}, {self.seconds:,.0f} s"
         )
 
 

@@ -22,6 +22,7 @@ from layershuffle.data import ImageData
 from layershuffle.data.module import HELD_OUT_ARGUMENTS
 from layershuffle.errors import UserError, shown, user_error
 from layershuffle.hardware import is_out_of_memory
+from layershuffle.plurals import counted
 from layershuffle.training import metadata
 from layershuffle.training.checkpointing import keep_own_files
 from layershuffle.training.objectives import Objective
@@ -122,7 +123,7 @@ def check_place(checkpoint: Mapping[str, Any], saved: CheckpointMetadata, curren
     for name, value in before.items():
         if name in current and current[name] != value:
             raise UserError(
-                f"the checkpoint ends within an epoch, after {done} batches with {name} {value}; with {name} "
+                f"the checkpoint ends within an epoch, after {counted(done, 'batch')} with {name} {value}; with {name} "
                 f"{current[name]} some images would come twice and others never: keep {value}, or continue from the "
                 "end of an epoch"
             )

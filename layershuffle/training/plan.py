@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from layershuffle.orders.order import Order
+from layershuffle.plurals import counted
 from layershuffle.training.budget import Budget
 from layershuffle.training.schedule import Schedule
 from layershuffle.training.trainable import in_sequence
@@ -82,22 +83,22 @@ class Plan:
         if math.isinf(self.updates):
             parts = ["no end"]
         elif self.in_layer_executions:
-            parts = [f"layer executions of {_counted(self.updates, 'update')} at full depth"]
+            parts = [f"layer executions of {counted(self.updates, 'update')} at full depth"]
         else:
-            parts = [_counted(self.updates, "update")]
+            parts = [counted(self.updates, "update")]
         if self.epochs is not None:
-            parts.append(_counted(self.epochs, "epoch"))
+            parts.append(counted(self.epochs, "epoch"))
         if self.batch_size is not None:
-            parts.append(f"batches of {self.batch_size:,} images")
+            parts.append(f"batches of {counted(self.batch_size, 'image')}")
         if self.done:
-            parts.append(f"{_counted(self.done, 'update')} done before")
+            parts.append(f"{counted(self.done, 'update')} done before")
         return ", ".join(parts)
 
     def _course(self) -> str:
         warmup = self.schedule.warmup(self.updates)
         if not warmup:
             return self.schedule.shape
-        return f"{_counted(warmup, 'update')} of warm-up, then {self.schedule.shape}"
+        return f"{counted(warmup, 'update')} of warm-up, then {self.schedule.shape}"
 
     def warnings(self) -> list[str]:
         """What the run is too short for."""
@@ -106,21 +107,15 @@ class Plan:
         remedy = "give --model.schedule.warmup_steps a share of the run, such as 0.1"
         if warmup and warmup >= self.updates:
             warnings.append(
-                f"the warm-up takes {_counted(warmup, 'update')} and the run has only {self.updates:,.0f}, so that the "
+                f"the warm-up takes {counted(warmup, 'update')} and the run has only {self.updates:,.0f}, so that the "
                 f"learning rate never reaches {self.rate:g}: {remedy}"
             )
         elif warmup > self.updates / 2:
-            whole = _counted(self.updates, "update")
+            whole = counted(self.updates, "update")
             warnings.append(f"the warm-up takes {warmup:,.0f} of the run's {whole}: {remedy}")
         if self.shuffles and self.updates < FEWEST_UPDATES:
             warnings.append(
-                f"{_counted(self.updates, 'update')} are too few to learn random orders; plan for at least "
+                f"{counted(self.updates, 'update')} are too few to learn random orders; plan for at least "
                 f"{ENOUGH_UPDATES}: raise --trainer.max_epochs or lower --data.batch_size"
             )
         return warnings
-
-
-def _counted(number: float, noun: str) -> str:
-    """A number and what it counts, such as "703 updates" or "0.5 epochs"."""
-    text = f"{number:,.0f}" if number == round(number) else f"{number:.3g}"
-    return f"{text} {noun}" if number == 1 else f"{text} {noun}s"

@@ -18,7 +18,7 @@ def clock(monkeypatch):
 def test_a_line_is_logged_every_half_minute_across_short_computations(clock, caplog):
     with caplog.at_level("INFO", "layershuffle"):
         for length in (3, 2):
-            with progress_bar(f"choosing {length} steps", 10, "runs") as advance:
+            with progress_bar(f"choosing {length} steps", 10, "run") as advance:
                 for _ in range(10):
                     clock[0] += 4
                     advance()
@@ -29,7 +29,7 @@ def test_a_line_is_logged_every_half_minute_across_short_computations(clock, cap
 
 
 def test_what_is_quick_logs_nothing(clock, caplog):
-    with caplog.at_level("INFO", "layershuffle"), progress_bar("timing", 20, "runs") as advance:
+    with caplog.at_level("INFO", "layershuffle"), progress_bar("timing", 20, "run") as advance:
         for _ in range(20):
             clock[0] += 1
             advance()

@@ -84,6 +84,17 @@ def test_the_same_word_means_the_same_in_all_commands(parsers):
     assert several <= ABOUT_THE_COMMAND, texts
 
 
+def test_whatever_takes_a_timm_name_takes_its_weights_and_size(parsers):
+    taking = {}
+    for command, parser in parsers.items():
+        names = [name for name, _ in options_of(parser)]
+        if "checkpoint" in names:
+            taking[command] = {"pretrained", "img_size"} <= set(names)
+    # Only what layershuffle train has trained can be exported.
+    assert [command for command, takes in taking.items() if not takes] == ["export"]
+    assert len(taking) > 8
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_texts_are_whole_sentences(parsers, command):
     for name, action in options_of(parsers[command]):

@@ -135,7 +135,7 @@ def test_pictures_are_preprocessed_as_in_training(checkpoint, pictures, small):
     images = [*pictures.values()]
     checkpoint("grey.ckpt", in_chans=1)
     grey = layershuffle.load("grey.ckpt").preprocess(images[:1])
-    resized = transforms.Compose([transforms.Resize(8), transforms.CenterCrop(8), transforms.Grayscale()])(images[0])
+    resized = transforms.Compose([transforms.Grayscale(), transforms.Resize(8), transforms.CenterCrop(8)])(images[0])
     assert torch.equal(grey, (transforms.ToTensor()(resized)[None] - 0.5) / 0.5)
     resizing = {"crop_pct": 0.5, "interpolation": "bicubic", "crop_mode": "squash"}
     checkpoint("squashed.ckpt", data={"args": resizing})

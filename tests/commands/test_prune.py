@@ -16,6 +16,7 @@ from layershuffle.api.depth import seconds_by_depth
 from layershuffle.api.study import start_study
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.prune import prune_command
+from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
 from layershuffle.results import Results
 from layershuffle.results.measures import Grouping, Pruning
@@ -72,6 +73,26 @@ def test_without_a_budget_of_time_the_search_comes_first_and_only_what_is_shown_
     pruned = layershuffle.prune(shuffled_digits, keep=4, repeats=1)
     assert calls == ["search", "time"]
     assert list(pruned.results.measure(Pruning).milliseconds) == [4, 5]
+
+
+def test_without_timings_nothing_is_timed(shuffled_digits, monkeypatch, capsys):
+    def refuse(*_):
+        raise AssertionError("a time was measured")
+
+    monkeypatch.setattr("layershuffle.api.prune.seconds_by_depth", refuse)
+    monkeypatch.setattr("layershuffle.api.prune.milliseconds_when_merged", refuse)
+    options = ["--keep=4", "--steps=3", "--rounds=0", "--timings=false", "--output=p.json"]
+    results = prune_command([shuffled_digits, *FEW, *options]).results
+    assert " ms" not in capsys.readouterr().out
+    assert Results.load("p.json") == results
+    assert results.measure(Pruning).milliseconds == results.measure(Grouping).milliseconds == {}
+    (axis,) = results.measure(Pruning).figure(results).axes
+    assert axis.get_xlabel() == "layers kept"
+    assert axis.lines[-1].get_xdata().tolist() == [5, 4]
+    (axis,) = results.measure(Grouping).figure(results).axes
+    assert axis.get_ylabel() == "top-1 accuracy, %"
+    with pytest.raises(UserError, match="timings"):
+        layershuffle.prune(shuffled_digits, milliseconds=1.0, timings=False)
 
 
 def test_few_images_per_class_are_warned_of(shuffled_digits, caplog):

@@ -179,7 +179,7 @@ def test_unreadable_images_are_named_counted_and_can_be_mended(source, tmp_path,
     named = capsys.readouterr().err
     assert all(f"{path} can't be read as an image" in named for path in broken)
     monkeypatch.setattr(packing, "MOST_UNREADABLE", 1)
-    with pytest.raises(ValueError, match="^1 images or more"):
+    with pytest.raises(ValueError, match="^1 image or more"):
         pack(source, tmp_path / "other")
     for path, (content, stat) in zip(broken, good):
         path.write_bytes(content)
@@ -262,7 +262,7 @@ def test_a_finished_folder_is_checked_and_never_changed(source, tmp_path):
     pack(source, tmp_path / "packed")
     before = contents(tmp_path / "packed")
     pack(source, tmp_path / "packed")
-    with pytest.raises(ValueError, match="holds images of 32 pixels: pack images of 48 pixels into another folder"):
+    with pytest.raises(ValueError, match="holds images of 32 pixels.*: pack images of 48 pixels.* into another"):
         pack(source, tmp_path / "packed", "--size", "48")
     later = source / "train" / "n99"
     later.mkdir()
@@ -426,7 +426,7 @@ def test_whole_pictures_are_read_as_squares_or_in_part(source, tmp_path):
     assert {min(shape) for shape in shapes} == {32}
     assert len(shapes) == 4  # landscape and portrait
     pack(source, tmp_path / "whole32", "--whole")  # which compares it
-    with pytest.raises(ValueError, match="holds whole pictures of 32 pixels: pack images of 32 pixels into another"):
+    with pytest.raises(ValueError, match="holds whole pictures of 32 pixels.*: pack images of 32 pixels.* into"):
         pack(source, tmp_path / "whole32")
 
 
@@ -459,7 +459,7 @@ def test_a_whole_picture_that_is_mended_moves_those_after_it(source, tmp_path):
     path = source / "train" / "n01440764" / "L.JPEG"
     good, stat = path.read_bytes(), path.stat()
     path.write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"^1 images of .*source can't be read"):
+    with pytest.raises(ValueError, match=r"^1 image of .*source can't be read"):
         pack(source, tmp_path / "packed", "--whole")
     path.write_bytes(good)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

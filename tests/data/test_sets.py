@@ -115,7 +115,7 @@ def test_a_subset_and_no_validation_split():
     assert len(batches(data.test_dataloader())[1]) == 30
     for arguments in ({"train_images": 2000}, {"test_images": 0}):
         with pytest.raises(
-            ValueError, match=r"_images is \d+, but the (train|test) set has (\d+) .*: choose from 1 to \2"
+            ValueError, match=r"_images is \d+, but the (train|test) set has ([\d,]+) .*: choose from 1 to \2"
         ):
             Digits(**arguments).setup()
 

@@ -242,6 +242,18 @@ def test_nothing_to_report(tmp_path):
         report_command([str(tmp_path)])
 
 
+def test_a_results_file_is_a_whole_report(tmp_path, capsys):
+    results().save(tmp_path / "best.json")
+    results("baseline").save(tmp_path / "other.json")
+    report_command([str(tmp_path / "best.json")])
+    text = (tmp_path / "report/report.md").read_text()
+    assert text.startswith("# best.json")
+    assert "1 method" in text
+    assert "other.json" not in text
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        report_command([str(tmp_path / "nowhere.json")])
+
+
 class Page(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
@@ -391,6 +403,8 @@ def test_a_simulation_has_a_section(tmp_path, capsys):
     assert text.count("## Simulated nodes: nodes") == 1
     assert row.split() in [line.replace("|", " ").split() for line in text.splitlines()]
     assert (tmp_path / "report/figures/nodes.png").stat().st_size > 10_000
+    report_command([str(tmp_path / "nodes.json"), "--folder", str(tmp_path / "alone")])
+    assert "## Simulated nodes: nodes" in (tmp_path / "alone/report.md").read_text()
 
 
 def test_pictures_of_one_name_and_names_without_latin_letters_have_files_of_their_own(tmp_path):

@@ -181,13 +181,13 @@ def test_requests_that_fail_leave_their_pictures_for_the_next_time(monkeypatch, 
 
     monkeypatch.setattr(serve, "Cluster", Failing)
     failing = {3, 20}
-    with pytest.raises(UserError, match="2 of 32 pictures have no answer"):
+    with pytest.raises(UserError, match="2 of 32 pictures"):
         command()
     assert capsys.readouterr().err.count("was not done within 60 s") == 2
     assert len(lines()[1]) == 30
     draw(range(30, 60))
     failing = {*range(10, 100)}
-    with pytest.raises(UserError, match="3 requests in a row have failed"):
+    with pytest.raises(UserError, match="3 requests in a row"):
         command()
     assert 30 < len(lines()[1]) <= 40
     failing = ()

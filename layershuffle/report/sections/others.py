@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from layershuffle.plurals import counted
 from layershuffle.report.comparison import comparison
 from layershuffle.report.page import Picture, Section, Table, slug
 from layershuffle.report.sections.wording import heading, texts
@@ -15,7 +16,7 @@ def others(setup: SetupResults) -> Section | None:
     """Every picture of every model that no other section has."""
     parts: list[Table | Picture] = []
     for name, results in setup.files.items():
-        about = f"{results.label}, {results.data.images} images ({results.data.split})"
+        about = f"{results.label}, {counted(results.data.images, 'image')} ({results.data.split})"
         for plot in plots(results):
             # Another section shows the same for all models together.
             if plot.section:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from layershuffle.plurals import counted
 from layershuffle.report import curves
 from layershuffle.report.curves import Bar
 from layershuffle.report.page import Picture, Section, Table
@@ -70,19 +71,17 @@ def _data(bars: Sequence[Bar], setup: SetupResults) -> Table:
 def _about(setup: SetupResults) -> str:
     """The backbone, the data, and how many images, classes, methods and seeds there are."""
     first = next(iter(setup.files.values()))
-    images = _counted(first.data.images, "test image", "test images")
-    classes = _counted(first.model.num_classes, "class", "classes")
+    images = counted(first.data.images, "test image")
+    classes = counted(first.model.num_classes, "class")
     text = f"{setup.backbone} on {setup.data}: {images} in {classes}"
     if setup.methods:
-        methods = _counted(len(setup.methods), "method", "methods each")
+        methods = "1 method" if len(setup.methods) == 1 else f"{len(setup.methods)} methods each"
         seeds = [len(setup.runs_of(method)) for method in setup.methods]
         # Methods may have different numbers of seeds, such as "3 to 5".
         fewest = min(seeds)
         most = max(seeds)
-        counts = str(most) if fewest == most else f"{fewest} to {most}"
-        text += f", {methods} with {counts} {'seed' if most == 1 else 'seeds'}"
+        counts = counted(most, "seed")
+        if fewest != most:
+            counts = f"{fewest} to {counts}"
+        text += f", {methods} with {counts}"
     return f"{text}."
-
-
-def _counted(count: int, singular: str, plural: str) -> str:
-    return f"{count:,} {singular if count == 1 else plural}"

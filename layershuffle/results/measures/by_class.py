@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 from layershuffle.results.figures.drawing import COLOURS, legend_below, panels
 from layershuffle.results.levels import MOST_FREQUENT, chance
 from layershuffle.results.record import Measure, ReportSection, Results, register
@@ -93,7 +94,9 @@ class ByClassCounts(Measure):
             raise UserError("by_class counts nothing")
         names = results.data.classes
         if names is not None and len(names) != classes:
-            raise UserError(f"by_class counts {classes} classes, but the data has {len(names)} names")
+            raise UserError(
+                f"by_class counts {counted(classes, 'class')}, but the data has {counted(len(names), 'name')}"
+            )
         if any(images < 0 for images in self.images):
             raise UserError("by_class counts fewer than 0 images")
         for counts in self.orders:
@@ -268,15 +271,17 @@ def _worst_mistakes(counts: OrderCounts) -> dict[int, tuple[int, int]]:
 
 def _check_counts(counts: OrderCounts, images: list[int]) -> None:
     if counts.samples < 1 or len(counts.right) != len(images):
-        raise UserError(f"by_class doesn't count {len(images)} classes in {counts.protocol} orders")
+        raise UserError(f"by_class doesn't count {counted(len(images), 'class')} in {counts.protocol} orders")
     for right, present in zip(counts.right, images):
         if not 0 <= right <= counts.samples * present:
-            raise UserError(f"by_class counts {right} images as right of a class that has {present}")
+            raise UserError(f"by_class counts {counted(right, 'image')} as right of a class that has {present}")
     for share in (counts.balanced_accuracy, counts.macro_f1):
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"by_class has a mean over classes that is no share: {share}")
     for true, predicted, count in counts.confused:
         if not (0 <= true < len(images) and 0 <= predicted < len(images)):
-            raise UserError(f"by_class counts class {true} taken for {predicted}, of {len(images)} classes")
+            raise UserError(f"by_class counts class {true} taken for {predicted}, of {counted(len(images), 'class')}")
         if not 0 < count <= counts.samples * images[true]:
-            raise UserError(f"by_class counts {count} mistakes of a class that has {images[true]} images")
+            raise UserError(
+                f"by_class counts {counted(count, 'mistake')} of a class that has {counted(images[true], 'image')}"
+            )

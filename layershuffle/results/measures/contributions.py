@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator
 
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, Step
+from layershuffle.plurals import counted
 from layershuffle.results.estimates import summarise
 from layershuffle.results.figures.drawing import LEVEL, coloured_panels
 from layershuffle.results.record import Measure, ReportSection, Results, register
@@ -59,7 +60,9 @@ class Contributions(Measure):
     def check(self, results: Results) -> None:
         """Raise a UserError if there isn't an order for each image, and a number for each of its steps."""
         if not self.orders or len(self.values) != len(self.orders):
-            raise UserError(f"contributions has {len(self.orders)} orders for {len(self.values)} images")
+            raise UserError(
+                f"contributions has {counted(len(self.orders), 'order')} for {counted(len(self.values), 'image')}"
+            )
         # Older files have no ``before``, of which then nothing is to be checked.
         for text, values, before in zip(self.orders, self.values, self.before or self.values):
             steps = len(Order(text))

@@ -18,14 +18,15 @@ class Pruning(Measure):
 
     Attributes:
         images: how many images were searched on.
-        milliseconds: the time per image by the number of layers that run.
+        milliseconds: the time per image by the number of layers that run; empty if no time was measured.
         chosen: the order that was chosen, as text.
     """
 
     name: ClassVar[str] = "prune"
     picture: ClassVar[str] = "prune"
     caption: ClassVar[str] = (
-        "Accuracy against time of the best choice of each number of layers; the one that meets the budget is ringed."
+        "Accuracy of the best choice of each number of layers, against time if it was measured; the one that meets the "
+        "budget is ringed."
     )
     protocols: ClassVar[tuple[str, ...]] = ("prune",)
     images: int
@@ -35,17 +36,20 @@ class Pruning(Measure):
     def check(self, results: Results) -> None:
         """Raise a UserError if a number of layers that was scored has no time."""
         for score in results.of("prune"):
-            if score.variant.get("kept") not in self.milliseconds:
-                raise UserError(f"prune has no time for {score.variant.get('kept')} layers")
+            kept = score.variant.get("kept")
+            if self.milliseconds and kept not in self.milliseconds:
+                raise UserError(f"prune has no time for {kept} layers")
 
     def figure(self, results: Results, title: str = "") -> Figure:
-        """Accuracy against milliseconds, with the number of layers beside each point."""
-        xlabel = f"ms per image, batches of {results.evaluation.batch_size}"
+        """Accuracy against milliseconds, with the number of layers beside each point; without times against that."""
+        xlabel = "layers kept"
+        if self.milliseconds:
+            xlabel = f"ms per image, batches of {results.evaluation.batch_size}"
         figure, axis = accuracy_panel(results, title, xlabel=xlabel)
         line = []
         for score in results.of("prune"):
             kept = score.variant["kept"]
-            point = (self.milliseconds[kept], 100 * score.top1)
+            point = (self.milliseconds.get(kept, kept), 100 * score.top1)
             # One score is of the chosen layers in another sequence, which ``prune`` searched for afterwards.
             if "sequence" in score.variant:
                 axis.plot(*point, "D", color=COLOURS[2], markersize=5, label="the same in the sequence found")
@@ -64,7 +68,10 @@ class Pruning(Measure):
         rows = []
         for score in results.of("prune"):
             kept = score.variant["kept"]
+            row = [str(score.order), str(kept)]
+            if self.milliseconds:
+                row.append(f"{self.milliseconds[kept]:#.3g}")
             loss = "infinite" if score.loss is None else f"{score.loss:.4f}"
-            time = f"{self.milliseconds[kept]:#.3g}"
-            rows.append([str(score.order), str(kept), time, f"{100 * score.top1:.2f}", loss])
-        return {"prune": Table(["layers", "kept", "ms / image", "top-1 %", "loss"], rows)}
+            rows.append([*row, f"{100 * score.top1:.2f}", loss])
+        times = ["ms / image"] if self.milliseconds else []
+        return {"prune": Table(["layers", "kept", *times, "top-1 %", "loss"], rows)}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
+from layershuffle.plurals import counted
 from layershuffle.results.figures.drawing import coloured_panels
 from layershuffle.results.record import Measure, ReportSection, Results, register
 from layershuffle.results.table import Table
@@ -49,7 +50,8 @@ class Representations(Measure):
     def check(self, results: Results) -> None:
         """Raise a UserError if there isn't a position for each point, or a position isn't one of the order's."""
         if not self.orders or not self.plane or len(self.positions) != len(self.plane):
-            raise UserError(f"representations has {len(self.positions)} positions for {len(self.plane)} points")
+            points = counted(len(self.plane), "point")
+            raise UserError(f"representations has {counted(len(self.positions), 'position')} for {points}")
         if not all(0 <= position < self.steps for position in self.positions):
             raise UserError(f"representations has positions beyond the {self.steps} of the order")
 

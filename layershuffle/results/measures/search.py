@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 from layershuffle.results.figures.drawing import COLOURS, panels
 from layershuffle.results.record import Measure, Results, register
 
@@ -74,5 +75,5 @@ class Search(Measure):
             label = "exchanges"
         steps = range(first, first + len(losses))
         axis.plot(steps, losses, "o-", color=COLOURS[0], markersize=4)
-        axis.set(xlabel=label, ylabel=f"cross-entropy on the {self.images} images searched on", xticks=steps)
+        axis.set(xlabel=label, ylabel=f"cross-entropy on the {counted(self.images, 'image')} searched on", xticks=steps)
         axis.set_ylim(bottom=0)

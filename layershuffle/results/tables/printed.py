@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import rich.table
 from rich.console import Console
 
+from layershuffle.plurals import counted
 from layershuffle.results.record import Results
 from layershuffle.results.table import Rows, terminal
 from layershuffle.results.tables.scores import of
@@ -23,7 +24,7 @@ WIDTH = 80
 
 def title(results: Results) -> str:
     """What was studied, and on which images."""
-    return f"{results.label} on {results.data.images} images ({results.data.name}, {results.data.split})"
+    return f"{results.label} on {counted(results.data.images, 'image')} ({results.data.name}, {results.data.split})"
 
 
 def excerpt(name: str, rows: Rows) -> tuple[str, Rows]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from layershuffle.plurals import form
 from layershuffle.results.estimates import Estimate
 from layershuffle.results.levels import reference_levels
 from layershuffle.results.record import Results
@@ -85,7 +86,7 @@ def name_of(group: Group) -> str:
         return f"keep {kept} {strategy_of(rest)}"
     if protocol == "grouped":
         steps, layers = variant
-        return f"in {steps} steps, {layers}"
+        return f"in {steps} {form(steps, 'step')}, {layers}"
     return ", ".join(map(str, group))
 
 

@@ -13,6 +13,7 @@ from layershuffle.checkpoints.training_data import match_classes
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
+from layershuffle.plurals import counted
 from layershuffle.training.objectives.classification import Classification
 
 
@@ -143,7 +144,7 @@ class Teacher:
         classes = self.model.config["num_classes"]
         student_classes = student.config["num_classes"]
         if classes != student_classes:
-            raise UserError(f"the teacher {self.name} has {classes} classes, but the model {student_classes}")
+            raise UserError(f"the teacher {self.name} has {counted(classes, 'class')}, but the model {student_classes}")
 
     def _check_images(self, student: OrderedViT) -> None:
         channels = len(self.model.image_format.mean)
