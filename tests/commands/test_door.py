@@ -468,11 +468,22 @@ def test_the_wheel_is_enough(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("layershuffle", "configs"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", f"--wheel-dir={wheels}", str(source)]
-    subprocess.run([*pip, *build], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [
+        "wheel",
+        "--verbose",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        f"--wheel-dir={wheels}",
+        str(source),
+    ]
+    built = subprocess.run([*pip, *build], check=True, capture_output=True, text=True)
+    assert "Warning" not in built.stdout + built.stderr  # such as that a folder of configs is no package
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", f"--target={target}", str(wheel)], check=True)
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--no-index", f"--target={target}", str(wheel)], check=True
+    )
     packaged = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
     assert {
         path.relative_to(target / "layershuffle").as_posix() for path in target.rglob("configs/**/*.yaml")
