@@ -215,6 +215,8 @@ def _callbacks(config: Namespace) -> list[Callback]:
     ]
     has_bar = config.trainer.enable_progress_bar is not False
     added.append(callbacks.ProgressBar() if has_bar else callbacks.EpochLog())
+    if not has_bar or not callbacks.can_show_a_bar():
+        added.append(callbacks.UpdateLog())
     # Without a logger, Lightning refuses LearningRateMonitor.
     if config.trainer.logger is not False:
         added.append(LearningRateMonitor())

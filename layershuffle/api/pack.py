@@ -4,11 +4,10 @@ import logging
 import os
 import shutil
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
+from layershuffle.api.progress import progress_bar
 from layershuffle.data import packing
 from layershuffle.data.decoding import PICTURE_CHANNELS
 from layershuffle.data.folders import describe_left_out
@@ -78,13 +77,12 @@ def pack(
 
     images = {split: len(sources) for split, sources in work.images.items()}
     _announce(work, images)
-    steps = ["checking"] if work.finished else ["packing", "checking"]
     was_finished = work.finished
-    # Refreshing by itself would need a thread, which must not run while worker processes are forked.
-    with Progress(console=Console(stderr=True), auto_refresh=False) as bar:
-        tasks = {step: bar.add_task(step, total=sum(images.values())) for step in steps}
-        for step, done in packing.pack(work, workers):
-            bar.update(tasks[step], advance=done, refresh=True)
+    # First all images are packed, and then all are checked.
+    for step, chunks in groupby(packing.pack(work, workers), key=lambda chunk: chunk[0]):
+        with progress_bar(step, sum(images.values()), "images") as advance:
+            for _, count in chunks:
+                advance(count)
     return PackedFolder(folder, images, sum(work.bytes.values()), was_finished)
 
 

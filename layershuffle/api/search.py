@@ -17,6 +17,7 @@ from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.orders.protocols import Trial
 from layershuffle.plurals import counted
+from layershuffle.progress_lines import LineClock
 from layershuffle.results import EvaluationInfo, Results
 from layershuffle.results.measures import Search, SearchStep
 
@@ -102,10 +103,11 @@ def losses_on(study: Study, images: DataLoader, doing: str) -> Losses:
 
     Its progress bar says ``doing``, and how many steps the orders have, from which one sees how far a search is.
     """
+    clock = LineClock()
 
     def losses(orders: Sequence[Order]) -> list[float]:
         doing_now = f"{doing} {counted(len(orders[0]), 'step')} of"
-        scores = study.score([Trial("search", order) for order in orders], images, doing_now)
+        scores = study.score([Trial("search", order) for order in orders], images, doing_now, clock=clock)
         # A loss that isn't a number is the worst there is, and never a minimum.
         return [math.inf if score.loss is None else score.loss for score in scores]
 

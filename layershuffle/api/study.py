@@ -34,6 +34,7 @@ from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
 from layershuffle.plurals import counted
 from layershuffle.private_apis import precision_of
+from layershuffle.progress_lines import LineClock
 from layershuffle.results import DataInfo, Environment, EvaluationInfo, Measure, Results, Score, tables
 from layershuffle.version import __version__
 
@@ -83,6 +84,7 @@ class Study:
         batches: DataLoader | None = None,
         doing: str = "evaluating",
         on_output: Callable[[Order, Output, Tensor], None] | None = None,
+        clock: LineClock | None = None,
     ) -> list[Score]:
         """Score orders, with a progress bar.
 
@@ -91,12 +93,14 @@ class Study:
             batches: the images, by default all.
             doing: what the progress bar says before the model's name.
             on_output: see ``layershuffle.evaluation.scoring.evaluate``.
+            clock: says when to log a line where there is no terminal. The many evaluations of a search share one.
         """
         if batches is None:
             batches = self.batches
         # What each image chooses runs no order of its own.
         orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
-        with progress_bar(f"{doing} {self.loaded.info.name}", len(batches) * len(orders), "forward pass") as advance:
+        total = len(batches) * len(orders)
+        with progress_bar(f"{doing} {self.loaded.info.name}", total, "forward pass", clock) as advance:
 
             def pass_on(order: Order, output: Output, labels: Tensor) -> None:
                 if on_output:

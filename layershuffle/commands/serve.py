@@ -23,6 +23,7 @@ from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.options import TOKEN, add_options, add_positionals
 from layershuffle.plurals import counted
+from layershuffle.progress_lines import ProgressLines
 from layershuffle.serving.policy import OnLoss, Policy, Routing
 
 if TYPE_CHECKING:  # These take seconds to import, for which --help needn't wait.
@@ -94,9 +95,16 @@ def _classify(config: Namespace, options: ClusterOptions) -> None:
     starting = console.status(f"starting {counted(options.nodes, 'node')}")
     progress = Progress(console=console)
     task = progress.add_task("classifying", total=None)
+    lines: ProgressLines | None = None
 
     def advance(done: int, total: int) -> None:
+        nonlocal lines
         progress.update(task, completed=done, total=total)
+        # The first call tells how many pictures an earlier process has classified.
+        if lines is None:
+            lines = ProgressLines("classifying", total, "pictures", done)
+        if not console.is_terminal:
+            lines.tell(done)
 
     # asyncio ends its tasks on Ctrl-C only if it finds Python's own handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)

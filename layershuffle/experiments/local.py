@@ -13,9 +13,14 @@ from rich.progress import Progress, TaskID
 from layershuffle.experiments.execution import metrics
 from layershuffle.experiments.runs import Run
 from layershuffle.processes import Child, progress_bars, sigterm_as_interrupt
+from layershuffle.progress_lines import LineClock, last_progress
 
 logger = logging.getLogger(__name__)
 
+SECONDS_TO_FIRST_REPORT = 30.0
+"""Until then, processes import what they need and read their data."""
+SECONDS_BETWEEN_REPORTS = 60.0
+"""At most so often, where there is no terminal, lines say how far each run is."""
 CORES = len(os.sched_getaffinity(0))
 LOG = "log.txt"
 """This file in a run's folder has what its processes on this machine printed."""
@@ -43,6 +48,7 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int, command: Sequence[str]
                 pool.leave_out_what_cannot_run()
                 pool.start_what_is_ready()
                 pool.show_progress()
+                pool.log_progress()
                 # Processes take seconds or hours: nobody notices half a second.
                 time.sleep(0.5)
                 pool.take_out_what_has_ended()
@@ -91,6 +97,7 @@ class Pool:
         self.lost: set[str] = set()
         self.devices = _visible_devices()
         self.overall = progress.add_task("runs", total=self.count, state="")
+        self.clock = LineClock(SECONDS_TO_FIRST_REPORT, SECONDS_BETWEEN_REPORTS)
 
     @property
     def is_busy(self) -> bool:
@@ -117,10 +124,22 @@ class Pool:
         for run in ready[: len(self.free_slots)]:
             self._start(run, threads)
 
+    @property
+    def ended(self) -> int:
+        """How many runs are finished, have failed or were left out."""
+        return self.count - len(self.waiting) - len(self.running)
+
     def show_progress(self) -> None:
-        """Say how many runs have ended."""
-        ended = self.count - len(self.waiting) - len(self.running)
-        self.progress.update(self.overall, completed=ended, state=f"{ended}/{self.count}")
+        """Show in the bar how many runs have ended."""
+        self.progress.update(self.overall, completed=self.ended, state=f"{self.ended}/{self.count}")
+
+    def log_progress(self) -> None:
+        """Where no bars are seen, log now and then how many runs have ended, and how far the others are."""
+        if self.progress.console.is_terminal or not self.clock.strikes():
+            return
+        logger.info("%d of %d runs have ended", self.ended, self.count)
+        for running in self.running:
+            logger.info("  %s: %s", running.run.name, last_progress(running.child.log) or "has begun")
 
     def take_out_what_has_ended(self) -> None:
         """Report the runs whose processes have ended, and free their slots."""
@@ -143,6 +162,8 @@ class Pool:
 
     def stop(self) -> None:
         """Ask the processes that are left to end, and wait for all of them."""
+        if self.running:
+            logger.info("ending the runs (%d), of which trainings save first", len(self.running))
         # All of them at once: each may need a while to save.
         for running in self.running:
             running.child.terminate()

@@ -6,9 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
 
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
+from layershuffle.progress_lines import ProgressLines
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,40 @@ class EpochLog(pl.Callback):
         if trainer.is_global_zero:
             for line in self._table.lines(trainer, pl_module):
                 logger.info(line)
+
+
+class UpdateLog(pl.Callback):
+    """Logs now and then how many updates are done and how long the rest will take, where nobody sees a bar."""
+
+    def __init__(self) -> None:
+        self._lines: ProgressLines | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the first epoch. In ``on_train_start``, the run isn't planned yet."""
+        budget: Any = pl_module.budget
+        if self._lines is None and trainer.is_global_zero:
+            # Where steps have different costs, only those at full depth can be counted ahead.
+            description = "training, in full updates" if budget.ends_the_run else "training"
+            done = budget.used(trainer.global_step)
+            self._lines = ProgressLines(description, budget.planned_steps, "updates", done)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log a line if one is due. This doesn't wait for the device."""
+        budget: Any = pl_module.budget
+        if self._lines is not None:
+            self._lines.tell(budget.used(trainer.global_step))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let another training with the same callback begin anew."""
+        self._lines = None
+
+
+def can_show_a_bar() -> bool:
+    """Whether stderr is a terminal or a notebook, and not a file."""
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
 
 
 class ProgressBar(RichProgressBar):
