@@ -110,6 +110,10 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+written: list[Path] = []
+"""The files that this process has written whole, each of them once."""
+
+
 def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
     """Write a file aside and rename it, so that after a crash or on a full disk the earlier file is still there.
 
@@ -128,6 +132,8 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
+            if path not in written:
+                written.append(path)
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:

@@ -244,7 +244,7 @@ def _interrupted(trainer: pl.Trainer, run: Run) -> str:
     """What to say after Ctrl-C."""
     last = _checkpoints(trainer).get("last")
     if not last:
-        return "interrupted"
+        return "interrupted: no checkpoint was written yet"
     if run.config.resume:
         return "interrupted; the same command continues from the last checkpoint"
     return f"interrupted; continue with --ckpt_path {last}"

@@ -9,6 +9,7 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 
+from layershuffle.commands.interrupts import on_interrupt
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.gpu_check import machine, page, runner
@@ -47,7 +48,8 @@ def check_gpu_command(args: list[str] | None = None) -> None:
             results[name] = CheckResult("left out", "--skip")
     to_make = {name: limit for name, limit in limits.items() if name not in results}
     command = [sys.executable, "-m", "layershuffle", "check-gpu", *args, "--check"]
-    results = runner.run_all(to_make, results, config.folder, about, minutes, command)
+    with on_interrupt("the page has the checks that were made, and --resume makes the others"):
+        results = runner.run_all(to_make, results, config.folder, about, minutes, command)
 
     Console().print(page.table(results))
     print(f"{page.summary(results)}; page: {config.folder / page.PAGE}")

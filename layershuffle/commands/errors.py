@@ -38,8 +38,8 @@ def run(command: Callable[[], Any]) -> None:
             raise
         # What is still in the buffer is written here and not at the exit, so that a closed pipe is handled below.
         print(end="", flush=True)
-    except KeyboardInterrupt:
-        print(interrupts.MESSAGE, file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(interrupts.message(interrupt), file=sys.stderr)
         sys.exit(interrupts.CODE)
     except BrokenPipeError:
         # If stdout can still be written to, it is another pipe that is broken, and a bug.

@@ -11,6 +11,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from layershuffle.commands import analyse, evaluate, merge
+from layershuffle.commands.interrupts import on_interrupt
 from layershuffle.commands.logs import set_up_logging
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.study_options import add_data
@@ -103,7 +104,8 @@ def experiment_command(args: list[str] | None = None) -> None:
     if config.slurm is not None:
         submit(missing, folder, config.slurm, perform)
         return
-    _run_here(args, config, runs, missing, folder)
+    with on_interrupt("the same command continues; trainings have saved, and finished runs are kept"):
+        _run_here(args, config, runs, missing, folder)
 
 
 def _parser() -> Parser:

@@ -4,14 +4,43 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import layershuffle
+from layershuffle import files
 
 CODE = 130
 """What a process that Ctrl-C has ended exits with."""
-MESSAGE = "interrupted"
+MOST_NAMED = 3
+"""So many of the files that were written are named."""
+
+
+@contextmanager
+def on_interrupt(remark: str) -> Iterator[None]:
+    """Within this context, a command that is interrupted says ``remark``, such as how it goes on where it was."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(remark)
+        raise
+
+
+def message(interrupt: KeyboardInterrupt | None = None) -> str:
+    """What a command says that has been interrupted: what is left of its work."""
+    remarks = getattr(interrupt, "__notes__", [])
+    if remarks:
+        return f"interrupted: {remarks[-1]}"
+    # Most commands write once they have the result. Some write aside first, and remove that.
+    written = [str(path) for path in files.written if path.exists()]
+    if not written:
+        return "interrupted: nothing was written"
+    names = ", ".join(written[:MOST_NAMED])
+    if len(written) > MOST_NAMED:
+        names += f" and {len(written) - MOST_NAMED} more"
+    return f"interrupted: it had written {names}"
 
 
 def exit_at_once_while_importing() -> None:
@@ -22,7 +51,7 @@ def exit_at_once_while_importing() -> None:
 def _handle(number: int, frame: FrameType | None) -> None:
     """Exit if a command is importing something; otherwise raise KeyboardInterrupt, as Python's own handler does."""
     if _is_importing(frame):
-        print(MESSAGE, file=sys.stderr, flush=True)
+        print(message(), file=sys.stderr, flush=True)
         os._exit(CODE)
     raise KeyboardInterrupt
 

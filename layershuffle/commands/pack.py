@@ -6,6 +6,7 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 import layershuffle
+from layershuffle.commands.interrupts import on_interrupt
 from layershuffle.commands.parser import Parser
 from layershuffle.options import add_options
 
@@ -43,15 +44,16 @@ def pack_command(args: list[str] | None = None) -> None:
     )
     add_options(parser, "workers")
     config = parser.parse_args(args)
-    packed = layershuffle.pack(
-        config.source,
-        config.packed,
-        size=config.size,
-        whole=config.whole,
-        workers=config.workers,
-        test_fraction=config.test_fraction,
-        channels=config.channels,
-    )
+    with on_interrupt("the same command continues"):
+        packed = layershuffle.pack(
+            config.source,
+            config.packed,
+            size=config.size,
+            whole=config.whole,
+            workers=config.workers,
+            test_fraction=config.test_fraction,
+            channels=config.channels,
+        )
     verb = "checked" if packed.was_finished else "packed"
     print(
         f"{verb}: {packed.folder}; train on it with --data PackedFolders --data.root {packed.folder}, or, if it is "

@@ -5,6 +5,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 import layershuffle
 from layershuffle.commands.export import print_exported
 from layershuffle.commands.study_options import parse_study, study_parser
+from layershuffle.commands.train import exit_as
 from layershuffle.errors import UserError
 from layershuffle.options import add_options
 from layershuffle.plurals import counted
@@ -87,7 +88,12 @@ def _export(pruned: "layershuffle.PrunedModel", folder: str, epochs: int, accele
     """Export the pruned model, and train it for this number of epochs, or print how."""
     print_exported(pruned.export(folder))
     if epochs:
-        best = layershuffle.refine(folder, epochs=epochs, accelerator=accelerator).best
+        from layershuffle.api.train import TrainingStopped
+
+        try:
+            best = layershuffle.refine(folder, epochs=epochs, accelerator=accelerator).best
+        except TrainingStopped as stop:
+            exit_as(stop)
         print(f"refined: {best}; export it with: layershuffle export {best} FOLDER")
     elif pruned.is_refinable:
         from layershuffle.api.prune import refine_options

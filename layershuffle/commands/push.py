@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import layershuffle
+from layershuffle.commands.interrupts import on_interrupt
 from layershuffle.commands.parser import Parser
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ def push_command(args: list[str] | None = None) -> None:
     parser.add_argument("--message", default="Upload with layershuffle", help="Commit message.")
     config = parser.parse_args(args)
 
-    pushed = layershuffle.push(config.exported, config.name, public=config.public, message=config.message)
+    with on_interrupt("the upload is not complete, and the same command begins it again"):
+        pushed = layershuffle.push(config.exported, config.name, public=config.public, message=config.message)
     audience = "only you" if pushed.is_private else "everybody"
     print(f"uploaded to {pushed.url}, which {audience} can see")
     if pushed.is_private and config.public:

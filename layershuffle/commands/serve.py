@@ -19,6 +19,7 @@ from rich.status import Status
 from rich.table import Table
 
 from layershuffle.choices import Wire
+from layershuffle.commands.interrupts import on_interrupt
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
 from layershuffle.options import TOKEN, add_options, add_positionals
@@ -108,7 +109,7 @@ def _classify(config: Namespace, options: ClusterOptions) -> None:
 
     # asyncio ends its tasks on Ctrl-C only if it finds Python's own handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with starting:
+    with starting, on_interrupt(f"{config.answers} has what was classified, and the same command continues"):
         answers = classify(
             config.checkpoint,
             config.pictures,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from rich.console import Console
 
+from layershuffle.commands.interrupts import on_interrupt
 from layershuffle.commands.parser import Parser
 from layershuffle.files import write_whole
 from layershuffle.options import add_options
@@ -54,7 +55,10 @@ def simulate_command(args: list[str] | None = None) -> Simulation:
     from layershuffle.results.tables import terminal
     from layershuffle.serving.comparison import figure, table
 
-    with Console(stderr=True).status("simulating"):
+    remark = "nothing was written"
+    if config.event_log:
+        remark = f"{config.event_log} has the orders that ran, and nothing else was written"
+    with Console(stderr=True).status("simulating"), on_interrupt(remark):
         simulation = simulate(config.cluster_sizes, policies, config.seeds, scenario, config.event_log)
     Console().print(terminal(*table(simulation.outcomes)))
     if config.output:

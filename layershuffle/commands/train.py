@@ -3,11 +3,14 @@
 import logging
 import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import layershuffle
 from layershuffle.commands.parser import Parser, asks_for_help, short_help, word_after_help
 from layershuffle.options import OPTIONS
+
+if TYPE_CHECKING:  # It takes seconds to import.
+    from layershuffle.api.train import TrainingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +78,8 @@ def train_command(args: list[str] | None = None) -> "layershuffle.TrainedRun":
     run = compose(args, TrainParser)
     try:
         trained = fit(run)
-    # A training that a signal has stopped has saved a checkpoint. The exit code tells schedulers to start it again.
     except TrainingStopped as stop:
-        if stop.message:
-            print(stop.message, file=sys.stderr)
-        sys.exit(stop.exit_code)
+        exit_as(stop)
 
     logger.info("cost: %s", trained.compute)
     checkpoints = {"best": trained.best, "last": trained.last}
@@ -91,3 +91,11 @@ def train_command(args: list[str] | None = None) -> "layershuffle.TrainedRun":
         best = next(iter(paths.values()))
         logger.info("evaluate it with: layershuffle evaluate %s", shlex.quote(str(best)))
     return trained
+
+
+def exit_as(stop: "TrainingStopped") -> NoReturn:
+    """Exit as a training that a signal has stopped, which has saved a checkpoint."""
+    if stop.message:
+        print(stop.message, file=sys.stderr)
+    # The exit code tells schedulers to start it again.
+    sys.exit(stop.exit_code)

@@ -12,6 +12,8 @@ MOST_NAMED = 10
 """Of more classes than this without an image, the others are counted."""
 MOST_CLASSES = 50
 """The counts of more classes than this are summed up when training begins."""
+WIDTH = 80
+"""Lines are at most as long, unless they hold a path or a name that is longer."""
 
 _KINDS = {"train": "training", "val": "validation", "test": "test"}
 """What the images of a split are called."""
@@ -41,20 +43,21 @@ def describe(
 
     names = list(class_names or [str(number) for number in range(num_classes)])
     counts = _images_by_class(sets, num_classes)
-    texts = [first]
+    lines = wrapped(first)
     if len(counts) == len(_KINDS) and all(len(count) == len(names) for count in counts):
-        texts.append(_each_class(names, counts) if len(names) <= MOST_CLASSES else _ranges(names, counts))
+        lines += _each_class(names, counts) if len(names) <= MOST_CLASSES else wrapped(_ranges(names, counts))
     for split, images in sets.items():
         if split == "val" and images is sets["test"]:
             continue
         missing = classes_without(images, split, num_classes, names)
         if missing:
-            texts.append(missing)
-
-    lines = []
-    for text in texts:
-        lines += textwrap.wrap(text, 80, subsequent_indent="  ")
+            lines += wrapped(missing)
     return "\n".join(lines)
+
+
+def wrapped(text: str) -> list[str]:
+    """The lines of a text. Paths and names stay whole, so that they can be copied."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def classes_without(images: Dataset, split: str, num_classes: int, class_names: Sequence[str]) -> str | None:
@@ -92,12 +95,20 @@ def _images_by_class(sets: Mapping[str, Dataset], num_classes: int) -> list[list
     return counts
 
 
-def _each_class(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+def _each_class(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[str]:
+    """A heading, and below it each class with its numbers, in as many columns as there is room for."""
     classes = []
     for name, of_class in zip(names, zip(*counts)):
         numbers = "/".join(str(count) for count in of_class)
-        classes.append(f"{name} {numbers}")
-    return f"images of each class ({'/'.join(_KINDS.values())}): {', '.join(classes)}"
+        classes.append(f"{name}: {numbers}")
+    width = max(map(len, classes))
+    columns = max(1, (WIDTH - 2) // (width + 2))
+
+    lines = [f"images of each class ({'/'.join(_KINDS.values())}):"]
+    for start in range(0, len(classes), columns):
+        row = [entry.ljust(width) for entry in classes[start : start + columns]]
+        lines.append("  " + "  ".join(row).rstrip())
+    return lines
 
 
 def _ranges(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:

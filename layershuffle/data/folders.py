@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch.utils.data import Dataset
 
-from layershuffle.data.decoding import open_image
+from layershuffle.data.decoding import open_image, why_left_out
+from layershuffle.data.description import wrapped
 from layershuffle.data.module import ImageData
 from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.data.sets import held_out_names
@@ -173,7 +174,7 @@ class ImageFolders(ImageData):
         left_out: list[tuple[str, str]] = []
         for files in self.left_out.values():
             left_out += files
-        return "\n".join([super().describe(), self._describe_sources(), *describe_left_out(left_out)])
+        return "\n".join([super().describe(), *wrapped(self._describe_sources()), *describe_left_out(left_out)])
 
     def _describe_sources(self) -> str:
         if self.test_fraction is not None:
@@ -209,6 +210,7 @@ class ImageFolders(ImageData):
                 f"there is no folder {self.root}: name the one that holds {' and '.join(SPLITS[:2])}, or the one that "
                 "holds the class folders themselves, with --data.test_fraction 0.2 (of pack: --test_fraction)"
             )
+        self._refuse_too_deep()
         remedy = f"put the images of each class into a folder of its own there, as in {folder}/n01440764/*.JPEG"
         if self.test_fraction is None:
             undivided = self.root
@@ -216,6 +218,20 @@ class ImageFolders(ImageData):
                 undivided = os.path.join(self.root, "train")
             remedy += f", or hold out a part of {undivided}: --data.test_fraction 0.2 (of pack: --test_fraction)"
         raise UserError(f"{folder} has no class folders: {remedy}")
+
+    def _refuse_too_deep(self) -> None:
+        """Raise a UserError if the root is rather one of the folders that a root holds, and say which root is meant."""
+        root = Path(self.root)
+        if root.name in SPLITS and class_folders(root):
+            raise UserError(f"{root} is the folder of a split: name the one that holds it, {root.parent}")
+        if holds_pictures(root):
+            parent = root.parent
+            if parent.name in SPLITS:
+                parent = parent.parent
+            raise UserError(
+                f"the pictures lie directly in {root}, as in the folder of a class: name the one that holds the "
+                f"classes, {parent}"
+            )
 
 
 class ClassFolders(Dataset):
@@ -247,6 +263,15 @@ class ClassFolders(Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
         return open_image(path, self.channels), label
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether one of the first files in a folder is a picture."""
+    with os.scandir(folder) as entries:
+        for entry in islice(entries, 100):
+            if entry.is_file() and why_left_out(entry.path, str(folder)) is None:
+                return True
+    return False
 
 
 def class_folders(folder: str | Path) -> list[str]:

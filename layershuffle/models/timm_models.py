@@ -27,6 +27,12 @@ CONNECTION_SECONDS = 5
 DINOV3_BIASES = (".attn.q_bias", ".attn.v_bias", ".attn.qkv.bias")
 """How the names of the biases of queries and values end: timm's in an Eva, and those of DINOv3's authors."""
 
+SIZE_MISMATCH = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from checkpoint, "
+    r"the shape in current model is torch\.Size\(\[(.*?)\]\)"
+)
+"""How torch says that weights have another shape: the name, the shape in the file and that in the model."""
+
 
 def make_timm_model(name: str, num_classes: int, pretrained: bool | str, timm_args: Mapping[str, Any]) -> nn.Module:
     """Make a timm model; the arguments are those of ``create_model``, which says what is raised."""
@@ -287,8 +293,16 @@ def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception
 
 def _difference(error: Exception) -> str:
     """How weights differ from those of a model, by the error that torch or a missing weight raised."""
+    mismatches = SIZE_MISMATCH.findall(str(error))
+    # With another width nearly all weights differ, among them a classifier that was made for the file.
+    for weight, in_file, in_model in mismatches:
+        if weight.endswith(".norm1.weight"):
+            return f"its tokens have {in_file} features, and those of the model {in_model}"
     # torch lists all names, which can be hundreds.
     listed = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (.*)", str(error))
+    if not listed and mismatches:
+        weight, in_file, in_model = mismatches[0]
+        return f"its {weight} has the shape [{in_file}], and that of the model [{in_model}]"
     if not listed:
         return last_line(error)[:300]
     names = re.findall(r'"([^"]*)"', listed[2])

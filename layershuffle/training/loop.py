@@ -194,7 +194,7 @@ class FineTuningLoop(pl.LightningModule):
         continuing.restore_options(self.trainer.optimizers[0], scheduler, self._optimizer_options)
         set_rates_again(scheduler)
         self._resumed_state = {}
-        plan = Plan.of(self.trainer, self.budget, self.schedule, self.orders.examples)
+        plan = Plan.of(self.trainer, self.budget, self.schedule, self.orders)
         plan.announce(self.trainer)
 
     # --- A batch on its way to the model --------------------------------------------------------------------

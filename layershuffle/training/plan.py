@@ -2,16 +2,15 @@
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from layershuffle.orders.order import Order
 from layershuffle.plurals import counted
 from layershuffle.training.budget import Budget
 from layershuffle.training.schedule import Schedule
+from layershuffle.training.step_orders import StepOrders
 from layershuffle.training.trainable import in_sequence
 
 logger = logging.getLogger(__name__)
@@ -29,8 +28,9 @@ class Plan:
     Attributes:
         updates: how many updates it has, or would have at full depth; infinite without an end.
         done: how many of them an earlier run has done.
-        epochs: how often they see each training image; None if nobody knows.
-        in_layer_executions: whether the budget is counted in layer executions.
+        epochs: how often the run sees each training image; None if nobody knows.
+        in_layer_executions: whether the budget is counted in layer executions. The number of epochs is an estimate
+            then, as it depends on how many layers the orders run.
         batch_size: images per batch and process; None if nobody knows.
         optimizer: the name of the optimizer's class.
         rate: the highest learning rate.
@@ -49,13 +49,16 @@ class Plan:
     shuffles: bool
 
     @classmethod
-    def of(cls, trainer: pl.Trainer, budget: Budget, schedule: Schedule, orders: Sequence[Order]) -> "Plan":
-        """The plan of a run that is about to take its first step; ``orders`` are examples of those that it runs."""
+    def of(cls, trainer: pl.Trainer, budget: Budget, schedule: Schedule, orders: StepOrders) -> "Plan":
+        """The plan of a run that is about to take its first step."""
         optimizer: Optimizer = trainer.optimizers[0]
         batches = trainer.num_training_batches
         epochs = None
         if batches and not math.isinf(batches) and not math.isinf(budget.planned_steps):
-            epochs = budget.planned_steps / math.ceil(batches / trainer.accumulate_grad_batches)
+            updates = budget.planned_steps
+            if budget.ends_the_run:
+                updates = orders.updates_within(budget.planned_steps)
+            epochs = updates / math.ceil(batches / trainer.accumulate_grad_batches)
         return cls(
             updates=budget.planned_steps,
             done=trainer.global_step,
@@ -65,7 +68,7 @@ class Plan:
             optimizer=type(optimizer).__name__,
             rate=max(group["initial_lr"] for group in optimizer.param_groups),
             schedule=schedule,
-            shuffles=not all(in_sequence(order) for order in orders),
+            shuffles=not all(in_sequence(order) for order in orders.examples),
         )
 
     def announce(self, trainer: pl.Trainer) -> None:
@@ -87,7 +90,11 @@ class Plan:
         else:
             parts = [counted(self.updates, "update")]
         if self.epochs is not None:
-            parts.append(counted(self.epochs, "epoch"))
+            if self.in_layer_executions:
+                # An estimate, which is no better than two digits.
+                parts.append(f"about {counted(float(f'{self.epochs:.2g}'), 'epoch')}")
+            else:
+                parts.append(counted(self.epochs, "epoch"))
         if self.batch_size is not None:
             parts.append(f"batches of {counted(self.batch_size, 'image')}")
         if self.done:

@@ -1,6 +1,6 @@
 """Which orders a training step runs: in this process, in all processes, and in validation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from statistics import fmean
 from typing import NamedTuple
@@ -9,6 +9,9 @@ from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.samplers import OrderSampler, call_sampler
 from layershuffle.training.compute import layers_run
+
+REHEARSED = 100
+"""So many full updates are rehearsed to estimate how many updates a run has."""
 
 
 class ValidationOrders(NamedTuple):
@@ -139,6 +142,24 @@ class StepOrders:
             return self.fixed_orders
         steps = len(self.model_order)
         return tuple(self.sampler.sample_step(steps, self.seed, point, progress=point / 15) for point in range(16))
+
+    def updates_within(self, full_updates: float) -> float:
+        """About how many updates run as many layers as ``full_updates`` in which every layer runs.
+
+        That is estimated by the orders of a short training, whose sampler sees all of the progress.
+        """
+        used = 0.0
+        updates = 0
+        steps = len(self.model_order)
+        # Orders may be empty, and cost nothing.
+        while used < REHEARSED and updates < 100 * REHEARSED:
+            orders: Sequence[Order] = self.fixed_orders
+            if not orders:
+                sampled = self.sampler.sample_step(steps, self.seed, updates, progress=used / REHEARSED)
+                orders = [sampled.over(self.model_order)]
+            used += sum(layers_run(order) for order in orders) / layers_run(self.model_order)
+            updates += 1
+        return full_updates * updates / REHEARSED
 
     def for_validation(self, batch: int, step: int) -> ValidationOrders:
         """The orders of a validation batch after ``step`` training steps.

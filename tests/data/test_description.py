@@ -21,9 +21,25 @@ def test_the_images_of_each_split_and_class():
     sets = {"train": images(0, 0, 1), "val": images(1), "test": images(0, 1)}
     text = words(sets, names=["a", "b"])
     assert "2 classes; 3 training, 1 validation, 2 test images" in text
-    assert "a 2/0/1, b 1/1/1" in text
+    assert "a: 2/0/1 b: 1/1/1" in text
     assert "equally often" not in text
     assert "equally often" in words(sets, balanced=True)
+
+
+def test_each_class_stands_on_one_line_with_its_numbers():
+    names = [str(digit) for digit in range(10)]
+    split = images(*range(10), *range(5))
+    lines = describe("Digits", 10, names, {"train": split, "val": split, "test": split}, False).splitlines()
+    rows = [line.split() for line in lines if line.startswith("  ")]
+    cells = [cell for row in rows for cell in row]
+    assert [name.removesuffix(":") for name in cells[::2]] == names
+    assert set(cells[1::2]) == {"2/2/2", "1/1/1"}
+    assert all(len(row) % 2 == 0 for row in rows)
+
+
+def test_paths_stay_whole():
+    path = "some-where/" * 12 + "pictures"
+    assert path in describe(path, 2, None, {"train": images(0), "val": images(0), "test": images(0, 1)}, False)
 
 
 def test_where_the_validation_images_come_from():

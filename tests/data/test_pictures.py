@@ -217,5 +217,5 @@ def test_sets_know_the_names_of_their_classes(tmp_path):
     assert data.class_names == [str(digit) for digit in range(10)]
     counts = torch.stack([labels_of(data.sets[split]).bincount() for split in ("train", "val", "test")], dim=1)
     assert int(counts.sum()) == 1797
-    assert f"8 {'/'.join(map(str, counts[8].tolist()))}" in data.describe().replace("\n ", "")
+    assert f" 8: {'/'.join(map(str, counts[8].tolist()))}" in data.describe()
     assert from_config(replace(data.config(), classes=data.class_names)).config() == data.config()

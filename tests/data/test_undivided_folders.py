@@ -89,11 +89,28 @@ def test_folders_with_training_images_alone(root, tmp_path):
     assert [len(data.sets[split]) for split in ("train", "val", "test")] == [23, 3, 7]
 
 
+@pytest.mark.parametrize("fraction", [None, 0.2])
+def test_a_root_that_is_too_deep_names_the_one_that_is_meant(root, tmp_path, fraction):
+    with pytest.raises(UserError, match=f"lie directly in {root}/cat, .* {root}$"):
+        set_up(root / "cat", test_fraction=fraction)
+    divided = tmp_path / "divided"
+    shutil.copytree(root, divided / "train")
+    with pytest.raises(UserError, match=f"lie directly in {divided}/train/cat, .* {divided}$"):
+        set_up(divided / "train/cat", test_fraction=fraction)
+
+
+def test_a_root_that_is_a_split_names_the_one_that_is_meant(root, tmp_path):
+    shutil.copytree(root, tmp_path / "divided/train")
+    with pytest.raises(UserError, match=f"folder of a split: .* {tmp_path}/divided$"):
+        set_up(tmp_path / "divided/train", test_fraction=None)
+
+
 def test_what_does_not_fit_is_one_line(root, tmp_path):
     with pytest.raises(UserError, match="--data.test_fraction"):
         set_up(root, test_fraction=None)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no class folders"):
-        set_up(root / "cat")
+        set_up(tmp_path / "empty")
     shutil.copytree(root, tmp_path / "divided/train")
     shutil.copytree(root, tmp_path / "divided/test")
     with pytest.raises(UserError, match="leave test_fraction out"):

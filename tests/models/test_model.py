@@ -314,6 +314,17 @@ def test_weights_that_do_not_fit_say_so(tmp_path, small):
             layershuffle.create_model("vit_tiny_patch16_224", classes, pretrained=str(path), **SMALL | {"depth": 6})
 
 
+@pytest.mark.parametrize("has_classifier", [True, False])
+def test_weights_of_another_width_are_told_by_it(tmp_path, small, has_classifier):
+    path = tmp_path / "weights.pth"
+    weights = small().vit.state_dict()
+    if not has_classifier:
+        del weights["head.weight"], weights["head.bias"]
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match="32 features, and those of the model 48"):
+        layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **SMALL | {"embed_dim": 48})
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "complaint"),
     [

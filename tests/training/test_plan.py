@@ -58,6 +58,17 @@ def test_the_first_lines_say_what_runs(tmp_path, monkeypatch, caplog, method):
     assert len(warned) == (1 if method == "layershuffle" else 0)
 
 
+def test_epochs_of_a_budget_of_layer_executions_are_an_estimate(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    options = ["--model.sampler=FirstLayers", "--model.sampler.k=1", "--model.budget=layer_executions"]
+    trainer = train([*TINY, *options, "--trainer.max_epochs=1"])
+    said = "\n".join(caplog.messages)
+    # With one of two layers, there are twice as many.
+    assert trainer.current_epoch == 2
+    assert f"plan: layer executions of {trainer.global_step // 2} updates at full depth, about 2 epochs, " in said
+
+
 def test_a_method_that_nobody_named_is_called_the_default(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")

@@ -5,7 +5,7 @@ import pytest
 from layershuffle.errors import UserError
 from layershuffle.orders.named import sequential
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.samplers import FirstLayers, GrowingDepth, LayerDrop, Sequential, Shuffle
+from layershuffle.orders.samplers import FirstLayers, GrowingDepth, LayerDrop, RandomSubset, Sequential, Shuffle
 from layershuffle.training.step_orders import StepOrders
 
 CHOICES = (Order("0 1 2 3"), Order("3 2 1"))
@@ -55,6 +55,22 @@ def test_layers_are_counted_over_all_processes():
     lengths = [len(order) for parts in orders.of_all_processes(1) for order in parts]
     assert orders.layers_run(1) == sum(lengths) / 4
     assert step_orders(fixed=CHOICES).layers_run(1) == 7  # every image runs in both
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fixed", "updates_per_full_update"),
+    [
+        (Sequential(), None, 1),
+        (RandomSubset(), None, 4 / 2.5),  # 1, 2, 3 or 4 of 4 layers
+        (FirstLayers(2), None, 2),
+        # With 1, 2 and 3 layers for 0.2 of the computation each, and then with all.
+        (GrowingDepth(k0=1, end=0.6), None, 0.2 * (4 + 2 + 4 / 3) + 0.4),
+        (None, CHOICES, 4 / 7),
+    ],
+)
+def test_shorter_orders_make_more_updates_of_the_same_computation(sampler, fixed, updates_per_full_update):
+    updates = step_orders(sampler, fixed).updates_within(32)
+    assert updates == pytest.approx(32 * updates_per_full_update, rel=0.1)
 
 
 def test_the_base_order_leaves_out_what_is_never_trained():
