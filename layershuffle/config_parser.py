@@ -5,7 +5,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -71,9 +71,8 @@ class ConfigParser(ArgumentParser):
         arguments. A command line in its long form stays as it is.
         """
         args = [_with_underscores(arg) for arg in args]
-        first_option = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
-        words = args[:first_option]
-        options = [self._with_value(option) for option in _split(args[first_option:])]
+        words = words_before_options(args)
+        options = [self._with_value(option) for option in _split(args[len(words) :])]
         if "--config" not in self._option_string_actions:
             return [*words, *_joined(options)]
 
@@ -221,6 +220,11 @@ class ConfigParser(ArgumentParser):
         # The outer parser of a class's arguments completes what begins with the option.
         names = [name.lstrip("-") for name in self._option_string_actions]
         return f"--{key}: there is no such option{nearest(key, names)}"
+
+
+def words_before_options(args: Sequence[str]) -> list[str]:
+    """The positional arguments of a command line, and the configs after them."""
+    return list(takewhile(lambda arg: not arg.startswith("-"), args))
 
 
 def option_values(args: Sequence[str], name: str) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
+from layershuffle.api.search import warn_of_few_images
 from layershuffle.api.study import ModelLike, Study, start_study
 from layershuffle.api.study_options import StudyOptions
 from layershuffle.choices import Split
@@ -17,6 +18,7 @@ from layershuffle.evaluation.linear_probe import (
     Features,
     Standardisation,
     accuracy,
+    balanced,
     features_of,
     logistic_regressions,
     nearest_neighbours,
@@ -62,13 +64,24 @@ def linear_probe(
         raise UserError(
             "the test images can't choose the penalty: hold out some of the training images (data.val_fraction 0.1)"
         )
+    logger.info(study.data.describe())
+    if study.loaded.image_format is not None:
+        logger.info(
+            "images are resized as timm does for this model (%s); layershuffle train resizes as the paper does "
+            "(bilinear), unless --data.interpolation says otherwise",
+            study.data.interpolation,
+        )
+    choosing = len(study.data.sets["val"])  # type: ignore[arg-type]
+    warn_of_few_images(choosing, study.data.num_classes, "val", chosen="the penalty is", options=())
     train = _features(study, "train")
     val = _features(study, "val")
     test = _features(study, "test")
     classes = study.data.num_classes
+    voted = nearest_neighbours(train, test.features, classes)
     neighbours = ProbeScore(
         val=accuracy(nearest_neighbours(train, val.features, classes), val.labels),
-        test=accuracy(nearest_neighbours(train, test.features, classes), test.labels),
+        test=accuracy(voted, test.labels),
+        balanced=balanced(voted, test.labels, classes),
     )
     penalty, linear = _best_regression(train, val, test, classes)
     images = [len(part.labels) for part in (train, val, test)]
@@ -99,9 +112,11 @@ def _best_regression(train: Features, val: Features, test: Features, classes: in
     with progress_bar("fitting logistic regressions", total, "regression") as advance:
         for penalty, linear in zip(PENALTIES, logistic_regressions(standardised, classes)):
             with torch.inference_mode():
+                predicted = linear(test_features).argmax(dim=1)
                 score = ProbeScore(
                     val=accuracy(linear(val_features).argmax(dim=1), val.labels),
-                    test=accuracy(linear(test_features).argmax(dim=1), test.labels),
+                    test=accuracy(predicted, test.labels),
+                    balanced=balanced(predicted, test.labels, classes),
                 )
             if best is None or score.val > best[1].val:
                 best = penalty, score

@@ -114,17 +114,30 @@ def losses_on(study: Study, images: DataLoader, doing: str) -> Losses:
     return losses
 
 
-def warn_of_few_images(images: int, classes: int, split: str) -> None:
-    """Warn if orders are chosen by so few images that the choice is mostly chance."""
+def warn_of_few_images(
+    images: int, classes: int, split: str, chosen: str = "orders are", options: tuple[str, ...] = ("--fraction",)
+) -> None:
+    """Warn if something is chosen by so few images that the choice is mostly chance.
+
+    Args:
+        images: how many choose.
+        classes: how many classes there are.
+        split: which images they are.
+        chosen: what they choose, and its verb.
+        options: the command's own options that make them more.
+    """
     if images < FEWEST_PER_CLASS * classes:
+        if split == "val":
+            options = (*options, "--data.val_fraction")
         logger.warning(
-            "orders are chosen by %d images of %d classes, fewer than %d per class: the choice is partly chance; use "
-            "more %s images, such as with a larger --fraction%s",
+            "%s chosen by %d images of %d classes, fewer than %d per class: the choice is partly chance; use more %s "
+            "images, such as with a larger %s",
+            chosen,
             images,
             classes,
             FEWEST_PER_CLASS,
             split,
-            " or --data.val_fraction" if split == "val" else "",
+            " or ".join(options),
         )
 
 

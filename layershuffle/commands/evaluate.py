@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 
 import layershuffle
 from layershuffle.commands.parser import Parser, asks_for_help
-from layershuffle.commands.study_options import parse_study, study_parser
+from layershuffle.commands.study_options import check_names, parse_study, study_parser
 from layershuffle.errors import UserError
 from layershuffle.options import add_options
 from layershuffle.orders.protocols import PROTOCOLS, Option, find
@@ -19,6 +19,7 @@ SHARED = ("depths", "recorded_orders")
 def evaluate_command(args: list[str] | None = None) -> "layershuffle.Results":
     """Evaluate as ``args`` say, by default those of the process; prints a table, saves the results and a plot."""
     args = sys.argv[1:] if args is None else args
+    check_names(args)
     command = parse_study(evaluate_parser(args), args, "evaluation")
     config = command.config
     # --order 3 1 2 is three orders of one layer each, which nobody means.

@@ -7,7 +7,7 @@ from typing import get_args
 import layershuffle
 from layershuffle.choices import ExportFormat, Normalise, Target
 from layershuffle.commands.parser import Parser
-from layershuffle.commands.study_options import parse_with_data
+from layershuffle.commands.study_options import check_names, parse_with_data
 from layershuffle.options import add_one_order, add_positionals
 
 
@@ -44,9 +44,11 @@ def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="Results files, for the model card.")
     parser.add_argument("--license", type=str | None, help="License of the weights, for the model card.")
     parser.add_argument("--command", type=str | None, help="Command that trained the model, for the model card.")
+    args = sys.argv[1:] if args is None else args
+    check_names(args, positionals=2)
     config = parse_with_data(
         parser,
-        sys.argv[1:] if args is None else args,
+        args,
         is_required=False,
         help="Data set whose test images to compare on (default: the one the model was trained on).",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from jsonargparse import Namespace
 
 from layershuffle.api.study_options import StudyOptions
 from layershuffle.commands.parser import Parser, asks_for_help
-from layershuffle.config_parser import option_values
+from layershuffle.config_files import find, known
+from layershuffle.config_parser import option_values, words_before_options
 from layershuffle.errors import UserError
 from layershuffle.options import add_options, add_positionals
 
@@ -88,7 +90,9 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
     Raises:
         UserError: if there is no such model, an option is wrong, or the results can't be written.
     """
-    config = parse_with_data(parser, sys.argv[1:] if args is None else args)
+    args = sys.argv[1:] if args is None else args
+    check_names(args)
+    config = parse_with_data(parser, args)
     import torch
 
     from layershuffle.checkpoints.loading import load
@@ -117,6 +121,23 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
         batch_size=config.batch_size,
     )
     return StudyCommand(config, loaded, objects.data, options, output, objects.get("logger"))
+
+
+def check_names(args: Sequence[str], positionals: int = 1) -> None:
+    """Raise a UserError if the checkpoint or a config isn't there, before anything that takes seconds is imported.
+
+    Args:
+        args: the command line, which begins with the checkpoint.
+        positionals: how many words come before the configs.
+    """
+    words = words_before_options(args)
+    for config in words[positionals:]:
+        find(config)
+    # Which other names of models there are, only timm knows, but these are paths.
+    name = words[0] if words else ""
+    is_path = name.endswith((".ckpt", ".pth", ".safetensors")) or (os.sep in name and "://" not in name)
+    if is_path and not os.path.lexists(name) and name not in known():
+        raise UserError(f"there is no file or folder {name}: give the path of a checkpoint")
 
 
 def add_data(parser: Parser, args: Sequence[str], help: str = DATA_HELP) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import layershuffle
 from layershuffle.commands.parser import Parser, asks_for_help, short_help, word_after_help
+from layershuffle.config_files import find
+from layershuffle.config_parser import words_before_options
 from layershuffle.options import OPTIONS
 
 if TYPE_CHECKING:  # It takes seconds to import.
@@ -71,6 +73,9 @@ def train_command(args: list[str] | None = None) -> "layershuffle.TrainedRun":
         print(short_help("layershuffle train", DESCRIPTION, COMMON), end="")
         sys.exit(0)
 
+    # A name that is mistyped is known before Lightning, which takes seconds, is imported.
+    for config in words_before_options(args):
+        find(config)
     # An experiment imports this module, and needn't wait for Lightning.
     from layershuffle.api.compose import compose
     from layershuffle.api.train import TrainingStopped, fit

@@ -85,7 +85,7 @@ class ByClass(Metric):
                 samples=orders_by_group[index],
                 right=matrix.diagonal().tolist(),
                 confused=self._most_confused(matrix),
-                balanced_accuracy=_balanced_accuracy(matrix),
+                balanced_accuracy=balanced_accuracy(matrix),
                 macro_f1=_macro_f1(matrix),
             )
             counts.append(order_counts)
@@ -107,8 +107,12 @@ class ByClass(Metric):
         return pairs
 
 
-def _balanced_accuracy(matrix: Tensor) -> float:
-    """The mean of the accuracies of the classes that have images; matrix: [classes, classes + 1]."""
+def balanced_accuracy(matrix: Tensor) -> float:
+    """The mean of the accuracies of the classes that have images, 0 to 1.
+
+    Args:
+        matrix: images by class (row) and predicted class (column), which may have a column more for no class at all.
+    """
     images = matrix.sum(dim=1)
     present = images > 0
     accuracies = matrix.diagonal()[present] / images[present]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from layershuffle.evaluation.by_class import balanced_accuracy
 from layershuffle.models.model import OrderedViT
 
 PENALTIES = tuple(10.0**power for power in range(1, -7, -1))
@@ -142,6 +143,12 @@ def logistic_regressions(train: Features, classes: int, penalties: Sequence[floa
 
         optimizer.step(loss)
         yield linear
+
+
+def balanced(predicted: Tensor, labels: Tensor, classes: int) -> float:
+    """The mean of the accuracies of the classes that have images, 0 to 1; predicted and labels: int64 [images]."""
+    matrix = (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
+    return balanced_accuracy(matrix)
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:

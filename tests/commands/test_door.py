@@ -52,6 +52,35 @@ def resolved(capsys, *args):
 # --- The command --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["train", "mini_digits", "digitz"], "digitz"),
+        (["evaluate", "runs/version_0/last.ckpt"], "runs/version_0/last.ckpt"),
+        (["linear-probe", "last.ckpt", "digits"], "last.ckpt"),
+        (["depth", "mini_glyphs", "digitz"], "digitz"),
+        (["export", "mini_glyphs", "exported", "digitz"], "digitz"),
+    ],
+)
+def test_names_of_nothing_are_refused_before_torch_is_imported(args, named):
+    code = f"""if True:
+        import sys
+        from layershuffle.commands import main
+        try:
+            main({args})
+        except SystemExit as stop:
+            print(stop.code)
+        print("imported", sorted({{"torch", "lightning", "timm"}} & sys.modules.keys()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    error, imported = done.stdout.splitlines()
+    assert error.startswith("error: there is no ")
+    assert named in error
+    assert imported == "imported []"
+
+
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["list"], []])
 def test_what_needs_no_model_imports_no_torch(args):
     code = f"""if True:

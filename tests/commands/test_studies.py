@@ -104,7 +104,8 @@ def test_similarity_command(plain):
     assert Results.load(Path(plain).with_name("best.similarity.json")) == results
 
 
-def test_linear_probe_command(plain, capsys):
+def test_linear_probe_command(plain, capsys, caplog):
+    caplog.set_level("INFO")
     results = linear_probe_command([plain])
     probe = results.measure(LinearProbe)
     assert probe.images[2] == results.data.images == 359
@@ -115,6 +116,10 @@ def test_linear_probe_command(plain, capsys):
     assert "chance 10.00%" in said
     assert f"most frequent class {100 * probe.most_frequent:.2f}%" in said
     assert 0.1 <= probe.most_frequent < 0.2
+    # The data are described as in training, and their classes differ in size.
+    assert any("359 test images" in " ".join(text.split()) for text in caplog.messages)
+    assert f"{100 * probe.linear.balanced:.2f}" in said
+    assert not any("partly chance" in text for text in caplog.messages)
     assert Results.load(Path(plain).with_name("best.linear_probe.json")) == results
     # The test images choose nothing.
     for options in (["--split=val"], ["--data.val_fraction=0"]):
@@ -129,6 +134,11 @@ def test_timm_names_take_images_of_another_size(tmp_path, monkeypatch, caplog, c
     assert results.model.config["img_size"] == 32
     assert "input: 32 x 32 pixels, 3 channels, 2 x 2 patches" in caplog.messages
     assert sum("computing the features of" in text for text in caplog.messages) == 3
+    assert sum("resized as timm does" in text for text in caplog.messages) == 1
+    (warning,) = [text for text in caplog.messages if "partly chance" in text]
+    assert "penalty" in warning
+    assert "--data.val_fraction" in warning
+    assert "--fraction" not in warning
     fails(capsys, linear_probe_command, plain, "--img_size=32")
 
 

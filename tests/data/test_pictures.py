@@ -155,7 +155,7 @@ def test_no_picture_vanishes(tmp_path):
     assert said.startswith(f"pets: 2 classes; {sizes}; the validation images are held out from training")
     kept, held = (labels_of(data.sets[split]).bincount(minlength=2).tolist() for split in ("train", "val"))
     assert [kept[0] + held[0], kept[1] + held[1]] == [4, 6]
-    each = f"cat {kept[0]}/{held[0]}/7, dog {kept[1]}/{held[1]}/3"
+    each = f"cat: {kept[0]}/{held[0]}/7 dog: {kept[1]}/{held[1]}/3"
     assert f"images of each class (training/validation/test): {each} " in said
     assert said.endswith(f"{root}/train for training, {root}/test for testing")
     assert set(left_out.splitlines()) == {

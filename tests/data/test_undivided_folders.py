@@ -53,7 +53,7 @@ def test_each_class_has_its_share_and_no_image_is_in_two_parts(root):
     assert len(train | val | test) == 33
     assert not train & test
     assert not val & test
-    assert f"{root}; test images: 20% of each class, drawn with split seed 0" in data.describe().replace("\n ", " ")
+    assert f"{root}; test images: 20% of each class, drawn with split seed 0" in " ".join(data.describe().split())
 
 
 def test_the_part_depends_on_the_split_seed_alone(root):

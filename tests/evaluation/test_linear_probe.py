@@ -3,6 +3,7 @@
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
@@ -11,6 +12,7 @@ from layershuffle.evaluation.linear_probe import (
     TEMPERATURE,
     Features,
     Standardisation,
+    balanced,
     logistic_regressions,
     nearest_neighbours,
 )
@@ -38,6 +40,12 @@ def test_the_linear_classifier_is_scikit_learns(features):
         probabilities = torch.tensor(expected.predict_proba(standardised.double().numpy()))
         with torch.no_grad():
             assert torch.allclose(linear(standardised).softmax(dim=1).double(), probabilities, atol=2e-3)
+
+
+def test_the_balanced_accuracy_is_scikit_learns():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 3])  # of class 2 there is no image
+    predicted = torch.tensor([0, 0, 0, 1, 1, 2, 0])
+    assert balanced(predicted, labels, 4) == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-6)
 
 
 def test_the_nearest_neighbours_are_scikit_learns(features):

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from layershuffle.errors import UserError
 from layershuffle.plurals import counted
 from layershuffle.results.figures.drawing import COLOURS, legend_below, panels
-from layershuffle.results.levels import MOST_FREQUENT, chance
+from layershuffle.results.levels import MOST_FREQUENT, is_skewed
 from layershuffle.results.record import Measure, ReportSection, Results, register
 from layershuffle.results.score import Variant
 from layershuffle.results.table import Rows, Table
@@ -127,8 +127,8 @@ class ByClassCounts(Measure):
 
     def levels(self, results: Results) -> dict[str, float]:
         """The accuracy of always naming the most frequent class, if that is clearly higher than chance."""
-        share = 100 * self.images[self.most_frequent] / max(1, sum(self.images))
-        return {MOST_FREQUENT: share} if share > chance(results) + 1 else {}
+        share = self.images[self.most_frequent] / max(1, sum(self.images))
+        return {MOST_FREQUENT: 100 * share} if is_skewed(share, results) else {}
 
     # --- Tables ---------------------------------------------------------------------------------------------
 

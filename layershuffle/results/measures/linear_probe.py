@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from layershuffle.errors import UserError
 from layershuffle.results.estimates import of_images
-from layershuffle.results.levels import MOST_FREQUENT
+from layershuffle.results.levels import MOST_FREQUENT, is_skewed
 from layershuffle.results.record import Measure, Results, register
 from layershuffle.results.table import Table
 from layershuffle.results.tables.wording import percent
@@ -13,10 +13,17 @@ from layershuffle.results.tables.wording import percent
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """The accuracy of a classifier of features, 0 to 1, on the validation and on the test images."""
+    """The accuracy of a classifier of features, 0 to 1.
+
+    Attributes:
+        val: on the validation images.
+        test: on the test images.
+        balanced: the mean over classes of the accuracy on the test images; None in files of older versions.
+    """
 
     val: float
     test: float
+    balanced: float | None = None
 
 
 @register
@@ -49,13 +56,15 @@ class LinearProbe(Measure):
         """Raise a UserError if an accuracy is no share, or there are other images than those of three parts."""
         if len(self.images) != 3 or min(self.images) < 1 or self.neighbours < 1:
             raise UserError("linear_probe has no number of training, validation and test images and of neighbours")
-        shares = [self.nearest.val, self.nearest.test, self.linear.val, self.linear.test, self.most_frequent or 0.0]
+        shares = [self.most_frequent]
+        for score in (self.nearest, self.linear):
+            shares += [score.val, score.test, score.balanced]
         for share in shares:
-            if not 0 <= share <= 1:
+            if share is not None and not 0 <= share <= 1:
                 raise UserError(f"linear_probe has an accuracy that is no share: {share}")
 
     def tables(self, results: Results) -> dict[str, Table]:
-        """The accuracies of both classifiers."""
+        """The accuracies of both classifiers, and of skewed data those in which every class has the same weight."""
         classifiers = {
             f"{self.neighbours} nearest neighbours": self.nearest,
             f"logistic regression, L2 penalty {self.penalty:g}": self.linear,
@@ -67,4 +76,10 @@ class LinearProbe(Measure):
             on_test = percent(of_images(score.test, test))
             rows.append([classifier, f"{100 * score.val:.2f}", on_test])
         rows.append([f"images, besides {train} for training", str(val), str(test)])
-        return {"linear probe": Table(["classifier", "validation", "test"], rows)}
+        header = ["classifier", "validation", "test"]
+        if is_skewed(self.most_frequent, results):
+            header.append("balanced test")
+            for row, score in zip(rows, classifiers.values()):
+                row.append("n/a" if score.balanced is None else f"{100 * score.balanced:.2f}")
+            rows[-1].append("")
+        return {"linear probe": Table(header, rows)}
