@@ -153,7 +153,7 @@ class StepOrders:
         steps = len(self.model_order)
         # Orders may be empty, and cost nothing.
         while used < REHEARSED and updates < 100 * REHEARSED:
-            orders: Sequence[Order] = self.fixed_orders
+            orders: Sequence[Order] = self.fixed_orders or ()
             if not orders:
                 sampled = self.sampler.sample_step(steps, self.seed, updates, progress=used / REHEARSED)
                 orders = [sampled.over(self.model_order)]

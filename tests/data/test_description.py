@@ -29,7 +29,8 @@ def test_the_images_of_each_split_and_class():
 def test_each_class_stands_on_one_line_with_its_numbers():
     names = [str(digit) for digit in range(10)]
     split = images(*range(10), *range(5))
-    lines = describe("Digits", 10, names, {"train": split, "val": split, "test": split}, False).splitlines()
+    sets = {"train": split, "val": split, "test": images(*range(10), *range(5))}
+    lines = describe("Digits", 10, names, sets, False).splitlines()
     rows = [line.split() for line in lines if line.startswith("  ")]
     cells = [cell for row in rows for cell in row]
     assert [name.removesuffix(":") for name in cells[::2]] == names
