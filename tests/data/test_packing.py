@@ -23,6 +23,7 @@ from layershuffle.data import ImageFolders, PackedFolders, from_config, packing
 from layershuffle.data.augmentation import Augmentation, Augmented
 from layershuffle.data.decoding import READING
 from layershuffle.data.packed import read_index
+from layershuffle.progress_lines import LineClock
 
 rng = np.random.default_rng(0)
 
@@ -112,6 +113,16 @@ def test_a_pass_reads_no_image_twice(source, tmp_path, monkeypatch):
         assert sum(len(labels) for _, labels in loader) == len(read) == len(set(read)) == count
         assert {length for _, length in read} == {3 * 32 * 32}
         assert all(offset % (3 * 32 * 32) == 0 for offset, _ in read)
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(source, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "layershuffle")
+    monkeypatch.setattr(LineClock, "strikes", lambda clock: True)
+    pack(source, tmp_path / "packed")
+    told = [text.split()[:5] for text in caplog.messages if text.startswith(("packing: ", "checking: "))]
+    assert told[0] == ["packing:", "4", "of", "47", "images,"]
+    assert told[11:13] == [["packing:", "47", "of", "47", "images,"], ["checking:", "4", "of", "47", "images,"]]
+    assert told[-1] == ["checking:", "47", "of", "47", "images,"]
 
 
 def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from helpers import DIGITS, QUIET
 
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.train import train_command
+from layershuffle.progress_lines import LineClock
 from layershuffle.training.checkpointing import SIGNALS
 from layershuffle.training.module import FineTuner
 
@@ -34,6 +35,18 @@ def test_each_epoch_is_one_line_within_80_columns(capsys):
     assert [line.partition(":")[0] for line in said[first + 3 :] if line] == ["cost", "evaluate it with"]
     assert [line.partition(":")[0] for line in captured.out.splitlines()] == ["best checkpoint", "last checkpoint"]
     assert max(len(line) for line in said if not line.startswith("warning: ")) <= 80
+
+
+@pytest.mark.parametrize("bar", [[], QUIET])
+def test_without_a_terminal_lines_say_how_far_it_is(monkeypatch, caplog, bar):
+    caplog.set_level("INFO", "layershuffle")
+    monkeypatch.setattr(LineClock, "strikes", lambda clock: True)
+    args = [*TINY, *bar, "--data.batch_size=50", "--trainer.accumulate_grad_batches=2"]
+    train_command([*args, "--trainer.max_steps=3"])
+    told = [text for text in caplog.messages if text.startswith("training")]
+    # After each batch but the very first, whose update is not complete.
+    assert [text.split()[1] for text in told] == ["1", "1", "2", "2", "3"]
+    assert all(text.split()[2:5] == ["of", "3", "updates,"] for text in told)
 
 
 def test_early_stopping_and_weight_averaging_work(tmp_path, capsys):
