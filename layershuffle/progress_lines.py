@@ -7,6 +7,8 @@ import re
 import time
 from pathlib import Path
 
+from layershuffle.plurals import counted
+
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_FIRST_LINE = 5.0
@@ -47,7 +49,7 @@ class ProgressLines:
     Args:
         description: what is done, such as "classifying".
         total: how many steps there are; infinite if there is no end.
-        unit: what the steps are, such as "batches".
+        unit: what a step is, such as "batch".
         done: how many of them an earlier process has done.
         clock: says when lines are due. Many short computations in a row share one.
     """
@@ -79,9 +81,9 @@ class ProgressLines:
         else:
             speed = f"{1 / max(seconds_per_step, 1e-9):.3g} a second"
         if math.isinf(self.total):
-            return f"{done:,.0f} {self.unit}, {speed}"
+            return f"{counted(round(done), self.unit)}, {speed}"
         left = max(0.0, self.total - done) * seconds_per_step
-        return f"{done:,.0f} of {self.total:,.0f} {self.unit}, {speed}, about {duration(left)} left"
+        return f"{done:,.0f} of {counted(self.total, self.unit)}, {speed}, about {duration(left)} left"
 
 
 def duration(seconds: float) -> str:

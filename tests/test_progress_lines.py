@@ -22,7 +22,7 @@ def told(caplog):
 
 def test_the_first_line_comes_early_and_the_others_every_half_minute(now, caplog):
     caplog.set_level("INFO", "layershuffle")
-    lines = ProgressLines("training", 20, "updates")
+    lines = ProgressLines("training", 20, "update")
     for done in range(1, 21):
         now[0] += 4
         lines.tell(done)
@@ -35,7 +35,7 @@ def test_the_first_line_comes_early_and_the_others_every_half_minute(now, caplog
 
 def test_the_first_of_slow_steps_is_told_at_once(now, caplog):
     caplog.set_level("INFO", "layershuffle")
-    lines = ProgressLines("training", 703, "updates", done=3)
+    lines = ProgressLines("training", 703, "update", done=3)
     now[0] += 60
     lines.tell(3)  # a batch of an update that isn't complete
     now[0] += 25
@@ -47,7 +47,7 @@ def test_short_computations_in_a_row_share_a_clock(now, caplog):
     caplog.set_level("INFO", "layershuffle")
     clock = LineClock()
     for length in range(1, 11):
-        lines = ProgressLines(f"choosing {length} steps", 4, "passes", clock=clock)
+        lines = ProgressLines(f"choosing {length} steps", 4, "pass", clock=clock)
         for done in range(1, 5):
             now[0] += 1
             lines.tell(done)
@@ -56,7 +56,7 @@ def test_short_computations_in_a_row_share_a_clock(now, caplog):
 
 def test_without_an_end_no_time_is_left(now, caplog):
     caplog.set_level("INFO", "layershuffle")
-    lines = ProgressLines("training", math.inf, "updates")
+    lines = ProgressLines("training", math.inf, "update")
     now[0] += 10
     lines.tell(1250)
     assert told(caplog) == ["training: 1,250 updates, 125 a second"]
@@ -74,7 +74,7 @@ def test_the_last_line_in_a_log_is_found_among_others(now, caplog, tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("plan: 703 updates, 1 epoch, batches of 64 images\n")
     assert last_progress(log) is None
-    lines = ProgressLines("evaluating last", 120, "forward passes")
+    lines = ProgressLines("evaluating last", 120, "forward pass")
     for done in (10, 30):
         now[0] += 40
         lines.tell(done)

@@ -80,7 +80,7 @@ def pack(
     was_finished = work.finished
     # First all images are packed, and then all are checked.
     for step, chunks in groupby(packing.pack(work, workers), key=lambda chunk: chunk[0]):
-        with progress_bar(step, sum(images.values()), "images") as advance:
+        with progress_bar(step, sum(images.values()), "image") as advance:
             for _, count in chunks:
                 advance(count)
     return PackedFolder(folder, images, sum(work.bytes.values()), was_finished)

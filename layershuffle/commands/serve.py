@@ -103,7 +103,7 @@ def _classify(config: Namespace, options: ClusterOptions) -> None:
         progress.update(task, completed=done, total=total)
         # The first call tells how many pictures an earlier process has classified.
         if lines is None:
-            lines = ProgressLines("classifying", total, "pictures", done)
+            lines = ProgressLines("classifying", total, "picture", done)
         if not console.is_terminal:
             lines.tell(done)
 

@@ -155,7 +155,7 @@ class UpdateLog(pl.Callback):
             # Where steps have different costs, only those at full depth can be counted ahead.
             description = "training, in full updates" if budget.ends_the_run else "training"
             done = budget.used(trainer.global_step)
-            self._lines = ProgressLines(description, budget.planned_steps, "updates", done)
+            self._lines = ProgressLines(description, budget.planned_steps, "update", done)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
