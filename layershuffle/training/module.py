@@ -35,8 +35,9 @@ class FineTuner(FineTuningLoop):
         sampler: Samples the order of each training step.
         position: Whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
         pretrained: False for random weights, true for timm's (fetched from the Hugging Face hub), or a path to weights
-            of the same backbone: a timm state dict (.pth, .safetensors) or a checkpoint of ``layershuffle train``, or
-            ``mini_glyphs``, which travels with the package. If the model has fewer layers, it takes the first ones.
+            of the same backbone: a file of timm, of Hugging Face's transformers or of another trainer (.pth,
+            .safetensors), a checkpoint of ``layershuffle train``, an exported folder, or the name of a published model
+            such as ``mini_glyphs``. If the model has fewer layers, it takes the first ones.
         positions: Number of positions that the model can tell apart, by default the number of steps in its order.
             Orders with repeats need more.
         head: How a distilled DeiT classifies: with the "average" of its two heads, or with the "class" token's alone.
