@@ -23,11 +23,11 @@ SEQUENCES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a curve: accuracy in percent, mean and spread over the seeds of a method."""
+    """One point of a curve: accuracy in percent, mean and spread over the seeds of a method, by a number."""
 
     panel: str
     method: str
-    kept: int
+    number: int
     accuracy: Summary
 
 
@@ -51,7 +51,7 @@ def pruned(setup: SetupResults) -> list[Point]:
             # Each model was evaluated at several depths, but the figure shows only the one that it was refined for.
             depth = int(reduced[1])
             for point in _points(setup, panel, method, "pruned", strategy="first", sequence=sequence):
-                if point.kept == depth:
+                if point.number == depth:
                     points.append(replace(point, method=f"reduced-depth{reduced[2]}"))
     return points
 
@@ -69,17 +69,38 @@ def all_subsets(setup: SetupResults) -> list[Point]:
     return points
 
 
-def _points(setup: SetupResults, panel: str, method: str, protocol: str, **variant: Any) -> list[Point]:
-    """A point for each number of layers kept: the mean over a method's seeds of the means over orders."""
-    # Not every seed need have been evaluated with the same numbers of layers.
-    depths: set[int] = set()
-    for run in setup.runs_of(method):
-        depths.update(score.variant["kept"] for score in run.scores(protocol, **variant))
+def side_by_side(setup: SetupResults, protocol: str, key: str) -> list[Point]:
+    """Accuracy by the number of steps, or of layers in flight, in a panel for each kind of order.
+
+    Args:
+        setup: the results.
+        protocol: one whose variants have two values: a number, and under "layers" which layers run.
+        key: what the number is called.
+    """
+    panels: dict[str, None] = {}
+    for method in setup.main_methods:
+        for run in setup.runs_of(method):
+            panels.update(dict.fromkeys(score.variant["layers"] for score in run.scores(protocol)))
     points = []
-    for kept in sorted(depths):
-        of_seeds = setup.scores_by_seed(method, protocol, kept=kept, **variant)
+    for panel in panels:
+        for method in setup.main_methods:
+            points += _points(setup, panel, method, protocol, key, layers=panel)
+    return points
+
+
+def _points(
+    setup: SetupResults, panel: str, method: str, protocol: str, key: str = "kept", **variant: Any
+) -> list[Point]:
+    """A point for each number, such as of layers kept: the mean over a method's seeds of the means over orders."""
+    # Not every seed need have been evaluated with the same numbers.
+    numbers: set[int] = set()
+    for run in setup.runs_of(method):
+        numbers.update(score.variant[key] for score in run.scores(protocol, **variant))
+    points = []
+    for number in sorted(numbers):
+        of_seeds = setup.scores_by_seed(method, protocol, **{key: number}, **variant)
         means = [_mean_percent(scores) for scores in of_seeds]
-        points.append(Point(panel, method, kept, summarise(means)))
+        points.append(Point(panel, method, number, summarise(means)))
     return points
 
 
@@ -129,11 +150,13 @@ def _draw_bars(axis: Axes, xs: Sequence[float], of_order: Sequence[Bar], width: 
         axis.annotate(f"{mean:.1f}", (x, mean + above), (0, 3), textcoords="offset points", ha="center", fontsize=8)
 
 
-def curves(points: Sequence[Point], levels: Mapping[str, float]) -> Figure:
+def curves(
+    points: Sequence[Point], levels: Mapping[str, float], xlabel: str = "layers kept", descending: bool = False
+) -> Figure:
     """A panel for each sequence, a line for each method; bands are one sample standard deviation over the seeds."""
     names = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points))
-    depths = sorted({point.kept for point in points})
+    numbers = sorted({point.number for point in points})
     figure, axes = panels(len(names), 1.2 + 3.8 * len(names), 4.2)
     for axis, name in zip(axes, names):
         for index, method in enumerate(methods):
@@ -141,7 +164,8 @@ def curves(points: Sequence[Point], levels: Mapping[str, float]) -> Figure:
             colour = COLOURS[index % len(COLOURS)]
             band(axis, _deviations(line), colour, 0.18, marker="o", markersize=3.5, label=method)
         draw_levels(axis, levels)
-        axis.set(title=name, xlabel="layers kept", ylim=(0, 100), xticks=depths)
+        axis.set(title=name, xlabel=xlabel, ylim=(0, 100), xticks=numbers)
+        axis.xaxis.set_inverted(descending)
     axes[0].set_ylabel("top-1 accuracy, %")
     # All panels have the same lines.
     handles, _ = axes[0].get_legend_handles_labels()
@@ -150,10 +174,10 @@ def curves(points: Sequence[Point], levels: Mapping[str, float]) -> Figure:
 
 
 def _deviations(line: Sequence[Point]) -> dict[int, Summary]:
-    """The accuracies by layers kept, with one standard deviation below and above the mean as extremes."""
+    """The accuracies by number, with one standard deviation below and above the mean as extremes."""
     spread = {}
-    for point in sorted(line, key=lambda point: point.kept):
+    for point in sorted(line, key=lambda point: point.number):
         accuracy = point.accuracy
         deviation = accuracy.std or 0
-        spread[point.kept] = replace(accuracy, min=accuracy.mean - deviation, max=accuracy.mean + deviation)
+        spread[point.number] = replace(accuracy, min=accuracy.mean - deviation, max=accuracy.mean + deviation)
     return spread

@@ -66,12 +66,14 @@ class Picture:
         caption: what it shows.
         draw: draws the figure.
         data: the numbers in it.
+        folded: whether the page shows only the caption until the reader opens it.
     """
 
     name: str
     caption: str
     draw: Callable[[], Figure]
     data: Table
+    folded: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z0-9-]+", self.name):

@@ -68,6 +68,10 @@ class Measure:
         """What a results file has under this measure's name."""
         return typed_json.write(self)
 
+    def caption_for(self, results: "Results") -> str:
+        """The caption of the picture of one model, which may depend on what was measured."""
+        return self.caption
+
     def check(self, results: "Results") -> None:
         """Raise a UserError if the measure can't belong to these results."""
 

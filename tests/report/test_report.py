@@ -90,8 +90,8 @@ def test_table_1_is_the_mean_over_seeds_beside_the_papers(tmp_path):
     assert rows[1][1] == ("60.00", "paper 0.13 (0.03)", "+59.87")
     assert rows[2][1][1:] == ("paper 0.13 (0.03)", "+64.87")  # one seed says nothing of its spread
     assert rows[1][2][-1].endswith("✱")
-    caption = next(s for s in sections(setups, []) if s.title.startswith("Table 1")).parts[0].caption
-    assert "baseline, which has one seed" in caption
+    summary = next(s for s in sections(setups, []) if s.title == "Summary")
+    assert "baseline, which has one seed" in " ".join(summary.text)
     theirs = table(sections(setups, []), "Table 1", at=1)
     assert [row[:2] for row in theirs] == [
         [("sequential", "ViT-B/16, ImageNet-1k"), ("82.61 (0.08)",)],
@@ -503,7 +503,8 @@ def test_the_summary_has_the_numbers_of_the_tables(tmp_path):
     assert [[order, method, f"{mean} ± {half}"] for order, method, mean, half, _ in bars] == expected
     assert chance[1:3] == ["chance", "33.33"]
     assert most_frequent[1:3] == ["most frequent class", "50.00"]
-    (about,) = summary.text
+    about, interval = summary.text
+    assert interval.startswith(tables.SEVERAL_SEEDS)
     assert about.endswith("100 test images in 3 classes, 2 methods each with 2 seeds.")
 
 
@@ -597,3 +598,50 @@ def test_an_interval_that_tells_nothing_is_explained_where_it_stands(tmp_path):
     results(arbitrary=(0.6, 0.7)).save(tmp_path / "wide.json")
     narrow = next(section for section in sections(*collect(tmp_path)) if section.title.startswith("Table 1"))
     assert ("± n/a" in narrow.parts[0].texts()[2][1]) == (tables.TOO_WIDE in narrow.parts[0].caption)
+
+
+def test_the_page_says_once_what_the_intervals_are(tmp_path):
+    found = results("layershuffle-predict")
+    positions = [replace(one, position_accuracy=0.5) for one in found.scores]
+    replace(found, scores=positions).save(tmp_path / "0.json")
+    setups, _ = collect(tmp_path)
+    page.write("title", sections(setups, []), tmp_path / "report")
+    assert (tmp_path / "report/index.html").read_text().count(tables.ONE_SEED) == 1
+    assert (tmp_path / "report/report.md").read_text().count(tables.ONE_SEED) == 1
+
+
+@pytest.mark.parametrize(
+    ("protocol", "key", "title"), [("grouped", "steps", "side by side"), ("asynchronous", "in flight", "don't wait")]
+)
+def test_layers_at_a_time_have_curves_of_all_methods(tmp_path, protocol, key, title):
+    for method, top1 in (("baseline", 0.25), ("layershuffle", 0.5)):
+        scores = [score("sequential", 0.9)]
+        for number in (1, 2):
+            for layers in ("random", "random, half left out"):
+                variant = {key: number, "layers": layers}
+                scores += [score(protocol, top1, **variant), score(protocol, top1 - 0.1, **variant)]
+        replace(own(method), scores=scores).save(tmp_path / f"{method}.json")
+    section = next(one for one in sections(*collect(tmp_path)) if title in one.title)
+    (picture,) = section.parts
+    assert picture.data.rows[0] == ["random", "baseline", "1", "20.00", "", "1"]
+    panels = picture.draw().axes
+    assert len(panels) == 2
+    assert panels[0].xaxis_inverted() == (protocol == "grouped")
+    assert "deviation" not in picture.caption  # of one seed there is none
+
+
+def test_confusions_of_several_methods_are_folded(tmp_path):
+    counts = ByClassCounts([10] * 60, [OrderCounts("sequential", {}, 1, [9] * 60, [(0, 1, 1)])])
+    for number, method in enumerate(("baseline", "layershuffle"), 1):
+        found = own(method)
+        data = replace(found.data, classes=None)
+        replace(found, data=data, measures=(counts,)).save(tmp_path / f"{method}.json")
+        section = next(one for one in sections(*collect(tmp_path)) if one.title == "Accuracy of each class")
+        pictures = [part for part in section.parts if isinstance(part, page.Picture)]
+        assert [picture.folded for picture in pictures] == [number > 1] * number
+    assert "row" not in pictures[0].caption
+    page.write("title", [section], tmp_path / "report")
+    text = (tmp_path / "report/index.html").read_text()
+    for picture in pictures:
+        assert f"<summary>{picture.caption}</summary>" in text
+        assert f"<figcaption>{picture.caption}" not in text

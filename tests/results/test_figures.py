@@ -1,5 +1,6 @@
 """Which pictures there are of results."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,44 @@ def test_the_sequential_order_alone_has_an_overview_beside_its_confusion(tmp_pat
     found = by_class()
     alone = replace(found, scores=found.of("sequential"))
     assert list(figures.draw(alone, tmp_path / "a.json")) == ["overview", "confusion"]
+
+
+def test_the_overview_has_a_place_only_for_what_was_scored():
+    found = results()
+    (axis,) = figures.overview([replace(found, scores=found.of("sequential"))]).axes
+    assert len(axis.get_xticks()) == 1
+    (bar,) = axis.patches
+    left, right = axis.get_xlim()
+    assert bar.get_width() < (right - left) / 4
+    # Without scores of all layers, there is no empty panel for them.
+    pruned = figures.overview([replace(found, scores=found.of("pruned"))]).axes
+    assert [axis.get_xlabel() for axis in pruned] == ["layers kept"] * 2
+
+
+def test_chance_among_many_classes_is_not_hidden_by_the_axis():
+    found = results()
+    many = replace(found, model=replace(found.model, config={"name": "vit", "num_classes": 500}))
+    axis, *_ = figures.overview([many]).axes
+    assert axis.spines["bottom"].get_position() == ("outward", 4)
+
+
+def test_a_value_has_an_edge_that_keeps_lines_out_of_it():
+    axis, *_ = figures.overview([results()]).axes
+    assert axis.texts
+    assert all(text.get_path_effects() for text in axis.texts)
+
+
+def test_captions_speak_of_what_is_drawn():
+    one_each = [score("failing", top1, "0", dead=dead) for top1, dead in ((0.5, "20%"), (0.6, "30%"))]
+    (plot,) = figures.plots(results(scores=one_each))
+    assert "worst" not in plot.caption
+    (plot,) = figures.plots(results(scores=[*one_each, *one_each]))
+    assert "Black lines" in plot.caption
+    # Of a protocol with columns whose variants have no number, bars are drawn.
+    nameless = [score("grouped", top1, "0", layers="random") for top1 in (0.5, 0.6)]
+    (plot,) = figures.plots(results(scores=nameless))
+    assert "Black lines" in plot.caption
+    assert plot.figure(results(scores=nameless), "").axes[0].patches
 
 
 def test_points_of_one_number_of_layers_can_be_told_apart():
@@ -63,7 +102,7 @@ def test_the_most_frequent_class_is_a_line_in_every_picture_of_accuracies():
     drawn = [figures.overview([skewed]), figures.plots(skewed)[0].figure(skewed, "")]
     for figure in drawn:
         names = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
-        assert {"chance", "most frequent class"} <= names
+        assert {"chance (10%)", "most frequent class (50%)"} <= names
 
 
 def test_names_are_drawn_as_they_are():
@@ -104,6 +143,18 @@ def test_the_overview_says_what_its_dots_and_bands_are():
     scores = [score("arbitrary", top1, order) for top1, order in ((0.5, "1 0"), (0.7, "0 1"))]
     (legend,) = figures.overview([results(scores=scores)]).legends
     assert "one order" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_lines_of_a_legend_below_are_equally_long():
+    figure, (axis,) = panels(1, 6.4, 4.0)
+    for number in range(10):
+        axis.plot([0, 1], [0, number], label=f"method {number}")
+    legend_below(figure)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    heights = {round(text.get_window_extent().y0) for text in legend.get_texts()}
+    columns = {round(text.get_window_extent().x0) for text in legend.get_texts()}
+    assert len(columns) == math.ceil(10 / len(heights))
 
 
 @pytest.mark.parametrize("entries", [3, 12])

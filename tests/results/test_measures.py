@@ -73,7 +73,26 @@ def test_pictures_of_confusion():
     many = by_class(MAX_IN_PICTURE + 1)
     (pairs,) = many.measure(ByClassCounts).figure(many).axes
     assert [text.get_text() for text in pairs.get_yticklabels()] == ["0 as 2", "0 as 1", "2 as 0"]
-    assert [bar.get_width() for bar in pairs.patches] == [40, 20, 10, 0, 50, 0]
+    assert [bar.get_width() for bar in pairs.patches] == [4, 2, 1, 0, 5, 0]
+    # Images and not percent: of a class of two, one image is half.
+    assert [text.get_text() for text in pairs.texts] == ["4 of 10", "2 of 10", "1 of 10", "5 of 10"]
+    assert pairs.get_ylim() == (2.5, -0.5)
+    # A caption speaks of rows where there are some.
+    assert "(row)" in few.measure(ByClassCounts).caption_for(few)
+    assert "row" not in many.measure(ByClassCounts).caption_for(many)
+
+
+def test_bars_have_the_mistakes_of_every_kind_of_order_and_then_those_of_small_classes_first():
+    images = [2, 1, 2, *[1] * MAX_IN_PICTURE]
+    right = images.copy()
+    orders = [
+        OrderCounts("sequential", {}, 1, right, [(0, 3, 1), (1, 3, 1)]),
+        OrderCounts("arbitrary", {"reading": "fixed"}, 2, right, [(2, 3, 3)]),
+    ]
+    measure = ByClassCounts(images, orders)
+    (axis,) = measure.figure(results(measures=(measure,))).axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["1 as 3", "0 as 3", "2 as 3"]
+    assert [text.get_text() for text in axis.texts] == ["1 of 1", "1 of 2", "1.5 of 2"]
 
 
 def test_the_picture_of_groups_has_accuracy_and_time_by_steps():

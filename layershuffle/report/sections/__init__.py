@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from layershuffle.report.page import Section
 from layershuffle.report.sections.classes import classes
-from layershuffle.report.sections.depth import every_subset, pruning
+from layershuffle.report.sections.depth import every_subset, pruning, several_at_a_time
 from layershuffle.report.sections.files import missing, provenance
 from layershuffle.report.sections.measures import side_by_side
 from layershuffle.report.sections.merged import merged
@@ -29,6 +29,8 @@ def sections(
     written: list[Section | None] = [summary(setups), table_1(setups), position_accuracy(setups)]
     written += [pruning(setup) for setup in setups]
     written += [every_subset(setup) for setup in setups]
+    for setup in setups:
+        written += several_at_a_time(setup)
     written.append(merged(setups))
     written += [classes(setup) for setup in setups]
     for setup in setups:

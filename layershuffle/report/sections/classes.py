@@ -33,7 +33,9 @@ def classes(setup: SetupResults) -> Section | None:
     if balanced:
         parts.append(balanced)
     parts.append(_table(methods))
-    parts += [_confusion(method, files) for method, files in methods.items()]
+    # The pictures of several methods would fill most of the page.
+    folded = len(methods) > 1
+    parts += [_confusion(method, files, folded) for method, files in methods.items()]
     return Section(heading(ByClassCounts.section.title, setup), [], parts)
 
 
@@ -136,10 +138,11 @@ def _accuracies(several: Sequence[ByClassCounts], order: str) -> list[float]:
     return [fmean(of_class) for of_class in zip(*by_model)]
 
 
-def _confusion(method: str, files: Counted) -> Picture:
+def _confusion(method: str, files: Counted, folded: bool) -> Picture:
     """The confusions of a method's first model."""
     name, (results, counts) = next(iter(files.items()))
-    caption = f"{method}, seed {results.model.seed}. {counts.caption}"
+    caption = f"{method}, seed {results.model.seed}. {counts.caption_for(results)}"
     what, table = counts.data(results)
     data = Table(what, table.header, texts(table))
-    return Picture(slug(counts.picture, name.removesuffix(".json")), caption, partial(counts.figure, results), data)
+    draw = partial(counts.figure, results)
+    return Picture(slug(counts.picture, name.removesuffix(".json")), caption, draw, data, folded)

@@ -1,4 +1,4 @@
-"""Fewer layers: figures 1b and 1c of arXiv 2407.04513, and beyond them every subset of the layers."""
+"""Fewer layers: figures 1b and 1c of arXiv 2407.04513, beyond them every subset of the layers, and fewer steps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,13 +10,15 @@ from layershuffle.report.sections.wording import heading, picture
 from layershuffle.report.setups import SetupResults
 
 BANDS = " Means over seeds; bands are one sample standard deviation."
+SIDE_BY_SIDE = {"grouped": "steps", "asynchronous": "in flight"}
+"""The protocols that run several layers at a time, and the number in their variants."""
 
 
 def pruning(setup: SetupResults) -> Section | None:
     """Accuracy by the number of layers kept."""
     points = curves.pruned(setup)
     # A single number of layers makes no curve.
-    if len({point.kept for point in points}) < 2:
+    if len({point.number for point in points}) < 2:
         return None
     caption = "accuracy by the number of layers kept, random ones"
     if any(point.method.startswith("reduced-depth") for point in points):
@@ -38,16 +40,43 @@ def every_subset(setup: SetupResults) -> Section | None:
     points = curves.all_subsets(setup)
     if not points:
         return None
-    caption = f"the mean accuracy over every choice of k layers, in original sequence.{BANDS}"
+    caption = "the mean accuracy over every choice of k layers, in original sequence."
+    if any(point.accuracy.std is not None for point in points):
+        caption += BANDS
     title = heading(PROTOCOLS["landscape"].section, setup)
     return Section(title, [], [_curves("landscape", setup, points, caption)])
 
 
-def _curves(kind: str, setup: SetupResults, points: Sequence[curves.Point], caption: str) -> Picture:
-    data = Table("top-1 in percent", ["sequence", "method", "layers kept", "mean", "std", "seeds"], [])
+def several_at_a_time(setup: SetupResults) -> list[Section]:
+    """The accuracy of layers that run side by side, and of layers that don't wait for each other."""
+    written = []
+    for name, key in SIDE_BY_SIDE.items():
+        protocol = PROTOCOLS[name]
+        points = curves.side_by_side(setup, name, key)
+        if not points:
+            continue
+        number = protocol.xlabel or protocol.columns
+        caption = f"the mean accuracy over orders by the number of {number}."
+        if any(point.accuracy.std is not None for point in points):
+            caption += BANDS
+        picture_of = _curves(name, setup, points, caption, number, protocol.descending)
+        written.append(Section(heading(protocol.section, setup), [protocol.caption], [picture_of]))
+    return written
+
+
+def _curves(
+    kind: str,
+    setup: SetupResults,
+    points: Sequence[curves.Point],
+    caption: str,
+    number: str = "layers kept",
+    descending: bool = False,
+) -> Picture:
+    """The curves by a number of this name, whose values fall to the right if they are ``descending``."""
+    data = Table("top-1 in percent", ["sequence", "method", number, "mean", "std", "seeds"], [])
     for point in points:
         accuracy = point.accuracy
         std = "" if accuracy.std is None else f"{accuracy.std:.2f}"
-        numbers = [str(point.kept), f"{accuracy.mean:.2f}", std, str(accuracy.n)]
+        numbers = [str(point.number), f"{accuracy.mean:.2f}", std, str(accuracy.n)]
         data.rows.append([point.panel, point.method, *numbers])
-    return picture(kind, setup, caption, partial(curves.curves, points, setup.levels), data)
+    return picture(kind, setup, caption, partial(curves.curves, points, setup.levels, number, descending), data)

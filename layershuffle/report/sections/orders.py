@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from layershuffle.report import paper
 from layershuffle.report.page import Section, Table, TableCell
-from layershuffle.report.sections.wording import READINGS, Rows, by_setup, meaning
+from layershuffle.report.sections.wording import READINGS, Rows, by_setup, with_note
 from layershuffle.report.setups import SetupResults, in_papers_sequence
 from layershuffle.results import Estimate, estimate, half_width, tables, total
 
@@ -41,7 +41,7 @@ def table_1(setups: Sequence[SetupResults]) -> Section | None:
     rows = by_setup(setups, of_setup)
     if not rows:
         return None
-    caption = f"Top-1 accuracy in percent. {READ_IN_TWO_WAYS} {meaning(setups, rows, methods)}"
+    caption = with_note(f"Top-1 accuracy in percent. {READ_IN_TWO_WAYS}", rows)
     ours = Table(caption, ["", *methods], rows)
     if not any(setup.in_paper for setup in setups):
         return Section("Sequential and arbitrary order", [], [ours])
@@ -104,7 +104,7 @@ def position_accuracy(setups: Sequence[SetupResults]) -> Section | None:
     rows = by_setup(setups, of_setup)
     if not rows:
         return None
-    text = "Percent of the positions that the layers predict rightly."
+    caption = "Percent of the positions that the layers predict rightly."
     if any(setup.in_paper for setup in setups):
-        text += f" The paper reports {paper.POSITION_ACCURACY} (section 4.1)."
-    return Section("Position prediction", [text], [Table(meaning(setups, rows), ["", "right, %"], rows)])
+        caption += f" The paper reports {paper.POSITION_ACCURACY} (section 4.1)."
+    return Section("Position prediction", [], [Table(with_note(caption, rows), ["", "right, %"], rows)])

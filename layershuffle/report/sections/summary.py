@@ -8,7 +8,7 @@ from layershuffle.plurals import counted
 from layershuffle.report import curves
 from layershuffle.report.curves import Bar
 from layershuffle.report.page import Picture, Section, Table
-from layershuffle.report.sections.wording import picture
+from layershuffle.report.sections.wording import meaning, picture
 from layershuffle.report.setups import SetupResults
 from layershuffle.results import Estimate, estimate, tables
 
@@ -24,6 +24,9 @@ def summary(setups: Sequence[SetupResults]) -> Section:
             caption = "top-1 accuracy; lines are 95% intervals."
             draw = partial(curves.bars, bars, setup.levels)
             parts.append(picture("orders", setup, caption, draw, _data(bars, setup)))
+    interval = meaning(setups)
+    if interval:
+        text.append(interval)
     return Section("Summary", text, parts)
 
 

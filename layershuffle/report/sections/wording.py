@@ -48,11 +48,11 @@ def by_setup(setups: Sequence[SetupResults], rows_of: Callable[[SetupResults], R
     return all_rows
 
 
-def meaning(setups: Sequence[SetupResults], rows: Rows, methods: Sequence[str] | None = None) -> str:
-    """What ± stands for in the rows of a table of these methods, by default all."""
+def meaning(setups: Sequence[SetupResults]) -> str:
+    """What ± stands for in all tables, which only the summary says; empty if there are no models that it compares."""
     seeds: dict[str, int] = {}
     for setup in setups:
-        for method in setup.methods if methods is None else methods:
+        for method in setup.methods:
             runs = setup.runs_of(method)
             if runs:
                 name = f"{method} ({setup.name})" if setup.name else method
@@ -60,4 +60,11 @@ def meaning(setups: Sequence[SetupResults], rows: Rows, methods: Sequence[str] |
     if not seeds:
         return ""
     per_batch = any(tables.ran_per_batch(results.scores) for setup in setups for results in setup.files.values())
-    return tables.meaning(seeds, per_batch, Table("", [], rows).texts())
+    return tables.interval_meaning(seeds, per_batch)
+
+
+def with_note(caption: str, rows: Rows) -> str:
+    """The caption of a table, which says so if some intervals are too wide to be shown."""
+    if tables.has_too_wide(Table("", [], rows).texts()):
+        return f"{caption} {tables.TOO_WIDE}"
+    return caption

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
 from layershuffle.files import write_whole
@@ -23,7 +25,7 @@ from layershuffle.results.record import Results
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-LEVEL: dict[str, Any] = {"color": "grey", "linewidth": 0.8, "linestyle": ":"}
+LEVEL: dict[str, Any] = {"color": "#444444", "linewidth": 1.4, "linestyle": ":"}
 """The style of lines to compare with, such as chance."""
 STRATEGIES = {"first": "first layers kept", "even": "evenly spaced layers kept", "random": "random layers kept"}
 """What pictures call the strategies of the protocol "pruned"."""
@@ -102,8 +104,10 @@ def legend_below(figure: Figure, handles: Sequence[Artist] | None = None) -> Non
     """
     named: dict[str, Any] = {} if handles is None else {"handles": handles}
     legend = figure.legend(loc="outside lower center", frameon=False, **named)
-    for columns in range(len(legend.get_texts()), 0, -1):
+    entries = len(legend.get_texts())
+    for lines in range(1, entries + 1):
         legend.remove()
+        columns = math.ceil(entries / lines)
         legend = figure.legend(loc="outside lower center", frameon=False, ncols=columns, **named)
         # Its width is known only once it has been laid out.
         figure.draw_without_rendering()
@@ -138,9 +142,10 @@ def coloured_panels(
 
 
 def annotate(axis: Axes, text: str, x: float, y: float, offset: tuple[int, int] = (0, 4), **style: Any) -> None:
-    """Write a small text beside a point, by default above it."""
+    """Write a small text beside a point, by default above it, with a white edge that keeps lines out of it."""
     style.setdefault("ha", "center")
-    axis.annotate(text, (x, y), offset, textcoords="offset points", fontsize=7, **style)
+    edge = [withStroke(linewidth=2.5, foreground="white")]
+    axis.annotate(text, (x, y), offset, textcoords="offset points", fontsize=7, path_effects=edge, zorder=4, **style)
 
 
 def band(axis: Axes, points: Mapping[Any, Summary], colour: str, alpha: float = 0.12, **style: Any) -> None:
@@ -164,11 +169,18 @@ def level_styles(levels: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     return {name: {**LEVEL, "linestyle": style} for name, style in zip(levels, itertools.cycle((":", "-.")))}
 
 
+def level_label(name: str, value: float) -> str:
+    """What legends call a level line, with its accuracy in percent, which few lines let the reader see."""
+    return f"{name} ({value:.3g}%)"
+
+
 def draw_levels(axis: Axes, levels: Mapping[str, float], label: bool = True, is_upright: bool = False) -> None:
     """Draw accuracies to compare with, in percent, as level lines, or as upright ones where accuracy is the x axis."""
     draw_line = axis.axvline if is_upright else axis.axhline
     for name, style in level_styles(levels).items():
-        draw_line(levels[name], label=name if label else None, **style)
+        draw_line(levels[name], label=level_label(name, levels[name]) if label else None, **style)
+    # Chance among many classes is almost 0: the axis, which would hide it, moves 4 points away.
+    axis.spines["left" if is_upright else "bottom"].set_position(("outward", 4))
 
 
 def draw_base_and_levels(axis: Axes, results: Results, label: bool = True) -> None:

@@ -20,6 +20,7 @@ from layershuffle.results.figures.drawing import (
     by_steps,
     draw_levels,
     legend_below,
+    level_label,
     level_styles,
     panels,
     strategies_of,
@@ -32,6 +33,10 @@ SEQUENCES: dict[str, dict[str, Any]] = {
     "random": {"linestyle": "--", "marker": "s", "markersize": 5, "markerfacecolor": "white"},
 }
 """The styles of the sequences in which the layers that are kept run. The markers tell them apart where no line does."""
+FULL_DEPTH = {"sequential": "sequential\norder", "arbitrary": "arbitrary\norders"}
+"""The protocols that run all layers one after the other, and what the picture calls them."""
+WIDEST_BAR = 0.4
+"""The width of a bar, where neighbouring columns of bars are 1 apart, of few models; of more, bars share 0.8."""
 SIDEWAYS = 0.06
 """How far from their model's place the points of the two sequences stand where there is a single number of layers."""
 
@@ -41,48 +46,46 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
 
     Full depth: a bar for the sequential order and one for arbitrary orders, with a dot for each order; that bar is the
     mean of the orders that ran over all images. Pruned: one panel a strategy; lines are means over the orders, bands
-    reach from the worst order to the best. Another panel shows the protocol "grouped", if it was scored.
+    reach from the worst order to the best. Another panel shows the protocol "grouped", if it was scored. What nobody
+    scored has no place in the picture.
     """
+    columns = [protocol for protocol in FULL_DEPTH if any(results.of(protocol) for results in several)]
     strategies = strategies_of(several)
     has_groups = any(results.of("grouped") for results in several)
-    panel_count = len(strategies) + has_groups  # beside the panel of all layers
-    figure, (full_depth, *axes) = panels(1 + panel_count, max(6.4, 4.2 + 3.2 * panel_count), 4.4, title)
-    # The bars of all models stand side by side and together are 0.8 wide, centred on their tick.
-    bar_width = 0.8 / len(several)
+    panel_count = max(1, bool(columns) + len(strategies) + has_groups)
+    figure, axes = panels(panel_count, max(6.4, 1 + 3.2 * panel_count), 4.4, title)
+    bar_width = min(WIDEST_BAR, 0.8 / len(several))
     levels: dict[str, float] = {}
     for index, results in enumerate(several):
+        remaining = iter(axes)
         colour = COLOURS[index % len(COLOURS)]
-        _draw_full_depth(full_depth, results, colour, index * bar_width - 0.4, bar_width)
-        for axis, strategy in zip(axes, strategies):
-            _draw_pruned(axis, results, strategy, colour, (index - (len(several) - 1) / 2) * bar_width)
+        # How far to the side of its tick a model's bar or point stands, so that those of all are centred on it.
+        shift = (index - (len(several) - 1) / 2) * bar_width
+        if columns:
+            _draw_full_depth(next(remaining), results, columns, colour, shift, bar_width)
+        for strategy in strategies:
+            _draw_pruned(next(remaining), results, strategy, colour, shift)
         if has_groups:
-            _draw_groups(axes[-1], results, colour)
+            _draw_groups(next(remaining), results, colour)
         levels.update(reference_levels(results))
-    for axis in (full_depth, *axes):
+    for axis in axes:
         draw_levels(axis, levels)
 
-    full_depth.set(title="all layers", ylabel="top-1 accuracy, %", ylim=(0, 100))
-    full_depth.set_xticks([0, 1], ["sequential\norder", "arbitrary\norders"])
-    for axis, strategy in zip(axes, strategies):
-        axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
-
-    if has_groups:
-        # Fewer steps, to the right, take less time.
-        axes[-1].set(title="all layers, side by side", xlabel="steps")
-        axes[-1].invert_xaxis()
-
-    handles = _legend(several, levels, with_sequences=bool(axes))
+    axes[0].set(ylabel="top-1 accuracy, %", ylim=(0, 100))
+    handles = _legend(several, levels, with_sequences=bool(strategies) or has_groups)
     legend_below(figure, handles)
     return figure
 
 
-def _draw_full_depth(axis: Axes, results: Results, colour: str, left: float, width: float) -> None:
-    """Draw one model's bars and dots; ``left`` is where the bar begins, seen from its tick."""
-    for column, protocol in enumerate(("sequential", "arbitrary")):
+def _draw_full_depth(
+    axis: Axes, results: Results, columns: Sequence[str], colour: str, shift: float, width: float
+) -> None:
+    """Draw one model's bars and dots; ``shift`` is how far the middle of a bar is from its tick."""
+    for column, protocol in enumerate(columns):
         scores = results.of(protocol)
         if not scores:
             continue
-        x = column + left + width / 2
+        x = column + shift
         # The bar is the mean of the fixed orders. A score without an order is of a new order in every batch; it counts
         # only where there is nothing else.
         fixed = [score for score in scores if score.order is not None] or scores
@@ -94,6 +97,11 @@ def _draw_full_depth(axis: Axes, results: Results, colour: str, left: float, wid
             spread = [x + 0.6 * width * (place / (len(scores) - 1) - 0.5) for place in range(len(scores))]
             accuracies = [100 * score.top1 for score in scores]
             axis.scatter(spread, accuracies, s=4, color="black", alpha=0.5, zorder=3)
+    axis.set(title="all layers")
+    axis.set_xticks(range(len(columns)), [FULL_DEPTH[protocol] for protocol in columns])
+    # A single column stands in the middle, and its bars are as wide as those of two columns.
+    middle = (len(columns) - 1) / 2
+    axis.set_xlim(middle - 1, middle + 1)
 
 
 def _draw_pruned(axis: Axes, results: Results, strategy: str, colour: str, shift: float) -> None:
@@ -108,6 +116,7 @@ def _draw_pruned(axis: Axes, results: Results, strategy: str, colour: str, shift
         if is_single:
             for x, summary in placed.items():
                 annotate(axis, f"{summary.mean:.1f}", x, summary.max)
+    axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
     axis.set_xticks(depths)
     if is_single:
         axis.set_xlim(depths[0] - 0.5, depths[0] + 0.5)
@@ -120,6 +129,9 @@ def _draw_groups(axis: Axes, results: Results, colour: str) -> None:
         band(axis, points, colour, **SEQUENCES[sequence])
         if points:
             axis.set_xticks(list(points))
+    axis.set(title="all layers, side by side", xlabel="steps")
+    # Fewer steps, to the right, take less time.
+    axis.xaxis.set_inverted(True)
 
 
 def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequences: bool) -> list[Artist]:
@@ -133,5 +145,5 @@ def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequen
             handles.append(Line2D([], [], color="grey", label=f"in {sequence} sequence", **style))
         handles.append(Patch(color="grey", alpha=0.3, label="worst to best order"))
     for name, style in level_styles(levels).items():
-        handles.append(Line2D([], [], label=name, **style))
+        handles.append(Line2D([], [], label=level_label(name, levels[name]), **style))
     return handles

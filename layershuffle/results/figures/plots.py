@@ -12,7 +12,7 @@ from layershuffle.orders.protocols import Protocol
 from layershuffle.results import tables
 from layershuffle.results.figures.drawing import save
 from layershuffle.results.figures.overview import overview
-from layershuffle.results.figures.protocols import DRAWINGS
+from layershuffle.results.figures.protocols import DRAWINGS, has_number
 from layershuffle.results.record import Measure, Results
 
 
@@ -51,17 +51,22 @@ def plots(results: Results) -> list[Plot]:
         if protocol.figure not in (None, "overview") and protocol.name not in in_measures:
             by_picture.setdefault(protocol.picture or protocol.name, []).append(protocol)
 
-    pictures = [_plot_of_protocols(name, protocols) for name, protocols in by_picture.items()]
+    pictures = [_plot_of_protocols(results, name, protocols) for name, protocols in by_picture.items()]
     for measure in measured:
         section = measure.section.title if measure.section else ""
-        pictures.append(Plot(measure.picture, measure.caption, measure.figure, measure.protocols, section, measure))
+        caption = measure.caption_for(results)
+        pictures.append(Plot(measure.picture, caption, measure.figure, measure.protocols, section, measure))
     return pictures
 
 
-def _plot_of_protocols(name: str, protocols: list[Protocol]) -> Plot:
+def _plot_of_protocols(results: Results, name: str, protocols: list[Protocol]) -> Plot:
     """The picture that some protocols share."""
     first = protocols[0]
+    scored = [protocol.name for protocol in protocols]
     figure = first.figure or ("lines" if first.columns else "bars")
+    # Lines need an x axis.
+    if figure == "lines" and not any(has_number(score) for score in results.of(*scored)):
+        figure = "bars"
     draw: Callable[[Results, str], Figure]
     if callable(figure):
         draw = figure
@@ -70,11 +75,12 @@ def _plot_of_protocols(name: str, protocols: list[Protocol]) -> Plot:
     else:
         raise UserError(f"the protocol {name} has no figure {figure}: choose from {', '.join(DRAWINGS)}")
     caption = " ".join(["Top-1 accuracy:", *(protocol.caption for protocol in protocols)])
-    if figure == "lines":
+    has_several = any(len(scores) > 1 for group, scores in results.groups().items() if group[0] in scored)
+    if has_several and figure == "lines":
         caption += " Bands reach from the worst order to the best."
-    elif figure == "bars":
+    elif has_several and figure == "bars":
         caption += " Black lines reach from the worst order to the best."
-    return Plot(name, caption, draw, tuple(protocol.name for protocol in protocols), first.section)
+    return Plot(name, caption, draw, tuple(scored), first.section)
 
 
 def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:

@@ -31,7 +31,7 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
     """Top-1 accuracy against the first number in the variant, a line for each value of the rest.
 
     Lines are means over orders and bands reach from the worst order to the best. Scores whose variant has no number are
-    a level line.
+    a level line; at least one has a number.
     """
     # Accuracies by line and number; None stands for scores without a number.
     by_label: dict[str, dict[float | None, list[float]]] = {}
@@ -45,13 +45,10 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
             line.setdefault(number, []).append(100 * score.top1)
             keys.append(key)
 
-    # Without numbers there is no x axis.
     present: set[float | None] = set()
     for line in by_label.values():
         present.update(line)
     numbers = sorted(number for number in present if number is not None)
-    if not numbers:
-        return bars(protocols, results, title)
 
     xlabel = protocols[0].xlabel or protocols[0].columns or max(keys)
     figure, axis = accuracy_panel(results, title, xlabel=xlabel)
@@ -168,6 +165,11 @@ DRAWINGS: dict[str, Callable[[Sequence[Protocol], Results, str], Figure]] = {
     "choices": choices,
 }
 """What a protocol can name as its figure."""
+
+
+def has_number(score: Score) -> bool:
+    """Whether the variant has a number, by which ``lines`` can draw the score."""
+    return next(_numbers(score), None) is not None
 
 
 def _numbers(score: Score) -> Iterator[tuple[str, Any]]:

@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from layershuffle.errors import UserError
 from layershuffle.plurals import counted
-from layershuffle.results.figures.drawing import COLOURS, legend_below, panels
+from layershuffle.results.figures.drawing import COLOURS, annotate, legend_below, panels
 from layershuffle.results.levels import MOST_FREQUENT, is_skewed
 from layershuffle.results.record import Measure, ReportSection, Results, register
 from layershuffle.results.score import Variant
@@ -25,8 +26,12 @@ MAX_IN_PICTURE = 30
 """With more classes, the picture has bars for the most frequent mistakes in place of the whole confusion matrix."""
 MEANS = ("top-1 %", "balanced accuracy %", "macro F1 %")
 """The columns of the table of means in which every class has the same weight, with the accuracy beside them."""
-MISTAKES = 25
+MISTAKES = 15
 """How many mistakes are drawn as bars."""
+
+
+Mistakes = dict[tuple[int, int], float]
+"""How many images, by (class, class that they were taken for)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,10 @@ class OrderCounts:
         """What tables call these orders."""
         return name_of((self.protocol, *self.variant.values()))
 
+    def images_by_mistake(self) -> Mistakes:
+        """How many images were taken for another class, as the mean over the orders."""
+        return {(true, predicted): images / self.samples for true, predicted, images in self.confused}
+
     def matrix(self) -> list[list[int]]:
         """Images by class (row) and by predicted class (column)."""
         classes = len(self.right)
@@ -80,9 +89,7 @@ class ByClassCounts(Measure):
 
     name: ClassVar[str] = "by_class"
     picture: ClassVar[str] = "confusion"
-    caption: ClassVar[str] = (
-        "Which classes are taken for which: of the images of each class (row) the percentage taken for each (column)."
-    )
+    caption: ClassVar[str] = "Which classes are taken for which."
     section: ClassVar[ReportSection | None] = ReportSection("Accuracy of each class")
     images: list[int]
     orders: list[OrderCounts]
@@ -199,10 +206,24 @@ class ByClassCounts(Measure):
 
     # --- Picture --------------------------------------------------------------------------------------------
 
+    def caption_for(self, results: Results) -> str:
+        """What the matrix shows, or of many classes the bars."""
+        if self._has_bars:
+            return (
+                "The most frequent mistakes. A as B: images of class A are taken for class B. 3 of 4: that happens to "
+                "3 of the 4 images of class A; with several orders, in the mean."
+            )
+        return f"{self.caption[:-1]}: of the images of each class (row) the percentage taken for each (column)."
+
+    @property
+    def _has_bars(self) -> bool:
+        """Whether there are too many classes to draw a matrix."""
+        return len(self.images) > MAX_IN_PICTURE
+
     def figure(self, results: Results, title: str = "") -> Figure:
         """A confusion matrix for each kind of order; of many classes the most frequent mistakes."""
         names = self.class_names(results)
-        if len(names) > MAX_IN_PICTURE:
+        if self._has_bars:
             return self._draw_mistakes(names, title)
         columns = min(2, len(self.orders))
         rows = math.ceil(len(self.orders) / columns)
@@ -237,27 +258,41 @@ class ByClassCounts(Measure):
         return image
 
     def _draw_mistakes(self, names: list[str], title: str) -> Figure:
-        """The most frequent mistakes in the first kind of order, beside how frequent they are in the others."""
-        pairs = [(true, predicted) for true, predicted, _ in self.orders[0].confused[:MISTAKES]]
-        figure, (axis,) = panels(1, 7.6, 1.6 + 0.3 * len(pairs), title, grid=False)
-        thickness = 0.8 / len(self.orders)
-        for index, counts in enumerate(self.orders):
-            images_of_pair = {(true, predicted): images for true, predicted, images in counts.confused}
-            shares = []
-            for true, predicted in pairs:
-                images = images_of_pair.get((true, predicted), 0)
-                shares.append(100 * images / counts.samples / self.images[true])
-            rows = [row - 0.4 + (index + 0.5) * thickness for row in range(len(pairs))]
+        """Bars for the most frequent mistakes, as numbers of images: a percentage of one image would say nothing."""
+        images_by_order = [counts.images_by_mistake() for counts in self.orders]
+        mistakes = self._most_frequent_mistakes(images_by_order)
+        figure, (axis,) = panels(1, 7.6, 1.2 + 0.2 * len(mistakes) * len(self.orders), title, grid=False)
+        thickness = 0.84 / len(self.orders)
+        for index, (counts, images_of) in enumerate(zip(self.orders, images_by_order)):
+            shift = (index - (len(self.orders) - 1) / 2) * thickness
+            rows = [row + shift for row in range(len(mistakes))]
+            widths = [images_of.get(mistake, 0) for mistake in mistakes]
             label = textwrap.shorten(counts.name, 30)
-            axis.barh(rows, shares, thickness, color=COLOURS[index % len(COLOURS)], label=label)
+            axis.barh(rows, widths, thickness, color=COLOURS[index % len(COLOURS)], label=label)
+            for row, width, (true, _) in zip(rows, widths, mistakes):
+                # Of very many mistakes, files lack the rare ones: no bar doesn't mean that there were none.
+                if width:
+                    annotate(axis, f"{width:.3g} of {self.images[true]}", width, row, (3, 0), ha="left", va="center")
         labels = []
-        for true, predicted in pairs:
+        for true, predicted in mistakes:
             labels.append(f"{textwrap.shorten(names[true], 30)} as {textwrap.shorten(names[predicted], 30)}")
-        axis.set_yticks(range(len(pairs)), labels, fontsize=7, parse_math=False)
-        axis.set(xlabel="images of the class taken for the other, %", xlim=(0, None))
-        axis.invert_yaxis()
+        axis.set_yticks(range(len(mistakes)), labels, fontsize=9, parse_math=False)
+        axis.set(xlabel="images of the class that are taken for the other", xlim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        # Without a margin, and the most frequent mistake at the top.
+        axis.set_ylim(max(len(mistakes), 1) - 0.5, -0.5)
         legend_below(figure)
         return figure
+
+    def _most_frequent_mistakes(self, images_by_order: list[Mistakes]) -> list[tuple[int, int]]:
+        """The mistakes to draw as bars, the most frequent first."""
+
+        def rank(mistake: tuple[int, int]) -> tuple[float, ...]:
+            """Small for frequent mistakes: in the first kind of order, then in the next, then of small classes."""
+            frequencies = [-images_of.get(mistake, 0) for images_of in images_by_order]
+            return *frequencies, self.images[mistake[0]], *mistake
+
+        return sorted(set().union(*images_by_order), key=rank)[:MISTAKES]
 
 
 def _worst_mistakes(counts: OrderCounts) -> dict[int, tuple[int, int]]:

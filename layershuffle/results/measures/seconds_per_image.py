@@ -35,8 +35,7 @@ class SecondsPerImage(Measure):
     name: ClassVar[str] = "seconds_per_image"
     picture: ClassVar[str] = "depth"
     caption: ClassVar[str] = (
-        "Accuracy against layers run, and against time. Bands reach from the worst choice of layers to the best. "
-        "Choose early exit's threshold on other images than these."
+        "Accuracy against layers run, and against time. Bands reach from the worst choice of layers to the best."
     )
     protocols: ClassVar[tuple[str, ...]] = ("pruned",)
     seconds: dict[int, float]
@@ -55,6 +54,12 @@ class SecondsPerImage(Measure):
         for score in results.of("pruned"):
             if score.variant.get("kept") not in self.seconds:
                 raise UserError(f"seconds_per_image has no time for {score.variant.get('kept')} layers")
+
+    def caption_for(self, results: Results) -> str:
+        """The caption, with a warning if early exit was measured."""
+        if results.measure(EarlyExits):
+            return f"{self.caption} Choose early exit's threshold on other images than these."
+        return self.caption
 
     def figure(self, results: Results, title: str = "") -> Figure:
         """Two panels: accuracy against layers, and against milliseconds."""

@@ -52,6 +52,19 @@ def meaning(seeds: Mapping[str, int], per_batch: bool, rows: Iterable[Iterable[s
         per_batch: whether the table has scores of orders that were new in every batch, see ``ran_per_batch``.
         rows: the cells of the table, in which some intervals may be too wide to be shown.
     """
+    text = interval_meaning(seeds, per_batch)
+    if has_too_wide(rows):
+        text += f" {TOO_WIDE}"
+    return text
+
+
+def has_too_wide(rows: Iterable[Iterable[str]]) -> bool:
+    """Whether some intervals of a table are too wide to be shown."""
+    return any(f"± {NO_INTERVAL}" in cell for row in rows for cell in row)
+
+
+def interval_meaning(seeds: Mapping[str, int], per_batch: bool) -> str:
+    """What ± stands for in any table of these methods; the arguments are those of ``meaning``."""
     single = [method for method, count in seeds.items() if count == 1]
     text = ONE_SEED
     if max(seeds.values()) > 1:
@@ -60,8 +73,6 @@ def meaning(seeds: Mapping[str, int], per_batch: bool, rows: Iterable[Iterable[s
             text += f" For {', '.join(single)}, which has one seed, it does not cover other training seeds."
     if single and per_batch:
         text += f" {PER_BATCH}"
-    if any(f"± {NO_INTERVAL}" in cell for row in rows for cell in row):
-        text += f" {TOO_WIDE}"
     if len(seeds) > 1:
         text += " All methods share the test images, so differences between them are more certain than ± suggests."
     return text
