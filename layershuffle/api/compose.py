@@ -226,7 +226,8 @@ def _callbacks(config: Namespace) -> list[Callback]:
 def _check(trainer: pl.Trainer, config: Namespace) -> None:
     """Raise a UserError if the trainer can't work here."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if reason := REFUSED.get(type(callback).__name__):
+        reason = REFUSED.get(type(callback).__name__)
+        if reason:
             raise UserError(f"{type(callback).__name__} can't be used here: {reason}")
     check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
     cores = len(os.sched_getaffinity(0))

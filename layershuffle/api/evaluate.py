@@ -73,18 +73,16 @@ def evaluate(
         batch_size=batch_size,
         is_shared=True,
     )
+
+    # The orders to score.
     parsed_orders = _parse(orders, study.model.order)
     names = _names(protocols, parsed_orders)
     options = _options(names, protocol_options)
-    to_score = trials(
-        names,
-        study.model.order,
-        random_orders,
-        seed,
-        parsed_orders,
-        study.model.choice.orders if study.model.choice else (),
-        **_arguments(options),
-    )
+    choices: Sequence[Order] = ()
+    if study.model.choice is not None:
+        choices = study.model.choice.orders
+    to_score = trials(names, study.model.order, random_orders, seed, parsed_orders, choices, **_arguments(options))
+
     by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
     scores = study.score(to_score, on_output=by_class.add)
     measures = [by_class.counts()] if by_class.groups else []

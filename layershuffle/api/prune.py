@@ -121,13 +121,11 @@ def prune(
     if milliseconds is not None and not timings:
         raise UserError("milliseconds is a budget of time, so timings can't be false: name a number of layers to keep")
     study = start_study(model, data, split=split, **options)
-    if split == "test" or study.data.sets["val"] is study.data.sets["test"]:
-        raise UserError(
-            "the layers to keep are not chosen by test images: use the split val, and where a data set has no "
-            "validation images of its own, hold out some of its training images (data.val_fraction 0.1)"
-        )
+    _refuse_test_images(study, split)
     if steps is not None:
         check_groups(study, steps, keep)
+
+    # How many layers to keep. Timing all numbers of layers takes a while, and is put off where no time decides.
     base_order = study.model.order
     times: dict[int, float] = {}
     if milliseconds is not None:
@@ -143,26 +141,30 @@ def prune(
     images = len(searched.dataset)  # type: ignore[arg-type]
     warn_of_few_images(images, study.data.num_classes, split)
     losses = losses_on(study, searched, "choosing")
-    # First which layers to keep, in their original sequence: the best choice of each number down to ``count``. Then
-    # exchanges of two layers look for a better sequence of the last choice.
+
+    # Which ones, in their original sequence: the best choice of each number down to ``count``. Then exchanges of two
+    # layers look for a better sequence of the last choice.
     thinned = [order for order, _ in thin(base_order, losses, count, beam)]
     *_, (order, _) = climb(thinned[-1], losses, rounds)
-    # The results tell the time beside the accuracy of each number of layers. Where no time decides, the search comes
-    # first, and only the numbers of layers that are shown are timed.
-    if timings and not times:
-        times = _milliseconds(study, repeats, fewest=count)
-
     to_score = [Trial("sequential", base_order)]
-    to_score.extend(Trial("prune", shorter, {"kept": len(shorter)}) for shorter in thinned)
+    to_score += [Trial("prune", shorter, {"kept": len(shorter)}) for shorter in thinned]
     if order != thinned[-1]:
         to_score.append(Trial("prune", order, {"kept": count, "sequence": "found"}))
+
+    # The results tell the time beside the accuracy, of those numbers of layers that are shown.
+    if timings and not times:
+        times = _milliseconds(study, repeats, fewest=count)
     measures: list[Measure] = [Pruning(images, times, str(order))]
+
+    # In which groups they run, down to ``steps`` of them.
     if steps is not None:
-        orders = group_layers(study, order, losses, steps, rounds)
-        to_score += [Trial("grouping", merged, {"steps": count - fewer}) for fewer, merged in enumerate(orders)]
-        order = orders[-1]
-        times_when_merged = milliseconds_when_merged(study, orders, repeats) if timings else {}
+        grouped = group_layers(study, order, losses, steps, rounds)
+        for fewer, groups in enumerate(grouped):
+            to_score.append(Trial("grouping", groups, {"steps": count - fewer}))
+        order = grouped[-1]
+        times_when_merged = milliseconds_when_merged(study, grouped, repeats) if timings else {}
         measures.append(Grouping(times_when_merged, str(order)))
+
     scores = study.score(to_score, reported)
     used = {
         "keep": keep,
@@ -217,6 +219,16 @@ def check_export(model: ModelLike, folder: str | Path, is_refined: bool) -> None
     if is_refined and loaded.model.encoding:
         raise UserError(
             "refining starts from the backbone alone, without the position encoding that this model's layers expect"
+        )
+
+
+def _refuse_test_images(study: Study, split: Split) -> None:
+    """Raise a UserError if the search would see test images."""
+    # A data set without validation images of its own validates by its test images.
+    if split == "test" or study.data.sets["val"] is study.data.sets["test"]:
+        raise UserError(
+            "the layers to keep are not chosen by test images: use the split val, and where a data set has no "
+            "validation images of its own, hold out some of its training images (data.val_fraction 0.1)"
         )
 
 

@@ -62,13 +62,17 @@ def search(
     study = start_study(model, data, split=split, **options)
     base_order = study.model.order
     first_order = base_order
-    if start is not None:
-        first_order = study.model.check(parse_order(start, base_order) if isinstance(start, str) else start)
+    if isinstance(start, str):
+        first_order = study.model.check(parse_order(start, base_order))
+    elif start is not None:
+        first_order = study.model.check(start)
+
     searched, reported = study.data.parts(split, fraction, study.seed)
     images = len(searched.dataset)  # type: ignore[arg-type]
     warn_of_few_images(images, study.data.num_classes, split)
     losses = losses_on(study, searched, f"{strategy} search,")
 
+    # What the search finds, by the name under which its score is shown.
     orders: dict[str, Order]
     if strategy == "well-trained":
         exponents = heavy_tail_exponents(study.model)
@@ -91,6 +95,7 @@ def search(
     for name, order in orders.items():
         to_score.append(Trial("search", order, {"strategy": name}))
     scores = study.score(to_score, reported)
+
     used = {"strategy": strategy, "start": start, "rounds": rounds, "fraction": fraction}
     # A start that was given as text is kept as it was written.
     if start is not None and not isinstance(start, str):

@@ -38,6 +38,11 @@ def similarity(
     study = start_study(model, data, split=split, **options)
     with progress_bar("comparing activations", len(study.batches), "batch") as advance:
         matrix = cosine_similarities(study.model, study.preprocess, study.batches, study.fabric, advance)
-    rounded = [[round(value, 6) for value in row] for row in matrix.tolist()]
+    rounded = [_rounded(row) for row in matrix.tolist()]
     used = EvaluationInfo(order=str(study.model.order))
     return study.results([], used, [Cosine(rounded)])
+
+
+def _rounded(row: list[float]) -> list[float]:
+    """The numbers with six decimals, for more of them would only make the file longer."""
+    return [round(value, 6) for value in row]

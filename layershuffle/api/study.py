@@ -3,7 +3,6 @@
 import logging
 import platform
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,15 +13,14 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from layershuffle.api.classifier import with_classifier_for
 from layershuffle.api.data import DataLike, as_data
 from layershuffle.api.introduction import introduce_input
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.study_options import BatchSize
 from layershuffle.api.train import TrainedRun
-from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
-from layershuffle.checkpoints.training_data import match_classes
 from layershuffle.choices import Precision, Split
 from layershuffle.data import ImageData, Preprocess, warn_of_training_images
 from layershuffle.errors import UserError
@@ -197,10 +195,15 @@ def start_study(
     Raises:
         UserError: if there is no such model or data, or the two don't fit.
     """
+    # The model, whose weights may be random.
     torch.manual_seed(seed)
     loaded = as_loaded(model)
-    is_from_timm = loaded.image_format is not None
-    introduce_input(loaded.model, "--img_size" if is_from_timm else "--model.timm_args.img_size for training")
+    size_option = "--model.timm_args.img_size for training"
+    if loaded.image_format is not None:
+        size_option = "--img_size"
+    introduce_input(loaded.model, size_option)
+
+    # The images, of which each process reads its part.
     data = as_data(data, loaded)
     fabric = make_fabric(accelerator, precision, loaded.model, is_shared)
     data.device = fabric.device
@@ -214,17 +217,13 @@ def start_study(
         warn_of_training_images(loaded.data, data, split)
 
     if keeps_classifier:
-        if (loaded.info.compute or {}).get("updates") == 0:
-            logger.warning(
-                "%s was trained for 0 updates: a classifier that its weights didn't bring is untrained",
-                loaded.info.name,
-            )
-        loaded = _with_classes_of(data, loaded)
-        _match_class_names(data, loaded)
+        loaded = with_classifier_for(data, loaded)
     else:
+        # The results name the classes that are studied, whatever the model's own classifier has.
         config = {**(loaded.info.config or {}), "num_classes": data.num_classes}
         loaded = replace(loaded, info=replace(loaded.info, config=config))
     _tell_untrained_layers(loaded.model)
+
     if batch_size == "auto":
         batch_size = largest_evaluation_batch(loaded.model, data, split, fabric)
     elif batch_size is None:
@@ -246,36 +245,6 @@ def as_loaded(model: ModelLike) -> LoadedModel:
             raise UserError("of several processes that train, only the first knows the checkpoints")
         return load(checkpoint)
     return load(model)
-
-
-def _with_classes_of(data: ImageData, loaded: LoadedModel) -> LoadedModel:
-    """The model, with no more classes than the data if it is one of the authors' checkpoints.
-
-    Their checkpoints have 1,000 classes whatever they were trained on. Any other model must have as many as the data.
-    """
-    classes = loaded.info.num_classes
-    if classes == data.num_classes:
-        return loaded
-    if not loaded.authors or classes < data.num_classes:
-        raise UserError(
-            f"the model has {counted(classes, 'class')}, but the data has {data.num_classes}: give other data"
-        )
-    # The model that the caller may still hold stays as it is.
-    model = deepcopy(loaded.model)
-    keep_classes(model, data.num_classes)
-    logger.info("of the %d classes of the authors' checkpoint, the first %d are used", classes, data.num_classes)
-    info = replace(loaded.info, config=model.config, classes=f"the first {data.num_classes} of {classes}")
-    return replace(loaded, model=model, info=info)
-
-
-def _match_class_names(data: ImageData, loaded: LoadedModel) -> None:
-    """Bring the labels of the data into the sequence of the model's classes; raises UserError if the names differ."""
-    # timm's names and the authors' are another vocabulary than the data's, so they are not compared.
-    if loaded.data is None:
-        return
-    data.new_labels = match_classes(loaded.class_names, data.class_names, f"the model {loaded.info.name}", data.label)
-    if data.new_labels is not None:
-        logger.info("the classes of %s have the model's names in another sequence, which the labels follow", data.label)
 
 
 def _tell_untrained_layers(model: OrderedViT) -> None:

@@ -130,5 +130,5 @@ def _require_known(patterns: Sequence[str]) -> None:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern matches the name of a check or of its part."""
-    words = (name, CHECKS[name].part)
-    return any(fnmatch.fnmatch(word, pattern) for word in words for pattern in patterns)
+    part = CHECKS[name].part
+    return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(part, pattern) for pattern in patterns)

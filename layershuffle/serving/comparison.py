@@ -167,7 +167,9 @@ def figure(outcomes: Outcomes, title: str = "") -> Figure:
 def _plot_policy(throughput: Axes, latency: Axes, by_size: Mapping[int, Sequence[Any]], colour: str) -> None:
     """The lines of one policy, whose outcomes are given by the number of nodes."""
     sizes = list(by_size)
-    shares, medians, p95s = [], [], []
+    shares = []
+    medians = []
+    p95s = []
     for by_seed in by_size.values():
         shares.append([100 * outcome["share"] for outcome in by_seed])
         medians.append(fmean(outcome["latency"][0] for outcome in by_seed))

@@ -15,8 +15,13 @@ def ideal_throughput(capacity: Mapping[tuple[int, ...], float], layers: int) -> 
         capacity: for each choice of layers that nodes hold, how many layers these nodes together run in a second.
         layers: the number of layers.
     """
-    shares = [(group, layer) for group, held in enumerate(capacity) for layer in held]
-    throughput = len(shares)  # The last variable; each other one is how often a group runs one of its layers a second.
+    # The variables are how often each group of nodes runs each of its layers in a second, and last the throughput.
+    shares: list[tuple[int, int]] = []
+    for group, held in enumerate(capacity):
+        shares += [(group, layer) for layer in held]
+    throughput = len(shares)
+
+    # A row for each group, whose runs are added up, and one for each layer: throughput less its runs.
     limits = lil_array((len(capacity) + layers, len(shares) + 1))
     for column, (group, layer) in enumerate(shares):
         limits[group, column] = 1

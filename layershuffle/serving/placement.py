@@ -1,5 +1,6 @@
 """Which node holds which steps of a model's base order."""
 
+import itertools
 from collections.abc import Sequence
 
 from layershuffle.choices import Accelerator
@@ -30,7 +31,7 @@ def checked(placement: Sequence[Sequence[int]], steps: int) -> list[list[int]]:
     Raises:
         UserError: if a step has no node, or a node holds a step that the model lacks.
     """
-    held = {index for node_steps in placement for index in node_steps}
+    held = set(itertools.chain.from_iterable(placement))
     missing = set(range(steps)) - held
     if missing:
         raise UserError(f"no node holds step {min(missing)} of the model's {steps}: give each step to a node")

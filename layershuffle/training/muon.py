@@ -97,8 +97,10 @@ class Muon(torch.optim.AdamW):
             direction = torch.cat(parts)
             if isinstance(matrix.parameter, DTensor):
                 # Every process has computed all of it, and takes its own part.
-                mesh, placements = matrix.parameter.device_mesh, matrix.parameter.placements
-                direction = distribute_tensor(direction, mesh, placements, src_data_rank=None)
+                parameter = matrix.parameter
+                direction = distribute_tensor(
+                    direction, parameter.device_mesh, parameter.placements, src_data_rank=None
+                )
             lr = matrix.group["lr"]
             matrix.parameter.mul_(1 - lr * matrix.group["weight_decay"])
             matrix.parameter.add_(direction, alpha=-lr * get_lr_scale(parts[0].shape, "match_rms_adamw"))

@@ -1,0 +1,59 @@
+"""Whether the classifier of a model that is studied fits the classes of the data."""
+
+import logging
+from copy import deepcopy
+from dataclasses import replace
+
+from layershuffle.checkpoints.authors import keep_classes
+from layershuffle.checkpoints.loaded_model import LoadedModel
+from layershuffle.checkpoints.training_data import match_classes
+from layershuffle.data import ImageData
+from layershuffle.errors import UserError
+from layershuffle.plurals import counted
+
+logger = logging.getLogger(__name__)
+
+
+def with_classifier_for(data: ImageData, loaded: LoadedModel) -> LoadedModel:
+    """The model with a classifier that fits the data, whose labels are brought into the sequence of its classes.
+
+    Raises:
+        UserError: if the model has other classes than the data.
+    """
+    if (loaded.info.compute or {}).get("updates") == 0:
+        logger.warning(
+            "%s was trained for 0 updates: a classifier that its weights didn't bring is untrained", loaded.info.name
+        )
+    loaded = _with_classes_of(data, loaded)
+    _match_class_names(data, loaded)
+    return loaded
+
+
+def _with_classes_of(data: ImageData, loaded: LoadedModel) -> LoadedModel:
+    """The model, with no more classes than the data if it is one of the authors' checkpoints.
+
+    Their checkpoints have 1,000 classes whatever they were trained on. Any other model must have as many as the data.
+    """
+    classes = loaded.info.num_classes
+    if classes == data.num_classes:
+        return loaded
+    if not loaded.authors or classes < data.num_classes:
+        raise UserError(
+            f"the model has {counted(classes, 'class')}, but the data has {data.num_classes}: give other data"
+        )
+    # The model that the caller may still hold stays as it is.
+    model = deepcopy(loaded.model)
+    keep_classes(model, data.num_classes)
+    logger.info("of the %d classes of the authors' checkpoint, the first %d are used", classes, data.num_classes)
+    info = replace(loaded.info, config=model.config, classes=f"the first {data.num_classes} of {classes}")
+    return replace(loaded, model=model, info=info)
+
+
+def _match_class_names(data: ImageData, loaded: LoadedModel) -> None:
+    """Bring the labels of the data into the sequence of the model's classes; raises UserError if the names differ."""
+    # timm's names and the authors' are another vocabulary than the data's, so they are not compared.
+    if loaded.data is None:
+        return
+    data.new_labels = match_classes(loaded.class_names, data.class_names, f"the model {loaded.info.name}", data.label)
+    if data.new_labels is not None:
+        logger.info("the classes of %s have the model's names in another sequence, which the labels follow", data.label)
