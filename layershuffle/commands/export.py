@@ -11,8 +11,7 @@ from layershuffle.commands.study_options import check_names, parse_with_data
 from layershuffle.options import add_one_order, add_positionals
 
 
-def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel":
-    """Export as ``args`` say, by default those of the process."""
+def _parser() -> Parser:
     parser = Parser(
         prog="layershuffle export",
         usage="%(prog)s CHECKPOINT FOLDER [CONFIG ...] [options]",
@@ -44,8 +43,14 @@ def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="Results files, for the model card.")
     parser.add_argument("--license", type=str | None, help="License of the weights, for the model card.")
     parser.add_argument("--command", type=str | None, help="Command that trained the model, for the model card.")
+    return parser
+
+
+def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel":
+    """Export as ``args`` say, by default those of the process."""
     args = sys.argv[1:] if args is None else args
     check_names(args, positionals=2)
+    parser = _parser()
     config = parse_with_data(
         parser,
         args,
@@ -71,16 +76,19 @@ def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel
 
 def print_exported(exported: "layershuffle.ExportedModel") -> None:
     """Print how the export was checked, and how to load it."""
-    print(
-        f"checked: on {exported.compared_on} its logits differ from the original's by at most {exported.difference:.2g}"
-    )
+    # These take seconds to import, for which --help needn't wait.
     from layershuffle.checkpoints.export import LOAD
     from layershuffle.checkpoints.exported import WIDE_FILE
 
+    print(
+        f"checked: on {exported.compared_on} its logits differ from the original's by at most {exported.difference:.2g}"
+    )
     if exported.merged:
         print(f"merged: the layers of a group are written as one wide layer: {exported.merged}")
     if exported.not_merged:
         print(f"not merged, so that the layers of a group run one after the other: {exported.not_merged}")
+
+    # The line with which it is loaded, which depends on who can run it.
     folder = exported.folder
     if exported.format != "timm":
         print(f"exported to {folder}: layershuffle.checkpoints.programs.Programs('{folder}')")

@@ -2,6 +2,9 @@
 
 import json
 import logging
+from pathlib import Path
+
+from jsonargparse import Namespace
 
 import layershuffle
 from layershuffle.commands.parser import Parser
@@ -12,8 +15,8 @@ from layershuffle.options import add_one_order, add_options, add_positionals
 logger = logging.getLogger(__name__)
 
 
-def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions":
-    """Classify as ``args`` say, by default those of the process; prints a line for each picture."""
+def _parse(args: list[str] | None) -> Namespace:
+    """Read the options; all that can be wrong with them is found here, before the model is loaded."""
     parser = Parser(
         prog="layershuffle predict",
         description="Name the likeliest classes of pictures. They are preprocessed as in the model's training.",
@@ -31,7 +34,12 @@ def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions"
         raise UserError("--batch_size is a number here: pictures are read one by one, so large batches gain nothing")
     if config.output:
         check_writable(config.output)
+    return config
 
+
+def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions":
+    """Classify as ``args`` say, by default those of the process; prints a line for each picture."""
+    config = _parse(args)
     predictions = layershuffle.predict(
         layershuffle.load(config.checkpoint, config.pretrained, img_size=config.img_size),
         config.pictures,
@@ -42,24 +50,31 @@ def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions"
         accelerator=config.accelerator,
         batch_size=config.batch_size,
     )
+
     # Pictures that can't be read are told, and the others are classified all the same.
     for picture in predictions.unreadable:
         logger.warning("%s can't be read as an image (%s)", picture.path, picture.reason)
+
     # The file comes first, because nobody may read what is printed. If it can't be written, the lines are what is left.
     not_written = None
     if config.output:
-        text = as_json(predictions) if config.output.suffix == ".json" else as_csv(predictions)
         try:
-            write_whole(config.output, text)
-            logger.info("predictions: %s", config.output)
+            _write(predictions, config.output)
         except UserError as error:
             not_written = error
+
     if not predictions.pictures:
         raise UserError("no picture could be read")
     print(predictions)
     if not_written:
         raise not_written
     return predictions
+
+
+def _write(predictions: "layershuffle.Predictions", path: Path) -> None:
+    """Write the predictions in the format that the name of the file ends in."""
+    write_whole(path, as_json(predictions) if path.suffix == ".json" else as_csv(predictions))
+    logger.info("predictions: %s", path)
 
 
 def as_json(predictions: "layershuffle.Predictions") -> str:

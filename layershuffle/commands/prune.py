@@ -4,6 +4,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 import layershuffle
 from layershuffle.commands.export import print_exported
+from layershuffle.commands.parser import Parser
 from layershuffle.commands.study_options import parse_study, study_parser
 from layershuffle.commands.train import exit_as
 from layershuffle.errors import UserError
@@ -11,8 +12,7 @@ from layershuffle.options import add_options
 from layershuffle.plurals import counted
 
 
-def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
-    """Prune as ``args`` say, by default those of the process; prints and saves what was found and how it does."""
+def _parser() -> Parser:
     parser = study_parser(
         "prune",
         "Find the layers to keep, and their order, by the loss on one part of the validation images, and score them on "
@@ -42,8 +42,14 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
     parser.add_argument(
         "--refine", type=NonNegativeInt, default=0, help="For how many epochs to train the exported model further."
     )
-    command = parse_study(parser, args, "prune")
+    return parser
+
+
+def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
+    """Prune as ``args`` say, by default those of the process; prints and saves what was found and how it does."""
+    command = parse_study(_parser(), args, "prune")
     config = command.config
+    # What can't be exported or refined should be known before the search, which may take hours.
     if config.refine and not config.export:
         raise UserError("--refine trains the exported model: name a new folder for it with --export")
     if config.refine and config.steps:
@@ -69,6 +75,7 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
         **command.options,
     )
     command.leave(pruned.results)
+
     if config.timings:
         runs = f"{counted(config.repeats, 'run')} of a batch of {pruned.results.evaluation.batch_size}"
         print(

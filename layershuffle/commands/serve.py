@@ -43,9 +43,11 @@ def serve_command(args: list[str] | None = None) -> None:
         raise UserError("--pictures names what to classify and --answers where to write it: give both, or neither")
     from layershuffle.api.serve import ClusterOptions
 
+    # Each field of a policy is an option of the same name.
+    policy = Policy(**{field.name: config[field.name] for field in fields(Policy)})
     options = ClusterOptions(
         nodes=config.nodes,
-        policy=Policy(**{field.name: config[field.name] for field in fields(Policy)}),
+        policy=policy,
         most_running=config.most_running,
         address=config.address,
         wire=config.wire,
@@ -213,9 +215,13 @@ def _watch(console: Console, starting: Status, *more: RenderableType) -> Watch:
 def status(state: ClusterState) -> Group:
     """The state of a cluster as a table."""
     table = Table(box=None, header_style="bold")
-    for name in ("node", "process", "status", "seconds", "steps"):
-        table.add_column(name, justify="right" if name in ("process", "seconds") else "left")
+    table.add_column("node")
+    table.add_column("process", justify="right")
+    table.add_column("status")
+    table.add_column("seconds", justify="right")
+    table.add_column("steps")
     for node in state.nodes:
+        # The steps that it runs now stand out from those that it holds.
         steps = [f"[reverse]{step}[/]" if step in node.runs else str(step) for step in node.steps]
         seconds = "" if node.seconds is None else f"{node.seconds:.3f}"
         colour = COLOURS[node.status]

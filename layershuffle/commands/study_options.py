@@ -93,6 +93,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
     args = sys.argv[1:] if args is None else args
     check_names(args)
     config = parse_with_data(parser, args)
+    # These take seconds to import, for which --help needn't wait.
     import torch
 
     from layershuffle.checkpoints.loading import load

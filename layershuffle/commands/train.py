@@ -87,14 +87,13 @@ def train_command(args: list[str] | None = None) -> "layershuffle.TrainedRun":
         exit_as(stop)
 
     logger.info("cost: %s", trained.compute)
-    checkpoints = {"best": trained.best, "last": trained.last}
-    paths = {name: path for name, path in checkpoints.items() if path}
-    for name, path in paths.items():
-        print(f"{name} checkpoint: {path}")
-    if paths:
-        # The best checkpoint, or the last one of a training without validation.
-        best = next(iter(paths.values()))
-        logger.info("evaluate it with: layershuffle evaluate %s", shlex.quote(str(best)))
+    for name, path in (("best", trained.best), ("last", trained.last)):
+        if path:
+            print(f"{name} checkpoint: {path}")
+    # A training without validation has no best checkpoint.
+    to_evaluate = trained.best or trained.last
+    if to_evaluate:
+        logger.info("evaluate it with: layershuffle evaluate %s", shlex.quote(str(to_evaluate)))
     return trained
 
 
