@@ -125,15 +125,9 @@ def prune(
     if steps is not None:
         check_groups(study, steps, keep)
 
-    # How many layers to keep. Timing all numbers of layers takes a while, and is put off where no time decides.
+    # How many layers to keep.
     base_order = study.model.order
-    times: dict[int, float] = {}
-    if milliseconds is not None:
-        times = _milliseconds(study, repeats)
-        count = _most_within(milliseconds, times)
-    else:
-        assert keep is not None, "one of keep and milliseconds is given"
-        count = keep
+    count, times = _how_many(study, keep, milliseconds, repeats)
     # Raises a UserError if there aren't as many.
     first(count, len(base_order))
 
@@ -230,6 +224,15 @@ def _refuse_test_images(study: Study, split: Split) -> None:
             "the layers to keep are not chosen by test images: use the split val, and where a data set has no "
             "validation images of its own, hold out some of its training images (data.val_fraction 0.1)"
         )
+
+
+def _how_many(study: Study, keep: int | None, milliseconds: float | None, repeats: int) -> tuple[int, dict[int, float]]:
+    """How many layers to keep, and the times of all numbers of layers if they decide it; see ``prune``."""
+    if keep is not None:
+        return keep, {}
+    assert milliseconds is not None, "one of keep and milliseconds is given"
+    times = _milliseconds(study, repeats)
+    return _most_within(milliseconds, times), times
 
 
 def _milliseconds(study: Study, repeats: int, fewest: int = 1) -> dict[int, float]:
