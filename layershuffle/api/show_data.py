@@ -43,7 +43,7 @@ def show_data(
     """Draw the first training images of a run.
 
     There is a row for each image: as it is evaluated, as the model sees it in the first epochs, and mixed with another
-    if the run does that.
+    if the run does that. Epochs that all show the same, as without augmentation, are one column.
 
     Args:
         model: the name of a model's config, or its path.
@@ -90,12 +90,16 @@ def _columns(run: Run, preprocess: nn.Module, count: int, epochs: int) -> dict[s
 
     columns = {"evaluated": stack([train[index][0] for index in chosen])}
     augmented = Augmented(train, module.augmentation, run.data.image_size, module.seed, run.data.resizing)
-    for epoch in range(epochs):
-        columns[f"epoch {epoch}"] = stack([augmented[epoch, index][0] for index in chosen])
+    in_epochs = [stack([augmented[epoch, index][0] for index in chosen]) for epoch in range(epochs)]
+    if epochs > 1 and all(torch.equal(images, in_epochs[0]) for images in in_epochs):
+        columns["every epoch"] = in_epochs[0]
+    else:
+        # What is random is a function of the epoch, counted from 0; users count from 1, as the training does.
+        columns |= {f"epoch {number}": images for number, images in enumerate(in_epochs, 1)}
     # Mixing takes a whole batch, and the labels only because it mixes them too.
     if module.mix:
         torch.manual_seed(module.seed)
-        mixed, _ = module.mix(columns["epoch 0"], torch.tensor([int(train[index][1]) for index in chosen]))
+        mixed, _ = module.mix(in_epochs[0], torch.tensor([int(train[index][1]) for index in chosen]))
         columns["mixed"] = mixed
     return columns
 

@@ -61,6 +61,7 @@ order sampler {code(str(info.sampler))}, position `{config["position"]}`, seed {
 ## Use
 
 {self.use}
+FOLDER stands for the path of this folder, and `images` for a tensor [batch, channels, height, width].
 Images: {self._images(loaded)}, resized and cropped as
 {self.config_file} says.
 

@@ -173,5 +173,6 @@ def _run_here(
     setups = dict.fromkeys(run.setup for run in runs)
     for setup in setups:
         compare(setup, [run for run in runs if run.setup == setup], folder, console)
+    console.print(f"a page of all results: layershuffle report {folder}", soft_wrap=True)
     if lost:
         raise UserError(f"{lost} of {counted(len(runs), 'run')} failed or never ran; the same command tries them again")

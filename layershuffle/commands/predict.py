@@ -83,8 +83,8 @@ def as_json(predictions: "layershuffle.Predictions") -> str:
     for prediction in predictions:
         classes = []
         for likely in prediction.classes:
-            probability, first = _rounded(likely)
-            classes.append({"class": likely.name, "probability": probability, "first": first})
+            probability, share = _rounded(likely)
+            classes.append({"class": likely.name, "probability": probability, "share_of_orders": share})
         pictures.append({"picture": prediction.path, "classes": classes})
     content = {
         "model": predictions.model.to_json(),
@@ -102,9 +102,9 @@ def as_csv(predictions: "layershuffle.Predictions") -> str:
     rows = []
     for prediction in predictions:
         for rank, likely in enumerate(prediction.classes, 1):
-            probability, first = _rounded(likely)
-            rows.append([prediction.path, str(rank), likely.name, str(probability), str(first)])
-    return tables.as_csv(["picture", "rank", "class", "probability", "first"], rows)
+            probability, share = _rounded(likely)
+            rows.append([prediction.path, str(rank), likely.name, str(probability), str(share)])
+    return tables.as_csv(["picture", "rank", "class", "probability", "share_of_orders"], rows)
 
 
 def _rounded(likely: "layershuffle.LikelyClass") -> tuple[float, float]:

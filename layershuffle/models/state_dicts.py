@@ -50,7 +50,7 @@ class BackboneWeights:
 
     def __str__(self) -> str:
         """What was taken, as a message says it."""
-        text = "averaged" if self.is_averaged else "raw"
+        text = "averaged" if self.is_averaged else "trained"
         text += f" weights ({self.place})" if self.place else " weights"
         if self.others:
             text += f", not those of {', '.join(self.others)}"

@@ -12,6 +12,8 @@ from layershuffle.results.markdown import plain
 
 Rows = list[list[str]]
 
+WIDTH = 80
+"""The width of a terminal that tables fit in where they can."""
 WIDEST = 20
 """So many letters of a cell are shown in other columns than the first, which says what a row is about."""
 
@@ -29,7 +31,7 @@ class Table(NamedTuple):
 
 
 def terminal(header: list[str], rows: Rows, title: str = "") -> rich.table.Table:
-    """A table for rich's console that fits 80 columns where it can."""
+    """A table for rich's console that fits 80 columns where it can: its headings wrap before its cells do."""
     table = rich.table.Table(
         title=title,
         title_justify="left",
@@ -38,9 +40,8 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> rich.table.Table
         padding=0,
         show_edge=False,
     )
-    for column, name in enumerate(header):
+    for column, heading in enumerate(_headings(header, rows)):
         # Of the cells only those of the first column wrap, which may hold a long order.
-        heading = textwrap.fill(name, 13)
         if column:
             table.add_column(heading, justify="right", no_wrap=True, max_width=WIDEST)
         else:
@@ -48,6 +49,19 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> rich.table.Table
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _headings(header: list[str], rows: Rows) -> list[str]:
+    """The names of the columns in lines of 13 letters, or of single words where the table needs the space."""
+    cell_widths = [max(map(len, column)) for column in zip(*rows)]
+    for letters in (13, 1):
+        headings = [textwrap.fill(name, letters, break_long_words=letters == 13) for name in header]
+        widths = [max(map(len, heading.split("\n"))) for heading in headings]
+        # A space stands between two columns.
+        if sum(map(max, widths, cell_widths or widths)) + len(header) - 1 <= WIDTH:
+            return headings
+    # Single words don't make it fit either.
+    return [textwrap.fill(name, 13) for name in header]
 
 
 def markdown(header: list[str], rows: Rows) -> str:

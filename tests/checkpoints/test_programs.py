@@ -110,6 +110,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "Images: grey in 0..1, minus mean (0.5), divided by standard deviation (0.5)" in card
     export_command(["best.ckpt", "split", "--format=torch-export", "--per_layer"])
     assert len(list((tmp_path / "split").glob("*.pt2"))) == 2 + 2
+    assert "FOLDER stands for" in card
     assert "Images: grey, 8 x 8 pixels" in Path("split/README.md").read_text()  # The program normalises them.
     for options, complaint in [
         (["--format=onnx"], "each image chooses its order"),

@@ -178,7 +178,7 @@ def test_the_command_predicts_what_the_model_does(checkpoint, pictures, capsys):
         for likely, class_entry in zip(prediction.classes, entry["classes"], strict=True):
             assert class_entry["class"] == likely.name
             assert class_entry["probability"] == round(likely.probability, 6)
-            assert class_entry["first"] == likely.first
+            assert class_entry["share_of_orders"] == likely.first
     with Path("p.csv").open() as file:
         rows = [*csv.DictReader(file)]
     expected = probabilities(model, [pictures[prediction.path] for prediction in predictions], "3 2 1 0")
@@ -336,6 +336,7 @@ def test_what_can_not_be_written_is_printed(checkpoint, pictures, monkeypatch, c
 def test_names_that_spreadsheets_or_utf_8_do_not_take():
     classes = (LikelyClass("=1+1", 0.9991, 1.0), LikelyClass("b", 0.0004, 0.0), LikelyClass("c", 0.0, 0.0))
     found = Predictions(ModelInfo(name="best", config={}), [], [Prediction("caf\udce9.png", classes)], [])
-    (_, first, *_) = csv.reader(io.StringIO(as_csv(found)))
+    header, first, *_ = csv.reader(io.StringIO(as_csv(found)))
+    assert header[-1] == "share_of_orders"
     assert first == ["caf\\udce9.png", "1", "'=1+1", "0.9991", "1.0"]
     assert str(found).endswith(": 99.9% =1+1; <0.1% b; 0.0% c")

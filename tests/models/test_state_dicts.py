@@ -87,7 +87,7 @@ def test_which_weights_were_taken_is_said(path, trained, caplog):
     caplog.set_level("INFO")
     torch.save({"state_dict": trained, "state_dict_ema": trained}, path)
     check_taken(path, trained)
-    assert "raw weights (state_dict), not those of state_dict_ema" in caplog.text
+    assert "trained weights (state_dict), not those of state_dict_ema" in caplog.text
     torch.save({"state_dict_ema": {**prefixed(trained, "net."), "projector.weight": torch.ones(1)}}, path)
     check_taken(path, trained)
     assert "averaged weights (state_dict_ema: net.), without projector.weight" in caplog.text

@@ -56,6 +56,17 @@ def test_no_cell_of_a_csv_file_is_a_formula_and_all_are_utf_8():
     assert row == ["'=cmd|' /C calc'!A0", "-1.5", "+3", "'@sum", "'-x", "caf\\udce9"]
 
 
+def test_headings_wrap_before_cells_do():
+    header = ["nodes and policy", "requests/s", "% of ideal", "p50 s", "p95 s", "p99 s", "layers missed", "% failed"]
+    row = ["10,000 sequential-skip", "0.252", "129.0 (91-184)", "96", "125", "204", "1.07", "0.0"]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(tables.terminal(header, [row]))
+    assert row[0] in capture.get()
+    assert capture.get().splitlines()[-1].split() == " ".join(row).split()
+    assert tables.terminal(["order", "ms / image"], [["0 1", "0.284"]]).columns[1].header == "ms / image"
+
+
 def test_the_names_of_long_classes_are_shown_whole_beside_other_long_cells():
     name = "a name of more than twenty letters"
     header = ["class", "images", "sequential", "sequential: taken for", "arbitrary, fixed: taken for"]

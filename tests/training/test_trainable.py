@@ -6,6 +6,7 @@ from helpers import DIGITS, QUIET, ROOT, SMALL, configs, train
 from torch.nn import functional as F
 
 from layershuffle.api.compose import compose
+from layershuffle.api.show_data import show_data
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.show_data import show_data_command
 from layershuffle.errors import UserError
@@ -167,3 +168,8 @@ def test_show_data_draws_a_column_for_each_epoch(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "drawn: seen.png\n"
     with Image.open("seen.png") as picture:
         assert picture.width > picture.height  # 2 rows of "evaluated", 3 epochs and "mixed"
+    (axis,) = show_data("mini_digits", "digits", "finetune", images=1, epochs=2).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["evaluated", "epoch 1", "epoch 2", "mixed"]
+    # Without a recipe every epoch shows the same.
+    (axis,) = show_data("mini_digits", "digits", images=1).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["evaluated", "every epoch"]

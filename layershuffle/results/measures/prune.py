@@ -6,7 +6,7 @@ from typing import ClassVar
 from matplotlib.figure import Figure
 
 from layershuffle.errors import UserError
-from layershuffle.results.figures.drawing import COLOURS, accuracy_panel, annotate
+from layershuffle.results.figures.drawing import COLOURS, accuracy_panel, annotate, legend_below
 from layershuffle.results.record import Measure, Results, register
 from layershuffle.results.table import Table
 
@@ -55,12 +55,13 @@ class Pruning(Measure):
                 axis.plot(*point, "D", color=COLOURS[2], markersize=5, label="the same in the sequence found")
             else:
                 line.append(point)
-                annotate(axis, str(kept), *point)
+                # Below the point: the sequence found, which is often a little better, would hide it above.
+                annotate(axis, str(kept), *point, (0, -13))
             if score.order == self.chosen:
                 axis.plot(*point, "o", color=COLOURS[1], markersize=11, fillstyle="none", label="chosen")
         axis.plot(*zip(*line), "o-", color=COLOURS[0], markersize=4, label="best layers, and their number")
         axis.set(xlim=(0, None))
-        figure.legend(loc="outside right center", frameon=False)
+        legend_below(figure)
         return figure
 
     def tables(self, results: Results) -> dict[str, Table]:
