@@ -46,6 +46,7 @@ COLUMNS: dict[str, Column] = {
     "6 of 12, in 2": in_steps(2, "random, half left out"),
 }
 
+
 def scores(run: Results, column: Column) -> list[Score]:
     """The scores of a run in the orders of a column."""
     protocol, variant = column
@@ -60,10 +61,8 @@ def mean(runs: list[Results], column: Column) -> float | None:
 
 def table(methods: list[list[Results]]) -> str:
     """A Markdown table with a row for each method, and a column for each kind of order that was scored."""
-    columns = {}
-    for name, column in COLUMNS.items():
-        if any(scores(run, column) for runs in methods for run in runs):
-            columns[name] = column
+    every_run = [run for runs in methods for run in runs]
+    columns = {name: column for name, column in COLUMNS.items() if any(scores(run, column) for run in every_run)}
     rows = []
     for runs in methods:
         accuracies = [percent(estimate([scores(run, column) for run in runs])) for column in columns.values()]
