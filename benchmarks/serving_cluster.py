@@ -118,6 +118,9 @@ class SleepingCluster(Cluster):
         # All nodes hold the same nothing, with the fingerprint that ``SleepingNode.weights`` returns.
         self._parts: Any = [None] * STEADY.layers
         self._fingerprints = [""] * STEADY.layers
+        self._loop = asyncio.get_running_loop()
+        self._count_metrics: Any = self._log.listener
+        self._log.listener = self._note
         await self.begin(STEADY, Policy())
 
     def _embed(self, images: torch.Tensor) -> tuple[np.ndarray, None]:
@@ -128,15 +131,16 @@ class SleepingCluster(Cluster):
         """How often each layer ran, where a model would have logits."""
         return torch.tensor(flight.tokens[0, 0, : STEADY.layers])
 
-    def _lose(self, name: str) -> None:
-        if name in self.killed:
-            self.detection.append(self._loop.time() - self.killed.pop(name))
-        super()._lose(name)
+    def _note(self, event: str, **more: Any) -> None:
+        """Note when the loss of a node is noticed that was killed. The log tells of each event when it happens."""
+        if event == "lost" and more["node"] in self.killed:
+            self.detection.append(self._loop.time() - self.killed.pop(more["node"]))
+        self._count_metrics(event, **more)
 
     async def begin(self, scenario: Scenario, policy: Policy) -> None:
         """Let all nodes take part in a scenario; those that were killed are started again."""
         self.policy = policy
-        self.router = Router(scenario.layers, policy)
+        self.router = self.dispatcher.router = Router(scenario.layers, policy)
 
         # These are the machines that the simulator samples, too.
         machines = {}
@@ -146,10 +150,14 @@ class SleepingCluster(Cluster):
         # A process is kept from one scenario to the next, because starting one takes a second.
         remote: Any = ray.remote  # Its types lack concurrency_groups.
         start_worker = remote(max_restarts=0, num_cpus=1, concurrency_groups={"watch": 1})(SleepingNode).remote
-        living = self._workers.keys() - self._gone.keys()
-        workers = {name: self._workers[name] if name in living else start_worker() for name in machines}
+        dispatcher = self.dispatcher
+        workers = {}
         settings = []
         for name, machine in machines.items():
+            if name in dispatcher.workers and name not in dispatcher.gone:
+                workers[name] = dispatcher.workers[name]
+            else:
+                workers[name] = start_worker()
             settings.append(workers[name].set_up.remote(machine.layers, machine.seconds, scenario.noise))
         await asyncio.gather(*settings)
         for name, machine in machines.items():
@@ -158,11 +166,11 @@ class SleepingCluster(Cluster):
     def kill(self, name: str) -> None:
         """Kill the process of a node."""
         self.killed[name] = self._loop.time()
-        os.kill(self._processes[name], signal.SIGKILL)
+        os.kill(self.process(name), signal.SIGKILL)
 
     def process(self, name: str) -> int:
         """The id of the process of a node that lives."""
-        return self._processes[name]
+        return self.dispatcher.processes[name]
 
     async def measure(self, scenario: Scenario) -> Measures:
         """What ``simulate`` measures of a scenario, on the real clock."""

@@ -4,10 +4,8 @@ import asyncio
 import math
 import os
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
 from typing import Any, Self, get_args
 
 import numpy as np
@@ -19,9 +17,9 @@ from layershuffle.errors import UserError, shown
 from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.plurals import counted
-from layershuffle.serving.actions import Action, Ended, Load, Run
 from layershuffle.serving.checks import check_numbers
-from layershuffle.serving.cluster_state import ClusterState, NodeState
+from layershuffle.serving.cluster_state import ClusterState
+from layershuffle.serving.dispatcher import Dispatcher
 from layershuffle.serving.event_log import EventLog
 from layershuffle.serving.flight import Flight
 from layershuffle.serving.model_parts import check_images, fingerprint, part_for
@@ -30,17 +28,14 @@ from layershuffle.serving.policy import Policy
 from layershuffle.serving.ray_connection import connect, ray_reason
 from layershuffle.serving.result import Result
 from layershuffle.serving.router import Router
-from layershuffle.serving.wire import Packed, newest_after, pack
-
-FIRST_ESTIMATE = 0.1
-"""The seconds that a node is expected to take for a step before it has run one."""
 
 
 class Cluster:
     """A model whose layers run on nodes: ``async with Cluster(model, 6) as cluster: await cluster.submit(images)``.
 
     The coordinator, which is this process, embeds images and classifies tokens. It keeps the state that a step reads
-    until the step is answered, so that nothing is lost with a node, and adds what the step changes to the newest state.
+    until the step is answered, so that nothing is lost with a node, and adds what the step changes to the newest state;
+    ``serving.dispatcher`` does that.
 
     Args:
         model: the model, in evaluation mode on the CPU.
@@ -60,8 +55,7 @@ class Cluster:
     Attributes:
         router: decides which node runs what.
         waiting: how many calls of ``submit`` wait for the window.
-        counts: how many requests "ended" and "failed", how many layers they "missed", how many "runs" of nodes were
-            answered, and how many "bytes" have travelled to nodes and back.
+        dispatcher: has the nodes and the requests that run, while the cluster does.
 
     Raises:
         UserError: if the model's base order reads older states, a step has no node, or a number or a word can't be; on
@@ -106,23 +100,10 @@ class Cluster:
         self.start_seconds = start_seconds
         self.router = Router(steps, self.policy)
         self.waiting = 0
-        self.counts = {"ended": 0, "failed": 0, "missed": 0, "runs": 0, "bytes": 0}
-
-        # By name of a node: the handle of its worker, and the id of its process, while it lives and after.
-        self._workers: dict[str, Any] = {}
-        self._processes: dict[str, int] = {}
-        self._gone: dict[str, int] = {}
-
-        self._numbers = count(1)
-        self._flights: dict[int, Flight] = {}
-        self._ended_at: deque[float] = deque(maxlen=1000)
-        self._tasks: set[asyncio.Task] = set()
-        self._timer: asyncio.TimerHandle | None = None
 
     # --- Begin and end ---------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(self.window)
         self._log = EventLog(self.event_log_path)
         self._log.write("started", time.time(), steps=len(self.model.order), policy=vars(self.policy), wire=self.wire)
@@ -131,6 +112,7 @@ class Cluster:
         except BaseException:
             self._log.close()
             raise
+        self.dispatcher = Dispatcher(self.router, self._ray, self._log, self.wire, self._load_parts)
         try:
             from layershuffle.serving.metrics import Metrics
 
@@ -142,33 +124,31 @@ class Cluster:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        for flight in self._flights.values():
-            if not flight.ended.done():
-                flight.ended.set_exception(UserError("the cluster has stopped"))
-        for worker in self._workers.values():
-            self._ray.kill(worker)
+        self.dispatcher.close()
         if self._owns_ray:
             await asyncio.to_thread(self._ray.shutdown)
         self._log.close()
 
     async def _start_nodes(self) -> None:
+        """Start a process for each node, let it load its steps, and let it take part."""
         from layershuffle.serving.worker import Worker
 
         self._parts = [part_for(self.model, step) for step in self.model.order]
         self._fingerprints = [fingerprint(part) for part in self._parts]
         self._check_memory()
 
-        # Importing torch takes seconds, so all processes are started before any is waited for.
+        # Nodes share the GPUs, if they compute on any.
         gpus = int(self._ray.cluster_resources().get("GPU", 0))
         share = gpu_share(self.accelerator, gpus, len(self.placement))
+        device = "cuda" if share else "cpu"
+
+        # Importing torch takes seconds, so all processes are started before any is waited for.
         start = Worker.options(scheduling_strategy="SPREAD", num_gpus=share).remote  # type: ignore[attr-defined]
         names = [f"node{number}" for number in range(len(self.placement))]
-        self._workers = {name: start(self.threads, "cuda" if share else "cpu") for name in names}
-        loading = [self._load_parts(self._workers[name], steps) for name, steps in zip(names, self.placement)]
+        workers = {name: start(self.threads, device) for name in names}
+        # The dispatcher kills them at the end, also if they never join.
+        self.dispatcher.workers.update(workers)
+        loading = [self._load_parts(workers[name], steps) for name, steps in zip(names, self.placement)]
         try:
             await asyncio.wait_for(asyncio.gather(*loading), self.start_seconds)
         except TimeoutError as error:
@@ -179,12 +159,14 @@ class Cluster:
         except self._ray.exceptions.RayError as error:
             raise UserError(f"a node could not load its layers: {ray_reason(error)}") from error
         for name, steps in zip(names, self.placement):
-            await self.join(name, self._workers[name], steps)
+            await self.join(name, workers[name], steps)
 
     def _check_memory(self) -> None:
         """Raise a UserError if the nodes would hold more than the cluster has memory for."""
         sizes = [_bytes_of(part) for part in self._parts]
-        needed = sum(sizes[index] for steps in self.placement for index in steps)
+        needed = 0
+        for steps in self.placement:
+            needed += sum(sizes[index] for index in steps)
         available = self._ray.cluster_resources().get("memory", math.inf)
         if needed > available:
             raise UserError(
@@ -193,6 +175,7 @@ class Cluster:
             )
 
     async def _load_parts(self, worker: Any, steps: Sequence[int]) -> None:
+        """Send a worker the parts of the model that run these steps."""
         for index in steps:
             await worker.hold.remote(index, self._parts[index], self.model.order[index])
 
@@ -211,14 +194,7 @@ class Cluster:
         for index in steps:
             if weights.get(index) != self._fingerprints[index]:
                 raise UserError(f"{name} is refused: its weights of step {index} aren't those of the model")
-        if name in self._processes:
-            self._lose(name)
-        self._workers[name] = worker
-        self._processes[name] = await worker.process.remote()
-        self._gone.pop(name, None)
-        self._log.write("joined", time.time(), node=name, steps=[*steps], process=self._processes[name])
-        self._perform(self.router.join(name, steps, FIRST_ESTIMATE, self._loop.time()))
-        self._in_background(self._watch(name, worker))
+        await self.dispatcher.join(name, worker, steps)
 
     # --- Requests --------------------------------------------------------------------------------------------
 
@@ -237,8 +213,8 @@ class Cluster:
         check_images(images, self.model)
         async with self._slot_of_window(arrived):
             tokens, context = await asyncio.to_thread(self._embed, images)
-            flight = Flight(tokens, context, self._loop.create_future())
-            ended = await self._run_layers(flight, arrived)
+            flight = Flight(tokens, context, asyncio.get_running_loop().create_future())
+            ended = await self.dispatcher.run_layers(flight, arrived)
             logits = await asyncio.to_thread(self._classify, flight)
         if not bool(logits.isfinite().all()):
             raise UserError("the model's answer is no number (NaN): its weights or the images are out of range")
@@ -246,6 +222,7 @@ class Cluster:
 
     @asynccontextmanager
     async def _slot_of_window(self, arrived: float | None) -> AsyncIterator[None]:
+        """Wait until a request may run, and let it count as running in this context."""
         due = None
         if arrived is not None and self.policy.answer_by is not None:
             due = arrived + self.policy.answer_by
@@ -264,177 +241,34 @@ class Cluster:
         finally:
             self._slots.release()
 
-    async def _run_layers(self, flight: Flight, arrived: float | None) -> Ended:
-        """Run a request through the layers, so that its tokens are those after the last; UserError if it fails."""
-        number = next(self._numbers)
-        self._flights[number] = flight
-        try:
-            self._perform(self.router.submit(number, self._loop.time(), arrived))
-            ended = await flight.ended
-        finally:
-            del self._flights[number]
-            # Does something only if the caller has gone, whose request then needn't go on.
-            self._perform(self.router.cancel(number, self._loop.time()))
-        if ended.failed:
-            reason = f"was not done within {self.policy.request_deadline:g} s: too few nodes are left, or too slow"
-            raise UserError(f"request {number} {flight.error or reason}")
-        return ended
-
     @torch.inference_mode()
     def _embed(self, images: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         tokens, context = self.model.embed(images)
-        return tokens.numpy(), None if context is None else context.numpy()
+        if context is None:
+            return tokens.numpy(), None
+        return tokens.numpy(), context.numpy()
 
     @torch.inference_mode()
     def _classify(self, flight: Flight) -> Tensor:
         return self.model.classify(State(torch.tensor(flight.tokens))).logits
 
-    # --- What the router wants -------------------------------------------------------------------------------
-
-    def _perform(self, actions: list[Action]) -> None:
-        """Do what the router says, and come back when it next has something to do."""
-        for action in actions:
-            if isinstance(action, Run):
-                # It reads the newest state of this moment, and not of the later one in which it is sent.
-                read = self._flights[action.request].tokens
-                self._in_background(self._run(action, read))
-            elif isinstance(action, Load):
-                self._in_background(self._load(action))
-            else:
-                self._end(action)
-        if self._timer is not None:
-            self._timer.cancel()
-        due = self.router.next_time()
-        if due < math.inf:
-            self._timer = self._loop.call_at(due, self._tick)
-
-    def _tick(self) -> None:
-        self._perform(self.router.tick(self._loop.time()))
-
-    def _end(self, ended: Ended) -> None:
-        flight = self._flights.get(ended.request)
-        self._log.ended(ended, time.time(), 0 if flight is None else flight.bytes)
-        self.counts["failed" if ended.failed else "ended"] += 1
-        self.counts["missed"] += len(ended.missed)
-        self._ended_at.append(self._loop.time())
-        if flight is not None and not flight.ended.done():
-            flight.ended.set_result(ended)
-
-    async def _run(self, run: Run, read: np.ndarray) -> None:
-        """Let a node run layers on the state ``read`` of a request, and add its answer if that still counts."""
-        name = str(run.node)
-        worker = self._workers[name]
-        flight = self._flights.get(run.request)
-        if flight is None:  # Its caller has gone.
-            self._perform(self.router.answered(run, self._loop.time()))
-            return
-        try:
-            answer = await self._send(run, worker, read, flight)
-        except self._ray.exceptions.RayActorError as error:
-            self._unreachable(name, worker, error)
-            return
-        except self._ray.exceptions.RayError as error:
-            # The node lives but can't run this: another one couldn't either, or it would take all down one by one.
-            self._log.write("error", time.time(), node=name, request=run.request, why=ray_reason(error))
-            if self.router.is_current(run):
-                flight.error = f"could not be run by {name}: {ray_reason(error)}"
-                self._perform(self.router.cancel(run.request, self._loop.time()))
-        else:
-            if self.router.is_current(run):
-                flight.tokens = newest_after(answer, read, flight.tokens, self.wire)
-            else:
-                self._log.write("late", time.time(), node=name, request=run.request)
-        self._perform(self.router.answered(run, self._loop.time()))
-
-    async def _send(self, run: Run, worker: Any, read: np.ndarray, flight: Flight) -> Packed:
-        """Send a state to a node, and count what travels to it and back."""
-        sent = pack(read, self.wire)
-        sent_bytes = sent.nbytes + (0 if flight.context is None else flight.context.nbytes)
-        self._count_bytes(flight, sent_bytes)
-        answer: Packed = await worker.run.remote(sent, flight.context, run.layers, run.position, self.wire)
-        self._count_bytes(flight, answer.nbytes)
-        self.counts["runs"] += 1
-        return answer
-
-    def _count_bytes(self, flight: Flight, number: int) -> None:
-        flight.bytes += number
-        self.counts["bytes"] += number
-
-    async def _load(self, load: Load) -> None:
-        """Let a node load another layer."""
-        name = str(load.node)
-        worker = self._workers[name]
-        try:
-            await self._load_parts(worker, [load.layer])
-        except self._ray.exceptions.RayActorError as error:
-            self._unreachable(name, worker, error)
-            return
-        except self._ray.exceptions.RayError as error:
-            self._log.write("error", time.time(), node=name, why=ray_reason(error))
-            self._ray.kill(worker)  # It has too little memory, and what it holds can be loaded elsewhere.
-            return
-        self._log.write("loaded", time.time(), node=name, step=load.layer)
-        self._perform(self.router.answered(load, self._loop.time()))
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)  # The event loop itself would forget a task that nobody holds.
-        task.add_done_callback(self._tasks.discard)
-
-    # --- Nodes that go ---------------------------------------------------------------------------------------
-
-    async def _watch(self, name: str, worker: Any) -> None:
-        """Notice that a node is gone even while it has nothing to do."""
-        try:
-            await worker.watch.remote()
-        except self._ray.exceptions.RayActorError as error:
-            self._unreachable(name, worker, error)
-
-    def _unreachable(self, name: str, worker: Any, error: Exception) -> None:
-        if self._workers.get(name) is not worker or name in self._gone:
-            return  # It is known already.
-        if isinstance(error, self._ray.exceptions.ActorUnavailableError):
-            self._log.write("suspected", time.time(), node=name)
-            self._perform(self.router.suspect(name, self._loop.time()))
-            self._in_background(self._recover(name, worker))
-        else:
-            self._lose(name)
-
-    async def _recover(self, name: str, worker: Any) -> None:
-        """Wait until a node that may live can be reached again, or is known to be gone."""
-        while True:
-            await asyncio.sleep(0.5)
-            try:
-                await worker.process.remote()
-            except self._ray.exceptions.ActorUnavailableError:
-                continue
-            except self._ray.exceptions.RayActorError:
-                self._lose(name)
-                return
-            self._perform(self.router.recover(name, self._loop.time()))
-            self._in_background(self._watch(name, worker))
-            return
-
-    def _lose(self, name: str) -> None:
-        self._log.write("lost", time.time(), node=name)
-        self._gone[name] = self._processes.pop(name)
-        self._perform(self.router.lose(name, self._loop.time()))
-
     # --- What is known ---------------------------------------------------------------------------------------
 
     def state(self) -> ClusterState:
         """The nodes and the queue at this moment."""
-        nodes = [NodeState.of(node, self._processes.get(str(node.key))) for node in self.router.nodes()]
-        nodes += [NodeState.gone(name, process) for name, process in self._gone.items()]
-        now = self._loop.time()
+        counts = self.dispatcher.counts
         return ClusterState(
             steps=len(self.model.order),
-            nodes=nodes,
-            in_flight=len(self._flights),
+            nodes=self.dispatcher.node_states(),
+            in_flight=len(self.dispatcher.flights),
             waiting=self.waiting,
-            rate=sum(ended_at > now - 5 for ended_at in self._ended_at) / 5,
+            rate=self.dispatcher.rate(),
             late=self.router.late,
-            **self.counts,
+            ended=counts.ended,
+            failed=counts.failed,
+            missed=counts.missed,
+            runs=counts.runs,
+            bytes=counts.bytes,
         )
 
 

@@ -336,7 +336,7 @@ def test_a_node_joins_again_unless_its_weights_differ(served, small):
         other.layers[2].mlp.fc1.weight[0, 0] += 1e-3
 
     async def join():
-        actor = cluster._workers["node0"]
+        actor = cluster.dispatcher.workers["node0"]
         await actor.hold.remote(2, part_for(other, other.order[2]), other.order[2])
         with pytest.raises(UserError, match="its weights of step 2 aren't those"):
             await cluster.join("another", actor, [2])
@@ -439,7 +439,7 @@ def test_a_client_that_vanishes(served):
 def test_ray_is_told_what_the_log_says(served, metrics):
     _, _, cluster, log = served
     ended = [event for event in events(log, "ended") if not event["failed"]]
-    assert metrics["layershuffle_requests_ended"] == len(ended) == cluster.counts["ended"]
+    assert metrics["layershuffle_requests_ended"] == len(ended) == cluster.state().ended
     assert metrics["layershuffle_requests_failed"] == len(events(log, "ended")) - len(ended) > 0
     assert metrics["layershuffle_request_seconds"] == pytest.approx(sum(event["seconds"] for event in ended))
     assert metrics["layershuffle_nodes_lost"] == len(events(log, "lost")) > 0
@@ -456,7 +456,7 @@ def test_missed_layers_are_counted(metrics):
 def test_without_any_node_requests_fail_at_their_deadline(served):
     """This one comes last: no node is left after it."""
     runner, _, cluster, log = served
-    failed, before = cluster.counts["failed"], len(events(log, "ended"))
+    failed, before = cluster.state().failed, len(events(log, "ended"))
 
     async def submit():
         for process in processes(cluster).values():
@@ -466,7 +466,7 @@ def test_without_any_node_requests_fail_at_their_deadline(served):
         assert all("too few nodes are left" in str(error) for error in found)
 
     runner.run(submit())
-    assert cluster.counts["failed"] == failed + 3
+    assert cluster.state().failed == failed + 3
     assert [event["failed"] for event in events(log, "ended")[before:]] == [True] * 3
     assert {node.status for node in cluster.state().nodes} == {"gone"}
 
