@@ -316,7 +316,8 @@ def test_files_are_written_before_lines_that_nobody_may_read(checkpoint, picture
     with pytest.raises(BrokenPipeError):
         predict_command(["best.ckpt", "pictures", "--output", "found.csv"])
     assert len(Path("found.csv").read_text().splitlines()) == 1 + 5 * len(pictures)
-    assert capsys.readouterr().err == "predictions: found.csv\n"
+    # On a busy machine, lines of progress stand before it.
+    assert capsys.readouterr().err.endswith("predictions: found.csv\n")
 
 
 def test_what_can_not_be_written_is_printed(checkpoint, pictures, monkeypatch, capsys):
