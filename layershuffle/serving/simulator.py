@@ -284,7 +284,7 @@ class _Simulation:
         self._schedule(seconds + message, index, partial(self._answer, task))
 
     def _noise(self) -> float:
-        """By what the time of a step is multiplied, 1 in the mean."""
+        """By what the time of a step is multiplied, 1 on average."""
         deviation = self.scenario.noise
         if not deviation:
             return 1.0

@@ -211,7 +211,7 @@ class ByClassCounts(Measure):
         if self._has_bars:
             return (
                 "The most frequent mistakes. A as B: images of class A are taken for class B. 3 of 4: that happens to "
-                "3 of the 4 images of class A; with several orders, in the mean."
+                "3 of the 4 images of class A, on average over the orders."
             )
         return f"{self.caption[:-1]}: of the images of each class (row) the percentage taken for each (column)."
 
