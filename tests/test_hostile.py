@@ -67,7 +67,7 @@ def test_a_results_file_of_10_gb_is_not_read(tmp_path):
     assert "has more than 1,048,576 bytes" in said
     assert taken < 8 << 20
     assert reading.MAX_JSON_BYTES < 1 << 30
-    with pytest.raises(UserError, match="there are no results files below"):
+    with pytest.raises(UserError, match="there are no results in"):
         collect(tmp_path)
 
 

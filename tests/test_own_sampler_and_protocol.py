@@ -164,4 +164,4 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
 )
 def test_protocols_that_cannot_be_say_why(capsys, code, complaint):
     Path("my_protocols.py").write_text(f"from layershuffle.orders.protocols import protocol\n{code}\n")
-    assert complaint in fails(capsys, evaluate_command, "best.ckpt", "--protocols", "my_protocols.mine")
+    assert complaint in fails(capsys, evaluate_command, "mini_digits", "--protocols", "my_protocols.mine")

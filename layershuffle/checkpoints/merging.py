@@ -50,7 +50,8 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
     metadata = replace(
         first.metadata,
         method=f"{first.metadata.method}-merged",
-        seed=seed,
+        # Checkpoints hold plain numbers alone, and an option's may be of a type of its own.
+        seed=int(seed),
         merged={"sources": sources, "layers": list(source_of_layer.values())},
         wandb=None,
     )

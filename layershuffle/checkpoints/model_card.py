@@ -97,7 +97,7 @@ def _origin(info: ModelInfo) -> str:
 def _training(loaded: LoadedModel) -> str:
     """The data that the model was trained on and the command that trained it, as far as they are known."""
     text = ""
-    if loaded.data:
+    if loaded.data and "class" in loaded.data:
         text += f"Data: {plain(loaded.data['class'])}.\n"
     if loaded.command:
         command = "".join(f"    {line.strip()}\n" for line in loaded.command.splitlines())

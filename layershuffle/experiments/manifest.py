@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from layershuffle import typed_json
 from layershuffle.errors import UserError
 from layershuffle.experiments.runs import Run
 from layershuffle.files import read_json, write_whole
-from layershuffle.results import typed_json
 
 NAME = "experiment.json"
 

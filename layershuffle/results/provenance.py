@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from layershuffle import typed_json
 from layershuffle.errors import UserError
-from layershuffle.results import typed_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from matplotlib.figure import Figure
 
+from layershuffle import typed_json
 from layershuffle.errors import UserError, shown
 from layershuffle.files import read_json, write_whole
-from layershuffle.results import typed_json
 from layershuffle.results.provenance import DataInfo, Environment, EvaluationInfo, ModelInfo
 from layershuffle.results.score import Score, ScoreColumns, read_scores
 from layershuffle.results.table import Table

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from layershuffle import typed_json
 from layershuffle.errors import UserError
 from layershuffle.plurals import counted
-from layershuffle.results import typed_json
 
 Variant = dict[str, str | int | float | bool]
 """What distinguishes orders of the same protocol, such as {"kept": 6, "strategy": "first"}."""

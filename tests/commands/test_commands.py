@@ -515,7 +515,7 @@ def test_checkpoints_that_are_none(capsys, compared, tmp_path):
         "code.ckpt": "holds code",
         "list.ckpt": "holds a list",
         "folder": "config.json",
-        "nowhere.ckpt": "no file nowhere.ckpt",
+        "nowhere.ckpt": "no file or folder nowhere.ckpt",
         "vit_nope": "vit_nope",
     }.items():
         assert complaint in fails(capsys, evaluate_command, name), name

@@ -31,6 +31,7 @@ from layershuffle.orders.recorded import read_orders
 from layershuffle.results import ModelInfo
 from layershuffle.serving.actions import Ended
 from layershuffle.serving.cluster import Cluster
+from layershuffle.serving.dispatcher import Dispatcher
 from layershuffle.serving.event_log import EventLog
 from layershuffle.serving.http_server import MAX_BYTES, HttpServer, listening
 from layershuffle.serving.metrics import Metrics
@@ -232,7 +233,7 @@ def test_several_layers_run_at_a_time_and_the_logits_are_those_of_the_recorded_o
 def test_a_request_is_at_as_many_nodes_at_a_time_as_the_policy_allows(served, monkeypatch):
     """Messages take 50 ms more, so that the layers that can run at a time do."""
     runner, _, cluster, _ = served
-    send = Cluster._send
+    send = Dispatcher._send
 
     under_way = 0
     most = 0
@@ -245,7 +246,7 @@ def test_a_request_is_at_as_many_nodes_at_a_time_as_the_policy_allows(served, mo
         under_way -= 1
         return await send(*arguments)
 
-    monkeypatch.setattr(Cluster, "_send", send_slowly)
+    monkeypatch.setattr(Dispatcher, "_send", send_slowly)
     (images,) = pictures(1)
     for width in (1, 2, 3):
         most = 0
@@ -296,12 +297,12 @@ def test_what_travels_is_counted(served, wire, share, tolerance):
     """Each of four steps takes a state to a node, and one back; int8 has a scale for each token of 32 numbers."""
     runner, model, cluster, log = served
     (images,) = pictures(1)
-    cluster.wire = wire
+    cluster.dispatcher.wire = wire
     before = cluster.state()
     try:
         result = runner.run(cluster.submit(images))
     finally:
-        cluster.wire = "float32"
+        cluster.dispatcher.wire = "float32"
     tokens = model.embed(images).tokens
     assert result.bytes == events(log, "ended")[-1]["bytes"] == pytest.approx(4 * 2 * share * tokens.nbytes, rel=0.01)
     assert (cluster.state().bytes - before.bytes, cluster.state().runs - before.runs) == (result.bytes, 4)

@@ -197,7 +197,7 @@ def test_what_cannot_be_simulated_is_refused(tmp_path, capsys):
     assert "straggler can't be 0.0" in fails(capsys, simulate_command, "--straggler", "0")
     for name in ("spread", "noise"):
         assert name in fails(capsys, simulate_command, f"--{name}=1e9")
-    assert "3 kills" in fails(capsys, simulate_command, "--kills", "3", "--cluster_sizes", "12")
+    assert "killed or stopped (3)" in fails(capsys, simulate_command, "--kills", "3", "--cluster_sizes", "12")
     assert "--event_log" in fails(capsys, simulate_command, "--event_log", str(tmp_path / "log"))
 
 

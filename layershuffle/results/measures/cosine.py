@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 from matplotlib.figure import Figure
 
+from layershuffle import typed_json
 from layershuffle.errors import UserError
-from layershuffle.results import typed_json
 from layershuffle.results.figures.drawing import heat_map
 from layershuffle.results.record import Measure, Results, register
 from layershuffle.results.table import Table

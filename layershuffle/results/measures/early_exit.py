@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from layershuffle import typed_json
 from layershuffle.errors import UserError
-from layershuffle.results import typed_json
 from layershuffle.results.record import Measure, Results, register
 from layershuffle.results.table import Table
 

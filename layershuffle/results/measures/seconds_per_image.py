@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from layershuffle import typed_json
 from layershuffle.errors import UserError
-from layershuffle.results import typed_json
 from layershuffle.results.figures.drawing import (
     COLOURS,
     STRATEGIES,

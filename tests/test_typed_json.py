@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from layershuffle import typed_json
 from layershuffle.errors import UserError
-from layershuffle.results import typed_json
 
 
 @dataclass(frozen=True)
