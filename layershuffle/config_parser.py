@@ -60,6 +60,8 @@ class ConfigParser(ArgumentParser):
                     f"{path} holds no options: a config is a mapping, such as 'trainer: {{max_epochs: 20}}'"
                 )
         config = super().parse_args(args, *rest, **kwargs)
+        for key, value in list(config.items()):
+            config[key] = _plain(value)
         # Here and not before, because a config file may hold a key as well as an option.
         refuse_secrets(config.as_dict())
         return config
@@ -245,6 +247,18 @@ def refuse_secrets(config: Any, path: str = "") -> None:
         raise UserError(
             f"{path} would be saved with the run: set the environment variable WANDB_API_KEY, or use wandb login"
         )
+
+
+def _plain(value: Any) -> Any:
+    """A value with plain numbers in place of jsonargparse's bounded ones, whose classes no checkpoint can hold."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, bool):
+        return value
+    for number in (int, float):
+        if isinstance(value, number):
+            return number(value)
+    return value
 
 
 def _with_underscores(arg: str) -> str:

@@ -50,8 +50,7 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
     metadata = replace(
         first.metadata,
         method=f"{first.metadata.method}-merged",
-        # Checkpoints hold plain numbers alone, and an option's may be of a type of its own.
-        seed=int(seed),
+        seed=seed,
         merged={"sources": sources, "layers": list(source_of_layer.values())},
         wandb=None,
     )

@@ -60,8 +60,7 @@ class StepOrders:
         self.sampler = sampler
         self.model_order = model_order
         self.fixed_orders = fixed_orders
-        # jsonargparse's numbers within bounds have a class of their own, which no checkpoint can hold.
-        self.seed = int(seed)
+        self.seed = seed
         self.orders_per_batch = orders_per_batch
         self.progress = progress
         self.processes = 1
