@@ -21,7 +21,7 @@ def make_folder(namespace: dict) -> None:
     """The folder that a page's examples run in, and the command ``layershuffle`` on their path."""
     namespace["folder"] = folder = Path(tempfile.mkdtemp())
     shutil.copytree(ROOT / "docs", folder / "docs")
-    shutil.copytree(ROOT / "docs/reproduction/fashion_mnist", folder / "experiments/quickstart/fashion_mnist")
+    shutil.copytree(ROOT / "results/reproduction/fashion_mnist", folder / "experiments/quickstart/fashion_mnist")
     command = folder / "bin" / "layershuffle"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m layershuffle "$@"\n')

@@ -9,16 +9,16 @@ kills processes of this machine, so the nodes must run here, and fails unless ea
 The simulator's ways of routing against the rate of kills, patience and so on, in two minutes; and the same scenarios
 on a real Ray cluster and in the simulator, in four minutes. Its nodes sleep in place of computing:
 
-    python -m benchmarks.serving sweeps docs/results/serving/sweeps.json
-    python -m benchmarks.serving cluster docs/results/serving/cluster.json
+    python -m benchmarks.serving sweeps results/serving/sweeps.json
+    python -m benchmarks.serving cluster results/serving/cluster.json
 
 Latency and throughput against the number of nodes that a request may be at, in a few minutes in the simulator, and in
-six on twelve real processes; what an early answer costs models' accuracy, and what fewer bytes do. ``docs/serving.py``
-makes the tables and the picture of docs/serving.md of the files:
+six on twelve real processes; what an early answer costs models' accuracy, and what fewer bytes do.
+``results/serving.py`` makes the tables and the picture of docs/serving.md of the files:
 
-    python -m benchmarks.serving widths docs/results/serving/widths.json
-    python -m benchmarks.serving processes --output docs/results/serving/processes.json
-    python -m benchmarks.serving answers SEED0.ckpt SEED1.ckpt --output docs/results/serving/answers.json
+    python -m benchmarks.serving widths results/serving/widths.json
+    python -m benchmarks.serving processes --output results/serving/processes.json
+    python -m benchmarks.serving answers SEED0.ckpt SEED1.ckpt --output results/serving/answers.json
     python -m benchmarks.serving wire best.ckpt
 
 ``processes`` can also measure nodes behind a network that takes its time, see ``benchmarks.delayed_link``:

@@ -46,7 +46,7 @@ def test_a_folder_has_the_published_weights_and_a_card(model):
 
 @every
 def test_scores_are_those_of_the_results_file(model):
-    results = Results.load(ROOT / "docs" / "results" / "published" / f"{model.name}.json")
+    results = Results.load(ROOT / "results" / "published" / f"{model.name}.json")
     assert results.model.sha256 == load(model.name).info.sha256
 
     def percent(protocol, **variant):

@@ -1,6 +1,6 @@
 """Makes the tables and the pictures of docs/width.md from results files.
 
-    python docs/width.py docs/results/width/glyphs baseline layershuffle --picture docs/results/width/glyphs.png
+    python results/width.py results/width/glyphs baseline layershuffle --picture results/width/glyphs.png
 
 The first argument is a folder METHOD/SEED/results.json; the methods to show follow, by default all.
 """

@@ -1,6 +1,6 @@
 """Asks whether a scale between the sum and the mean of a group's changes is better than both, for docs/width.md.
 
-    python docs/width_scales.py experiments/width/glyphs/layershuffle/seed0/best.ckpt
+    python results/width_scales.py experiments/width/glyphs/layershuffle/seed0/best.ckpt
 
 The change of a group of n layers is the sum of its members' changes times n**-power: power 0 is the sum, 1 the mean.
 Prints the accuracy in percent in random groups of glyphs, a line for each power.

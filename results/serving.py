@@ -1,6 +1,6 @@
 """Makes the tables and the picture of several layers at a time in docs/serving.md from results files.
 
-    python docs/serving.py docs/results/serving --picture docs/results/serving/widths.png
+    python results/serving.py results/serving --picture results/serving/widths.png
 
 The folder has what ``python -m benchmarks.serving`` wrote: widths.json, answers.json and processes.json.
 """

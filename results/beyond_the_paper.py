@@ -1,6 +1,6 @@
 """Makes the tables and the picture of docs/beyond_the_paper.md from results files.
 
-    python docs/beyond_the_paper.py docs/results/beyond_the_paper/glyphs baseline layershuffle
+    python results/beyond_the_paper.py results/beyond_the_paper/glyphs baseline layershuffle
 
 The first argument is a folder METHOD/SEED/results.json; the methods to show follow, by default all. ``--failing FILE``
 plots accuracy against the probability that a layer is dead, and ``--longer FILE`` against the length of the training.
