@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from layershuffle.commands.logs import set_up_logging
 from layershuffle.hardware import fastest_precision, wait
-from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
+from layershuffle.orders.sampler import OrderSampler
+from layershuffle.orders.samplers import LayerDrop, Shuffle
 from layershuffle.training.callbacks import ThroughputLogger
 from layershuffle.training.module import FineTuner
 from layershuffle.training.objectives import StepKey

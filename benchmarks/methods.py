@@ -14,7 +14,8 @@ import torch
 from timm.optim.muon import Muon as TimmMuon
 
 from benchmarks.common import arguments, ratio, report, take_turns
-from layershuffle.orders.samplers import OrderSampler, RandomSubset, Shuffle
+from layershuffle.orders.sampler import OrderSampler
+from layershuffle.orders.samplers import RandomSubset, Shuffle
 from layershuffle.training.compute import layers_run
 from layershuffle.training.module import FineTuner
 from layershuffle.training.muon import Muon
@@ -44,7 +45,7 @@ class FullDepth:
         self.module = FineTuner(
             "vit_base_patch16_224",
             CLASSES,
-            sampler,
+            sampler=sampler,
             orders_per_batch=orders_per_batch,
             optimizer=partial(optimizer, lr=1e-4),
             compile=args.compile,

@@ -13,7 +13,7 @@ from layershuffle.config_files import known, nearest
 from layershuffle.errors import UserError
 from layershuffle.orders.named import NAMED
 from layershuffle.orders.protocols import PROTOCOLS
-from layershuffle.orders.samplers import all_samplers
+from layershuffle.orders.sampler import all_samplers
 from layershuffle.published_models import PUBLISHED
 
 SECTIONS = {

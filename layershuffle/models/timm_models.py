@@ -4,19 +4,17 @@ timm is imported where it is used: that takes most of a second, for which a comm
 """
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layershuffle.errors import UserError, is_network_error, last_line
+from layershuffle.errors import UserError
 from layershuffle.models.backbones import Head
 from layershuffle.models.layers import layer_of, take_layers
-from layershuffle.models.state_dicts import some_of
+from layershuffle.models.timm_errors import explained, unknown_model, weights_not_fetched
 from layershuffle.models.weights import read_backbone
 from layershuffle.plurals import counted
 
@@ -27,28 +25,24 @@ CONNECTION_SECONDS = 5
 DINOV3_BIASES = (".attn.q_bias", ".attn.v_bias", ".attn.qkv.bias")
 """How the names of the biases of queries and values end: timm's in an Eva, and those of DINOv3's authors."""
 
-SIZE_MISMATCH = re.compile(
-    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from checkpoint, "
-    r"the shape in current model is torch\.Size\(\[(.*?)\]\)"
-)
-"""How torch says that weights have another shape: the name, the shape in the file and that in the model."""
-
 
 def make_timm_model(name: str, num_classes: int, pretrained: bool | str, timm_args: Mapping[str, Any]) -> nn.Module:
     """Make a timm model; the arguments are those of ``create_model``, which says what is raised."""
     import timm
 
     if not timm.is_model(name):  # timm.create_model would also look in folders and on the hub.
-        raise _unknown(name)
+        raise unknown_model(name)
     if num_classes < 1:
         raise UserError(f"{name} needs to know how many classes there are: it has no classifier of its own")
     depth = timm_args.get("depth")
     if depth is not None and depth < 1:
         raise UserError(f"a model has one layer or more, not {depth}")
+
+    # timm passes arguments and weights on to many places, each of which raises errors of its own.
     try:
         vit = _make(name, num_classes, pretrained, dict(timm_args))
     except Exception as error:
-        raise _explained(error, name, pretrained) from error
+        raise explained(error, name, pretrained) from error
 
     # Otherwise the model would keep a second copy of the weights, and the path of their file.
     cfg: Any = vit.pretrained_cfg
@@ -83,6 +77,8 @@ def classes_of(path: str, name: str, head: Head = "average") -> int | None:
         width = _width_of(weights, cfg)
     except KeyError:
         return None
+
+    # A distilled DeiT has two classifiers, and everything else one.
     names = _classifiers(cfg)
     counts = [_classes_of_head(weights, classifier, width) for classifier in names]
     if head == "average" and counts[0] is not None and None in counts:
@@ -100,7 +96,8 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
     if pretrained is True and "pretrained_cfg_overlay" not in timm_args:
         timm_args.update(_cached(name))
 
-    # timm's weights of a whole model need no preparation.
+    # timm loads its own weights of a whole model by itself. Those of a file, and those of which a shallower model takes
+    # the first layers, are read here and given to timm in their place.
     depth = timm_args.get("depth")
     replacement = None
     if isinstance(pretrained, str):
@@ -125,6 +122,7 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
         vit.pretrained_cfg = PretrainedCfg().to_dict()
         if replacement:
             vit.load_state_dict(replacement.overlay["state_dict"])
+
     if replacement and replacement.new_heads:
         logger.info("new classifier: %s", " and ".join(replacement.new_heads))
         # Some families start from small logits: they scale down a new head.
@@ -140,14 +138,19 @@ def _without_zero_biases(weights: dict[str, Tensor], name: str, timm_args: Mappi
     """
     import timm
 
+    # A plain ViT has qkv.bias, too. An Eva's biases are apart from each other, and only DINOv3's authors call the
+    # registers storage tokens.
     biases = [weight for weight in weights if weight.endswith(DINOV3_BIASES)]
     is_eva = "storage_tokens" in weights or any(not bias.endswith(".qkv.bias") for bias in biases)
     if not is_eva:
         return weights
+
+    # Only the names of the model's parameters are needed, so it is made without values.
     with torch.device("meta"):
         names = timm.create_model(name, **timm_args).state_dict()
     if any(weight.endswith(DINOV3_BIASES) for weight in names):
         return weights
+
     for bias in biases:
         if weights[bias].any():
             raise RuntimeError(f"it has {bias} besides, which is not zero")
@@ -181,11 +184,14 @@ class _ReplacementWeights:
         for head in _classifiers(cfg):
             if _classes_of_head(weights, head, width) != num_classes:
                 new_heads.append(head)
+                # As timm initialises them.
                 weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, width), std=0.02)
                 weights[f"{head}.bias"] = torch.zeros(num_classes)
 
+        # timm's configuration may name a reader of the authors' own file format, which a state dict doesn't need.
         overlay: dict[str, Any] = {"state_dict": weights, "custom_load": False, "num_classes": num_classes}
         if cfg:
+            # timm adapts the first convolution from as many channels as its configuration says these weights have.
             channels = weights[f"{_first_layer(cfg)}.weight"].shape[1]
             overlay["input_size"] = (channels, *cfg.input_size[1:])
         return cls(overlay, new_heads)
@@ -254,58 +260,12 @@ def _cached(name: str) -> dict[str, Any]:
     path = hub.try_to_load_from_cache(repository, **location)
     if isinstance(path, str):
         return {"pretrained_cfg_overlay": {"file": path, "custom_load": False}}
+
+    # A short question about the file shows whether there is a network at all.
     try:
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, **location), timeout=CONNECTION_SECONDS)
     except hub.errors.EntryNotFoundError:
         pass  # The file has another name, which timm finds.
     except Exception as error:
-        raise _not_fetched(name, error) from error
+        raise weights_not_fetched(name, error) from error
     return {}
-
-
-def _unknown(name: str) -> UserError:
-    text = f"timm has no model named {name}: timm.list_models('vit*') lists those it has"
-    if Path(name).exists():
-        text += f"; to start from the weights in {name}, name their model and give --model.pretrained {name}"
-    return UserError(text)
-
-
-def _not_fetched(name: str, error: Exception) -> UserError:
-    return UserError(
-        f"the pretrained weights of {name} could not be fetched ({type(error).__name__}): without a network, download "
-        "them elsewhere and give their path (--model.pretrained of layershuffle train, --pretrained of the other "
-        "commands)"
-    )
-
-
-def _explained(error: Exception, name: str, pretrained: bool | str) -> Exception:
-    """The one-line error to raise in place of an error of ``timm.create_model``."""
-    if isinstance(error, UserError):
-        return error
-    if "Invalid pretrained tag" in str(error):
-        return _unknown(name)
-    if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
-        return UserError(f"{pretrained} holds weights of another backbone than {name}: {_difference(error)}")
-    if is_network_error(error):
-        return _not_fetched(name, error)
-    return UserError(f"{name} can't be created with these arguments: {last_line(error)}")
-
-
-def _difference(error: Exception) -> str:
-    """How weights differ from those of a model, by the error that torch or a missing weight raised."""
-    mismatches = SIZE_MISMATCH.findall(str(error))
-    # With another width nearly all weights differ, among them a classifier that was made for the file.
-    for weight, in_file, in_model in mismatches:
-        if weight.endswith(".norm1.weight"):
-            return f"its tokens have {in_file} features, and those of the model {in_model}"
-    # torch lists all names, which can be hundreds.
-    listed = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (.*)", str(error))
-    if not listed and mismatches:
-        weight, in_file, in_model = mismatches[0]
-        return f"its {weight} has the shape [{in_file}], and that of the model [{in_model}]"
-    if not listed:
-        return last_line(error)[:300]
-    names = re.findall(r'"([^"]*)"', listed[2])
-    if listed[1] == "Missing":
-        return f"it lacks {some_of(names)}"
-    return f"it has {some_of(names)} besides"

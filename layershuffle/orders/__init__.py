@@ -3,11 +3,11 @@
 from layershuffle.orders import families as families  # registers the protocols
 from layershuffle.orders.named import parse_order, permutation, sequential
 from layershuffle.orders.order import Order, OrderLike, Step, Unit, seeded
+from layershuffle.orders.sampler import OrderSampler
 from layershuffle.orders.samplers import (
     FirstLayers,
     GrowingDepth,
     LayerDrop,
-    OrderSampler,
     RandomGroups,
     RandomSchedule,
     RandomSubset,

@@ -5,41 +5,32 @@ Lightning and torch restore some options together with the state, which would si
 
 import logging
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
-from layershuffle.checkpoints.plain_values import is_whole
 from layershuffle.data import ImageData
 from layershuffle.data.module import HELD_OUT_ARGUMENTS
-from layershuffle.errors import UserError, shown, user_error
+from layershuffle.errors import UserError, user_error
 from layershuffle.hardware import is_out_of_memory
 from layershuffle.plurals import counted
 from layershuffle.training import metadata
 from layershuffle.training.checkpointing import keep_own_files
 from layershuffle.training.objectives import Objective
+from layershuffle.training.resumed_optimizer import OPTIMIZER_KEY, check_optimizer
 
 logger = logging.getLogger(__name__)
 
 PROCESSES_KEY = "processes"
 """The key in a checkpoint of the number of processes that trained."""
 
-OPTIMIZER_KEY = "optimizer"
-"""The key in a checkpoint of the name of the optimizer's class."""
-
 OF_THE_SEQUENCE = ("batch_size", *HELD_OUT_ARGUMENTS, "balanced")
 """The options of the data that decide which images the batches of an epoch have."""
-
-OF_THE_STATE = ("amsgrad", "centered")
-"""The options of torch's optimizers that decide what their state consists of."""
 
 
 def note(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
@@ -157,106 +148,6 @@ def _saved_arguments(saved: CheckpointMetadata, names: Iterable[str]) -> dict[st
 def _as_option(value: Any) -> str:
     """A value as it is typed."""
     return "null" if value is None else str(value).lower()
-
-
-# --- The optimizer ------------------------------------------------------------------------------------------
-
-
-def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The options of each group of parameters, before a schedule changes the learning rate."""
-    groups = []
-    for group in optimizer.param_groups:
-        options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
-        groups.append(options)
-    return groups
-
-
-def check_optimizer(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Raise a UserError if the state of the optimizer in a checkpoint isn't one of this optimizer."""
-    states = checkpoint.get("optimizer_states")
-    if not states:  # The run is new, or its checkpoint is of a run of 0 steps.
-        return
-    complaint = "the checkpoint to continue from has"
-    advice = "use the same, or begin a new run with --model.pretrained"
-    name = type(optimizer).__name__
-    saved_name = checkpoint.get(OPTIMIZER_KEY, name)  # Earlier versions didn't write it.
-    if saved_name != name:
-        raise UserError(f"{complaint} the state of {saved_name}, which {name} can't go on with: {advice}")
-
-    saved_groups = states[0]["param_groups"]
-    sizes = [len(group["params"]) for group in saved_groups]
-    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
-        raise UserError(f"{complaint} other groups of trained parameters (--model.trainable): {advice}")
-    for saved, group in zip(saved_groups, optimizer.param_groups):
-        unknown = saved.keys() - group.keys() - {"initial_lr", "param_names"}
-        changed = [option for option in OF_THE_STATE if option in saved and saved[option] != group.get(option)]
-        if unknown or changed:
-            options = ", ".join([*sorted(unknown), *changed])
-            raise UserError(f"{complaint} the state of an optimizer with another {options} than {name}: {advice}")
-
-
-def optimizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``check_optimizer`` reads in a checkpoint, for an optimizer that is made later."""
-    return {key: checkpoint[key] for key in (OPTIMIZER_KEY, "optimizer_states") if key in checkpoint}
-
-
-def check_state(checkpoint: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Raise a UserError if the state in a checkpoint isn't one of the parameters of this optimizer.
-
-    torch doesn't compare their shapes, and the fused kernels write as many values as a parameter has, wherever the
-    state ends. Others raise an error of their own.
-
-    Args:
-        checkpoint: the content of the checkpoint, for which ``check_optimizer`` raised nothing.
-        optimizer: an optimizer of whole parameters, with no state yet.
-    """
-    states = checkpoint.get("optimizer_states")
-    if not states or "fused" not in optimizer.defaults:
-        return
-    for saved, group in zip(states[0]["param_groups"], optimizer.param_groups):
-        for key, parameter in zip(saved["params"], group["params"]):
-            state = states[0]["state"].get(key, {})
-            for name, value in state.items():
-                if not _can_be_of(name, value, parameter):
-                    raise UserError(
-                        "the checkpoint to continue from is damaged: the state of its optimizer doesn't fit the "
-                        f"parameters ({shown(name)})"
-                    )
-
-
-def _can_be_of(name: str, value: Any, parameter: Tensor) -> bool:
-    """Whether a value can be in the state of a parameter."""
-    if value is None or name == "step":
-        # Earlier versions of torch counted steps in Python's numbers.
-        is_float = isinstance(value, Tensor) and value.numel() == 1 and value.dtype == torch.float32
-        return value is None or is_float or is_whole(value)
-    if not isinstance(value, Tensor) or value.shape != parameter.shape or not value.is_floating_point():
-        return False
-    # As torch lays out a parameter of this shape, without gaps.
-    return value.is_contiguous() or value.stride() == parameter.stride()
-
-
-def restore_options(optimizer: Optimizer, scheduler: LambdaLR, options: Sequence[Mapping[str, Any]]) -> None:
-    """Give an optimizer that has taken over a checkpoint's state the options of the command again.
-
-    The schedule sets the rates of the coming step only when it is told to, see ``set_rates_again``.
-    """
-    changes: dict[str, str] = {}
-    for group, of_group in zip(optimizer.param_groups, options):
-        for name, value in of_group.items():
-            # The schedule changes "lr"; torch keeps the highest learning rate as "initial_lr".
-            key = "initial_lr" if name == "lr" else name
-            if _plain(group.get(key)) != _plain(value):
-                changes.setdefault(name, f"{name} {value} in place of {group.get(key)}")
-                group[key] = value
-    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-    if changes:
-        logger.info("optimizer: goes on with %s", ", ".join(changes.values()))
-
-
-def _plain(value: Any) -> Any:
-    """Configs hold lists where a default is a tuple."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 # --- Callbacks ----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 ``training.module`` makes the parts that work together here. ``FineTuningLoop.training_step`` is the place to begin.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -12,13 +11,12 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torchmetrics.functional.classification import multiclass_accuracy
 from torchvision.transforms import v2
 
 from layershuffle.data import ImageData, Preprocess
-from layershuffle.models.model import OrderedViT, Output
+from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, seeded
 from layershuffle.training import continuing, metadata, non_finite, step_means
 from layershuffle.training.accumulation import weight_in_update
@@ -37,17 +35,18 @@ from layershuffle.training.distributed import (
     unused_parameters,
     with_all_parameters,
 )
-from layershuffle.training.image_mean import ImageMean
 from layershuffle.training.method import method_name
-from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
+from layershuffle.training.non_finite import FirstNonFiniteStep
 from layershuffle.training.objectives import Objective, StepKey
 from layershuffle.training.optimizer import make_optimizer
 from layershuffle.training.plan import Plan
 from layershuffle.training.pretrained_head import match_head
+from layershuffle.training.resumed_optimizer import ResumedOptimizer
 from layershuffle.training.schedule import Schedule, make_scheduler, set_rates_again
 from layershuffle.training.step_means import StepMeans
 from layershuffle.training.step_orders import StepOrders
 from layershuffle.training.trainable import Trainable
+from layershuffle.training.validation import Validation, accuracy
 
 
 class FineTuningLoop(pl.LightningModule):
@@ -83,6 +82,7 @@ class FineTuningLoop(pl.LightningModule):
         label: str | None,
     ) -> None:
         super().__init__()
+        # What the options have chosen.
         self.model = model
         self.trainable = trainable
         self.preprocess = Preprocess(*model.image_format)
@@ -98,16 +98,16 @@ class FineTuningLoop(pl.LightningModule):
         self.seed = orders.seed
         self.label = label
 
+        # What watches the training.
         self.step_means = StepMeans()
-        # Lightning's own mean over processes ignores that each may have a different number of images.
-        self.means: Any = nn.ModuleDict({name: ImageMean() for name in ("sequential", "arbitrary", "loss")})
+        self.validation = Validation()
         self._first_non_finite = FirstNonFiniteStep()
         self._copier = BatchCopier()
+
+        # What one hook leaves to another.
         self._pretrained = pretrained
         self._objective_is_loaded = False
-        self._optimizer_options: list[dict[str, Any]] = []
-        # What the checkpoint that a run goes on from says of its optimizer.
-        self._resumed_state: dict[str, Any] = {}
+        self._resumed_optimizer = ResumedOptimizer()
 
     @property
     def method(self) -> str:
@@ -135,12 +135,13 @@ class FineTuningLoop(pl.LightningModule):
 
         Raises a UserError if the strategy can't run the orders, or the objective doesn't fit the data.
         """
-        # Any other data must come in the model's size.
+        # Images of any other data module must come in the model's size: nobody knows how to resize them.
         datamodule = getattr(self.trainer, "datamodule", None)
         data = datamodule if isinstance(datamodule, ImageData) else None
         if data is not None:
             self.preprocess = data.prepare_for(*self.model.image_format)
 
+        # With several processes, an update can average as many orders as there are, unless they share the layers.
         examples = self.orders.fixed_orders or (self.orders.sample(0),)
         if samples_own_orders(self.trainer.strategy, self.orders_per_process, self.objective, examples):
             self.orders.processes = self.trainer.world_size
@@ -148,18 +149,20 @@ class FineTuningLoop(pl.LightningModule):
             self.orders.processes = 1
 
         # Evaluation needs neither the objective's files nor a budget.
-        if stage == "fit":
-            if data is not None and not self.trainer.ckpt_path:
-                match_head(self.model, self._pretrained, data.class_names, self.seed)
-                # Once it fits, the head stays as it is trained.
-                self._pretrained = False
-            self.load_objective()
-            check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
-            self.objective.read_data(data, self.model.config["num_classes"])
-            self.budget.take_limits(self.trainer)
+        if stage != "fit":
+            return
+        # A checkpoint brings its own head. And once a head fits, another fit() must leave it as it was trained.
+        if data is not None and not self.trainer.ckpt_path:
+            match_head(self.model, self._pretrained, data.class_names, self.seed)
+            self._pretrained = False
+        self.load_objective()
+        check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
+        self.objective.read_data(data, self.model.config["num_classes"])
+        self.budget.take_limits(self.trainer)
 
     def configure_model(self) -> None:
         """Shard the model for ModelParallelStrategy, which leaves that to the module."""
+        # Lightning calls this again before a test.
         if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self.model, FSDPModule):
             return
         refuse_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -171,29 +174,32 @@ class FineTuningLoop(pl.LightningModule):
         if self.trainable.needs_groups:
             groups = self.trainable.parameter_groups(self.model, self.orders.examples)
         optimizer = make_optimizer(self.optimizer, self.named_parameters(), groups)
-        self._optimizer_options = continuing.options_of(optimizer)
-        continuing.check_optimizer(self._resumed_state, optimizer)
-        continuing.check_state(self._resumed_state, optimizer)
+        # Lightning is about to give it the state of the checkpoint that the run goes on from, if there is one.
+        self._resumed_optimizer.check(optimizer)
+
         self.schedule.check_end(self.budget)
         scheduler = make_scheduler(optimizer, self.schedule, self.budget)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """Plan the run. Any earlier, the workers would read ahead before a run is resumed."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         self.objective.start(self.model)
-        count_on_the_host(self.trainer.callbacks)  # type: ignore[attr-defined]
-        # Orders that were sampled before belong to an unknown progress.
+        count_on_the_host(callbacks)
+
+        # Now it is known how many steps there are. Orders that were sampled before belong to an unknown progress.
         self.orders.forget_all()
         self.budget.plan(self.trainer)
         self.budget.stop_if_used_up(self.trainer)
+        # In layer executions, nobody knows how many steps the budget lasts for.
         if not self.budget.ends_the_run:
-            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
             check_averages(callbacks, self.budget.planned_steps, self.trainer.max_epochs)
+
         # The rate of the coming step was set before the number of steps was known, or by another run's options.
         scheduler: Any = self.lr_schedulers()
-        continuing.restore_options(self.trainer.optimizers[0], scheduler, self._optimizer_options)
+        self._resumed_optimizer.restore_options(self.trainer.optimizers[0], scheduler)
         set_rates_again(scheduler)
-        self._resumed_state = {}
+
         plan = Plan.of(self.trainer, self.budget, self.schedule, self.orders)
         plan.announce(self.trainer)
 
@@ -215,6 +221,7 @@ class FineTuningLoop(pl.LightningModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Resize and normalise on the device."""
         images, labels = batch
+        # Some precisions keep the weights themselves in bfloat16.
         dtype = next(self.model.parameters()).dtype
         return self.preprocess(images).to(dtype), labels
 
@@ -235,16 +242,20 @@ class FineTuningLoop(pl.LightningModule):
         if self.mix:
             images, labels = self.mix(images, true_labels)
 
-        # The step decides the orders, so batches that are accumulated into one update share them.
+        # Each part of the batch runs in an order of its own. The step decides the orders, so batches that are
+        # accumulated into one update share them.
         orders = self.orders.of_batch(step, self.global_rank, len(images))
         key = StepKey(self.seed, step, self.global_rank)
         loss = self.objective.loss(self.model, images, labels, orders, key)
 
-        values = {"loss": loss.total, **loss.terms, "accuracy": self._accuracy(loss.logits, true_labels)}
+        # What is logged stays on the device until the loggers write. Layer executions count what all processes ran.
+        values = {"loss": loss.total, **loss.terms, "accuracy": accuracy(loss.logits, true_labels)}
         self.step_means.add(values, len(images))
         self.compute.count_batch(len(images) * self.trainer.world_size, self.orders.layers_run(step))
         self._first_non_finite.note(loss.total, step)
 
+        # Lightning runs the backward pass of what is returned. There DDP waits for the gradients of all layers, also of
+        # those that no order ran.
         total = loss.total * weight_in_update(self.trainer, batch_idx)
         if is_replicated(self.trainer.strategy):
             total = with_all_parameters(total, self.model, orders)
@@ -253,6 +264,7 @@ class FineTuningLoop(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clear the gradients of layers that no process ran, so that the optimizer skips them; count the update."""
         step = self.global_step
+        # DDP has given these layers gradients of zero, with which momentum and weight decay would still move them.
         if is_replicated(self.trainer.strategy):
             for parameter in unused_parameters(self.model, self.orders.of_update(step)):
                 parameter.grad = None
@@ -277,42 +289,25 @@ class FineTuningLoop(pl.LightningModule):
         """Give the trainer its limits back."""
         self.budget.give_limits_back(self.trainer)
 
-    def _accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        classes = self.model.config["num_classes"]
-        return multiclass_accuracy(logits, labels, classes, average="micro", validate_args=False)
-
     # --- Validation -----------------------------------------------------------------------------------------
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the accuracy in sequential and in arbitrary order, and ``val/loss``, which selects the best model."""
+        # The last batch may have fewer images than there are processes. Sharded layers still need every process.
         images, labels = batch
         if not len(labels) and not is_sharded(self.trainer.strategy):
-            return  # The last batch may have fewer images than there are processes.
+            return
 
         orders = self.orders.for_validation(batch_idx, self.global_step)
-        # Some of the orders may be the same, and run once.
-        outputs: dict[Order, Output] = {order: self.model(images, order) for order in dict.fromkeys(orders)}
-        selecting_logits = outputs[orders.selecting].logits
-        values = {
-            "sequential": self._accuracy(outputs[orders.sequential].logits, labels),
-            "arbitrary": self._accuracy(outputs[orders.arbitrary].logits, labels),
-            "loss": self.objective.validation_loss(self.model, images, labels, selecting_logits),
-        }
-        for name, value in values.items():
-            # A mean would skip NaN, and a model that fails on some images could become the best.
-            self.means[name].update(value.nan_to_num(nan=math.inf, posinf=math.inf), len(labels))
-            self.log(f"val/{name}", self.means[name], prog_bar=True)
+        self.validation.add(self.model, self.objective, images, labels, orders)
+        for name, mean in self.validation.means.items():
+            self.log(f"val/{name}", mean, prog_bar=True)
 
     # --- Checkpoints ----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how to make the model and its data again; refuse to save weights that are not finite."""
-        bad_step = self._first_non_finite.read()
-        if bad_step == NO_STEP and not all_finite(self.parameters()):
-            # The last step made them so, and no loss has shown it yet.
-            bad_step = max(0, self.global_step - 1)
-        non_finite.stop_after(bad_step, self, self.orders)
-
+        non_finite.check_before_saving(self._first_non_finite, self, self.orders)
         put_averages(checkpoint, self.trainer)
         continuing.note(checkpoint, self.trainer)
         checkpoint[step_means.KEY] = self.step_means.state()
@@ -332,6 +327,6 @@ class FineTuningLoop(pl.LightningModule):
         config = metadata.model_config(self.model, self.base_order)
         saved = continuing.check(checkpoint, config, self.objective, self.seed, self.trainer)
         continuing.restore_callbacks(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
-        self._resumed_state = continuing.optimizer_state(checkpoint)
+        self._resumed_optimizer.read(checkpoint)
         self.compute.restore(saved.compute or {})
         self.step_means.restore(checkpoint)

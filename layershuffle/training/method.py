@@ -2,7 +2,7 @@
 
 from layershuffle.errors import UserError
 from layershuffle.models.position import Position
-from layershuffle.orders.samplers import OrderSampler
+from layershuffle.orders.sampler import OrderSampler
 
 SUFFIXES: dict[Position, str] = {"none": "", "encode": "-position", "predict": "-predict"}
 """How the use of positions is named, as in arXiv 2407.04513."""

@@ -46,6 +46,15 @@ def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
     return bool(torch.nn.utils.get_total_norm(shards, norm_type=math.inf).isfinite())
 
 
+def check_before_saving(losses: FirstNonFiniteStep, module: pl.LightningModule, orders: StepOrders) -> None:
+    """Raise a UserError if a loss or a weight of the module is not finite, as ``stop_after`` does."""
+    step = losses.read()
+    if step == NO_STEP and not all_finite(module.parameters()):
+        # The last step made them so, and no loss has shown it yet.
+        step = max(0, module.global_step - 1)
+    stop_after(step, module, orders)
+
+
 def stop_after(step: int, module: pl.LightningModule, orders: StepOrders) -> None:
     """Raise a UserError if ``step`` is not NO_STEP in this process or in another one. All processes must call this."""
     steps = [step]

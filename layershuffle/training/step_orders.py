@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.samplers import OrderSampler, call_sampler
+from layershuffle.orders.sampler import OrderSampler, call_sampler
 from layershuffle.training.compute import layers_run
 
 REHEARSED = 100

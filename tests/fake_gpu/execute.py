@@ -46,7 +46,7 @@ from layershuffle.orders.protocols import Trial
 from layershuffle.serving.held_steps import HeldSteps
 from layershuffle.serving.model_parts import part_for
 from layershuffle.serving.wire import pack
-from layershuffle.training import loop
+from layershuffle.training import non_finite
 from layershuffle.training.module import FineTuner
 from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep
 
@@ -173,7 +173,7 @@ def all_runs() -> dict[str, Callable[[Watch], None]]:
 def expect_nonsense() -> None:
     """Prepare for values that no kernel has computed: they needn't be finite."""
     FirstNonFiniteStep.read = lambda step: NO_STEP  # type: ignore[method-assign]
-    loop.all_finite = lambda parameters: True
+    non_finite.all_finite = lambda parameters: True
     OrderChoice.count = count_all_as_first  # type: ignore[method-assign]
     # cuDNN isn't there.
     torch.backends.cudnn.enabled = False

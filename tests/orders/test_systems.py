@@ -10,7 +10,8 @@ from layershuffle.data import Digits
 from layershuffle.orders.named import NAMED, middle, parse_order, random_middle, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import trials
-from layershuffle.orders.samplers import LayerDrop, OrderSampler, Shuffle
+from layershuffle.orders.sampler import OrderSampler
+from layershuffle.orders.samplers import LayerDrop, Shuffle
 from layershuffle.training.module import FineTuner
 
 SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "num_heads": 2}

@@ -8,14 +8,12 @@ import pytest
 import torch
 from helpers import DIGITS, QUIET, fails, train
 from lightning.pytorch.callbacks import EarlyStopping
-from torch.optim import Adam
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.errors import UserError
 from layershuffle.training.checkpointing import BestCheckpoint, LastCheckpoint
 from layershuffle.training.continuing import (
     batches_done,
-    check_optimizer,
     check_place,
     restore_callbacks,
     warn_of_other_split,
@@ -97,15 +95,6 @@ def test_the_state_of_another_optimizer_is_refused(options):
     ckpt_path = first()
     with pytest.raises(UserError, match="checkpoint to continue from has"):
         train([*TINY, "--trainer.max_epochs=2", *options, ckpt_path])
-
-
-def test_files_without_the_optimizers_name_are_judged_by_its_options():
-    parameter = torch.nn.Parameter(torch.ones(1))
-    momentum = {"optimizer_states": [torch.optim.SGD([parameter], lr=1, momentum=0.9).state_dict()]}
-    with pytest.raises(UserError, match=r"momentum.*Adam"):
-        check_optimizer(momentum, Adam([parameter]))
-    check_optimizer({"optimizer_states": [Adam([parameter]).state_dict()]}, torch.optim.AdamW([parameter]))
-    check_optimizer({}, Adam([parameter]))
 
 
 @pytest.mark.parametrize(

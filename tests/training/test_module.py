@@ -26,15 +26,8 @@ from layershuffle.models.model import Output
 from layershuffle.models.weights import read_file
 from layershuffle.orders.named import permutation, sequential
 from layershuffle.orders.order import Order, seeded
-from layershuffle.orders.samplers import (
-    FirstLayers,
-    GrowingDepth,
-    LayerDrop,
-    OrderSampler,
-    RandomSubset,
-    Sequential,
-    Shuffle,
-)
+from layershuffle.orders.sampler import OrderSampler
+from layershuffle.orders.samplers import FirstLayers, GrowingDepth, LayerDrop, RandomSubset, Sequential, Shuffle
 from layershuffle.training.callbacks import ProgressBar, ThroughputLogger
 from layershuffle.training.compute import layers_run
 from layershuffle.training.method import method_name
