@@ -380,21 +380,16 @@ def test_a_checkpoint_does_not_make_one_download(monkeypatch):
 @pytest.mark.parametrize(
     "data",
     [
-        [1],
-        "x",
-        {"class": ["Digits"], "args": {}},
-        {"class": "Digits"},
-        {"class": "Digits", "args": 1},
-        {"class": "Digits", "args": {"batch_size": "x"}},
-        {"class": "Digits", "args": {"val_fraction": "x"}},
-        {"class": "Digits", "args": {"more": 1}},
-        {"class": "TorchvisionImages", "args": {}},
+        DataConfig("Digits", {"batch_size": "x"}),
+        DataConfig("Digits", {"val_fraction": "x"}),
+        DataConfig("Digits", {"more": 1}),
+        DataConfig("TorchvisionImages", {}),
     ],
     ids=str,
 )
 def test_data_that_a_checkpoint_cannot_have_been_trained_on(data):
     with pytest.raises(UserError, match="the data set it was trained on is not known here"):
-        from_config(DataConfig.from_dict(data))
+        from_config(data)
     assert from_config(DataConfig("Digits", {"workers": 10**6})).workers is None
 
 

@@ -13,7 +13,7 @@ from helpers import ROOT
 from layershuffle import create_model, load, published_models
 from layershuffle.checkpoints.loading import trained_on
 from layershuffle.commands.list import list_command
-from layershuffle.data import DataConfig, Glyphs, from_config
+from layershuffle.data import Glyphs, from_config
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.published_models import MODELS, PUBLISHED, folder_of, weights_file
@@ -71,7 +71,7 @@ def test_a_name_is_a_model_and_the_weights_that_a_training_starts_from(model):
 
 def test_the_model_for_any_order_reads_glyphs_in_any_order():
     loaded = load("mini_glyphs_any_width")
-    data = from_config(DataConfig.from_dict(loaded.data))
+    data = from_config(loaded.data)
     assert isinstance(data, Glyphs)
     assert loaded.classes == data.class_names
     preprocess = data.prepare_for(*loaded.model.image_format)

@@ -6,7 +6,7 @@ from typing import Any
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.config_files import find
-from layershuffle.data import DataConfig, ImageData, from_config
+from layershuffle.data import ImageData, from_config
 from layershuffle.errors import UserError, last_line
 from layershuffle.files import read_yaml
 
@@ -34,7 +34,7 @@ def as_data(data: DataLike, loaded: LoadedModel) -> ImageData:
         raise UserError(
             f"{loaded.info.name} doesn't say which data it was trained on: name a data set, such as imagenet"
         )
-    return from_config(DataConfig.from_dict(loaded.data))
+    return from_config(loaded.data)
 
 
 def read_data(name: str) -> ImageData:

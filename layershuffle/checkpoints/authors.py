@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
-from layershuffle.checkpoints.training_data import class_names
 from layershuffle.errors import UserError, last_line
 from layershuffle.files import read_json, sha256
 from layershuffle.models import other_names
@@ -125,8 +124,11 @@ def _class_names(config: Path, num_classes: int) -> list[str] | None:
     by_label = _read_config(config)["id2label"]
     if not isinstance(by_label, dict):
         return None
-    names = [by_label.get(str(label)) for label in range(len(by_label))]
-    return class_names({"classes": names}, num_classes)
+    names = [by_label.get(str(label)) for label in range(num_classes)]
+    texts = [name for name in names if isinstance(name, str)]
+    if len(texts) < num_classes:
+        return None
+    return texts
 
 
 def _position(weights: Mapping[str, Tensor]) -> Position:

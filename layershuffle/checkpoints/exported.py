@@ -4,13 +4,13 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
-from layershuffle.checkpoints.plain_values import fault_of_data, fault_of_model
-from layershuffle.checkpoints.training_data import class_names
+from layershuffle.checkpoints.plain_values import fault_of_model
+from layershuffle.checkpoints.training_data import class_names, read_data_config
+from layershuffle.data import DataConfig
 from layershuffle.errors import UserError
 from layershuffle.files import read_json, write_whole
 from layershuffle.models.fitting import create_fitting
@@ -36,11 +36,11 @@ class Description:
 
     Attributes:
         info: its name, its source and how to make it again.
-        data: the data it was trained on, see ``LoadedModel``.
+        data: the data set that it was trained on; None if unknown.
     """
 
     info: ModelInfo
-    data: dict[str, Any] | None
+    data: DataConfig | None
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -79,19 +79,25 @@ def read_description(path: Path) -> Description:
     content = read_json(path, what="a description of export")
     try:
         info = ModelInfo.from_json(content["record"])
-        data = content["data"]
+        saved_data = content["data"]
         has_position = "position" in info.config
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if not has_position:
         raise UserError(f"{path} is damaged: its model has no position")
-    fault = fault_of_model(info.config) or (data is not None and fault_of_data(data))
+    fault = fault_of_model(info.config)
     if fault:
         raise UserError(f"{path} is damaged: {fault}")
+    data = None
+    if saved_data is not None:
+        data = read_data_config(saved_data, path)
     return Description(info, data)
 
 
 def write_description(path: Path, description: Description) -> None:
     """Write what is known about a model; raises UserError if it can't be written."""
-    content = {"record": description.info.to_json(), "data": description.data}
+    data = None
+    if description.data is not None:
+        data = description.data.to_dict()
+    content = {"record": description.info.to_json(), "data": data}
     write_whole(path, json.dumps(content, indent=1) + "\n")

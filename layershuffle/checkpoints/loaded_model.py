@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -12,6 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
 from layershuffle.checkpoints.training_data import trained_format
+from layershuffle.data import DataConfig
 from layershuffle.data.decoding import PICTURE_CHANNELS, UNDECODABLE, open_image, with_channels
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.data.preprocessing import Preprocess, Resizing, resize
@@ -35,8 +35,7 @@ class LoadedModel:
     Attributes:
         model: the model, in evaluation mode. ``model(images, order)`` takes what ``preprocess`` returns.
         info: its name, its source and how to make it again, as results files have it.
-        data: the data it was trained on, as ``ImageData.config`` describes it, with the names of the "classes"; None if
-            unknown.
+        data: the data set that it was trained on; None if unknown.
         wandb: the id and the project of the W&B run that trained it, if any.
         authors: whether it is one of the LayerShuffle authors' checkpoints.
         image_format: how timm preprocesses images for it, if it is a timm model as timm has it.
@@ -46,7 +45,7 @@ class LoadedModel:
 
     model: OrderedViT
     info: ModelInfo
-    data: dict[str, Any] | None = None
+    data: DataConfig | None = None
     wandb: dict[str, str] | None = None
     authors: bool = False
     image_format: ImageFormat | None = None

@@ -4,7 +4,6 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from layershuffle.checkpoints.authors import load_authors_folder
 from layershuffle.checkpoints.checkpoint import is_checkpoint, read_checkpoint
@@ -12,6 +11,7 @@ from layershuffle.checkpoints.exported import DESCRIPTION_FILE, is_exported, loa
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.named import is_config, load_config, load_timm
 from layershuffle.checkpoints.training_data import class_names
+from layershuffle.data import DataConfig
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.fitting import create_fitting
@@ -74,7 +74,7 @@ def load(
     return load_timm(name, pretrained, num_classes, None if img_size is None else {"img_size": img_size})
 
 
-def trained_on(source: str | Path) -> dict[str, Any] | None:
+def trained_on(source: str | Path) -> DataConfig | None:
     """The ``data`` that ``load(source)`` would have, without loading the model; None if unknown."""
     folder = Path(source) if os.path.exists(source) else folder_of(source) or Path(source)
     if is_exported(folder):

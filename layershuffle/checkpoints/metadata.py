@@ -7,13 +7,14 @@ from typing import Any
 
 from layershuffle.checkpoints.plain_values import (
     are_plain,
-    fault_of_data,
     fault_of_model,
     is_amount,
     is_mapping,
     is_text,
     is_whole,
 )
+from layershuffle.checkpoints.training_data import read_data_config
+from layershuffle.data import DataConfig
 from layershuffle.errors import UserError, shown
 
 METADATA_KEY = "layershuffle"
@@ -37,7 +38,7 @@ class CheckpointMetadata:
         seed: of the training; of a merged checkpoint, the seed that chose its layers.
         compute: what the training cost: the fields of ``training.compute.Compute``.
         precision: of the training, such as "bf16-mixed".
-        data: what ``ImageData.config`` returned, and the names of the "classes".
+        data: the data set of the training.
         wandb: "id" and "project" of the W&B run.
         merged: the "sources" of a merged checkpoint, each with its "source" and "sha256", and in "layers" the index of
             the source of each layer.
@@ -53,7 +54,7 @@ class CheckpointMetadata:
     seed: int | None = None
     compute: dict[str, float] | None = None
     precision: str | None = None
-    data: dict[str, Any] | None = None
+    data: DataConfig | None = None
     wandb: dict[str, str] | None = None
     merged: dict[str, Any] | None = None
 
@@ -74,10 +75,13 @@ class CheckpointMetadata:
                 f"{path} is not a checkpoint of layershuffle train; to use plain weights of a timm model, name the "
                 f"model and give --pretrained {path}"
             )
-        arguments = {}
+        arguments: dict[str, Any] = {}
         for name in FIELDS:
             value = values.get(name)
             if value is None:
+                continue
+            if name == "data":
+                arguments[name] = read_data_config(value, path)
                 continue
             fault = _fault(name, value)
             if fault:
@@ -88,6 +92,8 @@ class CheckpointMetadata:
     def to_dict(self) -> dict[str, Any]:
         """The plain values that a checkpoint holds under ``METADATA_KEY``."""
         values = {name: getattr(self, name) for name in FIELDS}
+        if self.data is not None:
+            values["data"] = self.data.to_dict()
         if self.merged is None:
             del values["merged"]
         return values
@@ -100,8 +106,6 @@ def _fault(name: str, value: Any) -> str | None:
     """Why a value that isn't None can't be that of a field; None if it can."""
     if name == "model":
         return fault_of_model(value)
-    if name == "data":
-        return fault_of_data(value)
     if _CHECKS[name](value):
         return None
     return f"its {name} can't be {shown(value)}"

@@ -97,8 +97,8 @@ def _origin(info: ModelInfo) -> str:
 def _training(loaded: LoadedModel) -> str:
     """The data that the model was trained on and the command that trained it, as far as they are known."""
     text = ""
-    if loaded.data and "class" in loaded.data:
-        text += f"Data: {plain(loaded.data['class'])}.\n"
+    if loaded.data is not None:
+        text += f"Data: {plain(loaded.data.name)}.\n"
     if loaded.command:
         command = "".join(f"    {line.strip()}\n" for line in loaded.command.splitlines())
         text += f"\nThis command trained it:\n\n{command}"

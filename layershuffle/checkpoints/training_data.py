@@ -1,11 +1,11 @@
-"""What checkpoints and exported folders say about the data of a training.
-
-It is what ``ImageData.config`` returned, the "class" of the data and its "args", and the names of its "classes".
-"""
+"""What the data of a training says about its model: the names of the classes, and how images were preprocessed."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from layershuffle.checkpoints.plain_values import fault_of_data
+from layershuffle.data import DataConfig
 from layershuffle.data.preprocessing import SMALLEST_CROP
 from layershuffle.errors import UserError
 from layershuffle.models.image_format import ImageFormat
@@ -15,14 +15,30 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 CROP_MODES = ("center", "squash")
 
 
-def class_names(data: dict[str, Any] | None, num_classes: int) -> list[str] | None:
+def class_names(data: DataConfig | None, num_classes: int) -> list[str] | None:
     """The names of a model's classes, or None if the data has no names for exactly ``num_classes`` classes."""
-    names = data.get("classes") if data else None
-    if not isinstance(names, list) or len(names) != num_classes:
+    if data is None or data.classes is None or len(data.classes) != num_classes:
         return None
-    if not all(isinstance(name, str) for name in names):
-        return None
-    return names
+    return data.classes
+
+
+def read_data_config(saved: Any, path: str | Path) -> DataConfig:
+    """Read what a checkpoint or an exported folder records of the data of its training.
+
+    Args:
+        saved: what ``DataConfig.to_dict`` returned.
+        path: of the file, for error messages.
+
+    Raises:
+        UserError: if it can't be that, or asks for more images than there are.
+    """
+    fault = fault_of_data(saved)
+    if fault:
+        raise UserError(f"{path} is damaged: {fault}")
+    try:
+        return DataConfig.from_dict(saved)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def match_classes(
@@ -60,7 +76,7 @@ def match_classes(
     raise AssertionError("sequences that differ have a first difference")
 
 
-def trained_format(image_format: ImageFormat, data: dict[str, Any] | None, source: str) -> ImageFormat:
+def trained_format(image_format: ImageFormat, data: DataConfig | None, source: str) -> ImageFormat:
     """How images were preprocessed in a training.
 
     Args:
@@ -71,13 +87,13 @@ def trained_format(image_format: ImageFormat, data: dict[str, Any] | None, sourc
     Raises:
         UserError: if the images can't have been preprocessed so.
     """
-    arguments = data.get("args") if data else None
-    if not isinstance(arguments, dict):
+    if data is None:
         return image_format
+    # None, or no value in a checkpoint of an earlier version, leaves it to the model.
     resizing = {}
     for name in ("crop_pct", "interpolation", "crop_mode"):
-        if arguments.get(name) is not None:
-            resizing[name] = arguments[name]
+        if data.args.get(name) is not None:
+            resizing[name] = data.args[name]
     trained = image_format._replace(**resizing)
     can_be = (
         isinstance(trained.crop_pct, (int, float))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # These take seconds to import, for which --help needn't wait
     from lightning.pytorch.loggers import Logger
 
     from layershuffle.checkpoints.loaded_model import LoadedModel
-    from layershuffle.data import ImageData
+    from layershuffle.data import DataConfig, ImageData
     from layershuffle.results import Results
 
 DATA_HELP = "Data set, by the name of its class (default: the one the model was trained on)."
@@ -174,7 +174,7 @@ def parse_with_data(parser: Parser, args: Sequence[str], is_required: bool = Tru
         return parser.parse_args(args)
 
     from layershuffle.checkpoints.loading import load
-    from layershuffle.data import DataConfig, from_config
+    from layershuffle.data import from_config
 
     args = parser.expanded(args)
     # Of several, the last one counts, as for every option.
@@ -187,7 +187,7 @@ def parse_with_data(parser: Parser, args: Sequence[str], is_required: bool = Tru
     recorded = _recorded_data(args, data_class)
     if recorded is not None:
         try:
-            _set_default_data(parser, from_config(DataConfig.from_dict(recorded), trusted=data_class))
+            _set_default_data(parser, from_config(recorded, trusted=data_class))
         except UserError as error:
             may_be_in_config = bool(option_values(args, "--config"))
             if data_class or (is_required and not may_be_in_config):
@@ -205,7 +205,7 @@ def parse_with_data(parser: Parser, args: Sequence[str], is_required: bool = Tru
     return config
 
 
-def _recorded_data(args: list[str], data_class: str | None) -> dict[str, Any] | None:
+def _recorded_data(args: list[str], data_class: str | None) -> DataConfig | None:
     """The data set in the checkpoint's metadata, if that is to be the default of ``--data``.
 
     Args:
@@ -224,10 +224,8 @@ def _recorded_data(args: list[str], data_class: str | None) -> dict[str, Any] | 
     if recorded is None or data_class is None:
         return recorded
 
-    # The recorded arguments are those of the recorded class, and mean nothing to another one. A checkpoint may come
-    # from anyone, so the metadata may hold anything here.
-    recorded_class = recorded.get("class") if isinstance(recorded, dict) else None
-    if recorded_class != data_class:
+    # The recorded arguments are those of the recorded class, and mean nothing to another one.
+    if recorded.name != data_class:
         return None
     return recorded
 

@@ -1,11 +1,11 @@
-"""What a checkpoint records of its data set: the class, its arguments, and the names of the classes."""
+"""What checkpoints and exported folders record of a data set: its class, its arguments, the names of its classes."""
 
 import inspect
 import json
 from dataclasses import dataclass
 from typing import Any, Self
 
-from layershuffle.errors import UserError
+from layershuffle.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,25 @@ class DataConfig:
         return cls(kind.__qualname__ if is_ours else import_path(kind), args)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint saves."""
+        """The plain values that checkpoints and exported folders hold."""
         return {"class": self.name, "args": self.args, "classes": self.classes}
 
     @classmethod
     def from_dict(cls, saved: Any) -> Self:
-        """Read what a checkpoint has saved; raises UserError if it isn't that."""
-        try:
-            name = saved["class"]
-            args = dict(saved["args"])
-            classes = saved.get("classes")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise unknown_data_set(error) from error
-        if not isinstance(name, str):
-            raise unknown_data_set(TypeError("its class is no text"))
-        return cls(name, args, classes)
+        """Read what ``to_dict`` returned; raises UserError if it has no class and arguments."""
+        name = None
+        args = None
+        if isinstance(saved, dict):
+            name = saved.get("class")
+            args = saved.get("args")
+        if not isinstance(name, str) or not isinstance(args, dict):
+            raise UserError(f"its data can't be {shown(saved)}: that has no class with arguments")
+
+        # The names only label predictions. A data set of the user's own may give them as something other than texts,
+        # which is no reason to refuse its checkpoints.
+        classes = saved.get("classes")
+        are_names = isinstance(classes, list) and all(isinstance(label, str) for label in classes)
+        return cls(name, dict(args), classes if are_names else None)
 
 
 def unknown_data_set(error: Exception) -> UserError:

@@ -58,7 +58,7 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
         raise unknown_data_set(error) from error
 
 
-def warn_of_training_images(recorded: dict[str, Any], data: ImageData, split: Literal["val", "test"]) -> None:
+def warn_of_training_images(recorded: DataConfig, data: ImageData, split: Literal["val", "test"]) -> None:
     """Log a warning if a model may have been trained on some of the images that it is studied on.
 
     Args:
@@ -68,7 +68,7 @@ def warn_of_training_images(recorded: dict[str, Any], data: ImageData, split: Li
     """
     try:
         # The trusted class is that of ``data``, so that nothing is imported here.
-        trained = from_config(DataConfig.from_dict(recorded), trusted=import_path(type(data)))
+        trained = from_config(recorded, trusted=import_path(type(data)))
     except UserError:
         # It isn't known here, so that nothing can be compared.
         return

@@ -69,7 +69,7 @@ def check(
     if isinstance(data, ImageData):
         image_sequence.update({name: getattr(data, name) for name in OF_THE_SEQUENCE})
     check_place(checkpoint, saved, image_sequence)
-    if isinstance(data, ImageData) and saved.data and saved.data["class"] == data.config().name:
+    if isinstance(data, ImageData) and saved.data and saved.data.name == data.config().name:
         warn_of_other_split(saved, {name: getattr(data, name) for name in data.deciding_arguments("val")})
 
     # Sharded strategies have made the optimizer, and the others make it later.
@@ -141,7 +141,7 @@ def _saved_arguments(saved: CheckpointMetadata, names: Iterable[str]) -> dict[st
     if saved.data is None:
         return {}
     # Earlier versions split without regard to classes, and didn't write it.
-    arguments = {"stratified": False, **saved.data.get("args", {})}
+    arguments = {"stratified": False, **saved.data.args}
     return {name: arguments[name] for name in names if name in arguments}
 
 

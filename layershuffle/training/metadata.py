@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from layershuffle.checkpoints.metadata import METADATA_KEY, CheckpointMetadata
 from layershuffle.checkpoints.training_data import class_names, match_classes
-from layershuffle.data import ImageData
+from layershuffle.data import DataConfig, ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order
@@ -62,11 +62,11 @@ def write(
     checkpoint[METADATA_KEY] = metadata.to_dict()
 
 
-def _data_of(trainer: pl.Trainer) -> dict[str, Any] | None:
+def _data_of(trainer: pl.Trainer) -> DataConfig | None:
     data: Any = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageData):
         return None
-    return replace(data.config(), classes=data.class_names).to_dict()
+    return replace(data.config(), classes=data.class_names)
 
 
 def _wandb_run_of(trainer: pl.Trainer) -> dict[str, str] | None:

@@ -9,7 +9,7 @@ from helpers import SMALL
 from layershuffle import create_model, evaluate, load, prune
 from layershuffle.checkpoints.merging import merge
 from layershuffle.checkpoints.metadata import METADATA_KEY, CheckpointMetadata
-from layershuffle.data import ImageData
+from layershuffle.data import DataConfig, ImageData
 from layershuffle.data.sets import TensorImages
 from layershuffle.errors import UserError
 from layershuffle.training import metadata
@@ -94,7 +94,6 @@ class Trainer:
 
 @pytest.mark.parametrize(("names", "complaint"), [(RENAMED, "class 0 is 'apple'"), (TURNED, "another sequence")])
 def test_a_run_does_not_go_on_with_other_classes(names, complaint):
-    data = {"class": "Digits", "args": {}, "classes": NAMES}
-    saved = CheckpointMetadata(model=CONFIG, data=data)
+    saved = CheckpointMetadata(model=CONFIG, data=DataConfig("Digits", {}, NAMES))
     with pytest.raises(UserError, match=complaint):
         metadata.check_resumed(saved, CONFIG, None, Trainer(Fruits(names)))

@@ -1,6 +1,7 @@
 import pytest
 
 from layershuffle.checkpoints.metadata import FIELDS, METADATA_KEY, CheckpointMetadata
+from layershuffle.data import DataConfig
 from layershuffle.errors import UserError, shown
 
 MODEL = {"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "none"}
@@ -33,6 +34,14 @@ def test_what_is_written_is_read():
     assert "merged" not in read(WHOLE).to_dict()
 
 
+def test_what_is_known_of_the_data_has_types():
+    """Checkpoints of earlier versions have no names of classes, and a data set of one's own may have numbers."""
+    data = {"class": "Digits", "args": {"batch_size": 7}}
+    assert read({**WHOLE, "data": data}).data == DataConfig("Digits", {"batch_size": 7})
+    assert read({**WHOLE, "data": {**data, "classes": [1, 2]}}).data.classes is None
+    assert read({**WHOLE, "data": {**data, "classes": ["a", "b"]}}).data.classes == ["a", "b"]
+
+
 def test_only_the_model_has_to_be_there():
     metadata = read({"model": MODEL})
     assert metadata == CheckpointMetadata(model=MODEL)
@@ -60,6 +69,9 @@ def test_other_files_have_no_metadata(content):
         {"distillation": {}},
         {"data": [1]},
         {"data": "x"},
+        {"data": {}},
+        {"data": {"class": "Digits"}},
+        {"data": {"class": 1, "args": {}}},
         {"data": {"class": "Glyphs", "args": {"test_images_per_class": 10**9}, "classes": None}},
         {"data": {"class": "TorchvisionImages", "args": {"test_args": {"size": 10**9}}, "classes": None}},
         {"data": {"class": "Digits", "args": {"val_fraction": float("nan")}, "classes": None}},

@@ -1,6 +1,7 @@
 import pytest
 
 from layershuffle.checkpoints.training_data import class_names, match_classes, trained_format
+from layershuffle.data import DataConfig
 from layershuffle.errors import UserError
 from layershuffle.models.image_format import ImageFormat
 
@@ -8,15 +9,15 @@ FORMAT = ImageFormat(224, (0.5,), (0.5,))
 
 
 def test_class_names():
-    assert class_names({"classes": ["a", "b"]}, 2) == ["a", "b"]
-    for data in (None, {}, {"classes": ["a"]}, {"classes": ["a", 1]}, {"classes": "ab"}):
+    assert class_names(DataConfig("Digits", {}, ["a", "b"]), 2) == ["a", "b"]
+    for data in (None, DataConfig("Digits", {}), DataConfig("Digits", {}, ["a"])):
         assert class_names(data, 2) is None
 
 
 def test_what_the_data_does_not_say_is_as_the_model_has_it():
-    for data in (None, {}, {"args": None}, {"args": {"crop_pct": None, "batch_size": 3}}):
+    for data in (None, DataConfig("Digits", {}), DataConfig("Digits", {"crop_pct": None, "batch_size": 3})):
         assert trained_format(FORMAT, data, "run.ckpt") == FORMAT
-    data = {"args": {"crop_pct": 0.9, "crop_mode": "squash"}}
+    data = DataConfig("Digits", {"crop_pct": 0.9, "crop_mode": "squash"})
     assert trained_format(FORMAT, data, "run.ckpt") == FORMAT._replace(crop_pct=0.9, crop_mode="squash")
 
 
@@ -25,7 +26,7 @@ def test_what_the_data_does_not_say_is_as_the_model_has_it():
 )
 def test_images_that_cannot_be_preprocessed_so(changed):
     with pytest.raises(UserError, match=r"run\.ckpt is damaged"):
-        trained_format(FORMAT, {"args": changed}, "run.ckpt")
+        trained_format(FORMAT, DataConfig("Digits", changed), "run.ckpt")
 
 
 def test_classes_are_compared_by_name():

@@ -13,9 +13,22 @@ def test_what_is_written_is_read_again():
     assert DataConfig.from_dict({"class": "Digits", "args": {}}) == DataConfig("Digits", {}, None)
 
 
-@pytest.mark.parametrize("saved", [None, 1, [], {}, {"class": "Digits"}, {"class": 1, "args": {}}, {"args": {}}])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        None,
+        1,
+        "x",
+        [],
+        {},
+        {"class": "Digits"},
+        {"class": ["Digits"], "args": {}},
+        {"class": "Digits", "args": 1},
+        {"args": {}},
+    ],
+)
 def test_what_was_not_written_is_refused(saved):
-    with pytest.raises(UserError, match="--data"):
+    with pytest.raises(UserError, match="its data can't be"):
         DataConfig.from_dict(saved)
 
 

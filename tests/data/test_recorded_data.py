@@ -38,15 +38,15 @@ def root(tmp_path):
 )
 def test_options_that_decide_the_images_are_compared(root, caplog, split, other, named):
     arguments = {"root": root, "test_fraction": 0.2, "val_fraction": 0.1}
-    recorded = ImageFolders(**arguments).config().to_dict()
+    recorded = ImageFolders(**arguments).config()
     warn_of_training_images(recorded, ImageFolders(**arguments | other), split)
     assert len(caplog.messages) == bool(named)
-    mentioned = [word for word in recorded["args"] if f"{word} is" in caplog.text]
+    mentioned = [word for word in recorded.args if f"{word} is" in caplog.text]
     assert sorted(mentioned) == sorted(named)
 
 
 def test_a_fixed_test_set_stays_what_it_is(caplog):
-    recorded = Digits().config().to_dict()
+    recorded = Digits().config()
     warn_of_training_images(recorded, Digits(split_seed=5), "test")
     assert not caplog.messages
     warn_of_training_images(recorded, Digits(split_seed=5), "val")

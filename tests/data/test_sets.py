@@ -132,9 +132,9 @@ def test_a_module_is_made_again_from_its_config():
     assert type(again) is TorchvisionImages
     assert again.config() == data.config()
     assert again.batch_size == 7
-    for bad in ({"class": "os.system", "args": {}}, {"class": "Digits", "args": {"nope": 1}}, {"class": "Digits"}):
+    for bad in (DataConfig("os.system", {}), DataConfig("Digits", {"nope": 1})):
         with pytest.raises(ValueError, match="is not known here"):
-            from_config(DataConfig.from_dict(bad))
+            from_config(bad)
 
 
 def loaders(device, **arguments):

@@ -10,6 +10,7 @@ from helpers import DIGITS, QUIET, fails, train
 from lightning.pytorch.callbacks import EarlyStopping
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
+from layershuffle.data import DataConfig
 from layershuffle.errors import UserError
 from layershuffle.training.checkpointing import BestCheckpoint, LastCheckpoint
 from layershuffle.training.continuing import (
@@ -117,7 +118,7 @@ def test_the_number_of_processes_counts():
     within["epoch_loop.batch_progress"] = {"current": {"processed": 7}}
     checkpoint = {"loops": {"fit_loop": within}, "processes": 2}
     assert batches_done(checkpoint) == 7
-    metadata = CheckpointMetadata(seed=3, data={"args": {"batch_size": 5}})
+    metadata = CheckpointMetadata(seed=3, data=DataConfig("Digits", {"batch_size": 5}))
     check_place(checkpoint, metadata, {"seed": 3, "batch_size": 5, "processes": 2})
     with pytest.raises(UserError, match=r"processes 2.*processes 1"):
         check_place(checkpoint, metadata, {"seed": 3, "batch_size": 5, "processes": 1})
@@ -191,7 +192,7 @@ def test_without_averaging_a_run_goes_on_from_the_weights_that_were_trained(monk
 )
 def test_other_held_out_images_are_named(caplog, current, mentioned):
     """The checkpoint is from before splits took the same part of every class, which it doesn't say."""
-    saved = CheckpointMetadata(data={"class": "Digits", "args": {"val_fraction": 0.1, "train_images": None}})
+    saved = CheckpointMetadata(data=DataConfig("Digits", {"val_fraction": 0.1, "train_images": None}))
     same = {"val_fraction": 0.1, "train_images": None, "stratified": False, "split_seed": 0}
     warn_of_other_split(saved, same | current)
     assert len(caplog.messages) == bool(mentioned)
