@@ -46,10 +46,12 @@ def cosine_similarities(
         directions = []
         with fabric.autocast():
             embedded = model.embed(preprocess(images.to(fabric.device)))
+            # Only the directions are kept, in float32: the cosines of tokens in bfloat16 would be rounded to 0.4%.
             for state, _ in model.run_steps(embedded, model.order):
                 directions.append(F.normalize(state.tokens.float(), dim=-1).flatten())  # [batch * tokens * dim]
 
-        # With each token normalised, the product of two steps' activations is the sum of the tokens' cosines.
+        # With each token normalised, the product of two steps' activations is the sum of the tokens' cosines. So one
+        # matrix product gives those of all pairs of steps.
         by_step = torch.stack(directions)  # [steps, batch * tokens * dim]
         total += (by_step @ by_step.T).cpu()
         tokens_seen += embedded.tokens.shape[:2].numel()  # images x tokens
@@ -109,10 +111,13 @@ def shuffled_runs(
     model = model.to(fabric.device).eval()
     preprocess = preprocess.to(fabric.device)
     for index in range(len(images)):  # type: ignore[arg-type]
+        # The order depends on the index, not on how many images came before, so that a study of fewer images is a part
+        # of one of more.
         order = model.order.shuffled(seeded(seed, "analysis", index))
         image, _ = images[index]
         with fabric.autocast():
             embedded = model.embed(preprocess(image[None].to(fabric.device)))
+            # A batch would have one order for all of its images.
             states = [embedded, *(state for state, _ in model.run_steps(embedded, order))]
         yield order, [state.tokens[0].float() for state in states]
 
@@ -145,5 +150,6 @@ def project(outputs: Tensor, seed: int) -> Tensor:
     except ImportError as error:
         raise UserError("UMAP needs umap-learn: pip install 'layershuffle[umap]'") from error
     neighbours = min(15, len(outputs) - 1)  # 15 is UMAP's own choice
+    # UMAP is reproducible with one thread only, and warns if it has to reduce the number itself.
     reducer = umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
     return torch.from_numpy(reducer.fit_transform(outputs.numpy()))

@@ -44,6 +44,8 @@ class ByClass(Metric):
         self.groups: list[tuple[str, Variant]] = []
         self.rows: dict[Order, list[int]] = {}
         for trial in trials:
+            # ``add`` recognises an order by its steps, and those of an order that is sampled for each batch are not
+            # known here.
             if PROTOCOLS[trial.protocol].by_class and isinstance(trial.order, Order):
                 group = (trial.protocol, trial.variant)
                 if group not in self.groups:
@@ -64,6 +66,7 @@ class ByClass(Metric):
         predicted = best_class(output.logits.float())
         columns = predicted.where(predicted >= 0, self.classes)
         cells = labels * (self.classes + 1) + columns  # indices into a flattened matrix
+        # Unlike bincount, this needn't know the largest index, for which Python would wait for the device.
         for row in self.rows[order]:
             self.matrices[row].index_add_(0, cells, torch.ones_like(cells))
 
@@ -90,7 +93,7 @@ class ByClass(Metric):
             )
             counts.append(order_counts)
 
-        # Every order of a group has classified all images.
+        # Every order of a group has classified all images, so the matrix holds each image ``samples`` times.
         images = matrices[0].sum(dim=1) // counts[0].samples
         return ByClassCounts(images.tolist(), counts)
 
@@ -98,6 +101,7 @@ class ByClass(Metric):
         """The most frequent mistakes, as (class, predicted class, images); matrix: [classes, classes + 1]."""
         mistakes = matrix[:, : self.classes].clone().fill_diagonal_(0).flatten()
         kept = min(MAX_PAIRS, int(mistakes.count_nonzero()))
+        # Stable, so that equally frequent mistakes stand in the sequence of the classes on every machine.
         most_frequent = mistakes.argsort(descending=True, stable=True)[:kept]
 
         pairs = []
@@ -114,6 +118,7 @@ def balanced_accuracy(matrix: Tensor) -> float:
         matrix: images by class (row) and predicted class (column), which may have a column more for no class at all.
     """
     images = matrix.sum(dim=1)
+    # Of a class without images nobody knows the accuracy.
     present = images > 0
     accuracies = matrix.diagonal()[present] / images[present]
     return round(float(accuracies.double().mean()), 6)
@@ -127,6 +132,7 @@ def _macro_f1(matrix: Tensor) -> float:
     right = matrix.diagonal()
     images = matrix.sum(dim=1)
     predictions = matrix[:, :-1].sum(dim=0)
+    # A class that is neither there nor predicted has no F1. Counting it as 0 would punish a small test set.
     counted = images + predictions > 0
     f1 = 2 * right[counted] / (images + predictions)[counted]
     return round(float(f1.double().mean()), 6)

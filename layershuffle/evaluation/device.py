@@ -74,6 +74,7 @@ def _fastest_precision(model: OrderedViT, device: torch.device) -> str:
     images = 256 if device.type == "cuda" else 32
     batch = torch.zeros(images, *model.image_shape, device=device)
     model.to(device).eval()
+    # The values of the pixels don't change the time that a layer takes, so that no data is needed here.
     with torch.inference_mode():
         return fastest_precision(lambda: model(batch, model.order), device)
 
@@ -90,6 +91,7 @@ def largest_evaluation_batch(model: OrderedViT, data: ImageData, split: Literal[
     if fabric.device.type != "cuda":
         return fabric.world_size * start
 
+    # What is tried is what an evaluation does, on copies of one image: reading real batches would take longer.
     model.to(fabric.device).eval()
     preprocess = Preprocess(*model.image_format).to(fabric.device)
     image = torch.as_tensor(data.sets[split][0][0]).to(fabric.device)

@@ -42,6 +42,7 @@ class EarlyExit:
         Of each batch every beginning has to come once, the shorter ones first. labels: int64 [batch].
         """
         if order in self.beginnings:
+            # Thresholds up to 0.999 need more digits than a probability in bfloat16 has.
             self._logits.append(output.logits.float())
 
         # The whole order comes after all of its beginnings, so the batch is complete.
@@ -78,6 +79,7 @@ class EarlyExit:
         rules: list[tuple[str, float]] = [("confidence", threshold) for threshold in THRESHOLDS]
         rules += [("patience", steps) for steps in self.patiences.tolist()]
         exits = []
+        # Every rule has scored all images, like an order of its own.
         for (rule, threshold), steps, score in zip(rules, self.steps_run.tolist(), self.metrics.compute()):
             exits.append(Exit(rule, threshold, steps / score.images, score.top1, score.top5, score.loss))
         return EarlyExits(exits)

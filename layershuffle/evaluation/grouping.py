@@ -27,6 +27,7 @@ def group(start: Order, losses_of: Losses, steps: int) -> Iterator[tuple[Order, 
     """
     order = start
     yield order, losses_of([order])[0]
+    # Greedy, because there are far too many ways to form groups to score them all.
     while len(order) > steps:
         candidates = joined(order)
         losses = losses_of(candidates)
@@ -40,6 +41,7 @@ def joined(order: Order) -> list[Order]:
     orders = []
     for first, second in combinations(range(len(order)), 2):
         step = summed([*order[first].units, *order[second].units])
+        # Where the group runs matters as much as what is in it.
         for place, other in ((first, second), (second, first)):
             steps = list(order)
             steps[place] = step
@@ -50,6 +52,7 @@ def joined(order: Order) -> list[Order]:
 
 def exchanged(order: Order, layers: Sequence[int]) -> list[Order]:
     """The orders in which two layers of different steps change places, or one makes room for another of ``layers``."""
+    # Within a group the sequence means nothing, so only layers of different steps change places.
     replacements: list[dict[Unit, Unit]] = []
     for first, second in combinations(order, 2):
         pairs = product(first.units, second.units)
@@ -86,11 +89,13 @@ def seconds_when_merged(model: OrderedViT, image: Tensor, orders: Sequence[Order
     Returns:
         For each order the shortest of its times, because other work on the machine can only add to it.
     """
+    # Merged before the clock starts, as it is done once when a model is exported.
     works = [partial(widen(model, order), image) for order in orders]
     times: list[list[float]] = [[] for _ in works]
     for _ in range(repeats + 1):
         for work, work_times in zip(works, times):
             work_times.append(seconds(work, image.device))
+    # The first run of each warms up.
     return [min(work_times[1:]) for work_times in times]
 
 

@@ -33,8 +33,9 @@ class InstanceWiseScores:
         if self.choice is not None:
             self.orders = self.choice.orders
         self.metrics = OrderMetrics(len(self.picks)).to(device)
+        # On the device, so that counting an image doesn't wait for it.
         self.images_by_order = torch.zeros(len(self.orders), device=device)
-        self._logits: dict[Order, Tensor] = {}
+        self._logits: dict[Order, Tensor] = {}  # of the batch that is being run
 
     def add(self, order: Order, output: Output) -> None:
         """Take one order's output for the batch."""

@@ -61,7 +61,8 @@ def features_of(
         with fabric.autocast():
             state = model.embed(preprocess(images.to(fabric.device)))
             for newer_state, _ in model.run_steps(state, model.order):
-                state = newer_state
+                state = newer_state  # Only the last one is read.
+            # float32, because the classifier is trained on them for hundreds of iterations.
             features.append(model.backbone.features(state.tokens).float())
         labels.append(batch_labels.to(fabric.device))
         on_batch()
@@ -80,6 +81,7 @@ def nearest_neighbours(train: Features, features: Tensor, classes: int) -> Tenso
     Returns:
         int64 [images].
     """
+    # Features are compared by their direction, as the paper does. The product of unit vectors is their cosine.
     directions = F.normalize(train.features, dim=1)
     count = min(NEIGHBOURS, len(directions))
     predicted = []
@@ -107,6 +109,7 @@ class Standardisation:
     @classmethod
     def of(cls, features: Tensor) -> "Standardisation":
         """That of these features, [images, dim]."""
+        # A constant feature tells nothing, and dividing by its 0 would give NaN.
         std = features.std(dim=0, correction=0)
         return cls(features.mean(dim=0), std.where(std > 0, 1.0))
 
@@ -127,9 +130,11 @@ def logistic_regressions(train: Features, classes: int, penalties: Sequence[floa
         penalties: the weights of the L2 penalty, the strongest first.
     """
     linear = nn.Linear(train.features.shape[1], classes, device=train.features.device)
+    # The problem is convex, so the start decides nothing but the time. Zeros need no seed.
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     for penalty in penalties:
+        # A new one each time: the curvature that L-BFGS has gathered is that of another penalty.
         optimizer = torch.optim.LBFGS(
             linear.parameters(), max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
         )

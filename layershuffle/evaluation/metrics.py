@@ -89,6 +89,7 @@ class OrderMetrics(Metric):
         self.nan[rows] += (predicted < 0).sum(dim=1)
         self.top1[rows] += right.sum(dim=1)
         likeliest = logits.topk(min(5, logits.shape[-1])).indices  # [orders, batch, 5]
+        # An image with NaN is classified wrongly, whatever topk makes of its logits.
         among_likeliest = (likeliest == labels.unsqueeze(1)).any(dim=-1)  # [orders, batch]
         self.top5[rows] += (among_likeliest & (predicted >= 0)).sum(dim=1)
 
@@ -103,6 +104,7 @@ class OrderMetrics(Metric):
         gaps = (GAP_UNITS * (right.float() - confidence)).round().long()
         self.gaps[rows].scatter_add_(1, bins, gaps)
 
+        # Orders may have different numbers of steps, so that their positions can't be stacked.
         for row, output in enumerate(outputs, first):
             if output.position_logits is not None:
                 self._add_positions(row, output.position_logits, output.position_targets())

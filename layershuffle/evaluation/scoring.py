@@ -41,60 +41,98 @@ def evaluate(
     Raises:
         UserError: before the first batch, if the model can't run one of the orders.
     """
-    # Several trials may ask for the same thing, which then runs once.
-    scorables = dict.fromkeys(trial.order for trial in trials)
-
-    # The rows of ``metrics``: first the fixed orders, then the orders that are sampled for each batch. Fixed orders are
-    # sorted as ``run_orders`` yields them, so that the next output of a fixed order always belongs to the next row.
-    fixed = sorted((order for order in scorables if isinstance(order, Order)), key=lambda order: order.steps)
-    samplers = [sampler for sampler in scorables if sampler is None or callable(sampler)]
-    for order in fixed:
-        model.check(order)
-
-    model = model.to(fabric.device).eval()
+    scorer = _Scorer(model, [trial.order for trial in trials], fabric, seed)
     preprocess = preprocess.to(fabric.device)
-    metrics = OrderMetrics(len(fixed) + len(samplers)).to(fabric.device)
-    instancewise = InstanceWiseScores(model, scorables, fabric.device)  # has metrics of its own
-
     for number, (batch_images, batch_labels) in enumerate(batches):
-        # The last batch can have fewer images than there are processes.
+        # The last batch can have fewer images than there are processes, so that some of them have none.
         if not len(batch_labels):
             continue
         images = preprocess(batch_images.to(fabric.device, non_blocking=True))
         labels = batch_labels.to(fabric.device, non_blocking=True)
+        scorer.score_batch(number, images, labels, on_output)
 
-        # One pass runs all orders of the batch; an order that is needed for several reasons runs once.
-        sampled = [_sample(sampler, model.order, seed, number) for sampler in samplers]
-        fixed_outputs = OutputBuffer(metrics, labels)
-        with fabric.autocast():
-            for order, output in run_orders(model, images, [*fixed, *sampled, *instancewise.orders]):
-                # A sampled order counts here too if it happens to be a fixed one: both rows are due.
-                if order in scorables:
-                    fixed_outputs.add(output)
-                for row, sampled_order in enumerate(sampled, start=len(fixed)):
-                    if sampled_order == order:
-                        metrics.update(row, [output], labels)
-                instancewise.add(order, output)
-                on_output(order, output, labels)
-            fixed_outputs.flush()
-            instancewise.end_batch(model, images, labels)
-
-    # Here, if there are several processes, they add up what each of them has counted.
-    order_scores: dict[Scorable, OrderScore] = dict(zip([*fixed, *samplers], metrics.compute()))
-    order_scores.update(instancewise.scores())
-    shares = instancewise.shares(fabric)
-
+    score_of = scorer.scores()
+    share_of = scorer.shares()
     scores = []
     for trial in trials:
         score = Score(
             protocol=trial.protocol,
             variant=trial.variant,
             order=str(trial.order) if isinstance(trial.order, Order) else None,
-            chosen=shares.get(trial.order),
-            **order_scores[trial.order]._asdict(),
+            chosen=share_of.get(trial.order),
+            **score_of[trial.order]._asdict(),
         )
         scores.append(score)
     return scores
+
+
+class _Scorer:
+    """Runs each batch in all orders that are to be scored, and counts how its images did.
+
+    Args:
+        model: the model, which is moved to the device of ``fabric`` and put in evaluation mode.
+        scorables: what to score; what comes several times is scored once.
+        fabric: the device and the precision.
+        seed: decides the orders that are sampled for each batch.
+
+    Raises:
+        UserError: if the model can't run one of the orders.
+    """
+
+    def __init__(self, model: OrderedViT, scorables: Iterable[Scorable], fabric: Fabric, seed: int) -> None:
+        distinct = list(dict.fromkeys(scorables))
+        # Sorted as ``run_orders`` yields them, so that the next output of a fixed order always belongs to the next row.
+        # A dict is a set that keeps this sequence.
+        fixed = sorted((order for order in distinct if isinstance(order, Order)), key=lambda order: order.steps)
+        self.fixed = dict.fromkeys(fixed)
+        self.samplers = [sampler for sampler in distinct if sampler is None or callable(sampler)]
+        for order in self.fixed:
+            model.check(order)
+
+        self.model = model.to(fabric.device).eval()
+        self.fabric = fabric
+        self.seed = seed
+        # The rows of ``metrics``: first the fixed orders, then the samplers. An order that each image picks for itself
+        # is none of the two, and has metrics of its own.
+        self.metrics = OrderMetrics(len(self.fixed) + len(self.samplers)).to(fabric.device)
+        self.instancewise = InstanceWiseScores(model, distinct, fabric.device)
+
+    def score_batch(
+        self, number: int, images: Tensor, labels: Tensor, on_output: Callable[[Order, Output, Tensor], None]
+    ) -> None:
+        """Run a batch in every order, and count its images.
+
+        Args:
+            number: the index of the batch, from 0; with the seed, it decides the sampled orders.
+            images: the model's input, float32 [batch, channels, size, size], on its device.
+            labels: int64 [batch], on the same device.
+            on_output: see ``evaluate``.
+        """
+        sampled = [_sample(sampler, self.model.order, self.seed, number) for sampler in self.samplers]
+        fixed_outputs = OutputBuffer(self.metrics, labels)
+        with self.fabric.autocast():
+            # One pass runs all orders of the batch; an order that is needed for several reasons runs once.
+            for order, output in run_orders(self.model, images, [*self.fixed, *sampled, *self.instancewise.orders]):
+                # A sampled order that happens to be a fixed one counts in both rows.
+                if order in self.fixed:
+                    fixed_outputs.add(output)
+                for row, sampled_order in enumerate(sampled, start=len(self.fixed)):
+                    if sampled_order == order:
+                        self.metrics.update(row, [output], labels)
+                self.instancewise.add(order, output)
+                on_output(order, output, labels)
+            fixed_outputs.flush()
+            self.instancewise.end_batch(self.model, images, labels)
+
+    def scores(self) -> dict[Scorable, OrderScore]:
+        """The scores of everything; several processes add up here what each of them has counted."""
+        score_of: dict[Scorable, OrderScore] = dict(zip([*self.fixed, *self.samplers], self.metrics.compute()))
+        score_of.update(self.instancewise.scores())
+        return score_of
+
+    def shares(self) -> dict[Scorable, float]:
+        """The share of images that chose each order, where images choose."""
+        return self.instancewise.shares(self.fabric)
 
 
 def run_orders(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> Iterator[tuple[Order, Output]]:

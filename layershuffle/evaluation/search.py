@@ -33,6 +33,7 @@ def greedy(base_order: Order, losses_of: Losses) -> Iterator[tuple[Order, float]
     remaining = list(base_order)
     while remaining:
         candidates = [order + Order([step]) for step in remaining]
+        # The last round has one candidate only, which is scored all the same: callers report its loss.
         losses = losses_of(candidates)
         best = losses.index(min(losses))
         order = candidates[best]
@@ -60,8 +61,10 @@ def climb(
     yield order, loss
 
     for _ in range(rounds):
+        # An order of one step has no neighbours.
         candidates = neighbours(order)
         losses = losses_of(candidates) if candidates else []
+        # A change that leaves the loss as it is could be undone in the next round, and so on for ever.
         if min(losses, default=loss) >= loss:
             return
         loss = min(losses)
@@ -117,6 +120,7 @@ def heavy_tail_exponents(model: OrderedViT) -> list[float]:
     """
     exponents = []
     for block in model.layers:
+        # Norms and biases are vectors, which have no spectrum.
         matrices = [module.weight for module in block.modules() if isinstance(module, nn.Linear)]
         exponents.append(sum(_exponent(weight) for weight in matrices) / len(matrices))
     return exponents
