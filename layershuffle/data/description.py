@@ -46,18 +46,27 @@ def describe(
     lines = wrapped(first)
     if len(counts) == len(_KINDS) and all(len(count) == len(names) for count in counts):
         lines += _each_class(names, counts) if len(names) <= MOST_CLASSES else wrapped(_ranges(names, counts))
-    for split, images in sets.items():
-        if split == "val" and images is sets["test"]:
-            continue
-        missing = classes_without(images, split, num_classes, names)
-        if missing:
-            lines += wrapped(missing)
+    for sentence in missing_classes(sets, num_classes, names):
+        lines += wrapped(sentence)
     return "\n".join(lines)
 
 
 def wrapped(text: str) -> list[str]:
     """The lines of a text. Paths and names stay whole, so that they can be copied."""
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def missing_classes(sets: Mapping[str, Dataset], num_classes: int, class_names: Sequence[str]) -> list[str]:
+    """A sentence for each split that lacks images of some classes, see ``describe``."""
+    sentences = []
+    for split, images in sets.items():
+        # Where the test images validate, they are named once.
+        if split == "val" and images is sets["test"]:
+            continue
+        sentence = classes_without(images, split, num_classes, class_names)
+        if sentence:
+            sentences.append(sentence)
+    return sentences
 
 
 def classes_without(images: Dataset, split: str, num_classes: int, class_names: Sequence[str]) -> str | None:

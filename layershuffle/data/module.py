@@ -14,13 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.config import DataConfig
 from layershuffle.data.decoding import PICTURE_CHANNELS
-from layershuffle.data.description import classes_without, describe
+from layershuffle.data.description import describe, missing_classes
 from layershuffle.data.loaders import WORKERS_LIMIT, image_loader
 from layershuffle.data.preprocessing import SMALLEST_CROP, Preprocess, Resizing, check_channels
 from layershuffle.data.samplers import TrainingSampler, evaluation_batches
-from layershuffle.data.sets import check_labels, labels_of, split_by_class, split_images, whole_set
+from layershuffle.data.sets import Splitter, check_labels, labels_of, whole_set
 from layershuffle.errors import UserError
-from layershuffle.plurals import counted
 from layershuffle.private_apis import adds_distributed_sampler
 
 logger = logging.getLogger(__name__)
@@ -97,18 +96,6 @@ class ImageData(pl.LightningDataModule):
         stratified: bool = True,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (eval_batch_size or 1) < 1:
-            raise UserError("a batch has at least one image")
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"val_fraction is a fraction from 0 to below 1, not {val_fraction}")
-        if workers is not None and not 0 <= workers <= WORKERS_LIMIT:
-            raise UserError(f"workers is a number of processes from 0 to {WORKERS_LIMIT:,}, not {workers}")
-        if unreadable < 0:
-            raise UserError(f"unreadable is a number of images, 0 or more, not {unreadable}")
-        if image_size < 1:
-            raise UserError(f"image_size is a number of pixels, 1 or more, not {image_size}")
-        if crop_pct is not None and not SMALLEST_CROP <= crop_pct <= 1:
-            raise UserError(f"crop_pct is a fraction from {SMALLEST_CROP} to 1, not {crop_pct}")
         # Checkpoints record these, so each argument is an attribute of the same name.
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -125,6 +112,7 @@ class ImageData(pl.LightningDataModule):
         self.crop_mode = crop_mode
         self.balanced = balanced
         self.stratified = stratified
+        self._check_arguments()
 
         # The images of each split, once they are set up.
         self.sets: dict[str, Dataset] = {}
@@ -137,7 +125,23 @@ class ImageData(pl.LightningDataModule):
         self.new_labels: list[int] | None = None
         # How many channels the images of the model have, once the set is prepared for one.
         self.model_channels: int | None = None
+        # Lightning may ask for the training images several times, and one warning is enough.
         self._mirroring_is_told = False
+
+    def _check_arguments(self) -> None:
+        """Raise a UserError if an argument is out of range."""
+        if self.batch_size < 1 or self.evaluation_batch < 1:
+            raise UserError("a batch has at least one image")
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"val_fraction is a fraction from 0 to below 1, not {self.val_fraction}")
+        if self.workers is not None and not 0 <= self.workers <= WORKERS_LIMIT:
+            raise UserError(f"workers is a number of processes from 0 to {WORKERS_LIMIT:,}, not {self.workers}")
+        if self.unreadable < 0:
+            raise UserError(f"unreadable is a number of images, 0 or more, not {self.unreadable}")
+        if self.image_size < 1:
+            raise UserError(f"image_size is a number of pixels, 1 or more, not {self.image_size}")
+        if self.crop_pct is not None and not SMALLEST_CROP <= self.crop_pct <= 1:
+            raise UserError(f"crop_pct is a fraction from {SMALLEST_CROP} to 1, not {self.crop_pct}")
 
     @property
     def has_handed_classes(self) -> bool:
@@ -186,13 +190,18 @@ class ImageData(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Load only the test images if ``stage`` is "test", otherwise all images."""
-        self.config()  # a class that can't be recorded fails now rather than when the first checkpoint is saved
+        # A class that can't be recorded fails now rather than when the first checkpoint is saved.
+        self.config()
+
+        # Lightning calls this for every stage, and the sets stay as they are.
         if "test" not in self.sets:
             self.sets["test"] = self._chosen(self.load(train=False), self.test_images, "test")
         if stage != "test" and "train" not in self.sets:
             self._set_up_training()
         self._check_channels()
-        if self.trainer is None:  # A training describes its images.
+
+        # A training describes its images, which includes the classes that have none.
+        if self.trainer is None:
             self._warn_of_missing_classes()
 
     @property
@@ -209,36 +218,30 @@ class ImageData(pl.LightningDataModule):
 
     def _warn_of_missing_classes(self) -> None:
         names = self.class_names or [str(label) for label in range(self.num_classes)]
-        for split in ("val", "test"):
-            images = self.sets.get(split)
-            if images is None or (split == "val" and images is self.sets["test"]):
-                continue
-            missing = classes_without(images, split, self.num_classes, names)
-            if missing:
-                rank_zero_only(logger.warning)("%s: %s", self.label, missing)
+        # Only what scores are computed on matters here.
+        scored = {split: images for split, images in self.sets.items() if split != "train"}
+        for sentence in missing_classes(scored, self.num_classes, names):
+            rank_zero_only(logger.warning)("%s: %s", self.label, sentence)
 
     def _set_up_training(self) -> None:
         train = self._chosen(self.load(train=True), self.train_images, "train")
+
+        # A set's own validation images come first, then a held-out part, then the test images.
         val = self.load_validation()
         if val is not None:
             self._check_labels(val, "validation")
-        if val is None and self.val_fraction:
-            train, val = self._hold_out(train)
-        if val is None:
+        elif self.val_fraction:
+            train, val = self._splitter.hold_out(train, self.val_fraction)
+        else:
             val = self.sets["test"]
         if len(train) == 0:  # type: ignore[arg-type]
             raise UserError(f"val_fraction {self.val_fraction} leaves no image to train on: lower it")
         self.sets["train"] = train
         self.sets["val"] = val
 
-    def _hold_out(self, images: Dataset) -> tuple[Dataset, Dataset]:
-        """Split the training images into those to train on and those to validate on."""
-        total = len(images)  # type: ignore[arg-type]
-        held_out = max(1, round(total * self.val_fraction))
-        if self.stratified:
-            return split_by_class(images, total - held_out, self.split_seed)
-        val, train = split_images(images, held_out, self.split_seed)
-        return train, val
+    @property
+    def _splitter(self) -> Splitter:
+        return Splitter(self.split_seed, self.stratified)
 
     def describe(self) -> str:
         """Lines that say what ``setup`` has loaded: how many images of each split and class, and what validates."""
@@ -257,6 +260,7 @@ class ImageData(pl.LightningDataModule):
 
         The arguments are those of ``Preprocess``, but the set's own crop_pct, interpolation and crop_mode come first.
         """
+        # The set keeps what was decided, so that a checkpoint of its training records it, and evaluation does the same.
         self.image_size = size
         self.model_channels = len(mean)
         resizing = self.resizing.or_else(Resizing(crop_pct, interpolation, crop_mode))
@@ -277,6 +281,8 @@ class ImageData(pl.LightningDataModule):
         """
         images = self.sets[split]
         batch_size = batch_size or self.evaluation_batch
+
+        # In a training the trainer knows the processes, otherwise whoever evaluates has said so.
         ranks = self.ranks
         rank = self.rank
         if self.trainer:
@@ -285,6 +291,7 @@ class ImageData(pl.LightningDataModule):
         if ranks == 1:
             return self._loader(images, batch_size)
 
+        # Lightning's sampler would repeat images to give each process as many, and so count them twice.
         if self.trainer and adds_distributed_sampler(self.trainer):
             raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
         batches = evaluation_batches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
@@ -301,6 +308,8 @@ class ImageData(pl.LightningDataModule):
         between the processes: none is read twice.
         """
         train = self.sets["train"]
+
+        # The module of a training says how, but this also works with another module, or without any.
         module = getattr(self.trainer, "lightning_module", None)
         seed = getattr(module, "seed", torch.initial_seed() % 2**32)
         augmentation = getattr(module, "augmentation", None)
@@ -350,8 +359,7 @@ class ImageData(pl.LightningDataModule):
             raise UserError(
                 f"a search needs images to search on and others to report on: {fraction} of {total} leaves none for one"
             )
-        divide = split_by_class if self.stratified else split_images
-        searched, reported = divide(images, count, seed)
+        searched, reported = Splitter(seed, self.stratified).divide(images, count)
         return self._loader(searched, self.evaluation_batch), self._loader(reported, self.evaluation_batch)
 
     def _loader(
@@ -383,19 +391,10 @@ class ImageData(pl.LightningDataModule):
         if labels is not None and len(labels):
             check_labels(labels, self.num_classes, f"the {name} set")
 
-    def _chosen(self, images: Dataset, count: int | None, name: str) -> Dataset:
+    def _chosen(self, images: Dataset, count: int | None, split: str) -> Dataset:
         """``count`` random images of a split, or all."""
-        total = len(images)  # type: ignore[arg-type]
-        if total == 0:
-            raise UserError(f"the {name} set is empty")
-        self._check_labels(images, name)
-        if count is None:
-            return images
-        if not 1 <= count <= total:
-            images_in_all = counted(total, "image")
-            raise UserError(
-                f"{name}_images is {count}, but the {name} set has {images_in_all}: choose from 1 to {total:,}"
-            )
-        divide = split_by_class if self.stratified else split_images
-        chosen, _ = divide(images, count, self.split_seed)
-        return chosen
+        if len(images) == 0:  # type: ignore[arg-type]
+            raise UserError(f"the {split} set is empty")
+        # All labels are checked, also those of images that aren't chosen: a wrong number of classes is found at once.
+        self._check_labels(images, split)
+        return self._splitter.choose(images, count, split)

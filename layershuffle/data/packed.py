@@ -1,17 +1,13 @@
 """Class folders that ``layershuffle pack`` has packed: one file of uint8 images for each split, and an index.
 
 What ``layershuffle pack`` makes holds ``train.uint8`` and, of ``val.uint8`` and ``test.uint8``, those that there are.
-They are the images [channels, size, size] one after the other in the sequence of their class folders. ``index.json``
-has the number of images of each class, and that of the channels unless it is 3. Whole pictures are [channels, height,
-width], of which the shorter one is size; then the index also has all heights and widths.
+They are the images [channels, size, size] one after the other in the sequence of their class folders. Whole pictures
+are [channels, height, width], of which the shorter one is size.
 """
 
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,17 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layershuffle.data.folders import ImageFolders
+from layershuffle.data.pack_index import PackIndex, places, read_index, records_file
 from layershuffle.data.preprocessing import Resizing
 from layershuffle.errors import UserError
-from layershuffle.files import read_json, write_whole
-
-INDEX = "index.json"
-FORMAT = 1
-"""The format of folders with squares."""
-WHOLE = 2
-"""The format of folders with whole pictures."""
-MAX_INDEX_BYTES = 1 << 30
-"""A whole picture takes about 20 bytes of the index."""
 
 PAPERS = Resizing(crop_pct=1.0, interpolation="bilinear", crop_mode="center")
 """How packed images were resized: as in the LayerShuffle paper."""
@@ -70,8 +58,10 @@ class PackedImages(Dataset):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A batch of squares, uint8 [batch, channels, size, size]. Raises UserError as ``regions`` does."""
         images = np.empty((len(indices), self.channels, self.size, self.size), np.uint8)
-        corners = ((self.shapes[indices] - self.size) / 2).round().astype(int).tolist()  # as torchvision rounds
+        # Rounded as torchvision's centre crop does it: whole pictures have the same squares as those packed as squares.
+        corners = ((self.shapes[indices] - self.size) / 2).round().astype(int).tolist()
         boxes = [(top, left, self.size, self.size) for top, left in corners]
+        # What is as wide as the square was read into its place, and only the middle of wider images is copied there.
         for place, region in enumerate(self._read(indices, boxes, into=images)):
             if region.base is not images:
                 images[place] = region
@@ -101,6 +91,7 @@ class PackedImages(Dataset):
                     os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
                 for place, (_top, left, height, width) in enumerate(boxes):
+                    # Rows lie whole in the file. Reading them whole is faster than many small reads.
                     whole_width = int(self.shapes[indices[place]][1])
                     if into is not None and width == whole_width:
                         rows = region = into[place]
@@ -150,21 +141,22 @@ class PackedFolders(ImageFolders):
     @property
     def label(self) -> str:
         """The name of the folder that was packed."""
-        return self._index["name"]
+        return self._index.name
 
     @property
     def class_names(self) -> list[str]:
         """The names of the class folders that were packed."""
-        return list(self._index["splits"]["train"]["classes"])
+        return list(self._index.splits["train"].classes)
 
     @property
     def splits(self) -> list[str]:
         """The splits that were packed."""
-        return list(self._index["splits"])
+        return list(self._index.splits)
 
     def read(self, split: str) -> PackedImages:  # type: ignore[override]
         """Raises UserError if the images are not there, not whole, or not of the format that is wanted."""
-        size = self._index["size"]
+        index = self._index
+        size = index.size
         if size < self.image_size:
             raise UserError(
                 f"{self.root} holds images of {size} pixels, but the model takes {self.image_size}: pack the class "
@@ -177,66 +169,19 @@ class PackedFolders(ImageFolders):
                 "--data.crop_pct 1 --data.interpolation bilinear --data.crop_mode center"
             )
 
-        packed = self._index["splits"][split]
-        counts = torch.tensor(list(packed["classes"].values()))
-        shapes = np.broadcast_to(np.int64(size), (int(counts.sum()), 2))
-        if "heights" in packed:
-            shapes = np.array([packed["heights"], packed["widths"]]).T
-
+        # A file of another length was cut short or changed since, and would give other images without a word.
+        shapes = index.shapes(split)
         path = records_file(Path(self.root), split)
-        channels = self._index.get("channels", 3)
-        expected = int(places(shapes, channels)[-1])
+        expected = int(places(shapes, index.channels)[-1])
         present = path.stat().st_size if path.is_file() else 0
         if present != expected:
             raise UserError(f"{path} has {present:,} bytes, not {expected:,}: remove {self.root} and pack it again")
+
+        # Images of a class are neighbours, in the sequence of the class folders.
+        counts = torch.tensor(list(index.splits[split].classes.values()))
         labels = torch.arange(len(counts)).repeat_interleave(counts)
-        return PackedImages(path, labels, shapes, size, channels)
+        return PackedImages(path, labels, shapes, size, index.channels)
 
     @cached_property
-    def _index(self) -> dict[str, Any]:
+    def _index(self) -> PackIndex:
         return read_index(Path(self.root))
-
-
-def places(shapes: np.ndarray, channels: int) -> np.ndarray:
-    """Where the images of these shapes, int64 [images, 2], begin in their file, in bytes; the last entry is its end."""
-    return np.concatenate([[0], (channels * shapes.prod(axis=1)).cumsum()])
-
-
-def records_file(folder: Path, split: str) -> Path:
-    """The file with the images of one of ``SPLITS``."""
-    return folder / f"{split}.uint8"
-
-
-def write_index(folder: Path, format: int, content: dict[str, Any]) -> None:
-    """Write what ``read_index`` reads, and ``FORMAT`` or ``WHOLE``. From then on the folder counts as packed."""
-    content = {"layershuffle_pack": format, **content}
-    write_whole(folder / INDEX, json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """What a packed folder holds.
-
-    This is the "name" of the folder that was packed, the "size" of the images in pixels, the number of their "channels"
-    unless it is 3, and "splits", which has for
-    each of its ``SPLITS`` the number of images by class, "classes", the keys and checksums of its "chunks", see
-    ``packing``, and for whole pictures their "heights" and "widths" in pixels. Raises UserError if it is not there, is
-    damaged, or is of another version.
-    """
-    path = folder / INDEX
-    if not path.is_file():
-        raise UserError(
-            f"there is no {path}: layershuffle pack SRC {folder} makes it, and finishes what it has begun when started "
-            "again"
-        )
-    content = None
-    with suppress(UserError):
-        content = read_json(path, most=MAX_INDEX_BYTES)
-    if isinstance(content, dict) and content.get("layershuffle_pack", FORMAT) not in (FORMAT, WHOLE):
-        raise UserError(f"{folder} was packed by another version of this package: pack it again")
-    if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
-        raise UserError(f"{path} is damaged or has been changed: remove {folder} and pack it again")
-    return content
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.errors import UserError
 from layershuffle.orders.order import seeded
+from layershuffle.plurals import counted
 
 _LABELS = ("targets", "labels", "y", "_labels")
 """What data sets, also torchvision's, call the labels of all their images."""
@@ -42,6 +44,7 @@ class TensorImages(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A batch. Only the indices are copied to the device, without waiting for it."""
+        # A copy to a GPU can go on by itself only from pinned memory.
         index = torch.tensor(indices, dtype=torch.int64, pin_memory=self.images.is_cuda)
         index = index.to(self.images.device, non_blocking=True)
         return self.images[index], self.labels[index]
@@ -64,6 +67,7 @@ def labels_of(images: Any) -> Tensor | None:
 
 
 def _told_labels(images: Any) -> Tensor | None:
+    # What wraps another set has its labels, without those of images that it leaves out.
     if isinstance(images, Subset):
         labels = labels_of(images.dataset)
         if labels is None:
@@ -100,6 +104,8 @@ def check_labels(labels: Tensor, num_classes: int, owner: str) -> None:
 
 def split_images(images: Dataset, count: int, seed: int) -> tuple[Subset, Subset]:
     """``count`` random images and the rest, both in their original sequence."""
+    # Sorting by random numbers needs nothing of Python's generator but ``random``, whose numbers stay the same in every
+    # version of Python. Those of ``shuffle`` may change, and with them the images that a model was tested on.
     rng = seeded(seed, "split")
     shuffled = sorted(range(len(images)), key=lambda _: rng.random())  # type: ignore[arg-type]
     return Subset(images, sorted(shuffled[:count])), Subset(images, sorted(shuffled[count:]))
@@ -132,12 +138,56 @@ def split_by_class(images: Dataset, count: int, seed: int) -> tuple[Subset, Subs
     return Subset(images, sorted(spread[:count])), Subset(images, sorted(spread[count:]))
 
 
+@dataclass(frozen=True)
+class Splitter:
+    """Chooses images at random: those that are used at all, and those that are held out.
+
+    Attributes:
+        seed: decides every choice.
+        stratified: whether to take the same part of every class.
+    """
+
+    seed: int
+    stratified: bool
+
+    def divide(self, images: Dataset, count: int) -> tuple[Subset, Subset]:
+        """``count`` of the images, and the rest."""
+        if self.stratified:
+            return split_by_class(images, count, self.seed)
+        return split_images(images, count, self.seed)
+
+    def choose(self, images: Dataset, count: int | None, split: str) -> Dataset:
+        """``count`` of the images of a split, or all; raises UserError if there are not so many."""
+        if count is None:
+            return images
+        total = len(images)  # type: ignore[arg-type]
+        if not 1 <= count <= total:
+            images_in_all = counted(total, "image")
+            raise UserError(
+                f"{split}_images is {count}, but the {split} set has {images_in_all}: choose from 1 to {total:,}"
+            )
+        chosen, _ = self.divide(images, count)
+        return chosen
+
+    def hold_out(self, images: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+        """Split training images into those to train on and a ``fraction`` to validate on, which is never empty."""
+        total = len(images)  # type: ignore[arg-type]
+        held_out = max(1, round(total * fraction))
+        # The first part of a split by class has an image of every class, which training needs more than validation.
+        if self.stratified:
+            return split_by_class(images, total - held_out, self.seed)
+        # Published results held out the first part, so that another sequence would change them.
+        val, train = split_images(images, held_out, self.seed)
+        return train, val
+
+
 def held_out_names(names: Sequence[str], fraction: float, seed: int) -> set[str]:
     """A random part of the images of a class, by the names of their files.
 
     Names keep their sequence when others are added, so that hardly an image moves into or out of the part. Of two or
     more images, at least one is in it and at least one isn't.
     """
+    # Each name has a random number of its own, whatever other names there are.
     count = min(max(1, round(fraction * len(names))), len(names) - 1)
     shuffled = sorted(names, key=lambda name: seeded(seed, "test", os.fsencode(name).hex()).random())
     return set(shuffled[:count])

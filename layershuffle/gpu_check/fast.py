@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.profiler import DeviceType, ProfilerActivity
 
 from layershuffle.api.train import train
-from layershuffle.data.packed import FORMAT, records_file, write_index
+from layershuffle.data.pack_index import PackedSplit, PackIndex, records_file, write_index
 from layershuffle.files import read_json, write_whole
 from layershuffle.gpu_check.checks import CannotCheckError, Outcome, Setting, check, environment, new_folder, require
 from layershuffle.gpu_check.roofline import CAUTIOUS, LIMIT, Gpu, Shape, estimate, forward_kernels, step_kernels
@@ -239,5 +239,5 @@ def pack_noise(folder: Path, count: int, size: int) -> None:
         with records_file(folder, split).open("wb") as file:
             for first in range(0, images, 100):
                 file.write(noise[: min(100, images - first) * image_bytes])
-        splits[split] = {"classes": {str(number): images // 10 for number in range(10)}}
-    write_index(folder, FORMAT, {"name": "noise", "size": size, "splits": splits})
+        splits[split] = PackedSplit(classes={str(number): images // 10 for number in range(10)})
+    write_index(folder, PackIndex("noise", size, splits))

@@ -17,6 +17,7 @@ from layershuffle.checkpoints.loading import load
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
+from layershuffle.data import DataConfig
 from layershuffle.files import sha256
 from layershuffle.models.fitting import cut
 from layershuffle.results import DataInfo, Environment, EvaluationInfo, ModelInfo, Results, Score
@@ -304,7 +305,7 @@ def test_no_name_becomes_a_part_of_the_card(small, tmp_path):
     scores = [Score("sequential", {}, "0 1 2 3", 10, 0.5, 0.9, 1.5, None)]
     data = DataInfo(name=evil, images=10, split="test")
     results = Results(info, data, EvaluationInfo(random_orders=1), Environment(torch="2"), scores)
-    loaded = LoadedModel(model, info, {"classes": [evil] * info.num_classes})
+    loaded = LoadedModel(model, info, DataConfig(evil, {}, [evil] * info.num_classes))
     export(loaded, tmp_path / "out", license=f"mit\nmore: {evil}", results=[results])
     card = (tmp_path / "out" / "README.md").read_text()
     _, head, text = card.split("---\n", 2)

@@ -19,10 +19,10 @@ from helpers import batches, fake_imagenet
 from PIL import Image
 
 from layershuffle.commands.pack import pack_command
-from layershuffle.data import ImageFolders, PackedFolders, from_config, packing
+from layershuffle.data import DecodedImages, ImageFolders, PackedFolders, chunks, from_config, packing
 from layershuffle.data.augmentation import Augmentation, Augmented
 from layershuffle.data.decoding import READING
-from layershuffle.data.packed import read_index
+from layershuffle.data.pack_index import read_index
 from layershuffle.progress_lines import LineClock
 
 rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def source(tmp_path, monkeypatch):
         pixels.resize((3, 400)).save(folder / "narrow.jpeg", progressive=True)
         (folder / "notes.txt").write_text("not an image")
     (root / "val" / "n01440764" / "RGB.JPEG").unlink()
-    monkeypatch.setattr(packing, "CHUNK", 4)
+    monkeypatch.setattr(chunks, "CHUNK", 4)
     return root
 
 
@@ -128,7 +128,7 @@ def test_without_a_terminal_lines_say_how_far_it_is(source, tmp_path, monkeypatc
 def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, monkeypatch):
     pack(source, tmp_path / "whole")
     opened = []
-    getitem = packing.DecodedImages.decode
+    getitem = DecodedImages.decode
 
     def stopping(images, index):
         opened.append(images.images.samples[index][0])
@@ -136,7 +136,7 @@ def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, mo
             raise KeyboardInterrupt
         return getitem(images, index)
 
-    monkeypatch.setattr(packing.DecodedImages, "decode", stopping)
+    monkeypatch.setattr(DecodedImages, "decode", stopping)
     stops = 0
     while not (tmp_path / "packed" / "index.json").exists():
         assert stops < 10
@@ -149,26 +149,26 @@ def test_images_are_opened_once_however_often_it_is_stopped(source, tmp_path, mo
             ):
                 PackedFolders(str(tmp_path / "packed")).setup()
     assert stops == 4
-    assert len(opened) - 47 <= 4 * packing.CHUNK  # 24 + 23 images, and of each stop the chunk that it fell into
+    assert len(opened) - 47 <= 4 * chunks.CHUNK  # 24 + 23 images, and of each stop the chunk that it fell into
     assert contents(tmp_path / "packed") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_killed_it_goes_on_and_ends_with_the_same_bytes(source, tmp_path, monkeypatch, workers):
     pack(source, tmp_path / "whole")
-    getitem = packing.DecodedImages.decode
+    getitem = DecodedImages.decode
     notes = tmp_path / "packed" / packing.UNFINISHED
 
     def slow(images, index):
         time.sleep(0.02)
         return getitem(images, index)
 
-    monkeypatch.setattr(packing.DecodedImages, "decode", slow)
-    for chunks in (0, 2, 5):
+    monkeypatch.setattr(DecodedImages, "decode", slow)
+    for chunk_count in (0, 2, 5):
         arguments = (source, tmp_path / "packed", "--workers", workers)
         process = multiprocessing.get_context("fork").Process(target=pack, args=arguments)
         process.start()
-        while process.is_alive() and not (notes.exists() and notes.read_text().count("[") >= chunks):
+        while process.is_alive() and not (notes.exists() and notes.read_text().count("[") >= chunk_count):
             time.sleep(0.005)
         process.kill()
         process.join()
@@ -224,7 +224,7 @@ def test_what_the_disk_loses_is_found_before_it_counts(source, tmp_path, monkeyp
 
 
 def test_what_the_disk_loses_during_a_run_is_found_before_it_counts(source, tmp_path, monkeypatch):
-    getitem = packing.DecodedImages.decode
+    getitem = DecodedImages.decode
 
     def last_image_damages_the_first(images, index):
         if images.images.samples[index][0].endswith("val/n01443537/transparent.png"):
@@ -232,7 +232,7 @@ def test_what_the_disk_loses_during_a_run_is_found_before_it_counts(source, tmp_
         return getitem(images, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.DecodedImages, "decode", last_image_damages_the_first)
+        patch.setattr(DecodedImages, "decode", last_image_damages_the_first)
         with pytest.raises(
             ValueError, match=r"images 0 to 3 of .*train\.uint8 are not what was written: the same command"
         ):
@@ -244,7 +244,7 @@ def test_what_the_disk_loses_during_a_run_is_found_before_it_counts(source, tmp_
 
 
 def test_files_that_change_during_a_run_are_packed_by_the_next(source, tmp_path, monkeypatch):
-    getitem = packing.DecodedImages.decode
+    getitem = DecodedImages.decode
     changing = source / "train" / "n01440764" / "L.JPEG"
 
     def last_image_changes_another(images, index):
@@ -253,7 +253,7 @@ def test_files_that_change_during_a_run_are_packed_by_the_next(source, tmp_path,
         return getitem(images, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.DecodedImages, "decode", last_image_changes_another)
+        patch.setattr(DecodedImages, "decode", last_image_changes_another)
         with pytest.raises(ValueError, match="is not what .*packed was packed from: the same command packs what has"):
             pack(source, tmp_path / "packed")
     pack(source, tmp_path / "packed")
@@ -383,17 +383,17 @@ def test_a_worker_that_is_killed(source, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.DecodedImages, "decode", die)
+        patch.setattr(DecodedImages, "decode", die)
         with pytest.raises(
             ValueError, match="a process that was packing has been killed, .*: the same command continues"
         ):
             pack(source, tmp_path / "packed", "--workers", "1")
     pack(source, tmp_path / "packed")
-    assert read_index(tmp_path / "packed")["size"] == 32
+    assert read_index(tmp_path / "packed").size == 32
 
 
 def test_the_format_of_finished_folders_stays(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "CHUNK", 256)
+    monkeypatch.setattr(chunks, "CHUNK", 256)
     pack(source, tmp_path / "packed")
     index = json.loads((tmp_path / "packed" / "index.json").read_text())
     assert list(index) == ["layershuffle_pack", "name", "size", "splits", "sha256"]
