@@ -2,10 +2,14 @@ PYTHON ?= python3
 BIN = .venv/bin
 FAST = tests/orders tests/models tests/data tests/results tests/serving/test_router.py tests/serving/test_holders.py tests/serving/test_priority_queue.py
 
-.PHONY: quickstart style test test-fast test-all gpu format container clean
+.PHONY: quickstart docs style test test-fast test-all gpu format container clean
 
 quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
 	$(BIN)/layershuffle experiment quickstart --jobs 5
+
+docs: .venv/docs  ## the documentation as a site, in build/docs; a broken link or a warning fails
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "see build/docs/index.html"
 
 style: .venv/ready  ## how dense the code is, beside six projects that read well
 	$(BIN)/python -m benchmarks.style
@@ -43,6 +47,10 @@ container:  ## lint and build the image, then train a step and evaluate in it (d
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --editable ".[dev]"
+	touch $@
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 clean:

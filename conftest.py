@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent
 def make_folder(namespace: dict) -> None:
     """The folder that a page's examples run in, and the command ``layershuffle`` on their path."""
     namespace["folder"] = folder = Path(tempfile.mkdtemp())
-    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copytree(ROOT / "examples", folder / "examples")
     shutil.copytree(ROOT / "results/reproduction/fashion_mnist", folder / "experiments/quickstart/fashion_mnist")
     command = folder / "bin" / "layershuffle"
     command.parent.mkdir()
@@ -46,7 +46,8 @@ def run_in_shell(example: Example) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[CodeBlockParser("sh", run_in_shell), PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md", "docs/reproduction/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/guides/*.md", "docs/findings/*.md"],
+    excludes=["docs/guides/extend.md"],  # tests of their own put its code to use
     setup=make_folder,
     teardown=remove_folder,
 ).pytest()

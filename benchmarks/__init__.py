@@ -1,1 +1,4 @@
-"""How fast things run beside their alternatives: ``python -m benchmarks.step`` and so on, see docs/performance.md."""
+"""How fast things run beside their alternatives: ``python -m benchmarks.step`` and so on.
+
+docs/findings/performance.md has what they found.
+"""

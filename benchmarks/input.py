@@ -1,4 +1,4 @@
-"""Measures how fast one core reads images of 224 pixels: ``python -m benchmarks.input``, see docs/input.md.
+"""Measures how fast one core reads images of 224 pixels: ``python -m benchmarks.input``, see docs/guides/packing.md.
 
 Every contender reads the same images in random sequence, as batches of uint8 [batch, 3, 224, 224] and labels. First it
 reads them from the kernel's memory, then "from disk", after the kernel was told to drop the files; caches of the disk

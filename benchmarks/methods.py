@@ -1,4 +1,6 @@
-"""Measures what a layer execution costs in training with the methods and optimizers of docs/beyond_the_paper.md.
+"""Measures what a layer execution costs in training with each method and optimizer.
+
+docs/findings/beyond_the_paper.md has the figures.
 
     python -m benchmarks.methods                # the model of the config mini_glyphs, for a CPU
     python -m benchmarks.methods --size full    # ViT-B/16 at 224, for a GPU

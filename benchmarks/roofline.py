@@ -1,4 +1,6 @@
-"""Prints how fast an H100 and an H200 can train and run ViT-B/16: the table in docs/performance.md. It needs no GPU.
+"""Prints how fast an H100 and an H200 can train and run ViT-B/16. It needs no GPU.
+
+The table is that of docs/findings/performance.md.
 
     python -m benchmarks.roofline
 

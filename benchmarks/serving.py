@@ -14,7 +14,7 @@ on a real Ray cluster and in the simulator, in four minutes. Its nodes sleep in 
 
 Latency and throughput against the number of nodes that a request may be at, in a few minutes in the simulator, and in
 six on twelve real processes; what an early answer costs models' accuracy, and what fewer bytes do.
-``results/serving.py`` makes the tables and the picture of docs/serving.md of the files:
+``results/serving.py`` makes the tables and the picture of docs/findings/serving.md of the files:
 
     python -m benchmarks.serving widths results/serving/widths.json
     python -m benchmarks.serving processes --output results/serving/processes.json

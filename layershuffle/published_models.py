@@ -76,7 +76,7 @@ MODELS = (
         sha256="72e537a71ba5a3c1a1b71a87754de26468ae91774c5d68628d298cbd06b88cc9",
     ),
 )
-"""The published models. CONTRIBUTING.md says how to add one."""
+"""The published models. docs/guides/extend.md says how to add one."""
 
 PUBLISHED = {model.name: model for model in MODELS}
 """The same, by name."""

@@ -1,4 +1,4 @@
-"""Makes the tables and the picture of docs/beyond_the_paper.md from results files.
+"""Makes the tables and the picture of docs/findings/beyond_the_paper.md from results files.
 
     python results/beyond_the_paper.py results/beyond_the_paper/glyphs baseline layershuffle
 

@@ -1,4 +1,4 @@
-"""Makes the tables and the picture of several layers at a time in docs/serving.md from results files.
+"""Makes the tables and the picture of several layers at a time in docs/findings/serving.md from results files.
 
     python results/serving.py results/serving --picture results/serving/widths.png
 

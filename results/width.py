@@ -1,4 +1,4 @@
-"""Makes the tables and the pictures of docs/width.md from results files.
+"""Makes the tables and the pictures of docs/findings/width.md from results files.
 
     python results/width.py results/width/glyphs baseline layershuffle --picture results/width/glyphs.png
 

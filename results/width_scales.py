@@ -1,4 +1,4 @@
-"""Asks whether a scale between the sum and the mean of a group's changes is better than both, for docs/width.md.
+"""Asks whether a scale between the sum and the mean of a group's changes is better than both.
 
     python results/width_scales.py experiments/width/glyphs/layershuffle/seed0/best.ckpt
 

@@ -12,7 +12,7 @@ from helpers import ROOT
 def test_the_first_ten_minutes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda: None)
-    notebook = json.loads((ROOT / "docs/first_ten_minutes.ipynb").read_text())
+    notebook = json.loads((ROOT / "examples/first_ten_minutes.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found = {}
     with mpl.rc_context({"backend": "agg"}):

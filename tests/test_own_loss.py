@@ -1,4 +1,4 @@
-"""The loss that CONTRIBUTING.md tells a stranger to write, as it is printed there."""
+"""The loss that docs/guides/extend.md tells a stranger to write, as it is printed there."""
 
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_an_option_names_it_with_any_method_and_recipe():
 
 
 def test_the_page_shows_the_files_of_the_objectives():
-    page = (ROOT / "CONTRIBUTING.md").read_text()
+    page = (ROOT / "docs/guides/extend.md").read_text()
     for name in ("objective", "distillation", "instancewise"):
         assert f"{name}.py" in page
         assert (ROOT / f"layershuffle/training/objectives/{name}.py").is_file()

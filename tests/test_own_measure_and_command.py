@@ -1,4 +1,4 @@
-"""The measure, the command and the recipe that CONTRIBUTING.md shows, as they are printed there."""
+"""The measure, the command and the recipe that docs/guides/extend.md shows, as they are printed there."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""The code that CONTRIBUTING.md tells a stranger to write, as it is printed there."""
+"""The code that docs/guides/extend.md tells a stranger to write, as it is printed there."""
 
 import contextlib
 import csv
@@ -36,12 +36,12 @@ SMALL = ["--model.depth=4", "--data.train_images=128", "--data.test_images=40", 
 
 
 def section_of(heading):
-    """What stands under a heading of CONTRIBUTING.md."""
-    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)[1]
+    """What stands under a heading of docs/guides/extend.md."""
+    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", (ROOT / "docs/guides/extend.md").read_text(), re.M | re.S)[1]
 
 
 def write_files(heading):
-    """Write the files under a heading of CONTRIBUTING.md here, named in their first lines; returns their lines."""
+    """Write the files under a heading of the guide, named in their first lines; returns their number of lines."""
     count = 0
     for path, code in re.findall(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", section_of(heading), re.M | re.S):
         Path(path).parent.mkdir(parents=True, exist_ok=True)

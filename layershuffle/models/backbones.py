@@ -1,6 +1,6 @@
 """The families of timm models that can run any order. This is the only module that knows how they are built.
 
-To support another family, subclass ``Backbone`` and enter the class in ``FAMILIES``; CONTRIBUTING.md has an example.
+To support another family, subclass ``Backbone`` and enter the class in ``FAMILIES``, as in docs/guides/extend.md.
 timm is imported when a model is made: that takes most of a second, for which a command's --help should not wait.
 """
 

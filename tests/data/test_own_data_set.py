@@ -15,8 +15,8 @@ from layershuffle.errors import UserError
 
 
 def section(title):
-    """What CONTRIBUTING.md says under a heading."""
-    return (ROOT / "CONTRIBUTING.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    """What docs/guides/extend.md says under a heading."""
+    return (ROOT / "docs/guides/extend.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
 def run(folder, script, *args):
@@ -26,7 +26,7 @@ def run(folder, script, *args):
 
 
 @pytest.mark.slow
-def test_the_class_in_contributing_trains_and_evaluates(tmp_path, monkeypatch):
+def test_the_class_in_the_guide_trains_and_evaluates(tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", section("Add a data set"), re.DOTALL)[1]
     assert len(code.splitlines()) < 25
     (tmp_path / "stripes.py").write_text(code)

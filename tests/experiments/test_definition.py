@@ -79,8 +79,8 @@ def test_the_papers_experiment_is_whole():
     assert {run.seed for run in mini} == {0, 1, 2}
 
 
-def test_the_recipe_in_contributing(tmp_path, monkeypatch, capsys):
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+def test_the_recipe_in_the_guide(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs/guides/extend.md").read_text()
     content = text.split("# configs/experiment/dropping.yaml")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     path = Path("configs/experiment/dropping.yaml")

@@ -62,6 +62,6 @@ def test_every_kind_of_kernel_has_a_row():
 
 def test_the_page_shows_what_the_benchmark_prints(capsys):
     page.main()
-    text = (ROOT / "docs/performance.md").read_text()
+    text = (ROOT / "docs/findings/performance.md").read_text()
     for line in capsys.readouterr().out.splitlines():
         assert line in text

@@ -1,4 +1,4 @@
-"""The code that CONTRIBUTING.md shows for another family of backbones is all that it takes."""
+"""The code that docs/guides/extend.md shows for another family of backbones is all that it takes."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ from layershuffle.models.fitting import create_fitting
 def documented(monkeypatch):
     """Runs the first block of code under the heading "Add a backbone family"; returns its text."""
     monkeypatch.setattr(backbones, "FAMILIES", dict(backbones.FAMILIES))
-    page = (ROOT / "CONTRIBUTING.md").read_text()
+    page = (ROOT / "docs/guides/extend.md").read_text()
     code = re.search(r"^## Add a backbone family$.*?^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[1]
     exec(code, {"__name__": "documented"})
     return code

@@ -33,7 +33,7 @@ from layershuffle.training.schedule import Schedule
 from layershuffle.training.trainable import Trainable
 
 KILLS = int(os.environ.get("LAYERSHUFFLE_KILLS", "1"))
-"""How often the run is killed; more take longer, see docs/reliability.md."""
+"""How often the run is killed; more take longer, see docs/findings/reliability.md."""
 EPOCHS = 20 + 30 * KILLS
 
 

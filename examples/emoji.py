@@ -1,7 +1,7 @@
-"""Makes class folders of emoji, as pictures of one's own for docs/recipes.md.
+"""Makes class folders of emoji, as pictures of one's own for docs/guides/recipes.md.
 
     npm pack emoji-datasource-google && tar xzf emoji-datasource-google-*.tgz
-    python docs/emoji.py package emoji
+    python examples/emoji.py package emoji
 
 The emoji are those of Noto Emoji, Apache-2.0. The classes are Unicode's categories. Pictures that are nearly the same
 must not be on both sides of the split. So skin tones are left out, people, most of whom are there as woman, man and
