@@ -16,8 +16,9 @@ from layershuffle.choices import Precision, Split
 TOKEN = "LAYERSHUFFLE_TOKEN"
 """The environment variable that may hold the token of the clients of ``layershuffle serve``."""
 
-
-Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", 2**32 - 1)])
+LARGEST_SEED = 2**32 - 1
+"""The largest seed that numpy takes; torch and Python would take larger ones."""
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", LARGEST_SEED)])
 """What seeds numpy, and so everything else, too."""
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from layershuffle.api.arguments import check_at_least, check_choice
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.study import ModelLike, Study, start_study
@@ -32,7 +33,7 @@ def analyse(
     """Run random images, each in a random order of its own, and look at the layers.
 
     Args:
-        model: a model, or what ``layershuffle.load`` takes.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         study: "representations" projects the outputs of one layer to a plane by UMAP, to compare the positions at which
             the layer ran. "contributions" measures how much each layer changes what the model classifies by, which is
@@ -49,9 +50,10 @@ def analyse(
     Raises:
         UserError: if there is no such model, data set or layer, or there are too few images.
     """
+    check_choice("study", study, Subject)
+    # UMAP has nothing to arrange of fewer points.
+    check_at_least(3, images=images)
     subject = start_study(model, data, split=split, **options)
-    if images < 3:
-        raise UserError("an analysis needs 3 images or more")
     # The layer is checked in both cases, so that a wrong one is never passed over in silence.
     chosen_layer = _choose_layer(layer, sorted(subject.model.order.layers))
     chosen_images, _ = split_images(subject.batches.dataset, images, subject.seed)

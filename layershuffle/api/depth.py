@@ -3,12 +3,12 @@
 import itertools
 from typing import Unpack
 
+from layershuffle.api.arguments import check_at_least
 from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.study import ModelLike, Study, start_study
 from layershuffle.api.study_options import StudyOptions
 from layershuffle.choices import Split
-from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.evaluation.early_exit import EarlyExit
 from layershuffle.orders.named import first
@@ -33,7 +33,7 @@ def depth(
     once the classifier is sure.
 
     Args:
-        model: a model, or what ``layershuffle.load`` takes.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         random_orders: how many random choices of layers to sample for each number of layers.
         repeats: how often to measure the time of each number of layers; the shortest time counts.
@@ -47,8 +47,7 @@ def depth(
     Raises:
         UserError: if there is no such model or data set.
     """
-    if random_orders < 1 or repeats < 1:
-        raise UserError("random_orders and repeats are 1 or more")
+    check_at_least(1, random_orders=random_orders, repeats=repeats)
     study = start_study(model, data, split=split, **options)
     base_order = study.model.order
     depths = range(1, len(base_order) + 1)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from layershuffle.api.arguments import check_at_least
 from layershuffle.api.data import DataLike
 from layershuffle.api.study import ModelLike, start_study
 from layershuffle.api.study_options import BatchSize
@@ -23,8 +24,8 @@ def evaluate(
     model: ModelLike,
     data: DataLike = None,
     *,
-    protocols: Sequence[str] | None = None,
-    orders: Sequence[OrderLike] = (),
+    protocols: str | Sequence[str] | None = None,
+    orders: str | Order | Sequence[OrderLike] = (),
     random_orders: int = 10,
     split: Split = "test",
     seed: int = 0,
@@ -39,11 +40,12 @@ def evaluate(
     The options of ``StudyOptions`` stand here by name, because every other keyword is an option of a protocol.
 
     Args:
-        model: a model, or what ``layershuffle.load`` takes.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         protocols: families of orders, which ``layershuffle list protocols`` shows, or the import path of a protocol of
             your own. By default "sequential", "arbitrary" and "pruned", or with ``orders``, "sequential" alone.
-        orders: further orders, each as text such as "3 1 2" or "sandwich(3)", or as layers such as [3, 1, 2].
+        orders: a further order or several, each as text such as "3 1 2" or "sandwich(3)", or as layers such as
+            [[3, 1, 2], [2, 1, 3]].
         random_orders: how many random orders to sample where a protocol has random ones.
         split: which images of the data set to use.
         seed: decides everything random.
@@ -60,8 +62,7 @@ def evaluate(
         UserError: if there is no such model, data set or protocol, the model can't run an order, or
             ``random_orders`` is below 1.
     """
-    if random_orders < 1:
-        raise UserError(f"random_orders can't be {random_orders}: it must be at least 1")
+    check_at_least(1, random_orders=random_orders)
     study = start_study(
         model,
         data,
@@ -73,6 +74,12 @@ def evaluate(
         batch_size=batch_size,
         is_shared=True,
     )
+
+    # A single word is no sequence of letters, nor is a single order one of orders with a layer each.
+    if isinstance(protocols, str):
+        protocols = [protocols]
+    if isinstance(orders, (str, Order)):
+        orders = [orders]
 
     # The orders to score.
     parsed_orders = _parse(orders, study.model.order)
@@ -129,9 +136,17 @@ def _options(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [name for name in chosen if name not in options]
     if unknown:
         raise UserError(f"no protocol has an option {unknown[0]}: choose from {', '.join(options)}")
-    options.update({name: value for name, value in chosen.items() if value is not None})
+    for name, value in chosen.items():
+        if value is None:
+            continue
+        # An option that takes several values may be given a single one, as in ``depths=6``.
+        takes_several = isinstance(options[name], tuple)
+        is_single = isinstance(value, (int, str))
+        options[name] = [value] if takes_several and is_single else value
+
+    # The options stand in results files, and so have the types of JSON: lists in place of tuples. No values at all
+    # stand for a default that depends on the model.
     for name, value in options.items():
-        # As JSON has them. No values at all stand for a default that depends on the model.
         if isinstance(value, (list, tuple)):
             options[name] = list(value) or None
     return options

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from layershuffle.api.arguments import check_choice
 from layershuffle.api.data import DataLike, as_data
 from layershuffle.api.study import ModelLike, as_loaded
 from layershuffle.checkpoints import export as exporting
@@ -64,6 +65,10 @@ class ExportedModel:
     merged: str | None = None
     not_merged: str | None = None
 
+    def __fspath__(self) -> str:
+        """The path of the folder: an exported model stands wherever such a folder is taken."""
+        return str(self.folder)
+
 
 def export(
     model: ModelLike,
@@ -84,7 +89,8 @@ def export(
     What was written is compared with the original on images of the data set, and removed if it differs.
 
     Args:
-        model: a model that ``layershuffle train`` or ``layershuffle merge`` made, or what ``layershuffle.load`` takes.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned. This package
+            must have trained it.
         folder: a new folder.
         order: the order to run, such as "first(6)"; by default the model's own. The layers of a group, such as
             "(0a+1a+2a)", are merged into a wider one. If there are groups or halves of layers, the format "timm" writes
@@ -104,6 +110,9 @@ def export(
     Raises:
         UserError: if there is no such model, it can't be exported like this, or the export's logits differ.
     """
+    check_choice("format", format, ExportFormat)
+    check_choice("normalise", normalise, Normalise)
+    check_choice("target", target, Target)
     folder = Path(folder)
     loaded = replace(as_loaded(model), command=command)
     only_order = None if order is None else loaded.check(order)

@@ -44,7 +44,8 @@ def linear_probe(
     images choose one. A vote of the nearest training images is a yardstick that needs no training.
 
     Args:
-        model: a model, or what ``layershuffle.load`` takes. Its classifier isn't used.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned. Its
+            classifier isn't used.
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         split: must be "test"; validation images choose the penalty.
         options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.

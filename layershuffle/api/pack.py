@@ -34,6 +34,10 @@ class PackedFolder:
     bytes: int
     was_finished: bool
 
+    def __fspath__(self) -> str:
+        """The path of the folder: a packed folder stands wherever such a folder is taken."""
+        return str(self.folder)
+
 
 def pack(
     source: str | Path,

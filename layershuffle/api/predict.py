@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from layershuffle.api.arguments import check_at_least, check_seed
 from layershuffle.api.pictures import Pictures, Unreadable
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.study import ModelLike, as_loaded
@@ -95,7 +96,7 @@ def predict(
     """Name the likeliest classes of pictures, which are preprocessed as in the model's training.
 
     Args:
-        model: a model, or what ``layershuffle.load`` takes.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         pictures: picture files, and folders of which all pictures are classified.
         top: how many classes to name for each picture.
         order: the order that the layers run in; by default the model's own.
@@ -107,8 +108,12 @@ def predict(
     Raises:
         UserError: if there is no such model or picture, or the model can't run the order.
     """
-    if order is not None and random_orders:
-        raise UserError("order is one order and random_orders samples many: give one of the two")
+    check_seed(seed)
+    check_at_least(1, top=top, batch_size=batch_size)
+    if random_orders is not None:
+        check_at_least(1, random_orders=random_orders)
+        if order is not None:
+            raise UserError("order is one order and random_orders samples many: give one of the two")
     if isinstance(pictures, (str, Path)):
         pictures = [pictures]
     # Before the model is loaded: a mistake in a path should be known at once.
@@ -146,7 +151,7 @@ def predict(
 
 def _orders(loaded: LoadedModel, order: OrderLike | None, random_orders: int | None, seed: int) -> list[Order]:
     """The orders to run; empty if each picture chooses its own."""
-    if random_orders:
+    if random_orders is not None:
         arbitrary = [trial.order for trial in trials(["arbitrary"], loaded.order, random_orders, seed)]
         # The protocol also has an order that is new in every batch.
         return [sampled for sampled in arbitrary if isinstance(sampled, Order)]

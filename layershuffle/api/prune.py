@@ -1,11 +1,14 @@
 """Finds which layers of a model to keep, and in which order; exports what is left, and trains it further."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
 import yaml
 
+from layershuffle.api.arguments import check_at_least
 from layershuffle.api.compose import compose
 from layershuffle.api.data import DataLike
 from layershuffle.api.depth import seconds_by_depth
@@ -97,7 +100,7 @@ def prune(
     What was found is scored on the other part. Test images are never used.
 
     Args:
-        model: a model, or what ``layershuffle.load`` takes.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         keep: how many layers to keep.
         milliseconds: in place of ``keep``, keep as many layers as run in this time per image, as measured here.
@@ -114,12 +117,9 @@ def prune(
     Raises:
         UserError: if there is no such model or data set, or so many layers can't be kept.
     """
-    if (keep is None) == (milliseconds is None):
-        raise UserError("say how much to keep: either a number of layers, or milliseconds per image")
-    if min(beam, repeats, steps or 1) < 1 or rounds < 0:
-        raise UserError("beam, repeats and steps are 1 or more, and rounds is 0 or more")
-    if milliseconds is not None and not timings:
-        raise UserError("milliseconds is a budget of time, so timings can't be false: name a number of layers to keep")
+    _check(keep, milliseconds, steps, timings)
+    check_at_least(1, beam=beam, repeats=repeats)
+    check_at_least(0, rounds=rounds)
     study = start_study(model, data, split=split, **options)
     _refuse_test_images(study, split)
     if steps is not None:
@@ -131,6 +131,8 @@ def prune(
     # Raises a UserError if there aren't as many.
     first(count, len(base_order))
 
+    # The images that choose must not be those that tell how good the choice is: the best of many choices does better
+    # on the former by chance.
     searched, reported = study.data.parts("val", fraction, study.seed)
     images = len(searched.dataset)  # type: ignore[arg-type]
     warn_of_few_images(images, study.data.num_classes, split)
@@ -140,10 +142,7 @@ def prune(
     # layers look for a better sequence of the last choice.
     thinned = [order for order, _ in thin(base_order, losses, count, beam)]
     *_, (order, _) = climb(thinned[-1], losses, rounds)
-    to_score = [Trial("sequential", base_order)]
-    to_score += [Trial("prune", shorter, {"kept": len(shorter)}) for shorter in thinned]
-    if order != thinned[-1]:
-        to_score.append(Trial("prune", order, {"kept": count, "sequence": "found"}))
+    to_score = _trials(base_order, thinned, order)
 
     # The results tell the time beside the accuracy, of those numbers of layers that are shown.
     if timings and not times:
@@ -153,6 +152,7 @@ def prune(
     # In which groups they run, down to ``steps`` of them.
     if steps is not None:
         grouped = group_layers(study, order, losses, steps, rounds)
+        # Each has one step fewer than the one before it, and the first has as many steps as there are layers.
         for fewer, groups in enumerate(grouped):
             to_score.append(Trial("grouping", groups, {"steps": count - fewer}))
         order = grouped[-1]
@@ -173,13 +173,38 @@ def prune(
     return PrunedModel(order, results, scores_all(base_order, count), study.loaded, study.data)
 
 
+def _check(keep: int | None, milliseconds: float | None, steps: int | None, timings: bool) -> None:
+    """Raise a UserError unless it is said in one way how much to keep; the arguments are those of ``prune``."""
+    if (keep is None) == (milliseconds is None):
+        raise UserError("say how much to keep: either a number of layers, or milliseconds per image")
+    if milliseconds is not None and not timings:
+        raise UserError("milliseconds is a budget of time, so timings can't be false: name a number of layers to keep")
+    if steps is not None:
+        check_at_least(1, steps=steps)
+
+
+def _trials(base_order: Order, thinned: Sequence[Order], chosen: Order) -> list[Trial]:
+    """What is scored at the end: all layers, the best choice of each number, and the last one in a better sequence.
+
+    Args:
+        base_order: the model's base order.
+        thinned: the best choice of each number of layers, all in original sequence, the most layers first.
+        chosen: the last of them, in the sequence in which it does best.
+    """
+    to_score = [Trial("sequential", base_order)]
+    to_score += [Trial("prune", shorter, {"kept": len(shorter)}) for shorter in thinned]
+    if chosen != thinned[-1]:
+        to_score.append(Trial("prune", chosen, {"kept": len(chosen), "sequence": "found"}))
+    return to_score
+
+
 def refine(
-    folder: str | Path, *, epochs: int, accelerator: str = "auto", options: dict[str, Any] | None = None
+    folder: str | PathLike[str], *, epochs: int, accelerator: str = "auto", options: dict[str, Any] | None = None
 ) -> TrainedRun:
     """Train a pruned and exported model further, in its base order, on the data that it was trained on.
 
     Args:
-        folder: where ``PrunedModel.export`` wrote the model.
+        folder: where ``PrunedModel.export`` wrote the model, or what it returned.
         epochs: for how many epochs to train.
         accelerator: Lightning's name of the device to train on.
         options: any other options of ``layershuffle train`` by name.
@@ -190,7 +215,7 @@ def refine(
     return fit(compose([*refine_options(folder, epochs, accelerator), *as_options(options or {})]))
 
 
-def refine_options(folder: str | Path, epochs: int, accelerator: str) -> list[str]:
+def refine_options(folder: str | PathLike[str], epochs: int, accelerator: str) -> list[str]:
     """The arguments of ``layershuffle train`` that train a pruned and exported model further."""
     path = Path(folder) / REFINE_FILE
     return [str(path), f"--trainer.accelerator={accelerator}", f"--trainer.max_epochs={epochs}"]

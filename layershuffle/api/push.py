@@ -3,6 +3,7 @@
 import glob
 import logging
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from layershuffle.checkpoints.exported import (
@@ -48,12 +49,12 @@ class PushedModel:
 
 
 def push(
-    folder: str | Path, name: str, *, public: bool = False, message: str = "Upload with layershuffle"
+    folder: str | PathLike[str], name: str, *, public: bool = False, message: str = "Upload with layershuffle"
 ) -> PushedModel:
     """Upload a folder of ``layershuffle.export`` to the Hugging Face hub, as whoever is logged in there.
 
     Args:
-        folder: the exported folder.
+        folder: the exported folder, or what ``layershuffle.export`` returned.
         name: the model's name on the hub, USER/NAME.
         public: whether everybody can see a new model. One that is there already stays as it is.
         message: the commit message.

@@ -7,6 +7,7 @@ from typing import Unpack
 
 from torch.utils.data import DataLoader
 
+from layershuffle.api.arguments import check_at_least, check_choice
 from layershuffle.api.data import DataLike
 from layershuffle.api.study import ModelLike, Study, start_study
 from layershuffle.api.study_options import StudyOptions
@@ -41,7 +42,7 @@ def search(
     """Find an order on one part of the images and score it on the other.
 
     Args:
-        model: a model, or what ``layershuffle.load`` takes.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         strategy: "greedy" appends the best next layer, "climb" exchanges two layers while that helps, and
             "well-trained" ranks the layers by the spectra of their weights (arXiv 2302.02123).
@@ -57,6 +58,8 @@ def search(
     Raises:
         UserError: if there is no such model or data set, or there are too few images.
     """
+    check_choice("strategy", strategy, Strategy)
+    check_at_least(0, rounds=rounds)
     if start is not None and strategy != "climb":
         raise UserError(f"start is where climb begins; {strategy} has no use for it")
     study = start_study(model, data, split=split, **options)

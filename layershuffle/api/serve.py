@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from layershuffle.api.arguments import check_at_least
 from layershuffle.api.pictures import Pictures, Unreadable
+from layershuffle.api.study import ModelLike
 from layershuffle.checkpoints.loading import LoadedModel, load
 from layershuffle.choices import Accelerator, Wire
 from layershuffle.data.picture_files import find_pictures
@@ -74,7 +76,7 @@ class ClusterOptions:
 
 
 def serve(
-    model: str | Path | LoadedModel,
+    model: ModelLike,
     options: ClusterOptions | None = None,
     *,
     pretrained: str | None = None,
@@ -92,7 +94,7 @@ def serve(
     A program with an event loop of its own uses ``serving.cluster.Cluster``.
 
     Args:
-        model: a checkpoint or the name of a model, as ``layershuffle.load`` takes it.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         options: the nodes and the routing.
         pretrained: weights of a timm model, as ``layershuffle.load`` takes them.
         img_size: the height and the width of its images in pixels, as ``layershuffle.load`` takes it.
@@ -113,6 +115,8 @@ def serve(
         raise UserError('serving needs aiohttp: install it with pip install "layershuffle[serving]"') from error
 
     # Before the model is loaded and the nodes start, which takes long.
+    check_at_least(0, most_waiting=most_waiting)
+    check_at_least(1, top=top)
     check_address(host, port)
     loaded = _loaded(model, pretrained, img_size)
     cluster = (options or ClusterOptions()).cluster(loaded)
@@ -135,7 +139,7 @@ def serve(
 
 
 def classify(
-    model: str | Path | LoadedModel,
+    model: ModelLike,
     pictures: Sequence[str | Path],
     answers: str | Path,
     options: ClusterOptions | None = None,
@@ -151,7 +155,7 @@ def classify(
     Pictures that the file already has are not classified again.
 
     Args:
-        model: a checkpoint or the name of a model, as ``layershuffle.load`` takes it.
+        model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         pictures: files, and folders of which all pictures are taken.
         answers: the file (.jsonl).
         options: the nodes and the routing.
@@ -167,6 +171,7 @@ def classify(
     Raises:
         UserError: if there is no picture, ``answers`` is of another model or damaged, or requests failed.
     """
+    check_at_least(1, top=top)
     paths = find_pictures(pictures)
     loaded = _loaded(model, pretrained, img_size)
     loaded.check_takes_pictures()
@@ -191,8 +196,11 @@ def classify(
         return file
 
 
-def _loaded(model: str | Path | LoadedModel, pretrained: str | None, img_size: int | None) -> LoadedModel:
-    return model if isinstance(model, LoadedModel) else load(str(model), pretrained, img_size=img_size)
+def _loaded(model: ModelLike, pretrained: str | None, img_size: int | None) -> LoadedModel:
+    """The model, loaded if need be; the other arguments are for a model of timm that is named."""
+    if isinstance(model, LoadedModel):
+        return model
+    return load(model, pretrained, img_size=img_size)
 
 
 def _open_answers(path: Path, model: LoadedModel) -> Answers:

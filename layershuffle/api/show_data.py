@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from layershuffle.api.arguments import check_at_least
 from layershuffle.api.compose import Run, compose
 from layershuffle.api.train import as_options
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.samplers import TrainingSampler
-from layershuffle.errors import UserError
 from layershuffle.results.figures import panels
 
 CHEAP_OPTIONS = {
@@ -63,8 +63,7 @@ def show_data(
 
 def draw_data(args: Sequence[str], images: int, epochs: int) -> Figure:
     """Draw the first training images of the run that ``args`` describe, as ``layershuffle train`` takes them."""
-    if images < 1 or epochs < 1:
-        raise UserError("--images and --epochs are at least 1")
+    check_at_least(1, images=images, epochs=epochs)
     run = compose([*args, *as_options(CHEAP_OPTIONS)])
     preprocess = run.data.prepare_for(*run.model.model.image_format)
     run.data.prepare_data()

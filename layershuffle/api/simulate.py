@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layershuffle.api.arguments import check_seed
 from layershuffle.errors import UserError
 from layershuffle.serving.comparison import Outcomes, compare
 from layershuffle.serving.event_log import EventLog
@@ -60,6 +61,10 @@ def simulate(
     Raises:
         UserError: if the scenario can't be, or ``event_log`` would take the orders of several policies.
     """
+    for seed in seeds:
+        check_seed(seed)
+    if not cluster_sizes or not seeds:
+        raise UserError("a simulation needs a number of nodes and a seed: name one of each, or more")
     policies = policies or POLICIES
     scenario = scenario or Scenario()
     if event_log and (len(policies) > 1 or len(cluster_sizes) > 1):

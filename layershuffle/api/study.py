@@ -6,24 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
+from os import PathLike
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from layershuffle.api.arguments import check_at_least, check_choice, check_seed
 from layershuffle.api.classifier import with_classifier_for
 from layershuffle.api.data import DataLike, as_data
 from layershuffle.api.introduction import introduce_input
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.study_options import BatchSize
-from layershuffle.api.train import TrainedRun
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.choices import Precision, Split
 from layershuffle.data import ImageData, Preprocess, warn_of_training_images
-from layershuffle.errors import UserError
 from layershuffle.evaluation import scoring
 from layershuffle.evaluation.device import largest_evaluation_batch, make_fabric
 from layershuffle.hardware import device_name
@@ -38,8 +37,11 @@ from layershuffle.version import __version__
 
 logger = logging.getLogger(__name__)
 
-ModelLike = str | Path | LoadedModel | TrainedRun
-"""A model, what ``layershuffle.load`` takes, or what ``layershuffle.train`` returns: its best checkpoint."""
+ModelLike = str | PathLike[str] | LoadedModel
+"""A model that is loaded, or what ``layershuffle.load`` takes.
+
+What ``train``, ``merge`` and ``export`` return is path-like, and so is a model too.
+"""
 
 MOST_NAMED = 3
 """A warning about logits that are not numbers names so many orders."""
@@ -181,7 +183,7 @@ def start_study(
     """Load a model and its images, and find the device.
 
     Args:
-        model: a model, or what ``layershuffle.load`` takes. A model that is given is moved to the device.
+        model: see ``ModelLike``. A model that is loaded already is moved to the device.
         data: see ``layershuffle.api.data.as_data``.
         split: which of its images to use.
         seed: decides everything random. ``StudyOptions`` says more about this and the next four.
@@ -195,7 +197,14 @@ def start_study(
     Raises:
         UserError: if there is no such model or data, or the two don't fit.
     """
-    # The model, whose weights may be random.
+    # A model takes seconds to load, and a search hours: what is wrong should be known at once.
+    check_seed(seed)
+    check_choice("split", split, Split)
+    check_choice("precision", precision, Precision)
+    if batch_size is not None and batch_size != "auto":
+        check_at_least(1, batch_size=batch_size)
+
+    # The seed also decides the weights of a model that is loaded with random ones.
     torch.manual_seed(seed)
     loaded = as_loaded(model)
     size_option = "--model.timm_args.img_size for training"
@@ -238,12 +247,6 @@ def as_loaded(model: ModelLike) -> LoadedModel:
     """The model itself, loaded if need be; raises UserError if there is none."""
     if isinstance(model, LoadedModel):
         return model
-    if isinstance(model, TrainedRun):
-        # A training without validation has no best checkpoint.
-        checkpoint = model.best or model.last
-        if checkpoint is None:
-            raise UserError("of several processes that train, only the first knows the checkpoints")
-        return load(checkpoint)
     return load(model)
 
 

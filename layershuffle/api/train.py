@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 class TrainedRun:
     """A training that has ended.
 
+    It is path-like, and stands for its checkpoint wherever a checkpoint is taken, as in ``evaluate(train(...))``.
+
     Attributes:
         best: the checkpoint of the lowest validation loss; None if the run was never validated, or in other processes
             than the first.
@@ -48,6 +50,18 @@ class TrainedRun:
     compute: Compute
     metrics: dict[str, float]
     trainer: pl.Trainer
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best checkpoint, or the last one of a training without validation; raises UserError if there is none."""
+        checkpoint = self.best or self.last
+        if checkpoint is None:
+            raise UserError("this training knows no checkpoint: of several processes that train, only the first does")
+        return checkpoint
+
+    def __fspath__(self) -> str:
+        """The path of the checkpoint."""
+        return str(self.checkpoint)
 
 
 class TrainingStopped(Exception):  # noqa: N818 (it is no error)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def load(
-    source: str | Path,
+    source: str | os.PathLike[str],
     pretrained: str | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
@@ -34,7 +34,8 @@ def load(
         source: a checkpoint of ``layershuffle train``, a folder of ``layershuffle export``, a folder with one of the
             LayerShuffle authors' checkpoints (config.json and model.safetensors or pytorch_model.bin), or a name: of a
             published model, such as ``mini_glyphs``, of a timm model, or of a model's config, such as ``vit_b16``.
-            ``hf-hub:USER/NAME`` downloads such a folder from the Hugging Face hub.
+            ``hf-hub:USER/NAME`` downloads such a folder from the Hugging Face hub. What ``layershuffle.train``,
+            ``merge`` and ``export`` return stands for its checkpoint or its folder.
         pretrained: for a timm model or a config, a path to its weights, whose classes it then has, or "random"; by
             default they are fetched from the Hugging Face hub.
         num_classes: the number of classes of a timm model or a config with random weights or a random classifier.
@@ -44,12 +45,12 @@ def load(
     Raises:
         UserError: if it is none of these or can't be read.
     """
-    name = str(source)
+    name = os.fspath(source)
     if not name.strip():
         raise UserError("the model has an empty name: give the path of a checkpoint, or a name")
     if "://" in name:
         raise UserError(f"{name} is an address: fetch the file first, and give its path")
-    path = Path(source)
+    path = Path(name)
     # Files come first: somebody may have called one as a model is called.
     is_there = os.path.exists(path)
     folder = None if is_there else folder_of(name)
@@ -64,7 +65,7 @@ def load(
         return _load_folder(path)
     if not is_there and is_config(name):
         return load_config(name, pretrained, num_classes, img_size)
-    if is_checkpoint(source):
+    if is_checkpoint(name):
         return _load_checkpoint(path)
     if not is_timm_model(name):
         raise UserError(

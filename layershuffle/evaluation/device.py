@@ -57,7 +57,8 @@ def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: boo
             num_nodes=processes // processes_here,
             precision=precision,
         )
-    except (RuntimeError, MisconfigurationException) as error:
+    # Lightning raises a ValueError for a name that it doesn't know, and the others where there is no such device.
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"there is no {accelerator} to run on here: {error}") from error
     if processes > 1:
         fabric.launch()

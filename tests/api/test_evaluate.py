@@ -1,11 +1,16 @@
 """What ``layershuffle.evaluate`` takes for a model, and what it refuses."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import layershuffle
 from layershuffle.api.evaluate import evaluate
+from layershuffle.api.export import ExportedModel
+from layershuffle.api.merge import MergedCheckpoint
+from layershuffle.api.pack import PackedFolder
 from layershuffle.api.study import as_loaded
 from layershuffle.api.train import TrainedRun
 from layershuffle.checkpoints.loading import load
@@ -21,14 +26,46 @@ def test_fewer_than_one_random_order(random_orders):
 
 def test_what_train_returns_is_a_model(monkeypatch):
     """It stands for its best checkpoint, or for the last one of a training without validation."""
-    loaded = []
-    monkeypatch.setattr("layershuffle.api.study.load", loaded.append)
     ended = {"folder": Path("run"), "compute": None, "metrics": {}, "trainer": None}
-    as_loaded(TrainedRun(best=Path("best.ckpt"), last=Path("last.ckpt"), **ended))
-    as_loaded(TrainedRun(best=None, last=Path("last.ckpt"), **ended))
-    assert loaded == [Path("best.ckpt"), Path("last.ckpt")]
+    run = TrainedRun(best=Path("best.ckpt"), last=Path("last.ckpt"), **ended)
+    assert run.checkpoint == Path(run) == Path("best.ckpt")
+    assert replace(run, best=None).checkpoint == Path("last.ckpt")
+    # The checkpoints aren't there, and the errors name them.
+    with pytest.raises(UserError, match=r"best\.ckpt"):
+        as_loaded(run)
+    with pytest.raises(UserError, match=r"last\.ckpt"):
+        layershuffle.load(replace(run, best=None))
+    with pytest.raises(UserError, match=r"best\.ckpt"):
+        layershuffle.merge([run, run])
     with pytest.raises(UserError, match="first"):
-        as_loaded(TrainedRun(best=None, last=None, **ended))
+        as_loaded(replace(run, best=None, last=None))
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        MergedCheckpoint(Path("it"), [0, 1]),
+        ExportedModel(Path("it"), "timm", 0.0, "8 images"),
+        PackedFolder(Path("it"), {}, 0, False),
+    ],
+)
+def test_what_other_functions_return_stands_for_its_path(returned):
+    assert os.fspath(returned) == "it"
+
+
+def test_a_single_word_or_value_is_no_sequence_of_them():
+    found = evaluate(
+        "mini_glyphs",
+        Glyphs(test_images=20),
+        accelerator="cpu",
+        protocols="pruned",
+        orders="2 1",
+        depths=3,
+        random_orders=1,
+    )
+    assert found.evaluation.protocols == ["pruned", "given"]
+    assert found.evaluation.options["keep"] == [3]
+    assert [score.order for score in found.of("given")] == ["2 1"]
 
 
 @pytest.mark.parametrize("updates", [0, 1])
