@@ -1,4 +1,4 @@
-"""What a command refuses by the types of its options, functions refuse too, in one line and before a model is loaded."""
+"""What a command refuses by the types of its options, functions refuse too, in one line, before a model is loaded."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_what_single_functions_refuse(call, argument):
 
 def test_an_accelerator_that_nobody_knows():
     with pytest.raises(UserError, match="quantum"):
-        layershuffle.predict("mini_glyphs", "docs/letters/R.png", accelerator="quantum")
+        layershuffle.predict("mini_glyphs", "examples/letters/R.png", accelerator="quantum")
 
 
 def test_what_passes():
