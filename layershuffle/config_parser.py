@@ -1,23 +1,29 @@
 """The parser of configs and options that commands and the Python API share."""
 
+import os
 import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise, takewhile
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from layershuffle.command_lines import (
+    join_options,
+    option_values,
+    split_options,
+    with_underscores,
+    words_before_options,
+)
 from layershuffle.config_files import find, nearest
 from layershuffle.errors import UserError, user_error
 from layershuffle.files import read_yaml
 from layershuffle.renamed_options import new_name
-
-OPTION = re.compile("--?[a-z]")
-"""How an option begins. A value may begin with a dash too, but a negative number has no letter after it."""
+from layershuffle.type_hints import alternatives, class_names
 
 # How jsonargparse's messages name what is wrong. They are shown as they are, under one line of ours.
 KEY = re.compile(r'Parser key "(?P<key>[^"]+)"(?: element \d+)?:')
@@ -53,12 +59,7 @@ class ConfigParser(ArgumentParser):
         self.dump_header = [shlex.join([*str(self.prog).split(), *self.command_line]).replace("\n", " ")]
 
         args = self.expanded(self.command_line)
-        for path in option_values(args, "--config"):
-            # jsonargparse would say of such a file only that its value is wrong. If there is no file, it says so.
-            if Path(path).is_file() and not isinstance(read_yaml(path), dict):
-                raise UserError(
-                    f"{path} holds no options: a config is a mapping, such as 'trainer: {{max_epochs: 20}}'"
-                )
+        self._check_config_files(args)
         config = super().parse_args(args, *rest, **kwargs)
         for key, value in list(config.items()):
             config[key] = _plain(value)
@@ -72,16 +73,47 @@ class ConfigParser(ArgumentParser):
         Options have underscores and their values, configs stand as ``--config=PATH``, and a class stands before its
         arguments. A command line in its long form stays as it is.
         """
-        args = [_with_underscores(arg) for arg in args]
+        args = [with_underscores(arg) for arg in args]
         words = words_before_options(args)
-        options = [self._with_value(option) for option in _split(args[len(words) :])]
+        options = [self._with_value(option) for option in split_options(args[len(words) :])]
         if "--config" not in self._option_string_actions:
-            return [*words, *_joined(options)]
+            return [*words, *join_options(options)]
 
         # The positional arguments come first, and the words after them are configs.
         positional_count = sum(not action.option_strings for action in self._actions)
         configs = [f"--config={find(name)}" for name in words[positional_count:]]
-        return [*words[:positional_count], *configs, *_joined(self._classes_first(options))]
+        return [*words[:positional_count], *configs, *join_options(self._classes_first(options))]
+
+    def _check_config_files(self, args: Sequence[str]) -> None:
+        """Raise a UserError if a file that holds options can't be one.
+
+        jsonargparse reads such files from ``--config``, and also from options such as ``--trainer`` or ``--data``,
+        which take a file in place of values or of a class.
+
+        Args:
+            args: the command line in its long form.
+        """
+        if "--config" not in self._option_string_actions:
+            return
+        for option in split_options(args[len(words_before_options(args)) :]):
+            name, equals, joined_value = option[0].partition("=")
+            if self._is_path_or_text(name):
+                continue
+            for value in [joined_value] if equals else option[1:]:
+                # jsonargparse would open it and wait, for ever if nobody writes into a pipe.
+                if os.path.exists(value) and not (os.path.isfile(value) or os.path.isdir(value)):
+                    raise UserError(f"{name} {value} is a pipe or a device: give a regular file")
+
+        for path in option_values(args, "--config"):
+            # jsonargparse would say of such a file only that its value is wrong. If there is no file, it says so.
+            if os.path.isfile(path) and not isinstance(read_yaml(path), dict):
+                raise UserError(
+                    f"{path} holds no options: a config is a mapping, such as 'trainer: {{max_epochs: 20}}'"
+                )
+
+    def _is_path_or_text(self, name: str) -> bool:
+        """Whether an option takes nothing but a path or a text, which jsonargparse hands on and doesn't open."""
+        return all(kind in (str, Path, type(None)) for kind in alternatives(self._type(name)))
 
     def _with_value(self, option: list[str]) -> list[str]:
         """Give an option that is true or false its value, if it has none: ``--compile`` becomes ``--compile=true``.
@@ -103,11 +135,11 @@ class ConfigParser(ArgumentParser):
 
     def _is_boolean(self, name: str) -> bool:
         """Whether an option can be true or false, such as ``bool | None``."""
-        return bool in _alternatives(self._type(name))
+        return bool in alternatives(self._type(name))
 
     def _is_only_boolean(self, name: str) -> bool:
         """Whether an option can be nothing but true, false or null."""
-        return set(_alternatives(self._type(name))) <= {bool, type(None)}
+        return all(kind in (bool, type(None)) for kind in alternatives(self._type(name)))
 
     def _is_argument_of_a_class(self, name: str) -> bool:
         """Whether an option such as ``--data.balanced`` belongs to the class that another option names."""
@@ -140,7 +172,7 @@ class ConfigParser(ArgumentParser):
     def _classes(self, option: str) -> list[str]:
         """The names of the classes that an option such as ``--model.sampler`` can be."""
         kind = self._type(option)
-        return sorted(_subclasses(kind)) if kind else []
+        return sorted(class_names(kind)) if kind else []
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a UserError; argparse and jsonargparse call this for every fault in arguments and configs.
@@ -224,17 +256,6 @@ class ConfigParser(ArgumentParser):
         return f"--{key}: there is no such option{nearest(key, names)}"
 
 
-def words_before_options(args: Sequence[str]) -> list[str]:
-    """The positional arguments of a command line, and the configs after them."""
-    return list(takewhile(lambda arg: not arg.startswith("-"), args))
-
-
-def option_values(args: Sequence[str], name: str) -> list[str]:
-    """The values given for the option ``name``, as ``name value`` or ``name=value``."""
-    spaced = [value for arg, value in pairwise(args) if arg == name]
-    return spaced + [arg.partition("=")[2] for arg in args if arg.startswith(f"{name}=")]
-
-
 def refuse_secrets(config: Any, path: str = "") -> None:
     """Raise a UserError if a config, which is saved and logged, holds a key or a token."""
     if isinstance(config, Mapping):
@@ -261,68 +282,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _with_underscores(arg: str) -> str:
-    """``--batch-size=3`` as ``--batch_size=3``; values and dashes before an option stay."""
-    if not arg.startswith("--"):
-        return arg
-    name, equals, value = arg.removeprefix("--").partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
-
-
-def _split(args: Sequence[str]) -> list[list[str]]:
-    """The options, each as a list of its name and its values."""
-    options: list[list[str]] = []
-    for arg in args:
-        if options and not OPTION.match(arg):
-            options[-1].append(arg)
-        else:
-            options.append([arg])
-    return options
-
-
-def _joined(options: Sequence[list[str]]) -> list[str]:
-    """The options as a command line."""
-    return [arg for option in options for arg in option]
-
-
 def _with_notes(message: str, notes: Sequence[str]) -> UserError:
     """A UserError under which the ``notes`` are shown."""
     error = UserError(message)
     for note in notes:
         error.add_note(note)
     return error
-
-
-def _alternatives(kind: Any) -> Iterator[Any]:
-    """The types that a type hint admits: both of ``int | None``."""
-    parts = get_args(kind)
-    if not parts:
-        yield kind
-    for part in parts:
-        yield from _alternatives(part)
-
-
-def _subclasses(kind: Any) -> set[str]:
-    """The names of the classes that a type hint admits; none if it admits a number or a text, which can be anything."""
-    if isinstance(kind, type):
-        return _names_of_subclasses(kind)
-    parts = []
-    for part in get_args(kind):
-        # The arguments of a Callable are a list.
-        parts.extend(part if isinstance(part, list) else [part])
-    if {int, float, str} & set(parts):
-        return set()
-    return set().union(*(_subclasses(part) for part in parts))
-
-
-def _names_of_subclasses(kind: type) -> set[str]:
-    """The names of a class's public subclasses, direct or not; none of a class of Python's own such as ``list``."""
-    if kind.__module__ == "builtins":
-        return set()
-    names: set[str] = set()
-    # Only what is imported is there; the user's own classes are given by their import path.
-    subclasses: list[type] = kind.__subclasses__()
-    for subclass in subclasses:
-        names.add(subclass.__name__)
-        names |= _names_of_subclasses(subclass)
-    return {name for name in names if not name.startswith("_")}

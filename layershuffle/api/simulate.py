@@ -1,6 +1,6 @@
 """Simulates how requests run through layers on many nodes that come and go, under several policies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def simulate(
     seeds: Sequence[int] = (0, 1, 2),
     scenario: Scenario | None = None,
     event_log: str | Path | None = None,
+    advance: Callable[[float, int], Any] = lambda done, total: None,
 ) -> Simulation:
     """Simulate each policy with each number of nodes and each seed; ``layershuffle simulate`` does the same.
 
@@ -57,6 +58,8 @@ def simulate(
         seeds: one simulation is run for each.
         scenario: the nodes, and the load on them; the number of nodes in it is not used.
         event_log: a file to which the orders that ran are appended; for one policy and one number of nodes.
+        advance: called again and again with the number of simulations that are done, the one that runs in part, and
+            with that of all simulations.
 
     Raises:
         UserError: if the scenario can't be, or ``event_log`` would take the orders of several policies.
@@ -73,7 +76,7 @@ def simulate(
             "after --cluster_sizes"
         )
     with EventLog(event_log) as log:
-        outcomes = compare(scenario, cluster_sizes, policies, seeds, log.ended if event_log else None)
+        outcomes = compare(scenario, cluster_sizes, policies, seeds, log.ended if event_log else None, advance)
     policy = next(iter(policies.values()))
     limits = {name: getattr(policy, name) for name in LIMITS}
     return Simulation(scenario, limits, tuple(seeds), outcomes)

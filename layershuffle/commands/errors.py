@@ -1,4 +1,7 @@
-"""How commands fail: what a user can cause is a one-line error on stderr and a non-zero exit code."""
+"""How commands fail: what a user can cause is a one-line error on stderr and a non-zero exit code.
+
+A one-line error is one paragraph, which a terminal shows in as many lines as it needs, and one line everywhere else.
+"""
 
 import errno
 import os
@@ -15,6 +18,7 @@ from typing import Any, NoReturn
 from layershuffle.commands import interrupts
 from layershuffle.commands.logs import set_up_logging, show_warning
 from layershuffle.commands.output import print_all_characters
+from layershuffle.commands.terminal import wrapped_on_terminal
 from layershuffle.errors import UserError, user_error
 
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -39,7 +43,7 @@ def run(command: Callable[[], Any]) -> None:
         # What is still in the buffer is written here and not at the exit, so that a closed pipe is handled below.
         print(end="", flush=True)
     except KeyboardInterrupt as interrupt:
-        print(interrupts.message(interrupt), file=sys.stderr)
+        print(wrapped_on_terminal(interrupts.message(interrupt)), file=sys.stderr)
         sys.exit(interrupts.CODE)
     except BrokenPipeError:
         # If stdout can still be written to, it is another pipe that is broken, and a bug.
@@ -58,7 +62,7 @@ def _fail(error: Exception) -> NoReturn:
     if line:
         notes = getattr(user_error(error), "__notes__", ())
         indented = [textwrap.indent(note, "  ") for note in notes]
-        sys.exit("\n".join([f"error: {line}", *indented]))
+        sys.exit(wrapped_on_terminal("\n".join([f"error: {line}", *indented])))
 
     # If the user's own class or function has failed, only its part of the traceback matters. Any other error is a bug
     # of this package, and keeps its traceback.
@@ -66,7 +70,8 @@ def _fail(error: Exception) -> NoReturn:
     if frames:
         print(end="".join(traceback.format_list(frames)), file=sys.stderr)
         reason = " ".join("".join(traceback.format_exception_only(error)).split())
-        sys.exit(f"error: the code in {frames[-1].filename}, line {frames[-1].lineno}, failed: {reason}")
+        line = f"error: the code in {frames[-1].filename}, line {frames[-1].lineno}, failed: {reason}"
+        sys.exit(wrapped_on_terminal(line))
     raise error
 
 

@@ -5,6 +5,7 @@ import sys
 from typing import Any, TextIO
 
 from layershuffle import library_messages
+from layershuffle.commands.terminal import wrapped_on_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,14 @@ class StderrHandler(logging.StreamHandler):
 
 
 class LineFormatter(logging.Formatter):
-    """INFO lines are plain; a WARNING begins with "warning: "."""
+    """INFO lines are plain; a WARNING begins with "warning: ", and is wrapped on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
-        return f"{record.levelname.lower()}: {line}" if record.levelno > logging.INFO else line
+        # INFO lines may hold a command to copy, which a line break would cut in two.
+        if record.levelno <= logging.INFO:
+            return line
+        return wrapped_on_terminal(f"{record.levelname.lower()}: {line}")
 
 
 def is_shown(record: logging.LogRecord) -> bool:

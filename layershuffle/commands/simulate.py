@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, get_type_hints
 
 from rich.console import Console
+from rich.progress import Progress
 
 from layershuffle.commands.interrupts import on_interrupt
 from layershuffle.commands.parser import Parser
 from layershuffle.files import write_whole
 from layershuffle.options import add_options
+from layershuffle.progress_lines import ProgressLines
 from layershuffle.serving.policy import LIMITS, POLICIES
 from layershuffle.serving.scenario import Scenario
 
@@ -58,8 +62,8 @@ def simulate_command(args: list[str] | None = None) -> Simulation:
     remark = "nothing was written"
     if config.event_log:
         remark = f"{config.event_log} has the orders that ran, and nothing else was written"
-    with Console(stderr=True).status("simulating"), on_interrupt(remark):
-        simulation = simulate(config.cluster_sizes, policies, config.seeds, scenario, config.event_log)
+    with _progress() as advance, on_interrupt(remark):
+        simulation = simulate(config.cluster_sizes, policies, config.seeds, scenario, config.event_log, advance)
     Console().print(terminal(*table(simulation.outcomes)))
     if config.output:
         picture = config.output.with_suffix(".png")
@@ -67,6 +71,29 @@ def simulate_command(args: list[str] | None = None) -> Simulation:
         save(figure(simulation.outcomes), picture)
         print(f"outcomes: {config.output}\nplot: {picture}")
     return simulation
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float, int], None]]:
+    """Show how many simulations are done, as a bar, or in lines of a log where stderr is no terminal.
+
+    Yields:
+        The ``advance`` of ``layershuffle.simulate``.
+    """
+    console = Console(stderr=True)
+    lines: ProgressLines | None = None
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("simulating", total=None)
+
+        def advance(done: float, total: int) -> None:
+            nonlocal lines
+            bar.update(task, completed=done, total=total)
+            if lines is None:
+                lines = ProgressLines("simulating", total, "simulation")
+            if not console.is_terminal:
+                lines.tell(done)
+
+        yield advance
 
 
 def _parser() -> Parser:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from layershuffle.api.study_options import StudyOptions
+from layershuffle.command_lines import option_values, words_before_options
 from layershuffle.commands.parser import Parser, asks_for_help
 from layershuffle.config_files import find, known
-from layershuffle.config_parser import option_values, words_before_options
 from layershuffle.errors import UserError
 from layershuffle.options import add_options, add_positionals
 

@@ -6,9 +6,10 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import layershuffle
+from layershuffle.command_lines import words_before_options
 from layershuffle.commands.parser import Parser, asks_for_help, short_help, word_after_help
+from layershuffle.commands.terminal import wrapped_on_terminal
 from layershuffle.config_files import find
-from layershuffle.config_parser import words_before_options
 from layershuffle.options import OPTIONS
 
 if TYPE_CHECKING:  # It takes seconds to import.
@@ -100,6 +101,6 @@ def train_command(args: list[str] | None = None) -> "layershuffle.TrainedRun":
 def exit_as(stop: "TrainingStopped") -> NoReturn:
     """Exit as a training that a signal has stopped, which has saved a checkpoint."""
     if stop.message:
-        print(stop.message, file=sys.stderr)
+        print(wrapped_on_terminal(stop.message), file=sys.stderr)
     # The exit code tells schedulers to start it again.
     sys.exit(stop.exit_code)

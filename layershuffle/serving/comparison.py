@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from layershuffle.errors import UserError, shown
 from layershuffle.results.figures import COLOURS, legend_below
 from layershuffle.results.tables import Rows
+from layershuffle.serving.actions import Ended
 from layershuffle.serving.checks import MOST
 from layershuffle.serving.policy import Policy
 from layershuffle.serving.scenario import Scenario
@@ -80,17 +81,39 @@ def compare(
     cluster_sizes: Sequence[int],
     policies: Mapping[str, Policy],
     seeds: Sequence[int],
-    on_ended: Callable[..., Any] | None = None,
+    on_ended: Callable[[Ended, float], Any] | None = None,
+    advance: Callable[[float, int], Any] = lambda done, total: None,
 ) -> Outcomes:
-    """Simulate each policy with each number of nodes and each seed; ``on_ended`` is that of ``simulate``."""
+    """Simulate each policy with each number of nodes and each seed.
+
+    Args:
+        scenario: the nodes, and the load on them; the number of nodes in it is not used.
+        cluster_sizes: numbers of nodes.
+        policies: the policies by name.
+        seeds: one simulation is run for each.
+        on_ended: see ``simulate``.
+        advance: called again and again with the number of simulations that are done, and with that of all. The one that
+            runs counts by how much of its time has passed.
+    """
+    total = len(cluster_sizes) * len(policies) * len(seeds)
+    done = 0
+
+    def request_ended(ended: Ended, now: float) -> None:
+        if on_ended is not None:
+            on_ended(ended, now)
+        # A simulation of thousands of nodes takes minutes, so that to count whole ones would not be enough.
+        advance(done + now / scenario.duration, total)
+
     outcomes: Outcomes = {}
     for nodes in cluster_sizes:
         sized = replace(scenario, nodes=nodes)
         for name, policy in policies.items():
             by_seed = []
             for seed in seeds:
-                outcome = simulate(sized, policy, seed, on_ended)
+                outcome = simulate(sized, policy, seed, request_ended)
                 by_seed.append({**asdict(outcome), "share": outcome.share})
+                done += 1
+                advance(done, total)
             outcomes[nodes, name] = by_seed
     return outcomes
 

@@ -311,6 +311,7 @@ def test_dashes_and_underscores_are_the_same(capsys):
         (["--model.sampler=Shufle"], r"Shufle \(did you mean Shuffle\?\): choose from .*LayerDrop"),
         (["--data=Digitz"], r"--data: .*Digitz \(did you mean Digits\?\)"),
         (["--model.optimizer=AdmW"], r"--model.optimizer: .*AdmW \(did you mean AdamW\?\)"),
+        (["--model.optimizer", "AdmW"], r"--model.optimizer: .*AdmW \(did you mean AdamW\?\)"),
         (["--trainer.callbacks=EarlyStoping"], r"EarlyStoping \(did you mean EarlyStopping\?\)"),
         (["--model.optimizer.lr=fast"], r"--model.optimizer.lr can't be fast"),
         (["--model.position=encod"], r"--model.position can't be encod"),
@@ -322,6 +323,14 @@ def test_dashes_and_underscores_are_the_same(capsys):
 )
 def test_what_is_misspelt_or_cannot_be_is_a_one_line_error(capsys, options, complaint):
     assert re.search(complaint, fails(capsys, train, *TINY, *options))
+
+
+@pytest.mark.parametrize("option", ["config", "data", "trainer", "trainer.strategy", "model.sampler"])
+def test_a_pipe_into_which_nobody_writes_is_refused_where_options_are_read(capsys, tmp_path, option):
+    """jsonargparse opens a file in place of the values of a group or a class, too."""
+    pipe = tmp_path / "options.yaml"
+    os.mkfifo(pipe)
+    assert f"--{option} {pipe}" in fails(capsys, train, *TINY, f"--{option}", str(pipe))
 
 
 def test_options_of_earlier_versions_are_told_their_new_names(capsys):

@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 from helpers import fails
 
-from layershuffle import Order, UserError
+from layershuffle import Order, UserError, progress_lines
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.orders.recorded import MAX_LINE, read_orders
 from layershuffle.serving.comparison import compare, table
@@ -224,6 +224,26 @@ def test_a_log_that_is_a_pipe_into_which_nobody_writes_is_not_waited_for(tmp_pat
     os.mkfifo(tmp_path / "log")
     with pytest.raises(UserError, match="no order"):
         read_orders(str(tmp_path / "log"))
+
+
+def test_how_far_simulations_are_is_told_while_they_run():
+    told = []
+    scenario = Scenario(nodes=1, layers=3, layers_per_node=3, duration=400, **STEADY)
+    compare(scenario, [1, 2], {"any": Policy()}, [0, 1], advance=lambda done, total: told.append((done, total)))
+    assert {total for _, total in told} == {4}
+    shares = [done for done, _ in told]
+    assert shares == sorted(shares)
+    assert {1, 2, 3, 4} <= set(shares)
+    assert len(set(shares)) > 100  # requests that end, not simulations alone
+
+
+def test_without_a_terminal_lines_tell_how_far_the_command_is(monkeypatch, caplog):
+    now = iter(range(0, 100_000, 10))
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: float(next(now)))
+    args = ["--policies=any", "--cluster_sizes", "12", "--seeds", "0", "1", "--duration=600"]
+    with caplog.at_level("INFO", "layershuffle"):
+        simulate_command(args)
+    assert any("of 2 simulations" in record.getMessage() for record in caplog.records)
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):
