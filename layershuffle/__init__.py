@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from layershuffle.api.predict import Prediction, Predictions, predict
     from layershuffle.api.prune import PrunedModel, prune, refine
     from layershuffle.api.push import PushedModel, push
+    from layershuffle.api.report import write_report
     from layershuffle.api.search import search
     from layershuffle.api.show_data import show_data
     from layershuffle.api.similarity import similarity
@@ -65,6 +66,7 @@ _HOMES = {
     "similarity": "api.similarity",
     "simulate": "api.simulate",
     "train": "api.train",
+    "write_report": "api.report",
 }
 """The modules of what the package offers, which are imported when it is first used."""
 
@@ -104,6 +106,7 @@ __all__ = [
     "similarity",
     "simulate",
     "train",
+    "write_report",
     "__version__",
 ]
 

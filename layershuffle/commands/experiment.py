@@ -18,15 +18,16 @@ from layershuffle.commands.study_options import add_data
 from layershuffle.commands.train import train_command
 from layershuffle.config_files import find
 from layershuffle.errors import UserError
-from layershuffle.experiments import manifest
 from layershuffle.experiments.actions import Action
 from layershuffle.experiments.check import check
 from layershuffle.experiments.definition import read
 from layershuffle.experiments.execution import execute, is_finished
-from layershuffle.experiments.runs import Run, list_runs
+from layershuffle.experiments.runs import Run, list_runs, results_of
 from layershuffle.experiments.slurm import submit
 from layershuffle.options import add_options
 from layershuffle.plurals import counted
+from layershuffle.report import manifest
+from layershuffle.report.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,8 @@ def experiment_command(args: list[str] | None = None) -> None:
         return
 
     # The manifest names all runs, also those that --only leaves out, so that the report can say what is missing.
-    manifest.write(folder, experiment.title, list_runs(experiment, config.seeds))
+    title = experiment.title or folder.resolve().name
+    manifest.write(folder, Manifest(title, results_of(list_runs(experiment, config.seeds))))
     logger.info(
         "%s in %s: %d finished, %d to run", counted(len(runs), "run"), folder, len(runs) - len(missing), len(missing)
     )

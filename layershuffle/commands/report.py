@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import layershuffle
 from layershuffle.commands.parser import Parser
-from layershuffle.experiments import manifest
 from layershuffle.options import add_options
 
 
@@ -26,15 +26,5 @@ def report_command(args: list[str] | None = None) -> None:
     )
     config = parser.parse_args(args)
 
-    # Matplotlib takes a second to import.
-    from layershuffle.api.report import report
-
-    # Only folders of layershuffle experiment say what they are called, and what should be there.
-    title = config.title
-    missing = None
-    experiment = manifest.read(config.results_path)
-    if experiment is not None:
-        title = title or experiment.title
-        missing = experiment.missing(config.results_path)
-    page = report(config.results_path, config.folder, title, missing)
+    page = layershuffle.write_report(config.results_path, config.folder, title=config.title)
     print(f"report: {page} and {page.with_name('report.md')}")

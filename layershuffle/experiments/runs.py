@@ -2,7 +2,7 @@
 
 import fnmatch
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,6 +99,15 @@ def list_runs(experiment: Experiment, seeds: Sequence[int] | None = None, only: 
         if run.name in chosen:
             chosen.update(run.needs)
     return [run for run in runs if run.name in chosen]
+
+
+def results_of(runs: Iterable[Run]) -> list[str]:
+    """The results files that runs leave, by their paths in the experiment's folder."""
+    # Only JSON files are results: trainings and merges leave checkpoints.
+    results = []
+    for run in runs:
+        results += [f"{run.name}/{task.output}" for task in run.tasks if task.output.endswith(".json")]
+    return results
 
 
 def _matching(runs: Sequence[Run], patterns: Sequence[str]) -> set[str]:

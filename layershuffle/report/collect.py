@@ -1,37 +1,117 @@
 """Gathers the results files below a folder into setups: a backbone on a data set, with its methods and seeds."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from layershuffle.errors import UserError
-from layershuffle.files import read_beginning
+from layershuffle.files import read_beginning, read_json
+from layershuffle.plurals import form
 from layershuffle.report import paper
 from layershuffle.report.setups import Run, SetupResults
 from layershuffle.results import Results
 
-SHAPE = {"depth": "{} layers", "embed_dim": "width {}", "patch_size": "patches of {}", "img_size": "images of {}"}
-"""What a title says of a backbone whose shape isn't timm's, or isn't the paper's."""
+SHAPE: dict[str, Callable[[Any], str]] = {
+    "depth": lambda layers: f"{layers} {form(layers, 'layer')}",
+    "embed_dim": lambda width: f"width {width}",
+    "patch_size": lambda pixels: f"patches of {pixels}",
+    "img_size": lambda pixels: f"images of {pixels}",
+}
+"""What a title says of a backbone whose shape isn't timm's, or isn't the paper's, by arguments of ``create_model``."""
 
 
-def collect(source: Path) -> tuple[list[SetupResults], list[str]]:
-    """Gather the results in a file, or in all files below a folder.
+@dataclass(frozen=True)
+class Files:
+    """What the JSON files of a report hold, by their paths from its folder; a file itself stands by its name.
 
-    A file that can't be read is left out. If two disagree about the same run, both are left out.
+    Attributes:
+        results: those of evaluations and studies.
+        simulations: what the files of ``layershuffle simulate`` hold, which nobody has checked yet.
+        complaints: a sentence for every file that can't be read.
+    """
 
-    Returns:
-        The setups, and a sentence for every file that was left out.
+    results: dict[str, Results] = field(default_factory=dict)
+    simulations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+
+def read_files(source: Path) -> Files:
+    """Read every JSON file of a report once: that at ``source``, or all below this folder.
 
     Raises:
-        UserError: if there is no such file or folder, or no results in it at all.
+        UserError: if there is no such file or folder.
     """
     if not source.exists():
         raise UserError(f"there is no file or folder {source}: name a results file, or a folder that holds some")
-    complaints: list[str] = []
-    files = _agreeing(_read(source, complaints), complaints)
+    files = Files()
+    for name, path in _json_files(source).items():
+        try:
+            # Results files may be large, and what else lies there too: the beginning tells who reads the file.
+            if _claims_to_be_results(path):
+                files.results[name] = Results.load(path)
+                continue
+        except OSError as error:
+            files.complaints.append(f"{name} can't be read: {error.strerror}; it was left out")
+            continue
+        except UserError as error:
+            files.complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
+            continue
+        simulation = _simulation_in(path)
+        if simulation is not None:
+            files.simulations[name] = simulation
+    return files
+
+
+def _json_files(source: Path) -> dict[str, Path]:
+    """The JSON files below a folder, by their path from there; of a file itself, that file by its name."""
+    if source.is_file():
+        return {source.name: source}
+    files = {}
+    for path in sorted(source.rglob("*.json")):
+        # A process that is writing a results file gives it such a name until it is whole.
+        if not path.name.startswith("."):
+            files[str(path.relative_to(source))] = path
+    return files
+
+
+def _claims_to_be_results(path: Path) -> bool:
+    """Whether a JSON file begins like a results file, so that a damaged one is reported and others are passed over."""
+    return b'"layershuffle_results"' in read_beginning(path, 200)
+
+
+def _simulation_in(path: Path) -> dict[str, Any] | None:
+    """The content of a file of ``layershuffle simulate``; None of any other file, which is none of our business."""
+    try:
+        content = read_json(path)
+    except UserError:
+        return None
+    if not isinstance(content, dict) or not {"scenario", "outcomes"} <= content.keys():
+        return None
+    return content
+
+
+def collect(files: Files) -> tuple[list[SetupResults], list[str]]:
+    """Gather results into setups.
+
+    Models are compared on test images, so that results of others are left out. If two files disagree about the same
+    run, both are left out.
+
+    Returns:
+        The setups, and a sentence for every file that was left out.
+    """
+    complaints = list(files.complaints)
+    on_test_images: dict[str, Results] = {}
+    for name, results in files.results.items():
+        # Models are chosen by validation images, so that scores on these would look too good beside the others.
+        if results.data.split == "test" or results.evaluation.is_study:
+            on_test_images[name] = results
+        else:
+            complaints.append(f"{name} is of the {results.data.split} images; it was left out")
+
     setups: dict[tuple[str, str], SetupResults] = {}
-    for name, results in files.items():
+    for name, results in _agreeing(on_test_images, complaints).items():
         backbone = _backbone(results)
         data = paper.DATA.get(results.data.name, results.data.name)
         setup = setups.setdefault((backbone, data), SetupResults(backbone, data))
@@ -41,47 +121,7 @@ def collect(source: Path) -> tuple[list[SetupResults], list[str]]:
         else:
             key = (results.label, results.model.seed or 0)
             setup.runs.setdefault(key, Run(*key)).files[name] = results
-    if not setups:
-        reasons = "".join(f"; {text}" for text in complaints)
-        raise UserError(f"there are no results in {source}{reasons}")
     return _named(list(setups.values())), complaints
-
-
-def json_files(source: Path) -> dict[str, Path]:
-    """The JSON files below a folder, by their path from there; of a file itself, that file by its name."""
-    if source.is_file():
-        return {source.name: source}
-    return {str(path.relative_to(source)): path for path in sorted(source.rglob("*.json"))}
-
-
-def _read(source: Path, complaints: list[str]) -> dict[str, Results]:
-    """The results files of a report, by their names; adds to ``complaints`` what can't be used."""
-    files: dict[str, Results] = {}
-    for name, path in json_files(source).items():
-        if path.name.startswith("."):
-            continue
-        try:
-            # Other JSON files, such as those of an experiment, are none of the report's business.
-            if not _claims_to_be_results(path):
-                continue
-            results = Results.load(path)
-        except OSError as error:
-            complaints.append(f"{name} can't be read: {error.strerror}; it was left out")
-            continue
-        except UserError as error:
-            complaints.append(f"{str(error).replace(str(path), name)}; it was left out")
-            continue
-        # Models are chosen by validation images, so that scores on these would look too good beside the others.
-        if results.data.split == "test" or results.evaluation.is_study:
-            files[name] = results
-        else:
-            complaints.append(f"{name} is of the {results.data.split} images; it was left out")
-    return files
-
-
-def _claims_to_be_results(path: Path) -> bool:
-    """Whether a JSON file begins like a results file, so that a damaged one is reported and others are passed over."""
-    return b'"layershuffle_results"' in read_beginning(path, 200)
 
 
 def _agreeing(files: dict[str, Results], complaints: list[str]) -> dict[str, Results]:
@@ -146,9 +186,9 @@ def _backbone(results: Results) -> str:
     # A config names a shape only where it isn't timm's, but for the paper's backbones it may repeat the usual one.
     usual = paper.SHAPE if name else {}
     changes = []
-    for key, text in SHAPE.items():
+    for key, in_words in SHAPE.items():
         if key in config and config[key] != usual.get(key):
-            changes.append(text.format(config[key]))
+            changes.append(in_words(config[key]))
     name = name or results.model.backbone
     return f"{name} ({', '.join(changes)})" if changes else name
 

@@ -11,16 +11,19 @@ import pytest
 from helpers import paths
 from matplotlib.figure import Figure
 
-from layershuffle.api.report import simulations
+import layershuffle
+from layershuffle.api.simulation_sections import simulations
 from layershuffle.checkpoints.authors import load_reference
 from layershuffle.commands.report import report_command
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.errors import UserError
-from layershuffle.experiments import manifest
 from layershuffle.experiments.definition import Evaluation, Experiment, Settings, Setup
-from layershuffle.experiments.runs import list_runs
-from layershuffle.report import page, paper
-from layershuffle.report.collect import collect
+from layershuffle.experiments.runs import list_runs, results_of
+from layershuffle.files import read_json
+from layershuffle.report import collect as collecting
+from layershuffle.report import manifest, page, paper
+from layershuffle.report.collect import read_files
+from layershuffle.report.manifest import Manifest
 from layershuffle.report.sections import sections
 from layershuffle.report.sections.summary import accuracies
 from layershuffle.results import (
@@ -31,6 +34,7 @@ from layershuffle.results import (
     Results,
     Score,
     estimate,
+    record,
     tables,
 )
 from layershuffle.results.measures import ByClassCounts, Contributions, OrderCounts, Search, SearchStep
@@ -65,6 +69,11 @@ def results(method="layershuffle", seed=0, sequential=0.75, arbitrary=(0.6, 0.7)
     )
     info = DataInfo(name=data, images=100, split="test")
     return replace(Results(model, info, settings, environment, scores), **changes)
+
+
+def collect(source):
+    """The setups of what lies in a file or folder, and a sentence for each file that was left out."""
+    return collecting.collect(read_files(source))
 
 
 def table(found, title, at=0):
@@ -393,6 +402,33 @@ def test_a_report_on_own_data_is_about_that_and_not_about_the_paper(tmp_path):
     assert page.count("vit_small_patch16_224") == 1
 
 
+def test_a_report_is_written_from_python_and_each_file_read_once(tmp_path, monkeypatch):
+    results().save(tmp_path / "a.json")
+    (tmp_path / "other.json").write_text('{"scenario": 1}')
+    read = []
+
+    def counting(path, **options):
+        read.append(Path(path).name)
+        return read_json(path, **options)
+
+    for module in (collecting, record):
+        monkeypatch.setattr(module, "read_json", counting)
+    page_path = layershuffle.write_report(tmp_path, tmp_path / "page", title="My <models>")
+    assert page_path == tmp_path / "page/index.html"
+    assert "My &lt;models&gt;" in page_path.read_text()
+    assert (tmp_path / "page/report.md").is_file()
+    assert sorted(read) == ["a.json", "other.json"]
+
+
+@pytest.mark.parametrize(("layers", "text"), [(1, "(1 layer)"), (2, "(2 layers)")])
+def test_the_title_of_a_backbone_counts_its_layers(tmp_path, layers, text):
+    config = {"name": "vit_tiny_patch16_224", "num_classes": 1000, "depth": layers}
+    found = results()
+    replace(found, model=replace(found.model, config=config)).save(tmp_path / "a.json")
+    (setup,), _ = collect(tmp_path)
+    assert setup.backbone.endswith(text)
+
+
 def test_a_simulation_has_a_section(tmp_path, capsys):
     output = ["--output", str(tmp_path / "nodes.json")]
     simulate_command(["--cluster_sizes=13", "--seeds=0", "--duration=100", "--policies", "any", "chain", *output])
@@ -448,7 +484,7 @@ def test_a_simulation_that_can_not_be_is_left_out(tmp_path, place, value):
         part = part[key]
     part[place[-1]] = value
     (tmp_path / "damaged.json").write_text(json.dumps(content))
-    sections, complaints = simulations(tmp_path)
+    sections, complaints = simulations(read_files(tmp_path).simulations)
     assert [section.title for section in sections] == ["Simulated nodes: whole"]
     (complaint,) = complaints
     assert complaint.startswith("damaged.json ")
@@ -470,7 +506,7 @@ def test_pipes_links_and_folders_with_names_of_results_files_are_left_out(tmp_pa
     names = sorted(complaint.split()[0] for complaint in complaints)
     assert names == ["circle.json", "folder.json", "link.json", "numbers.json"]
     assert max(map(len, complaints)) < 500
-    assert simulations(tmp_path) == ([], [])
+    assert not read_files(tmp_path).simulations
 
 
 def test_of_many_classes_a_report_shows_the_worst(tmp_path):
@@ -541,7 +577,7 @@ def test_an_experiment_gives_its_report_a_title_and_what_is_missing(tmp_path, ca
         },
         seeds=[0, 1],
     )
-    manifest.write(tmp_path, "Birds of the garden", list_runs(experiment))
+    manifest.write(tmp_path, Manifest("Birds of the garden", results_of(list_runs(experiment))))
     report_command([str(tmp_path)])
     text = (tmp_path / "report/report.md").read_text()
     assert text.startswith("# Birds of the garden\n")
@@ -552,10 +588,10 @@ def test_an_experiment_gives_its_report_a_title_and_what_is_missing(tmp_path, ca
         "birds/baseline/seed1/landscape.json",
         "birds/layershuffle/seed1/results.json",
     ]
-    manifest.write(tmp_path, None, list_runs(experiment, seeds=[0]))
-    experiment = manifest.read(tmp_path)
-    assert experiment.title == tmp_path.name
-    assert experiment.missing(tmp_path) == ["birds/baseline/seed0/landscape.json"]
+    some = Manifest("Birds", results_of(list_runs(experiment, seeds=[0])))
+    manifest.write(tmp_path, some)
+    assert manifest.read(tmp_path) == some
+    assert some.missing(tmp_path) == ["birds/baseline/seed0/landscape.json"]
     (tmp_path / manifest.NAME).write_text("[]")
     with pytest.raises(UserError, match="is not the list of an experiment's results"):
         manifest.read(tmp_path)

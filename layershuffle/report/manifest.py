@@ -1,16 +1,14 @@
 """The small file in an experiment's folder that says what it is called and which results it will have.
 
-The report needs it to name what is missing.
+``layershuffle experiment`` writes it, and the report needs it to name what is missing.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from layershuffle import typed_json
 from layershuffle.errors import UserError
-from layershuffle.experiments.runs import Run
 from layershuffle.files import read_json, write_whole
 
 NAME = "experiment.json"
@@ -33,14 +31,9 @@ class Manifest:
         return [path for path in self.results if not (folder / path).exists()]
 
 
-def write(folder: Path, title: str | None, runs: Iterable[Run]) -> None:
-    """Keep the title, and the paths in ``folder`` of the results files that ``runs`` make."""
-    # Only JSON files are results: trainings and merges leave checkpoints.
-    results = []
-    for run in runs:
-        results += [f"{run.name}/{task.output}" for task in run.tasks if task.output.endswith(".json")]
-    content = Manifest(title or folder.resolve().name, results)
-    write_whole(folder / NAME, json.dumps(typed_json.write(content), indent=1))
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write the file into an experiment's folder."""
+    write_whole(folder / NAME, json.dumps(typed_json.write(manifest), indent=1))
 
 
 def read(folder: Path) -> Manifest | None:
