@@ -33,6 +33,7 @@ class Answers(JsonLines):
             has_lines = self._read(weights)
             if not has_lines:
                 super().append({"model": model, "weights": weights})
+        # The file is locked from here on, and a caller who gets an exception has nothing to close.
         except BaseException:
             self.close()
             raise
@@ -46,13 +47,14 @@ class Answers(JsonLines):
                     content = json.loads(line)
                     if number > 1:
                         self._count(content)
+                    # A name is not enough: a training that goes on writes other weights to the same file.
                     elif content["weights"] != weights:
                         name = content["model"]["name"]
                         raise UserError(
                             f"{self.path} has answers of another model ({name}): give the name of a new file"
                         )
         except UserError:
-            raise
+            raise  # It is a ValueError, too.
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{self.path} is damaged: line {number} is not an answer") from error
         return number > 0

@@ -86,11 +86,13 @@ class Cluster:
             raise UserError(f"wire is one of {', '.join(get_args(Wire))}, not {shown(wire)}")
         if accelerator not in get_args(Accelerator):
             raise UserError(f"nodes compute on {', '.join(get_args(Accelerator))}, not {shown(accelerator)}")
+        # Errors name the options of `layershuffle serve`, of which most users know these numbers.
         numbers = {"most_running": window, "threads": threads, "start_seconds": start_seconds}
         check_numbers(numbers, whole=("most_running", "threads"), positive=numbers)
         self.placement = spread(placement, steps) if isinstance(placement, int) else checked(placement, steps)
         self.model = model
         self.policy = policy or Policy()
+        # With one request for each node, a node whose layers have all been run by those in flight would be idle.
         self.window = window or 2 * len(self.placement)
         self.address = address
         self.event_log_path = event_log
@@ -108,17 +110,20 @@ class Cluster:
         self._log = EventLog(self.event_log_path)
         self._log.write("started", time.time(), steps=len(self.model.order), policy=vars(self.policy), wire=self.wire)
         try:
+            # Connecting takes seconds, in which the event loop of the program must go on.
             self._ray, self._owns_ray = await asyncio.to_thread(connect, self.address, len(self.placement))
         except BaseException:
             self._log.close()
             raise
         self.dispatcher = Dispatcher(self.router, self._ray, self._log, self.wire, self._load_parts)
         try:
+            # It imports Ray, and only now is it known that Ray is installed.
             from layershuffle.serving.metrics import Metrics
 
             self._log.listener = Metrics().count
             await self._start_nodes()
         except BaseException:
+            # Python calls it by itself only once the context has been entered.
             await self.__aexit__()
             raise
         return self
@@ -133,6 +138,7 @@ class Cluster:
         """Start a process for each node, let it load its steps, and let it take part."""
         from layershuffle.serving.worker import Worker
 
+        # A part for each step and not for each node, since a node that goes leaves its steps to any other one.
         self._parts = [part_for(self.model, step) for step in self.model.order]
         self._fingerprints = [fingerprint(part) for part in self._parts]
         self._check_memory()
@@ -159,10 +165,14 @@ class Cluster:
         except self._ray.exceptions.RayError as error:
             raise UserError(f"a node could not load its layers: {ray_reason(error)}") from error
         for name, steps in zip(names, self.placement):
+            # One after the other, so that their numbers in the router don't depend on which was the quickest.
             await self.join(name, workers[name], steps)
 
     def _check_memory(self) -> None:
-        """Raise a UserError if the nodes would hold more than the cluster has memory for."""
+        """Raise a UserError if the nodes would hold more than the cluster has memory for.
+
+        Otherwise the system would kill some process of the machine, perhaps another user's, when memory runs out.
+        """
         sizes = [_bytes_of(part) for part in self._parts]
         needed = 0
         for steps in self.placement:
@@ -190,6 +200,7 @@ class Cluster:
         Raises:
             UserError: if its weights aren't those of the model.
         """
+        # A node of other weights, such as those of an earlier training, would give wrong answers that look right.
         weights = await worker.weights.remote()
         for index in steps:
             if weights.get(index) != self._fingerprints[index]:
@@ -210,8 +221,10 @@ class Cluster:
             UserError: if the images aren't what the model takes, or the request reached its deadline, or it should have
                 been answered before it could begin.
         """
+        # Before it waits, so that a mistake is known at once and takes no place in the window.
         check_images(images, self.model)
         async with self._slot_of_window(arrived):
+            # In threads, because answers of nodes would wait in the event loop meanwhile.
             tokens, context = await asyncio.to_thread(self._embed, images)
             flight = Flight(tokens, context, asyncio.get_running_loop().create_future())
             ended = await self.dispatcher.run_layers(flight, arrived)
@@ -228,6 +241,7 @@ class Cluster:
             due = arrived + self.policy.answer_by
         self.waiting += 1
         try:
+            # Who has waited until the answer was due gets an error, and not an answer that misses every layer.
             async with asyncio.timeout_at(due):
                 await self._slots.acquire()
         except TimeoutError as error:

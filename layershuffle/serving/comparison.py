@@ -35,6 +35,7 @@ def read_outcomes(content: Any) -> Outcomes:
     """
     if not isinstance(content, list) or not 0 < len(content) <= MOST_OUTCOMES:
         raise UserError(f"its outcomes can't be {shown(content)}")
+    # The report reads whatever file lies in a folder, so that it may hold anything.
     outcomes: Outcomes = {}
     for outcome in content:
         if not _is_outcome(outcome):
@@ -73,7 +74,7 @@ def _is_number(value: Any) -> bool:
     """Whether it is a number that isn't negative, or NaN where nothing could be measured."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return 0 <= value <= MOST or value != value
+    return 0 <= value <= MOST or value != value  # isnan fails for a whole number of hundreds of digits
 
 
 def compare(
@@ -165,6 +166,7 @@ def figure(outcomes: Outcomes, title: str = "") -> Figure:
     drawn.suptitle(title)
     throughput, latency = drawn.subplots(1, 2)
 
+    # In the sequence in which they were simulated, as in the table.
     policies = list(dict.fromkeys(policy for _, policy in outcomes))
     for colour, policy in zip(COLOURS, policies):
         by_size = {nodes: by_seed for (nodes, name), by_seed in outcomes.items() if name == policy}

@@ -88,6 +88,7 @@ class Connections:
         """
         # asyncio finds the addresses of the host, but would accept connections even when there is no room for them.
         bound = await asyncio.get_running_loop().create_server(server, host, port, start_serving=False)
+        # Its server closes the sockets with itself, so that duplicates of them are kept.
         listeners = [listener.dup() for listener in bound.sockets]
         bound.close()
         tasks = []
@@ -95,6 +96,7 @@ class Connections:
             for listener in listeners:
                 listener.setblocking(False)
                 listener.listen(BACKLOG)
+            # Only now that the listeners are open is it known how many files are left.
             most = self._most()
             tasks = [asyncio.create_task(self._accept(listener, server, most)) for listener in listeners]
             tasks.append(asyncio.create_task(self._close_late_ones(server)))
@@ -144,6 +146,7 @@ class Connections:
         closable = [one for one in self._open.values() if not one.is_answered and one.safe_until <= now]
         if not closable:
             return False
+        # One with the token is the last to go, and of the others the one that has had the most time.
         connection = min(closable, key=lambda one: (one.has_token, one.deadline))
         if connection.body_timeout is None:
             self._close(connection)
@@ -161,8 +164,10 @@ class Connections:
     async def _close_late_ones(self, server: web.Server) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            # Often enough that nobody gets much more time than the limit says.
             await asyncio.sleep(min(1.0, self.limits.header_seconds / 4))
             self._forget_lost_ones(server)
+            # A copy, because closing one changes the dict.
             for connection in [*self._open.values()]:
                 is_late = max(connection.deadline, connection.safe_until) < loop.time()
                 if is_late and not connection.is_answered:
@@ -170,6 +175,7 @@ class Connections:
 
     def _forget_lost_ones(self, server: web.Server) -> None:
         """Leave out the connections that their clients or aiohttp have closed."""
+        # aiohttp tells nobody when a connection ends, but knows which ones there are.
         for protocol in self._open.keys() - {*server.connections}:
             del self._open[protocol]
 

@@ -49,8 +49,10 @@ class Counts:
 class Dispatcher:
     """Drives a router in an event loop, and does on the nodes what it says.
 
-    All runs in one thread. Whatever happens, a request that comes or ends, an answer, a node that comes or goes, or a
-    time that was due, is told to the router, and ``_perform`` does what the router returns.
+    All runs in one thread, so that nothing is locked: the router and the flights change only between two ``await``, and
+    always together. Whatever happens, a request that comes or ends, an answer, a node that comes or goes, or a time
+    that was due, is told to the router, and ``_perform`` does what the router returns. After each ``await`` the world
+    may be another one: the request may have ended, and the node may have gone or been replaced under the same name.
 
     Args:
         router: decides which node runs what.
@@ -96,8 +98,10 @@ class Dispatcher:
         """Stop all work, fail the requests that run, and kill the workers."""
         if self._timer is not None:
             self._timer.cancel()
+        # Tasks first: one that noticed the dying worker below would tell the router, which would tell others to begin.
         for task in self._tasks:
             task.cancel()
+        # Who waits for a request would otherwise wait for ever, since nobody is left to end it.
         for flight in self.flights.values():
             if not flight.ended.done():
                 flight.ended.set_exception(UserError("the cluster has stopped"))
@@ -142,13 +146,15 @@ class Dispatcher:
         """Do what the router says, and come back when it next has something to do."""
         for action in actions:
             if isinstance(action, Run):
-                # It reads the newest state of this moment, and not of the later one in which it is sent.
+                # It reads the newest state of this moment, and not of the later one in which it is sent: the router has
+                # counted the results until now, and the order that it records says so.
                 read = self.flights[action.request].tokens
                 self._in_background(self._run(action, read))
             elif isinstance(action, Load):
                 self._in_background(self._load(action))
             else:
                 self._end(action)
+        # Every event comes through here, so that a single timer is enough: it is always set to what is due next.
         if self._timer is not None:
             self._timer.cancel()
         due = self.router.next_time()
@@ -160,6 +166,7 @@ class Dispatcher:
 
     def _end(self, ended: Ended) -> None:
         """Count a request that has ended, and wake up who waits for it."""
+        # It has no flight any more if its caller has gone, whose going cancelled it.
         flight = self.flights.get(ended.request)
         self.log.ended(ended, time.time(), 0 if flight is None else flight.bytes)
         if ended.failed:
@@ -173,6 +180,7 @@ class Dispatcher:
 
     async def _run(self, run: Run, read: np.ndarray) -> None:
         """Let a node run layers on the state ``read`` of a request, and add its answer if that still counts."""
+        # The handle of now: another node may join under this name while this one computes.
         name = str(run.node)
         worker = self.workers[name]
         flight = self.flights.get(run.request)
@@ -191,6 +199,7 @@ class Dispatcher:
                 flight.error = f"could not be run by {name}: {ray_reason(error)}"
                 self._perform(self.router.cancel(run.request, self._loop.time()))
         else:
+            # The router may have let others run these layers in the meantime. Then they must not be added twice.
             if self.router.is_current(run):
                 flight.tokens = newest_after(answer, read, flight.tokens, self.wire)
             else:
@@ -240,11 +249,13 @@ class Dispatcher:
         """Let a node take part that holds these steps. One that has joined before under this name is replaced."""
         if name in self.processes:
             self.lose(name)
+        # From here on `_unreachable` leaves out what is still heard of an earlier node of this name.
         self.workers[name] = worker
         self.processes[name] = await worker.process.remote()
         self.gone.pop(name, None)
         self.log.write("joined", time.time(), node=name, steps=[*steps], process=self.processes[name])
         self._perform(self.router.join(name, steps, FIRST_ESTIMATE, self._loop.time()))
+        # While a node computes, its call fails when it goes. This call fails also while it is idle.
         self._in_background(self._watch(name, worker))
 
     def lose(self, name: str) -> None:
@@ -267,7 +278,10 @@ class Dispatcher:
             self._unreachable(name, worker, error)
 
     def _unreachable(self, name: str, worker: Any, error: Exception) -> None:
-        """Suspect a node that may come back, and lose one that can't."""
+        """Suspect a node that may come back, and lose one that can't.
+
+        Each call to a node that has gone fails: the watch, and whatever it ran or loaded. Only the first one counts.
+        """
         if self.workers.get(name) is not worker or name in self.gone:
             return  # It is known already.
         if isinstance(error, self.ray.exceptions.ActorUnavailableError):
@@ -289,5 +303,6 @@ class Dispatcher:
                 self.lose(name)
                 return
             self._perform(self.router.recover(name, self._loop.time()))
+            # The call that watched it has failed with the connection.
             self._in_background(self._watch(name, worker))
             return

@@ -30,6 +30,7 @@ class EventLog:
 
     def write(self, event: str, time: float, **more: Any) -> None:
         """Append an event that happened at ``time``, in seconds."""
+        # The listener first: metrics go on when the disk is full.
         if self.listener is not None:
             self.listener(event, **more)
         if self._lines is None:

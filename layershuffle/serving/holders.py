@@ -8,7 +8,16 @@ from layershuffle.serving.node import Node
 
 
 class LayerHolders:
-    """The nodes that hold a layer and aren't suspected: a set from which one can be sampled."""
+    """The nodes that hold a layer and aren't suspected: a set from which one can be sampled.
+
+    A node is added, removed or sampled in constant time, also where thousands hold the layer. A Python set can't be
+    sampled without going through it.
+
+    Attributes:
+        nodes: the nodes, in no certain sequence.
+        index: the place of each node in ``nodes``.
+        fastest: the fewest seconds per layer that a sampled node was expected to take.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -39,11 +48,14 @@ class LayerHolders:
         """A node with a probability proportional to its speed, by rejection; None if there is none."""
         if not self.nodes:
             return None
+        # Any node is drawn, and taken with the probability fastest / estimate: its speed as a share of the highest. So
+        # no sum of speeds is needed, which every new estimate would change.
         for _ in range(100):
             node = self.nodes[int(rng.random() * len(self.nodes))]
             self.fastest = min(self.fastest, node.estimate)
             if rng.random() * node.estimate <= self.fastest:
                 return node
+        # All nodes have become far slower than the fastest ever was, so that any of them will do.
         return self.nodes[0]
 
 
@@ -82,6 +94,7 @@ class Holders:
     def loaded(self, node: Node, layer: int) -> None:
         """A node has loaded a layer."""
         node.layers[layer] = None
+        # Another node may have been chosen in its place, while this one was suspected.
         if self.loading.get(layer) is node:
             del self.loading[layer]
 
@@ -103,6 +116,7 @@ class Holders:
 
         chosen = []
         for layer in layers:
+            # What it is to load counts as held, or one node would be chosen for all layers that were lost at once.
             node = min(able, key=lambda node: (len(node.layers) + len(node.to_load), node.estimate))
             self.loading[layer] = node
             node.to_load.append(layer)

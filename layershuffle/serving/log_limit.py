@@ -32,6 +32,7 @@ class LogLimit(logging.Filter):
         """Whether a record is logged."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, (HttpProcessingError, RequestPayloadError)):
+            # A client chooses this text: it may be long, and have line breaks that look like other messages.
             reason = " ".join(str(error).split())[:200]
             record.msg = f"{record.getMessage()}: {reason}"
             record.args = None

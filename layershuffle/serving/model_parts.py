@@ -21,6 +21,7 @@ def fingerprint(model: OrderedViT) -> str:
     """The SHA-256 of the weights and their names, in hexadecimal."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        # The same bytes are other weights in another shape or type.
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -49,5 +49,8 @@ class Node:
         return (self.number,)
 
     def learn(self, seconds_per_layer: float) -> None:
-        """Move the estimate towards what it took for a layer this time."""
+        """Move the estimate towards what it took for a layer this time.
+
+        A moving average forgets: a node that was busy with something else for a while isn't taken for slow for ever.
+        """
         self.estimate += 0.2 * (seconds_per_layer - self.estimate)

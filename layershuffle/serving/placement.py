@@ -17,9 +17,11 @@ def spread(nodes: int, steps: int) -> list[list[int]]:
     """
     if not 1 <= nodes <= MOST_NODES:
         raise UserError(f"a cluster needs 1 to {MOST_NODES:,} nodes, not {nodes}")
+    # The fewest that hold every step. More nodes than steps hold one each, so that some steps have several nodes.
     steps_per_node = -(-steps // nodes)  # rounded up
     placement = []
     for node in range(nodes):
+        # What is beyond the last step goes on with the first, so that every node holds equally many.
         first = node * steps_per_node
         placement.append(sorted((first + offset) % steps for offset in range(steps_per_node)))
     return placement

@@ -33,6 +33,7 @@ class PriorityQueue(Generic[T]):
         if len(self.entries) >= self.limit:
             self.entries = [entry for entry in self.entries if entry[3].epoch == entry[2]]
             heapify(self.entries)
+            # Not again before as many pushes as entries are left now, so that a push costs little on average.
             self.limit = 64 + 2 * len(self.entries)
         heappush(self.entries, (priority, item.number, item.epoch, item))
 

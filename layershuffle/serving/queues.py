@@ -47,6 +47,7 @@ class Queues:
         return oldest
 
     def _oldest_that_counts(self, place: Place, node: Node, now: float) -> Request | None:
+        """The oldest request in one place that this node can answer before it is due."""
         queue = self._waiting[place]
         oldest = queue.first()
         too_late = []

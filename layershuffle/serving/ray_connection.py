@@ -47,6 +47,7 @@ def connect(address: str | None, cpus: int) -> RayConnection:
         import ray
     except ImportError as error:
         raise UserError(NEEDS_RAY) from error
+    # A program or a notebook that uses Ray itself keeps its connection, and closes it when it likes.
     if ray.is_initialized():
         return RayConnection(ray, is_new=False)
 

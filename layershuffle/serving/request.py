@@ -60,7 +60,8 @@ class Request:
     def has_run(self, run: Run) -> None:
         """A node has run layers for it."""
         del self.running[run.epoch]
-        # Those of a visit read the result of the one before them.
+        # The first layer read the state that was the newest when it started, so that its lag is the number of results
+        # that have come since. Those after it in a visit read the result of the one before them.
         self.lags += [len(self.executed) - run.position] + [0] * (len(run.layers) - 1)
         self.executed += run.layers
         self.epoch += 1
@@ -68,6 +69,7 @@ class Request:
     def stops(self, run: Run) -> None:
         """A node that ran layers for it has gone, or takes too long."""
         del self.running[run.epoch]
+        # In sequence again, because `left[0]` is what runs next in sequential order.
         self.left = sorted([*self.left, *run.layers])
 
     def give_up(self, layers: Sequence[int]) -> None:

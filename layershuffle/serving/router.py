@@ -25,6 +25,8 @@ from layershuffle.serving.routes import Routes
 class Router:
     """Routes requests through the layers of a model, whatever happens to the nodes.
 
+    The methods that return actions tell the driver what to do, in this sequence, and take it for begun already.
+
     A request ends exactly once. A layer never counts twice for it: only the answer to the layer's latest ``Run``
     counts, and others are dropped and counted in ``late``. Whatever is told to run reads the newest state of its
     request, which is that after the last answer that counted.
@@ -84,6 +86,7 @@ class Router:
         joined = Node(node, self._joined, layers, estimate)
         self._nodes[node] = joined
         self._holders.add(joined)
+        # Also layers that no node was there to load: this one may be chosen, and has its task then.
         self._load_lost_layers(now, actions)
         if joined.task is None:
             self._assign(joined, now, actions)
@@ -101,6 +104,7 @@ class Router:
         """A node has done what it was told. An answer that comes too late to count may still tell that it lives."""
         actions: list[Action] = []
         node = self._nodes.get(task.node)
+        # A run of a node that was lost or suspected in between has been withdrawn, and its answer comes too late.
         if isinstance(task, Run):
             self._take_answer(task, node, now, actions)
 
@@ -139,6 +143,7 @@ class Router:
     def tick(self, now: float) -> list[Action]:
         """Time has passed: deadlines may have come, and patience may have run out."""
         actions: list[Action] = []
+        # Being suspected, as any task, moves the epoch on, which takes the node out of the queue of deadlines.
         while (node := self._step_deadlines.first_due(now)) is not None:
             actions += self.suspect(node.key, now)
         while (request := self._patience.first_due(now)) is not None:
@@ -153,6 +158,7 @@ class Router:
 
     def next_time(self) -> float:
         """When ``tick`` has something to do, unless something else happens before; infinity if never."""
+        # Those of requests that have ended are left in the heap until they come first: nothing has to be searched.
         while self._due and self._due[0][1] not in self._requests:
             heappop(self._due)
         due = self._due[0][0] if self._due else math.inf
@@ -175,6 +181,7 @@ class Router:
             places = self._routes.places(request)
             node = self._queues.idle_node(places, request, now)
             if node is None:
+                # It waits in all of these places, and the first node to be idle in one of them takes it.
                 self._queues.wait(request, places)
                 # A request that is at some node meanwhile is not held up.
                 if self.policy.on_loss == "skip" and not request.running:
@@ -187,6 +194,7 @@ class Router:
     def _lose_patience(self, request: Request, now: float, actions: list[Action]) -> None:
         """Let a request do without what it waits for, or if it would miss too much then, wait on."""
         request.epoch += 1
+        # Nobody has been idle for what could run next, for as long as its patience lasts.
         hopeless = self._routes.can_run_next(request)
         if len(request.missed) + len(hopeless) <= self.policy.max_missed:
             self._routes.leave_path(request, hopeless)
@@ -212,12 +220,14 @@ class Router:
         if self.policy.answer_by is None:
             self._end(request, now, actions, failed=True)
             return
+        # What still runs comes too late: its layers count as missed.
         for run in [*request.running.values()]:
             request.stops(run)
         request.give_up(request.left)
         self._end(request, now, actions)
 
     def _end(self, request: Request, now: float, actions: list[Action], failed: bool = False) -> None:
+        # What nodes still run for it isn't current from now on, and the epoch takes it out of all queues.
         del self._requests[request.number]
         self._routes.leave_path(request, [*request.path])
         request.epoch += 1
@@ -228,8 +238,10 @@ class Router:
 
     def _assign(self, node: Node, now: float, actions: list[Action]) -> None:
         """Let a node that has nothing to do load a layer, or run the oldest request, or else be idle."""
+        # One that was suspected counts as a holder again, and one that has answered a Load holds one layer more.
         self._holders.add(node)
         if node.suspected:
+            # Its answer shows that it lives. Layers may be lost that nobody was there to load, and it is chosen now.
             task = node.task
             node.suspected = False
             self._load_lost_layers(now, actions)
@@ -248,6 +260,7 @@ class Router:
             self._queues.rest(node)
             return
         self._run(node, oldest, now, actions)
+        # Beginning to run has taken it out of the queues. If it may be at more nodes, it waits for them again.
         self._proceed(oldest, now, actions)
 
     def _run(self, node: Node, request: Request, now: float, actions: list[Action]) -> None:
@@ -255,6 +268,7 @@ class Router:
         if self.policy.routing == "any":
             layers = [layer for layer in request.left if layer in node.layers]
         else:
+            # In sequence, a layer that the node lacks ends the visit.
             layers = [*takewhile(node.layers.__contains__, request.left)]
         visit = tuple(layers[: self.policy.visit])
 
@@ -274,6 +288,7 @@ class Router:
     def _withdraw(self, node: Node, now: float, actions: list[Action]) -> None:
         """Do without a node that is lost or suspected."""
         node.epoch += 1
+        # Before the requests go elsewhere, or one of them could be sent to this node again.
         self._holders.remove(node)
 
         # The requests that wait for it, or that it runs, have to go elsewhere.
@@ -284,6 +299,7 @@ class Router:
             stranded[request.number] = request
 
         self._load_lost_layers(now, actions)
+        # The oldest first, as everywhere.
         for _, request in sorted(stranded.items()):
             request.epoch += 1
             self._proceed(request, now, actions)
@@ -293,5 +309,6 @@ class Router:
         if self.policy.on_loss != "reassign":
             return
         for node in self._holders.assign_lost_layers(self._nodes.values()):
+            # One that is busy loads when it has answered, and one chosen for several layers has its task by now.
             if node.task is None:
                 self._assign(node, now, actions)

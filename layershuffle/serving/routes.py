@@ -38,6 +38,7 @@ class Routes:
             node = self._next_of_path(request)
         if node is not None:
             return [node.own_place]
+        # Also on a chain or a path whose next layer has no node: the first one to load it takes the request.
         return [*self.can_run_next(request)]
 
     def places_of(self, node: Node) -> list[Place]:
@@ -54,12 +55,14 @@ class Routes:
                 node.planned -= 1
 
     def _next_of_chain(self, request: Request) -> Node | None:
+        """The node of the chain, which stays the same as long as it holds what comes next; otherwise a new one."""
         holders = self.holders.by_layer[request.left[0]]
         if request.chain not in holders:
             request.chain = holders.sample(self.rng)
         return request.chain
 
     def _next_of_path(self, request: Request) -> Node | None:
+        """The node on the path that runs what comes next. If it has gone, the rest of the path is chosen anew."""
         layer = request.left[0]
         if request.path.get(layer) not in self.holders.by_layer[layer]:
             self._choose_path(request)
@@ -69,6 +72,7 @@ class Routes:
         """Choose the nodes that are to run what is left; in O(nodes). A path's time is the sum of its nodes' times."""
         self.leave_path(request, request.left)
         for layer in request.left:
+            # A layer without a node is left out, and the path is chosen again when the request gets there.
             nodes = self.holders.by_layer[layer].nodes
             if nodes:
                 node = min(nodes, key=lambda node: node.estimate * (1 + node.planned))

@@ -76,6 +76,7 @@ class Scenario:
         check_numbers(vars(self), whole=whole, positive=(*whole[:3], "seconds", "straggler", "window", "duration"))
         if max(self.spread, self.noise) > MOST_DEVIATION:
             raise UserError(f"spread and noise are standard deviations of a logarithm, at most {MOST_DEVIATION}")
+        # A node that is killed or stopped must still be there, and must not come back.
         failing = self.kills + self.stopped
         if failing and (self.lifetime or failing > self.nodes):
             raise UserError(f"nodes that are killed or stopped ({failing}) need a lifetime of 0, and as many nodes")
@@ -117,6 +118,7 @@ def sample_machines(scenario: Scenario, rng: random.Random) -> list[Machine]:
         if number % 10 == 0:
             seconds *= scenario.straggler
 
+        # The layer that limits the throughput of all.
         slowest = speeds.index(min(speeds))
         layers = tuple((slowest + offset) % scenario.layers for offset in range(scenario.layers_per_node))
         for layer in layers:

@@ -1,52 +1,23 @@
-"""The router on simulated time: thousands of nodes that differ in speed, go away and come back."""
+"""The router on simulated time: thousands of nodes that differ in speed, go away and come back.
+
+A discrete-event simulation: time jumps from one event to the next, so that an hour of a cluster takes seconds. It
+drives the same ``Router`` as a real cluster does; only nodes and messages are simulated.
+"""
 
 import math
-from array import array
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from layershuffle.orders.order import seeded
 from layershuffle.serving.actions import Action, Ended, Load, Run, Task
-from layershuffle.serving.ideal import ideal_throughput
+from layershuffle.serving.outcome import Measurements, Outcome
 from layershuffle.serving.policy import Policy
 from layershuffle.serving.router import Router
 from layershuffle.serving.scenario import Machine, Scenario, sample_machines
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a simulation has shown.
-
-    Attributes:
-        throughput: requests that ended in a second, those that failed left out. A burst takes its number over this.
-        ideal: the bound on it that the nodes' speeds, layers and presence set if no layer is missed, see
-            ``ideal_throughput``.
-        latency: the median, the 95th and the 99th percentile of the seconds from submission to end; NaN if none ended.
-        missed: the mean number of layers that a request did without.
-        failed: the share of requests that reached their deadline.
-        late: how many answers came too late to count.
-        steps: how many steps ran, those of the first quarter included.
-    """
-
-    throughput: float
-    ideal: float
-    latency: tuple[float, float, float]
-    missed: float
-    failed: float
-    late: int
-    steps: int
-
-    @property
-    def share(self) -> float:
-        """The throughput as a share of the ideal; NaN if some layer never had a node, so that the ideal is 0."""
-        return self.throughput / self.ideal if self.ideal else math.nan
 
 
 def simulate(
@@ -91,7 +62,7 @@ class _SimulatedNode:
     Attributes:
         machine: what it is.
         is_there: whether it is there; the router may not know yet that it has gone.
-        generation: counts up whenever it goes.
+        generation: counts up whenever it goes, so that the answers that it had begun then are known and left out.
         holds: the layers that it holds now.
         since: since when it has held these.
     """
@@ -116,33 +87,30 @@ class _Simulation:
         self.on_ended = on_ended
         self.router = Router(scenario.layers, policy, seed)
 
-        # The fate of the nodes has a source of chance of its own, so that it is the same for every policy.
+        # The fate of the nodes has a source of chance of its own, so that it is the same for every policy. So have the
+        # arrivals: how many steps run, and thus how many numbers they draw, depends on the policy.
         self.fate = seeded(seed, "nodes")
         self.chance = seeded(seed, "steps")
         self.arrivals = seeded(seed, "arrivals")
         self.nodes = [_SimulatedNode(machine) for machine in sample_machines(scenario, self.fate)]
 
         self.now = 0.0
+        # A burst is over when it is answered, and all of it counts.
         self.warm_up = 0.0 if scenario.burst else scenario.duration / 4
+        self.measurements = Measurements(self.warm_up)
         self.events: list[_Event] = []
         self.event_numbers = count()
         self.request_numbers = count(1)
         self.to_submit = scenario.burst or math.inf
         self.next_arrival = math.inf
 
-        # What is measured after the warm-up.
-        self.latencies = array("d")
-        self.missed = 0
-        self.failed = 0
-        self.steps = 0  # these are also counted before
-        self.capacity: defaultdict[tuple[int, ...], float] = defaultdict(float)
-
     def run(self) -> Outcome:
         """Simulate from the beginning to the end."""
         scenario = self.scenario
         self._begin()
         requests = scenario.burst or math.inf
-        while len(self.latencies) + self.failed < requests:
+        while self.measurements.requests < requests:
+            # Whatever comes first happens: an event of a node, a deadline of the router, or a request.
             event_time = self.events[0].time if self.events else math.inf
             router_time = self.router.next_time()
             if min(event_time, router_time, self.next_arrival) >= scenario.duration:
@@ -156,6 +124,7 @@ class _Simulation:
                 self.now = router_time
                 self._perform(self.router.tick(self.now))
                 continue
+            # At the same time as a deadline, the event comes first: an answer that is just in time counts.
             event = heappop(self.events)
             self.now = event.time
             # A node that has gone since has taken its answer with it.
@@ -166,6 +135,8 @@ class _Simulation:
     def _begin(self) -> None:
         """Let the nodes come, schedule the kills, and submit the first requests."""
         scenario = self.scenario
+        # Each node is there with the probability that it has in the long run: if all were, the cluster would begin with
+        # more nodes than it has later.
         share_there = 1.0
         if scenario.lifetime:
             share_there = scenario.lifetime / (scenario.lifetime + scenario.absence)
@@ -174,6 +145,7 @@ class _Simulation:
             if self.fate.random() >= share_there:
                 self._go(index)
 
+        # The k-th of n kills comes after k / (n + 1) of the measured time, so that none is at its very end.
         measured = scenario.duration - self.warm_up
         for index in range(scenario.kills):
             time = self.warm_up + measured * (index + 1) / (scenario.kills + 1)
@@ -184,6 +156,7 @@ class _Simulation:
         if scenario.rate:
             self._arrive()
             return
+        # Each of these requests is followed by another when it ends, so that as many stay in flight.
         for _ in range(scenario.burst or max(1, round(scenario.window * scenario.nodes))):
             self._perform(self._submit())
 
@@ -195,12 +168,14 @@ class _Simulation:
         heappush(self.events, event)
 
     def _come(self, index: int) -> None:
+        """A node comes, or comes back, with the layers that it has from the beginning."""
         node = self.nodes[index]
         node.is_there = True
         node.since = self.now
         node.holds = node.machine.layers
         if self.scenario.lifetime:
-            self._schedule(self.fate.expovariate(1 / self.scenario.lifetime), index, partial(self._go, index))
+            lifetime = self.fate.expovariate(1 / self.scenario.lifetime)
+            self._schedule(lifetime, index, partial(self._go, index))
         self._perform(self.router.join(index, node.machine.layers, node.machine.seconds, self.now))
 
     def _stop(self, index: int) -> None:
@@ -211,7 +186,9 @@ class _Simulation:
         node.generation += 1
 
     def _go(self, index: int, for_good: bool = False) -> None:
+        """A node goes, which is noticed after a while, and comes back later unless it goes for good."""
         self._stop(index)
+        # These belong to the generation that begins now, so that they happen although the node has gone.
         self._schedule(self.scenario.detection, index, partial(self._notice, index))
         if for_good:
             return
@@ -227,8 +204,7 @@ class _Simulation:
 
     def _count_presence(self, node: _SimulatedNode) -> None:
         """Count what a node could have run since it last began to hold the layers that it holds."""
-        seconds = max(0.0, self.now - max(node.since, self.warm_up))
-        self.capacity[node.holds] += seconds / node.machine.seconds
+        self.measurements.count_presence(node.machine, node.holds, node.since, self.now)
         node.since = self.now
 
     # --- What the router wants -------------------------------------------------------------------------------
@@ -239,7 +215,8 @@ class _Simulation:
         while waiting:
             action = waiting.popleft()
             if isinstance(action, Ended):
-                self._count(action)
+                self._end_request(action)
+                # Where requests come at a rate, nobody waits for one to end before sending the next.
                 if not self.scenario.rate:
                     waiting.extend(self._submit())
             else:
@@ -257,25 +234,25 @@ class _Simulation:
         self._perform(self._submit())
         self.next_arrival = self.now + self.arrivals.expovariate(self.scenario.rate)
 
-    def _count(self, ended: Ended) -> None:
-        if self.now >= self.warm_up:
-            if ended.failed:
-                self.failed += 1
-            else:
-                self.latencies.append(ended.seconds)
-                self.missed += len(ended.missed)
+    def _end_request(self, ended: Ended) -> None:
+        self.measurements.count_request(ended, self.now)
         if self.on_ended is not None:
             self.on_ended(ended, self.now)
 
     def _begin_task(self, task: Task) -> None:
+        """Let a node begin what it is told, and schedule its answer."""
         index: Any = task.node
         node = self.nodes[index]
         if not node.is_there:
             return  # It has gone, and the router doesn't know yet.
+
+        # What it computes, or how long it loads.
         seconds = self.scenario.loading
         if isinstance(task, Run):
-            self.steps += 1
+            self.measurements.steps += 1
             seconds = node.machine.seconds * len(task.layers) * self._noise()
+
+        # What its message and its answer take; a state travels with runs alone.
         message = self.scenario.delay
         if isinstance(task, Run):
             message += self.scenario.transfer
@@ -288,10 +265,13 @@ class _Simulation:
         deviation = self.scenario.noise
         if not deviation:
             return 1.0
+        # The mean of a log-normal variable is exp(mu + sigma^2 / 2), which is 1 with this mu.
         return math.exp(self.chance.gauss(-(deviation**2) / 2, deviation))
 
     def _answer(self, task: Task) -> None:
+        """A node has done what it was told."""
         if isinstance(task, Load):
+            # From now on it can run one layer more, which changes what it counts as in the bound.
             index: Any = task.node
             node = self.nodes[index]
             self._count_presence(node)
@@ -301,23 +281,8 @@ class _Simulation:
     # --- The end ---------------------------------------------------------------------------------------------
 
     def _outcome(self) -> Outcome:
+        """What the simulation has shown, once the nodes that are there are counted until the end."""
         for node in self.nodes:
             if node.is_there:
                 self._count_presence(node)
-        measured = self.now - self.warm_up
-        capacity = {layers: layers_run / measured for layers, layers_run in self.capacity.items()}
-
-        ended = len(self.latencies)
-        latency = (math.nan, math.nan, math.nan)
-        if ended:
-            median, p95, p99 = np.percentile(self.latencies, [50, 95, 99])
-            latency = (float(median), float(p95), float(p99))
-        return Outcome(
-            throughput=ended / measured,
-            ideal=ideal_throughput(capacity, self.scenario.layers),
-            latency=latency,
-            missed=self.missed / max(1, ended),
-            failed=self.failed / max(1, ended + self.failed),
-            late=self.router.late,
-            steps=self.steps,
-        )
+        return self.measurements.outcome(self.now, self.scenario.layers, self.router.late)

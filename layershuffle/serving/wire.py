@@ -37,12 +37,13 @@ def pack(tokens: np.ndarray, wire: Wire) -> Packed:
     """Tokens [batch, tokens, dim] as they travel; float32 ones are not copied."""
     if wire == "float32":
         return Packed(tokens)
+    # numpy has no bfloat16, so that its bits travel as whole numbers.
     if wire == "bf16":
         return Packed(torch.tensor(tokens).to(torch.bfloat16).view(torch.int16).numpy())
 
     # Each token has a scale of its own, because a few tokens are much larger than all others.
     scales = np.abs(tokens).max(axis=-1, keepdims=True) / np.float32(LARGEST)
-    divisors = np.where(scales > 0, scales, 1)
+    divisors = np.where(scales > 0, scales, 1)  # a token that doesn't change at all has the scale 0
     return Packed(np.rint(tokens / divisors).astype(np.int8), scales)
 
 
@@ -69,6 +70,7 @@ def newest_after(answer: Packed, read: np.ndarray, newest: np.ndarray, wire: Wir
     if wire != "float32":
         return newest + unpack(answer)
     output = answer.values
+    # Nothing has come in between. Adding the difference to what it was taken from could round.
     if newest is read:
         return output
     return newest + (output - read)
