@@ -24,6 +24,7 @@ def find(name: str, experiment: bool = False) -> Path:
         return Path(name)
     for folder in (OWN, PACKAGED):
         files = listed(folder, experiment)
+        # A full name is no ambiguity, even if it is also the end of a longer one.
         matching = [full for full in files if full == name] or [full for full in files if full.endswith(f"/{name}")]
         if len(matching) > 1:
             raise UserError(f"there are several configs named {name}: choose from {', '.join(matching)}")
@@ -46,14 +47,20 @@ def unknown(name: str, experiment: bool = False) -> UserError:
 def known(experiment: bool = False) -> dict[str, Path]:
     """All configs, or all experiments, by full name. The user's own come first, and replace those of the package."""
     own = listed(OWN, experiment)
+    # The first one puts the user's own first, and the last one lets them win.
     return own | listed(PACKAGED, experiment) | own
 
 
 def listed(folder: Path, experiment: bool = False) -> dict[str, Path]:
     """The configs below ``folder`` by full name, such as ``model/vit_b16``; sweeps are left out."""
+    # Sweeps are W&B's, which reads them itself.
     paths = [path for path in sorted(folder.rglob("*.yaml")) if path.is_file() and not path.stem.startswith("sweep")]
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-    return {name: path for name, path in found.items() if name.startswith("experiment/") == experiment}
+    configs = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name.startswith("experiment/") == experiment:
+            configs[name] = path
+    return configs
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

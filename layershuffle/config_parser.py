@@ -63,6 +63,7 @@ class ConfigParser(ArgumentParser):
         config = super().parse_args(args, *rest, **kwargs)
         for key, value in list(config.items()):
             config[key] = _plain(value)
+
         # Here and not before, because a config file may hold a key as well as an option.
         refuse_secrets(config.as_dict())
         return config
@@ -181,6 +182,7 @@ class ConfigParser(ArgumentParser):
         this first. It knows ``--data.root`` as ``--root``, so that the outer parser completes the name.
         """
         key = KEY.match(message)
+        # What the inner parser has raised, or one of our own types, says already what is wrong.
         cause = user_error(ex)
         if cause:
             if key and str(cause).startswith("--"):
@@ -191,6 +193,7 @@ class ConfigParser(ArgumentParser):
         unrecognized = "unrecognized arguments: "
         if message.startswith(unrecognized):
             raise UserError(self._unrecognized(message.removeprefix(unrecognized).split())) from ex
+        # A key of a config, or of a class, comes in other words than an option of the command line.
         unknown = UNKNOWN_KEY.fullmatch(message)
         if unknown:
             group = f"{unknown['group']}." if unknown["group"] else ""
@@ -204,6 +207,8 @@ class ConfigParser(ArgumentParser):
             ) from ex
         if not key:
             raise UserError(message) from ex
+
+        # What is left is about the value of one option, and may take many lines, a few for each type that it can have.
         reason = textwrap.dedent(message[key.end() :].strip("\n"))
         self._refuse_value(f"--{key['key']}", reason, ex)
 
@@ -230,14 +235,17 @@ class ConfigParser(ArgumentParser):
 
     def _unrecognized(self, words: Sequence[str]) -> str:
         """What to say of a word that is no option and no option's value."""
-        wrong = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
-        if wrong:
-            renamed = new_name(str(self.prog), wrong)
+        # An option among them is the mistake, and the words around it only its values.
+        unknown_option = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+        if unknown_option:
+            renamed = new_name(str(self.prog), unknown_option)
             if renamed:
-                return f"{wrong} is now {renamed}"
+                return f"{unknown_option} is now {renamed}"
             # jsonargparse adds --x+ to append to a list and --x.help: nobody means these by mistake.
             names = [name for name in self._option_string_actions if not name.endswith(("+", ".help"))]
-            return f"there is no option {wrong}{nearest(wrong, names)}: see --help"
+            return f"there is no option {unknown_option}{nearest(unknown_option, names)}: see --help"
+
+        # An option may be a flag today that took a value in an earlier version.
         for option, value in pairwise(self.command_line):
             renamed = new_name(str(self.prog), f"{option} {value}")
             if renamed and value == words[0]:
@@ -276,6 +284,7 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if isinstance(value, bool):
         return value
+    # Their classes are made while the program runs, derived from int or float. A bool is an int to Python.
     for number in (int, float):
         if isinstance(value, number):
             return number(value)

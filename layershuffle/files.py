@@ -61,6 +61,7 @@ def _parse_yaml(text: str) -> Any:
     """The values of a YAML text, in which aliases may not stand for more than a file can hold."""
     # It derives from the safe loader.
     content = yaml.load(text, _Loader)
+    # A list in place of recursion, so that deep nesting can't exhaust the stack.
     waiting = [content]
     count = 0
     while waiting:
@@ -130,6 +131,7 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
             with aside.open("xb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
+                # The rename could otherwise reach the disk before the content, and a power cut leave an empty file.
                 os.fsync(file.fileno())
             aside.replace(path)
             if path not in written:

@@ -46,6 +46,7 @@ class Child:
             self._process = subprocess.Popen(
                 command,
                 env=environment,
+                # A child that asked a question would wait for ever, or take the answer to another.
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -117,6 +118,7 @@ def last_line_of(log: Path) -> str:
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Within this context SIGTERM, which schedulers send, acts as Ctrl-C does: it raises KeyboardInterrupt."""
+    # Otherwise Python would end at once, and the children would go on by themselves.
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

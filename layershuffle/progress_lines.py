@@ -39,6 +39,7 @@ class LineClock:
         now = time.monotonic()
         if now < self._due_at:
             return False
+        # From now and not from when it was due: a slow step would be followed by several lines at once.
         self._due_at = now + self.between
         return True
 
@@ -70,12 +71,14 @@ class ProgressLines:
         Args:
             done: how many steps are done, with those of an earlier process.
         """
+        # Those of an earlier process took none of this one's time, and would make it look faster.
         steps = done - self._done_before
         if steps > 0 and self._clock.strikes():
             seconds_per_step = (time.monotonic() - self._begun_at) / steps
             logger.info("%s: %s", self.description, self._state(done, seconds_per_step))
 
     def _state(self, done: float, seconds_per_step: float) -> str:
+        # Whichever is above 1 is the easier to read.
         if seconds_per_step > 1:
             speed = f"{seconds_per_step:.3g} s each"
         else:
@@ -98,6 +101,7 @@ def duration(seconds: float) -> str:
 def last_progress(log: Path) -> str | None:
     """The last line of a log that tells how far a computation is; None if there is none near its end."""
     with log.open("rb") as file:
+        # Logs of long trainings have megabytes, and this is asked for again and again.
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         lines = file.read().decode(errors="replace").splitlines()
     for line in reversed(lines):

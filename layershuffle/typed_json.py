@@ -49,6 +49,7 @@ def write(value: Any, nulls: Collection[str] = ()) -> Any:
         content = {}
         for key, field in json_fields(value).items():
             part = getattr(value, field.name)
+            # A field whose default is something else must be written, or None would be read as that default.
             if part is not None or field.default is not None or key in nulls:
                 content[key] = write(part)
         return content
@@ -124,6 +125,7 @@ def _read_scalar(kind: Any, value: Any, name: str) -> Any:
 
 def _read_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     """Read the first of the types that fits; the error is what the first one lacks."""
+    # The type that is meant comes first by convention, as in ``float | None``.
     reasons = []
     for kind in kinds:
         try:
@@ -174,6 +176,7 @@ def _read_dataclass(kind: Any, value: Any, name: str) -> Any:
             arguments[field.name] = _read(annotations[field.name], value[key], f"{name}.{key}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{name} lacks {key}")
+    # A misspelt name would otherwise leave its field at the default, in silence.
     unknown = [key for key in value if key not in fields]
     if unknown:
         raise UserError(f"{name} has something unknown: {_shortened(unknown[0])}")

@@ -99,6 +99,7 @@ def _device(accelerator: str) -> torch.device:
 
 def _limits(only: Sequence[str], quick: bool, factor: int) -> dict[str, float]:
     """The checks to make, and how many seconds each may take."""
+    # A check that hangs, as a broken driver makes it, must not keep the others from being made.
     limits: dict[str, float] = {}
     for name, check in CHECKS.items():
         # Without a number of quick seconds, --quick leaves the check out.

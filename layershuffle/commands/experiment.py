@@ -168,6 +168,7 @@ def _run_here(
     from layershuffle.experiments.comparison import compare
 
     jobs = config.jobs or torch.cuda.device_count() or min(4, local.CORES)
+    # Each run is a process of its own, so that one that crashes or fills the memory takes no other with it.
     command = [sys.executable, "-m", "layershuffle", "experiment", *args, "--run"]
     lost = local.run_all(missing, folder, jobs, command)
     console = Console(markup=False, highlight=False)

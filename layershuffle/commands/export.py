@@ -49,6 +49,7 @@ def _parser() -> Parser:
 def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel":
     """Export as ``args`` say, by default those of the process."""
     args = sys.argv[1:] if args is None else args
+    # The checkpoint and the folder come before the configs.
     check_names(args, positionals=2)
     parser = _parser()
     config = parse_with_data(

@@ -30,6 +30,7 @@ def on_interrupt(remark: str) -> Iterator[None]:
 
 def message(interrupt: KeyboardInterrupt | None = None) -> str:
     """What a command says that has been interrupted: what is left of its work."""
+    # The outermost remark is the command's own; inner ones come from the parts that it calls.
     remarks = getattr(interrupt, "__notes__", [])
     if remarks:
         return f"interrupted: {remarks[-1]}"
@@ -52,6 +53,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     """Exit if a command is importing something; otherwise raise KeyboardInterrupt, as Python's own handler does."""
     if _is_importing(frame):
         print(message(), file=sys.stderr, flush=True)
+        # Not sys.exit, which raises an exception: what is being imported may catch that too.
         os._exit(CODE)
     raise KeyboardInterrupt
 

@@ -44,6 +44,7 @@ def pack_command(args: list[str] | None = None) -> None:
     )
     add_options(parser, "workers")
     config = parser.parse_args(args)
+    # It may take hours, so that whoever interrupts it should know that nothing is lost.
     with on_interrupt("the same command continues"):
         packed = layershuffle.pack(
             config.source,

@@ -94,6 +94,7 @@ def prune_command(args: list[str] | None = None) -> "layershuffle.PrunedModel":
 def _export(pruned: "layershuffle.PrunedModel", folder: str, epochs: int, accelerator: str) -> None:
     """Export the pruned model, and train it for this number of epochs, or print how."""
     print_exported(pruned.export(folder))
+    # These import Lightning, for which --help needn't wait.
     if epochs:
         from layershuffle.api.train import TrainingStopped
 

@@ -60,6 +60,8 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
     Raises:
         UserError: if the disk is full, after the tables are printed and the results are saved elsewhere if possible.
     """
+    # Saving comes first, because the terminal may be closed. If it fails, the tables are printed all the same: they are
+    # all that is left of the work of hours.
     not_saved = None
     try:
         results.save(output)

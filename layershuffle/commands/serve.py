@@ -41,6 +41,7 @@ def serve_command(args: list[str] | None = None) -> None:
     config = _parser().parse_args(args)
     if bool(config.pictures) != bool(config.answers):
         raise UserError("--pictures names what to classify and --answers where to write it: give both, or neither")
+    # It imports torch, which takes seconds, for which a wrong option needn't wait.
     from layershuffle.api.serve import ClusterOptions
 
     # Each field of a policy is an option of the same name.
@@ -70,7 +71,8 @@ def _serve(config: Namespace, options: ClusterOptions) -> None:
     starting = console.status(f"starting {counted(options.nodes, 'node')}")
 
     def on_ready(address: str, token: str) -> None:
-        # While the status is shown, rich would send what is printed to stderr, too.
+        # While the status is shown, rich would send what is printed to stderr, too. It is flushed for programs that
+        # start this one and wait for the address.
         starting.stop()
         call = f"curl -H 'Authorization: Bearer {token}' --data-binary @PICTURE {address}/predict"
         print(f"page: {address}/#{token}\ntry:  {call}", flush=True)
@@ -134,23 +136,41 @@ def _parser() -> Parser:
         f"{TOKEN}, or else a new one. With --pictures, the command classifies these alone and opens no port.",
     )
     add_positionals(parser, "checkpoint")
-    option = parser.add_argument
-    option("--pictures", nargs="+", default=[], help="Picture files, and folders of which all pictures are taken.")
-    option(
+    parser.add_argument(
+        "--pictures", nargs="+", default=[], help="Picture files, and folders of which all pictures are taken."
+    )
+    parser.add_argument(
         "--answers",
         type=Path | None,
         metavar="FILE",
         help="File (.jsonl) to which the answers to --pictures are appended; pictures that it already has are not "
         "classified again.",
     )
-    add_options(parser, "top", "nodes")
-    option(
+    add_options(parser, "top")
+    _add_nodes(parser)
+    _add_routing(parser)
+    _add_http(parser)
+    add_options(parser, "event_log", "pretrained", "img_size")
+    return parser
+
+
+def _add_nodes(parser: Parser) -> None:
+    """Add the options of the processes that hold the layers."""
+    add_options(parser, "nodes")
+    parser.add_argument(
         "--address",
         type=str | None,
         help="Address of a Ray cluster, or auto for the one on this machine (default: a new one is started).",
     )
     add_options(parser, "threads", accelerator="cpu")
-    option(
+    parser.add_argument(
+        "--start_seconds", type=PositiveFloat, default=120.0, help="Seconds that the nodes may take to start."
+    )
+
+
+def _add_routing(parser: Parser) -> None:
+    """Add an option for each field of a ``Policy``, and how tokens travel."""
+    parser.add_argument(
         "--routing",
         choices=get_args(Routing),
         default="any",
@@ -158,7 +178,7 @@ def _parser() -> Parser:
         "layer on an idle node; chain: the next layer on a random node, a fast one more often; path: the chain of "
         "nodes with the least estimated time.",
     )
-    option(
+    parser.add_argument(
         "--on_loss",
         choices=get_args(OnLoss),
         default="reassign",
@@ -166,25 +186,32 @@ def _parser() -> Parser:
         "without it.",
     )
     add_options(parser, "max_missed", "patience", "step_deadline", "request_deadline", "visit", "width", "answer_by")
-    option(
+    parser.add_argument(
         "--wire",
         choices=get_args(Wire),
         default="float32",
         help="Form in which tokens travel to nodes and back: float32 changes nothing, bf16 has half of the bytes, and "
         "int8 a quarter.",
     )
-    option("--most_running", type=PositiveInt | None, help="Requests that run at a time (default: 2 per node).")
-    option(
+
+
+def _add_http(parser: Parser) -> None:
+    """Add the options of the HTTP server, and how many requests it takes."""
+    parser.add_argument(
+        "--most_running", type=PositiveInt | None, help="Requests that run at a time (default: 2 per node)."
+    )
+    parser.add_argument(
         "--most_waiting",
         type=NonNegativeInt,
         default=64,
         help="Requests that may wait; any further one gets the status 429.",
     )
-    option("--host", default="127.0.0.1", help="Address to listen on; by default only this machine can connect.")
-    option("--port", type=NonNegativeInt, default=8000, help="Port to listen on, or 0 for any that is free.")
-    add_options(parser, "event_log", "pretrained", "img_size")
-    option("--start_seconds", type=PositiveFloat, default=120.0, help="Seconds that the nodes may take to start.")
-    return parser
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="Address to listen on; by default only this machine can connect."
+    )
+    parser.add_argument(
+        "--port", type=NonNegativeInt, default=8000, help="Port to listen on, or 0 for any that is free."
+    )
 
 
 def _watch(console: Console, starting: Status, *more: RenderableType) -> Watch:

@@ -49,6 +49,7 @@ SCENARIO_HELP = {
 def simulate_command(args: list[str] | None = None) -> Simulation:
     """Simulate as ``args`` say, by default those of the process; prints a table and returns what it shows."""
     config = _parser().parse_args(args)
+    # The scenario and the policies check their numbers here, before anything slow is imported.
     scenario = Scenario(**{name: config[name] for name in SCENARIO_HELP})
     limits = {name: config[name] for name in LIMITS}
     policies = {name: replace(POLICIES[name], **limits) for name in config.policies}
@@ -59,6 +60,7 @@ def simulate_command(args: list[str] | None = None) -> Simulation:
     from layershuffle.results.tables import terminal
     from layershuffle.serving.comparison import figure, table
 
+    # Outcomes are written at the end, but the event log grows from the beginning.
     remark = "nothing was written"
     if config.event_log:
         remark = f"{config.event_log} has the orders that ran, and nothing else was written"
@@ -82,6 +84,7 @@ def _progress() -> Iterator[Callable[[float, int], None]]:
     """
     console = Console(stderr=True)
     lines: ProgressLines | None = None
+    # In a file, rich would leave an empty line.
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("simulating", total=None)
 

@@ -137,6 +137,7 @@ def check_names(args: Sequence[str], positionals: int = 1) -> None:
     # Which other names of models there are, only timm knows, but these are paths.
     name = words[0] if words else ""
     is_path = name.endswith((".ckpt", ".pth", ".safetensors")) or (os.sep in name and ":" not in name)
+    # A link that leads nowhere is there: its own error is a better one.
     if is_path and not os.path.lexists(name) and name not in known():
         raise UserError(f"there is no file or folder {name}: give the path of a checkpoint")
 
