@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from layershuffle.plurals import counted
 from layershuffle.version import __version__
 
 LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "triton", "transformers")
@@ -49,7 +50,7 @@ def reasons_for_slowness(about: Mapping[str, Any]) -> str:
     """Why a GPU may be slower than it should be, as far as ``describe`` tells."""
     reasons = []
     if about[OTHERS]:
-        reasons.append(f"{len(about[OTHERS])} other processes are on the GPU")
+        reasons.append(f"the GPU is shared with {counted(len(about[OTHERS]), 'other process')}")
     gpus = about["GPUs"] if isinstance(about["GPUs"], list) else []
     for gpu in gpus:
         limit = gpu["power limit"]

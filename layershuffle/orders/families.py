@@ -77,6 +77,7 @@ def _shuffled_subset(kept: int, depth: int, rng: random.Random) -> Order:
     "failing",
     "Each layer dead with a probability, as if it were a node that fails, and the others in a random sequence.",
     options={"dead": "Probabilities in percent with which a layer is dead."},
+    xlabel="probability that a layer is dead",
 )
 def failing(depth: int, random_orders: int, seed: int, dead: tuple[int, ...] = (20, 30, 50)) -> Orders:
     """Random layers that are dead."""

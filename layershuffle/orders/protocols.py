@@ -84,7 +84,7 @@ class Protocol:
             returns a matplotlib figure, or None for no picture. If empty, "lines" for tables with columns, else "bars".
         picture: the name of the picture's file. Protocols with the same one are drawn into the same picture.
         label: what the picture calls the protocol.
-        xlabel: what the picture calls the number in the variant.
+        xlabel: what the picture calls the number in the variant, or what stands beside bars in place of a number.
         section: the title of the report's section that shows the scores of all models together; if empty, the report
             shows the picture of each model.
         by_class: whether results count by class how the images were classified in its fixed orders. For a protocol of

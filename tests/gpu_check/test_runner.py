@@ -184,7 +184,7 @@ def test_likely_reasons_of_a_slow_gpu(tmp_path, monkeypatch):
     about = machine.describe() | {"triton": "3"}
     assert about["GPUs"][0]["driver"] == "580.1"
     assert machine.reasons_for_slowness(about) == (
-        "1 other processes are on the GPU; its power limit is 350.00 W in place of 700.00 W"
+        "the GPU is shared with 1 other process; its power limit is 350.00 W in place of 700.00 W"
     )
     about.pop("triton")
     assert "triton" in machine.reasons_for_slowness(about)

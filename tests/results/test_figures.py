@@ -62,6 +62,7 @@ def test_captions_speak_of_what_is_drawn():
     one_each = [score("failing", top1, "0", dead=dead) for top1, dead in ((0.5, "20%"), (0.6, "30%"))]
     (plot,) = figures.plots(results(scores=one_each))
     assert "worst" not in plot.caption
+    assert "dead" in plot.figure(results(scores=one_each), "").axes[0].get_ylabel()  # of what "20%" are
     (plot,) = figures.plots(results(scores=[*one_each, *one_each]))
     assert "Black lines" in plot.caption
     # Of a protocol with columns whose variants have no number, bars are drawn.

@@ -91,6 +91,9 @@ def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Fi
         label = ", ".join(map(str, variant)) or name
         labels.append("base order" if label == "sequential" else textwrap.shorten(label, 44))
     axis.set_yticks(range(len(groups)), labels, fontsize=7)
+    # Labels such as "20%" don't say of what. Those of several protocols would be of different things.
+    if len(protocols) == 1:
+        axis.set_ylabel(protocols[0].xlabel)
     draw_levels(axis, reference_levels(results), is_upright=True)
     axis.set(xlabel="top-1 accuracy, %", xlim=(0, 105))
     axis.invert_yaxis()

@@ -1,11 +1,12 @@
 """What can be measured beside scores: one file for each kind of measure."""
 
-from layershuffle.results.measures.by_class import ByClassCounts, OrderCounts
+from layershuffle.results.measures.by_class import ByClassCounts
 from layershuffle.results.measures.contributions import Contributions
 from layershuffle.results.measures.cosine import Cosine
 from layershuffle.results.measures.early_exit import EarlyExits, Exit
 from layershuffle.results.measures.grouping import Grouping
 from layershuffle.results.measures.linear_probe import LinearProbe, ProbeScore
+from layershuffle.results.measures.order_counts import OrderCounts
 from layershuffle.results.measures.prune import Pruning
 from layershuffle.results.measures.representations import Representations
 from layershuffle.results.measures.search import Search, SearchStep

@@ -6,6 +6,7 @@ from typing import ClassVar
 from matplotlib.figure import Figure
 
 from layershuffle.errors import UserError
+from layershuffle.plurals import form
 from layershuffle.results.figures.drawing import COLOURS, accuracy_panel, annotate, legend_below
 from layershuffle.results.record import Measure, Results, register
 from layershuffle.results.table import Table
@@ -38,7 +39,7 @@ class Pruning(Measure):
         for score in results.of("prune"):
             kept = score.variant.get("kept")
             if self.milliseconds and kept not in self.milliseconds:
-                raise UserError(f"prune has no time for {kept} layers")
+                raise UserError(f"prune has no time for {kept} {form(kept, 'layer')}")
 
     def figure(self, results: Results, title: str = "") -> Figure:
         """Accuracy against milliseconds, with the number of layers beside each point; without times against that."""

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from layershuffle import typed_json
 from layershuffle.errors import UserError
+from layershuffle.plurals import form
 from layershuffle.results.figures.drawing import (
     COLOURS,
     STRATEGIES,
@@ -52,8 +53,9 @@ class SecondsPerImage(Measure):
     def check(self, results: Results) -> None:
         """Raise a UserError if a number of layers that was scored has no time."""
         for score in results.of("pruned"):
-            if score.variant.get("kept") not in self.seconds:
-                raise UserError(f"seconds_per_image has no time for {score.variant.get('kept')} layers")
+            kept = score.variant.get("kept")
+            if kept not in self.seconds:
+                raise UserError(f"seconds_per_image has no time for {kept} {form(kept, 'layer')}")
 
     def caption_for(self, results: Results) -> str:
         """The caption, with a warning if early exit was measured."""

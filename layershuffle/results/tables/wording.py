@@ -70,7 +70,8 @@ def interval_meaning(seeds: Mapping[str, int], per_batch: bool) -> str:
     if max(seeds.values()) > 1:
         text = SEVERAL_SEEDS
         if single:
-            text += f" For {', '.join(single)}, which has one seed, it does not cover other training seeds."
+            have = "has" if len(single) == 1 else "have"
+            text += f" For {', '.join(single)}, which {have} one seed, it does not cover other training seeds."
     if single and per_batch:
         text += f" {PER_BATCH}"
     if len(seeds) > 1:
