@@ -10,7 +10,7 @@ from pathlib import Path
 from layershuffle.api.progress import progress_bar
 from layershuffle.data import packing
 from layershuffle.data.decoding import PICTURE_CHANNELS
-from layershuffle.data.folders import describe_left_out
+from layershuffle.data.description import describe_left_out
 from layershuffle.data.loaders import WORKERS_LIMIT
 from layershuffle.data.packing import Packing
 from layershuffle.errors import UserError

@@ -67,6 +67,7 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
         UserError: if a file is damaged or of another model, or the two don't belong together.
     """
     settings = _read_config(config)
+    # The class isn't named anywhere: which of the six it is shows in the names of its weights.
     weights = _rename(read_file(checkpoint), checkpoint)
     is_distilled = "vit.dist_token" in weights
     if is_distilled:
@@ -101,6 +102,7 @@ def keep_classes(model: OrderedViT, count: int) -> None:
 
     The authors fine-tuned on CIFAR-100 with the head of 1,000 classes that ImageNet needs.
     """
+    # timm's own way to change the classifier would make a new one with random weights.
     head: Any = model.vit.head
     head.weight = nn.Parameter(head.weight[:count])
     head.bias = nn.Parameter(head.bias[:count])
@@ -124,6 +126,7 @@ def _class_names(config: Path, num_classes: int) -> list[str] | None:
     by_label = _read_config(config)["id2label"]
     if not isinstance(by_label, dict):
         return None
+    # JSON's keys are texts.
     names = [by_label.get(str(label)) for label in range(num_classes)]
     texts = [name for name in names if isinstance(name, str)]
     if len(texts) < num_classes:
@@ -154,6 +157,7 @@ def _rename(content: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor
         renamed = other_names.rename(content, _NAMES).weights
     except RuntimeError as error:
         raise UserError(f"{path} is damaged, its weights don't fit together: {last_line(error)[:300]}") from error
+    # A name that stays the same is none of the authors'.
     weights = {name: value for name, value in renamed.items() if name not in content}
     if not weights:
         raise UserError(f"{path} holds none of the names that the LayerShuffle authors' checkpoints have")

@@ -66,6 +66,7 @@ def is_checkpoint(source: str | Path) -> bool:
     A file that isn't there counts if its path looks like one, so that the error says what is missing.
     """
     path = Path(source)
+    # A folder may have a dot in its name, too.
     if os.path.isdir(path):
         return False
     # A name on the Hugging Face hub has its slash after a colon.

@@ -73,12 +73,14 @@ def export(
         UserError: if the order isn't one of whole layers, the folder is not empty, results are of another model, or the
             files can't be written.
     """
+    # What can be wrong comes before the first file, so that a refused export leaves nothing behind.
     check_new(folder)
     scores = scores_of(loaded.info, results, order)
     loaded = _as_plain_as_possible(loaded, order)
     model = loaded.model
     obstacle = why_not_timm(model)
     described: dict[str, Any] = {}
+    # timm shows the name of an architecture that it doesn't know, so that its users read the reason.
     if obstacle:
         described["architecture"] = f"timm can't run it, because {obstacle}; use {LOAD}"
     write_for_timm(loaded, model.vit, folder, described, license)
@@ -150,6 +152,7 @@ def _as_plain_as_possible(loaded: LoadedModel, order: Order | None) -> LoadedMod
 
 def _averaging(model: OrderedViT) -> OrderedViT:
     """The same distilled model, classifying by the mean of two heads as timm does: one doubled, the other zero."""
+    # The mean of a doubled classifier and one of zeros is the classifier itself.
     config = {**model.config, "head": "average"}
     averaging = create_fitting(model.state_dict(), "the model", **config).train(model.training)
     classify_by_mean_of_heads(averaging.vit)
@@ -178,6 +181,7 @@ def write_for_timm(
         raise UserError("a model with norm_eps can't be exported: timm's configuration has no place for it")
     _describe_for_timm(loaded, vit, license)
     model_config = {"label_names": class_names(loaded.data, loaded.info.num_classes), **described}
+    # The other arguments, such as the position, are ours, and timm would refuse them.
     timm_args = {name: value for name, value in config.items() if name not in ARGUMENTS}
     with _saying_what_fails(folder):
         save_for_hf(vit, str(folder), model_config=model_config, model_args=timm_args, safe_serialization=True)
@@ -207,6 +211,7 @@ def _write_more_weights(model: OrderedViT, folder: Path) -> None:
     more_weights = {}
     for name, value in model.state_dict().items():
         if not name.startswith("vit."):
+            # safetensors refuses tensors whose values don't lie side by side.
             more_weights[name] = value.contiguous()
     if more_weights:
         path = folder / MORE_WEIGHTS_FILE
@@ -227,6 +232,7 @@ def _saying_what_fails(folder: Path) -> Iterator[None]:
 
 def _use(model: OrderedViT, obstacle: str | None) -> str:
     """How to load the folder with timm and with this package, in Markdown."""
+    # The example shows an order that no other package runs.
     text = USE_TIMM
     if obstacle:
         text = f"timm can't run this model, because {obstacle}. Use this package:"

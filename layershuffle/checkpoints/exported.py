@@ -56,6 +56,7 @@ def load_exported(folder: Path) -> LoadedModel:
             f"the layers of {folder} are merged and run in one order only: its README.md says how to run it, and the "
             "checkpoint that it was exported from runs in any order"
         )
+    # Here and not in config.json, which timm writes and reads, stands what only this package needs to know.
     description = read_description(folder / DESCRIPTION_FILE)
     config = description.info.config
     weights = {}
@@ -77,6 +78,7 @@ def loaded_model(description: Description, weights: dict[str, Tensor], source: s
 def read_description(path: Path) -> Description:
     """Read what ``write_description`` wrote; raises UserError if it is damaged."""
     content = read_json(path, what="a description of export")
+    # The keys are those of the first version, so that folders of all versions can be read.
     try:
         info = ModelInfo.from_json(content["record"])
         saved_data = content["data"]

@@ -36,6 +36,7 @@ def likely_classes(logits: Tensor, names: Sequence[str], top: int) -> tuple[Like
     """
     if bool(logits.isnan().any()):
         raise UserError("the model's logits are not numbers (NaN), so that no class is the likeliest")
+    # Probabilities are averaged and not logits, whose size differs from order to order.
     orders, classes = logits.shape
     probabilities = logits.softmax(dim=-1)
     mean = probabilities.mean(dim=0)

@@ -72,6 +72,7 @@ class LoadedModel:
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Make the model's input of PIL images of any size and mode: float32 [images, channels, size, size]."""
+        # Each picture is resized by itself, as they have different sizes, and only then do they fit into a batch.
         size, mean, std, crop_pct, interpolation, crop_mode = self.trained_format
         resizing = Resizing(crop_pct, interpolation, crop_mode)
         pixels = []
@@ -128,21 +129,24 @@ class LoadedModel:
         if order is not None and orders:
             raise UserError("order is one order and orders are several: give one of the two")
         self.check_takes_pictures()
+        # The model itself runs its base order if it gets None.
         to_run: list[Order | None] = [self.check(one) for one in orders]
         if not orders:
             to_run = [None if order is None else self.check(order)]
-        images = _found(pictures)
+        images = _with_files_of_folders(pictures)
+
+        # A batch at a time, because thousands of opened photographs would not fit into memory.
         device = next(self.model.parameters()).device
         predictions = []
         for start in range(0, len(images), BATCH_SIZE):
             opened = [_opened(image, self.channels) for image in images[start : start + BATCH_SIZE]]
             batch = self.preprocess(opened).to(device)
-            logits = torch.stack([self.model(batch, one).logits for one in to_run])
+            logits = torch.stack([self.model(batch, one).logits for one in to_run])  # [orders, batch, classes]
             predictions += [likely_classes(of_image, self.classes, top) for of_image in logits.unbind(dim=1)]
         return predictions
 
 
-def _found(pictures: Picture | Sequence[Picture]) -> list[Image.Image | str]:
+def _with_files_of_folders(pictures: Picture | Sequence[Picture]) -> list[Image.Image | str]:
     """The images and the paths of files among ``pictures``, with the files of folders in their place."""
     if isinstance(pictures, (str, Path, Image.Image)):
         pictures = [pictures]

@@ -51,13 +51,16 @@ def load(
     if "://" in name:
         raise UserError(f"{name} is an address: fetch the file first, and give its path")
     path = Path(name)
+
     # Files come first: somebody may have called one as a model is called.
     is_there = os.path.exists(path)
     folder = None if is_there else folder_of(name)
+    # The position embedding of a model that was trained here has the length of its training.
     if img_size is not None and (is_there or folder):
         raise UserError(
             f"{name} keeps the images' size of its training, only timm's models take an img_size: leave it out"
         )
+    # The name says more than the folder in some cache that it stands for.
     if folder:
         loaded = _load_folder(folder)
         return replace(loaded, info=replace(loaded.info, name=name, source=name))
@@ -95,6 +98,7 @@ def _load_checkpoint(path: Path) -> LoadedModel:
     metadata = checkpoint.metadata
     if checkpoint.is_averaged:
         logger.info("%s: using the averaged weights, not the raw ones", path)
+    # Lightning's module holds the model under this name.
     weights = {name.removeprefix("model."): value for name, value in checkpoint.weights.items()}
     model = create_fitting(weights, str(path), **metadata.model).eval()
     training = {
@@ -106,6 +110,7 @@ def _load_checkpoint(path: Path) -> LoadedModel:
         "merged": metadata.merged,
         "compute": metadata.compute,
     }
+    # Results of a checkpoint have all of these keys, and null for what the checkpoint doesn't tell.
     info = ModelInfo(
         name=path.stem,
         source=str(path),

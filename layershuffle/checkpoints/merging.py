@@ -59,6 +59,8 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
 
 def _check_alike(checkpoints: Sequence[Checkpoint], paths: Sequence[str | Path]) -> None:
     """Raise a UserError if the checkpoints are of different models or methods."""
+    # Layers from models of the same backbone still fit together, which is the point of the paper. From models of
+    # different methods they may not: one may read positions, and another not.
     first = checkpoints[0]
     for path, checkpoint in zip(paths, checkpoints):
         different = None

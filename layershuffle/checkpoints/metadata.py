@@ -75,6 +75,7 @@ class CheckpointMetadata:
                 f"{path} is not a checkpoint of layershuffle train; to use plain weights of a timm model, name the "
                 f"model and give --pretrained {path}"
             )
+        # Keys that this version doesn't know are left out: a newer one may have written them.
         arguments: dict[str, Any] = {}
         for name in FIELDS:
             value = values.get(name)
@@ -94,6 +95,7 @@ class CheckpointMetadata:
         values = {name: getattr(self, name) for name in FIELDS}
         if self.data is not None:
             values["data"] = self.data.to_dict()
+        # Only merged checkpoints have this key.
         if self.merged is None:
             del values["merged"]
         return values

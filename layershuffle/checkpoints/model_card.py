@@ -43,6 +43,7 @@ class ModelCard:
     def markdown(self, loaded: LoadedModel) -> str:
         """The whole card of a model."""
         info = loaded.info
+        # Names may come from strangers: ``plain`` and ``code`` keep them from becoming Markdown or HTML of the card.
         config = info.config
         classes = counted(config["num_classes"], "class")
         # As YAML, so that a licence of any name is one value on one line.
@@ -122,6 +123,7 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
         if (evaluated.sha256, evaluated.cut) != (info.sha256, info.cut):
             raise UserError(f"the results of {evaluated.source} are of another checkpoint than {info.source}")
 
+    # Each evaluation has a table of its own, and the words in all of them are explained once below.
     text = ""
     all_rows: tables.Rows = []
     for evaluation in evaluations:
@@ -145,6 +147,7 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
 
 def _only(order: Order, results: Results) -> Results:
     """The results with nothing but the first score of ``order``, which is shown as an order that the user gave."""
+    # Texts of the same order can differ, such as with and without brackets, so orders are compared.
     variant: Variant = {"order": str(order)}
     for score in results.scores:
         if not (score.order and Order(score.order) == order):

@@ -33,6 +33,7 @@ def load_timm(
     Raises:
         UserError: if timm has no such model, or its weights can't be fetched or read, or have no classifier.
     """
+    # Random weights, timm's own, or those of a file: where the number of classes comes from differs.
     arguments = arguments or {}
     if pretrained == "random":
         model = create_model(name, num_classes or _timm_classes(name), **arguments).eval()

@@ -80,6 +80,7 @@ def _fault(name: str, value: Any, can_be: Check) -> str | None:
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
     """Every part of nested mappings and lists: its place, such as ``data.args``, the last key of it, and itself."""
+    # Without recursion, because a file could nest its values deeper than Python's stack.
     waiting = [(name, name, value, 0)]
     while waiting:
         place, key, part, depth = waiting.pop()
@@ -88,6 +89,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
             yield place, key, object()
             return
         yield place, key, part
+        # The parts of a list have the list's key, which says what they may be.
         if isinstance(part, dict):
             waiting.extend((f"{place}.{inner}", str(inner), one, depth + 1) for inner, one in part.items())
         elif isinstance(part, (list, tuple)):
@@ -123,6 +125,7 @@ def _can_be_in_a_model(key: str, value: Any) -> bool:
 
 def _can_be_in_data(key: str, value: Any) -> bool:
     """Whether no option, also of those inside others, asks for more images than there are."""
+    # Synthetic data sets make as many images as they are told, so that a small file could fill the memory.
     most = math.inf
     if key.endswith("images_per_class"):
         most = MOST_PER_CLASS

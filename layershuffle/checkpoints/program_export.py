@@ -95,6 +95,7 @@ def export_programs(
         UserError: if the folder is not empty, a package is missing, results are of another model, or a file can't be
             written.
     """
+    # What can be wrong comes before the first program, which may take minutes to compile.
     check_new(folder)
     if form == "onnx":
         require("onnxscript")
@@ -108,6 +109,7 @@ def export_programs(
     image_format = trained_format(model.image_format, loaded.data, str(loaded.info.source))
     preprocess = Preprocess(*image_format).to(device) if normalises else None
     dtype = torch.uint8 if normalises else torch.float32
+    # torch.export would take a batch of one image for a constant, and the program then for no other batch.
     images = torch.zeros(2, *model.image_shape, dtype=dtype, device=device)
     if order is None:
         parts = _parts_in_any_order(model, preprocess, images)
@@ -123,6 +125,7 @@ def export_programs(
     except OSError as error:
         raise UserError(f"{folder} could not be written: {error.strerror or error}") from error
 
+    # The manifest comes after the programs that it names: a folder without one is not finished.
     manifest = _manifest(loaded, form, order, image_format, images)
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     card = ModelCard(
@@ -214,6 +217,7 @@ class _Classify(_Whole):
 
 def _parts_in_any_order(model: OrderedViT, preprocess: Preprocess | None, images: Tensor) -> dict[str, _Part]:
     """The parts of a model whose order is decided by whoever calls the programs, by the names of their files."""
+    # What a layer gets is known once the images are embedded: some backbones have a context besides the tokens.
     embed = _Embed(model, preprocess)
     with torch.inference_mode():
         tokens, *context = embed(images)

@@ -39,6 +39,7 @@ class LayerPrograms:
 
     def run(self, images: Tensor, order: Order) -> Tensor:
         """The logits of images, in an order of whole layers."""
+        # The same steps as in ``OrderedViT.run_steps``, with programs in the place of modules.
         tokens, *context = self.embed(images)
         states = deque([tokens], maxlen=order.longest_lag + 1)  # the newest ones, as many as a step may read
         for step, number in zip(order, order.positions):
@@ -116,7 +117,7 @@ class Programs:
 
     def _open(self, name: str) -> Program:
         # A manifest may come from anyone: it names files of its own folder and no others.
-        path = self.folder / Path(name).name
+        path = self.folder / Path(name).name  # without any folder that stands before it
         if not path.is_file():
             raise UserError(f"there is no file {path}, which {MANIFEST} names")
         if self._form == "onnx":

@@ -65,6 +65,8 @@ def match_classes(
     if are_unique and sorted(model_names) == sorted(data_names):
         label_of = {name: label for label, name in enumerate(model_names)}
         return [label_of[name] for name in data_names]
+
+    # The classes differ, and the error names the first difference.
     if len(model_names) != len(data_names):
         raise UserError(f"{model} has {counted(len(model_names), 'class')}, but {data} {len(data_names)}")
     for label, (model_name, data_name) in enumerate(zip(model_names, data_names)):

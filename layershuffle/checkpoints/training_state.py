@@ -38,6 +38,7 @@ def check_training_state(content: Mapping[str, Any], path: Any) -> None:
                 f"{path} is damaged: no training can go on with {name} {shown(content[name])}; --model.pretrained "
                 f"{path} begins a new one from its weights"
             )
+    # A checkpoint that was put together from two would go on with a wrong learning rate and the wrong images.
     try:
         agrees = content["global_step"] in _steps(content["loops"])
     except (KeyError, TypeError):
@@ -98,7 +99,8 @@ def _is_optimizer(value: Any) -> bool:
         return False
     if not all(isinstance(group.get("params"), list) and _are_options(group) for group in groups):
         return False
-    # Parameters have numbers, or with sharded weights names.
+
+    # Parameters have numbers, or with sharded weights names. A state without a parameter would be of another model.
     keys = [key for group in groups for key in group["params"]]
     if not all(_is_count(key) or is_text(key) for key in keys) or not value["state"].keys() <= set(keys):
         return False

@@ -57,6 +57,7 @@ def export_wide(
             f"'{order}' is no sequence of whole layers, which timm runs, and can't be merged into one: {reason}; "
             "a program (--format torch-export, onnx or aoti) runs it as it is"
         )
+    # The exported model runs one order, and its card tells of that one alone.
     scores = scores_of(loaded.info, results, order)
     loaded = replace(loaded, info=as_cut(loaded.info, order))
     config = {
@@ -68,6 +69,7 @@ def export_wide(
 
     from layershuffle.models import wide_vit  # imports timm
 
+    # A copy, so that the folder runs where this package isn't installed.
     write_whole(folder / WIDE_FILE, Path(wide_vit.__file__).read_text())
     write_description(folder / DESCRIPTION_FILE, Description(loaded.info, loaded.data))
     card = ModelCard(

@@ -63,7 +63,8 @@ class Augmentation:
         waiting = list(self.transforms)
         while waiting:
             transform = waiting.pop()
-            waiting += getattr(transform, "transforms", ())  # of those that are made of others
+            # Compose, RandomApply and their like are made of others.
+            waiting += getattr(transform, "transforms", ())
             if isinstance(transform, (v2.RandomHorizontalFlip, v2.RandomVerticalFlip)) and transform.p:
                 return True
         return False
@@ -124,12 +125,14 @@ class Augmented(Subset):
         seed: int,
         resizing: Resizing = DEFAULT_RESIZING,
     ) -> None:
+        # The index in the whole set is what an image's randomness depends on, so nested parts are resolved into one.
         indices = list(range(len(images)))  # type: ignore[arg-type]
         while isinstance(images, Subset):
             indices = [images.indices[index] for index in indices]
             images = images.dataset
 
-        source = copy(images)  # The validation images may be a part of the same set, and on another device.
+        # The validation images may be a part of the same set, and on another device.
+        source = copy(images)
         if isinstance(source, DecodedImages):
             source.size = None
         else:
@@ -154,6 +157,8 @@ class Augmented(Subset):
         keys = [(0, key) if isinstance(key, int) else key for key in keys]
         # An image has the same randomness in every part of the set, so its index in the whole set counts.
         keys = [(epoch, self.indices[index], *times) for epoch, index, *times in keys]
+        # Seeding for each image must not change the random numbers of whoever asks for the batch. GPUs are left out: to
+        # save their state, Python would wait for them.
         with torch.random.fork_rng(devices=[]):
             if isinstance(self.crop, v2.RandomResizedCrop) and hasattr(self.dataset, "regions"):
                 items = self._read_crops(self.crop, keys)
@@ -188,6 +193,7 @@ class Augmented(Subset):
         """Decide first where to crop, so that nothing else is read."""
         source: Any = self.dataset
         indices = [key[1] for key in keys]
+        # torchvision chooses a crop by the image's shape alone. A tensor on "meta" has a shape and no pixels.
         boxes = []
         for key, (height, width) in zip(keys, source.shapes[indices].tolist()):
             self._seed("crop", *key)

@@ -32,12 +32,14 @@ class DataConfig:
         kind = type(data)
         try:
             args = {name: getattr(data, name) for name in argument_names(kind)}
-            json.dumps(args)  # fails where a checkpoint would save an object that evaluation refuses to load
+            # This fails where a checkpoint would save an object that evaluation refuses to load.
+            json.dumps(args)
         except (AttributeError, TypeError) as error:
             raise UserError(
                 f"checkpoints can't record the arguments of {kind.__name__} ({error}): keep each as an attribute of "
                 "the same name, and make it a number, a string, or a list or dictionary of these"
             ) from error
+        # Our classes are found by their names, wherever they move within the package.
         is_ours = kind.__module__.startswith("layershuffle.")
         return cls(kind.__qualname__ if is_ours else import_path(kind), args)
 
@@ -79,7 +81,8 @@ def import_path(kind: type) -> str:
 def argument_names(kind: type) -> list[str]:
     """The named arguments of a class, and of its parents as long as it passes ``**kwargs`` on to them."""
     arguments: list[str] = []
-    for parent in kind.__mro__:  # ImageData takes no **kwargs, so that the loop ends there at the latest.
+    # ImageData takes no **kwargs, so that the loop ends there at the latest.
+    for parent in kind.__mro__:
         passes_on = False
         for parameter in inspect.signature(parent).parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:

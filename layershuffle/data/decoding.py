@@ -31,6 +31,7 @@ UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files that are broken or are no images."""
 
 
+# The limit that ``_open_icon`` changes is Pillow's for the whole process.
 _ICON_LOCK = Lock()
 
 
@@ -48,6 +49,7 @@ def why_left_out(path: str, top: str) -> str | None:
     The extension decides, because opening each of a million files would take long. Only files with an unknown one, or
     with none, are opened to see what they are.
     """
+    # A folder that is named itself may be hidden, and what is below it may not.
     if f"{os.sep}." in path[len(top) - 1 :]:
         return "hidden"
     if os.path.splitext(path)[1].lower() not in formats():
@@ -66,6 +68,7 @@ def open_file(path: str | Path | IO[bytes]) -> Image.Image:
 
     Raises ValueError if Pillow finds it far too large.
     """
+    # Icons need a limit of their own while they are decoded, so all other formats are tried first.
     readable = set(formats().values())
     try:
         with suppress(UnidentifiedImageError):
@@ -96,6 +99,7 @@ def open_image(path: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
 
     Raises ValueError if its header says that it is larger than its format may be.
     """
+    # The header is read before the pixels: a small file can hold billions of them.
     with open_file(path) as image:
         most = MAX_PIXELS if image.format in FRUGAL else min(MAX_PIXELS, MAX_COSTLY_PIXELS)
         if image.width * image.height > most:
@@ -127,6 +131,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     image = _upright(image)
     is_deep = _is_deep(image)
+    # Almost every image ends here.
     if not is_deep and not image.has_transparency_data:
         return image.convert("RGB")
 
@@ -138,7 +143,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     converted = Image.new("RGB", image.size)
     for strip, top in _strips(image):
         part = strip
-        if is_deep:  # Pillow would clip them at 255.
+        # Pillow would clip deep pixels at 255, which makes a 16-bit image white.
+        if is_deep:
             part = Image.fromarray((_levels(strip) * (255 / white)).round().astype(np.uint8))
         if part.has_transparency_data:
             part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part.convert("RGBA"))

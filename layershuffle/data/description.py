@@ -84,6 +84,17 @@ def classes_without(images: Dataset, split: str, num_classes: int, class_names: 
     return f"no {_KINDS[split]} images of {len(missing):,} of {counted(num_classes, 'class')}: {text}"
 
 
+def describe_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> list[str]:
+    """Lines that name the first ``most`` of these files, each with the reason, and count the others."""
+    if not files:
+        return []
+    lines = [f"files left out: {len(files):,}"]
+    lines += [f"  {path}: {reason}" for path, reason in files[:most]]
+    if len(files) > most:
+        lines.append(f"  and {len(files) - most:,} more")
+    return lines
+
+
 def _where_validation_comes_from(sets: Mapping[str, Dataset]) -> str:
     train = sets["train"]
     val = sets["val"]

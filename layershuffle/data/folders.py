@@ -2,21 +2,20 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from itertools import combinations, islice
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from PIL import Image
 from torch.utils.data import Dataset
 
-from layershuffle.data.decoding import open_image, why_left_out
-from layershuffle.data.description import wrapped
+from layershuffle.data.class_folders import ClassFolders, class_folders, holds_pictures
+from layershuffle.data.description import describe_left_out, wrapped
 from layershuffle.data.module import ImageData
 from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.data.sets import held_out_names
-from layershuffle.data.walking import PictureWalk, is_folder
+from layershuffle.data.walking import PictureWalk
 from layershuffle.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -76,6 +75,7 @@ class ImageFolders(ImageData):
     def sources(self) -> dict[str, str]:
         """The split from which images come: for training, for testing, and if not held out, for validation."""
         sources = {"training": "train", "testing": "val"}
+        # A folder ``val`` without a ``test`` is what the literature reports accuracy on, as with ImageNet.
         if "test" in self.splits:
             sources["testing"] = "test"
             if self.val_fraction and "val" in self.splits:
@@ -85,6 +85,7 @@ class ImageFolders(ImageData):
     def setup(self, stage: str | None = None) -> None:
         """As ``ImageData.setup``; warns if links bring the same files into two splits."""
         super().setup(stage)
+        # A link from one split into another is a model that is tested on what it was trained on.
         for (first, walk), (second, other) in combinations(self._walks.items(), 2):
             shared = walk.path_of.keys() & other.path_of.keys()
             if shared:
@@ -113,6 +114,8 @@ class ImageFolders(ImageData):
         """The images of one of ``splits``. Raises UserError if there are none, or other classes than in ``train``."""
         self._check_classes(split)
         folder = self._folder(split)
+
+        # One walk for all classes, so that an image with links from two classes is found once.
         walk = PictureWalk(self._owners())
         paths_of: dict[str, list[str]] = {}
         for name in self.class_names:
@@ -120,6 +123,7 @@ class ImageFolders(ImageData):
         self.left_out[folder] = walk.left_out
         self._walks[folder] = walk
 
+        # The classifier would have a class that nothing teaches.
         empty = [name for name, paths in paths_of.items() if not paths]
         if empty:
             raise UserError(f"{folder} has no images of {_listed(empty)}{_example(walk, empty[0])}: add some")
@@ -159,6 +163,7 @@ class ImageFolders(ImageData):
         """The class folders of all splits, and whose they are; raises UserError if two of them are one folder."""
         owners: dict[str, str] = {}
         path_of: dict[str, str] = {}
+        # With test_fraction, both splits are parts of the same folder.
         for folder in dict.fromkeys(self._folder(split) for split in self.splits):
             for name in class_folders(folder):
                 path = os.path.join(folder, name)
@@ -182,6 +187,7 @@ class ImageFolders(ImageData):
             return f"{self._folder('train')}; {drawn}"
         sources = self.sources
         where = ", ".join(f"{self.root}/{split} for {use}" for use, split in sources.items())
+        # A folder that is there and not used, such as ImageNet's ``test`` without classes, may surprise.
         unused = [f"{self.root}/{split}" for split in SPLITS if split not in sources.values()]
         unused = [folder for folder in unused if os.path.isdir(folder)]
         if unused:
@@ -193,6 +199,7 @@ class ImageFolders(ImageData):
         training = os.path.join(self.root, "train")
         if self.test_fraction is None:
             return os.path.join(self.root, split)
+        # With test_fraction both splits come from one folder: ``train``, or the root itself.
         if not class_folders(training):
             return self.root
         for other in SPLITS[1:]:
@@ -205,6 +212,8 @@ class ImageFolders(ImageData):
         classes = class_folders(folder)
         if classes:
             return classes
+
+        # Nothing is there to read. What follows finds out which mistake it is.
         if not os.path.isdir(self.root):
             raise UserError(
                 f"there is no folder {self.root}: name the one that holds {' and '.join(SPLITS[:2])}, or the one that "
@@ -232,67 +241,6 @@ class ImageFolders(ImageData):
                 f"the pictures lie directly in {root}, as in the folder of a class: name the one that holds the "
                 f"classes, {parent}"
             )
-
-
-class ClassFolders(Dataset):
-    """Images and their labels.
-
-    Args:
-        root: the folder that holds the class folders.
-        paths_of: the paths of the images of each class, by its name, in the sequence of the labels.
-        channels: how many channels to read images in.
-
-    Attributes:
-        classes: the names of the classes.
-        samples: path and label of each image.
-        targets: the label of each image.
-    """
-
-    def __init__(self, root: str, paths_of: Mapping[str, Sequence[str]], channels: int = 3) -> None:
-        self.root = root
-        self.channels = channels
-        self.classes = list(paths_of)
-        self.samples: list[tuple[str, int]] = []
-        for label, paths in enumerate(paths_of.values()):
-            self.samples += [(path, label) for path in paths]
-        self.targets = [label for _, label in self.samples]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.samples[index]
-        return open_image(path, self.channels), label
-
-
-def holds_pictures(folder: Path) -> bool:
-    """Whether one of the first files in a folder is a picture."""
-    with os.scandir(folder) as entries:
-        for entry in islice(entries, 100):
-            if entry.is_file() and why_left_out(entry.path, str(folder)) is None:
-                return True
-    return False
-
-
-def class_folders(folder: str | Path) -> list[str]:
-    """The names of the folders in ``folder``, in alphabetical order, without those that begin with a dot."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if is_folder(entry)]
-    except OSError:
-        return []
-    return sorted(name for name in names if not name.startswith("."))
-
-
-def describe_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> list[str]:
-    """Lines that name the first ``most`` of these files, each with the reason, and count the others."""
-    if not files:
-        return []
-    lines = [f"files left out: {len(files):,}"]
-    lines += [f"  {path}: {reason}" for path, reason in files[:most]]
-    if len(files) > most:
-        lines.append(f"  and {len(files) - most:,} more")
-    return lines
 
 
 def _example(walk: PictureWalk, class_name: str) -> str:

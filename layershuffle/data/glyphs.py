@@ -96,6 +96,7 @@ class Glyphs(ImageData):
         count = self.images_per_class if train else self.test_images_per_class
         labels = torch.arange(self.classes).repeat_interleave(count)
 
+        # Training and test images have a seed each, so that one doesn't depend on how many there are of the other.
         rng = torch.Generator().manual_seed(int(train))
         choice = torch.randint(len(typefaces), (len(labels),), generator=rng)
         faces = torch.tensor(typefaces)[choice]
@@ -119,6 +120,7 @@ def all_drawn() -> Tensor:
 
     The strokes are a pixel thinner than the typeface's own, its own, and a pixel thicker.
     """
+    # A maximum over 3 x 3 pixels makes white strokes a pixel thicker on each side, and black ground likewise.
     regular = torch.stack([draw(characters(), face) for face in FACES], dim=1)
     thin = 255 - F.max_pool2d(255 - regular, 3, 1, 1)
     thick = F.max_pool2d(regular, 3, 1, 1)

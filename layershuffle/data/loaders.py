@@ -59,6 +59,7 @@ def image_loader(
     augmented = isinstance(images, Augmented)
     on_host = True
 
+    # Images in memory can be kept on the device. How many workers pay off depends on that.
     if isinstance(source, TensorImages):
         # Workers change the images, which they can't on the device.
         stays_on_host = augmented and on_device is not True
@@ -75,10 +76,12 @@ def image_loader(
     if workers is None:
         workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
+    # What makes a batch of the items. A set with ``__getitems__`` returns a batch already.
     collate: Any = replace_unreadable if training else skip_unreadable
     if augmented or hasattr(source, "__getitems__"):
-        collate = tuple  # The set makes batches itself.
-    if labels_of(images) is None:  # All other labels have been checked.
+        collate = tuple
+    # Labels that are known without reading the images have been checked before.
+    if labels_of(images) is None:
         collate = CheckedLabels(collate, num_classes, label)
     if new_labels is not None:
         collate = Relabelled(collate, new_labels)
@@ -157,6 +160,7 @@ def _explained(batches: Iterator[Any]) -> Iterator[Any]:
 
 def why_reading_ended(error: Exception) -> str | None:
     """What happened to a process that reads images; None if the error has another cause."""
+    # torch has no classes of its own for these errors, only words.
     text = f"{error} {error.__cause__}"
     lacks_memory = "shared memory" in text or "bus error" in text.lower()
     if lacks_memory or ("No space left on device" in text and "torch_" in text):
@@ -170,6 +174,7 @@ def why_reading_ended(error: Exception) -> str | None:
 def _home(images: TensorImages, device: torch.device, on_device: bool | Literal["auto"], label: str) -> torch.device:
     """The device to keep ``images`` on: the one that computes, if the user wants that and they fit."""
     host = torch.device("cpu")
+    # Another loader of the same set has moved it there.
     if images.images.device == device:
         return device
     if on_device is False:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from layershuffle.data.folders import describe_left_out
+from layershuffle.data.description import describe_left_out
 from layershuffle.data.walking import PictureWalk, why_not_regular
 from layershuffle.errors import UserError
 
@@ -38,4 +38,5 @@ def find_pictures(names: Sequence[str | Path]) -> list[str]:
         logger.info("%s", line)
     if not paths:
         raise UserError(f"there is no picture in {', '.join(map(str, names))}")
+    # A file can be named twice, or be in a folder that is named too.
     return list(dict.fromkeys(paths))

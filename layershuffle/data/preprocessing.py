@@ -76,6 +76,7 @@ def resize(images: Any, size: int, resizing: Resizing = DEFAULT_RESIZING) -> Any
         bands = [resize(band, size, resizing) for band in images.split()]
         return Image.merge("RGBA", bands)
     images = _less_oblong(images)
+    # The image is resized to more than the crop, which then cuts off its edge: crop_pct is what is left of a side.
     side = math.floor(size / (resizing.crop_pct or 1.0))  # as timm rounds
     sides = [side, side] if resizing.crop_mode == "squash" else [side]
     resized = F.resize(images, sides, resizing.mode, antialias=True)
@@ -112,12 +113,16 @@ def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
         with open_file(path) as image:
             if image.format == "JPEG":
                 width, height = image.size
-                with suppress(Exception):  # as in as_rgb
-                    if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):  # It lies on its side.
+                # Damaged EXIF data, which Pillow raises anything for, says nothing, as in ``as_rgb``.
+                with suppress(Exception):
+                    lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                    if lies_on_its_side:
                         width, height = height, width
             else:
+                # Of other formats the header may say something else than decoding gives.
                 width, height = open_image(path).size
-    except Exception:  # Decoding it will say what is wrong.
+    # Decoding it will say what is wrong.
+    except Exception:
         return size, size
     height, width = _less_oblong_shape(height, width)
     longer = int(size * max(height, width) / min(height, width))  # as torchvision rounds
@@ -165,6 +170,7 @@ class DecodedImages(Dataset):
 
     def _count_broken(self, index: int, error: UserError) -> None:
         """Name an image that is broken when it is first read. One more than ``unreadable`` is a UserError."""
+        # Every epoch reads it again.
         if self.broken[index]:
             return
         self.broken[index] = True
@@ -203,6 +209,8 @@ def skip_unreadable(batch: Sequence[tuple[Tensor, Tensor | int] | None]) -> list
 
 def replace_unreadable(batch: Sequence[tuple[Tensor, Tensor | int] | None]) -> list[Tensor]:
     """Collate a training batch of full size: others of the batch take the place of images that couldn't be read."""
+    # A smaller batch would weigh its images more than other batches do, and compiled layers would be compiled anew for
+    # it.
     readable = [item for item in batch if item is not None]
     if not readable:
         raise UserError(f"no image of a batch of {len(batch)} can be read: is their disk still there?")
@@ -250,6 +258,7 @@ class Preprocess(nn.Module):
         super().__init__()
         self.size = size
         self.resizing = Resizing(crop_pct, interpolation, crop_mode)
+        # Buffers move to the device with the module. They are no weights, so that checkpoints don't hold them.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 

@@ -32,6 +32,7 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
         except ImportError as error:
             raise UserError(f"{trusted} can't be imported ({error}): run this in the folder that holds it") from error
 
+    # Only classes that are imported already, for whatever reason, can be made again.
     known: dict[str, type[ImageData]] = {}
     for data_set in _subclasses(ImageData):
         known[data_set.__name__] = data_set
@@ -43,6 +44,7 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
             f"{config.name}"
         )
 
+    # These two say what happens on this machine, which its user decides.
     args = config.args | {"workers": None}
     if "download" in args:
         args["download"] = False
@@ -54,6 +56,7 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
         if "stratified" not in args and "stratified" in argument_names(data_set):
             args["stratified"] = False
         return data_set(**args)
+    # The arguments come from the checkpoint, and a class of the user's own may raise any of these for them.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unknown_data_set(error) from error
 
@@ -72,6 +75,7 @@ def warn_of_training_images(recorded: DataConfig, data: ImageData, split: Litera
     except UserError:
         # It isn't known here, so that nothing can be compared.
         return
+    # Another data set has other images.
     if type(trained) is not type(data) or trained.label != data.label:
         return
     changed = []

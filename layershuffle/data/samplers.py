@@ -50,11 +50,13 @@ class TrainingSampler(DistributedSampler):
         self.with_epoch = isinstance(images, Augmented)
         self.weights: Tensor | None = None
         if labels is not None:
+            # The images of a class share a weight of 1, however many they are.
             images_of_class = labels.bincount()
             self.weights = 1 / images_of_class[labels].double()
 
     def __iter__(self) -> Iterator[Any]:
         batches_done = self._resume()
+        # All processes compute the same sequence and take every n-th image of it, so that they needn't talk.
         for_all = self._images_of_epoch()
         mine = slice(self.rank, self.total_size, self.num_replicas)
 
@@ -89,6 +91,7 @@ class TrainingSampler(DistributedSampler):
 
 def times(indices: Tensor) -> Tensor:
     """How often each of these numbers, int64 [numbers], has come before in the sequence."""
+    # Sorted, equal numbers are neighbours, and an entry's distance from the first of them is how many came before.
     in_groups, places = indices.sort(stable=True)
     first_of_group = torch.searchsorted(in_groups, in_groups)
     before = torch.arange(len(indices)) - first_of_group
@@ -105,6 +108,7 @@ def evaluation_batches(images: int, batch_size: int, ranks: int, rank: int) -> l
     if smallest < ranks:
         raise UserError(f"{counted(ranks, 'process')} can't share batches of {counted(smallest, 'image')}: use fewer")
 
+    # A part begins where the one of the process before it ends, also where a batch can't be divided evenly.
     parts = []
     for start in range(0, images, batch_size):
         batch = range(start, min(start + batch_size, images))

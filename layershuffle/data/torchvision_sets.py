@@ -120,6 +120,7 @@ class TorchvisionImages(ImageData):
         give the same images for training and test.
         """
         images = self._open(train, download=False)
+        # torchvision's sets have one of these names for them, or none.
         classes = getattr(images, "classes", getattr(images, "categories", ()))
         # ImageNet's have several names each.
         self._names = [name if isinstance(name, str) else ", ".join(name) for name in classes]
@@ -130,6 +131,7 @@ class TorchvisionImages(ImageData):
                 return in_memory
             return TensorImages(*in_memory.__getitems__(self._part(images, train)))
 
+        # The labels of a set that isn't in memory may be unknown until its images are read.
         if len(classes) > self.num_classes:
             raise UserError(
                 f"num_classes is {self.num_classes}, but {self.dataset} has {counted(len(classes), 'class')}"
@@ -154,7 +156,8 @@ class TorchvisionImages(ImageData):
                 f"splitting {self.dataset} needs scikit-learn: pip install 'layershuffle[digits]'"
             ) from error
         try:
-            fraction = float(self.test_fraction)  # 2 would mean two images
+            # scikit-learn would take a whole number, such as 2, for a number of images.
+            fraction = float(self.test_fraction)
             training, testing = train_test_split(
                 range(len(labels)), test_size=fraction, stratify=labels, random_state=0
             )
@@ -172,7 +175,8 @@ class TorchvisionImages(ImageData):
 
     def _class(self) -> Any:
         cls: Any = getattr(torchvision.datasets, self.dataset, None)
-        if not isinstance(cls, type) or self.dataset.startswith("LSUN"):  # LSUN unpickles files
+        # LSUN unpickles files, which could run anything.
+        if not isinstance(cls, type) or self.dataset.startswith("LSUN"):
             raise UserError(f"torchvision has no data set named {self.dataset}")
         return cls
 
@@ -199,7 +203,8 @@ class TorchvisionImages(ImageData):
     def _defaults(self) -> dict[str, Any]:
         """The arguments of torchvision's class and of its parents, with their defaults."""
         defaults: dict[str, Any] = {}
-        for parent in reversed(self._class().__mro__):  # EMNIST passes ``train`` and ``download`` on to its parent.
+        # EMNIST passes ``train`` and ``download`` on to its parent. Defaults of the class itself come last, and win.
+        for parent in reversed(self._class().__mro__):
             for parameter in inspect.signature(parent).parameters.values():
                 defaults[parameter.name] = parameter.default
         return defaults
@@ -210,11 +215,13 @@ class TorchvisionImages(ImageData):
         refused = sorted(options.keys() - SELECTING)
         if refused:
             raise UserError(f"train_args and test_args select images: {', '.join(refused)} can't be among them")
-        if "download" in self._defaults():  # train_args or test_args may not ask for downloads
+        # train_args or test_args may not ask for downloads.
+        if "download" in self._defaults():
             options = options | {"download": download}
         needed = [os.path.join(self.root, name) for name in NEEDED.get(self.dataset, ())]
         if not download and not all(map(os.path.exists, needed)):
             raise self._missing(cls)
+        # torchvision raises the first two for files that are missing or damaged, and the others for wrong arguments.
         try:
             return cls(self.root, **options)
         except (RuntimeError, OSError) as error:
@@ -238,6 +245,7 @@ def _in_memory(images: Any) -> TensorImages | None:
     labels = getattr(images, "targets", getattr(images, "labels", None))
     if not isinstance(data, (np.ndarray, Tensor)) or labels is None or data.ndim not in (3, 4):
         return None
+    # Grey images have no dimension for channels, and those of most sets have it last.
     tensor = torch.as_tensor(data)
     if tensor.ndim == 3:
         tensor = tensor.unsqueeze(1)

@@ -27,6 +27,7 @@ class PictureWalk:
         self.left_out: list[tuple[str, str]] = []
         self._owners: dict[str, str] = {}  # by real path
         self._holders: set[str] = set()  # the real paths of the folders that hold these
+        # Paths are compared by where they really lead, because links can give a folder any name.
         for folder, owner in (owners or {}).items():
             real = os.path.realpath(folder)
             self._owners[real] = owner
@@ -80,6 +81,7 @@ class PictureWalk:
 
     def _why_not_ours(self, real: str, real_top: str) -> str | None:
         """Why a real path isn't read on the way through ``real_top``: it is in, or holds, somebody else's folder."""
+        # From the path upwards: the nearest folder that belongs to somebody decides.
         for folder in (real, *map(str, Path(real).parents)):
             if folder == real_top:
                 return None
@@ -97,12 +99,14 @@ class PictureWalk:
         for file in files:
             if self._is_picture(file, top):
                 paths.append(file.path)
-                if may_be_linked:  # Otherwise a million paths needn't be remembered.
+                # Where there are no links, a million paths needn't be remembered.
+                if may_be_linked:
                     self.path_of[os.path.realpath(file)] = file.path
         return paths
 
     def _linked_pictures(self, links: list[os.DirEntry], top: str, real_top: str) -> list[str]:
         """The paths of the links that lead to pictures of which none has been read."""
+        # Of several links to one picture the first by name is read, whatever the sequence on the disk.
         paths = []
         for link in sorted(links, key=lambda link: link.path):
             real = os.path.realpath(link)
@@ -118,6 +122,7 @@ class PictureWalk:
 
     def _is_picture(self, file: os.DirEntry, top: str) -> bool:
         """Whether a file is a picture, perhaps a broken one. If not, it is noted."""
+        # The kind of file comes first: opening a pipe to see what it holds would wait for ever.
         reason = None
         if not file.is_file(follow_symlinks=False):
             reason = why_not_regular(file.path)
