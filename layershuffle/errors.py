@@ -23,12 +23,14 @@ def last_line(error: BaseException) -> str:
 
 def is_network_error(error: Exception) -> bool:
     """Whether ``error`` is of the kinds that the Hugging Face hub's client raises where there is no network."""
+    # By the names of the modules: which of these libraries is installed depends on the version of the hub's client.
     libraries = ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "requests", "urllib3")
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in libraries
 
 
 def shown(value: Any) -> str:
     """The beginning of a value for an error message, whatever it is: on one line, and without printing all of it."""
+    # reprlib looks no deeper than it shows, so that a list that holds itself is no trouble.
     short = reprlib.Repr()
     short.maxstring = short.maxother = 100
     try:

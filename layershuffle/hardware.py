@@ -94,6 +94,7 @@ def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> i
         start: the batch to begin with, which is taken to fit.
         limit: the number of images that there are, which need no larger batch.
     """
+    # Powers of two suit the hardware, and doubling needs few attempts.
     batch = start
     while batch < limit:
         try:

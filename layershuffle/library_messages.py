@@ -21,6 +21,7 @@ def silence() -> None:
 @contextmanager
 def silenced() -> Iterator[None]:
     """Silence them within this context, and leave the program that it is part of as it was."""
+    # Python puts its filters for warnings back by itself, but not the levels of loggers.
     loggers = [logging.getLogger(name) for name in LIGHTNINGS_LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

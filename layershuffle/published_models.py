@@ -118,9 +118,11 @@ def _cached(model: PublishedModel, repository: str) -> Path:
     """The folder that an earlier download of a published model left on this machine."""
     import huggingface_hub as hub
 
+    # Looking into the cache needs no network. A name alone never downloads anything.
     weights = hub.try_to_load_from_cache(repository, WEIGHTS_FILES[0])
     if not isinstance(weights, str):
         raise UserError(f"{model.name} is not on this machine: the name {HUB}{repository} downloads it")
+    # Whoever owns the repository can put other weights there, which the scores here are not of.
     if sha256(weights) != model.sha256:
         raise UserError(f"{weights} holds other weights than those that were published as {model.name}: delete it")
     return Path(weights).parent
