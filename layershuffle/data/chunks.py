@@ -107,6 +107,7 @@ class Packing(Dataset):
         self.channels = channels
         self.format = WHOLE if whole else FORMAT
 
+        # The same class reads the folders that a training without packing would use, so the images are the same.
         data = ImageFolders(str(source), test_fraction, image_size=size)
         data.model_channels = channels
         data.crop_mode = "whole" if whole else None  # type: ignore[assignment]

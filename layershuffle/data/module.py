@@ -143,10 +143,7 @@ class ImageData(pl.LightningDataModule):
         if self.crop_pct is not None and not SMALLEST_CROP <= self.crop_pct <= 1:
             raise UserError(f"crop_pct is a fraction from {SMALLEST_CROP} to 1, not {self.crop_pct}")
 
-    @property
-    def has_handed_classes(self) -> bool:
-        """Whether mirrored images are of another class or of none, as letters, digits and some signs are."""
-        return False
+    # --- What a subclass says of its set --------------------------------------------------------------------
 
     def load(self, train: bool) -> Dataset:
         """The whole training or test set, as a map-style Dataset of (uint8 [channels, height, width], label)."""
@@ -155,20 +152,6 @@ class ImageData(pl.LightningDataModule):
     def load_validation(self) -> Dataset | None:
         """The validation images if the set has some of its own; by default None, so that they are held out."""
         return None
-
-    def deciding_arguments(self, split: Literal["val", "test"]) -> tuple[str, ...]:
-        """The arguments that decide which images a split has.
-
-        If one has another value than in a model's training, that model may have been trained on some of these images.
-        """
-        # Without a held-out part the test images validate.
-        if split == "test" or not self.val_fraction:
-            return self.test_arguments()
-        return (*HELD_OUT_ARGUMENTS, *self.test_arguments())
-
-    def test_arguments(self) -> tuple[str, ...]:
-        """The arguments that decide which images are for testing and not for training: subclasses name theirs."""
-        return ()
 
     @property
     def label(self) -> str:
@@ -184,9 +167,35 @@ class ImageData(pl.LightningDataModule):
         return None
 
     @property
-    def evaluation_batch(self) -> int:
-        """Images per batch in validation and evaluation, of all processes together."""
-        return self.eval_batch_size or 2 * self.batch_size
+    def has_handed_classes(self) -> bool:
+        """Whether mirrored images are of another class or of none, as letters, digits and some signs are."""
+        return False
+
+    def test_arguments(self) -> tuple[str, ...]:
+        """The arguments that decide which images are for testing and not for training: subclasses name theirs."""
+        return ()
+
+    # --- What is known about the set ------------------------------------------------------------------------
+
+    def config(self) -> DataConfig:
+        """What ``from_config`` makes the set of again; raises UserError if its arguments can't be recorded."""
+        return DataConfig.of(self)
+
+    def describe(self) -> str:
+        """Lines that say what ``setup`` has loaded: how many images of each split and class, and what validates."""
+        return describe(self.label, self.num_classes, self.class_names, self.sets, self.balanced)
+
+    def deciding_arguments(self, split: Literal["val", "test"]) -> tuple[str, ...]:
+        """The arguments that decide which images a split has.
+
+        If one has another value than in a model's training, that model may have been trained on some of these images.
+        """
+        # Without a held-out part the test images validate.
+        if split == "test" or not self.val_fraction:
+            return self.test_arguments()
+        return (*HELD_OUT_ARGUMENTS, *self.test_arguments())
+
+    # --- The splits -----------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
         """Load only the test images if ``stage`` is "test", otherwise all images."""
@@ -204,25 +213,6 @@ class ImageData(pl.LightningDataModule):
         if self.trainer is None:
             self._warn_of_missing_classes()
 
-    @property
-    def picture_channels(self) -> int:
-        """How many channels picture files are read in: as many as the model takes, if pictures can have so many."""
-        return self.model_channels if self.model_channels in PICTURE_CHANNELS else 3
-
-    def _check_channels(self) -> None:
-        """Raise a UserError before the first batch if the model can't take the images, as far as the sets tell."""
-        for images in self.sets.values():
-            channels = getattr(whole_set(images), "channels", None)
-            if channels is not None and self.model_channels is not None:
-                check_channels(channels, self.model_channels)
-
-    def _warn_of_missing_classes(self) -> None:
-        names = self.class_names or [str(label) for label in range(self.num_classes)]
-        # Only what scores are computed on matters here.
-        scored = {split: images for split, images in self.sets.items() if split != "train"}
-        for sentence in missing_classes(scored, self.num_classes, names):
-            rank_zero_only(logger.warning)("%s: %s", self.label, sentence)
-
     def _set_up_training(self) -> None:
         train = self._chosen(self.load(train=True), self.train_images, "train")
 
@@ -239,13 +229,39 @@ class ImageData(pl.LightningDataModule):
         self.sets["train"] = train
         self.sets["val"] = val
 
+    def _chosen(self, images: Dataset, count: int | None, split: str) -> Dataset:
+        """``count`` random images of a split, or all."""
+        if len(images) == 0:  # type: ignore[arg-type]
+            raise UserError(f"the {split} set is empty")
+        # All labels are checked, also those of images that aren't chosen: a wrong number of classes is found at once.
+        self._check_labels(images, split)
+        return self._splitter.choose(images, count, split)
+
     @property
     def _splitter(self) -> Splitter:
         return Splitter(self.split_seed, self.stratified)
 
-    def describe(self) -> str:
-        """Lines that say what ``setup`` has loaded: how many images of each split and class, and what validates."""
-        return describe(self.label, self.num_classes, self.class_names, self.sets, self.balanced)
+    def _check_labels(self, images: Dataset, name: str) -> None:
+        """Raise a UserError if the labels of a set, as far as it tells them, aren't those of its classes."""
+        labels = labels_of(images)
+        if labels is not None and len(labels):
+            check_labels(labels, self.num_classes, f"the {name} set")
+
+    def _check_channels(self) -> None:
+        """Raise a UserError before the first batch if the model can't take the images, as far as the sets tell."""
+        for images in self.sets.values():
+            channels = getattr(whole_set(images), "channels", None)
+            if channels is not None and self.model_channels is not None:
+                check_channels(channels, self.model_channels)
+
+    def _warn_of_missing_classes(self) -> None:
+        names = self.class_names or [str(label) for label in range(self.num_classes)]
+        # Only what scores are computed on matters here.
+        scored: dict[str, Dataset] = {split: self.sets[split] for split in ("val", "test") if split in self.sets}
+        for sentence in missing_classes(scored, self.num_classes, names):
+            rank_zero_only(logger.warning)("%s: %s", self.label, sentence)
+
+    # --- The model's input ----------------------------------------------------------------------------------
 
     def prepare_for(
         self,
@@ -274,32 +290,17 @@ class ImageData(pl.LightningDataModule):
         """How images of another size are resized and cropped."""
         return Resizing(self.crop_pct, self.interpolation, self.crop_mode)
 
-    def loader(self, split: Literal["train", "val", "test"], batch_size: int | None = None) -> DataLoader:
-        """Every image of a split once, in order and without augmentation, however many processes share them.
+    @property
+    def picture_channels(self) -> int:
+        """How many channels picture files are read in: as many as the model takes, if pictures can have so many."""
+        return self.model_channels if self.model_channels in PICTURE_CHANNELS else 3
 
-        A batch has ``batch_size`` images of all processes together, by default ``evaluation_batch``.
-        """
-        images = self.sets[split]
-        batch_size = batch_size or self.evaluation_batch
+    # --- Batches --------------------------------------------------------------------------------------------
 
-        # In a training the trainer knows the processes, otherwise whoever evaluates has said so.
-        ranks = self.ranks
-        rank = self.rank
-        if self.trainer:
-            ranks = self.trainer.world_size
-            rank = self.trainer.global_rank
-        if ranks == 1:
-            return self._loader(images, batch_size)
-
-        # Lightning's sampler would repeat images to give each process as many, and so count them twice.
-        if self.trainer and adds_distributed_sampler(self.trainer):
-            raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
-        batches = evaluation_batches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
-        return self._loader(images, 1, batch_sampler=batches)
-
-    def config(self) -> DataConfig:
-        """What ``from_config`` makes the set of again; raises UserError if its arguments can't be recorded."""
-        return DataConfig.of(self)
+    @property
+    def evaluation_batch(self) -> int:
+        """Images per batch in validation and evaluation, of all processes together."""
+        return self.eval_batch_size or 2 * self.batch_size
 
     def train_dataloader(self) -> DataLoader:
         """Batches shuffled by the run's seed and the epoch alone, so that a resumed run continues with the same ones.
@@ -324,31 +325,34 @@ class ImageData(pl.LightningDataModule):
         drop_last = len(sampler) >= self.batch_size
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=drop_last)
 
-    def _warn_of_mirroring(self) -> None:
-        if self._mirroring_is_told:
-            return
-        self._mirroring_is_told = True
-        rank_zero_only(logger.warning)(
-            "images of %s are mirrored, which makes another class or none of letters, digits and signs: add "
-            "--model.augmentation.flip 0",
-            self.label,
-        )
-
-    def training_labels(self, option: str) -> Tensor:
-        """The labels of the training images, int64 [images]; a UserError names the option that needs them."""
-        labels = labels_of(self.sets["train"])
-        if labels is None:
-            raise UserError(
-                f"--{option} needs the labels of all training images, which {self.label} doesn't tell without reading "
-                "them: leave it out, or keep them as an attribute targets of the data set"
-            )
-        return labels.cpu()
-
     def val_dataloader(self) -> DataLoader:
         return self.loader("val")
 
     def test_dataloader(self) -> DataLoader:
         return self.loader("test")
+
+    def loader(self, split: Literal["train", "val", "test"], batch_size: int | None = None) -> DataLoader:
+        """Every image of a split once, in order and without augmentation, however many processes share them.
+
+        A batch has ``batch_size`` images of all processes together, by default ``evaluation_batch``.
+        """
+        images = self.sets[split]
+        batch_size = batch_size or self.evaluation_batch
+
+        # In a training the trainer knows the processes, otherwise whoever evaluates has said so.
+        ranks = self.ranks
+        rank = self.rank
+        if self.trainer:
+            ranks = self.trainer.world_size
+            rank = self.trainer.global_rank
+        if ranks == 1:
+            return self._loader(images, batch_size)
+
+        # Lightning's sampler would repeat images to give each process as many, and so count them twice.
+        if self.trainer and adds_distributed_sampler(self.trainer):
+            raise UserError("ImageData shares out the images itself: give the Trainer use_distributed_sampler=False")
+        batches = evaluation_batches(len(images), batch_size, ranks, rank)  # type: ignore[arg-type]
+        return self._loader(images, 1, batch_sampler=batches)
 
     def parts(self, split: str, fraction: float, seed: int) -> tuple[DataLoader, DataLoader]:
         """Split the "val" or "test" images at random into a ``fraction`` to search on and the rest to report on."""
@@ -361,6 +365,16 @@ class ImageData(pl.LightningDataModule):
             )
         searched, reported = Splitter(seed, self.stratified).divide(images, count)
         return self._loader(searched, self.evaluation_batch), self._loader(reported, self.evaluation_batch)
+
+    def training_labels(self, option: str) -> Tensor:
+        """The labels of the training images, int64 [images]; a UserError names the option that needs them."""
+        labels = labels_of(self.sets["train"])
+        if labels is None:
+            raise UserError(
+                f"--{option} needs the labels of all training images, which {self.label} doesn't tell without reading "
+                "them: leave it out, or keep them as an attribute targets of the data set"
+            )
+        return labels.cpu()
 
     def _loader(
         self,
@@ -385,16 +399,12 @@ class ImageData(pl.LightningDataModule):
             new_labels=self.new_labels,
         )
 
-    def _check_labels(self, images: Dataset, name: str) -> None:
-        """Raise a UserError if the labels of a set, as far as it tells them, aren't those of its classes."""
-        labels = labels_of(images)
-        if labels is not None and len(labels):
-            check_labels(labels, self.num_classes, f"the {name} set")
-
-    def _chosen(self, images: Dataset, count: int | None, split: str) -> Dataset:
-        """``count`` random images of a split, or all."""
-        if len(images) == 0:  # type: ignore[arg-type]
-            raise UserError(f"the {split} set is empty")
-        # All labels are checked, also those of images that aren't chosen: a wrong number of classes is found at once.
-        self._check_labels(images, split)
-        return self._splitter.choose(images, count, split)
+    def _warn_of_mirroring(self) -> None:
+        if self._mirroring_is_told:
+            return
+        self._mirroring_is_told = True
+        rank_zero_only(logger.warning)(
+            "images of %s are mirrored, which makes another class or none of letters, digits and signs: add "
+            "--model.augmentation.flip 0",
+            self.label,
+        )

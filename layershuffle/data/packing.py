@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from layershuffle.data.chunks import Packing
-from layershuffle.data.pack_index import Note, PackedSplit, PackIndex, read_index, records_file, write_index
+from layershuffle.data.pack_index import PackedSplit, PackIndex, read_index, records_file, write_index
 from layershuffle.errors import UserError
 from layershuffle.files import WriterLock, read_json, write_whole
 from layershuffle.plurals import counted
@@ -52,11 +52,11 @@ def _compare(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
         raise UserError(f"{packing.folder} holds {present}: pack {asked_for} into another folder")
 
     # If there are more or fewer chunks than before, none counts as the one that was packed.
-    notes: dict[str, list[Note]] = {split: packed.chunks for split, packed in index.splits.items()}
-    names = {split: _chunks_of(packing, split) for split in packing.images}
-    if {split: len(part) for split, part in notes.items()} == {split: len(part) for split, part in names.items()}:
-        for split, names_of_split in names.items():
-            packing.noted.update(zip(names_of_split, notes[split]))
+    before = {split: len(packed.chunks) for split, packed in index.splits.items()}
+    now = {split: len(_chunks_of(packing, split)) for split in packing.images}
+    if before == now:
+        for split, packed in index.splits.items():
+            packing.noted.update(zip(_chunks_of(packing, split), packed.chunks))
     yield from _go_through(packing, workers, "checking")
 
 
@@ -71,6 +71,7 @@ def _pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
     with WriterLock(folder):
         if unfinished.exists():
             packing.noted = read_json(unfinished)
+
         # Workers write into the middle of a file, which therefore has its length from the beginning.
         for split, length in packing.bytes.items():
             path = records_file(folder, split)
@@ -132,6 +133,8 @@ def _go_through(packing: Packing, workers: int, step: str) -> Iterator[tuple[str
             "a process that was packing has been killed, perhaps because memory ran out: the same command continues, "
             "with fewer --workers if need be"
         ) from error
+
+    # Those that were named above are all there are, unless it ended early.
     if unreadable:
         count = counted(unreadable, "image")
         if unreadable >= MOST_UNREADABLE:
