@@ -1,4 +1,6 @@
-"""Measures how fast one core reads images of 224 pixels: ``python -m benchmarks.input``, see docs/guides/packing.md.
+"""Measures how fast one core reads images of 224 pixels: ``python -m benchmarks.input``.
+
+docs/findings/performance.md has the figures.
 
 Every contender reads the same images in random sequence, as batches of uint8 [batch, 3, 224, 224] and labels. First it
 reads them from the kernel's memory, then "from disk", after the kernel was told to drop the files; caches of the disk

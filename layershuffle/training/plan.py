@@ -16,7 +16,7 @@ from layershuffle.training.trainable import in_sequence
 logger = logging.getLogger(__name__)
 
 FEWEST_UPDATES = 250
-"""With fewer updates, models that knew one order hardly learned the others; docs/guides/recipes.md has the figures."""
+"""With fewer updates, models that knew one order hardly learned the others (figures: docs/findings/recipes.md)."""
 ENOUGH_UPDATES = 500
 """What the warning of too few updates recommends at least."""
 
