@@ -90,9 +90,10 @@ def _line(error: Exception) -> str | None:
     """What went wrong, on one line; None for an error that no user can cause."""
     if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         # An error of a file names it, unless it comes from a write. Where stdout can't be written, it is that one.
-        is_of_file = error.filename or _is_read()
-        name = error.filename or "a file"
-        return f"{name if is_of_file else 'standard output'} could not be read or written: {error.strerror}"
+        name = error.filename
+        if not name:
+            name = "a file" if _is_read() else "standard output"
+        return f"{name} could not be read or written: {error.strerror}"
     cause = user_error(error)
     if cause:
         return _on_one_line(cause)

@@ -141,9 +141,12 @@ def _latencies(by_seed: Sequence[Mapping[str, Any]]) -> list[str]:
     texts = []
     for percentiles in zip(*(outcome["latency"] for outcome in by_seed)):
         seconds = fmean(percentiles)
+        # From a thousand up, three digits would be written with an exponent.
         texts.append(f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}")
     # Files of earlier versions have no 99th percentile.
-    return texts if len(texts) == 3 else [*texts, ""]
+    if len(texts) == 2:
+        texts.append("")
+    return texts
 
 
 def _share(by_seed: Sequence[Mapping[str, Any]]) -> str:

@@ -42,7 +42,9 @@ class HeldSteps:
         torch.set_num_threads(self.threads)  # which holds for the thread that calls it
 
         read = unpack(packed)
-        state = State(self._tensor(read), None if context is None else self._tensor(context))
+        state = State(self._tensor(read))
+        if context is not None:
+            state = State(state.tokens, self._tensor(context))
         for step_position, index in enumerate(indices, position):
             part, step = self.parts[index]
             state, _ = part.run_step(state, step, step_position)

@@ -31,7 +31,7 @@ class PriorityQueue(Generic[T]):
         """Queue a request or a node."""
         # Clear out what is outdated now and then, so that a queue nobody serves can't grow.
         if len(self.entries) >= self.limit:
-            self.entries = [entry for entry in self.entries if entry[3].epoch == entry[2]]
+            self.entries = [entry for entry in self.entries if _is_current(entry)]
             heapify(self.entries)
             # Not again before as many pushes as entries are left now, so that a push costs little on average.
             self.limit = 64 + 2 * len(self.entries)
@@ -40,9 +40,12 @@ class PriorityQueue(Generic[T]):
     def first(self) -> T | None:
         """The item with the lowest priority, or None."""
         entries = self.entries
-        while entries and entries[0][3].epoch != entries[0][2]:
+        while entries:
+            _, _, epoch, item = entries[0]
+            if item.epoch == epoch:
+                return item
             heappop(entries)
-        return entries[0][3] if entries else None
+        return None
 
     def drop_first(self) -> None:
         """Remove what ``first`` has returned."""
@@ -50,13 +53,23 @@ class PriorityQueue(Generic[T]):
 
     def first_priority(self) -> float:
         """The lowest priority, or infinity."""
-        return math.inf if self.first() is None else self.entries[0][0]
+        if self.first() is None:
+            return math.inf
+        return self.entries[0][0]
 
     def first_due(self, now: float) -> T | None:
         """``first``, if its priority is a time that has come, else None."""
         first = self.first()
-        return first if first is not None and self.entries[0][0] <= now else None
+        if first is None or self.entries[0][0] > now:
+            return None
+        return first
 
     def items(self) -> list[T]:
         """All that is queued, in no certain order."""
         return [item for _, _, epoch, item in self.entries if item.epoch == epoch]
+
+
+def _is_current(entry: tuple[float, int, int, Numbered]) -> bool:
+    """Whether what an entry holds has not moved on since it was pushed."""
+    _, _, epoch, item = entry
+    return item.epoch == epoch

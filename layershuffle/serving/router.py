@@ -67,9 +67,11 @@ class Router:
             arrived: when its caller began to wait for the answer that is due by ``Policy.answer_by``; by default now.
         """
         actions: list[Action] = []
+        if arrived is None:
+            arrived = now
         due = math.inf
         if self.policy.answer_by is not None:
-            due = (now if arrived is None else arrived) + self.policy.answer_by
+            due = arrived + self.policy.answer_by
         submitted = Request(request, self.depth, now, due)
         self._requests[request] = submitted
         heappush(self._due, (min(due, now + self.policy.request_deadline), request))

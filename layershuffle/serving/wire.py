@@ -30,7 +30,9 @@ class Packed(NamedTuple):
     @property
     def nbytes(self) -> int:
         """How many bytes travel."""
-        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+        if self.scales is None:
+            return self.values.nbytes
+        return self.values.nbytes + self.scales.nbytes
 
 
 def pack(tokens: np.ndarray, wire: Wire) -> Packed:
@@ -59,7 +61,9 @@ def unpack(packed: Packed) -> np.ndarray:
 
 def answer_of(read: np.ndarray, output: np.ndarray, wire: Wire) -> Packed:
     """What a node returns that has made ``output`` of the tokens ``read``."""
-    return pack(output if wire == "float32" else output - read, wire)
+    if wire == "float32":
+        return pack(output, wire)
+    return pack(output - read, wire)
 
 
 def newest_after(answer: Packed, read: np.ndarray, newest: np.ndarray, wire: Wire) -> np.ndarray:
