@@ -4,7 +4,7 @@ FAST = tests/orders tests/models tests/data tests/results tests/serving/test_rou
 
 .PHONY: quickstart docs style test test-fast test-all gpu format container clean
 
-quickstart: .venv/ready  ## the paper's comparison in miniature, on glyphs
+quickstart: .venv/installed  ## the paper's comparison in miniature, on glyphs
 	$(BIN)/layershuffle experiment quickstart --jobs 5
 
 docs: .venv/docs  ## the documentation as a site, in build/docs; a broken link or a warning fails
@@ -42,10 +42,16 @@ container:  ## lint and build the image, then train a step and evaluate in it (d
 		layershuffle train mini_digits digits layershuffle cpu --trainer.max_steps 1; \
 		layershuffle evaluate runs/version_0/checkpoints/last.ckpt --random_orders 1 --depths 6'
 
-.venv/ready: pyproject.toml
+# The package alone, for those who use it.
+.venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --editable .
+	touch $@
+
+# And what the tests need, for those who change it.
+.venv/ready: .venv/installed
 	$(BIN)/python -m pip install --editable ".[dev]"
 	touch $@
 

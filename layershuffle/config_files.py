@@ -6,8 +6,17 @@ from pathlib import Path
 
 from layershuffle.errors import UserError
 
-PACKAGED = (Path(__file__).parent / "configs").resolve()
-"""The package's configs; in a clone this is the folder ``configs`` at the top."""
+
+def packaged_in(package: Path) -> Path:
+    """The folder of the package's configs; in a clone this is the folder ``configs`` at the top."""
+    folder = package / "configs"
+    # Git writes a link as a small file where it may not make links, as on Windows.
+    if folder.is_file():
+        folder = package.parent / "configs"
+    return folder.resolve()
+
+
+PACKAGED = packaged_in(Path(__file__).parent)
 OWN = Path("configs")
 """The user's own, beside the working folder."""
 

@@ -1,7 +1,6 @@
 """Reads files that others may have written, of limited size, and writes files whole or not at all."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -9,6 +8,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,9 @@ from typing import Any, Self
 import yaml
 
 from layershuffle.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,8 @@ def read_beginning(path: str | Path, count: int) -> bytes:
 
 def open_without_waiting(path: str, flags: int) -> int:
     """Open a file for ``open`` as its ``opener``: a pipe into which nobody writes is empty, and isn't waited for."""
+    if sys.platform == "win32":  # None of its files is a pipe.
+        return os.open(path, flags)
     file = os.open(path, flags | os.O_NONBLOCK)
     os.set_blocking(file, True)  # Whoever has opened the pipe for writing may take their time.
     return file
@@ -156,7 +161,7 @@ class WriterLock:
     """Keeps other processes from writing a file or into a folder, until it is closed or this process ends.
 
     The lock is a hidden file beside the one that it is for, which names the process; closing removes it. Readers don't
-    heed it. Where the file system has no locks, a warning says so, and nobody is kept out.
+    heed it. Where the file system has no locks, a warning says so, and nobody is kept out; nor is anybody on Windows.
 
     Args:
         path: the file or the folder to write, which needn't exist. Links to it share its lock.
@@ -180,6 +185,8 @@ class WriterLock:
 
     def _lock(self, path: str | os.PathLike) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":
+            return
         while self._file is None:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:

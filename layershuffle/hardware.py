@@ -16,7 +16,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     # Linux tells the processor's name in this file. Python only knows its architecture.
     cpus = Path("/proc/cpuinfo")
-    text = cpus.read_text() if cpus.exists() else ""
+    text = cpus.read_text(encoding="utf-8") if cpus.exists() else ""
     name = re.search(r"^model name\s*: *(.+?) *$", text, re.MULTILINE)
     if not name:
         return platform.machine()

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -76,8 +77,12 @@ class Child:
     def kill(self) -> None:
         """End a process with ``own_group`` and all that it has started, within 10 s by force.
 
-        The group gets SIGTERM first, because torchrun ends its own processes then.
+        The group gets SIGTERM first, because torchrun ends its own processes then. Windows has no such groups: there
+        the process is ended alone, and at once.
         """
+        if sys.platform == "win32":
+            self._process.kill()
+            return
         with suppress(ProcessLookupError):
             for number in (signal.SIGTERM, signal.SIGKILL):
                 os.killpg(self.pid, number)
@@ -85,6 +90,7 @@ class Child:
 
     def _wait_for_group(self) -> None:
         """Wait until the time to end is over; raises ProcessLookupError as soon as the group is empty."""
+        assert sys.platform != "win32"
         end = time.monotonic() + SECONDS_TO_END
         while time.monotonic() < end:
             # A process that has ended belongs to the group until its parent has asked for its exit code.
@@ -111,8 +117,16 @@ def last_line_of(log: Path) -> str:
     """The last line of a text file that isn't blank; an empty text if there is none."""
     if not log.is_file():
         return ""
-    lines = log.read_text(errors="replace").split("\n")
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "")
+
+
+def usable_cores() -> int:
+    """The number of processor cores that this process may use."""
+    if sys.platform == "linux":
+        # A container or a scheduler may have given it some of the machine's cores.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

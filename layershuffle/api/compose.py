@@ -1,7 +1,6 @@
 """Composes a run from its options: reads configs and options, and makes the model, the data and the trainer."""
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.hardware import fastest_precision
 from layershuffle.options import add_options
+from layershuffle.processes import usable_cores
 from layershuffle.training import callbacks, checkpointing, resume, wandb_runs
 from layershuffle.training.directions import check_callbacks, checked_mode
 from layershuffle.training.module import FineTuner
@@ -230,7 +230,7 @@ def _check(trainer: pl.Trainer, config: Namespace) -> None:
         if reason:
             raise UserError(f"{type(callback).__name__} can't be used here: {reason}")
     check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, cores):
         raise UserError(f"--trainer.devices {trainer.num_devices} would start as many processes on {cores} CPU cores")
     if config.precision == "auto" and trainer.world_size > 1:

@@ -1,7 +1,6 @@
 """Packs class folders such as ImageNet's: resized and cropped once, so that training reads without decoding."""
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +13,7 @@ from layershuffle.data.description import describe_left_out
 from layershuffle.data.loaders import WORKERS_LIMIT
 from layershuffle.data.packing import Packing
 from layershuffle.errors import UserError
+from layershuffle.processes import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def pack(
     """
     # The affinity and not the number of cores: schedulers and containers give a process some of them.
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        workers = usable_cores()
     if size < 1 or not 0 <= workers <= WORKERS_LIMIT:
         raise UserError(f"the size is in pixels, at least 1, and workers are from 0 to {WORKERS_LIMIT:,}")
     if channels not in PICTURE_CHANNELS:

@@ -1,6 +1,5 @@
 """Classifies pictures: names the likeliest classes of each, in one order or in many."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from layershuffle.evaluation.scoring import run_orders
 from layershuffle.models import OrderedViT
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.orders.protocols import trials
+from layershuffle.processes import usable_cores
 from layershuffle.results import ModelInfo
 
 
@@ -127,7 +127,7 @@ def predict(
     predictions: list[Prediction] = []
     unreadable: list[Unreadable] = []
     # A single batch doesn't repay the start of worker processes.
-    workers = min(len(os.sched_getaffinity(0)), 16) if len(paths) > batch_size else 0
+    workers = min(usable_cores(), 16) if len(paths) > batch_size else 0
     # The pictures stay a list, because those that can't be read have no pixels to stack.
     loader = DataLoader(Pictures(paths, loaded), batch_size, num_workers=workers, collate_fn=list)
     with progress_bar("classifying", len(loader), "batch") as advance:

@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -60,7 +61,9 @@ class ClusterOptions:
     event_log: str | Path | None = None
 
     def cluster(self, model: LoadedModel) -> Cluster:
-        """The cluster that serves ``model``, before it has started."""
+        """The cluster that serves ``model``, before it has started; raises UserError on Windows."""
+        if sys.platform == "win32":
+            raise UserError("serving needs Linux or macOS: on Windows, use it in WSL")
         return Cluster(
             model.model,
             self.nodes,

@@ -70,7 +70,7 @@ def export_wide(
     from layershuffle.models import wide_vit  # imports timm
 
     # A copy, so that the folder runs where this package isn't installed.
-    write_whole(folder / WIDE_FILE, Path(wide_vit.__file__).read_text())
+    write_whole(folder / WIDE_FILE, Path(wide_vit.__file__).read_text(encoding="utf-8"))
     write_description(folder / DESCRIPTION_FILE, Description(loaded.info, loaded.data))
     card = ModelCard(
         title=folder.name,

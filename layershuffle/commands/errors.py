@@ -6,7 +6,6 @@ A one-line error is one paragraph, which a terminal shows in as many lines as it
 import errno
 import os
 import re
-import signal
 import sys
 import textwrap
 import traceback
@@ -23,6 +22,9 @@ from layershuffle.errors import UserError, user_error
 
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """What can be wrong with a user's files and folders. Any other OSError is a bug, and keeps its traceback."""
+
+CLOSED_PIPE_CODE = 141
+"""What a shell reports of a program that SIGPIPE ends."""
 
 
 def run(command: Callable[[], Any]) -> None:
@@ -49,7 +51,7 @@ def run(command: Callable[[], Any]) -> None:
         # If stdout can still be written to, it is another pipe that is broken, and a bug.
         if _is_read("\n"):
             raise
-        sys.exit(128 + signal.SIGPIPE)  # what a shell reports of a program that this signal ends
+        sys.exit(CLOSED_PIPE_CODE)
     except Exception as error:
         _fail(error)
     finally:

@@ -87,7 +87,7 @@ def _configs() -> dict[str, dict[str, str]]:
 
 def _summary(path: Path) -> str:
     """The first sentence of the comment with which a config begins."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     # The comment may begin with the path of the config.
     texts = [line.lstrip("# ") for line in lines if not re.fullmatch(r"# *\S+\.ya?ml", line)]
     return re.split(r"(?<=\.)\s", " ".join(texts))[0]

@@ -7,6 +7,7 @@ packing continues wherever it was stopped.
 
 import hashlib
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,11 +144,10 @@ class Packing(Dataset):
 
     def missing(self) -> int:
         """The bytes that packing will still take on the disk."""
-        # A file gets its full length at once, but takes room only for what is written: st_blocks counts 512 bytes each.
         missing = 0
         for split, length in self.bytes.items():
             file = records_file(self.folder, split)
-            held = file.stat().st_blocks * 512 if file.exists() else 0
+            held = _held_bytes(file) if file.exists() else 0
             missing += max(0, length - held)
         return missing
 
@@ -238,3 +238,11 @@ class Packing(Dataset):
                 version = (stat.st_size, stat.st_mtime_ns)
             key.update(repr((os.path.relpath(path, folders.root), label, *version)).encode())
         return key.hexdigest()
+
+
+def _held_bytes(file: Path) -> int:
+    """The room that a file takes on the disk. It gets its full length at once, but room only for what is written."""
+    if sys.platform == "win32":  # Windows doesn't tell.
+        return file.stat().st_size
+    # The system counts in units of 512 bytes, whatever the disk has.
+    return file.stat().st_blocks * 512

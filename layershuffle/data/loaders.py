@@ -1,6 +1,5 @@
 """How images get to the process that trains or evaluates: workers, memory, and the device that holds them."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from layershuffle.data.augmentation import Augmented
 from layershuffle.data.preprocessing import replace_unreadable, skip_unreadable
 from layershuffle.data.sets import TensorImages, check_labels, labels_of, whole_set
 from layershuffle.errors import UserError
+from layershuffle.processes import usable_cores
 
 WORKERS_LIMIT = 1024
 """How many processes an option may ask for; no machine has that many cores."""
@@ -74,7 +74,7 @@ def image_loader(
         raise UserError(f"{label} is read from disk image by image, not held in memory: leave on_device out")
 
     if workers is None:
-        workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        workers = min(MOST_WORKERS, usable_cores())
 
     # What makes a batch of the items. A set with ``__getitems__`` returns a batch already.
     collate: Any = replace_unreadable if training else skip_unreadable

@@ -7,8 +7,10 @@ are [channels, height, width], of which the shorter one is size.
 
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +89,9 @@ class PackedImages(Dataset):
             # The file is read, not mapped: if it were cut short or its disk failed, a map would kill the process.
             with self.path.open("rb", buffering=0) as file:
                 # A disk that knows the whole batch can read it in the best sequence.
-                for start, length in itertools.chain.from_iterable(spans):
-                    os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
+                if sys.platform == "linux":
+                    for start, length in itertools.chain.from_iterable(spans):
+                        os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
                 for place, (_top, left, height, width) in enumerate(boxes):
                     # Rows lie whole in the file. Reading them whole is faster than many small reads.
@@ -98,7 +101,7 @@ class PackedImages(Dataset):
                     else:
                         rows = np.empty((self.channels, height, whole_width), np.uint8)
                         region = rows[..., left : left + width]
-                    self._read_rows(file.fileno(), indices[place], spans[place], rows)
+                    self._read_rows(file, indices[place], spans[place], rows)
                     regions.append(region)
         except OSError as error:
             raise UserError(f"{self.path} could not be read: {error.strerror}") from error
@@ -114,12 +117,18 @@ class PackedImages(Dataset):
             return [(start, self.channels * length)]
         return [(start + channel * whole_height * whole_width, length) for channel in range(self.channels)]
 
-    def _read_rows(self, file: int, index: int, spans: Sequence[tuple[int, int]], rows: np.ndarray) -> None:
+    def _read_rows(self, file: FileIO, index: int, spans: Sequence[tuple[int, int]], rows: np.ndarray) -> None:
         """Read the spans of an image into rows, uint8 [channels, height, width]."""
         parts = [rows] if len(spans) == 1 else rows
         for part, (start, length) in zip(parts, spans):
-            if os.preadv(file, [part], start) != length:
+            if read_at(file, start, part) != length:
                 raise UserError(f"{self.path} ends before its image {index}: pack it again")
+
+
+def read_at(file: FileIO, start: int, rows: np.ndarray) -> int:
+    """Fill rows with what the file has from the byte ``start`` on; returns how many bytes there were."""
+    file.seek(start)
+    return file.readinto(rows)
 
 
 class PackedFolders(ImageFolders):

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from layershuffle.experiments.execution import metrics
 from layershuffle.experiments.runs import Run
-from layershuffle.processes import Child, progress_bars, sigterm_as_interrupt
+from layershuffle.processes import Child, progress_bars, sigterm_as_interrupt, usable_cores
 from layershuffle.progress_lines import LineClock, last_progress
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ SECONDS_TO_FIRST_REPORT = 30.0
 """Until then, processes import what they need and read their data."""
 SECONDS_BETWEEN_REPORTS = 60.0
 """At most so often, where there is no terminal, lines say how far each run is."""
-CORES = len(os.sched_getaffinity(0))
+CORES = usable_cores()
 LOG = "log.txt"
 """This file in a run's folder has what its processes on this machine printed."""
 

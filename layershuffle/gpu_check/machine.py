@@ -1,6 +1,5 @@
 """What there is to say of a machine, and why its GPU may be slower than it should be."""
 
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from layershuffle.plurals import counted
+from layershuffle.processes import usable_cores
 from layershuffle.version import __version__
 
 LIBRARIES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "triton", "transformers")
@@ -33,7 +33,7 @@ def describe() -> dict[str, Any]:
             continue
     about["python"] = platform.python_version()
     about["system"] = platform.platform()
-    about["cores"] = len(os.sched_getaffinity(0))
+    about["cores"] = usable_cores()
     gpus = _ask_nvidia_smi(f"--query-gpu={','.join(FIELDS.values())}")
     about["GPUs"] = [dict(zip(FIELDS, values)) for values in gpus] or "nvidia-smi is not here"
     # They take a share of the GPU's time and memory, and so are a reason for slowness.

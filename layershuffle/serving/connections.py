@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import os
-import resource
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
+
+if sys.platform != "win32":
+    import resource
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +113,8 @@ class Connections:
 
     def _most(self) -> int:
         """How many connections there may be beside the files that are open now."""
+        if sys.platform == "win32":
+            return self.limits.connections
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         left = limit - len(os.listdir("/dev/fd")) - SPARE_FILES
         return max(FEWEST, min(self.limits.connections, left))

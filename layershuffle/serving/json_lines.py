@@ -47,10 +47,11 @@ class JsonLines:
     def _remove_half_a_line(self, beginning: bytes, kind: str) -> bool:
         """Cut the file after its last whole line, and return whether there was more."""
         size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, len(beginning), 0) != beginning:
+        if size and os.read(self._file, len(beginning)) != beginning:
             raise UserError(f"{self.path} is not {kind}: give the name of a new file")
         # The end is enough to find the last line in: a long file needn't be read again at each start.
-        tail = os.pread(self._file, LONGEST, max(0, size - LONGEST))
+        os.lseek(self._file, max(0, size - LONGEST), os.SEEK_SET)
+        tail = os.read(self._file, LONGEST)
         whole_lines = size - len(tail) + tail.rfind(b"\n") + 1
         os.ftruncate(self._file, whole_lines)
         return whole_lines < size

@@ -4,6 +4,7 @@ import glob
 import io
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.training.directions import checked_mode
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if sys.platform != "win32":
+    SIGNALS.append(signal.SIGUSR1)
 """Ctrl-C, and what schedulers send before they kill: mostly SIGTERM, and SIGUSR1 where sbatch asks SLURM for it."""
 
 REPEATED_WITHIN = 0.5

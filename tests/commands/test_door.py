@@ -1,9 +1,8 @@
-"""The `layershuffle` command: its subcommands, configs by name, both spellings of flags, `list`, and the wheel."""
+"""The `layershuffle` command: its subcommands, configs by name, both spellings of flags, and `list`."""
 
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -493,66 +492,3 @@ def test_the_shell_completes(tmp_path, line, expected):
         COMP_TYPE="9",
     )
     assert {word.strip().partition("=")[0] for word in found.read_text().split("\n")} == expected
-
-
-# --- The wheel ----------------------------------------------------------------------------------------------
-
-
-def test_the_wheel_is_enough(tmp_path):
-    """In an empty folder, with nothing of the package but what the wheel holds."""
-    source, wheels, target, empty = (tmp_path / name for name in ("source", "wheels", "target", "empty"))
-    empty.mkdir()
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("layershuffle", "configs"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = [
-        "wheel",
-        "--verbose",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        f"--wheel-dir={wheels}",
-        str(source),
-    ]
-    built = subprocess.run([*pip, *build], check=True, capture_output=True, text=True)
-    assert "Warning" not in built.stdout + built.stderr  # such as that a folder of configs is no package
-    (wheel,) = wheels.glob("*.whl")
-    subprocess.run(
-        [*pip, "install", "--quiet", "--no-deps", "--no-index", f"--target={target}", str(wheel)], check=True
-    )
-    packaged = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
-    assert {
-        path.relative_to(target / "layershuffle").as_posix() for path in target.rglob("configs/**/*.yaml")
-    } == packaged
-
-    def installed(*args):
-        done = subprocess.run(
-            [sys.executable, str(target / "bin" / "layershuffle"), *args],
-            cwd=empty,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(target), "COLUMNS": "80"},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    installed("train", *TINY)
-    assert "layershuffle/configs/model/mini_digits.yaml" not in installed("list")
-    predicted = installed("predict", "mini_glyphs_any_width", str(ROOT / "examples" / "letters"), "--random_orders=20")
-    assert re.findall(r"(\w+)\.png: .*?% (\S+) \(first in \d+ of 20", predicted)[:2] == [("7", "7"), ("R", "R")]
-    installed(
-        "evaluate",
-        "runs/version_0/checkpoints/last.ckpt",
-        "digits",
-        "--random_orders=1",
-        "--depths=1",
-        "--data.test-images=20",
-    )
-    assert "29 runs in experiments/mini" in installed("experiment", "mini", "--dry-run")
-    installed("report", "runs")
-    assert (empty / "runs/report/index.html").stat().st_size > 1000
-    assert (empty / "runs/report/report.md").exists()

@@ -19,7 +19,7 @@ from helpers import batches, fake_imagenet
 from PIL import Image
 
 from layershuffle.commands.pack import pack_command
-from layershuffle.data import DecodedImages, ImageFolders, PackedFolders, chunks, from_config, packing
+from layershuffle.data import DecodedImages, ImageFolders, PackedFolders, chunks, from_config, packed, packing
 from layershuffle.data.augmentation import Augmentation, Augmented
 from layershuffle.data.decoding import READING
 from layershuffle.data.pack_index import read_index
@@ -101,13 +101,13 @@ def test_a_pass_reads_no_image_twice(source, tmp_path, monkeypatch):
     pack(source, tmp_path / "packed")
     data = both(source, tmp_path / "packed", batch_size=4)[1]
     read = []
-    preadv = os.preadv
+    read_at = packed.read_at
 
-    def counted(file, buffers, offset):
-        read.append((offset, sum(buffer.nbytes for buffer in buffers)))
-        return preadv(file, buffers, offset)
+    def counted(file, offset, rows):
+        read.append((offset, rows.nbytes))
+        return read_at(file, offset, rows)
 
-    monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr(packed, "read_at", counted)
     for loader, count in ((data.train_dataloader(), 24), (data.test_dataloader(), 23)):
         read.clear()
         assert sum(len(labels) for _, labels in loader) == len(read) == len(set(read)) == count
@@ -447,8 +447,8 @@ def test_random_crops_see_all_of_a_whole_picture_and_read_only_their_rows(source
     images = data.sets["train"]
     cropped = Augmented(images, Augmentation(scale=(0.1, 0.3), flip=0.5), 24, seed=0)
     read, seen = [], []
-    preadv, regions = os.preadv, type(images).regions
-    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: read.append(preadv(file, buffers, at)) or read[-1])
+    read_at, regions = packed.read_at, type(images).regions
+    monkeypatch.setattr(packed, "read_at", lambda *args: read.append(read_at(*args)) or read[-1])
     monkeypatch.setattr(type(images), "regions", lambda self, at, boxes: seen.extend(boxes) or regions(self, at, boxes))
     keys = [(epoch, index) for epoch in range(8) for index in range(len(images))]
     crops = cropped.__getitems__(keys)[0]
