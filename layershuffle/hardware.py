@@ -104,7 +104,7 @@ def largest_batch(attempt: Callable[[int], object], start: int, limit: int) -> i
                 raise
             break
         finally:
-            # Without a GPU this does nothing.
+            # What a failed attempt has taken would be missing in what follows. Without a GPU this does nothing.
             torch.cuda.empty_cache()
         batch *= 2
     return min(batch, max(start, limit))

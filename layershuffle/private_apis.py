@@ -38,6 +38,7 @@ def begin_next_epoch(trainer: pl.Trainer) -> None:
     loop = trainer.fit_loop
     if not loop.restarted_on_epoch_end:
         return
+    # This is what Lightning does at the end of an epoch, once its checkpoint is written.
     loop.epoch_progress.increment_completed()
     for part in (loop, loop.epoch_loop):
         part._restarting = False
@@ -60,9 +61,11 @@ def average_without_waiting(callback: WeightAveraging) -> None:
     """
     import torch
 
+    # Without a function for a single parameter, torch averages all of them at once, which is left as it is.
     average: Any = callback._average_model
     if average.avg_fn is None:
         return
+    # The first update only copies, as torch's does, and buffers are always copied unless they are averaged, too.
     updates = int(average.n_averaged)
 
     def update(averaged: Tensor, current: Tensor, is_average: bool) -> None:

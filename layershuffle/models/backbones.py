@@ -136,6 +136,7 @@ class Backbone:
 
     def unused_parameters(self, units: Set[Unit]) -> list[nn.Parameter]:
         """The parameters of the layers that none of ``units`` runs."""
+        # A parameter of neither half is used only where the whole layer runs: its half is "", as that of the layer.
         unused = []
         for layer, block in enumerate(self.layers):
             for name, parameter in block.named_parameters():
@@ -172,6 +173,7 @@ class ViT(Backbone):
     def __init__(self, vit: nn.Module, head: Head = "average") -> None:
         super().__init__(vit, head)
         self.ignores_second_head = head == "class" and hasattr(vit, "head_dist")
+        # DDP would wait for gradients that never come.
         if self.ignores_second_head:
             self.vit.head_dist.requires_grad_(False)
 
@@ -185,6 +187,7 @@ class ViT(Backbone):
             return super().classify(tokens)
         from timm.models.vision_transformer import VisionTransformer
 
+        # The distilled model's own method takes the mean of both heads, that of its base class the first head alone.
         tokens = self.vit.norm(tokens[:, : self.vit.num_prefix_tokens])
         return VisionTransformer.forward_head(self.vit, tokens)
 

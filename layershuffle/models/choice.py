@@ -39,5 +39,6 @@ class OrderChoice(nn.Module):
 
         Unlike ``bincount``, this doesn't wait for the device.
         """
+        # A comparison of every image with every order: true where it chose that one.
         orders = torch.arange(len(self.orders), device=chosen.device)
         return (chosen.unsqueeze(1) == orders).sum(dim=0)

@@ -17,6 +17,7 @@ def check_compilers() -> None:
 
     torch compiles C++, and Triton a driver for NVIDIA's GPUs in C. Both include ``Python.h``.
     """
+    # torch and Triton look for the same programs.
     if not _is_installed(os.environ.get("CXX", "g++"), "clang++"):
         raise UserError(f"compiling needs a C++ compiler: install g++, {ALTERNATIVE}")
     if torch.cuda.is_available() and not _is_installed(os.environ.get("CC", "gcc"), "clang"):

@@ -80,6 +80,7 @@ def create_model(
     config.update({key: value for key, value in encoding.items() if value != parameters[key].default})
 
     vit = make_timm_model(name, num_classes, pretrained, timm_args)
+    # timm's models have no argument for it.
     if norm_eps is not None:
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):

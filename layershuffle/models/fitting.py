@@ -32,6 +32,7 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
     Raises:
         UserError: if the description is that of no model, or the weights don't fit it.
     """
+    # timm.create_model also takes paths and addresses of weights, but the classes of its models don't.
     known = set(ARGUMENTS)
     for path in FAMILIES:
         known.update(inspect.signature(resolve_name(path)).parameters)
@@ -51,6 +52,7 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
 
 def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
     """Raise a RuntimeError if the weights are not those of the model that ``config`` describes; takes no memory."""
+    # A description of a million layers would take minutes to make, even without values.
     depth = config.get("depth")
     layers = {layer_of(name) for name in weights} - {None}
     if depth is not None and depth != len(layers):
@@ -62,11 +64,11 @@ def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
     # A model of shapes without values, with which the weights are compared.
     with torch.device("meta"):
         shapes = create_model(**config)
-    own = shapes.state_dict()
+    expected = shapes.state_dict()
     for name, value in weights.items():
         # torch would round the one and take the real part of the other, in silence.
-        if name in own and value.is_floating_point() != own[name].is_floating_point():
-            raise RuntimeError(f"{name} holds {value.dtype} in place of {own[name].dtype}")
+        if name in expected and value.is_floating_point() != expected[name].is_floating_point():
+            raise RuntimeError(f"{name} holds {value.dtype} in place of {expected[name].dtype}")
     shapes.load_state_dict(weights, assign=True)
 
     # Tables that are computed and not stored, such as rotary embeddings, are bounded by no weight's shape.

@@ -36,6 +36,8 @@ def papers_format(image_shape: tuple[int, int, int], pretrained_cfg: Mapping[str
         raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
     mean = tuple(pretrained_cfg["mean"])
     std = tuple(pretrained_cfg["std"])
+    # timm adds up the weights for red, green and blue where a model takes grey images, so these are normalised by the
+    # averages of the three.
     if channels == 1:
         mean = (sum(mean) / len(mean),)
         std = (sum(std) / len(std),)

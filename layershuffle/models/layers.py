@@ -10,6 +10,7 @@ LAYER_ROWS = {"rope.freqs": 1}
 """The parameters outside the blocks that hold something for the attention of each layer: their names in timm, and the
 dimension along which the layers lie."""
 
+# The layers themselves, and the modules that an OrderedViT has for the position of each of them.
 _LAYER = re.compile(
     r"(?P<before>(?:model\.)?(?:(?:vit\.)?blocks|encoding\.(?:projections|tables)|prediction\.heads)\.)"
     r"(?P<layer>[0-9]{1,4})"
@@ -38,6 +39,7 @@ def take_layers(weights: Mapping[str, Tensor], layers: Sequence[int]) -> dict[st
         match = _LAYER.fullmatch(name)
         rows = LAYER_ROWS.get(name.removeprefix("vit."))
         if match:
+            # A layer that is repeated gives its weights to several new ones.
             for new_layer, old_layer in enumerate(layers):
                 if old_layer == int(match["layer"]):
                     taken[f"{match['before']}{new_layer}{match['after']}"] = value

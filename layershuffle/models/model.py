@@ -126,6 +126,7 @@ class OrderedViT(nn.Module):
 
     def run(self, state: State, order: Order) -> Output:
         """Run embedded images to the output, in an order that was checked."""
+        # An empty order has no steps: then the embedding itself is classified.
         newest = state
         position_logits = []
         for result in self.run_steps(state, order):
@@ -164,6 +165,7 @@ class OrderedViT(nn.Module):
         """
         if read is None or not step.lag:
             read = state
+        # The units of a group read the same state, at the same position.
         outputs = [self._run_unit(read, unit, position) for unit in step.units]
         new_state = state._replace(tokens=combine(step, state.tokens, read.tokens, outputs))
 
@@ -180,6 +182,7 @@ class OrderedViT(nn.Module):
         run = self.halves[unit.half] if unit.half else self.backbone.run
         block = self.layers[unit.layer]
         context = self.backbone.context_of(unit.layer, state.context)
+        # Without gradients there is no backward pass, and nothing to keep.
         if self._runs_layers_again and torch.is_grad_enabled():
             return checkpoint(run, block, tokens, context, use_reentrant=False)
         return run(block, tokens, context)
@@ -258,6 +261,7 @@ class OrderedViT(nn.Module):
         # This would split each layer of ViT-B in two, to overlap what DDP overlaps between layers anyway.
         dynamo.optimize_ddp = False
 
+        # Each layer by itself: what comes between them, the order, is left to Python.
         modules = list(self.layers)
         if self.encoding:
             modules += self.encoding.projections

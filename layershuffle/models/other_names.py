@@ -129,6 +129,7 @@ def rename(weights: Mapping[str, Tensor], names: Names) -> Renamed:
 
     Raises RuntimeError if weights that belong together can't be joined.
     """
+    # The table decides the sequence in which queries, keys and values are joined; that of the file is any.
     parts: dict[str, list[Tensor]] = defaultdict(list)
     unknown = dict(weights)
     left_over = []

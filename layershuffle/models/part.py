@@ -26,6 +26,7 @@ def copy_with_layers(model: OrderedViT, layers: Collection[int], only_layers: bo
 
     # In place of what is left out, deepcopy puts what its memo has for it.
     memo: dict[int, nn.Module | None] = {id(module): nn.Identity() for module in left_out}
+    # The prediction and the choice are None in a model without them.
     for name, module in model.named_children():
         if name not in ("vit", "encoding"):
             memo[id(module)] = None

@@ -52,6 +52,7 @@ class PositionEncoding(nn.Module):
         else:
             self.tables = nn.ModuleList(_zeros(positions, size) for _ in range(depth))
 
+        # nn.Sequential names its parts by number, and checkpoints have these names: 0 is the norm, 1 the linear map.
         self.projections = nn.ModuleList()
         for _ in range(depth):
             norm = nn.LayerNorm(dim + size)
@@ -109,5 +110,7 @@ class PositionPrediction(nn.Module):
 
 
 class _Head(nn.Sequential):
+    """Predicts a position from the mean of the tokens."""
+
     def forward(self, tokens: Tensor) -> Tensor:
         return super().forward(tokens.mean(dim=1))

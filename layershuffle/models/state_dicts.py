@@ -5,7 +5,7 @@ torch.compile and DistributedDataParallel have put ``module._orig_mod.`` before 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,9 @@ class BackboneWeights:
 
     def __str__(self) -> str:
         """What was taken, as a message says it."""
-        text = "averaged" if self.is_averaged else "trained"
-        text += f" weights ({self.place})" if self.place else " weights"
+        text = "averaged weights" if self.is_averaged else "trained weights"
+        if self.place:
+            text += f" ({self.place})"
         if self.others:
             text += f", not those of {', '.join(self.others)}"
         if self.left_over:
@@ -64,12 +65,53 @@ def find_backbone(content: Mapping[str, Any]) -> BackboneWeights | None:
 
     Raises RuntimeError if weights that belong together can't be joined.
     """
+    # A file may be a state dict itself, with other values beside it. What an entry wraps must be one and nothing else.
+    path, others, entries = _unwrap(content)
+    state_dict = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if path and len(state_dict) < len(entries):
+        return None
+
+    # torch's AveragedModel counts what it has averaged. With Lightning's WeightAveraging, the entry "state_dict" holds
+    # the averages.
+    averages = state_dict.pop("n_averaged", None) is not None
+    if LIGHTNINGS_RAW in content:
+        averages = True
+        others.insert(0, LIGHTNINGS_RAW)
+    if not state_dict:
+        return None
+
+    # The tables of other names don't begin with a trainer's prefixes.
+    trainers = _common_prefix(state_dict)
+    state_dict, left_over = to_timm({name.removeprefix(trainers): value for name, value in state_dict.items()})
+
+    # A whole model, such as a detector, may hold the backbone under a further prefix, beside parts of its own.
+    inner = _prefix_of(state_dict)
+    weights = {}
+    for name, value in state_dict.items():
+        if name.startswith(inner):
+            weights[name.removeprefix(inner)] = value
+        else:
+            left_over.append(name)
+
+    # Some trainers say in a prefix what others say in the name of an entry.
+    prefix = trainers + inner
+    words = [*path, *prefix.split(".")]
+    averages = averages or any(word in AVERAGED_ENTRIES for word in words)
+    if prefix:
+        path.append(prefix)
+    return BackboneWeights(weights, ": ".join(path), averages, others, left_over)
+
+
+def _unwrap(content: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any]]:
+    """Go down into the entries that wrap each other, such as "model" in "teacher".
+
+    Returns:
+        The names of the entries from the outermost to the innermost, those of the others that hold weights, and what
+        the innermost entry holds.
+    """
     path: list[str] = []
     others: list[str] = []
-    entries: Any = content
-    averages = LIGHTNINGS_RAW in content
-    if averages:
-        others.append(LIGHTNINGS_RAW)
+    entries = content
     for _ in range(DEEPEST):
         wrapped = _wrapped(entries)
         if not wrapped:
@@ -78,27 +120,7 @@ def find_backbone(content: Mapping[str, Any]) -> BackboneWeights | None:
         others += [name for name in wrapped if name != chosen and name not in others]
         path.append(chosen)
         entries = entries[chosen]
-
-    state_dict = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not state_dict or (path and len(state_dict) < len(entries)):
-        return None
-    # torch's AveragedModel counts what it has averaged.
-    averages = averages or state_dict.pop("n_averaged", None) is not None
-    # The tables of other names don't begin with a trainer's prefixes.
-    trainers = _common_prefix(state_dict)
-    state_dict, left_over = to_timm({name.removeprefix(trainers): value for name, value in state_dict.items()})
-    inner = _prefix_of(state_dict)
-    weights = {}
-    for name, value in state_dict.items():
-        if name.startswith(inner):
-            weights[name.removeprefix(inner)] = value
-        else:
-            left_over.append(name)
-    prefix = trainers + inner
-    words = [*path, *prefix.split(".")]
-    averages = averages or any(word in AVERAGED_ENTRIES for word in words)
-    place = ": ".join([*path, prefix] if prefix else path)
-    return BackboneWeights(weights, place, averages, others, left_over)
+    return path, others, entries
 
 
 def some_of(names: list[str]) -> str:
@@ -141,11 +163,20 @@ def _rank(entry: str) -> int:
 def _prefix_of(state_dict: Mapping[str, Tensor]) -> str:
     """What stands before the backbone's names. Where there are several backbones, the raw one comes first."""
     # All supported backbones call their layers so.
-    prefixes = {match[1] for name in state_dict if (match := re.match(r"((?:\w+\.)*?)blocks\.\d+\.", name))}
+    prefixes = set()
+    for name in state_dict:
+        match = re.match(r"((?:\w+\.)*?)blocks\.\d+\.", name)
+        if match:
+            prefixes.add(match[1])
     if not prefixes:
         return _common_prefix(state_dict)
+
     # A hybrid model has blocks of convolutions further inside, which are no backbone of their own.
-    outermost = [one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes)]
+    outermost = []
+    for prefix in prefixes:
+        shorter = prefixes - {prefix}
+        if not prefix.startswith(tuple(shorter)):
+            outermost.append(prefix)
     return min(outermost, key=_rank_of_prefix)
 
 
@@ -160,13 +191,7 @@ def _common_prefix(state_dict: Mapping[str, Tensor]) -> str:
     """The longest row of PREFIXES that stands before all names."""
     common = ""
     while True:
-        further = next(iter(_further(state_dict, common)), None)
-        if further is None:
+        further = [prefix for prefix in PREFIXES if all(name.startswith(common + prefix) for name in state_dict)]
+        if not further:
             return common
-        common += further
-
-
-def _further(state_dict: Mapping[str, Tensor], common: str) -> Iterator[str]:
-    for prefix in PREFIXES:
-        if all(name.startswith(common + prefix) for name in state_dict):
-            yield prefix
+        common += further[0]

@@ -221,7 +221,9 @@ def _width_of(weights: Mapping[str, Tensor], cfg: Any) -> int:
         raise KeyError(name)
     # In hybrid models a convolutional network of another width comes before the layers.
     norm = weights.get("blocks.0.norm1.weight")
-    return len(patches if norm is None else norm)
+    if norm is None:
+        return len(patches)
+    return len(norm)
 
 
 def _classes_of_head(weights: Mapping[str, Tensor], head: str, width: int) -> int | None:

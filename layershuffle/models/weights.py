@@ -64,6 +64,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # A damaged file can make the readers raise anything.
         raise UserError(f"{path} is not a checkpoint or is damaged, perhaps cut short: it was not loaded") from error
+
+    # A tensor that was read may still claim values that aren't there, which the first use of it would look for.
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
     for count, tensor in enumerate(_tensors(content)):
@@ -111,6 +113,8 @@ def _load_torch_file(path: Path) -> Any:
             raise _too_many(path)
     else:
         _check_pickles(path)
+
+    # With mmap the values are read from the file as they are used, which only the newer format allows.
     with torch.serialization.safe_globals(PLAIN_VALUES):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     if not is_zip:

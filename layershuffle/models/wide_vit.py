@@ -121,15 +121,20 @@ class Attention(nn.Module):
         """The output of the heads, before it is projected: [batch, tokens, members, heads x size of a head]."""
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))
         qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, batch, heads, tokens, size]
+
+        # Queries and keys are normalised and rotated in the same way, so both at once.
         qk = self.qk_norm(qkv[:2])
         values = qkv[2]
         if has_norm(self.qk_norm):
             qk = qk * self.qk_scale + self.qk_shift
+        # Class token and registers have no place in the image, and aren't rotated.
         if rope is not None:
             if self.first_head is not None:
                 rope = rope[..., self.first_head : self.first_head + self.heads, :, :]
             rotated = apply_rot_embed_cat(qk[..., self.prefix :, :], rope, half=self.rotates_halves)
             qk = torch.cat([qk[..., : self.prefix, :], rotated], dim=-2).type_as(values)
+
+        # Where a layer has a norm on what its heads return, it is over the heads of that layer alone.
         mixed = F.scaled_dot_product_attention(qk[0], qk[1], values)
         return self.inner_norm(mixed.transpose(1, 2).flatten(-2).unflatten(-1, (self.members, -1)))
 
@@ -145,6 +150,7 @@ class FeedForward(nn.Module):
         mlp = block.mlp
         hidden = members * mlp.fc2.in_features
         self.members = members
+        # GluMlp and SwiGLU have gates.
         self.is_gated = type(mlp).__name__ != "Mlp"
         self.norm = without_weights(block.norm2)
         self.fc1 = nn.Linear(mlp.fc2.out_features, hidden * (1 + self.is_gated))

@@ -71,6 +71,7 @@ def has_groups(order: Order) -> bool:
 
 def merged_steps(order: Order) -> list[list[Merged]]:
     """The parts of each step of the wide model that runs ``order``. A layer by itself becomes its two halves."""
+    # Its feed-forward network reads what its attention has changed, so that they can't be parts of one step.
     steps = []
     for step in order:
         parts = _parts(step)
@@ -100,6 +101,7 @@ def widen(model: OrderedViT, order: Order) -> nn.Module:
     for step, parts in zip(blocks.steps, steps):
         for module, merged in zip(step, parts):  # type: ignore[call-overload]
             _fill(module, [model.layers[layer] for layer in merged.layers], merged)
+    # New modules are made in float32 on the CPU, wherever the model is.
     parameter = next(model.parameters())
     blocks.to(parameter.device, parameter.dtype)
 
@@ -161,6 +163,8 @@ def _fill(module: Any, blocks: Sequence[Any], merged: Merged) -> None:
 
 def _fill_attention(wide: Any, blocks: Sequence[Any], share: float) -> list[Folded]:
     """Fill an attention; returns the matrices and biases of the blocks' projections, whose biases it leaves alone."""
+    # The wide attention has one norm without weights before it and no scale after it: the weights of both are folded
+    # into the matrices beside them.
     inputs = []
     outputs = []
     for block in blocks:
@@ -191,6 +195,8 @@ def _fill_feed_forward(wide: Any, blocks: Sequence[Any], share: float) -> None:
 
 def _fill_maps(first: Any, last: Any, inputs: Sequence[Folded], outputs: Sequence[Folded]) -> None:
     """Fill the linear maps at both ends: what each block takes goes below the others', what it returns beside them."""
+    # Dimension 1 is that of heads or hidden units. Queries, keys and values, or gates and values, stay apart in
+    # dimension 0, so that the wide module can split its result as timm does.
     first.weight.copy_(torch.cat([matrix.weight for matrix in inputs], dim=1).flatten(0, 1))
     first.bias.copy_(torch.cat([matrix.bias for matrix in inputs], dim=1).flatten())
     last.weight.copy_(torch.cat([matrix.weight for matrix in outputs], dim=1))
@@ -220,22 +226,26 @@ def _gates_and_values(mlp: Any) -> Folded:
 
 
 def _folded(linear: Any) -> Folded:
+    """A linear map with nothing folded into it yet; float64 keeps the products that follow exact to rounding."""
     weight = linear.weight.double()
-    bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.double()
-    return Folded(weight, bias)
+    if linear.bias is None:
+        return Folded(weight, weight.new_zeros(len(weight)))
+    return Folded(weight, linear.bias.double())
 
 
 def _stacked(*linears: Any) -> Folded:
+    """Linear maps of one shape as a matrix [maps, outputs, inputs] and a bias [maps, outputs]."""
     matrices = [_folded(linear) for linear in linears]
-    return Folded(
-        torch.stack([matrix.weight for matrix in matrices]), torch.stack([matrix.bias for matrix in matrices])
-    )
+    weights = torch.stack([matrix.weight for matrix in matrices])
+    biases = torch.stack([matrix.bias for matrix in matrices])
+    return Folded(weights, biases)
 
 
 def _after_norm(matrix: Folded, norm: Any) -> Folded:
     """The matrix that does after a norm without weights what ``matrix`` [..., outputs, inputs] does after ``norm``."""
     if isinstance(norm, nn.Identity):
         return matrix
+    # W (scale * x + shift) + b = (W * scale) x + (W shift + b)
     scale, shift = _affine(norm, matrix.weight)
     return Folded(matrix.weight * scale, matrix.bias + matrix.weight @ shift)
 

@@ -45,6 +45,7 @@ def pruned(depth: int, random_orders: int, seed: int, depths: tuple[int, ...] = 
 
     Random layers in random sequence are also sampled anew for every batch, as in figure 1c of arXiv 2407.04513.
     """
+    # A set, because quarters of a shallow model coincide.
     quarters = {max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)}
     for kept in depths or sorted(quarters):
         for strategy, sequence in itertools.product(("first", "even", "random"), ("original", "random")):
@@ -113,6 +114,7 @@ def grouped(
     """Groups of layers on the same state (arXiv 2203.09795, 2502.02790), in any order."""
     averaged = combine == "mean"
     suffix = ", averaged" if averaged else ""
+    # By default from one layer at a time to all of them at once; -(-a // b) rounds up.
     sizes = (1, 2, 3, 4, 6, depth)
     for groups in steps or sorted({-(-depth // size) for size in sizes if size <= depth}):
         in_sequence = width.grouped(named.sequential(depth), groups, averaged=averaged)

@@ -45,6 +45,7 @@ def evenly_spaced(k: int, depth: int) -> Order:
 def random_subset(k: int, depth: int, rng: random.Random) -> Order:
     """A uniformly random choice of ``k`` of ``depth`` layers, in original sequence."""
     _check_kept(k, depth)
+    # The first k layers of a random permutation are a uniformly random choice.
     kept = sequential(depth).shuffled(rng)[:k]
     return Order(sorted(kept))
 
@@ -61,6 +62,7 @@ def middle(n: int, depth: int) -> range:
         UserError: if there are none.
     """
     layers = range(n + 1, depth - n)
+    # A negative n would reach beyond the first layer and the last.
     if n < 0 or not layers:
         advice = "it takes at least 2"
         if depth > 1:
@@ -101,6 +103,7 @@ def looped_parallel(n: int, times: int, depth: int) -> Order:
     """All middle layers on the same input, their outputs averaged; that step ``times`` in a row (arXiv 2407.09298)."""
     if times < 1:
         raise UserError(f"looped-parallel runs its step once or more, not {times} times")
+    # A middle of one layer is written as a group of one, which is that layer.
     averaged = "|".join(str(layer) for layer in middle(n, depth))
     return _with_middle(n, depth, f"({averaged})*{times}")
 

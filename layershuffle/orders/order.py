@@ -79,7 +79,9 @@ class Step(NamedTuple):
             text = f"({sign.join(map(str, self.units))})"
         else:
             text = str(self.units[0])
-        return f"{text}<{self.lag}" if self.lag else text
+        if self.lag:
+            text += f"<{self.lag}"
+        return text
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -153,6 +155,7 @@ class Order:
             UserError: if ``base_order`` has no such step, if the order names half of a step that is half a layer, or if
                 a group would hold a layer twice, or be a mean of means, a sum of means or a mean of sums.
         """
+        # Most models run their layers in sequence, and every training step comes here.
         self.check(len(base_order))
         if base_order == sequential(len(base_order)):
             return self
@@ -245,6 +248,7 @@ def _parse(token: str) -> tuple[Step, int]:
 
 def _over(step: Step, base_order: Order) -> Step:
     """The step that runs what ``step`` runs, with each of its layers replaced by that step of ``base_order``."""
+    # A single step becomes what the base order runs there, which may itself be a group or read an older state.
     base_steps = [base_order[unit.layer] for unit in step.units]
     if not step.is_group:
         (base_step,) = base_steps
@@ -254,6 +258,7 @@ def _over(step: Step, base_order: Order) -> Step:
         units = tuple(unit.restricted_to(half) for unit in base_step.units)
         return Step(units, base_step.summed, step.lag or base_step.lag)
 
+    # A group becomes one group of everything that its members stand for.
     _check_nesting(step, base_steps)
     members: list[Unit] = []
     for unit, base_step in zip(step.units, base_steps):

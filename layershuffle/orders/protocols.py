@@ -180,6 +180,7 @@ def protocol(
 
 def _options(name: str, orders: Callable[..., Orders], helps: Mapping[str, str]) -> tuple[Option, ...]:
     """The options of a protocol: those parameters of its function that aren't supplied."""
+    # eval_str also reads annotations that are texts, as "from __future__ import annotations" makes them.
     options = []
     for parameter in inspect.signature(orders, eval_str=True).parameters.values():
         if parameter.name in SUPPLIED:
@@ -202,8 +203,8 @@ def find(name: str) -> Protocol:
     Raises:
         UserError: if there is none.
     """
+    # Without a dot, it is a name. Users may write swap_matrix for swap-matrix.
     module_name, _, attribute = name.rpartition(".")
-    # Users may write swap_matrix for swap-matrix.
     if not module_name:
         registered = PROTOCOLS.get(name.replace("_", "-"))
         if registered is None:

@@ -258,4 +258,5 @@ class Recorded(OrderSampler):
         self.log = log
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
+        # The log may come from a deeper model.
         return recorded.sample(self.log, rng).check(depth)

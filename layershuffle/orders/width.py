@@ -28,6 +28,7 @@ def grouped(order: Order, groups: int, *, halves: bool = False, averaged: bool =
             f"{counted(len(layers), 'layer')} can't make {counted(groups, 'group')}: choose from 1 to {len(layers)}"
         )
 
+    # Rounded down like this, the borders are spread evenly, and the sizes differ by one at most.
     steps: list[str] = []
     for group in range(groups):
         start = group * len(layers) // groups
@@ -64,6 +65,7 @@ def without_waiting(order: Order, in_flight: int, rng: random.Random) -> Order:
     if order.longest_lag:
         raise UserError(f"'{order}' says already how old the states are that its steps read")
 
+    # A simulation whose clock goes from one end of a step to the next.
     now = 0.0
     ended: list[Step] = []
     # The running steps: the time at which each will end, its number, and how many had ended when it started.
@@ -71,6 +73,7 @@ def without_waiting(order: Order, in_flight: int, rng: random.Random) -> Order:
 
     def end_next() -> float:
         end, number, ended_before = heapq.heappop(running)
+        # What has ended since it started are the results that it didn't see.
         ended.append(order[number]._replace(lag=len(ended) - ended_before))
         return end
 

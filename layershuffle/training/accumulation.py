@@ -9,6 +9,10 @@ def weight_in_update(trainer: pl.Trainer, batch_idx: int) -> float:
     """What the loss of a batch is multiplied by, so that an update follows the mean over all of its batches.
 
     Lightning divides every loss by ``accumulate_grad_batches``, also where an epoch ends with fewer batches.
+
+    Args:
+        trainer: knows how many batches an epoch and an update have.
+        batch_idx: the index of the batch in its epoch.
     """
     size: int = trainer.accumulate_grad_batches
     total = trainer.num_training_batches
@@ -17,4 +21,5 @@ def weight_in_update(trainer: pl.Trainer, batch_idx: int) -> float:
     first_of_last_update = int(total) // size * size
     if batch_idx < first_of_last_update:
         return 1.0
+    # Fewer batches are left: this replaces Lightning's divisor by their number.
     return size / (int(total) - first_of_last_update)

@@ -22,7 +22,12 @@ def check_averages(callbacks: Iterable[Any], steps: float, epochs: int | None) -
     """
     if math.isinf(steps):
         return
-    last_epoch = int(steps) if epochs in (None, -1) else epochs
+    # An epoch has a step at least, so there are no more epochs than steps.
+    last_epoch = epochs
+    if epochs in (None, -1):
+        last_epoch = int(steps)
+
+    # A callback may begin with a step or with an epoch. Asking for each of them is the only public way to know.
     for callback in callbacks:
         if not isinstance(callback, WeightAveraging):
             continue

@@ -81,6 +81,7 @@ class Budget:
         """The share of the budget that is used up when ``step`` begins, from 0 to 1, or 0 if nothing is planned."""
         if self.planned_steps <= 0:
             return 0.0
+        # The last step may take a bit more than is left.
         return min(1.0, self.used(step) / self.planned_steps)
 
     def stop_if_used_up(self, trainer: pl.Trainer) -> None:

@@ -81,6 +81,7 @@ class ThroughputLogger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images, and log every log_every_n_steps steps."""
+        # The clock also runs while the loader is waited for, which is part of the speed.
         compute: Any = pl_module.compute
         now = time.perf_counter()
         seconds = now - self._clock
@@ -118,6 +119,7 @@ class EpochTable:
             values["train/loss"] = means.of_epoch()["train/loss"]
         values.update(trainer.progress_bar_metrics)
 
+        # The metrics of the validation are missing until there has been one.
         lines = []
         names = list(values)
         if names != self._columns:
@@ -205,9 +207,12 @@ class ProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The metric beside the bar."""
+        # Reading the loss waits for the device, so this is left to the steps that wait anyway, and to the last one.
         if not trainer.training or trainer.is_last_batch or is_logged(trainer):
             loss = trainer.callback_metrics.get("train/loss")
-            self._shown = {} if loss is None else {"train/loss": float(loss)}
+            self._shown = {}
+            if loss is not None:
+                self._shown["train/loss"] = float(loss)
         return self._shown
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -113,10 +113,12 @@ def keep_own_files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str
     # What stands before the first value of a template, such as "best" in best-{epoch}.
     prefix = (callback.filename or "").partition("{")[0]
 
+    # The same file name in the callback's folder, wherever the checkpoint says that it is; "" if there is none.
     def own_path(path: str) -> str:
-        own = Path(folder, os.path.basename(path))
-        is_own = own.name.startswith(prefix) and own.suffix == callback.FILE_EXTENSION and own.is_file()
-        return str(own) if is_own else ""
+        file = Path(folder, os.path.basename(path))
+        if file.name.startswith(prefix) and file.suffix == callback.FILE_EXTENSION and file.is_file():
+            return str(file)
+        return ""
 
     kept = dict(state)
     for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
@@ -178,10 +180,12 @@ class LastCheckpoint(ModelCheckpoint):
         self.saved = trainer.global_step
         self._settled = trainer.global_step
 
+        # Lightning has listened for SIGTERM until now. Python allows handlers in the main thread alone.
         self.received = signal.SIGTERM if trainer.received_sigterm else 0
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:  # Lightning restores the earlier handlers after the run.
                 signal.signal(number, self._receive)
+        # The processes agree on signals through their hosts, so that no device is waited for.
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo")
             private_apis.skip_lightnings_agreement_on_signals(trainer)
@@ -203,6 +207,7 @@ class LastCheckpoint(ModelCheckpoint):
         """
         number = self._agreed_signal()
         step = trainer.global_step
+        # Batches that are accumulated into one step come here several times. Only after the last one the step is whole.
         whole_step_done = step != self._settled
         self._settled = step
         if whole_step_done and (number or self._is_due(step)):

@@ -14,7 +14,7 @@ class Compute:
 
     Attributes:
         images: images trained on; one that was seen twice counts twice.
-        updates: of the weights.
+        updates: how often the weights were updated.
         layer_executions: images x layers that they ran through, where half a layer counts as 0.5. Forward and backward
             pass count together. What isn't a layer, such as the embedding, does not count.
         full_steps: the layer executions in units of an update in which every image runs through all layers once.

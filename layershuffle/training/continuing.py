@@ -55,6 +55,7 @@ def check(
     Raises:
         UserError: if the model, the classes, the objective, the place in the epoch or the optimizer doesn't fit.
     """
+    # The model, and what it learns.
     path = trainer.ckpt_path or "the checkpoint"
     saved = CheckpointMetadata.from_content(checkpoint, path)
     if "optimizer_states" not in checkpoint:
@@ -64,11 +65,14 @@ def check(
         )
     metadata.check_resumed(saved, config, objective, trainer)
 
+    # The images, of which those of one epoch must stay in the same batches to the end of it.
     image_sequence: dict[str, Any] = {"seed": seed, PROCESSES_KEY: trainer.world_size}
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ImageData):
         image_sequence.update({name: getattr(data, name) for name in OF_THE_SEQUENCE})
     check_place(checkpoint, saved, image_sequence)
+
+    # A run may go on with other data on purpose. Other validation images of the same data are rather a mistake.
     if isinstance(data, ImageData) and saved.data and saved.data.name == data.config().name:
         warn_of_other_split(saved, {name: getattr(data, name) for name in data.deciding_arguments("val")})
 
@@ -84,6 +88,7 @@ def check(
 def batches_done(checkpoint: Mapping[str, Any]) -> int:
     """How many batches of its epoch a checkpoint has seen; 0 between two epochs."""
     try:
+        # Between two epochs, the last one that began is also processed.
         loop = checkpoint["loops"]["fit_loop"]
         epoch = loop["epoch_progress"]["current"]
         if epoch["ready"] <= epoch["processed"]:
@@ -105,10 +110,12 @@ def check_place(checkpoint: Mapping[str, Any], saved: CheckpointMetadata, curren
     done = batches_done(checkpoint)
     if not done:
         return
+
+    # What older checkpoints don't say is not compared.
     before = _saved_arguments(saved, OF_THE_SEQUENCE)
     if saved.seed is not None:
         before["seed"] = saved.seed
-    if PROCESSES_KEY in checkpoint:  # Earlier versions didn't write it.
+    if PROCESSES_KEY in checkpoint:
         before["processes"] = checkpoint[PROCESSES_KEY]
 
     for name, value in before.items():
@@ -155,6 +162,7 @@ def _as_option(value: Any) -> str:
 
 def restore_callbacks(checkpoint: dict[str, Any], callbacks: Iterable[Any]) -> None:
     """Change a checkpoint that is about to be restored so that the options of the command's callbacks hold."""
+    # The key of a state also names the metric, so that a callback that monitors another one finds none.
     callbacks = list(callbacks)
     for callback in callbacks:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
@@ -162,6 +170,7 @@ def restore_callbacks(checkpoint: dict[str, Any], callbacks: Iterable[Any]) -> N
             state["patience"] = callback.patience
         if isinstance(callback, ModelCheckpoint) and state:
             checkpoint["callbacks"][callback.state_key] = keep_own_files(callback, state)
+
     # The optimizer's state belongs to the weights that were trained, not to their average.
     is_averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
     if "current_model_state" in checkpoint and not is_averaged:
@@ -182,8 +191,11 @@ def is_of_damaged_state(error: Exception, is_first_step: bool) -> bool:
         error: what has ended a run that goes on from a checkpoint.
         is_first_step: whether it has made no step yet.
     """
+    # These have a cause of their own, which the checkpoint has nothing to do with.
     if user_error(error) or is_out_of_memory(error):
         return False
+
+    # The types of error say nothing, but the traceback names the function that was taking over the state.
     for frame in traceback.extract_tb(error.__traceback__):
         folder = Path(frame.filename).parent
         if frame.filename.endswith("trainer/connectors/checkpoint_connector.py") and "restore" in frame.name:

@@ -21,6 +21,7 @@ class BatchCopier:
         with torch.cuda.stream(self._stream):
             batch = to_device()
 
+        # The step begins when its batch is there; the host doesn't wait for either.
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(self._stream)
         for tensor in batch:

@@ -55,6 +55,7 @@ def samples_own_orders(
 
 def shard(model: OrderedViT, mesh: DeviceMesh) -> None:
     """Shard the parameters of each layer, and those outside the layers, over the processes of ``mesh``."""
+    # Each call makes one unit of what isn't sharded yet, so that a layer is gathered just before it runs.
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -76,7 +77,7 @@ def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Par
             unused += model.prediction.heads[layer].parameters()
 
     if model.encoding:
-        # Layers may share a table, which is used if one of them runs.
+        # Layers may share a table, which is used if one of them runs. A dict keeps each table once, in one sequence.
         used_tables = {model.encoding.table_of(layer) for layer in run_layers}
         all_tables = dict.fromkeys(model.encoding.table_of(layer) for layer in range(model.depth))
         for table in all_tables:

@@ -19,6 +19,7 @@ class ImageMean(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        # torchmetrics moves the states to the device, and adds them up over the processes before it computes the mean.
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
 

@@ -19,6 +19,7 @@ from layershuffle.version import __version__
 
 def model_config(model: OrderedViT, base_order: Order) -> dict[str, Any]:
     """How to make the trained model again, for which layers that were never trained don't count."""
+    # The positions are named, because they would follow from the shorter order otherwise.
     if base_order == model.order:
         return model.config
     return {**model.config, "order": str(base_order), "positions": model.positions}
@@ -83,6 +84,7 @@ def check_resumed(
 
     The objective raises one if it has changed.
     """
+    # Either may have arguments that the other lacks, because they came later or have their defaults.
     saved = metadata.model
     changed = sorted(key for key in saved | config if saved.get(key) != config.get(key))
     if changed:

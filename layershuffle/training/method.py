@@ -26,4 +26,6 @@ def method_name(
     if not isinstance(sampler_name, str):
         raise UserError(f'the sampler {type(sampler).__name__} has no name: set method = "its-name" in its class')
     name = (objective or sampler_name) + SUFFIXES[position]
-    return f"{name} on {order}" if order else name
+    if order:
+        name += f" on {order}"
+    return name

@@ -74,6 +74,7 @@ class MetricsWriter:
         self._folder = folder
         self._path = folder / ExperimentWriter.NAME_METRICS_FILE
         self._columns: list[str] = []
+        # Steps that were logged after the last checkpoint are run again, and would be there twice.
         if self._path.is_file():
             columns, rows = self._read(before=from_step)
             self._columns = columns if rows else []
@@ -107,6 +108,7 @@ class MetricsWriter:
         # A kill may have cut the last row short, but then its step is run again.
         complete = self._path.read_bytes().rpartition(b"\n")[0].decode(errors="replace")
         reader = csv.DictReader(io.StringIO(complete, newline=""))
+        # Anything but a number in the place of the step is no row of ours.
         rows = []
         for row in reader:
             step = row.get("step") or ""

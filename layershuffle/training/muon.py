@@ -85,6 +85,7 @@ class Muon(torch.optim.AdamW):
 
     def _update(self, matrices: Sequence[_Matrix]) -> None:
         """Make all updates orthogonal at once, which is faster than one by one, and apply them."""
+        # Query, key and value are three directions, though timm keeps them in one matrix.
         momenta: list[Tensor] = []
         for matrix in matrices:
             momenta += self._momentum(matrix).chunk(matrix.parts)
@@ -101,6 +102,8 @@ class Muon(torch.optim.AdamW):
                 direction = distribute_tensor(
                     direction, parameter.device_mesh, parameter.placements, src_data_rank=None
                 )
+
+            # Decay apart from the gradient, as in AdamW, and an update that is as large as AdamW's.
             lr = matrix.group["lr"]
             matrix.parameter.mul_(1 - lr * matrix.group["weight_decay"])
             matrix.parameter.add_(direction, alpha=-lr * get_lr_scale(parts[0].shape, "match_rms_adamw"))
@@ -126,6 +129,7 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
 
     matrices: float, two dimensions each. Returns them in the same sequence and shapes.
     """
+    # A matrix and its transpose have the same singular values, so tall ones can share a stack with wide ones.
     is_tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
     wide = [matrix.mT if tall else matrix for matrix, tall in zip(matrices, is_tall)]
 

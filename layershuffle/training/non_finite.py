@@ -38,6 +38,7 @@ class FirstNonFiniteStep:
 
 def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether the parameters, or this process's shards of them, are finite; waits for the device."""
+    # Their largest absolute value is one number for all of them, so that the device is waited for only once.
     shards = []
     for parameter in parameters:
         shard = parameter.to_local() if isinstance(parameter, DTensor) else parameter
@@ -57,6 +58,7 @@ def check_before_saving(losses: FirstNonFiniteStep, module: pl.LightningModule, 
 
 def stop_after(step: int, module: pl.LightningModule, orders: StepOrders) -> None:
     """Raise a UserError if ``step`` is not NO_STEP in this process or in another one. All processes must call this."""
+    # A process that stops alone would leave the others waiting for it.
     steps = [step]
     if module.trainer.world_size > 1:
         gathered = module.all_gather(torch.tensor(step, device=module.device))
@@ -64,6 +66,7 @@ def stop_after(step: int, module: pl.LightningModule, orders: StepOrders) -> Non
     bad_steps = [(step, rank) for rank, step in enumerate(steps) if step != NO_STEP]
     if not bad_steps:
         return
+    # What came first is the cause; the other processes have caught it with the gradients.
     first_step, rank = min(bad_steps)
     raise UserError(_explanation(first_step, rank, orders, good_checkpoint(module.trainer)))
 

@@ -29,13 +29,18 @@ def make_optimizer(
     Raises:
         UserError: if the optimizer refuses its arguments.
     """
+    # Some optimizers, such as Muon, treat parameters by their names.
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    parameters: list[Any] = trained
+    if groups is not None:
+        parameters = _with_names(groups, trained)
     try:
-        optimizer = optimizer_of(trained if groups is None else _with_names(groups, trained))
+        optimizer = optimizer_of(parameters)
     except ValueError as error:
         raise UserError(f"the optimizer can't be made: {error}") from error
     _fuse(optimizer)
     private_apis.allow_clipping_of_scaled_gradients(optimizer)
+    # timm only notes the factor of a group. The schedule multiplies the rate that it finds here.
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)
     return optimizer
@@ -53,6 +58,7 @@ def _with_names(groups: list[dict[str, Any]], named: list[tuple[str, nn.Paramete
 
 def _fuse(optimizer: Optimizer) -> None:
     """Let the optimizer update all parameters in one kernel, if it can and nobody has decided otherwise."""
+    # A kernel for each parameter would keep the host busy for longer than small layers keep a GPU.
     if not isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)):  # AdamW is an Adam
         return
     for group in optimizer.param_groups:

@@ -53,9 +53,11 @@ class Plan:
         """The plan of a run that is about to take its first step."""
         optimizer: Optimizer = trainer.optimizers[0]
         batches = trainer.num_training_batches
+        # Streams have an endless number of batches, and a run without an end any number of epochs.
         epochs = None
         if batches and not math.isinf(batches) and not math.isinf(budget.planned_steps):
             updates = budget.planned_steps
+            # A run whose steps leave out layers has more of them than planned.
             if budget.ends_the_run:
                 updates = orders.updates_within(budget.planned_steps)
             epochs = updates / math.ceil(batches / trainer.accumulate_grad_batches)
@@ -77,6 +79,7 @@ class Plan:
             return
         logger.info("plan: %s", self._length())
         logger.info("%s: learning rate %g, %s", self.optimizer, self.rate, self._course())
+        # A trial of a few batches is too short for everything, and is meant to be.
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for warning in self.warnings():
@@ -110,6 +113,8 @@ class Plan:
     def warnings(self) -> list[str]:
         """What the run is too short for."""
         warnings = []
+
+        # A warm-up of a fixed number of steps suits long runs, and short ones may spend themselves on it.
         warmup = self.schedule.warmup(self.updates)
         remedy = "give --model.schedule.warmup_steps a share of the run, such as 0.1"
         if warmup and warmup >= self.updates:
@@ -120,6 +125,8 @@ class Plan:
         elif warmup > self.updates / 2:
             whole = counted(self.updates, "update")
             warnings.append(f"the warm-up takes {warmup:,.0f} of the run's {whole}: {remedy}")
+
+        # A batch size that suits a GPU leaves a small data set few updates.
         if self.shuffles and self.updates < FEWEST_UPDATES:
             warnings.append(
                 f"{counted(self.updates, 'update')} are too few to learn random orders; plan for at least "

@@ -45,8 +45,10 @@ def match_head(model: OrderedViT, pretrained: bool | str, data_names: Sequence[s
 def _names_of(pretrained: str, num_classes: int) -> list[str] | None:
     """The names of the classes that pretrained weights tell apart; None if their file doesn't say it."""
     # What stands beside the weights of an exported folder describes them.
+    source: str | Path = pretrained
     folder = Path(pretrained).parent
-    source = folder if Path(pretrained).is_file() and is_exported(folder) else pretrained
+    if Path(pretrained).is_file() and is_exported(folder):
+        source = folder
     try:
         return class_names(trained_on(source), num_classes)
     except UserError:  # It is a file of another trainer.

@@ -55,6 +55,7 @@ def find_earlier_run(config: Namespace, options: str, defaults: str) -> EarlierR
         last = last_checkpoint(path.parent, config.trainer.logger is not False, config.checkpoint.dirpath)
         if last.is_file():
             return EarlierRun(path.parent, last)
+        # It was stopped before its first checkpoint, and can still begin again in the same folder.
         if newest is None:
             newest = EarlierRun(path.parent, None)
     return newest
@@ -102,13 +103,18 @@ def _is_same(saved: Any, current: Any, defaults: Any) -> bool:
 
 def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:
     """Change ``config`` so that it goes on after ``step``, in the folder and the metrics file of an earlier run."""
-    config.ckpt_path = str(run.checkpoint) if run.checkpoint else None
+    config.ckpt_path = None
+    if run.checkpoint:
+        config.ckpt_path = str(run.checkpoint)
+
     loggers = configured_loggers(config)
     for logger in loggers:
-        if "CSVLogger" in str(logger.class_path):  # It would delete the rows that are there.
+        # Lightning's own would delete the rows that are there.
+        if "CSVLogger" in str(logger.class_path):
             logger.class_path = "layershuffle.training.metrics_file.MetricsFile"
         if "MetricsFile" in str(logger.class_path):
             logger.init_args["from_step"] = step
+        # The first logger names the run's folder. W&B's names it by the id and the project of its run.
         if "Wandb" in str(loggers[0].class_path):
             wandb_runs.continue_wandb(logger, {"id": run.folder.name, "project": run.folder.parent.name})
         elif "version" in logger.init_args:
@@ -171,7 +177,9 @@ def last_checkpoint(folder: Path, logged: bool, dirpath: str | None) -> Path:
     """
     if dirpath:
         return Path(dirpath) / "last.ckpt"
-    return (folder / "checkpoints" if logged else folder) / "last.ckpt"
+    if logged:
+        folder = folder / "checkpoints"
+    return folder / "last.ckpt"
 
 
 def refuse_to_overwrite(trainer: pl.Trainer, dirpath: str | None, ckpt_path: str | None) -> None:

@@ -63,6 +63,7 @@ class Schedule:
             used: how many of the planned steps are used up when the step begins.
             planned_steps: number of all steps; 0 if it isn't known yet.
         """
+        # The first step of a warm-up has more than nothing, and the first one after it the whole rate.
         warmup = self.warmup(planned_steps)
         if used < warmup:
             return (used + 1) / (warmup + 1)
@@ -87,6 +88,7 @@ def make_scheduler(optimizer: Optimizer, schedule: Schedule, budget: Budget) -> 
 
 def set_rates_again(scheduler: LambdaLR) -> None:
     """Compute the learning rates of the coming step again, once the number of planned steps is known."""
+    # torch's schedulers set the rate of a step at the end of the one before, and have no public way to do it again.
     factors: list[Callable[[int], float]] = scheduler.lr_lambdas
     for group, base_rate, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors):
         group["lr"] = base_rate * factor(scheduler.last_epoch)

@@ -65,6 +65,7 @@ class StepMeans:
     """Logs the means of what the training steps have computed, under names that begin with ``train/``."""
 
     def __init__(self) -> None:
+        # Together they are the sums of the epoch.
         self._since_row = Sums()
         self._before_row = Sums()
 

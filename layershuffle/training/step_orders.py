@@ -97,6 +97,7 @@ class StepOrders:
 
     def of_process(self, step: int, rank: int) -> list[Order]:
         """The orders that process ``rank`` runs in training step ``step``."""
+        # If all processes run those of the first one, there are no others in the list.
         orders = self.of_all_processes(step)
         return orders[rank % len(orders)]
 
@@ -139,6 +140,7 @@ class StepOrders:
         """
         if self.fixed_orders:
             return self.fixed_orders
+        # Orders may change with the progress, of which these see the beginning, the end, and what lies between.
         steps = len(self.model_order)
         return tuple(self.sampler.sample_step(steps, self.seed, point, progress=point / 15) for point in range(16))
 
@@ -165,6 +167,8 @@ class StepOrders:
 
         The random ones depend on the seed and the batch alone, so that all epochs are compared on the same orders.
         """
+        # Both random orders come from equal generators. If the sampler validates in a permutation of all layers, they
+        # are the same, and run only once.
         key = (self.seed, "validation", batch)
         sampled = call_sampler(self.sampler.at_validation, len(self.model_order), seeded(*key), self.progress(step))
         return ValidationOrders(

@@ -75,11 +75,13 @@ class Trainable:
         mean_of_layers = self.layer_decay ** ((model.depth + 1) / 2)
         keep_sequence = all(in_sequence(order) for order in orders)
 
-        # Groups of timm that have come to the same scale and weight decay are one group.
+        # timm makes a group for each layer. Those that have come to the same scale and weight decay are one group here,
+        # which the optimizer updates at once.
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for timm_group in self._timm_groups(model):
             scale = timm_group.get("lr_scale", 1.0)
             decay = timm_group["weight_decay"]
+            # timm gives the smallest scale to the embedding, 1 to the head, and those between them to the layers.
             is_layer = scale not in (of_embedding, 1.0)
             if is_layer and not keep_sequence:
                 scale = mean_of_layers

@@ -54,6 +54,7 @@ def refusal(error: Exception) -> UserError | None:
 
 def _is_raised_by_lightning(error: Exception) -> bool:
     """Whether the innermost function of the traceback is one of Lightning's."""
+    # An error of a user's own class can pass through Lightning as well; only where it was raised tells whose it is.
     traceback = error.__traceback__
     if traceback is None:
         return False

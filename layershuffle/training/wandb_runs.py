@@ -28,6 +28,7 @@ def prepare(trainer: pl.Trainer, from_step: int | None) -> None:
 
     ``from_step`` is the step from which a resumed run goes on, or None.
     """
+    # Metrics that W&B doesn't take would be lost without a file. A run with a file of its own needs no second one.
     loggers = list(trainer.loggers)
     has_file = any(isinstance(logger, CSVLogger) for logger in loggers)
     for logger in trainer.loggers:
@@ -55,6 +56,7 @@ def finish(trainer: pl.Trainer) -> None:
 def begin(logger: WandbLogger) -> None:
     """Begin the W&B run of a logger, offline if W&B can't be reached."""
     private_apis.leave_out_anonymous(logger)
+    # Reading the property begins the run.
     try:
         _ = logger.experiment
     except Exception as error:  # Mostly a wandb.Error, but not if wandb's own process dies.
@@ -105,6 +107,7 @@ def _checked_name(run: dict[str, str], key: str) -> str:
     return name
 
 
+# Of the process: a notebook that trains several models needs no second warning of the same network.
 _warned: set[str] = set()
 
 

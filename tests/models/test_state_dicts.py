@@ -125,7 +125,9 @@ def test_code_is_not_run(path, trained, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", [{}, {"state_dict": [1]}, {"state_dict": {"a": 1}}, {"model": {"net": {}}}], ids=str
+    "content",
+    [{}, {"state_dict": [1]}, {"state_dict": {"a": 1}}, {"model": {"net": {}}}, {"n_averaged": torch.tensor(1)}],
+    ids=str,
 )
 def test_files_without_a_state_dict(path, content):
     torch.save(content, path)

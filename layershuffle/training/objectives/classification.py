@@ -103,7 +103,8 @@ class Classification(Objective):
         entropy = partial(F.cross_entropy, logits, labels, weight=weights, label_smoothing=self.label_smoothing)
         if reduction != "mean" or weights is None or not self.label_smoothing or labels.ndim == 2:
             return entropy(reduction=reduction)
-        # Here torch would wait for the device to select the labels that it doesn't ignore.
+        # The same mean, written out: for this one, torch would wait for the device to select the labels that it doesn't
+        # ignore.
         return entropy(reduction="sum") / weights[labels].sum()
 
     def _position_loss(self, outputs: Sequence[Output]) -> Tensor:

@@ -78,6 +78,7 @@ class Distillation(Classification):
         return self.temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
     def metadata(self) -> dict[str, Any]:
+        # The hash, because another file may stand under the same path when the run is resumed.
         distillation = {
             "teacher": self.teacher_name,
             "weight": self.weight,
@@ -141,6 +142,7 @@ class Teacher:
         self.shift = ((student_mean - mean) / std).view(-1, 1, 1)
 
     def _check_classes(self, student: OrderedViT) -> None:
+        # Their names are compared later, when the data are there, see ``match_names``.
         classes = self.model.config["num_classes"]
         student_classes = student.config["num_classes"]
         if classes != student_classes:

@@ -60,6 +60,7 @@ class InstanceWise(Classification):
         self.floor = floor
 
     def check_model(self, model: OrderedViT) -> None:
+        # Not what other objectives check, which refuse models with choices.
         if not model.choice:
             raise UserError(
                 "InstanceWise needs orders to choose from: add them as --model.choices, as configs/method/instancewise "
@@ -116,6 +117,7 @@ def gumbel_noise(logits: Tensor, key: StepKey) -> Tensor:
     """Gumbel noise of the shape of ``logits``, which the key alone decides."""
     # Sampled on the CPU, so that it is the same on every device, and copied without waiting for the device.
     generator = torch.Generator().manual_seed(int(seeded(*key).random() * 2**53))
+    # Within these bounds both logarithms are finite.
     uniform = torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7)
     if logits.is_cuda:
         uniform = uniform.pin_memory()
@@ -128,7 +130,8 @@ def choice_losses(probabilities: Tensor, floor: float) -> tuple[Tensor, Tensor]:
 
     The first is KL(uniform || mean over the batch), the second the negative mean of KL(uniform || each image's own).
     """
-    uniform = math.log(probabilities.shape[1])
-    exploration = -probabilities.mean(dim=0).clamp_min(1e-9).log().mean() - uniform
-    specialisation = (probabilities.clamp_min(floor).log().mean(dim=1) + uniform).mean()
+    # With n orders, KL(uniform || p) = -mean(log p) - log n.
+    log_orders = math.log(probabilities.shape[1])
+    exploration = -probabilities.mean(dim=0).clamp_min(1e-9).log().mean() - log_orders
+    specialisation = (probabilities.clamp_min(floor).log().mean(dim=1) + log_orders).mean()
     return exploration, specialisation
