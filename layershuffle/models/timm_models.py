@@ -96,21 +96,7 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
     if pretrained is True and "pretrained_cfg_overlay" not in timm_args:
         timm_args.update(_cached(name))
 
-    # timm loads its own weights of a whole model by itself. Those of a file, and those of which a shallower model takes
-    # the first layers, are read here and given to timm in their place.
-    depth = timm_args.get("depth")
-    replacement = None
-    if isinstance(pretrained, str):
-        backbone = read_backbone(pretrained)
-        logger.info("%s: using the %s", pretrained, backbone)
-        weights = _first_layers(backbone.weights, depth, pretrained)
-        weights = _without_zero_biases(weights, name, timm_args)
-        replacement = _ReplacementWeights.fitted(weights, name, num_classes)
-    elif pretrained and depth:
-        whole = {key: value for key, value in timm_args.items() if key != "depth"}
-        deeper = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole).state_dict()
-        weights = _first_layers(deeper, depth, f"the pretrained {name}")
-        replacement = _ReplacementWeights.fitted(weights, name, num_classes)
+    replacement = _replacement(name, num_classes, pretrained, timm_args)
     if replacement:
         timm_args["pretrained_cfg_overlay"] = replacement.overlay
 
@@ -131,6 +117,29 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
     return vit
 
 
+def _replacement(
+    name: str, num_classes: int, pretrained: bool | str, timm_args: Mapping[str, Any]
+) -> "_ReplacementWeights | None":
+    """The weights that timm should load in place of its own; None if it needs none, or can load its own by itself."""
+    import timm
+
+    depth = timm_args.get("depth")
+    if isinstance(pretrained, str):
+        backbone = read_backbone(pretrained)
+        logger.info("%s: using the %s", pretrained, backbone)
+        weights = _first_layers(backbone.weights, depth, pretrained)
+        weights = _without_zero_biases(weights, name, timm_args)
+        return _ReplacementWeights.fitted(weights, name, num_classes)
+
+    # timm refuses its own weights of more layers than the model has, so the deeper model is made to take them from it.
+    if pretrained and depth:
+        whole = {key: value for key, value in timm_args.items() if key != "depth"}
+        deeper = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole).state_dict()
+        weights = _first_layers(deeper, depth, f"the pretrained {name}")
+        return _ReplacementWeights.fitted(weights, name, num_classes)
+    return None
+
+
 def _without_zero_biases(weights: dict[str, Tensor], name: str, timm_args: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights without DINOv3's biases of queries and values, which are zero, if timm's model has none.
 
@@ -138,8 +147,8 @@ def _without_zero_biases(weights: dict[str, Tensor], name: str, timm_args: Mappi
     """
     import timm
 
-    # A plain ViT has qkv.bias, too. An Eva's biases are apart from each other, and only DINOv3's authors call the
-    # registers storage tokens.
+    # A plain ViT has qkv.bias, too. In timm's Eva, the biases of queries and of values are apart from each other, and
+    # only DINOv3's authors call the registers storage tokens.
     biases = [weight for weight in weights if weight.endswith(DINOV3_BIASES)]
     is_eva = "storage_tokens" in weights or any(not bias.endswith(".qkv.bias") for bias in biases)
     if not is_eva:
