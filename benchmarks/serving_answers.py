@@ -58,8 +58,9 @@ class Answers:
 
 def measure_answers(checkpoints: Sequence[str], images: int, output: Path) -> None:
     """Simulate requests and score models, the nth of them with seed n; writes what was found, and prints a table."""
-    found = []
+    measured = []
     for seed, checkpoint in enumerate(checkpoints):
+        # The load is a share of what these nodes do at most, which the simulator tells.
         full = simulate(replace(NEAR, window=2.0), ANY, seed).throughput
         loaded = replace(NEAR, rate=LOAD * full)
         four = replace(ANY, width=4, step_deadline=STEP_DEADLINES[NETWORK])
@@ -72,7 +73,7 @@ def measure_answers(checkpoints: Sequence[str], images: int, output: Path) -> No
             samples.append(_Sample(replace(loaded, **FAILURES[failures]), policy, seed))
         accuracies = _accuracies(checkpoint, images, samples)
         for (failures, policy), sample, top1 in zip(settings, samples, accuracies):
-            found.append(
+            measured.append(
                 Answers(
                     checkpoint,
                     seed,
@@ -85,8 +86,8 @@ def measure_answers(checkpoints: Sequence[str], images: int, output: Path) -> No
                     top1,
                 )
             )
-    write_whole(output, json.dumps([asdict(answers) for answers in found], indent=1) + "\n")
-    print(table(found))
+    write_whole(output, json.dumps([asdict(answers) for answers in measured], indent=1) + "\n")
+    print(table(measured))
 
 
 class _Sample:
@@ -133,14 +134,16 @@ def _accuracies(checkpoint: str, images: int, samples: Sequence[_Sample]) -> lis
     for sample in samples:
         trials += [Trial("recorded", order.over(base_order)) for order in sample.orders]
     some, _ = study.data.parts("test", images / len(study.data.sets["test"]), 0)
+    # All samples are scored in one pass, in which orders that begin alike share their first steps. The scores come in
+    # the sequence of the trials.
     scores = iter(study.score(trials, some))
     return [fmean(next(scores).top1 for _ in sample.orders) for sample in samples]
 
 
-def table(found: Sequence[Answers]) -> str:
+def table(measured: Sequence[Answers]) -> str:
     """A Markdown table, means over the checkpoints."""
     by_setting: dict[tuple[str, int, float | None], list[Answers]] = {}
-    for answers in found:
+    for answers in measured:
         by_setting.setdefault((answers.failures, answers.width, answers.answer_by), []).append(answers)
     rows = []
     for (failures, width, answer_by), of_seeds in by_setting.items():

@@ -266,8 +266,8 @@ async def compare_with_simulator(output: Path) -> None:
     print(
         f"a message and its answer took {1000 * message:.1f} ms, and it took {1000 * detection:.0f} ms to notice a kill"
     )
-    found = [vars(comparison) for comparison in comparisons]
-    write_whole(output, json.dumps({"message": message, "detection": detection, "found": found}) + "\n")
+    content = {"message": message, "detection": detection, "found": [vars(comparison) for comparison in comparisons]}
+    write_whole(output, json.dumps(content) + "\n")
 
 
 async def _message_seconds(cluster: SleepingCluster) -> float:

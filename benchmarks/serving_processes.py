@@ -163,9 +163,11 @@ def ticks(seconds: float) -> list[float]:
     """How late this process is when it wakes up, again and again for so many seconds."""
     late = []
     end = time.monotonic() + seconds
-    while (due := time.monotonic() + TICK) < end:
+    due = time.monotonic() + TICK
+    while due < end:
         time.sleep(TICK)
         late.append(time.monotonic() - due)
+        due = time.monotonic() + TICK
     return late
 
 
@@ -216,12 +218,14 @@ async def _measure_all(cluster: SleepingCluster, sleep: float, machine: Any) -> 
     alone = {width: Measured("alone", width) for width in WIDTHS}
     chance = random.Random(0)
     for _ in range(ROUNDS):
+        # In a new sequence each time, so that a slow phase of the machine affects all widths alike.
         for width in sorted(WIDTHS, key=lambda _: chance.random()):
             await cluster.begin(scenario, Policy(width=width))
             await Requests(cluster, Measured("warm-up", width)).send()
             for _ in range(ALONE):
                 await Requests(cluster, alone[width]).send()
 
+    # All widths get the same load, that of 80% of what width 1 does at most.
     await cluster.begin(scenario, Policy())
     rate = LOAD * (await cluster.measure(scenario))["requests/s"]
     loaded = []
@@ -247,10 +251,12 @@ async def _answer_in_time(cluster: SleepingCluster, scenario: Scenario, measured
     policy = Policy(width=measured.width, answer_by=measured.answer_by, step_deadline=0.5)
     await cluster.begin(scenario, policy)
     loop = asyncio.get_running_loop()
-    killed, stopped = cluster.process("node1"), cluster.process("node2")
+    killed = cluster.process("node1")
+    stopped = cluster.process("node2")
     loop.call_later(SECONDS / 4, os.kill, killed, signal.SIGKILL)
     loop.call_later(SECONDS / 2, os.kill, stopped, signal.SIGSTOP)
     await Requests(cluster, measured).send_at(rate)
+    # The next measurement needs it again.
     os.kill(stopped, signal.SIGCONT)
 
 

@@ -167,15 +167,15 @@ HEADER = [
 def rows(points: list[Point]) -> list[list[str]]:
     """Rows under HEADER, means over the seeds; shares are those of the first row of the same load."""
     by_setting: dict[tuple[str, int, float | None], list[Point]] = {}
-    for found in points:
-        by_setting.setdefault((found.load, found.width, found.answer_by), []).append(found)
+    for measured in points:
+        by_setting.setdefault((measured.load, measured.width, measured.answer_by), []).append(measured)
 
     table = []
     references: dict[str, list[Point]] = {}
     for (load, width, answer_by), of_seeds in by_setting.items():
         reference = references.setdefault(load, of_seeds)
         p50, p95, p99 = (mean_latency(of_seeds, index) for index in range(3))
-        throughput = fmean(found.throughput for found in of_seeds)
+        throughput = fmean(measured.throughput for measured in of_seeds)
         table.append(
             [
                 of_seeds[0].network,
@@ -187,11 +187,11 @@ def rows(points: list[Point]) -> list[list[str]]:
                 f"{p50 / mean_latency(reference, 0):.2f}",
                 f"{p95:.3g}",
                 f"{p99:.3g}",
-                f"{max(found.longest for found in of_seeds):.3g}",
+                f"{max(measured.longest for measured in of_seeds):.3g}",
                 f"{throughput:.3g}",
-                f"{throughput / fmean(found.throughput for found in reference):.3f}",
-                f"{fmean(found.missed for found in of_seeds):.2f}",
-                f"{100 * fmean(found.failed for found in of_seeds):.2f}",
+                f"{throughput / fmean(measured.throughput for measured in reference):.3f}",
+                f"{fmean(measured.missed for measured in of_seeds):.2f}",
+                f"{100 * fmean(measured.failed for measured in of_seeds):.2f}",
             ]
         )
     return table
@@ -199,4 +199,4 @@ def rows(points: list[Point]) -> list[list[str]]:
 
 def mean_latency(points: list[Point], index: int) -> float:
     """The mean over the seeds of the median (0), the 95th (1) or the 99th percentile (2), in seconds."""
-    return fmean(found.latency[index] for found in points)
+    return fmean(measured.latency[index] for measured in points)

@@ -18,7 +18,7 @@ IMAGES = 1000
 WIDTHS = (1, 4)
 
 
-class Found:
+class WireMeasures:
     """What was found of a form of what travels.
 
     Attributes:
@@ -56,7 +56,7 @@ def measure_wire(checkpoint: str) -> None:
     """Classify test images as a cluster does with each form, one random order a batch; prints a table."""
     study = start_study(checkpoint, None, split="test", accelerator="cpu", batch_size=100)
     model = study.loaded.model.eval()
-    found = {(wire, width): Found() for width in WIDTHS for wire in get_args(Wire)}
+    measures = {(wire, width): WireMeasures() for width in WIDTHS for wire in get_args(Wire)}
     for number, (images, labels) in enumerate(study.batches):
         if number * 100 >= IMAGES:
             break
@@ -65,13 +65,13 @@ def measure_wire(checkpoint: str) -> None:
             order = _order(len(model.order), width, number).over(model.order)
             exact = model(pixels, order).logits
             for wire in get_args(Wire):
-                of_wire = found[wire, width]
+                of_wire = measures[wire, width]
                 logits, travelled = _run(model, pixels, order, wire)
                 of_wire.add(logits, exact, labels)
                 of_wire.bytes = travelled / len(images) / len(order)
 
     header = ["wire", "width", "bytes a step", "top-1, %", "same class, %", "error of the logits, %"]
-    print(markdown(header, [[wire, str(width), *of_wire.row()] for (wire, width), of_wire in found.items()]))
+    print(markdown(header, [[wire, str(width), *of_wire.row()] for (wire, width), of_wire in measures.items()]))
 
 
 def _order(steps: int, width: int, number: int) -> Order:
@@ -92,7 +92,9 @@ def _run(model: OrderedViT, images: Tensor, order: Order, wire: Wire) -> tuple[T
     states = [model.embed(images).tokens.numpy()]
     travelled = 0
     for step, position in zip(order, order.positions):
-        read, newest = states[-1 - step.lag], states[-1]
+        # A step in flight reads the state as it was at its start, and its change is added to the newest one.
+        read = states[-1 - step.lag]
+        newest = states[-1]
         sent = pack(read, wire)
         tokens = unpack(sent)
         state, _ = model.run_step(State(torch.tensor(tokens)), step._replace(lag=0), position)

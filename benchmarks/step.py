@@ -53,6 +53,7 @@ def main() -> None:
     args = _parser().parse_args()
     set_up_logging()
     warnings.filterwarnings("ignore", module="lightning")
+    # A folder of its own for compiled kernels: those of an earlier benchmark would make the first step look quick.
     scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = args.cache or scratch.name
     torch.manual_seed(0)

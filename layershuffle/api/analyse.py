@@ -78,6 +78,7 @@ def _choose_layer(layer: int | None, layers: list[int]) -> int:
 def _contributions(study: Study, images: Dataset) -> Contributions:
     """How much each step changes what the model classifies by, in random orders."""
     backbone = study.model.backbone
+    # Each image runs in a random order of its own, which is kept beside what was measured in it.
     orders: list[str] = []
     added: list[list[float]] = []
     before: list[list[float]] = []

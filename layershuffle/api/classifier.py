@@ -20,6 +20,7 @@ def with_classifier_for(data: ImageData, loaded: LoadedModel) -> LoadedModel:
     Raises:
         UserError: if the model has other classes than the data.
     """
+    # Such a checkpoint is whole, and looks like that of a trained model.
     if (loaded.info.compute or {}).get("updates") == 0:
         logger.warning(
             "%s was trained for 0 updates: a classifier that its weights didn't bring is untrained", loaded.info.name

@@ -99,6 +99,7 @@ def run_parser(parser_class: type[ConfigParser] = ConfigParser) -> ConfigParser:
     )
     parser.add_class_arguments(checkpointing.BestCheckpoint, "checkpoint", fail_untyped=False, sub_configs=True)
     parser.set_defaults(DEFAULTS)
+    # There is one seed for everything, and how many classes the model has is known once the data set is made.
     parser.link_arguments("seed", "model.seed")
     parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
     return parser
@@ -116,6 +117,7 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
     """
     parser = run_parser(parser_class)
     config = parser.parse_args(args)
+    # Before anything is made: weights that no file brings are random.
     pl.seed_everything(config.seed, workers=True)
     _apply_shortcuts(config)
     if not config.checkpoint.monitor:
@@ -140,8 +142,11 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
     added: list[Callback] = [objects.checkpoint, *_callbacks(config)]
     if not config.trainer.fast_dev_run:
         added.append(SaveConfig(saved_config, config))
-    given = objects.trainer.callbacks or []
-    objects.trainer.callbacks = [*(given if isinstance(given, list) else [given]), *added]
+    # Options may name no callback, one, or a list of them.
+    configured = objects.trainer.callbacks or []
+    if not isinstance(configured, list):
+        configured = [configured]
+    objects.trainer.callbacks = [*configured, *added]
     trainer = make_trainer(vars(objects.trainer))
     _check(trainer, config)
     _write_whole_checkpoints(trainer)
@@ -239,6 +244,7 @@ def _check(trainer: pl.Trainer, config: Namespace) -> None:
 
 def _write_whole_checkpoints(trainer: pl.Trainer) -> None:
     """Let a trainer whose checkpoint is one file write it whole or not at all."""
+    # A sharded checkpoint is a folder to which each process writes a part: Lightning's own plugin has to do that.
     strategy: Any = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
         is_one_file = not private_apis.saves_many_files(strategy)
@@ -259,6 +265,8 @@ def _fastest_precision(module: FineTuner, data: ImageData, config: Namespace) ->
         model(images, model.order).logits.sum().backward()
         model.zero_grad()
 
+    # The measurement must not use up random numbers of the training, nor compile layers for a precision that is then
+    # not chosen.
     with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
         return fastest_precision(step, device)
 

@@ -90,6 +90,7 @@ def evaluate(
         choices = study.model.choice.orders
     to_score = trials(names, study.model.order, random_orders, seed, parsed_orders, choices, **_arguments(options))
 
+    # Counts by class come from the same forward passes as the scores. Not every protocol has them, see ``Protocol``.
     by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
     scores = study.score(to_score, on_output=by_class.add)
     measures = [by_class.counts()] if by_class.groups else []

@@ -36,7 +36,10 @@ Run = Callable[[Tensor, Order | None], Tensor]
 """What was exported: a function of uint8 images and an order that returns logits."""
 
 TOLERANCE = 1e-4
-"""The largest difference between the logits of a model and of its export, in float32."""
+"""The largest difference between the logits of a model and of its export, in float32.
+
+Another sequence of additions changes the last of some seven digits; a wrong layer or pixel changes the first ones.
+"""
 COMPARED = 8
 """How many images the two are compared on."""
 SAMPLED = 3
@@ -117,6 +120,7 @@ def export(
     loaded = replace(as_loaded(model), command=command)
     only_order = None if order is None else loaded.check(order)
     _check(loaded, only_order, format, per_layer, target)
+    # Results that can't be read should be known before anything is written.
     for_card = [source if isinstance(source, Results) else Results.load(source) for source in results]
     exporting.check_new(folder)
 

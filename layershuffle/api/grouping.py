@@ -59,6 +59,8 @@ def group_layers(study: Study, order: Order, losses_of: Losses, steps: int, roun
         The best order of each number of steps, the most steps first. The last one is the result. A group of attentions
         and that of the feed-forward networks of the same layers are one step, as a layer is.
     """
+    # Which form is better differs from model to model: in halves, a group's feed-forward networks read what all of its
+    # attentions have found. Of each number of steps, the better form stays.
     best: dict[int, _Groups] = {}
     for is_split in (False, True):
         for grouped, loss in group(order, partial(_losses, losses_of, is_split), steps):
@@ -66,6 +68,7 @@ def group_layers(study: Study, order: Order, losses_of: Losses, steps: int, roun
             if len(grouped) not in best or loss < best[len(grouped)].loss:
                 best[len(grouped)] = groups
 
+    # Only the result is improved further: the others just show how accuracy falls on the way there.
     fewest = best[min(best)]
     neighbours = partial(exchanged, layers=sorted(study.model.order.layers))
     *_, (grouped, loss) = climb(fewest.order, partial(_losses, losses_of, fewest.is_split), rounds, neighbours)

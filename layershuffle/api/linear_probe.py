@@ -60,12 +60,14 @@ def linear_probe(
     if split != "test":
         raise UserError("a linear probe is scored on the test images, and validation images choose it: leave out split")
     study = start_study(model, data, split=split, keeps_classifier=False, **options)
+    # The test images are there already, and a probe also needs those of a training.
     study.data.setup("fit")
     if study.data.sets["val"] is study.data.sets["test"]:
         raise UserError(
             "the test images can't choose the penalty: hold out some of the training images (data.val_fraction 0.1)"
         )
     logger.info(study.data.describe())
+    # Accuracies of the two commands are compared, and differ by how images are resized.
     if study.loaded.image_format is not None:
         logger.info(
             "images are resized as timm does for this model (%s); layershuffle train resizes as the paper does "
@@ -74,9 +76,12 @@ def linear_probe(
         )
     choosing = len(study.data.sets["val"])  # type: ignore[arg-type]
     warn_of_few_images(choosing, study.data.num_classes, "val", chosen="the penalty is", options=())
+
+    # The backbone is frozen, so that each image passes it once, however many classifiers are fitted.
     train = _features(study, "train")
     val = _features(study, "val")
     test = _features(study, "test")
+    # The yardstick: a vote has nothing to train and nothing to choose.
     classes = study.data.num_classes
     voted = nearest_neighbours(train, test.features, classes)
     neighbours = ProbeScore(
@@ -85,6 +90,7 @@ def linear_probe(
         balanced=balanced(voted, test.labels, classes),
     )
     penalty, linear = _best_regression(train, val, test, classes)
+
     images = [len(part.labels) for part in (train, val, test)]
     most_frequent = float(test.labels.bincount().max()) / images[2]
     measure = LinearProbe(images, min(NEIGHBOURS, images[0]), neighbours, penalty, linear, most_frequent)
@@ -104,6 +110,7 @@ def _features(study: Study, part: Literal["train", "val", "test"]) -> Features:
 
 def _best_regression(train: Features, val: Features, test: Features, classes: int) -> tuple[float, ProbeScore]:
     """The penalty with the highest validation accuracy, of equal ones the strongest, and the scores with it."""
+    # With the mean and the spread of the training images alone: those of other images must not reach the classifier.
     standardise = Standardisation.of(train.features)
     standardised = Features(standardise(train.features), train.labels)
     val_features = standardise(val.features)
@@ -111,6 +118,7 @@ def _best_regression(train: Features, val: Features, test: Features, classes: in
     total = len(PENALTIES)
     best: tuple[float, ProbeScore] | None = None
     with progress_bar("fitting logistic regressions", total, "regression") as advance:
+        # All of them are one module, which each penalty trains further: it is scored before the next one.
         for penalty, linear in zip(PENALTIES, logistic_regressions(standardised, classes)):
             with torch.inference_mode():
                 predicted = linear(test_features).argmax(dim=1)
@@ -119,6 +127,7 @@ def _best_regression(train: Features, val: Features, test: Features, classes: in
                     test=accuracy(predicted, test.labels),
                     balanced=balanced(predicted, test.labels, classes),
                 )
+            # Penalties fall from one to the next, so that of equal scores the first is that of the simplest classifier.
             if best is None or score.val > best[1].val:
                 best = penalty, score
             advance()

@@ -51,6 +51,7 @@ def merge(
     if output.exists():
         raise UserError(f"{output} is there already: give another name for the merged checkpoint, or remove it")
     content = merging.merge([fspath(checkpoint) for checkpoint in checkpoints], seed)
+    # By way of memory: a file that is written piece by piece could be cut off, and look like a checkpoint.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_whole(output, buffer.getbuffer())

@@ -129,6 +129,7 @@ def serve(
         stopped = asyncio.Event()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(cluster)
+            # Instead of ending the process, a signal lets the contexts end the server and then the nodes.
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, stopped.set)
             application = HttpServer(cluster, loaded, token, most_waiting, top).application()
@@ -250,6 +251,7 @@ async def answer_pictures(
     try:
         await asyncio.gather(*workers)
     finally:
+        # An error ends ``gather`` but not the other tasks, which would go on sending requests.
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
@@ -283,6 +285,7 @@ async def _work(
         try:
             result = await cluster.submit(pixels[None])
         except UserError as error:
+            # Without a line in the file, the same command classifies this picture again.
             logger.warning("%s: %s", path, error)
             failures.add(error)
             continue

@@ -77,6 +77,7 @@ def simulate(
         )
     with EventLog(event_log) as log:
         outcomes = compare(scenario, cluster_sizes, policies, seeds, log.ended if event_log else None, advance)
+    # All policies have the same limits, so that any of them tells what they are.
     policy = next(iter(policies.values()))
     limits = {name: getattr(policy, name) for name in LIMITS}
     return Simulation(scenario, limits, tuple(seeds), outcomes)

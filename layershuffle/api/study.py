@@ -219,6 +219,7 @@ def start_study(
     data.ranks = fabric.world_size
     data.rank = fabric.global_rank
     preprocess = data.prepare_for(*(loaded.image_format or loaded.model.image_format))
+    # One process downloads, and the others find the files.
     with fabric.rank_zero_first():
         data.prepare_data()
     data.setup("test" if split == "test" else "fit")

@@ -142,6 +142,7 @@ def train(
         settings["trainer.logger.save_dir"] = str(Path(folder).parent)
         settings["trainer.logger.version"] = Path(folder).name
     settings.update(options or {})
+    # Lightning and others tell of things that no user can act on; the command doesn't show them either.
     with silenced():
         return fit(compose([*words, *as_options(settings)]))
 

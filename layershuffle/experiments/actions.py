@@ -1,4 +1,9 @@
-"""What a run can do: train, evaluate, analyse and merge; and how an action is told what to do."""
+"""What a run can do: train, evaluate, analyse and merge; and how an action is told what to do.
+
+Actions take the arguments of their commands, and not those of the Python API. So one parser checks an experiment's
+settings before anything runs and reads them when it does, options of classes such as ``data.root`` mean what they mean
+on the command line, and each log begins with a command that repeats the run by hand.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -135,6 +135,7 @@ def _losses_on_all_gpus(strategy: str, count: int, more: Mapping[str, Any]) -> T
         "trainer.logger.version": "run",
         **more,
     }
+    # Without torchrun, Lightning would start the command of this very process, a check, once more for each GPU.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     training = ["-m", "layershuffle", "train", "mini_glyphs", "glyphs", "gpu", "mini", strategy, *as_options(options)]
     done = subprocess.run([*torchrun, *training], env=environment(), check=False)

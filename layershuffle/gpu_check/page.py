@@ -32,6 +32,7 @@ def write(results: Mapping[str, CheckResult], folder: Path, about: Mapping[str, 
     """
     # In the sequence of CHECKS, whichever was made first.
     results = {name: results[name] for name in CHECKS if name in results}
+    # A check that hung or crashed couldn't tell its device.
     device = next((result.device for result in results.values() if result.device), "unknown")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     content = {

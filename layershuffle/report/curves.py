@@ -77,6 +77,7 @@ def side_by_side(setup: SetupResults, protocol: str, key: str) -> list[Point]:
         protocol: one whose variants have two values: a number, and under "layers" which layers run.
         key: what the number is called.
     """
+    # A dict keeps the sequence in which the protocol lists its kinds of orders, and a set wouldn't.
     panels: dict[str, None] = {}
     for method in setup.main_methods:
         for run in setup.runs_of(method):
@@ -99,6 +100,7 @@ def _points(
     points = []
     for number in sorted(numbers):
         of_seeds = setup.scores_by_seed(method, protocol, **{key: number}, **variant)
+        # Every model has the same weight, however many orders it ran.
         means = [_mean_percent(scores) for scores in of_seeds]
         points.append(Point(panel, method, number, summarise(means)))
     return points
@@ -117,6 +119,7 @@ def bars(accuracies: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
     """Bars for each method, one for each kind of order, with 95% intervals, and ``levels`` in percent as lines."""
     methods = list(dict.fromkeys(bar.method for bar in accuracies))
     orders = list(dict.fromkeys(bar.order for bar in accuracies))
+    # In inches: wide enough for the names of all methods.
     figure, (axis,) = panels(1, max(7.2, 2 + 1.25 * len(methods)), 4.2)
     width = 0.8 / len(orders)
     # The bars of a method stand side by side, centred on its tick.

@@ -40,6 +40,7 @@ _ROWS = {
 TABLE_1: dict[tuple[str, str, str, str], Accuracy] = {}
 """By (backbone, data, "sequential" or "arbitrary", method)."""
 
+# The table above reads as the paper's does, and the lookup needs one entry for each number.
 for _row, _text in _ROWS.items():
     _numbers = [float(number) for number in _text.split()]
     for _place, _method in enumerate(METHODS):

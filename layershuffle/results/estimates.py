@@ -130,6 +130,7 @@ def _of_mean(values: Sequence[float]) -> Variance:
 
 def total(parts: Iterable[Variance]) -> Variance:
     """The sum of independent variances, with Satterthwaite's degrees of freedom; of two means' it is Welch's test."""
+    # Satterthwaite: the square of the sum over the sum of the parts' squares, each over its own degrees of freedom.
     variance = 0.0
     spread = 0.0
     for part, part_freedom in parts:

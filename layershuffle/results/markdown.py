@@ -6,6 +6,7 @@ import re
 def plain(text: str) -> str:
     """The text on one line, so that Markdown shows it as it is: no heading, link, picture, HTML or border of a cell."""
     text = _on_one_line(text)
+    # HTML first, because some of the escapes below begin with the same character.
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
     # Within a word an underscore means nothing, and most names have some.

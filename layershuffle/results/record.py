@@ -227,6 +227,7 @@ class Results:
         for part in content:
             if part not in PARTS and part != "layershuffle_results":
                 raise UserError(f"it has something unknown: {part}")
+        # What an older version left out stays out when the file is written again, see ``save``.
         scores, lacks = read_scores(content["scores"])
         if "measures" not in content:
             lacks |= {"measures"}
@@ -239,6 +240,7 @@ class Results:
             _read_measures(content.get("measures", {})),
             lacks,
         )
+        # A measure may refer to scores and to names of classes, so that it is checked when all are there.
         for measure in results.measures:
             measure.check(results)
         return results

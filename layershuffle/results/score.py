@@ -111,6 +111,7 @@ def read_scores(groups: Any) -> tuple[list[Score], frozenset[str]]:
         UserError: if something in it has the wrong type or is out of range.
     """
     read = typed_json.read(list[ScoreColumns], groups, "scores")
+    # What one group lacks, the whole file lacks: one version has written all of it.
     scores = []
     lacking: set[str] = set()
     for columns in read:

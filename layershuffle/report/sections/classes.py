@@ -29,6 +29,7 @@ def classes(setup: SetupResults) -> Section | None:
     if not methods or ByClassCounts.section is None:
         return None
     parts: list[Table | Picture] = []
+    # Only where some classes have many more images than others does it make a difference.
     balanced = _balanced(methods)
     if balanced:
         parts.append(balanced)
@@ -71,6 +72,7 @@ def _balanced(methods: dict[str, Counted]) -> Table | None:
     shares = first_counts.levels(first_results)
     if not shares:
         return None
+    # A row for each method and kind of order, whose numbers are means over the method's models.
     rows: Rows = []
     for method, several in _alike(methods).items():
         by_order: dict[str, list[tuple[float, float, float]]] = {}
@@ -105,6 +107,7 @@ def _table(methods: dict[str, Counted]) -> Table:
         columns = [*sequential.values(), *arbitrary.values()]
         return min((accuracies[index] for accuracies in columns if accuracies), default=0)
 
+    # A class without test images has no accuracy.
     present = [index for index, count in enumerate(images) if count]
     shown = sorted(present, key=lowest)[:MAX_CLASSES]
     rows: Rows = []

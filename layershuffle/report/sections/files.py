@@ -34,6 +34,7 @@ def provenance(setups: Sequence[SetupResults]) -> Section:
     for setup in setups:
         for name, results in setup.files.items():
             environment = results.environment
+            # Enough to tell whether two numbers were made alike; the file itself has all of it.
             machine = f"{environment.device}, {environment.precision}"
             versions = f"torch {environment.torch}, timm {environment.timm}"
             rows.append(

@@ -20,6 +20,7 @@ def side_by_side(setup: SetupResults) -> list[Section]:
 
 
 def _section(setup: SetupResults, kind: type[Measure], about: ReportSection, several: list[Results]) -> Section:
+    # Its figures are only those of the paper where it is about the paper's model and data.
     title = about.title
     if setup.in_paper and about.paper_figures:
         title += f" (figures {about.paper_figures})"

@@ -24,6 +24,7 @@ def summary(setups: Sequence[SetupResults]) -> Section:
             caption = "top-1 accuracy; lines are 95% intervals."
             draw = partial(curves.bars, bars, setup.levels)
             parts.append(picture("orders", setup, caption, draw, _data(bars, setup)))
+    # Said once here, because it holds for all tables of the page.
     interval = meaning(setups)
     if interval:
         text.append(interval)

@@ -56,6 +56,7 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     figure, axes = panels(panel_count, max(6.4, 1 + 3.2 * panel_count), 4.4, title)
     bar_width = min(WIDEST_BAR, 0.8 / len(several))
     levels: dict[str, float] = {}
+    # Model by model, each of which goes through all panels.
     for index, results in enumerate(several):
         remaining = iter(axes)
         colour = COLOURS[index % len(COLOURS)]
@@ -135,6 +136,7 @@ def _draw_groups(axis: Axes, results: Results, colour: str) -> None:
 
 
 def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequences: bool) -> list[Artist]:
+    # By hand: a line has the colour of its model and the style of its sequence, and the legend explains each by itself.
     handles: list[Artist] = []
     for index, results in enumerate(several):
         handles.append(Line2D([], [], color=COLOURS[index % len(COLOURS)], lw=4, label=results.label))

@@ -129,6 +129,7 @@ def matrix(protocols: Sequence[Protocol], results: Results, title: str = "") -> 
         (_, row), (_, column), *_ = _numbers(score)
         by_pair.setdefault((row, column), []).append(100 * score.top1)
 
+    # Exchanging two layers is the same whichever is named first, so that protocols list each pair once.
     ticks = sorted(set(itertools.chain(*by_pair)))
     values = np.full((len(ticks), len(ticks)), np.nan)
     for i, row in enumerate(ticks):
@@ -155,6 +156,7 @@ def choices(protocols: Sequence[Protocol], results: Results, title: str = "") ->
         if score.order is not None:
             names.append(textwrap.fill(score.order, 16))
     axis.set_xticks(range(len(scores)), names, fontsize=7)
+    # Above 100% there is room for the texts on high bars.
     axis.set(ylim=(0, 112), yticks=range(0, 101, 20))
     figure.legend(loc="outside right center", frameon=False)
     return figure

@@ -39,6 +39,7 @@ class Grouping(Measure):
 
     def figure(self, results: Results, title: str = "") -> Figure:
         """Accuracy against steps, and in a second panel the times against steps, if there are any."""
+        # Both panels have the same x axis: what fewer steps cost in accuracy, and what they save.
         scores = results.of("grouping")
         steps = [score.variant["steps"] for score in scores]
         columns = {"top-1 accuracy, %": [100 * score.top1 for score in scores]}

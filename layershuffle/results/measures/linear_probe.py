@@ -77,6 +77,7 @@ class LinearProbe(Measure):
             rows.append([classifier, f"{100 * score.val:.2f}", on_test])
         rows.append([f"images, besides {train} for training", str(val), str(test)])
         header = ["classifier", "validation", "test"]
+        # Where classes are about equally frequent, the column would repeat the one before it.
         if is_skewed(self.most_frequent, results):
             header.append("balanced test")
             for row, score in zip(rows, classifiers.values()):

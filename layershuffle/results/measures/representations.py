@@ -67,6 +67,7 @@ class Representations(Measure):
         positions = range(max(measure.steps for _, measure in measured))
         figure, axes, colours = coloured_panels(several, 4.6, "position", positions)
         for axis, (results, measure) in zip(axes, measured):
+            # Thousands of points are drawn as pixels: as shapes, they would make the page large and slow.
             x, y = np.array(measure.plane).T
             axis.scatter(x, y, c=colours.to_rgba(np.array(measure.positions)), s=8, linewidths=0, rasterized=True)
             axis.set(title=f"{results.label}, layer {measure.layer}", xticks=[], yticks=[])

@@ -50,6 +50,7 @@ def full_depth(results: Results) -> Table:
     elsewhere = {protocol.name for protocol in shown(results) if protocol.columns or protocol.figure == "matrix"}
     predicts = any(score.position_accuracy is not None for score in results.scores)
     chooses = any(score.chosen is not None for score in results.scores)
+    # Most models neither predict positions nor choose orders, and 80 columns are few.
     header = ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss", "ECE %"]
     if predicts:
         header.append("pos. %")
@@ -96,6 +97,7 @@ def _mean_percent(shares: list[float | None]) -> str:
 
 def grid(results: Results, protocol: Protocol) -> Table:
     """Top-1 accuracy, a column for each value of the variant's first entry, a row for each of the rest."""
+    # By what the rows stand for, and then by the number that the columns stand for.
     by_rest: dict[tuple[object, ...], dict[Any, Estimate | None]] = {}
     for (name, *variant), scores in results.groups().items():
         if name == protocol.name:
