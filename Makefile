@@ -55,7 +55,7 @@ container:  ## lint and build the image, then train a step and evaluate in it (d
 	$(BIN)/python -m pip install --editable ".[dev]"
 	touch $@
 
-.venv/docs: .venv/ready
+.venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
