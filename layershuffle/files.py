@@ -18,9 +18,6 @@ import yaml
 
 from layershuffle.errors import UserError
 
-if sys.platform != "win32":
-    import fcntl
-
 logger = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 200 << 20
@@ -187,6 +184,9 @@ class WriterLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if sys.platform == "win32":
             return
+
+        import fcntl
+
         while self._file is None:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:

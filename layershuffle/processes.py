@@ -90,7 +90,8 @@ class Child:
 
     def _wait_for_group(self) -> None:
         """Wait until the time to end is over; raises ProcessLookupError as soon as the group is empty."""
-        assert sys.platform != "win32"
+        if sys.platform == "win32":  # It has no groups.
+            return
         end = time.monotonic() + SECONDS_TO_END
         while time.monotonic() < end:
             # A process that has ended belongs to the group until its parent has asked for its exit code.

@@ -128,7 +128,7 @@ class PackedImages(Dataset):
 def read_at(file: FileIO, start: int, rows: np.ndarray) -> int:
     """Fill rows with what the file has from the byte ``start`` on; returns how many bytes there were."""
     file.seek(start)
-    return file.readinto(rows)
+    return file.readinto(rows.data)
 
 
 class PackedFolders(ImageFolders):

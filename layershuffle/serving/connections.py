@@ -11,9 +11,6 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-if sys.platform != "win32":
-    import resource
-
 logger = logging.getLogger(__name__)
 
 BACKLOG = 128
@@ -115,6 +112,9 @@ class Connections:
         """How many connections there may be beside the files that are open now."""
         if sys.platform == "win32":
             return self.limits.connections
+
+        import resource
+
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         left = limit - len(os.listdir("/dev/fd")) - SPARE_FILES
         return max(FEWEST, min(self.limits.connections, left))
