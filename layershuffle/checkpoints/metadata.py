@@ -139,6 +139,7 @@ def _is_merged(value: Any) -> bool:
     layers = value.get("layers")
     if not isinstance(sources, list) or not isinstance(layers, list):
         return False
+    # The hash tells which file a source was, wherever it lies now.
     if not all(_are_texts(source) and {"source", "sha256"} <= source.keys() for source in sources):
         return False
     return all(is_whole(layer) and 0 <= layer < len(sources) for layer in layers)

@@ -112,6 +112,7 @@ def _imagenet_names(vit: Any) -> list[str] | None:
     """The names of the classes, if timm's model has as many classes as a version of ImageNet."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
+    # By the number of classes: timm's configurations don't name the data.
     subset = infer_imagenet_subset(vit)
     if not subset:
         return None

@@ -2,27 +2,24 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layershuffle.checkpoints.export import as_cut, check_new
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.model_card import ModelCard, scores_of
+from layershuffle.checkpoints.program_parts import Part, part_in_one_order, parts_in_any_order
 from layershuffle.checkpoints.programs import MANIFEST, SUFFIXES, require
 from layershuffle.checkpoints.training_data import class_names, trained_format
 from layershuffle.choices import ProgramFormat
 from layershuffle.data.preprocessing import Preprocess
 from layershuffle.errors import UserError
 from layershuffle.files import write_whole
-from layershuffle.models.backbones import State
 from layershuffle.models.image_format import ImageFormat
-from layershuffle.models.model import OrderedViT
-from layershuffle.models.part import copy_with_layers
-from layershuffle.models.widen import has_groups, why_not_wide, widen
 from layershuffle.orders.order import Order
 from layershuffle.results import Results
 
@@ -42,27 +39,11 @@ logits = torch._inductor.aoti_load_package("FOLDER/{file}")(images)
 }
 """How to run a program of one order."""
 
-USE_LAYERS = """from layershuffle.checkpoints.programs import Programs
+USE_LAYERS = """from layershuffle.checkpoints.program_parts import Part, part_in_one_order, parts_in_any_order
+from layershuffle.checkpoints.programs import Programs
 
 logits = Programs("FOLDER")(images, "2 0 1")  # whole layers in any order
 """
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of a model that becomes a program.
-
-    Attributes:
-        module: what computes.
-        inputs: the names of its inputs.
-        outputs: the names of its outputs.
-        example: inputs to trace it with.
-    """
-
-    module: nn.Module
-    inputs: list[str]
-    outputs: list[str]
-    example: tuple[Tensor, ...]
 
 
 def export_programs(
@@ -112,11 +93,9 @@ def export_programs(
     # torch.export would take a batch of one image for a constant, and the program then for no other batch.
     images = torch.zeros(2, *model.image_shape, dtype=dtype, device=device)
     if order is None:
-        parts = _parts_in_any_order(model, preprocess, images)
+        parts = parts_in_any_order(model, preprocess, images)
     else:
-        is_wide = has_groups(order) and why_not_wide(model, order) is None
-        whole = _Wide(model, order, preprocess) if is_wide else _Whole(model, order, preprocess)
-        parts = {"model": _Part(whole, ["images"], ["logits"], (images,))}
+        parts = {"model": part_in_one_order(model, order, preprocess, images)}
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,99 +117,6 @@ def export_programs(
         normalises=normalises,
     )
     write_whole(folder / "README.md", card.markdown(loaded))
-
-
-class _Whole(nn.Module):
-    """The whole model in one order."""
-
-    def __init__(self, model: OrderedViT, order: Order, preprocess: Preprocess | None) -> None:
-        super().__init__()
-        # The weights of layers that don't run would otherwise be in the program's file.
-        self.model = copy_with_layers(model, order.layers)
-        self.order = order
-        self.preprocess = preprocess
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.run(self._embed(images), self.order).logits
-
-    def _embed(self, images: Tensor) -> State:
-        if self.preprocess:
-            images = self.preprocess.normalise(images)
-        return self.model.embed(images)
-
-
-class _Wide(nn.Module):
-    """The whole model in one order, with the layers of each group merged into a wider one."""
-
-    def __init__(self, model: OrderedViT, order: Order, preprocess: Preprocess | None) -> None:
-        super().__init__()
-        self.vit = widen(model, order)
-        self.preprocess = preprocess
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.preprocess:
-            images = self.preprocess.normalise(images)
-        return self.vit(images)
-
-
-class _Embed(_Whole):
-    """What comes before the layers."""
-
-    def __init__(self, model: OrderedViT, preprocess: Preprocess | None) -> None:
-        super().__init__(model, Order(), preprocess)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        tokens, context = self._embed(images)
-        if context is None:
-            return (tokens,)
-        return tokens, context
-
-
-class _Layer(nn.Module):
-    """One layer, with the projection of its position if there is one."""
-
-    def __init__(self, model: OrderedViT, layer: int) -> None:
-        super().__init__()
-        self.backbone = model.backbone
-        self.layer = layer
-        self.block = model.layers[layer]
-        self.has_encoding = model.encoding is not None
-        if model.encoding:
-            self.table = model.encoding.table_of(layer)
-            self.projection = model.encoding.projections[layer]
-
-    def forward(self, tokens: Tensor, position: Tensor, context: Tensor | None = None) -> Tensor:
-        if self.has_encoding:
-            tokens = self.projection(tokens, self.table(position))
-        return self.backbone.run(self.block, tokens, self.backbone.context_of(self.layer, context))
-
-
-class _Classify(_Whole):
-    """What comes after the layers."""
-
-    def __init__(self, model: OrderedViT) -> None:
-        super().__init__(model, Order(), None)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.model.classify(State(tokens)).logits
-
-
-def _parts_in_any_order(model: OrderedViT, preprocess: Preprocess | None, images: Tensor) -> dict[str, _Part]:
-    """The parts of a model whose order is decided by whoever calls the programs, by the names of their files."""
-    # What a layer gets is known once the images are embedded: some backbones have a context besides the tokens.
-    embed = _Embed(model, preprocess)
-    with torch.inference_mode():
-        tokens, *context = embed(images)
-    context_names = ["context"] if context else []
-    position = torch.tensor(0, device=images.device)
-
-    parts = {"embed": _Part(embed, ["images"], ["tokens", *context_names], (images,))}
-    for layer in range(model.depth):
-        inputs = ["tokens", "position", *context_names]
-        example = (tokens, position, *context)
-        parts[f"layer{layer}"] = _Part(_Layer(model, layer), inputs, ["output"], example)
-    parts["classify"] = _Part(_Classify(model), ["tokens"], ["logits"], (tokens,))
-    return parts
 
 
 def _manifest(
@@ -271,7 +157,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @torch.no_grad()
-def _write(form: ProgramFormat, path: Path, part: _Part) -> None:
+def _write(form: ProgramFormat, path: Path, part: Part) -> None:
     """Write a part as a program that takes batches of any size."""
     # A position has no dimensions, and the context is the same for all images.
     batch = torch.export.Dim("batch")

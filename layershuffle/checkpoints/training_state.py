@@ -76,6 +76,7 @@ def _is_progress(name: str, value: Any) -> bool:
 
 def _steps(loops: Mapping[str, Any]) -> list[int]:
     """How many steps Lightning's loops have counted, in which both ways of optimizing have a number."""
+    # A training uses one of the two, and the other one's count stays at 0.
     loop = loops["fit_loop"]
     automatic = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
     manual = loop["epoch_loop.manual_optimization.optim_step_progress"]
@@ -94,6 +95,8 @@ def _is_optimizer(value: Any) -> bool:
     """Whether it is what ``torch.optim.Optimizer.state_dict`` returns."""
     if not is_mapping(value) or not isinstance(value.get("state"), dict):
         return False
+
+    # Each group has its parameters and its options, such as the learning rate.
     groups = value.get("param_groups")
     if not isinstance(groups, list) or not all(map(is_mapping, groups)):
         return False
@@ -101,7 +104,9 @@ def _is_optimizer(value: Any) -> bool:
         return False
 
     # Parameters have numbers, or with sharded weights names. A state without a parameter would be of another model.
-    keys = [key for group in groups for key in group["params"]]
+    keys: list[Any] = []
+    for group in groups:
+        keys += group["params"]
     if not all(_is_count(key) or is_text(key) for key in keys) or not value["state"].keys() <= set(keys):
         return False
     return all(map(is_mapping, value["state"].values()))

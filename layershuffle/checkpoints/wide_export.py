@@ -88,7 +88,13 @@ def what_is_merged(order: Order) -> str:
     names = {"a": "attentions", "f": "feed-forward networks", "": "whole layers"}
     counts = []
     for half, name in names.items():
-        parts = [part for step in merged_steps(order) for part in step if part.half == half]
-        if parts:
-            counts.append(f"{sum(len(part.layers) for part in parts)} {name} as {len(parts)}")
+        layers = 0
+        merged = 0
+        for step in merged_steps(order):
+            for part in step:
+                if part.half == half:
+                    layers += len(part.layers)
+                    merged += 1
+        if merged:
+            counts.append(f"{layers} {name} as {merged}")
     return ", ".join(counts)

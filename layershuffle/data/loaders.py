@@ -76,10 +76,7 @@ def image_loader(
     if workers is None:
         workers = min(MOST_WORKERS, usable_cores())
 
-    # What makes a batch of the items. A set with ``__getitems__`` returns a batch already.
-    collate: Any = replace_unreadable if training else skip_unreadable
-    if augmented or hasattr(source, "__getitems__"):
-        collate = tuple
+    collate = _collate(images, training)
     # Labels that are known without reading the images have been checked before.
     if labels_of(images) is None:
         collate = CheckedLabels(collate, num_classes, label)
@@ -98,6 +95,14 @@ def image_loader(
         batch_sampler=batch_sampler,
         drop_last=drop_last,
     )
+
+
+def _collate(images: Dataset, training: bool) -> Callable[[Any], Any]:
+    """What makes a batch of the items that a set returns."""
+    # A set with ``__getitems__`` returns a batch already.
+    if isinstance(images, Augmented) or hasattr(whole_set(images), "__getitems__"):
+        return tuple
+    return replace_unreadable if training else skip_unreadable
 
 
 class Relabelled:

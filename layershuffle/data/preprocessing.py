@@ -117,7 +117,7 @@ def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
                 with suppress(Exception):
                     lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
                     if lies_on_its_side:
-                        width, height = height, width
+                        height, width = image.size
             else:
                 # Of other formats the header may say something else than decoding gives.
                 width, height = open_image(path).size

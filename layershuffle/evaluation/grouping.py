@@ -100,4 +100,9 @@ def seconds_when_merged(model: OrderedViT, image: Tensor, orders: Sequence[Order
 
 
 def _replaced(order: Order, replacement: dict[Unit, Unit]) -> Order:
-    return Order(summed([replacement.get(unit, unit) for unit in step.units]) for step in order)
+    """The order with other units in the place of those that ``replacement`` names."""
+    steps = []
+    for step in order:
+        units = [replacement.get(unit, unit) for unit in step.units]
+        steps.append(summed(units))
+    return Order(steps)
