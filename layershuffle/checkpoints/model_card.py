@@ -76,7 +76,7 @@ Images: {self._images(loaded)}, resized and cropped as
         size = image_format.size
         channels = len(image_format.mean)
         colours = {1: "grey", 3: "RGB"}.get(channels, counted(channels, "channel"))
-        # Who calls a program that normalises needs no mean and standard deviation.
+        # Whoever calls a program that normalises needs no mean and standard deviation.
         values = ""
         if not self.normalises:
             mean = ", ".join(f"{value:.4g}" for value in image_format.mean)

@@ -45,7 +45,7 @@ class ClassFolders(Dataset):
 
 def holds_pictures(folder: Path) -> bool:
     """Whether one of the first files in a folder is a picture."""
-    # A folder of pictures begins with them, and looking through millions of other files would take long.
+    # A hundred entries tell enough: looking through millions of them would take long.
     with os.scandir(folder) as entries:
         for entry in islice(entries, 100):
             if entry.is_file() and why_left_out(entry.path, str(folder)) is None:

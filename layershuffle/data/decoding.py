@@ -49,7 +49,7 @@ def why_left_out(path: str, top: str) -> str | None:
     The extension decides, because opening each of a million files would take long. Only files with an unknown one, or
     with none, are opened to see what they are.
     """
-    # A folder that is named itself may be hidden, and what is below it may not.
+    # The folder that the user names may itself be hidden; what is below it may not.
     if f"{os.sep}." in path[len(top) - 1 :]:
         return "hidden"
     if os.path.splitext(path)[1].lower() not in formats():

@@ -85,7 +85,7 @@ class ImageFolders(ImageData):
     def setup(self, stage: str | None = None) -> None:
         """As ``ImageData.setup``; warns if links bring the same files into two splits."""
         super().setup(stage)
-        # A link from one split into another is a model that is tested on what it was trained on.
+        # With a link from one split into another, a model would be tested on images that it was trained on.
         for (first, walk), (second, other) in combinations(self._walks.items(), 2):
             shared = walk.path_of.keys() & other.path_of.keys()
             if shared:
@@ -213,7 +213,7 @@ class ImageFolders(ImageData):
         if classes:
             return classes
 
-        # Nothing is there to read. What follows finds out which mistake it is.
+        # There are no class folders: find out which mistake that is.
         if not os.path.isdir(self.root):
             raise UserError(
                 f"there is no folder {self.root}: name the one that holds {' and '.join(SPLITS[:2])}, or the one that "

@@ -44,7 +44,7 @@ def from_config(config: DataConfig, trusted: str | None = None) -> ImageData:
             f"{config.name}"
         )
 
-    # These two say what happens on this machine, which its user decides.
+    # The user of this machine decides on its processes and its downloads, not the checkpoint.
     args = config.args | {"workers": None}
     if "download" in args:
         args["download"] = False

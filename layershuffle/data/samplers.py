@@ -56,7 +56,7 @@ class TrainingSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[Any]:
         batches_done = self._resume()
-        # All processes compute the same sequence and take every n-th image of it, so that they needn't talk.
+        # All processes compute the same sequence, and each takes every n-th image of it: they exchange nothing.
         for_all = self._images_of_epoch()
         mine = slice(self.rank, self.total_size, self.num_replicas)
 
