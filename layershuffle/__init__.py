@@ -10,6 +10,7 @@ from layershuffle.version import __version__
 if TYPE_CHECKING:
     from layershuffle.api.analyse import analyse
     from layershuffle.api.depth import depth
+    from layershuffle.api.embed import Embeddings, embed
     from layershuffle.api.evaluate import evaluate
     from layershuffle.api.export import ExportedModel, export
     from layershuffle.api.linear_probe import linear_probe
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from layershuffle.results import Results
 
 _HOMES = {
+    "Embeddings": "api.embed",
     "ExportedModel": "api.export",
     "LikelyClass": "checkpoints.likely_classes",
     "LoadedModel": "checkpoints.loaded_model",
@@ -50,6 +52,7 @@ _HOMES = {
     "analyse": "api.analyse",
     "create_model": "models",
     "depth": "api.depth",
+    "embed": "api.embed",
     "evaluate": "api.evaluate",
     "export": "api.export",
     "linear_probe": "api.linear_probe",
@@ -71,6 +74,7 @@ _HOMES = {
 """The modules of what the package offers, which are imported when it is first used."""
 
 __all__ = [
+    "Embeddings",
     "ExportedModel",
     "LikelyClass",
     "LoadedModel",
@@ -90,6 +94,7 @@ __all__ = [
     "analyse",
     "create_model",
     "depth",
+    "embed",
     "evaluate",
     "export",
     "linear_probe",

@@ -9,6 +9,8 @@ Split = Literal["test", "val"]
 """Which images of a data set to use."""
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "auto"]
 """The precision of the forward pass; "auto" measures whether 32-true or bf16-mixed is faster for a model here."""
+Classifier = Literal["own", "neighbours"]
+"""What classifies: the model's own classifier, or the training images whose features are nearest."""
 Subject = Literal["representations", "contributions"]
 """What an analysis looks at in the layers."""
 Strategy = Literal["greedy", "climb", "well-trained"]

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
-from layershuffle.choices import Precision, Split
+from layershuffle.choices import Classifier, Precision, Split
 
 TOKEN = "LAYERSHUFFLE_TOKEN"
 """The environment variable that may hold the token of the clients of ``layershuffle serve``."""
@@ -84,6 +84,13 @@ OPTIONS = {
         several=True,
     ),
     "random_orders": Option("How many random orders to sample.", PositiveInt | None, metavar="N"),
+    "classifier": Option(
+        "What classifies: the model's own classifier, or a vote of the training images with the nearest features, as "
+        "in DINO, which needs no classifier.",
+        default="own",
+        choices=get_args(Classifier),
+    ),
+    "neighbours": Option("How many training images vote, if the nearest ones do.", PositiveInt, 20, metavar="N"),
     "depths": Option("Numbers of layers to keep (default: every one).", PositiveInt, metavar="N", several=True),
     "fraction": Option("Share of the images that the search uses; the others score its result.", float, 0.5),
     "rounds": Option("Largest number of exchanges of two layers in the search.", NonNegativeInt, 20, metavar="N"),

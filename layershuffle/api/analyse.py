@@ -53,7 +53,7 @@ def analyse(
     check_choice("study", study, Subject)
     # UMAP has nothing to arrange of fewer points.
     check_at_least(3, images=images)
-    subject = start_study(model, data, split=split, **options)
+    subject = start_study(model, data, split=split, classifier=None, **options)
     # The layer is checked in both cases, so that a wrong one is never passed over in silence.
     chosen_layer = _choose_layer(layer, sorted(subject.model.order.layers))
     chosen_images, _ = split_images(subject.batches.dataset, images, subject.seed)

@@ -36,3 +36,12 @@ def check_seed(seed: object) -> None:
     """Raise a UserError unless the seed is one that everything random takes."""
     if not isinstance(seed, Integral) or not 0 <= int(seed) <= LARGEST_SEED:
         raise UserError(f"a seed can't be {shown(seed)}: give a whole number from 0 to {LARGEST_SEED}")
+
+
+def check_orders(order: object, random_orders: object) -> None:
+    """Raise a UserError if both one order and a number of random ones are given, or if there are to be none."""
+    if random_orders is None:
+        return
+    check_at_least(1, random_orders=random_orders)
+    if order is not None:
+        raise UserError("order is one order and random_orders samples many: give one of the two")

@@ -8,9 +8,10 @@ from layershuffle.api.data import DataLike
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.study import ModelLike, Study, start_study
 from layershuffle.api.study_options import StudyOptions
-from layershuffle.choices import Split
+from layershuffle.choices import Classifier, Split
 from layershuffle.evaluation.activations import seconds_per_image
 from layershuffle.evaluation.early_exit import EarlyExit
+from layershuffle.evaluation.neighbours import NEIGHBOURS
 from layershuffle.orders.named import first
 from layershuffle.orders.protocols import trials
 from layershuffle.results import EvaluationInfo, Results
@@ -23,6 +24,8 @@ def depth(
     *,
     random_orders: int = 10,
     repeats: int = 20,
+    classifier: Classifier = "own",
+    neighbours: int = NEIGHBOURS,
     split: Split = "test",
     **options: Unpack[StudyOptions],
 ) -> Results:
@@ -37,6 +40,8 @@ def depth(
         data: a data set, or the name of its config, such as "glyphs"; by default the one the model was trained on.
         random_orders: how many random choices of layers to sample for each number of layers.
         repeats: how often to measure the time of each number of layers; the shortest time counts.
+        classifier: what classifies, see ``layershuffle.evaluate``.
+        neighbours: how many training images vote.
         split: which images of the data set to use. A threshold for early exit should be chosen on other images than
             those whose accuracy is reported.
         options: ``seed``, ``accelerator``, ``precision``, ``compile`` and ``batch_size``, see ``StudyOptions``.
@@ -48,7 +53,7 @@ def depth(
         UserError: if there is no such model or data set.
     """
     check_at_least(1, random_orders=random_orders, repeats=repeats)
-    study = start_study(model, data, split=split, **options)
+    study = start_study(model, data, split=split, classifier=classifier, neighbours=neighbours, **options)
     base_order = study.model.order
     depths = range(1, len(base_order) + 1)
     pruned = trials(["sequential", "pruned"], base_order, random_orders, study.seed, depths=tuple(depths))

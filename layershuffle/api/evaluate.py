@@ -7,9 +7,10 @@ from layershuffle.api.arguments import check_at_least
 from layershuffle.api.data import DataLike
 from layershuffle.api.study import ModelLike, start_study
 from layershuffle.api.study_options import BatchSize
-from layershuffle.choices import Precision, Split
+from layershuffle.choices import Classifier, Precision, Split
 from layershuffle.errors import UserError
 from layershuffle.evaluation.by_class import ByClass
+from layershuffle.evaluation.neighbours import NEIGHBOURS
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.orders.protocols import PROTOCOLS, find, trials
@@ -27,6 +28,8 @@ def evaluate(
     protocols: str | Sequence[str] | None = None,
     orders: str | Order | Sequence[OrderLike] = (),
     random_orders: int = 10,
+    classifier: Classifier = "own",
+    neighbours: int = NEIGHBOURS,
     split: Split = "test",
     seed: int = 0,
     accelerator: str = "auto",
@@ -47,6 +50,10 @@ def evaluate(
         orders: a further order or several, each as text such as "3 1 2" or "sandwich(3)", or as layers such as
             [[3, 1, 2], [2, 1, 3]].
         random_orders: how many random orders to sample where a protocol has random ones.
+        classifier: "own" for the model's own classifier, or "neighbours" for a vote of the training images with the
+            nearest features, as in DINO (arXiv 2104.14294, appendix F.1). It judges a backbone without training a
+            classifier: timm's weights need none. The features of the training images are those of the base order.
+        neighbours: how many training images vote.
         split: which images of the data set to use.
         seed: decides everything random.
         accelerator: Lightning's name of the device to run on.
@@ -67,6 +74,8 @@ def evaluate(
         model,
         data,
         split=split,
+        classifier=classifier,
+        neighbours=neighbours,
         seed=seed,
         accelerator=accelerator,
         precision=precision,

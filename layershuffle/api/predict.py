@@ -4,24 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-
-from layershuffle.api.arguments import check_at_least, check_seed
-from layershuffle.api.pictures import Pictures, Unreadable
-from layershuffle.api.progress import progress_bar
+from layershuffle.api.arguments import check_at_least, check_orders, check_seed
+from layershuffle.api.pictures import Unreadable, orders_to_run, run_pictures
 from layershuffle.api.study import ModelLike, as_loaded
 from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
-from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.data.picture_files import find_pictures
-from layershuffle.errors import UserError
 from layershuffle.evaluation.device import make_fabric
-from layershuffle.evaluation.scoring import run_orders
-from layershuffle.models import OrderedViT
 from layershuffle.orders.order import Order, OrderLike
-from layershuffle.orders.protocols import trials
-from layershuffle.processes import usable_cores
 from layershuffle.results import ModelInfo
 
 
@@ -110,63 +99,20 @@ def predict(
     """
     check_seed(seed)
     check_at_least(1, top=top, batch_size=batch_size)
-    if random_orders is not None:
-        check_at_least(1, random_orders=random_orders)
-        if order is not None:
-            raise UserError("order is one order and random_orders samples many: give one of the two")
+    check_orders(order, random_orders)
     if isinstance(pictures, (str, Path)):
         pictures = [pictures]
     # Before the model is loaded: a mistake in a path should be known at once.
     paths = find_pictures(pictures)
     loaded = as_loaded(model)
     loaded.check_takes_pictures()
-    orders = _orders(loaded, order, random_orders, seed)
-    fabric = make_fabric(accelerator, "32-true", loaded.model)
-    vit = loaded.model.to(fabric.device)
+    orders = orders_to_run(loaded, order, random_orders, seed)
 
     predictions: list[Prediction] = []
     unreadable: list[Unreadable] = []
-    # A single batch doesn't repay the start of worker processes.
-    workers = min(usable_cores(), 16) if len(paths) > batch_size else 0
-    # The pictures stay a list, because those that can't be read have no pixels to stack.
-    loader = DataLoader(Pictures(paths, loaded), batch_size, num_workers=workers, collate_fn=list)
-    with progress_bar("classifying", len(loader), "batch") as advance:
-        for batch in loader:
-            readable: dict[str, Tensor] = {}
-            for picture in batch:
-                if isinstance(picture, Unreadable):
-                    unreadable.append(picture)
-                else:
-                    path, pixels = picture
-                    readable[path] = pixels
-            if readable:
-                images = torch.stack(list(readable.values())).to(fabric.device)
-                logits = _logits(vit, images, orders)
-                for path, picture_logits in zip(readable, logits.unbind(dim=1)):
-                    classes = likely_classes(picture_logits, loaded.classes, top)
-                    predictions.append(Prediction(path, classes, len(logits)))
-            advance()
+    fabric = make_fabric(accelerator, "32-true", loaded.model)
+    for batch_paths, logits in run_pictures(paths, loaded, orders, unreadable, fabric, batch_size, "classifying"):
+        for path, picture_logits in zip(batch_paths, logits.unbind(dim=1)):
+            classes = likely_classes(picture_logits, loaded.classes, top)
+            predictions.append(Prediction(path, classes, len(logits)))
     return Predictions(loaded.info, orders, predictions, unreadable)
-
-
-def _orders(loaded: LoadedModel, order: OrderLike | None, random_orders: int | None, seed: int) -> list[Order]:
-    """The orders to run; empty if each picture chooses its own."""
-    if random_orders is not None:
-        arbitrary = [trial.order for trial in trials(["arbitrary"], loaded.order, random_orders, seed)]
-        # The protocol also has an order that is new in every batch.
-        return [sampled for sampled in arbitrary if isinstance(sampled, Order)]
-    if order is not None:
-        return [loaded.check(order)]
-    if loaded.model.choice:
-        return []
-    return [loaded.order]
-
-
-@torch.inference_mode()
-def _logits(model: OrderedViT, images: Tensor, orders: Sequence[Order]) -> Tensor:
-    """The logits in each order, [orders, batch, classes]."""
-    if not orders:
-        return model(images).logits[None]
-    # Orders that begin alike share their first steps, and so arrive in another sequence.
-    by_order = {order: output.logits for order, output in run_orders(model, images, orders)}
-    return torch.stack([by_order[order] for order in orders])

@@ -35,7 +35,7 @@ def similarity(
     Raises:
         UserError: if there is no such model or data set.
     """
-    study = start_study(model, data, split=split, **options)
+    study = start_study(model, data, split=split, classifier=None, **options)
     with progress_bar("comparing activations", len(study.batches), "batch") as advance:
         matrix = cosine_similarities(study.model, study.preprocess, study.batches, study.fabric, advance)
     rounded = [_rounded(row) for row in matrix.tolist()]

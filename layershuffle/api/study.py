@@ -3,10 +3,12 @@
 import logging
 import platform
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from os import PathLike
+from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -21,10 +23,12 @@ from layershuffle.api.progress import progress_bar
 from layershuffle.api.study_options import BatchSize
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
-from layershuffle.choices import Precision, Split
+from layershuffle.choices import Classifier, Precision, Split
 from layershuffle.data import ImageData, Preprocess, warn_of_training_images
 from layershuffle.evaluation import scoring
 from layershuffle.evaluation.device import largest_evaluation_batch, make_fabric
+from layershuffle.evaluation.features import Features, features_of
+from layershuffle.evaluation.neighbours import NEIGHBOURS, TEMPERATURE, NearestNeighbours
 from layershuffle.hardware import device_name
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order
@@ -32,7 +36,7 @@ from layershuffle.orders.protocols import Trial
 from layershuffle.plurals import counted
 from layershuffle.private_apis import precision_of
 from layershuffle.progress_lines import LineClock
-from layershuffle.results import DataInfo, Environment, EvaluationInfo, Measure, Results, Score, tables
+from layershuffle.results import DataInfo, Environment, EvaluationInfo, Measure, NeighbourVote, Results, Score, tables
 from layershuffle.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -61,6 +65,7 @@ class Study:
         fabric: the device and the precision.
         seed: decides everything random.
         is_compiled: whether the layers are compiled.
+        vote: which training images classify in place of the model's own classifier, if they do.
     """
 
     loaded: LoadedModel
@@ -72,6 +77,7 @@ class Study:
     fabric: Fabric
     seed: int
     is_compiled: bool
+    vote: NeighbourVote | None = None
 
     @property
     def model(self) -> OrderedViT:
@@ -109,6 +115,15 @@ class Study:
 
             return scoring.evaluate(self.model, self.preprocess, batches, to_score, self.fabric, self.seed, pass_on)
 
+    def features(self, part: Literal["train", "val", "test"]) -> Features:
+        """What the classifier reads of the training, validation or test images, in the base order."""
+        batches = self.data.loader(part, self.batch_size)
+        # Where there is no terminal, a batch of large images may take long, and nothing else is seen until its end.
+        count = counted(len(batches), "batch")
+        logger.info("computing the features of the %s images, %s of %d", part, count, self.batch_size)
+        with progress_bar(f"features of the {part} images", len(batches), "batch") as advance:
+            return features_of(self.model, self.preprocess, batches, self.fabric, advance)
+
     def first_batch(self) -> Tensor:
         """The first batch of images as the model takes it, float32 [batch, channels, size, size], on the device."""
         images, _ = next(iter(self.batches))
@@ -126,7 +141,7 @@ class Study:
         return Results(
             model=self.loaded.info,
             data=self._data_info(scores[0].images if scores else len(self.batches.dataset)),  # type: ignore[arg-type]
-            evaluation=replace(used, seed=self.seed, batch_size=self.batch_size),
+            evaluation=replace(used, seed=self.seed, batch_size=self.batch_size, classifier=self.vote),
             environment=self._environment(),
             scores=scores,
             measures=tuple(measures),
@@ -178,7 +193,8 @@ def start_study(
     compile: bool = False,
     batch_size: BatchSize = None,
     is_shared: bool = False,
-    keeps_classifier: bool = True,
+    classifier: Classifier | None = "own",
+    neighbours: int = NEIGHBOURS,
 ) -> Study:
     """Load a model and its images, and find the device.
 
@@ -192,7 +208,9 @@ def start_study(
         compile: whether to compile the layers.
         batch_size: images per batch.
         is_shared: whether the processes that torchrun starts share the images; otherwise there must be just one.
-        keeps_classifier: whether the model's own classifier is used, which must have the classes of the data.
+        classifier: what classifies: the model's "own" classifier, which must have the classes of the data; a vote of
+            the nearest "neighbours" among the training images; or nothing, if it is None.
+        neighbours: how many training images vote.
 
     Raises:
         UserError: if there is no such model or data, or the two don't fit.
@@ -201,12 +219,15 @@ def start_study(
     check_seed(seed)
     check_choice("split", split, Split)
     check_choice("precision", precision, Precision)
+    if classifier is not None:
+        check_choice("classifier", classifier, Classifier)
+    check_at_least(1, neighbours=neighbours)
     if batch_size is not None and batch_size != "auto":
         check_at_least(1, batch_size=batch_size)
 
     # The seed also decides the weights of a model that is loaded with random ones.
     torch.manual_seed(seed)
-    loaded = as_loaded(model)
+    loaded = as_loaded(model, needs_classifier=classifier == "own")
     size_option = "--model.timm_args.img_size for training"
     if loaded.image_format is not None:
         size_option = "--img_size"
@@ -222,16 +243,20 @@ def start_study(
     # One process downloads, and the others find the files.
     with fabric.rank_zero_first():
         data.prepare_data()
-    data.setup("test" if split == "test" else "fit")
+    needs_training_images = split != "test" or classifier == "neighbours"
+    data.setup("fit" if needs_training_images else "test")
     if loaded.data is not None:
         warn_of_training_images(loaded.data, data, split)
 
-    if keeps_classifier:
+    if classifier == "own":
         loaded = with_classifier_for(data, loaded)
     else:
         # The results name the classes that are studied, whatever the model's own classifier has.
         config = {**(loaded.info.config or {}), "num_classes": data.num_classes}
         loaded = replace(loaded, info=replace(loaded.info, config=config))
+    if classifier == "neighbours":
+        # The caller's model keeps its own classifier.
+        loaded = replace(loaded, model=deepcopy(loaded.model))
     _tell_untrained_layers(loaded.model)
 
     if batch_size == "auto":
@@ -241,14 +266,34 @@ def start_study(
     if compile:
         loaded.model.compile()
     batches = data.loader(split, batch_size)
-    return Study(loaded, data, split, preprocess, batches, batch_size, fabric, seed, compile)
+    study = Study(loaded, data, split, preprocess, batches, batch_size, fabric, seed, compile)
+    if classifier == "neighbours":
+        study = _with_neighbours(study, neighbours)
+    return study
 
 
-def as_loaded(model: ModelLike) -> LoadedModel:
-    """The model itself, loaded if need be; raises UserError if there is none."""
+def _with_neighbours(study: Study, neighbours: int) -> Study:
+    """The same study, in which the nearest training images classify. Their features are those of the base order."""
+    train = study.features("train")
+    classifier = NearestNeighbours(train, study.data.num_classes, neighbours)
+    study.model.classifier = classifier
+    vote = NeighbourVote(neighbours=classifier.neighbours, images=len(train.labels), temperature=TEMPERATURE)
+    return replace(study, vote=vote)
+
+
+def as_loaded(model: ModelLike, needs_classifier: bool = True) -> LoadedModel:
+    """The model itself, loaded if need be.
+
+    Args:
+        model: the model.
+        needs_classifier: whether timm's weights without a classifier are refused.
+
+    Raises:
+        UserError: if there is no such model.
+    """
     if isinstance(model, LoadedModel):
         return model
-    return load(model)
+    return load(model, num_classes=None if needs_classifier else 0)
 
 
 def _tell_untrained_layers(model: OrderedViT) -> None:

@@ -39,6 +39,7 @@ def load(
         pretrained: for a timm model or a config, a path to its weights, whose classes it then has, or "random"; by
             default they are fetched from the Hugging Face hub.
         num_classes: the number of classes of a timm model or a config with random weights or a random classifier.
+            With 0 the classifier is left out, and the logits are the features that it would read.
         img_size: the height and the width of the images of a timm model or a config, in pixels; by default those of
             its weights. Any other model keeps the size that it was trained with.
 

@@ -116,13 +116,20 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
         order: the order whose scores are wanted, or None for those of all orders.
 
     Raises:
-        UserError: if an evaluation is of another checkpoint, or of a model that was cut from it to other layers.
+        UserError: if an evaluation is of another checkpoint, of a model that was cut from it to other layers, or of
+            another classifier.
     """
     # Nothing but the weights and the layers that are left tells whether two models are the same.
     for results in evaluations:
         evaluated = results.model
         if (evaluated.sha256, evaluated.cut) != (info.sha256, info.cut):
             raise UserError(f"the results of {evaluated.source} are of another checkpoint than {info.source}")
+        vote = results.evaluation.classifier
+        if vote:
+            raise UserError(
+                f"the results of {evaluated.source} are of a vote of the {vote}, not of the model's own classifier: "
+                "leave them out"
+            )
 
     # Each evaluation has a table of its own, and the words in all of them are explained once below.
     text = ""

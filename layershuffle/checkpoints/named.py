@@ -27,7 +27,7 @@ def load_timm(
         name: timm's name of the model.
         pretrained: a path to its weights, whose classes it then has, or "random"; by default timm's weights.
         num_classes: the number of classes, where the classifier is to be random; by default as many as timm's weights
-            have.
+            have. With 0 the classifier is left out.
         arguments: further arguments of ``create_model``.
 
     Raises:
@@ -36,21 +36,24 @@ def load_timm(
     # Random weights, timm's own, or those of a file: where the number of classes comes from differs.
     arguments = arguments or {}
     if pretrained == "random":
-        model = create_model(name, num_classes or _timm_classes(name), **arguments).eval()
+        model = create_model(name, _number_of_classes(name, num_classes), **arguments).eval()
         info = ModelInfo(name=name, source="random weights", config=model.config)
         return LoadedModel(model, info, image_format=model.timm_format)
 
     if pretrained is None:
-        model = create_model(name, num_classes or _timm_classes(name), pretrained=True, **arguments).eval()
+        model = create_model(name, _number_of_classes(name, num_classes), pretrained=True, **arguments).eval()
         info = ModelInfo(name=name, source=name, config=model.config)
         return LoadedModel(model, info, image_format=model.timm_format, class_names=_imagenet_names(model.vit))
 
-    classes = classes_of(pretrained, name, arguments.get("head", "average"))
+    classes = num_classes
+    if num_classes != 0:
+        classes = classes_of(pretrained, name, arguments.get("head", "average")) or num_classes
     # Weights that don't fit are refused first: of those, it would be of no use to train a classifier.
-    model = create_model(name, classes or num_classes or _timm_classes(name), pretrained=pretrained, **arguments).eval()
-    if classes is None and num_classes is None:
+    model = create_model(name, classes or 0, pretrained=pretrained, **arguments).eval()
+    if classes is None:
         raise UserError(
-            f"{pretrained} holds no classifier: train one first (layershuffle train, --model.pretrained {pretrained})"
+            f"{pretrained} holds no classifier: train one first (layershuffle train, --model.pretrained {pretrained}), "
+            "or judge the model without one (layershuffle evaluate --classifier neighbours)"
         )
     info = ModelInfo(name=name, source=pretrained, sha256=sha256(weights_file(pretrained)), config=model.config)
     return LoadedModel(model, info, image_format=model.timm_format)
@@ -98,6 +101,22 @@ def load_config(name: str, pretrained: str | None, num_classes: int | None, img_
 
 def _full_name(name: str) -> str:
     return f"model/{name.removeprefix('model/')}"
+
+
+def _number_of_classes(name: str, num_classes: int | None) -> int:
+    """How many classes a model is to have, by default as many as timm's weights; raises UserError if these have none.
+
+    The arguments are those of ``load_timm``.
+    """
+    if num_classes is not None:
+        return num_classes
+    classes = _timm_classes(name)
+    if not classes:
+        raise UserError(
+            f"{name} has no classifier of its own: train one first (layershuffle train or linear-probe), or judge the "
+            "model without one (layershuffle evaluate --classifier neighbours)"
+        )
+    return classes
 
 
 def _timm_classes(name: str) -> int:

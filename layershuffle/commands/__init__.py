@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "fine-tune a model in random, sequential or any other layer order",
     "evaluate": "score a model in sequential, arbitrary, pruned and other orders",
     "predict": "name what pictures show, in one order or in many",
+    "embed": "write the features of pictures to a file, in one order or in many",
     "analyse": "show what each layer does at each position",
     "similarity": "compare the activations after every two layers",
     "linear-probe": "train a linear classifier on the features of a frozen model",

@@ -29,7 +29,7 @@ def analyse_command(args: list[str] | None = None) -> "layershuffle.Results":
 
     One model's half of figure 4 of arXiv 2407.04513.
     """
-    command = parse_study(analyse_parser(), args, "analysis")
+    command = parse_study(analyse_parser(), args, "analysis", needs_classifier=False)
     config = command.config
     results = layershuffle.analyse(
         command.model,

@@ -16,7 +16,7 @@ def depth_command(args: list[str] | None = None) -> "layershuffle.Results":
         "Measure accuracy and time per image by the number of layers that run: the first, evenly spaced and random "
         "ones, and as many of the first as each image needs (early exit).",
     )
-    add_options(parser, "repeats", random_orders=10)
+    add_options(parser, "repeats", "classifier", "neighbours", random_orders=10)
     command = parse_study(parser, args, "depth")
     config = command.config
     results = layershuffle.depth(
@@ -25,6 +25,8 @@ def depth_command(args: list[str] | None = None) -> "layershuffle.Results":
         split=config.split,
         random_orders=config.random_orders,
         repeats=config.repeats,
+        classifier=config.classifier,
+        neighbours=config.neighbours,
         **command.options,
     )
     command.leave(results)

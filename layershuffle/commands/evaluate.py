@@ -40,6 +40,8 @@ def evaluate_command(args: list[str] | None = None) -> "layershuffle.Results":
         protocols=config.protocols,
         orders=config.order or [],
         random_orders=config.random_orders,
+        classifier=config.classifier,
+        neighbours=config.neighbours,
         **options,
         **command.options,
     )
@@ -56,7 +58,7 @@ def evaluate_parser(args: Sequence[str]) -> Parser:
         help=f"Families of orders, from {', '.join(PROTOCOLS)}, or the import path of one of your own such as "
         "my_module.backwards (default: sequential arbitrary pruned; with orders of your own: sequential given).",
     )
-    add_options(parser, "order", random_orders=10)
+    add_options(parser, "order", "classifier", "neighbours", random_orders=10)
     _import_protocols(args)
     for protocol in PROTOCOLS.values():
         for option in protocol.options:

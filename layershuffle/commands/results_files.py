@@ -9,6 +9,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 
+from layershuffle.api.embed import Embeddings
 from layershuffle.errors import UserError
 from layershuffle.files import check_writable, write_whole
 from layershuffle.results import Results, figures, summarise, tables
@@ -71,7 +72,9 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
     for part in tables.printed(results):
         console.print(part)
     if not_saved:
-        raise UserError(f"{not_saved}; {_saved_elsewhere(results, output)}") from not_saved
+        path = save_elsewhere(results, output)
+        left = f"the results are in {path}" if path else "the tables above are all that is left"
+        raise UserError(f"{not_saved}; {left}") from not_saved
 
     # The paths are printed last, where they are seen.
     lines = [f"results: {output}"]
@@ -91,15 +94,15 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
         wandb_runs.forgiving(_send)(logger, results, pictures)
 
 
-def _saved_elsewhere(results: Results, output: Path) -> str:
-    """Save results that the disk has no room for in the folder for temporary files, and say where."""
+def save_elsewhere(results: Results | Embeddings, output: Path) -> Path | None:
+    """Save what the disk has no room for in the folder for temporary files; returns where, or None if it can't be."""
     # A new folder, in which nobody can have put a link.
     path = Path(tempfile.mkdtemp(prefix="layershuffle-")) / output.name
     try:
         results.save(path)
     except (UserError, OSError):
-        return "the tables above are all that is left"
-    return f"the results are in {path}"
+        return None
+    return path
 
 
 def _send(logger: WandbLogger, results: Results, pictures: Mapping[str, Path]) -> None:

@@ -10,7 +10,7 @@ def similarity_command(args: list[str] | None = None) -> "layershuffle.Results":
         "similarity",
         "Cosine similarity between the activations after every two layers, averaged over tokens and images.",
     )
-    command = parse_study(parser, args, "similarity")
+    command = parse_study(parser, args, "similarity", needs_classifier=False)
     results = layershuffle.similarity(command.model, command.data, split=command.config.split, **command.options)
     command.leave(results)
     return results

@@ -85,7 +85,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
         parser: what ``study_parser`` returned, perhaps with more options.
         args: the command line, by default that of the process.
         kind: what the results file is named after if the command line doesn't name it, such as "evaluation".
-        needs_classifier: whether weights without a classifier are refused.
+        needs_classifier: whether weights without a classifier are refused, unless ``--classifier`` names another one.
 
     Raises:
         UserError: if there is no such model, an option is wrong, or the results can't be written.
@@ -104,8 +104,12 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
     # A model with random weights gets them from the seed, and has as many classes as the data set.
     torch.manual_seed(config.seed)
     classes = None
-    if config.pretrained == "random" or not needs_classifier:
+    if config.get("classifier", "own") != "own":
+        needs_classifier = False
+    if config.pretrained == "random":
         classes = parser.instantiate_classes(config).data.num_classes
+    elif not needs_classifier:
+        classes = 0
     loaded = load(config.checkpoint, config.pretrained, classes, config.img_size)
     output = choose_file(config.output, config.checkpoint, kind)
 

@@ -92,6 +92,21 @@ def _as_labels(values: Any) -> Tensor | None:
         return None
 
 
+def paths_of(images: Any) -> list[str] | None:
+    """The path of each image's file, "" for those that turned out to be broken; None if the set has no files."""
+    if isinstance(images, Subset):
+        paths = paths_of(images.dataset)
+        if paths is None:
+            return None
+        return [paths[index] for index in images.indices]
+    if not isinstance(images, DecodedImages) or not hasattr(images.images, "samples"):
+        return None
+    paths = []
+    for (path, _), is_broken in zip(images.images.samples, images.broken.tolist()):
+        paths.append("" if is_broken else path)
+    return paths
+
+
 def check_labels(labels: Tensor, num_classes: int, owner: str) -> None:
     """Raise a UserError that names the owner if its labels, int64 [images], aren't from 0 to num_classes - 1."""
     lowest = int(labels.min())

@@ -1,97 +1,20 @@
-"""How well the features of a frozen model tell classes apart: nearest neighbours, and logistic regression."""
+"""Linear classifiers of the features of a frozen model: logistic regression."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from layershuffle.evaluation.by_class import balanced_accuracy
-from layershuffle.models.model import OrderedViT
+from layershuffle.evaluation.features import Features
 
 PENALTIES = tuple(10.0**power for power in range(1, -7, -1))
 """The weights of the L2 penalty to choose from, the strongest first."""
-NEIGHBOURS = 20
-TEMPERATURE = 0.07
-"""The neighbours and the temperature of DINO (arXiv 2104.14294, appendix F.1)."""
 MAX_ITERATIONS = 300
 """Iterations of L-BFGS for each penalty. Features are standardised, so that it converges earlier."""
-CHUNK = 1024
-"""So many images are compared with all training images at a time."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """The features of some images.
-
-    Attributes:
-        features: what the model's classifier reads, float32 [images, dim].
-        labels: int64 [images], on the same device.
-    """
-
-    features: Tensor
-    labels: Tensor
-
-
-@torch.no_grad()  # not inference_mode, whose tensors no classifier could be trained on
-def features_of(
-    model: OrderedViT,
-    preprocess: nn.Module,
-    batches: DataLoader,
-    fabric: Fabric,
-    on_batch: Callable[[], None] = lambda: None,
-) -> Features:
-    """Compute what the classifier reads of each image once, in the model's base order.
-
-    Args:
-        model: see ``scoring.evaluate``, like all that aren't named here.
-        preprocess: see there.
-        batches: see there.
-        fabric: see there.
-        on_batch: called after each batch, for a progress bar.
-    """
-    model = model.to(fabric.device).eval()
-    preprocess = preprocess.to(fabric.device)
-    features = []
-    labels = []
-    for images, batch_labels in batches:
-        with fabric.autocast():
-            state = model.embed(preprocess(images.to(fabric.device)))
-            for newer_state, _ in model.run_steps(state, model.order):
-                state = newer_state  # Only the last one is read.
-            # float32, because the classifier is trained on them for hundreds of iterations.
-            features.append(model.backbone.features(state.tokens).float())
-        labels.append(batch_labels.to(fabric.device))
-        on_batch()
-    return Features(torch.cat(features), torch.cat(labels))
-
-
-@torch.inference_mode()
-def nearest_neighbours(train: Features, features: Tensor, classes: int) -> Tensor:
-    """The class that the nearest training images vote for, weighted by their similarity (arXiv 2104.14294).
-
-    Args:
-        train: the images that vote.
-        features: of the images to classify, [images, dim].
-        classes: how many there are.
-
-    Returns:
-        int64 [images].
-    """
-    # Features are compared by their direction, as the paper does. The product of unit vectors is their cosine.
-    directions = F.normalize(train.features, dim=1)
-    count = min(NEIGHBOURS, len(directions))
-    predicted = []
-    for chunk in features.split(CHUNK):
-        nearest = (F.normalize(chunk, dim=1) @ directions.T).topk(count, dim=1)
-        weights = (nearest.values / TEMPERATURE).exp()
-        votes = torch.zeros(len(chunk), classes, device=chunk.device)
-        votes.scatter_add_(1, train.labels[nearest.indices], weights)
-        predicted.append(votes.argmax(dim=1))
-    return torch.cat(predicted)
 
 
 @dataclass(frozen=True)
@@ -115,6 +38,14 @@ class Standardisation:
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.std
+
+    @torch.no_grad()
+    def folded_into(self, linear: nn.Linear) -> nn.Linear:
+        """A classifier of the features as they are, with the logits that ``linear`` has of the standardised ones."""
+        folded = deepcopy(linear)
+        folded.weight.copy_(linear.weight / self.std)
+        folded.bias.copy_(linear.bias - folded.weight @ self.mean)
+        return folded
 
 
 def logistic_regressions(train: Features, classes: int, penalties: Sequence[float] = PENALTIES) -> Iterator[nn.Linear]:

@@ -191,6 +191,13 @@ class ViT(Backbone):
         tokens = self.vit.norm(tokens[:, : self.vit.num_prefix_tokens])
         return VisionTransformer.forward_head(self.vit, tokens)
 
+    def features(self, tokens: Tensor) -> Tensor:
+        if not self.ignores_second_head:
+            return super().features(tokens)
+        from timm.models.vision_transformer import VisionTransformer
+
+        return VisionTransformer.forward_head(self.vit, self.vit.norm(tokens), pre_logits=True)
+
 
 def _eva_attention(block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
     change = block.attn(block.norm1(tokens), rope=rope)

@@ -34,7 +34,8 @@ def create_model(
 
     Args:
         name: a timm model, such as ``vit_base_patch16_224.orig_in21k_ft_in1k``.
-        num_classes: how many classes the model has. A pretrained head of another size is replaced by a new one.
+        num_classes: how many classes the model has. A pretrained head of another size is replaced by a new one. With 0
+            there is no head, and the logits are the features that it would read.
         position: whether the layers ignore the position at which they run ("none"), "encode" it or "predict" it.
         pretrained: False for random weights, True for timm's (fetched from the Hugging Face hub), or a path to weights
             of the same backbone: a file of timm, of Hugging Face's transformers or of another trainer (.pth,

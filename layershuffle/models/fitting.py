@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Mapping
+from copy import deepcopy
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layershuffle.errors import UserError, last_line
 from layershuffle.models.backbones import FAMILIES
@@ -96,6 +97,21 @@ def cut(model: OrderedViT, order: OrderLike | None = None) -> OrderedViT:
     config.update(depth=len(layers), positions=model.positions)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("choice.")}
     return create_fitting(take_layers(weights, layers), "the model", **config).train(model.training)
+
+
+def with_linear_classifier(model: OrderedViT, linear: nn.Linear) -> OrderedViT:
+    """A copy of a model whose classifier is ``linear``, a layer that reads the model's features."""
+    copied = deepcopy(model)
+    vit: Any = copied.vit
+    vit.reset_classifier(linear.out_features)
+    # timm's distilled models have two classifiers, which read two halves of the mean that the features are.
+    classifiers = vit.get_classifier()
+    if not isinstance(classifiers, tuple):
+        classifiers = (classifiers,)
+    for classifier in classifiers:
+        classifier.load_state_dict(linear.state_dict())
+    copied.config = {**model.config, "num_classes": linear.out_features}
+    return copied
 
 
 @torch.no_grad()

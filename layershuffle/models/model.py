@@ -59,6 +59,8 @@ class OrderedViT(nn.Module):
         encoding: the position encoding, or None.
         prediction: the position prediction, or None.
         choice: how an image chooses its order, in an ``InstanceWiseViT``; None in all other models.
+        classifier: a module that takes the place of timm's classifier, or None: features [batch, dim] -> logits
+            [batch, classes].
         config: the arguments of ``create_model`` that make the model again.
         checkpoint_layers: whether gradients are computed from the input of each layer, by running the layer again,
             instead of from everything that it computed (arXiv 1604.06174). It takes less memory and a third more time.
@@ -100,6 +102,7 @@ class OrderedViT(nn.Module):
         if position == "predict":
             self.prediction = PositionPrediction(self.depth, dim, self.positions)
         self.choice: OrderChoice | None = None
+        self.classifier: nn.Module | None = None
 
         self.halves = dict(self.backbone.halves)
         self.checkpoint_layers = False
@@ -191,7 +194,10 @@ class OrderedViT(nn.Module):
         self, state: State, position_logits: Sequence[Tensor | None] = (), positions: Sequence[int] = ()
     ) -> Output:
         """Run everything after the layers, which gave these ``position_logits`` at these ``positions``."""
-        logits = self.backbone.classify(state.tokens)
+        if self.classifier is None:
+            logits = self.backbone.classify(state.tokens)
+        else:
+            logits = self.classifier(self.backbone.features(state.tokens))
         predicted = [step_logits for step_logits in position_logits if step_logits is not None]
         if not predicted:
             return Output(logits)

@@ -32,8 +32,6 @@ def make_timm_model(name: str, num_classes: int, pretrained: bool | str, timm_ar
 
     if not timm.is_model(name):  # timm.create_model would also look in folders and on the hub.
         raise unknown_model(name)
-    if num_classes < 1:
-        raise UserError(f"{name} needs to know how many classes there are: it has no classifier of its own")
     depth = timm_args.get("depth")
     if depth is not None and depth < 1:
         raise UserError(f"a model has one layer or more, not {depth}")
@@ -183,7 +181,7 @@ class _ReplacementWeights:
         """The weights for a timm model with ``num_classes`` classes.
 
         A head for another number of classes is replaced here: if timm did it, it would no longer check that the other
-        weights fit.
+        weights fit. A model of 0 classes has no head.
         """
         import timm
 
@@ -191,7 +189,10 @@ class _ReplacementWeights:
         width = _width_of(weights, cfg)
         new_heads = []
         for head in _classifiers(cfg):
-            if _classes_of_head(weights, head, width) != num_classes:
+            if not num_classes:
+                weights.pop(f"{head}.weight", None)
+                weights.pop(f"{head}.bias", None)
+            elif _classes_of_head(weights, head, width) != num_classes:
                 new_heads.append(head)
                 # As timm initialises them.
                 weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, width), std=0.02)

@@ -2,7 +2,7 @@
 
 from layershuffle.results import measures
 from layershuffle.results.estimates import Estimate, Summary, estimate, half_width, summarise, total
-from layershuffle.results.provenance import DataInfo, Environment, EvaluationInfo, ModelInfo
+from layershuffle.results.provenance import DataInfo, Environment, EvaluationInfo, ModelInfo, NeighbourVote
 from layershuffle.results.record import MEASURES, Measure, ReportSection, Results, register, scores_of
 from layershuffle.results.score import Score
 
@@ -14,6 +14,7 @@ __all__ = [
     "EvaluationInfo",
     "Measure",
     "ModelInfo",
+    "NeighbourVote",
     "ReportSection",
     "Results",
     "Score",

@@ -5,6 +5,7 @@ from typing import Any
 
 from layershuffle import typed_json
 from layershuffle.errors import UserError
+from layershuffle.plurals import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,24 @@ class DataInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeighbourVote:
+    """The vote of training images that classified in place of the model's own classifier.
+
+    Attributes:
+        neighbours: how many images voted, those with the most similar features.
+        images: from how many training images. The arguments of the data set say which ones.
+        temperature: by which the similarities were divided, to weigh the votes.
+    """
+
+    neighbours: int
+    images: int
+    temperature: float
+
+    def __str__(self) -> str:
+        return counted(self.neighbours, "nearest neighbour")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationInfo:
     """What was done with the model, and with which settings.
 
@@ -114,6 +133,7 @@ class EvaluationInfo:
         order: the model's base order, in studies that need it.
         seed: decides everything random.
         batch_size: images per batch.
+        classifier: the vote of training images that classified; None if the model's own classifier did.
         options: all other settings, those of the protocols or of the study, by name.
     """
 
@@ -122,6 +142,7 @@ class EvaluationInfo:
     order: str | None = None
     seed: int | None = None
     batch_size: int | None = None
+    classifier: NeighbourVote | None = None
     options: dict[str, Any] = field(default_factory=dict, metadata={"json": None})
 
     @property
@@ -142,7 +163,11 @@ class EvaluationInfo:
                 named[key] = value
             else:
                 options[key] = value
-        return replace(typed_json.read(cls, named, "evaluation"), options=options)
+        info = replace(typed_json.read(cls, named, "evaluation"), options=options)
+        vote = info.classifier
+        if vote and (vote.neighbours < 1 or vote.images < vote.neighbours or vote.temperature <= 0):
+            raise UserError("evaluation.classifier is no vote of one image or more")
+        return info
 
     def to_json(self) -> dict[str, Any]:
         """What a results file has under "evaluation": one object of all settings."""

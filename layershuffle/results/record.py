@@ -153,8 +153,11 @@ class Results:
 
     @property
     def label(self) -> str:
-        """What tables and plots call it."""
-        return self.model.method or self.model.name
+        """What tables and plots call the model, and the classifier if it isn't the model's own."""
+        name = self.model.method or self.model.name
+        if self.evaluation.classifier:
+            return f"{name}, {self.evaluation.classifier}"
+        return name
 
     def of(self, *protocols: str, **variant: Any) -> list[Score]:
         """The scores of these protocols, one protocol after the other, whose variant has these values."""

@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
-from layershuffle.api.linear_probe import linear_probe
+from layershuffle.api.linear_probe import linear_probe, write_linear_probe
 from layershuffle.checkpoints.loading import load
 from layershuffle.commands.analyse import analyse_command
 from layershuffle.commands.depth import depth_command
@@ -22,7 +22,10 @@ from layershuffle.commands.linear_probe import linear_probe_command
 from layershuffle.commands.search import search_command
 from layershuffle.commands.similarity import similarity_command
 from layershuffle.data import Digits
+from layershuffle.errors import UserError
 from layershuffle.evaluation.activations import cosine_similarities, seconds_per_image
+from layershuffle.files import sha256
+from layershuffle.models.fitting import with_linear_classifier
 from layershuffle.orders.order import Order
 from layershuffle.report.collect import collect
 from layershuffle.report.sections import sections
@@ -152,6 +155,57 @@ def test_a_linear_probe_needs_no_classifier(tmp_path):
     torch.save(weights, tmp_path / "backbone.pth")
     backbone = load("vit_tiny_patch16_224", str(tmp_path / "backbone.pth"), num_classes=10)
     assert (backbone.model.depth, backbone.info.num_classes) == (12, 10)
+
+
+def test_a_linear_probe_is_written_as_a_model_that_runs_in_any_order(tmp_path, capsys):
+    weights = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32).state_dict()
+    torch.save(weights, "backbone.pth")
+    few = ["--data.train_images=100", "--data.test_images=40", "--accelerator=cpu"]
+    backbone = ["--pretrained=backbone.pth", "--img_size=32", *few]
+    results = linear_probe_command(["vit_tiny_patch16_224", "digits", *backbone, "--folder=probe"])
+    assert "probe" in capsys.readouterr().out.splitlines()[-1]
+
+    # The folder knows its data, with timm's way of resizing, and the classifier reads the features as they are.
+    evaluation = evaluate_command(
+        ["probe", "--protocols=sequential", "--order=11 10 9 8 7 6 5 4 3 2 1 0", "--accelerator=cpu"]
+    )
+    assert evaluation.scores[0].top1 == results.measure(LinearProbe).linear.test
+    assert evaluation.scores[1].order == "11 10 9 8 7 6 5 4 3 2 1 0"
+    assert evaluation.data.args["interpolation"] == "bicubic"
+    assert evaluation.label == "linear-probe"
+    probe = load("probe")
+    assert probe.info.sha256 == sha256(tmp_path / "probe" / "model.safetensors")
+    for name, value in weights.items():
+        assert torch.equal(probe.model.vit.state_dict()[name], value)
+
+    # What is there already isn't touched.
+    fails(capsys, linear_probe_command, "vit_tiny_patch16_224", "digits", *backbone, "--folder=probe")
+    with pytest.raises(UserError, match="already"):
+        write_linear_probe(probe, tmp_path / "probe")
+    assert load("probe").info == probe.info
+
+
+@pytest.mark.parametrize("head", ["average", "class"])
+def test_both_classifiers_of_a_distilled_model_become_the_linear_one(small, images, head):
+    model = small("deit_tiny_distilled_patch16_224", num_classes=5, head=head)
+    linear = nn.Linear(32, 3)
+    probed = with_linear_classifier(model, linear)
+    model.classifier = linear
+    assert torch.allclose(probed(images).logits, model(images).logits, atol=1e-5)
+    assert probed.config["num_classes"] == 3
+    assert model.vit.head.out_features == 5
+
+
+def test_a_disk_that_is_full_leaves_the_results_of_a_probe(monkeypatch, capsys, tmp_path):
+    def full(*_, **__):
+        (tmp_path / "probe").mkdir()
+        raise UserError("probe could not be written: No space left on device")
+
+    monkeypatch.setattr("layershuffle.api.linear_probe.export", full)
+    few = ["--data.train_images=100", "--data.test_images=20", "--accelerator=cpu"]
+    fails(capsys, linear_probe_command, "mini_glyphs", "digits", *few, "--output=r.json", "--folder=probe")
+    assert Results.load("r.json").measure(LinearProbe)
+    assert not (tmp_path / "probe").exists()
 
 
 def test_similarities_token_by_token(small, images):

@@ -4,18 +4,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
-from sklearn.neighbors import KNeighborsClassifier
-from torch.nn import functional as F
 
-from layershuffle.evaluation.linear_probe import (
-    NEIGHBOURS,
-    TEMPERATURE,
-    Features,
-    Standardisation,
-    balanced,
-    logistic_regressions,
-    nearest_neighbours,
-)
+from layershuffle.evaluation.features import Features
+from layershuffle.evaluation.linear_probe import Standardisation, balanced, logistic_regressions
 
 CLASSES = 5
 
@@ -48,12 +39,11 @@ def test_the_balanced_accuracy_is_scikit_learns():
     assert balanced(predicted, labels, 4) == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-6)
 
 
-def test_the_nearest_neighbours_are_scikit_learns(features):
-    train = Features(features.features[:200], features.labels[:200])
-    directions = F.normalize(features.features, dim=1).numpy()
-    expected = KNeighborsClassifier(
-        NEIGHBOURS, weights=lambda distances: torch.tensor((1 - distances**2 / 2) / TEMPERATURE).exp().numpy()
-    )
-    expected.fit(directions[:200], features.labels[:200].numpy())
-    predicted = nearest_neighbours(train, features.features[200:], CLASSES)
-    assert (predicted.numpy() == expected.predict(directions[200:])).all()
+def test_a_classifier_of_standardised_features_becomes_one_of_the_features_themselves(features):
+    standardise = Standardisation.of(features.features)
+    standardised = Features(standardise(features.features), features.labels)
+    (linear,) = logistic_regressions(standardised, CLASSES, [0.01])
+    folded = standardise.folded_into(linear)
+    assert folded.weight is not linear.weight
+    with torch.no_grad():
+        assert torch.allclose(folded(features.features), linear(standardised.features), atol=1e-5)
