@@ -2,8 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,6 @@ from layershuffle.data.sets import paths_of
 from layershuffle.errors import UserError
 from layershuffle.evaluation.device import make_fabric
 from layershuffle.files import write_whole
-from layershuffle.models import OrderedViT
 from layershuffle.models.image_format import ImageFormat
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.plurals import counted
@@ -164,7 +162,7 @@ def embed(
     readable: list[str] = []
     features: list[Tensor] = []
     unreadable: list[Unreadable] = []
-    with _giving_features(loaded.model):
+    with loaded.model.classified_by(nn.Identity()):
         for batch_paths, outputs in run_pictures(paths, loaded, orders, unreadable, fabric, batch_size, "embedding"):
             readable += batch_paths
             features.append(outputs.float().cpu())
@@ -190,7 +188,8 @@ def _of_data(study: Study, orders: Sequence[Order]) -> Embeddings:
     preprocess = study.preprocess.to(device)
     features: list[Tensor] = []
     labels: list[Tensor] = []
-    with _giving_features(model), progress_bar("embedding", len(study.batches), "batch") as advance:
+    total = len(study.batches)
+    with model.classified_by(nn.Identity()), progress_bar("embedding", total, "batch") as advance:
         for images, batch_labels in study.batches:
             with study.fabric.autocast():
                 outputs = logits_in(model, preprocess(images.to(device)), orders)
@@ -200,7 +199,7 @@ def _of_data(study: Study, orders: Sequence[Order]) -> Embeddings:
 
     # Which files are broken is known only now that they were read.
     paths = paths_of(study.data.sets[study.split])
-    described = study.data.config().to_dict()
+    described = study.data.config()
     return Embeddings(
         features=_joined(features),
         paths=None if paths is None else [path for path in paths if path],
@@ -210,24 +209,13 @@ def _of_data(study: Study, orders: Sequence[Order]) -> Embeddings:
         model=study.loaded.info,
         image_format=trained_format(study.model.image_format, described, study.data.label),
         settings={
-            "data": described,
+            "data": described.to_dict(),
             "split": study.split,
             "seed": study.seed,
             "precision": precision_of(study.fabric),
         },
         unreadable=[],
     )
-
-
-@contextmanager
-def _giving_features(model: OrderedViT) -> Iterator[None]:
-    """Let the logits of a model be its features."""
-    classifier = model.classifier
-    model.classifier = nn.Identity()
-    try:
-        yield
-    finally:
-        model.classifier = classifier
 
 
 def _joined(batches: Sequence[Tensor]) -> np.ndarray:

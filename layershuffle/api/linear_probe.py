@@ -203,7 +203,7 @@ def _with_classifier(study: Study, linear: nn.Linear) -> LoadedModel:
         loaded,
         model=model,
         info=info,
-        data=replace(study.data.config(), classes=names).to_dict(),
+        data=replace(study.data.config(), classes=names),
         # The data says how images are resized.
         image_format=None,
         class_names=names,

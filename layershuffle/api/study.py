@@ -3,7 +3,6 @@
 import logging
 import platform
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -65,7 +64,7 @@ class Study:
         fabric: the device and the precision.
         seed: decides everything random.
         is_compiled: whether the layers are compiled.
-        vote: which training images classify in place of the model's own classifier, if they do.
+        neighbours: classifies in place of the model's own classifier, if it isn't None.
     """
 
     loaded: LoadedModel
@@ -77,7 +76,7 @@ class Study:
     fabric: Fabric
     seed: int
     is_compiled: bool
-    vote: NeighbourVote | None = None
+    neighbours: NearestNeighbours | None = None
 
     @property
     def model(self) -> OrderedViT:
@@ -113,7 +112,8 @@ class Study:
                     on_output(order, output, labels)
                 advance()
 
-            return scoring.evaluate(self.model, self.preprocess, batches, to_score, self.fabric, self.seed, pass_on)
+            with self.model.classified_by(self.neighbours):
+                return scoring.evaluate(self.model, self.preprocess, batches, to_score, self.fabric, self.seed, pass_on)
 
     def features(self, part: Literal["train", "val", "test"]) -> Features:
         """What the classifier reads of the training, validation or test images, in the base order."""
@@ -141,11 +141,17 @@ class Study:
         return Results(
             model=self.loaded.info,
             data=self._data_info(scores[0].images if scores else len(self.batches.dataset)),  # type: ignore[arg-type]
-            evaluation=replace(used, seed=self.seed, batch_size=self.batch_size, classifier=self.vote),
+            evaluation=replace(used, seed=self.seed, batch_size=self.batch_size, classifier=self._vote()),
             environment=self._environment(),
             scores=scores,
             measures=tuple(measures),
         )
+
+    def _vote(self) -> NeighbourVote | None:
+        if self.neighbours is None:
+            return None
+        images = len(self.neighbours.labels)
+        return NeighbourVote(neighbours=self.neighbours.neighbours, images=images, temperature=TEMPERATURE)
 
     def _data_info(self, images: int) -> DataInfo:
         config = self.data.config()
@@ -254,9 +260,6 @@ def start_study(
         # The results name the classes that are studied, whatever the model's own classifier has.
         config = {**(loaded.info.config or {}), "num_classes": data.num_classes}
         loaded = replace(loaded, info=replace(loaded.info, config=config))
-    if classifier == "neighbours":
-        # The caller's model keeps its own classifier.
-        loaded = replace(loaded, model=deepcopy(loaded.model))
     _tell_untrained_layers(loaded.model)
 
     if batch_size == "auto":
@@ -268,17 +271,9 @@ def start_study(
     batches = data.loader(split, batch_size)
     study = Study(loaded, data, split, preprocess, batches, batch_size, fabric, seed, compile)
     if classifier == "neighbours":
-        study = _with_neighbours(study, neighbours)
+        vote = NearestNeighbours(study.features("train"), data.num_classes, neighbours)
+        study = replace(study, neighbours=vote)
     return study
-
-
-def _with_neighbours(study: Study, neighbours: int) -> Study:
-    """The same study, in which the nearest training images classify. Their features are those of the base order."""
-    train = study.features("train")
-    classifier = NearestNeighbours(train, study.data.num_classes, neighbours)
-    study.model.classifier = classifier
-    vote = NeighbourVote(neighbours=classifier.neighbours, images=len(train.labels), temperature=TEMPERATURE)
-    return replace(study, vote=vote)
 
 
 def as_loaded(model: ModelLike, needs_classifier: bool = True) -> LoadedModel:

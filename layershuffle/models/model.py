@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -202,6 +203,16 @@ class OrderedViT(nn.Module):
         if not predicted:
             return Output(logits)
         return Output(logits, torch.stack(predicted), positions)
+
+    @contextmanager
+    def classified_by(self, classifier: nn.Module | None) -> Iterator[None]:
+        """Let a module take the place of the model's classifier meanwhile; None leaves it as it is."""
+        before = self.classifier
+        self.classifier = classifier or before
+        try:
+            yield
+        finally:
+            self.classifier = before
 
     @property
     def _runs_layers_again(self) -> bool:

@@ -16,7 +16,7 @@ from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.data import Digits, Glyphs
 from layershuffle.errors import UserError
 from layershuffle.evaluation.neighbours import TEMPERATURE
-from layershuffle.report.collect import collect
+from layershuffle.report.collect import collect, read_files
 from layershuffle.results import NeighbourVote, Results
 from layershuffle.results.measures import EarlyExits
 
@@ -76,7 +76,7 @@ def test_the_results_say_who_classified_and_files_without_it_are_read_as_before(
     own = evaluate_command([*options, "--output=n/own.json"])
     assert own.evaluation.classifier is None
     assert "classifier" not in json.loads(Path("n/own.json").read_text())["evaluation"]
-    (setup,), complaints = collect(Path("n"))
+    (setup,), complaints = collect(read_files(Path("n")))
     assert len(setup.runs) == 2
     assert not complaints
 

@@ -16,8 +16,8 @@ OF_LIBRARIES = ("help", "print_config", "print_shtab")
 
 ABOUT_THE_COMMAND = {"data", "images", "exported", "steps"}
 """Whose texts say what a command does with them: trains on the images, compares on them or draws them."""
-ONE_OR_SEVERAL = {"order", "steps"}
-"""Of which some commands take just one."""
+HOW_MANY = {"order", "steps", "pictures"}
+"""Of which some commands take just one, or also none."""
 
 
 class Parsed(Exception):  # noqa: N818 (it is no error)
@@ -63,7 +63,7 @@ def options_of(parser):
 
 def kind(name, action):
     """What a value of an option can be."""
-    several = action.nargs if name not in ONE_OR_SEVERAL else None
+    several = action.nargs if name not in HOW_MANY else None
     type_ = str(getattr(action, "_typehint", None) or action.type or str).replace(" | None", "")
     return type_.removeprefix("<class '").removesuffix("'>"), str(action.choices and list(action.choices)), several
 
