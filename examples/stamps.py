@@ -1,7 +1,7 @@
 """Makes class folders of photographs, as pictures of one's own for a real backbone.
 
     apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb package
-    python docs/stamps.py package stamps
+    python examples/stamps.py package stamps
 
 The pictures are the stamps of Tux Paint, GPL-2: cut-outs of photographs, with some drawings among them.
 """
