@@ -98,7 +98,7 @@ def _columns(run: Run, preprocess: nn.Module, count: int, epochs: int) -> dict[s
     # Mixing takes a whole batch, and the labels only because it mixes them too.
     if module.mix:
         torch.manual_seed(module.seed)
-        mixed, _ = module.mix(in_epochs[0], torch.tensor([int(train[index][1]) for index in chosen]))
+        mixed, _ = module.mix(in_epochs[0], torch.stack([torch.as_tensor(train[index][1]) for index in chosen]))
         columns["mixed"] = mixed
     return columns
 

@@ -4,6 +4,7 @@ from layershuffle.data.config import DataConfig
 from layershuffle.data.digits import Digits
 from layershuffle.data.folders import ImageFolders
 from layershuffle.data.glyphs import Glyphs
+from layershuffle.data.image_table import ImageTable
 from layershuffle.data.module import ImageData
 from layershuffle.data.packed import PackedFolders
 from layershuffle.data.preprocessing import DecodedImages, Preprocess, Resizing
@@ -18,6 +19,7 @@ __all__ = [
     "Glyphs",
     "ImageData",
     "ImageFolders",
+    "ImageTable",
     "PackedFolders",
     "Preprocess",
     "Resizing",

@@ -152,7 +152,7 @@ class Augmented(Subset):
         return images[0], labels[0]
 
     def __getitems__(self, keys: list[Key]) -> list[Tensor]:  # type: ignore[override]
-        """A batch: uint8 images [batch, channels, size, size] and int64 labels [batch]."""
+        """A batch: uint8 images [batch, channels, size, size] and the labels of each."""
         # With overfit_batches, Lightning asks for images by their indices alone: they are changed once and for all.
         keys = [(0, key) if isinstance(key, int) else key for key in keys]
         # An image has the same randomness in every part of the set, so its index in the whole set counts.

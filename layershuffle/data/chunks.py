@@ -18,9 +18,10 @@ import torchvision
 from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.data.decoding import READING
-from layershuffle.data.folders import SPLITS, ImageFolders
+from layershuffle.data.folders import ImageFolders
 from layershuffle.data.pack_index import FORMAT, INDEX, WHOLE, Note, places, records_file
 from layershuffle.data.preprocessing import DecodedImages, whole_shape
+from layershuffle.data.splits import SPLITS
 from layershuffle.errors import UserError
 
 CHUNK = 256

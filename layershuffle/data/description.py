@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch.utils.data import Dataset, Subset
 
-from layershuffle.data.sets import labels_of
+from layershuffle.data.sets import images_by_class
 from layershuffle.plurals import counted
 
 MOST_NAMED = 10
@@ -71,11 +71,10 @@ def missing_classes(sets: Mapping[str, Dataset], num_classes: int, class_names: 
 
 def classes_without(images: Dataset, split: str, num_classes: int, class_names: Sequence[str]) -> str | None:
     """A sentence that names the classes of which a split has no image; None if there are none, or nobody knows."""
-    labels = labels_of(images)
-    if labels is None:
+    counts = images_by_class(images, num_classes)
+    if counts is None:
         return None
-    counts = labels.bincount(minlength=num_classes).tolist()
-    missing = [name for name, count in zip(class_names, counts) if count == 0]
+    missing = [name for name, count in zip(class_names, counts.tolist()) if count == 0]
     if not missing:
         return None
     text = ", ".join(missing[:MOST_NAMED])
@@ -109,9 +108,9 @@ def _images_by_class(sets: Mapping[str, Dataset], num_classes: int) -> list[list
     """How many images each class has, for each split that tells its labels."""
     counts = []
     for split in _KINDS:
-        labels = labels_of(sets[split])
-        if labels is not None:
-            counts.append(labels.bincount(minlength=num_classes).tolist())
+        of_split = images_by_class(sets[split], num_classes)
+        if of_split is not None:
+            counts.append(of_split.tolist())
     return counts
 
 

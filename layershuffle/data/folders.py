@@ -15,13 +15,11 @@ from layershuffle.data.description import describe_left_out, wrapped
 from layershuffle.data.module import ImageData
 from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.data.sets import held_out_names
+from layershuffle.data.splits import SPLITS, sources_of
 from layershuffle.data.walking import PictureWalk
 from layershuffle.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
-"""The folders that a data set can have."""
 
 
 class ImageFolders(ImageData):
@@ -74,13 +72,7 @@ class ImageFolders(ImageData):
     @property
     def sources(self) -> dict[str, str]:
         """The split from which images come: for training, for testing, and if not held out, for validation."""
-        sources = {"training": "train", "testing": "val"}
-        # A folder ``val`` without a ``test`` is what the literature reports accuracy on, as with ImageNet.
-        if "test" in self.splits:
-            sources["testing"] = "test"
-            if self.val_fraction and "val" in self.splits:
-                sources["validation"] = "val"
-        return sources
+        return sources_of(self.splits, self.val_fraction)
 
     def setup(self, stage: str | None = None) -> None:
         """As ``ImageData.setup``; warns if links bring the same files into two splits."""

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from layershuffle.data.augmentation import Augmented
 from layershuffle.data.preprocessing import replace_unreadable, skip_unreadable
-from layershuffle.data.sets import TensorImages, check_labels, labels_of, whole_set
+from layershuffle.data.sets import TensorImages, check_labels, images_by_class, labels_of, whole_set
 from layershuffle.errors import UserError
 from layershuffle.processes import usable_cores
 
@@ -36,7 +36,7 @@ def image_loader(
     drop_last: bool = False,
     new_labels: Sequence[int] | None = None,
 ) -> DataLoader:
-    """A loader of uint8 images [batch, channels, height, width] and int64 labels [batch].
+    """A loader of uint8 images [batch, channels, height, width] and labels, see ``ImageData``.
 
     Args:
         images: the set, or a part of it.
@@ -78,7 +78,7 @@ def image_loader(
 
     collate = _collate(images, training)
     # Labels that are known without reading the images have been checked before.
-    if labels_of(images) is None:
+    if labels_of(images) is None and images_by_class(images, num_classes) is None:
         collate = CheckedLabels(collate, num_classes, label)
     if new_labels is not None:
         collate = Relabelled(collate, new_labels)
@@ -109,7 +109,7 @@ class Relabelled:
     """Collates images and labels, and replaces the labels.
 
     Args:
-        collate: what makes images and int64 labels [batch] of the items of a batch.
+        collate: what makes images and labels, int64 [batch] or uint8 [batch, classes], of the items of a batch.
         new_labels: what to replace each label with.
     """
 
@@ -119,7 +119,13 @@ class Relabelled:
 
     def __call__(self, items: Any) -> tuple[Tensor, Tensor]:
         images, labels = self.collate(items)
-        return images, self.new_labels.to(labels.device)[labels]
+        new_labels = self.new_labels.to(labels.device)
+        if labels.ndim == 1:
+            return images, new_labels[labels]
+        # Where an image can have several labels, each class has a column.
+        moved = torch.empty_like(labels)
+        moved[:, new_labels] = labels
+        return images, moved
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class ImageData(pl.LightningDataModule):
     A subclass implements ``load`` and sets ``num_classes``. It keeps each argument of its ``__init__``, a plain value,
     as an attribute of the same name, so that checkpoints can record it, and passes other arguments on as ``**kwargs``.
 
-    Batches are uint8 images [batch, channels, height, width] and int64 labels [batch]. ``Preprocess`` resizes and
-    normalises them on the device.
+    Batches are uint8 images [batch, channels, height, width] and int64 labels [batch], or other labels where
+    ``has_several_labels``. ``Preprocess`` resizes and normalises the images on the device.
 
     Args:
         batch_size: images per training step and process.
@@ -165,6 +165,15 @@ class ImageData(pl.LightningDataModule):
         Some sets only know them after ``setup``.
         """
         return None
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether an image can show several of the classes, or none.
+
+        Then the labels of a batch are uint8 [batch, classes], 1 where the image shows the class, and the objective of a
+        training is one that takes them, such as ``MultiLabel``.
+        """
+        return False
 
     @property
     def has_handed_classes(self) -> bool:
@@ -368,6 +377,8 @@ class ImageData(pl.LightningDataModule):
 
     def training_labels(self, option: str) -> Tensor:
         """The labels of the training images, int64 [images]; a UserError names the option that needs them."""
+        if self.has_several_labels:
+            raise UserError(f"--{option} needs images with one label each, and those of {self.label} have several")
         labels = labels_of(self.sets["train"])
         if labels is None:
             raise UserError(

@@ -199,7 +199,7 @@ class DecodedImages(Dataset):
 
 
 def skip_unreadable(batch: Sequence[tuple[Tensor, Tensor | int] | None]) -> list[Tensor]:
-    """Collate the images that could be read: uint8 [batch, channels, size, size] and int64 labels [batch]."""
+    """Collate the images that could be read: uint8 [batch, channels, size, size] and the labels of each."""
     readable = [item for item in batch if item is not None]
     if not readable:
         # Grey images fit every model.

@@ -58,23 +58,40 @@ def whole_set(images: Any) -> Any:
 
 
 def labels_of(images: Any) -> Tensor | None:
-    """The labels of a data set, int64 [images], without reading its images; None if it doesn't tell them."""
+    """The labels of a data set, int64 [images], without reading its images.
+
+    None if it doesn't tell them, or an image can have several.
+    """
     labels = _told_labels(images)
-    # What has another length is something else, such as several targets of each image.
-    if labels is None or len(labels) != len(images):
+    if labels is None:
         return None
-    return labels
+    # Some sets have them in a column. What has another length is something else, such as several labels of each image.
+    labels = labels.flatten()
+    return labels if len(labels) == len(images) else None
+
+
+def images_by_class(images: Any, num_classes: int) -> Tensor | None:
+    """How many images show each class, int64 [classes], without reading them; None if the set doesn't tell it."""
+    labels = labels_of(images)
+    if labels is not None:
+        return labels.bincount(minlength=num_classes)
+    # Where an image can show several classes, each has a column of zeros and ones.
+    labels = _told_labels(images)
+    if labels is None or labels.shape != (len(images), num_classes):
+        return None
+    return labels.sum(dim=0)
 
 
 def _told_labels(images: Any) -> Tensor | None:
+    """int64 [images], or [images, several]; None if the set doesn't tell them."""
     # What wraps another set has its labels, without those of images that it leaves out.
     if isinstance(images, Subset):
-        labels = labels_of(images.dataset)
-        if labels is None:
+        labels = _told_labels(images.dataset)
+        if labels is None or len(labels) != len(images.dataset):  # type: ignore[arg-type]
             return None
         return labels[torch.tensor(images.indices, dtype=torch.int64)]
     if isinstance(images, DecodedImages):
-        return labels_of(images.images)
+        return _told_labels(images.images)
 
     for name in _LABELS:
         if hasattr(images, name):
@@ -83,11 +100,11 @@ def _told_labels(images: Any) -> Tensor | None:
 
 
 def _as_labels(values: Any) -> Tensor | None:
-    """int64 [images], or None if the values aren't labels."""
+    """int64 [images] or [images, several], or None if the values aren't labels."""
     if values is None:
         return None
     try:
-        return torch.as_tensor(values, dtype=torch.int64).flatten()
+        return torch.as_tensor(values, dtype=torch.int64)
     except (TypeError, ValueError, RuntimeError):
         return None
 
