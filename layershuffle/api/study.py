@@ -24,6 +24,7 @@ from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.choices import Classifier, Precision, Split
 from layershuffle.data import ImageData, Preprocess, warn_of_training_images
+from layershuffle.errors import UserError
 from layershuffle.evaluation import scoring
 from layershuffle.evaluation.device import largest_evaluation_batch, make_fabric
 from layershuffle.evaluation.features import Features, features_of
@@ -201,6 +202,7 @@ def start_study(
     is_shared: bool = False,
     classifier: Classifier | None = "own",
     neighbours: int = NEIGHBOURS,
+    takes_several_labels: bool = False,
 ) -> Study:
     """Load a model and its images, and find the device.
 
@@ -217,6 +219,7 @@ def start_study(
         classifier: what classifies: the model's "own" classifier, which must have the classes of the data; a vote of
             the nearest "neighbours" among the training images; or nothing, if it is None.
         neighbours: how many training images vote.
+        takes_several_labels: whether the images may have several labels each.
 
     Raises:
         UserError: if there is no such model or data, or the two don't fit.
@@ -241,6 +244,8 @@ def start_study(
 
     # The images, of which each process reads its part.
     data = as_data(data, loaded)
+    if data.has_several_labels and not takes_several_labels:
+        raise UserError(f"the images of {data.label} have several labels each, which this can't score: use evaluate")
     fabric = make_fabric(accelerator, precision, loaded.model, is_shared)
     data.device = fabric.device
     data.ranks = fabric.world_size

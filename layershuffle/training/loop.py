@@ -139,6 +139,7 @@ class FineTuningLoop(pl.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         data = datamodule if isinstance(datamodule, ImageData) else None
         if data is not None:
+            self.objective.check_labels(data)
             self.preprocess = data.prepare_for(*self.model.image_format)
 
         # With several processes, an update can average as many orders as there are, unless they share the layers.

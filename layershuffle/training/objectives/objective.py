@@ -48,10 +48,12 @@ class Objective(nn.Module):
     Attributes:
         method: the method's name in results, or None to name it after the sampler.
         allows_sharding: whether all processes always run the same layers, as strategies that shard them need it.
+        takes_several_labels: whether the labels of an image say of each class whether it shows it, or are one class.
     """
 
     method: str | None = None
     allows_sharding = True
+    takes_several_labels = False
 
     # --- Before the first step, in this sequence ------------------------------------------------------------
 
@@ -62,6 +64,17 @@ class Objective(nn.Module):
                 "a model with choices learns which order suits an image: add --model.objective InstanceWise, or leave "
                 "out --model.choices"
             )
+
+    def check_labels(self, data: ImageData) -> None:
+        """Raise a UserError if the images have several labels each and the objective takes one, or the other way."""
+        if data.has_several_labels == self.takes_several_labels:
+            return
+        if data.has_several_labels:
+            raise UserError(f"the images of {data.label} have several labels each: add --model.objective MultiLabel")
+        raise UserError(
+            f"{type(self).__name__} learns several labels for each image, but those of {data.label} have one: leave "
+            "out --model.objective, or with ImageTable say how several stand there, --data.label_separator ';'"
+        )
 
     def load(self, model: OrderedViT) -> None:
         """Read files that the objective needs besides the images. Runs before the images are read."""
