@@ -244,8 +244,7 @@ def start_study(
 
     # The images, of which each process reads its part.
     data = as_data(data, loaded)
-    if data.has_several_labels and not takes_several_labels:
-        raise UserError(f"the images of {data.label} have several labels each, which this can't score: use evaluate")
+    _check_labels(data, takes_several_labels)
     fabric = make_fabric(accelerator, precision, loaded.model, is_shared)
     data.device = fabric.device
     data.ranks = fabric.world_size
@@ -279,6 +278,12 @@ def start_study(
         vote = NearestNeighbours(study.features("train"), data.num_classes, neighbours)
         study = replace(study, neighbours=vote)
     return study
+
+
+def _check_labels(data: ImageData, takes_several: bool) -> None:
+    """Raise a UserError if the images have several labels each, and the study takes one."""
+    if data.has_several_labels and not takes_several:
+        raise UserError(f"the images of {data.label} have several labels each, which this can't score: use evaluate")
 
 
 def as_loaded(model: ModelLike, needs_classifier: bool = True) -> LoadedModel:
