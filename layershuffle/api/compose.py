@@ -27,7 +27,7 @@ from layershuffle.hardware import fastest_precision
 from layershuffle.options import add_options
 from layershuffle.processes import usable_cores
 from layershuffle.training import callbacks, checkpointing, resume, wandb_runs
-from layershuffle.training.directions import check_callbacks, checked_mode
+from layershuffle.training.directions import check_monitors, checked_mode
 from layershuffle.training.module import FineTuner
 from layershuffle.training.optimizer import PAPER_ADAM
 from layershuffle.training.trainer_options import make_trainer
@@ -234,7 +234,7 @@ def _check(trainer: pl.Trainer, config: Namespace) -> None:
         reason = REFUSED.get(type(callback).__name__)
         if reason:
             raise UserError(f"{type(callback).__name__} can't be used here: {reason}")
-    check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
+    check_monitors(trainer.callbacks)  # type: ignore[attr-defined]
     cores = usable_cores()
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(8, cores):
         raise UserError(f"--trainer.devices {trainer.num_devices} would start as many processes on {cores} CPU cores")

@@ -21,6 +21,8 @@ KEYS_IN_FILES = {"depths": "keep", "recorded_orders": "log"}
 """The keys that results files have for options whose names are newer than the files' format."""
 
 
+# Other studies take ``**options: Unpack[StudyOptions]``. Here further keywords are options of protocols, so those of
+# StudyOptions stand by name.
 def evaluate(
     model: ModelLike,
     data: DataLike = None,
@@ -39,8 +41,6 @@ def evaluate(
     **protocol_options: Any,
 ) -> Results:
     """Score a model in sequential, arbitrary, pruned and other orders.
-
-    The options of ``StudyOptions`` stand here by name, because every other keyword is an option of a protocol.
 
     Args:
         model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
@@ -84,16 +84,16 @@ def evaluate(
         is_shared=True,
     )
 
-    # A single word is no sequence of letters, nor is a single order one of orders with a layer each.
+    # One protocol or order may be given without a list around it.
     if isinstance(protocols, str):
         protocols = [protocols]
     if isinstance(orders, (str, Order)):
         orders = [orders]
 
     # The orders to score.
-    parsed_orders = _parse(orders, study.model.order)
-    names = _names(protocols, parsed_orders)
-    options = _options(names, protocol_options)
+    parsed_orders = _parse_orders(orders, study.model.order)
+    names = _protocol_names(protocols, parsed_orders)
+    options = _all_options(names, protocol_options)
     choices: Sequence[Order] = ()
     if study.model.choice is not None:
         choices = study.model.choice.orders
@@ -108,21 +108,21 @@ def evaluate(
     return study.results(scores, used, measures)
 
 
-def _parse(orders: Sequence[OrderLike], base_order: Order) -> list[Order]:
+def _parse_orders(orders: Sequence[OrderLike], base_order: Order) -> list[Order]:
     """The orders that the caller gives, each with one layer or more, and each once."""
     parsed: list[Order] = []
     for order in orders:
-        one = parse_order(order, base_order) if isinstance(order, str) else Order(order)
-        if not one:
+        parsed_order = parse_order(order, base_order) if isinstance(order, str) else Order(order)
+        if not parsed_order:
             raise UserError("an order to evaluate needs at least one layer, such as '3 1 2'")
-        if one in parsed:
-            raise UserError(f"the order '{one}' is given more than once")
-        parsed.append(one)
+        if parsed_order in parsed:
+            raise UserError(f"the order '{parsed_order}' is given more than once")
+        parsed.append(parsed_order)
     return parsed
 
 
-def _names(protocols: Sequence[str] | None, orders: Sequence[Order]) -> list[str]:
-    """The protocols to run, each once."""
+def _protocol_names(protocols: Sequence[str] | None, orders: Sequence[Order]) -> list[str]:
+    """The protocols to run, each once; the protocol "given" scores the caller's own orders."""
     if protocols is not None:
         names = list(protocols)
     elif orders:
@@ -134,9 +134,17 @@ def _names(protocols: Sequence[str] | None, orders: Sequence[Order]) -> list[str
     return list(dict.fromkeys(names))
 
 
-def _options(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of all protocols that are known, those of ``names`` among them; None leaves an option as it is."""
-    # A protocol of the user's own is imported here, which makes it known.
+def _all_options(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of all known protocols with their values, as results files have them.
+
+    Args:
+        names: the protocols to run.
+        chosen: the caller's values; None stands for the default.
+
+    Raises:
+        UserError: if no protocol has such an option, or there is no protocol of one of the names.
+    """
+    # To find a protocol of the user's own is to import it, and then it is known, too.
     for name in names:
         find(name)
     options: dict[str, Any] = {}
@@ -154,8 +162,7 @@ def _options(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
         is_single = isinstance(value, (int, str))
         options[name] = [value] if takes_several and is_single else value
 
-    # The options stand in results files, and so have the types of JSON: lists in place of tuples. No values at all
-    # stand for a default that depends on the model.
+    # JSON has lists in place of tuples. An empty tuple is a default that depends on the model, and recorded as null.
     for name, value in options.items():
         if isinstance(value, (list, tuple)):
             options[name] = list(value) or None
@@ -163,7 +170,7 @@ def _options(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as the protocols take them: without those that have no value, and each value of a list once."""
+    """The options as functions of protocols take them: without those that have no value, and each value once."""
     arguments = {}
     for name, value in options.items():
         if isinstance(value, list):

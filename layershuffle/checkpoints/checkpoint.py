@@ -60,8 +60,8 @@ def read_checkpoint(path: str | Path, *, to_continue: bool = False) -> Checkpoin
     return Checkpoint(metadata, weights, global_step, LIGHTNINGS_RAW in content)
 
 
-def is_checkpoint(source: str | Path) -> bool:
-    """Whether a source of ``layershuffle.load`` is the path of a file rather than the name of a model.
+def is_file_path(source: str | Path) -> bool:
+    """Whether a source of ``layershuffle.load`` is the path of a file rather than that of a folder or a model's name.
 
     A file that isn't there counts if its path looks like one, so that the error says what is missing.
     """

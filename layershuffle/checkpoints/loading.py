@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from layershuffle.checkpoints.authors import load_authors_folder
-from layershuffle.checkpoints.checkpoint import is_checkpoint, read_checkpoint
+from layershuffle.checkpoints.checkpoint import is_file_path, read_checkpoint
 from layershuffle.checkpoints.exported import DESCRIPTION_FILE, is_exported, load_exported, read_description
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.named import is_config, load_config, load_timm
@@ -53,23 +53,26 @@ def load(
         raise UserError(f"{name} is an address: fetch the file first, and give its path")
     path = Path(name)
 
-    # Files come first: somebody may have called one as a model is called.
+    # A file or folder comes before a model of the same name.
     is_there = os.path.exists(path)
-    folder = None if is_there else folder_of(name)
-    # The position embedding of a model that was trained here has the length of its training.
+    folder = None
+    if not is_there:
+        folder = folder_of(name)
+
+    # Only timm's models can be made for another size: those in files have position embeddings of a fixed length.
     if img_size is not None and (is_there or folder):
         raise UserError(
             f"{name} keeps the images' size of its training, only timm's models take an img_size: leave it out"
         )
-    # The name says more than the folder in some cache that it stands for.
     if folder:
         loaded = _load_folder(folder)
+        # Results name the model, which says more than the folder in some cache that its name stands for.
         return replace(loaded, info=replace(loaded.info, name=name, source=name))
     if os.path.isdir(path):
         return _load_folder(path)
     if not is_there and is_config(name):
         return load_config(name, pretrained, num_classes, img_size)
-    if is_checkpoint(name):
+    if is_file_path(name):
         return _load_checkpoint(path)
     if not is_timm_model(name):
         raise UserError(
@@ -81,10 +84,15 @@ def load(
 
 def trained_on(source: str | Path) -> DataConfig | None:
     """The ``data`` that ``load(source)`` would have, without loading the model; None if unknown."""
-    folder = Path(source) if os.path.exists(source) else folder_of(source) or Path(source)
+    folder = None
+    if not os.path.exists(source):
+        folder = folder_of(source)
+    if folder is None:
+        folder = Path(source)
+
     if is_exported(folder):
         return read_description(folder / DESCRIPTION_FILE).data
-    if is_checkpoint(source):
+    if is_file_path(source):
         return read_checkpoint(source).metadata.data
     return None
 
@@ -95,6 +103,7 @@ def _load_folder(folder: Path) -> LoadedModel:
 
 
 def _load_checkpoint(path: Path) -> LoadedModel:
+    """Load the model of a checkpoint of ``layershuffle train`` or ``layershuffle merge``."""
     checkpoint = read_checkpoint(path)
     metadata = checkpoint.metadata
     if checkpoint.is_averaged:
@@ -111,7 +120,7 @@ def _load_checkpoint(path: Path) -> LoadedModel:
         "merged": metadata.merged,
         "compute": metadata.compute,
     }
-    # Results of a checkpoint have all of these keys, and null for what the checkpoint doesn't tell.
+    # In results files these keys always stand, and have the value null where the checkpoint doesn't tell.
     info = ModelInfo(
         name=path.stem,
         source=str(path),

@@ -68,6 +68,8 @@ class ImageData(pl.LightningDataModule):
         crop_mode: whether the shorter side of an image is resized (center), or the image is squashed to a square.
     """
 
+    # To mypy this is an attribute like any other, which a subclass may also set in ``__init__``. At run time, one that no
+    # subclass has set raises an error that says what to do.
     if TYPE_CHECKING:
         num_classes: int
     else:
@@ -126,7 +128,7 @@ class ImageData(pl.LightningDataModule):
         # How many channels the images of the model have, once the set is prepared for one.
         self.model_channels: int | None = None
         # Lightning may ask for the training images several times, and one warning is enough.
-        self._mirroring_is_told = False
+        self._has_warned_of_mirroring = False
 
     def _check_arguments(self) -> None:
         """Raise a UserError if an argument is out of range."""
@@ -314,12 +316,12 @@ class ImageData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches shuffled by the run's seed and the epoch alone, so that a resumed run continues with the same ones.
 
-        An incomplete last batch is left out, so that all steps are alike. So are images that can't be divided evenly
-        between the processes: none is read twice.
+        An incomplete last batch is left out, so that all steps are alike. Images that can't be divided evenly between
+        the processes are left out, too, so that none is read twice.
         """
         train = self.sets["train"]
 
-        # The module of a training says how, but this also works with another module, or without any.
+        # ``FineTuner`` has a seed and an augmentation, but this also works with another module, or without any.
         module = getattr(self.trainer, "lightning_module", None)
         seed = getattr(module, "seed", torch.initial_seed() % 2**32)
         augmentation = getattr(module, "augmentation", None)
@@ -332,7 +334,7 @@ class ImageData(pl.LightningDataModule):
         sampler = TrainingSampler(train, self.batch_size, seed, self.trainer, labels)  # type: ignore[arg-type]
         # A set of less than one batch is a batch by itself.
         drop_last = len(sampler) >= self.batch_size
-        return self._loader(train, self.batch_size, sampler=sampler, drop_last=drop_last)
+        return self._loader(train, self.batch_size, training=True, sampler=sampler, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader:
         return self.loader("val")
@@ -391,6 +393,8 @@ class ImageData(pl.LightningDataModule):
         self,
         images: Dataset,
         batch_size: int,
+        *,
+        training: bool = False,
         sampler: TrainingSampler | None = None,
         batch_sampler: list[list[int]] | None = None,
         drop_last: bool = False,
@@ -400,7 +404,7 @@ class ImageData(pl.LightningDataModule):
             batch_size,
             label=self.label,
             num_classes=self.num_classes,
-            training=images is self.sets.get("train"),
+            training=training,
             workers=self.workers,
             on_device=self.on_device,
             device=self.trainer.strategy.root_device if self.trainer else self.device,
@@ -411,9 +415,9 @@ class ImageData(pl.LightningDataModule):
         )
 
     def _warn_of_mirroring(self) -> None:
-        if self._mirroring_is_told:
+        if self._has_warned_of_mirroring:
             return
-        self._mirroring_is_told = True
+        self._has_warned_of_mirroring = True
         rank_zero_only(logger.warning)(
             "images of %s are mirrored, which makes another class or none of letters, digits and signs: add "
             "--model.augmentation.flip 0",

@@ -69,6 +69,9 @@ def evaluate(
 class _Scorer:
     """Runs each batch in all orders that are to be scored, and counts how its images did.
 
+    What can be scored is of three kinds, which ``Scorable`` lists: a fixed order, a sampler that gives each batch
+    another order, and an order that each image picks for itself.
+
     Args:
         model: the model, which is moved to the device of ``fabric`` and put in evaluation mode.
         scorables: what to score; what comes several times is scored once.
@@ -85,6 +88,7 @@ class _Scorer:
         # A dict is a set that keeps this sequence.
         fixed = sorted((order for order in distinct if isinstance(order, Order)), key=lambda order: order.steps)
         self.fixed = dict.fromkeys(fixed)
+        # Among the samplers, None stands for the one that shuffles the base order, see ``_sample``.
         self.samplers = [sampler for sampler in distinct if sampler is None or callable(sampler)]
         for order in self.fixed:
             model.check(order)
@@ -92,8 +96,7 @@ class _Scorer:
         self.model = model.to(fabric.device).eval()
         self.fabric = fabric
         self.seed = seed
-        # The rows of ``metrics``: first the fixed orders, then the samplers. An order that each image picks for itself
-        # is none of the two, and has metrics of its own.
+        # The rows of ``metrics``: first the fixed orders, then the samplers. What images pick has metrics of its own.
         self.metrics = OrderMetrics(len(self.fixed) + len(self.samplers)).to(fabric.device)
         self.instancewise = InstanceWiseScores(model, distinct, fabric.device)
 
@@ -125,7 +128,7 @@ class _Scorer:
             self.instancewise.end_batch(self.model, images, labels)
 
     def scores(self) -> dict[Scorable, OrderScore]:
-        """The scores of everything; several processes add up here what each of them has counted."""
+        """The score of each thing to score; several processes add up here what each of them has counted."""
         score_of: dict[Scorable, OrderScore] = dict(zip([*self.fixed, *self.samplers], self.metrics.compute()))
         score_of.update(self.instancewise.scores())
         return score_of
@@ -183,5 +186,5 @@ def _sample(sampler: SampleOrder | None, base_order: Order, seed: int, batch: in
     """The order of a batch: a function of the seed and the number of the batch."""
     rng = seeded(seed, "per batch", batch)
     if sampler is None:
-        return base_order.shuffled(rng)  # None stands for a random permutation, see ``Scorable``.
+        return base_order.shuffled(rng)
     return sampler(rng)

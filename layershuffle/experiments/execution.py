@@ -1,8 +1,9 @@
 """Executes one run of an experiment, and tells whether it was executed before.
 
-A file in the run's folder, which only this module reads and writes, keeps what was requested: of each finished task and
-of the task that was begun last. So a run can be killed at any time and continued by the same command, and results that
-were made with other settings are noticed.
+A run is a sequence of tasks, such as a training and the evaluation of what it has trained. Its record, a file in its
+folder which only this module reads and writes, keeps the *request* of each finished task and of the task that was begun
+last: everything that decides what the task makes. So a run can be killed at any time and continued by the same command,
+and results that were made with other settings are noticed.
 """
 
 import csv
@@ -54,7 +55,7 @@ def execute(run: Run, folder: Path, actions: Actions) -> None:
         record = _read_record(run_folder)
         for task in run.tasks:
             request = _request(task, run, folder)
-            if _is_finished(task, request, record, run_folder):
+            if _task_is_finished(task, request, record, run_folder):
                 continue
             # If this process is killed, the next one can tell whether the checkpoint that it is to continue from was
             # made with the same settings.
@@ -74,7 +75,7 @@ def is_finished(run: Run, folder: Path) -> bool:
     """Whether every task has been done; raises UserError if one was done with other settings than it has now."""
     run_folder = folder / run.name
     record = _read_record(run_folder)
-    return all(_is_finished(task, _request(task, run, folder), record, run_folder) for task in run.tasks)
+    return all(_task_is_finished(task, _request(task, run, folder), record, run_folder) for task in run.tasks)
 
 
 def best_trial(trials: Iterable[str], folder: Path) -> str:
@@ -94,7 +95,7 @@ def validation_loss(run_folder: Path) -> float:
 
 
 def metrics(run_folder: Path) -> list[dict[str, str]]:
-    """The rows that a run's training has logged until now."""
+    """The rows that a run's training has logged, by the names of their columns; none before its first one."""
     path = run_folder / METRICS
     if not path.is_file():
         return []
@@ -131,7 +132,7 @@ def arguments_of(task: Task, run: Run, folder: Path) -> list[str]:
 
 def _perform(task: Task, run: Run, folder: Path, actions: Actions) -> float:
     """Do a task, and return the seconds that it took."""
-    # Which trial of the grid is the best one is known only now, when all of them are finished.
+    # A training after a grid takes the options of the best trial, which is known only now that all are finished.
     if task.action == "train" and run.trials:
         best_options = run.trials[best_trial(run.trials, folder)]
         task = replace(task, settings=task.settings.with_options(best_options))
@@ -149,7 +150,7 @@ def _model_path(model: str, run: Run, folder: Path) -> str:
     return model
 
 
-def _is_finished(task: Task, request: dict[str, Any], record: dict[str, Any], run_folder: Path) -> bool:
+def _task_is_finished(task: Task, request: dict[str, Any], record: dict[str, Any], run_folder: Path) -> bool:
     """Whether a task has been done; raises UserError if it was done or begun with another request."""
     finished = record.get(task.output)
     earlier = finished
@@ -158,8 +159,8 @@ def _is_finished(task: Task, request: dict[str, Any], record: dict[str, Any], ru
         if running.get("output") == task.output:
             earlier = running
 
-    # Results of other settings must not pass for results of these. What the record adds to a request, such as the time
-    # that it took, is not compared.
+    # Results of other settings must not pass for results of these. What ``execute`` adds to the request of a finished
+    # task, such as its time, is not compared.
     if earlier and any(earlier.get(key) != value for key, value in request.items()):
         raise UserError(
             f"{run_folder} was made with other options, or from another model, than it has now: remove it, or give "
@@ -184,7 +185,7 @@ def _request(task: Task, run: Run, folder: Path) -> dict[str, Any]:
         # If a run that this one needs is trained again, what was made from its first model is out of date.
         "needs": {name: _finished_at(folder / name) for name in run.needs},
     }
-    # By way of JSON, so that it equals what will be read from the record: that has lists where this may have tuples.
+    # By way of JSON, so that it equals what will be read from the record, which has lists in place of tuples.
     return dict(json.loads(json.dumps(request)))
 
 
@@ -195,6 +196,7 @@ def _finished_at(run_folder: Path) -> str | None:
 
 
 def _read_record(run_folder: Path) -> dict[str, Any]:
+    """The content of the run's record; empty before its first task has begun."""
     if not (run_folder / RECORD).exists():
         return {}
     try:

@@ -36,10 +36,10 @@ class Output(NamedTuple):
     positions: Sequence[int] = ()
 
     def position_targets(self) -> Tensor:
-        """The positions that are to be predicted, int64 [steps]; the device doesn't wait for it."""
+        """The positions that are to be predicted, int64 [steps], on the device of the logits."""
         assert self.position_logits is not None
         device = self.position_logits.device
-        # A tensor of the list would be copied to the device, and a copy waits.
+        # A tensor made of the list would be copied from the host, which would wait for the device.
         return torch.stack([torch.full((), position, device=device) for position in self.positions])
 
 
@@ -88,7 +88,7 @@ class OrderedViT(nn.Module):
         self.depth = len(self.layers)
         dim = self.backbone.dim
 
-        # A named order, such as cycle(6), is read for a model that runs its layers in sequence.
+        # The text of an order may be a name, such as cycle(6), which means an order of the layers in sequence.
         self.order = sequential(self.depth)
         if order is not None:
             self.order = self._parse(order)
@@ -105,6 +105,8 @@ class OrderedViT(nn.Module):
         self.choice: OrderChoice | None = None
         self.classifier: nn.Module | None = None
 
+        # What runs one half of a layer, "a" or "f". These functions belong to no layer, so that ``compile`` puts
+        # compiled ones in their place here.
         self.halves = dict(self.backbone.halves)
         self.checkpoint_layers = False
         self.config: dict[str, Any] = {}
@@ -130,13 +132,12 @@ class OrderedViT(nn.Module):
 
     def run(self, state: State, order: Order) -> Output:
         """Run embedded images to the output, in an order that was checked."""
-        # An empty order has no steps: then the embedding itself is classified.
-        newest = state
+        # If the order is empty, the embedded images themselves are classified.
         position_logits = []
         for result in self.run_steps(state, order):
-            newest, step_logits = result
+            state, step_logits = result
             position_logits.append(step_logits)
-        return self.classify(newest, position_logits, order.positions)
+        return self.classify(state, position_logits, order.positions)
 
     def run_steps(self, state: State, order: Order) -> Iterator[tuple[State, Tensor | None]]:
         """Run the steps of an order that was checked; yields what ``run_step`` returns after each of them."""
@@ -150,7 +151,8 @@ class OrderedViT(nn.Module):
     def embed(self, images: Tensor) -> State:
         """Run everything before the layers, for images [batch, channels, height, width]."""
         state = self.backbone.embed(images)
-        # Without a class token they are not contiguous, and compiled layers would differ for the first step.
+        # Without a class token they are not contiguous, but the output of a layer is: a layer that runs first would be
+        # compiled once more.
         return state._replace(tokens=state.tokens.contiguous())
 
     def run_step(

@@ -5,9 +5,10 @@ An order is a sequence of *steps*. A step is a layer, one half of a layer (a sub
 (Layers as Painters, arXiv 2407.09298), or what each of them changes is added to the state (arXiv 2203.09795,
 2502.02790). Layers may be missing or repeated.
 
-A step may also read an older state: the one before the last ``lag`` results. What it changes is added to the newest.
-That is how a run is written down in which layers don't wait for each other, so ``0 1<1 2<2`` computes what ``(0+1+2)``
-does. The text form parses back to the same order::
+A step may also read an older state, ``lag`` results ago. What it changes is added to the newest state. That is how a
+run is written down in which layers didn't wait for each other, so ``0 1<1 2<2`` computes what ``(0+1+2)`` does.
+
+The text form parses back to the same order::
 
     3 1 2            layers
     0a 1a 0f 1f      sublayers
@@ -113,7 +114,7 @@ class Order:
 
     @property
     def positions(self) -> list[int]:
-        """The position of each step: its index, less its lag, because it counts when the step starts."""
+        """The position of each step: how many results there were when it started, which is its index less its lag."""
         return [index - step.lag for index, step in enumerate(self.steps)]
 
     @property
@@ -141,7 +142,7 @@ class Order:
             if step.lag > index:
                 raise UserError(
                     f"the step {step} at position {index} would read a state from before the first step: "
-                    f"write {step._replace(lag=index)}, or a later place"
+                    f"write {step._replace(lag=index)}, or let the step come later"
                 )
         return self
 
@@ -155,7 +156,7 @@ class Order:
             UserError: if ``base_order`` has no such step, if the order names half of a step that is half a layer, or if
                 a group would hold a layer twice, or be a mean of means, a sum of means or a mean of sums.
         """
-        # Most models run their layers in sequence, and every training step comes here.
+        # Most models run their layers in sequence, and every training step comes here, so that case has to be fast.
         self.check(len(base_order))
         if base_order == sequential(len(base_order)):
             return self
@@ -267,12 +268,12 @@ def _over(step: Step, base_order: Order) -> Step:
 
 
 def _check_nesting(step: Step, base_steps: Sequence[Step]) -> None:
-    """Raise a UserError if a group of these steps of the base order isn't itself a group."""
+    """Raise a UserError if ``step``, a group of these steps of the base order, can't be written as one group."""
     groups = " and ".join(map(str, base_steps))
     if any(base_step.lag for base_step in base_steps):
         raise UserError(f"the group {step} would hold steps that read older states ({groups}): run them one by one")
 
-    # A sum of sums is a sum, and a mean of means is a mean if they are of the same size. Else nothing is.
+    # A sum of sums is one sum, and a mean of means over groups of the same size is one mean. Nothing else is one group.
     is_other_kind = any(base_step.is_group and base_step.summed != step.summed for base_step in base_steps)
     sizes = {len(base_step.units) for base_step in base_steps}
     if is_other_kind or (len(sizes) > 1 and not step.summed):

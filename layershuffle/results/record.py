@@ -1,4 +1,8 @@
-"""Results of an evaluation or a study, with everything needed to repeat it, and their JSON file."""
+"""Results of an evaluation or a study, with everything needed to repeat it, and their JSON file.
+
+They consist of scores and of measures. A ``Measure`` is anything that isn't a score, such as the similarity of layers;
+its kinds are in ``results.measures``, and this file only says what they have in common.
+"""
 
 import json
 from collections.abc import Collection, Sequence
@@ -20,102 +24,9 @@ FORMAT = 2
 LONGEST_REASON = 300
 """How many characters a message says of what is wrong in a file."""
 PARTS = ("model", "data", "evaluation", "environment", "measures", "scores")
+"""The keys of the file beside the version of its format."""
 
-
-@dataclass(frozen=True)
-class ReportSection:
-    """A section of the report for what a measure says of all models together.
-
-    Attributes:
-        title: the heading.
-        caption: of the section's picture.
-        paper_figures: which figures of arXiv 2407.04513 it repeats, such as "4a and 4b".
-        side_by_side: whether it is nothing but one picture of all models, see ``Measure.compared``.
-    """
-
-    title: str
-    caption: str = ""
-    paper_figures: str = ""
-    side_by_side: bool = False
-
-
-class Measure:
-    """Something that was measured beside the scores, and how it is shown.
-
-    Its subclasses are dataclasses, registered with ``register``. They check what they hold in ``check``, when a results
-    file is read; afterwards nothing does.
-
-    Attributes:
-        name: its key among the measures of a results file.
-        picture: the name of its picture's file; empty if another measure's picture shows it.
-        caption: of the picture.
-        protocols: the protocols whose scores the picture shows, so that no other picture needs to.
-        section: the report's section about it; without one, the report shows the picture of each model.
-    """
-
-    name: ClassVar[str]
-    picture: ClassVar[str] = ""
-    caption: ClassVar[str] = ""
-    protocols: ClassVar[tuple[str, ...]] = ()
-    section: ClassVar[ReportSection | None] = None
-
-    @classmethod
-    def from_json(cls, content: Any) -> Self:
-        """Read what a results file has under this measure's name; raises UserError if it can't be that."""
-        return typed_json.read(cls, content, cls.name)
-
-    def to_json(self) -> Any:
-        """What a results file has under this measure's name."""
-        return typed_json.write(self)
-
-    def caption_for(self, results: "Results") -> str:
-        """The caption of the picture of one model, which may depend on what was measured."""
-        return self.caption
-
-    def check(self, results: "Results") -> None:
-        """Raise a UserError if the measure can't belong to these results."""
-
-    def levels(self, results: "Results") -> dict[str, float]:
-        """Accuracies in percent to compare with, by name, which pictures draw as level lines."""
-        return {}
-
-    def figure(self, results: "Results", title: str = "") -> Figure:
-        """The picture of one model, which a measure with the name of a picture has."""
-        raise NotImplementedError
-
-    def tables(self, results: "Results") -> dict[str, Table]:
-        """The tables to print, by name."""
-        return {}
-
-    def files(self, results: "Results") -> dict[str, Table]:
-        """The tables to save beside the results file, by name."""
-        return {}
-
-    def data(self, results: "Results") -> tuple[str, Table]:
-        """What the report shows below the picture: what the numbers are, and the numbers."""
-        return "top-1 in percent", scores_of(results)
-
-    @classmethod
-    def compared(cls, several: Sequence["Results"]) -> Figure:
-        """The picture of several models side by side, for a section that is ``side_by_side``."""
-        raise NotImplementedError
-
-    @classmethod
-    def compared_data(cls, several: Sequence["Results"]) -> tuple[str, Table]:
-        """The numbers in the picture of several models: what they are, and a table of them."""
-        raise NotImplementedError
-
-
-MEASURES: dict[str, type[Measure]] = {}
-"""Every kind of measure by its name in results files."""
-
-M = TypeVar("M", bound=Measure)
-
-
-def register(measure: type[M]) -> type[M]:
-    """Make a kind of measure known, so that results files with it can be read; a decorator."""
-    MEASURES[measure.name] = measure
-    return measure
+M = TypeVar("M", bound="Measure")
 
 
 @dataclass(frozen=True)
@@ -129,7 +40,8 @@ class Results:
         environment: versions, device, precision and time.
         scores: one per order.
         measures: other measurements, such as the cosine similarities of the layers' activations.
-        lacks: the columns of the scores, and "measures", if the file lacks them because an older version wrote it.
+        lacks: what a file of an older version doesn't have: columns of the scores, or "measures". It is kept so that
+            the file is the same when it is written again.
     """
 
     model: ModelInfo
@@ -137,12 +49,12 @@ class Results:
     evaluation: EvaluationInfo
     environment: Environment
     scores: list[Score]
-    measures: tuple[Measure, ...] = ()
+    measures: tuple["Measure", ...] = ()
     lacks: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __str__(self) -> str:
         """The tables that the commands print."""
-        # Tables are made of results, so that they are imported when they are needed.
+        # The module of tables imports this one, so that it can't be imported on top.
         from layershuffle.results.tables import as_text
 
         return as_text(self)
@@ -230,7 +142,6 @@ class Results:
         for part in content:
             if part not in PARTS and part != "layershuffle_results":
                 raise UserError(f"it has something unknown: {part}")
-        # What an older version left out stays out when the file is written again, see ``save``.
         scores, lacks = read_scores(content["scores"])
         if "measures" not in content:
             lacks |= {"measures"}
@@ -243,7 +154,7 @@ class Results:
             _read_measures(content.get("measures", {})),
             lacks,
         )
-        # A measure may refer to scores and to names of classes, so that it is checked when all are there.
+        # A measure may refer to scores and to names of classes, so it is checked when all of them have been read.
         for measure in results.measures:
             measure.check(results)
         return results
@@ -257,6 +168,100 @@ def scores_of(results: Results, protocols: Collection[str] | None = None) -> Tab
             variant = " ".join(f"{key}={value}" for key, value in score.variant.items())
             rows.append([score.protocol, variant, score.order or "", f"{100 * score.top1:.2f}"])
     return Table(["protocol", "variant", "order", "top-1 %"], rows)
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """A section of the report for what a measure says of all models together.
+
+    Attributes:
+        title: the heading.
+        caption: of the section's picture.
+        paper_figures: which figures of arXiv 2407.04513 it repeats, such as "4a and 4b".
+        side_by_side: whether the section is just one picture of all models, which ``Measure.compared`` draws.
+    """
+
+    title: str
+    caption: str = ""
+    paper_figures: str = ""
+    side_by_side: bool = False
+
+
+class Measure:
+    """Something that was measured beside the scores, and how it is shown.
+
+    Its subclasses are dataclasses, registered with ``register``. What they hold is checked once, by ``check`` when a
+    results file is read, and the other methods rely on it.
+
+    Attributes:
+        name: its key among the measures of a results file.
+        picture: the name of its picture's file; empty if another measure's picture shows it.
+        caption: of the picture.
+        protocols: the protocols whose scores the picture shows, so that no other picture needs to.
+        section: the report's section about it; without one, the report shows the picture of each model.
+    """
+
+    name: ClassVar[str]
+    picture: ClassVar[str] = ""
+    caption: ClassVar[str] = ""
+    protocols: ClassVar[tuple[str, ...]] = ()
+    section: ClassVar[ReportSection | None] = None
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Read what a results file has under this measure's name; raises UserError if it can't be that."""
+        return typed_json.read(cls, content, cls.name)
+
+    def to_json(self) -> Any:
+        """What a results file has under this measure's name."""
+        return typed_json.write(self)
+
+    def caption_for(self, results: "Results") -> str:
+        """The caption of the picture of one model, which may depend on what was measured."""
+        return self.caption
+
+    def check(self, results: "Results") -> None:
+        """Raise a UserError if the measure can't belong to these results."""
+
+    def levels(self, results: "Results") -> dict[str, float]:
+        """Accuracies in percent to compare with, by name, which pictures draw as level lines."""
+        return {}
+
+    def figure(self, results: "Results", title: str = "") -> Figure:
+        """The picture of one model, which a measure with the name of a picture has."""
+        raise NotImplementedError
+
+    def tables(self, results: "Results") -> dict[str, Table]:
+        """The tables to print, by name."""
+        return {}
+
+    def files(self, results: "Results") -> dict[str, Table]:
+        """The tables to save beside the results file, by name."""
+        return {}
+
+    def data(self, results: "Results") -> tuple[str, Table]:
+        """What the report shows below the picture: what the numbers are, and the numbers."""
+        return "top-1 in percent", scores_of(results)
+
+    @classmethod
+    def compared(cls, several: Sequence["Results"]) -> Figure:
+        """The picture of several models side by side, for a section that is ``side_by_side``."""
+        raise NotImplementedError
+
+    @classmethod
+    def compared_data(cls, several: Sequence["Results"]) -> tuple[str, Table]:
+        """The numbers in the picture of several models: what they are, and a table of them."""
+        raise NotImplementedError
+
+
+MEASURES: dict[str, type[Measure]] = {}
+"""Every kind of measure by its name in results files."""
+
+
+def register(measure: type[M]) -> type[M]:
+    """Make a kind of measure known, so that results files with it can be read; a decorator."""
+    MEASURES[measure.name] = measure
+    return measure
 
 
 def _read_measures(content: Any) -> tuple[Measure, ...]:

@@ -31,7 +31,7 @@ class Queues:
         slowest = None
         for place in places:
             node = self._idle[place].first()
-            if node is None or not request.counts(node, now):
+            if node is None or not request.would_count(node, now):
                 continue
             if slowest is None or node.estimate > slowest.estimate:
                 slowest = node
@@ -41,17 +41,17 @@ class Queues:
         """The oldest request that a node can run, and for which its answer would count."""
         oldest = None
         for place in node.places:
-            request = self._oldest_that_counts(place, node, now)
+            request = self._oldest_in_time(place, node, now)
             if request is not None and (oldest is None or request.number < oldest.number):
                 oldest = request
         return oldest
 
-    def _oldest_that_counts(self, place: Place, node: Node, now: float) -> Request | None:
+    def _oldest_in_time(self, place: Place, node: Node, now: float) -> Request | None:
         """The oldest request in one place that this node can answer before it is due."""
         queue = self._waiting[place]
         oldest = queue.first()
         too_late = []
-        while oldest is not None and not oldest.counts(node, now):
+        while oldest is not None and not oldest.would_count(node, now):
             queue.drop_first()
             too_late.append(oldest)
             oldest = queue.first()

@@ -46,19 +46,19 @@ class Request:
         """The order that ran."""
         return Order(Step((Unit(layer),), lag=lag) for layer, lag in zip(self.executed, self.lags))
 
-    def counts(self, node: Node, now: float) -> bool:
+    def would_count(self, node: Node, now: float) -> bool:
         """Whether what a node starts now is expected to end before the request is due; else it needn't start."""
         # A node that seems too slow for any request would otherwise never run again, nor show that it isn't.
         expected = min(node.estimate, (self.due - self.submitted) / 2)
         return now + expected <= self.due
 
-    def starts(self, run: Run) -> None:
-        """A node runs layers for it."""
+    def begin(self, run: Run) -> None:
+        """A node begins to run layers for it."""
         self.running[run.epoch] = run
         self.left = [layer for layer in self.left if layer not in run.layers]
 
-    def has_run(self, run: Run) -> None:
-        """A node has run layers for it."""
+    def finish(self, run: Run) -> None:
+        """Add the result of a node that has run layers for it."""
         del self.running[run.epoch]
         # The first layer read the state that was the newest when it started, so that its lag is the number of results
         # that have come since. Those after it in a visit read the result of the one before them.
@@ -66,8 +66,8 @@ class Request:
         self.executed += run.layers
         self.epoch += 1
 
-    def stops(self, run: Run) -> None:
-        """A node that ran layers for it has gone, or takes too long."""
+    def abandon(self, run: Run) -> None:
+        """Take the layers back from a node that has gone, or takes too long."""
         del self.running[run.epoch]
         # In sequence again, because `left[0]` is what runs next in sequential order.
         self.left = sorted([*self.left, *run.layers])

@@ -1,9 +1,16 @@
 """Decides which idle node runs which remaining layers of which request.
 
 The router knows no engine and no clock. A driver, which is the Ray cluster or the simulator, tells it what happened and
-when, in seconds on any clock that doesn't go backwards, and does what the router returns. A layer here is the index of
-a step in the model's base order. Each event costs O(layers * log(nodes + requests)), but for the loss of a
-layer's last holder and the choice of a path, which cost O(nodes).
+when, in seconds on any clock that doesn't go backwards, and does what the router returns.
+
+- A *layer* is the index of a step in the model's base order. A node is a *holder* of the layers that it has loaded.
+- A *place* is a queue, of a layer or of a single node. Requests wait there for idle nodes, and idle nodes wait for
+  requests.
+- An *epoch* counts up whenever a request or a node moves on. What was queued in an earlier epoch is void, so nothing
+  has to be searched for and removed.
+
+Each event costs O(layers * log(nodes + requests)), but for the loss of a layer's last holder and the choice of a path,
+which cost O(nodes).
 """
 
 import math
@@ -47,11 +54,11 @@ class Router:
         self._holders = Holders(depth)
         self._routes = Routes(policy.routing, self._holders, random.Random(seed))
         self._nodes: dict[Hashable, Node] = {}
-        self._joined = 0
+        self._nodes_joined = 0
         self._requests: dict[int, Request] = {}
         self._queues = Queues()
 
-        # What is due when. A request ends when it is due, whatever it does, so it is queued by its number once.
+        # What is due when. A request ends when it is due, in whatever epoch it is then: a plain heap holds its number.
         self._step_deadlines: PriorityQueue[Node] = PriorityQueue()
         self._patience: PriorityQueue[Request] = PriorityQueue()
         self._due: list[tuple[float, int]] = []
@@ -84,11 +91,11 @@ class Router:
         One that is already known is taken to have been lost in between.
         """
         actions = self.lose(node, now)
-        self._joined += 1
-        joined = Node(node, self._joined, layers, estimate)
+        self._nodes_joined += 1
+        joined = Node(node, self._nodes_joined, layers, estimate)
         self._nodes[node] = joined
         self._holders.add(joined)
-        # Also layers that no node was there to load: this one may be chosen, and has its task then.
+        # There may be lost layers that no node was left to load. If this one is chosen, it has a task already.
         self._load_lost_layers(now, actions)
         if joined.task is None:
             self._assign(joined, now, actions)
@@ -103,14 +110,14 @@ class Router:
         return actions
 
     def answered(self, task: Task, now: float) -> list[Action]:
-        """A node has done what it was told. An answer that comes too late to count may still tell that it lives."""
+        """A node has done what it was told. An answer that comes too late to count still shows that the node lives."""
         actions: list[Action] = []
         node = self._nodes.get(task.node)
-        # A run of a node that was lost or suspected in between has been withdrawn, and its answer comes too late.
+        # If the node was lost or suspected in between, its run has been withdrawn, and this answer comes too late.
         if isinstance(task, Run):
             self._take_answer(task, node, now, actions)
 
-        # It may have been told something else since, or another node may have joined under its name.
+        # The node has work already if it was told something else since, or if another one has joined under its name.
         if node is not None and node.task is task:
             if isinstance(task, Load):
                 self._holders.loaded(node, task.layer)
@@ -145,7 +152,7 @@ class Router:
     def tick(self, now: float) -> list[Action]:
         """Time has passed: deadlines may have come, and patience may have run out."""
         actions: list[Action] = []
-        # Being suspected, as any task, moves the epoch on, which takes the node out of the queue of deadlines.
+        # To suspect a node moves its epoch on, and so takes it out of the queue of deadlines.
         while (node := self._step_deadlines.first_due(now)) is not None:
             actions += self.suspect(node.key, now)
         while (request := self._patience.first_due(now)) is not None:
@@ -160,7 +167,7 @@ class Router:
 
     def next_time(self) -> float:
         """When ``tick`` has something to do, unless something else happens before; infinity if never."""
-        # Those of requests that have ended are left in the heap until they come first: nothing has to be searched.
+        # Requests that have ended stay in the heap until they come first.
         while self._due and self._due[0][1] not in self._requests:
             heappop(self._due)
         due = self._due[0][0] if self._due else math.inf
@@ -185,7 +192,7 @@ class Router:
             if node is None:
                 # It waits in all of these places, and the first node to be idle in one of them takes it.
                 self._queues.wait(request, places)
-                # A request that is at some node meanwhile is not held up.
+                # While some node runs it, the request loses no time, so that its patience needn't run out.
                 if self.policy.on_loss == "skip" and not request.running:
                     self._patience.push(now + self.policy.patience, request)
                 return
@@ -197,7 +204,7 @@ class Router:
         """Let a request do without what it waits for, or if it would miss too much then, wait on."""
         request.epoch += 1
         # Nobody has been idle for what could run next, for as long as its patience lasts.
-        hopeless = self._routes.can_run_next(request)
+        hopeless = self._routes.next_layers(request)
         if len(request.missed) + len(hopeless) <= self.policy.max_missed:
             self._routes.leave_path(request, hopeless)
             request.give_up(hopeless)
@@ -211,7 +218,7 @@ class Router:
             self.late += 1
             return
         request = self._requests[run.request]
-        request.has_run(run)
+        request.finish(run)
         self._routes.leave_path(request, run.layers)
         if node is not None:
             node.learn((now - node.told) / len(run.layers))
@@ -224,15 +231,15 @@ class Router:
             return
         # What still runs comes too late: its layers count as missed.
         for run in [*request.running.values()]:
-            request.stops(run)
+            request.abandon(run)
         request.give_up(request.left)
         self._end(request, now, actions)
 
     def _end(self, request: Request, now: float, actions: list[Action], failed: bool = False) -> None:
-        # What nodes still run for it isn't current from now on, and the epoch takes it out of all queues.
+        """Hand a request back. What nodes still run for it comes too late from now on."""
         del self._requests[request.number]
         self._routes.leave_path(request, [*request.path])
-        request.epoch += 1
+        request.epoch += 1  # It leaves all queues.
         seconds = now - request.submitted
         actions.append(Ended(request.number, request.order, tuple(request.missed), seconds, failed))
 
@@ -243,12 +250,13 @@ class Router:
         # One that was suspected counts as a holder again, and one that has answered a Load holds one layer more.
         self._holders.add(node)
         if node.suspected:
-            # Its answer shows that it lives. Layers may be lost that nobody was there to load, and it is chosen now.
-            task = node.task
+            # It lives after all. There may be lost layers that no node was left to load, and this one may be chosen.
+            earlier_task = node.task
             node.suspected = False
             self._load_lost_layers(now, actions)
-            if node.task is not task:
-                return  # It was idle, and is to load a layer now.
+            # If it was idle before, it may have been told to load one just now.
+            if node.task is not earlier_task:
+                return
         node.task = None
         node.epoch += 1
         node.places = self._routes.places_of(node)
@@ -262,7 +270,7 @@ class Router:
             self._queues.rest(node)
             return
         self._run(node, oldest, now, actions)
-        # Beginning to run has taken it out of the queues. If it may be at more nodes, it waits for them again.
+        # The new epoch has taken the request out of all queues. If more nodes may run it, it waits for them again.
         self._proceed(oldest, now, actions)
 
     def _run(self, node: Node, request: Request, now: float, actions: list[Action]) -> None:
@@ -274,14 +282,15 @@ class Router:
             layers = [*takewhile(node.layers.__contains__, request.left)]
         visit = tuple(layers[: self.policy.visit])
 
-        # From now on, the queues in which either of them waits are outdated.
+        # Both leave all the queues in which they wait.
         request.epoch += 1
         node.epoch += 1
         run = Run(node.key, request.number, request.epoch, visit, len(request.executed))
-        request.starts(run)
+        request.begin(run)
         self._tell(node, run, now, actions)
 
     def _tell(self, node: Node, task: Task, now: float, actions: list[Action]) -> None:
+        """Tell a node what to do, which it must answer by its deadline."""
         node.task = task
         node.told = now
         self._step_deadlines.push(now + self.policy.step_deadline, node)
@@ -290,14 +299,14 @@ class Router:
     def _withdraw(self, node: Node, now: float, actions: list[Action]) -> None:
         """Do without a node that is lost or suspected."""
         node.epoch += 1
-        # Before the requests go elsewhere, or one of them could be sent to this node again.
+        # This comes first, or a request that has to go elsewhere could be sent to this node again.
         self._holders.remove(node)
 
-        # The requests that wait for it, or that it runs, have to go elsewhere.
+        # Stranded are the requests that wait for this node alone, and the one that it runs.
         stranded = {request.number: request for request in self._queues.close(node.own_place)}
         if isinstance(node.task, Run) and self.is_current(node.task):
             request = self._requests[node.task.request]
-            request.stops(node.task)
+            request.abandon(node.task)
             stranded[request.number] = request
 
         self._load_lost_layers(now, actions)
@@ -311,6 +320,6 @@ class Router:
         if self.policy.on_loss != "reassign":
             return
         for node in self._holders.assign_lost_layers(self._nodes.values()):
-            # One that is busy loads when it has answered, and one chosen for several layers has its task by now.
+            # A busy node loads once it has answered. A node that is chosen for several layers is told of one at a time.
             if node.task is None:
                 self._assign(node, now, actions)

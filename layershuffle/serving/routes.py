@@ -23,8 +23,8 @@ class Routes:
         self.holders = holders
         self.rng = rng
 
-    def can_run_next(self, request: Request) -> list[int]:
-        """The layers of which one has to run next."""
+    def next_layers(self, request: Request) -> list[int]:
+        """The layers of which any may run next."""
         if self.routing == "any":
             return request.left
         return request.left[:1]
@@ -39,7 +39,7 @@ class Routes:
         if node is not None:
             return [node.own_place]
         # Also on a chain or a path whose next layer has no node: the first one to load it takes the request.
-        return [*self.can_run_next(request)]
+        return [*self.next_layers(request)]
 
     def places_of(self, node: Node) -> list[Place]:
         """The queues that a node serves."""

@@ -46,7 +46,7 @@ def refuse_averages(callbacks: Iterable[Any]) -> None:
         raise UserError("weights that are sharded can't be averaged: leave out EMAWeightAveraging, or use ddp")
 
 
-def count_on_the_host(callbacks: Iterable[Any]) -> None:
+def speed_up_averages(callbacks: Iterable[Any]) -> None:
     """Keep the averages of a run that begins from waiting for the device in every step."""
     for callback in callbacks:
         if isinstance(callback, WeightAveraging):

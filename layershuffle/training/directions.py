@@ -47,7 +47,7 @@ def checked_mode(metric: str, mode: str | None, option: str) -> str:
     return known
 
 
-def check_callbacks(callbacks: Iterable[Any]) -> None:
+def check_monitors(callbacks: Iterable[Any]) -> None:
     """Raise a UserError if a callback, such as EarlyStopping, takes the worst value of its metric for the best."""
     for callback in callbacks:
         metric = getattr(callback, "monitor", None)

@@ -24,7 +24,7 @@ def is_replicated(strategy: Strategy) -> bool:
 
 
 def samples_own_orders(
-    strategy: Strategy, orders_per_process: bool | None, objective: Objective, examples: Iterable[Order]
+    strategy: Strategy, orders_per_process: bool | None, objective: Objective, first_orders: Iterable[Order]
 ) -> bool:
     """Whether each process samples its own orders.
 
@@ -32,7 +32,7 @@ def samples_own_orders(
         strategy: the trainer's.
         orders_per_process: the user's choice; by default they do wherever the strategy allows it.
         objective: what is minimised.
-        examples: some of the orders that will run.
+        first_orders: the orders of the first step, which stand for all that will run.
 
     Raises:
         UserError: if the strategy can't train with this objective or in such orders.
@@ -48,7 +48,7 @@ def samples_own_orders(
         )
     if not objective.allows_sharding:
         raise UserError(f"{type(objective).__name__} can't be trained with {name}: use the strategy ddp")
-    if any(unit.half for unit in _units_of(examples)):
+    if any(unit.half for unit in _units_of(first_orders)):
         raise UserError(f"{name} gathers whole layers, so orders of their halves need the strategy ddp")
     return False
 

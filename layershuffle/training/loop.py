@@ -1,6 +1,7 @@
 """What happens in a training: a step, and what comes before it, between two steps, and at the end.
 
-``training.module`` makes the parts that work together here. ``FineTuningLoop.training_step`` is the place to begin.
+``FineTuningLoop.training_step`` is the place to begin. Each hook calls parts that have a file of their own in this
+folder; ``FineTuner`` in ``training.module`` makes them of the user's options.
 """
 
 from functools import partial
@@ -20,13 +21,13 @@ from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order, seeded
 from layershuffle.training import continuing, metadata, non_finite, step_means
 from layershuffle.training.accumulation import weight_in_update
-from layershuffle.training.averaging import check_averages, count_on_the_host, put_averages, refuse_averages
+from layershuffle.training.averaging import check_averages, put_averages, refuse_averages, speed_up_averages
 from layershuffle.training.budget import Budget
 from layershuffle.training.callbacks import is_logged
 from layershuffle.training.checkpointing import LastCheckpoint
 from layershuffle.training.compute import layers_run
 from layershuffle.training.device_copies import BatchCopier
-from layershuffle.training.directions import check_callbacks
+from layershuffle.training.directions import check_monitors
 from layershuffle.training.distributed import (
     is_replicated,
     is_sharded,
@@ -125,7 +126,10 @@ class FineTuningLoop(pl.LightningModule):
     # --- Before the first step ------------------------------------------------------------------------------
 
     def load_objective(self) -> None:
-        """Read the files that the objective needs, once. ``setup`` does it, but only after the data are prepared."""
+        """Read the files that the objective needs, such as a teacher's weights, unless they have been read.
+
+        ``setup`` calls this. A caller who wants a wrong path to fail before any image is read calls it earlier.
+        """
         if not self._objective_is_loaded:
             self.objective.load(self.model)
             self._objective_is_loaded = True
@@ -135,16 +139,17 @@ class FineTuningLoop(pl.LightningModule):
 
         Raises a UserError if the strategy can't run the orders, or the objective doesn't fit the data.
         """
-        # Images of any other data module must come in the model's size: nobody knows how to resize them.
+        # Only ImageData resizes its images. Those of any other data module must have the model's size already.
         datamodule = getattr(self.trainer, "datamodule", None)
         data = datamodule if isinstance(datamodule, ImageData) else None
         if data is not None:
             self.objective.check_labels(data)
             self.preprocess = data.prepare_for(*self.model.image_format)
 
-        # With several processes, an update can average as many orders as there are, unless they share the layers.
-        examples = self.orders.fixed_orders or (self.orders.sample(0),)
-        if samples_own_orders(self.trainer.strategy, self.orders_per_process, self.objective, examples):
+        # Where each process samples orders of its own, an update averages over more of them. Processes among which the
+        # layers are sharded can't: they must all run the same layers.
+        first_orders = self.orders.sample_parts(step=0, rank=0)
+        if samples_own_orders(self.trainer.strategy, self.orders_per_process, self.objective, first_orders):
             self.orders.processes = self.trainer.world_size
         else:
             self.orders.processes = 1
@@ -152,12 +157,12 @@ class FineTuningLoop(pl.LightningModule):
         # Evaluation needs neither the objective's files nor a budget.
         if stage != "fit":
             return
-        # A checkpoint brings its own head. And once a head fits, another fit() must leave it as it was trained.
+        # A resumed run gets its head from the checkpoint, and a second fit() keeps the one that the first has trained.
         if data is not None and not self.trainer.ckpt_path:
             match_head(self.model, self._pretrained, data.class_names, self.seed)
             self._pretrained = False
         self.load_objective()
-        check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
+        check_monitors(self.trainer.callbacks)  # type: ignore[attr-defined]
         self.objective.read_data(data, self.model.config["num_classes"])
         self.budget.take_limits(self.trainer)
 
@@ -183,16 +188,19 @@ class FineTuningLoop(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Plan the run. Any earlier, the workers would read ahead before a run is resumed."""
+        """Plan the run, of which the number of steps is known from here on.
+
+        Counting them starts the workers that read images ahead. A resumed run must know by then where it goes on.
+        """
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         self.objective.start(self.model)
-        count_on_the_host(callbacks)
+        speed_up_averages(callbacks)
 
-        # Now it is known how many steps there are. Orders that were sampled before belong to an unknown progress.
+        # Orders may depend on the progress, which is unknown without the number of steps: sample them again.
         self.orders.forget_all()
         self.budget.plan(self.trainer)
         self.budget.stop_if_used_up(self.trainer)
-        # In layer executions, nobody knows how many steps the budget lasts for.
+        # How many steps a budget of layer executions lasts for depends on the orders that will be sampled.
         if not self.budget.ends_the_run:
             check_averages(callbacks, self.budget.planned_steps, self.trainer.max_epochs)
 
@@ -215,14 +223,14 @@ class FineTuningLoop(pl.LightningModule):
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy a batch to the GPU while it still works on the step before."""
+        """Copy the next batch to the GPU while the GPU still works on the step before."""
         to_device = partial(super().transfer_batch_to_device, batch, device, dataloader_idx)
         return self._copier.copy(to_device, device)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Resize and normalise on the device."""
         images, labels = batch
-        # Some precisions keep the weights themselves in bfloat16.
+        # Some of Lightning's precisions keep the weights themselves in bfloat16.
         dtype = next(self.model.parameters()).dtype
         return self.preprocess(images).to(dtype), labels
 
@@ -269,17 +277,17 @@ class FineTuningLoop(pl.LightningModule):
         if is_replicated(self.trainer.strategy):
             for parameter in unused_parameters(self.model, self.orders.of_update(step)):
                 parameter.grad = None
-        self.compute.count_update(self.orders.layers_run(step) / layers_run(self.model.order))
+        full_steps = self.orders.layers_run(step) / layers_run(self.model.order)
+        self.compute.count_update(full_steps)
         self.step_means.log_row(self)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End a run whose budget is used up. Stop if a loss was not finite.
-
-        That is checked in the steps in which the loggers wait for the device anyway.
-        """
+        """End a run whose budget is used up. Stop if a loss was not finite."""
         self.budget.stop_if_used_up(self.trainer)
+        # To read the losses is to wait for the device, which the loggers do in these steps anyway.
         if is_logged(self.trainer):
             non_finite.stop_after(self._first_non_finite.read(), self, self.orders)
+            # All losses were finite. If the weights aren't, the error will name the last step and its orders.
             self.orders.forget_before(self.global_step - 1)
 
     def on_train_epoch_end(self) -> None:

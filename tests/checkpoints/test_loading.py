@@ -8,7 +8,7 @@ import torch
 from helpers import SMALL
 
 from layershuffle import create_model
-from layershuffle.checkpoints.checkpoint import is_checkpoint, read_checkpoint
+from layershuffle.checkpoints.checkpoint import is_file_path, read_checkpoint
 from layershuffle.checkpoints.loading import load, trained_on
 from layershuffle.checkpoints.metadata import METADATA_KEY
 from layershuffle.errors import UserError
@@ -106,8 +106,8 @@ def test_a_file_in_place_of_a_models_name_leads_to_the_option_for_weights(folder
 
 def test_paths_are_told_from_names(folder):
     for source in ("a.ckpt", "a/b", "a.safetensors"):
-        assert is_checkpoint(source)
+        assert is_file_path(source)
     for source in ("vit_tiny_patch16_224", "hf-hub:timm/vit_tiny_patch16_224", "mini_glyphs", "."):
-        assert not is_checkpoint(source)
+        assert not is_file_path(source)
     Path("vit_tiny_patch16_224").write_bytes(b"")
-    assert is_checkpoint("vit_tiny_patch16_224")
+    assert is_file_path("vit_tiny_patch16_224")

@@ -6,7 +6,7 @@ from helpers import DIGITS, QUIET, train
 from lightning.pytorch.callbacks import EarlyStopping
 
 from layershuffle.errors import UserError
-from layershuffle.training.directions import check_callbacks, checked_mode, direction
+from layershuffle.training.directions import check_monitors, checked_mode, direction
 from layershuffle.training.module import FineTuner
 
 SHORT = [*DIGITS, *QUIET, "--model.timm_args.depth=1", "--data.train_images=200", "--trainer.max_epochs=3"]
@@ -62,6 +62,6 @@ def test_metrics_have_a_direction(metric, expected):
 def test_of_other_metrics_the_author_knows_the_direction():
     assert direction("val/own") is None
     assert checked_mode("val/own", "max", "mode") == "max"
-    check_callbacks([EarlyStopping("val/own"), EarlyStopping("val/loss"), EarlyStopping("val/sequential", mode="max")])
+    check_monitors([EarlyStopping("val/own"), EarlyStopping("val/loss"), EarlyStopping("val/sequential", mode="max")])
     with pytest.raises(UserError, match="EarlyStopping"):
-        check_callbacks([EarlyStopping("val/sequential")])
+        check_monitors([EarlyStopping("val/sequential")])

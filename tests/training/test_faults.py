@@ -126,9 +126,14 @@ def test_broken_images_are_named_and_counted_up_to_a_limit(tmp_path, capfd):
 
 
 def test_broken_images_are_left_out_of_an_evaluation(tmp_path):
-    root = broken_imagenet(tmp_path, "val/n01440764/RGB.JPEG")
+    root = broken_imagenet(tmp_path, "val/n01440764/RGB.JPEG", "train/n01440764/RGB.JPEG")
     total = sum(1 for path in root.glob("val/*/*") if path.is_file())
     assert sum(len(labels) for _, labels in batches(root, "test", unreadable=1)) == total - 1
+    # Also of the training images, of which ``linear-probe`` computes the features: each counts once.
+    data = ImageFolders(root=str(root), image_size=16, batch_size=3, workers=0, unreadable=1, val_fraction=0)
+    data.setup()
+    total = sum(1 for path in root.glob("train/*/*") if path.is_file())
+    assert sum(len(labels) for _, labels in data.loader("train")) == total - 1
 
 
 def test_a_batch_without_any_image_stops_the_run(tmp_path):
