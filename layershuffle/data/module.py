@@ -68,8 +68,8 @@ class ImageData(pl.LightningDataModule):
         crop_mode: whether the shorter side of an image is resized (center), or the image is squashed to a square.
     """
 
-    # To mypy this is an attribute like any other, which a subclass may also set in ``__init__``. At run time, one that no
-    # subclass has set raises an error that says what to do.
+    # To mypy this is an attribute like any other, which a subclass may also set in ``__init__``.
+    # At run time, a class that doesn't set it raises an error that says what to do.
     if TYPE_CHECKING:
         num_classes: int
     else:
