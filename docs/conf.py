@@ -22,7 +22,6 @@ release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]  # the reports that the package writes begin with their second heading
 
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"

@@ -44,6 +44,13 @@ def test_links_lead_somewhere(page):
             assert section in headings(target), link
 
 
+def test_the_site_has_every_page():
+    index = (ROOT / "docs/index.md").read_text()
+    for folder in ("guides", "findings"):
+        for page in (ROOT / "docs" / folder).glob("*.md"):
+            assert re.search(rf"^(?:.* <)?{folder}/{page.stem}>?$", index, re.MULTILINE), page.name
+
+
 @pytest.mark.heavy
 def test_the_reference_has_every_command_and_what_it_takes(reference):
     page = reference.commands_page()
