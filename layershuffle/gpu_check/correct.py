@@ -206,7 +206,8 @@ class CompiledComparison:
         # The first orders of each kind add graphs, and are compared with uncompiled layers.
         before = self._counts["unique_graphs"]
         with exact_convolutions():
-            # The first four are one of each kind.
+            # The first four are of the kinds that run whole layers, halves and groups. The last two kinds differ from
+            # them in how outputs are added up, which isn't compiled.
             for order in orders[:4]:
                 for compute in (_gradients, _logits):
                     self.worst = max(self.worst, distance(compute(model, order, images), compute(plain, order, images)))

@@ -24,6 +24,7 @@ MEMORY = 3 << 30
 MAX_LOSS_DISTANCE = 1e-3
 """How far the losses of two ways to train may be apart: the norm of the difference over the norm."""
 SHARDED = "trainer.strategy.data_parallel_size"
+"""The option that says over how many processes FSDP shards the model."""
 
 
 @check(
@@ -114,7 +115,13 @@ def _options(devices: int) -> dict[str, Any]:
 
 
 def _losses_in_this_process(setting: Setting, strategy: str | None = None, more: Mapping[str, Any] = {}) -> Tensor:
-    """The losses of a training in this process; ``strategy`` is the name of a trainer's config."""
+    """The losses of a training in this process.
+
+    Args:
+        setting: the device.
+        strategy: the name of a trainer's config, by default the one without a strategy.
+        more: further options, which win over those that all trainings have in common.
+    """
     options = {**_options(devices=1), "trainer.accelerator": setting.trainer, **more}
     run = train_small(setting, trainer=strategy or setting.trainer, options=options)
     # Lightning leaves the process group to the end of the process, and the next training makes a new one.

@@ -28,7 +28,7 @@ class Files:
 
     Attributes:
         results: those of evaluations and studies.
-        simulations: what the files of ``layershuffle simulate`` hold, which nobody has checked yet.
+        simulations: what the files of ``layershuffle simulate`` hold, not yet checked.
         complaints: a sentence for every file that can't be read.
     """
 
@@ -48,7 +48,7 @@ def read_files(source: Path) -> Files:
     files = Files()
     for name, path in _json_files(source).items():
         try:
-            # Results files may be large, and what else lies there too: the beginning tells who reads the file.
+            # Any JSON file may lie there, and be large: its beginning tells whether it is a results file.
             if _claims_to_be_results(path):
                 files.results[name] = Results.load(path)
                 continue
@@ -82,7 +82,7 @@ def _claims_to_be_results(path: Path) -> bool:
 
 
 def _simulation_in(path: Path) -> dict[str, Any] | None:
-    """The content of a file of ``layershuffle simulate``; None of any other file, which is none of our business."""
+    """The content of a file of ``layershuffle simulate``; None for any other file, which a report passes over."""
     try:
         content = read_json(path)
     except UserError:
@@ -129,16 +129,20 @@ def _agreeing(files: dict[str, Results], complaints: list[str]) -> dict[str, Res
 
     Two files are about the same run if they have the same model, data and settings. They may hold different protocols,
     which are put together, but for what both hold they must have the same values.
+
+    Args:
+        files: the results by the names of their files.
+        complaints: a sentence is added here for each disagreement.
     """
     # The files of each run, of several with the same content only the first.
     by_run: dict[str, list[str]] = {}
     disagreeing: set[str] = set()
     for name, results in files.items():
-        others = by_run.setdefault(_run(results), [])
-        content = _content(results)
+        others = by_run.setdefault(_run_key(results), [])
+        content = _content_by_key(results)
         is_repetition = False
         for other in others:
-            other_content = _content(files[other])
+            other_content = _content_by_key(files[other])
             if other_content == content:
                 is_repetition = True
             shared = other_content.keys() & content.keys()
@@ -160,15 +164,15 @@ def _agreeing(files: dict[str, Results], complaints: list[str]) -> dict[str, Res
     return agreeing
 
 
-def _run(results: Results) -> str:
+def _run_key(results: Results) -> str:
     """A key that is the same for files about the same model, data and settings."""
-    # Not the checkpoint's checksum: two trainings of one method and seed are the same run, and should agree.
+    # The checkpoint's checksum is no part of it: two trainings of one method and seed are the same run, and must agree.
     model = results.model
     about = [model.config, results.label, model.seed, results.data.name, results.data.images]
     return json.dumps([*about, results.evaluation.to_json()], sort_keys=True)
 
 
-def _content(results: Results) -> dict[str, Any]:
+def _content_by_key(results: Results) -> dict[str, Any]:
     """Every score and measure, by what was scored or measured."""
     content: dict[str, Any] = {}
     for score in results.scores:

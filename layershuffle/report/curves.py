@@ -78,14 +78,14 @@ def side_by_side(setup: SetupResults, protocol: str, key: str) -> list[Point]:
         key: what the number is called.
     """
     # A dict keeps the sequence in which the protocol lists its kinds of orders, and a set wouldn't.
-    panels: dict[str, None] = {}
+    kinds: dict[str, None] = {}
     for method in setup.main_methods:
         for run in setup.runs_of(method):
-            panels.update(dict.fromkeys(score.variant["layers"] for score in run.scores(protocol)))
+            kinds.update(dict.fromkeys(score.variant["layers"] for score in run.scores(protocol)))
     points = []
-    for panel in panels:
+    for kind in kinds:
         for method in setup.main_methods:
-            points += _points(setup, panel, method, protocol, key, layers=panel)
+            points += _points(setup, kind, method, protocol, key, layers=kind)
     return points
 
 
