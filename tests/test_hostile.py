@@ -32,7 +32,7 @@ from layershuffle.models.create import create_model
 from layershuffle.models.state_dicts import AVERAGED_ENTRIES, RAW_ENTRIES
 from layershuffle.models.weights import MAX_TENSORS, read_backbone, read_file
 from layershuffle.orders.order import MAX_STEPS, Order
-from layershuffle.report.collect import collect
+from layershuffle.report.collect import collect, read_files
 from layershuffle.results import DataInfo, Environment, EvaluationInfo, ModelInfo, Results, Score
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -68,7 +68,7 @@ def test_a_results_file_of_10_gb_is_not_read(tmp_path):
     assert taken < 8 << 20
     assert reading.MAX_JSON_BYTES < 1 << 30
     with pytest.raises(UserError, match="there are no results in"):
-        collect(tmp_path)
+        collect(read_files(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_report_leaves_out_what_is_no_results_file(tmp_path):
     whole_results().save(tmp_path / "good.json")
     content = json.loads((tmp_path / "good.json").read_text())
     (tmp_path / "bad.json").write_text(json.dumps(content | {"model": {"name": "x", "config": {"name": ["y"]}}}))
-    setups, complaints = collect(tmp_path)
+    setups, complaints = collect(read_files(tmp_path))
     assert [list(setup.files) for setup in setups] == [["good.json"]]
     assert len(complaints) == 1
 

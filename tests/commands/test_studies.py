@@ -27,7 +27,7 @@ from layershuffle.evaluation.activations import cosine_similarities, seconds_per
 from layershuffle.files import sha256
 from layershuffle.models.fitting import with_linear_classifier
 from layershuffle.orders.order import Order
-from layershuffle.report.collect import collect
+from layershuffle.report.collect import collect, read_files
 from layershuffle.report.sections import sections
 from layershuffle.results import Results
 from layershuffle.results.measures import Contributions, Cosine, EarlyExits, LinearProbe, Search, SecondsPerImage
@@ -245,7 +245,7 @@ def test_depth_command_scores_and_times_every_depth(plain, capsys):
         assert f"{f.threshold} {f.layers:.2f} {100 * f.top1:.2f}" in " ".join(said.out.split())
     # If no image is ever sure enough, all run the base order.
     assert {f.top1 for f in exits if f.layers == 6} == {results.of("sequential")[0].top1}
-    (setup,), _ = collect(Path())
+    (setup,), _ = collect(read_files(Path()))
     picture = next(s for s in sections([setup], []) if s.title.startswith("Other orders")).parts[0]
     assert f"probability above 0.5, {exits[5].layers:.2f} layers" in [row[1] for row in picture.data.rows]
 
