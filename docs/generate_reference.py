@@ -175,20 +175,27 @@ def options_table(actions: Iterable[argparse.Action]) -> str:
 
 
 def shown_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The options and positional arguments that help shows."""
+    """The options and positional arguments that help shows, without those that show help or stand for a whole part."""
     for action in parser._actions:
-        if action.help != SUPPRESS and "-h" not in action.option_strings:
+        shows_help = any(option == "-h" or option.endswith(".help") for option in action.option_strings)
+        if action.help != SUPPRESS and not shows_help and type(action).__name__ != "_ActionConfigLoad":
             yield action
+
+
+def name_of(action: argparse.Action) -> str:
+    """The name of an option, or of a positional argument. An option of jsonargparse that ends in + adds to a list."""
+    if not action.option_strings:
+        return str(action.metavar or action.dest).upper()
+    return [option for option in action.option_strings if not option.endswith("+")][-1]
 
 
 def row(action: argparse.Action) -> str:
     """A line of a command's table."""
-    name = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest).upper()
     values = ", ".join(f"`{value}`" for value in action.choices or ())
     text = escaped(str(action.help or ""))
     if values and values not in text:
         text += f" One of {values}."
-    return f"| `{name}` | {text} | {default(action)} |"
+    return f"| `{name_of(action)}` | {text} | {default(action)} |"
 
 
 def default(action: argparse.Action) -> str:
@@ -196,6 +203,8 @@ def default(action: argparse.Action) -> str:
     value = action.default
     if value is None or value == SUPPRESS or "default:" in str(action.help or ""):
         return ""
+    if isinstance(value, bool):
+        value = str(value).lower()
     text = escaped(str(value).replace(str(ROOT), "."))
     return f"`{text}`" if 0 < len(text) <= 40 else ""
 
@@ -203,6 +212,8 @@ def default(action: argparse.Action) -> str:
 def escaped(text: str) -> str:
     """A help text as a cell of a table."""
     text = " ".join(text.replace("%%", "%").replace("%(prog)s", "layershuffle").split())
+    # Lightning's texts name things as Sphinx does: of :class:`~package.Class` the last part is shown.
+    text = re.sub(r":[\w:]+:`~(?:[^`]*\.)?([^`.]+)`", r"`\1`", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     # Outside code, what looks like HTML, a formula or a cell of a table is none.
     pieces = re.split(r"(`[^`]*`)", text)
