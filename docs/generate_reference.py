@@ -212,8 +212,8 @@ def default(action: argparse.Action) -> str:
 def escaped(text: str) -> str:
     """A help text as a cell of a table."""
     text = " ".join(text.replace("%%", "%").replace("%(prog)s", "layershuffle").split())
-    # Lightning's texts name things as Sphinx does: of :class:`~package.Class` the last part is shown.
-    text = re.sub(r":[\w:]+:`~(?:[^`]*\.)?([^`.]+)`", r"`\1`", text)
+    # Lightning's texts name things as Sphinx does: of :class:`package.Class` the last part is shown.
+    text = re.sub(r":[\w:]+:`~?(?:[^`]*\.)?([^`.]+)`", r"`\1`", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     # Outside code, what looks like HTML, a formula or a cell of a table is none.
     pieces = re.split(r"(`[^`]*`)", text)

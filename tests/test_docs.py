@@ -61,6 +61,10 @@ def test_the_reference_has_every_command_and_what_it_takes(reference):
     assert "| `--model.sampler` |" in reference.train_page()
 
 
+def test_help_texts_become_cells_of_a_table(reference):
+    assert reference.escaped("a :class:`~b.C`, ``d|e`` or <f> %%") == r"a `C`, `d\|e` or \<f\> %"
+
+
 def test_the_reference_has_every_config_with_its_comment(reference):
     page = reference.configs_page()
     for path in (ROOT / "configs").glob("*/*.yaml"):
