@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from layershuffle.api.arguments import check_at_least
 from layershuffle.api.data import DataLike
 from layershuffle.api.study import ModelLike, start_study
@@ -10,11 +12,13 @@ from layershuffle.api.study_options import BatchSize
 from layershuffle.choices import Classifier, Precision, Split
 from layershuffle.errors import UserError
 from layershuffle.evaluation.by_class import ByClass
+from layershuffle.evaluation.disagreement import OrdersTogether
 from layershuffle.evaluation.neighbours import NEIGHBOURS
+from layershuffle.models.model import Output
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.orders.protocols import PROTOCOLS, find, trials
-from layershuffle.results import EvaluationInfo, Results
+from layershuffle.results import EvaluationInfo, Measure, Results
 
 DEFAULT_PROTOCOLS = ("sequential", "arbitrary", "pruned")
 KEYS_IN_FILES = {"depths": "keep", "recorded_orders": "log"}
@@ -63,7 +67,8 @@ def evaluate(
         protocol_options: options of the protocols by name, such as ``depths=[3, 6]`` of "pruned".
 
     Returns:
-        The score of each order, and for the most important orders the counts by class.
+        The score of each order, for the most important orders the counts by class, and how far the random ones
+        disagree.
 
     Raises:
         UserError: if there is no such model, data set or protocol, the model can't run an order, or
@@ -99,10 +104,20 @@ def evaluate(
         choices = study.model.choice.orders
     to_score = trials(names, study.model.order, random_orders, seed, parsed_orders, choices, **_arguments(options))
 
-    # Counts by class come from the same forward passes as the scores. Not every protocol has them, see ``Protocol``.
+    # Both measures come from the same forward passes as the scores. Not every protocol has them, see ``Protocol``.
     by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
-    scores = study.score(to_score, on_output=by_class.add)
-    measures = [by_class.counts()] if by_class.groups else []
+    together = OrdersTogether(to_score, study.fabric.device)
+
+    def on_output(order: Order, output: Output, labels: Tensor) -> None:
+        by_class.add(order, output, labels)
+        together.add(order, output, labels)
+
+    scores = study.score(to_score, on_output=on_output)
+    measures: list[Measure] = []
+    if together.groups:
+        measures.append(together.disagreement())
+    if by_class.groups:
+        measures.append(by_class.counts())
     recorded = {KEYS_IN_FILES.get(name, name): value for name, value in options.items()}
     used = EvaluationInfo(protocols=names, random_orders=random_orders, options=recorded)
     return study.results(scores, used, measures)

@@ -4,12 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from layershuffle.api.arguments import check_at_least, check_orders, check_seed
 from layershuffle.api.pictures import Unreadable, orders_to_run, run_pictures
 from layershuffle.api.study import ModelLike, as_loaded
 from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.evaluation.device import make_fabric
+from layershuffle.evaluation.ensemble import Ensemble
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.results import ModelInfo
 
@@ -22,21 +25,27 @@ class Prediction:
         path: the path of its file.
         classes: the likeliest classes, the likeliest first.
         orders: how many orders were run.
+        disagreement: by how much the orders disagree: the mutual information between class and order, in nats. It is 0
+            if all orders have the same probabilities, and at most the logarithm of the number of classes.
     """
 
     path: str
     classes: tuple[LikelyClass, ...]
     orders: int = 1
+    disagreement: float = 0.0
 
     def __str__(self) -> str:
-        """A line such as ``fox.jpg: 91.2% fox; 5.0% dog``."""
+        """A line such as ``fox.jpg: 91.2% fox; 5.0% dog``, of several orders with their disagreement."""
         classes = []
         for likely in self.classes:
             text = f"{_percent(likely.probability)} {likely.name}"
             if self.orders > 1 and likely.first:
                 text += f" (first in {round(likely.first * self.orders)} of {self.orders} orders)"
             classes.append(text)
-        return f"{self.path}: {'; '.join(classes)}"
+        line = f"{self.path}: {'; '.join(classes)}"
+        if self.orders > 1:
+            line += f"; disagreement {self.disagreement:.3f}"
+        return line
 
 
 def _percent(probability: float) -> str:
@@ -112,7 +121,16 @@ def predict(
     unreadable: list[Unreadable] = []
     fabric = make_fabric(accelerator, "32-true", loaded.model)
     for batch_paths, logits in run_pictures(paths, loaded, orders, unreadable, fabric, batch_size, "classifying"):
-        for path, picture_logits in zip(batch_paths, logits.unbind(dim=1)):
+        disagreements = _disagreements(logits)
+        for path, picture_logits, disagreement in zip(batch_paths, logits.unbind(dim=1), disagreements):
             classes = likely_classes(picture_logits, loaded.classes, top)
-            predictions.append(Prediction(path, classes, len(logits)))
+            predictions.append(Prediction(path, classes, len(logits), disagreement))
     return Predictions(loaded.info, orders, predictions, unreadable)
+
+
+def _disagreements(logits: Tensor) -> list[float]:
+    """By how much the orders disagree about each picture, in nats; logits: [orders, batch, classes]."""
+    ensemble = Ensemble()
+    for order_logits in logits:
+        ensemble.add(order_logits)
+    return ensemble.mutual_information().tolist()

@@ -85,7 +85,8 @@ def as_json(predictions: "layershuffle.Predictions") -> str:
         for likely in prediction.classes:
             probability, share = _rounded(likely)
             classes.append({"class": likely.name, "probability": probability, "share_of_orders": share})
-        pictures.append({"picture": prediction.path, "classes": classes})
+        disagreement = round(prediction.disagreement, 6)
+        pictures.append({"picture": prediction.path, "disagreement": disagreement, "classes": classes})
     content = {
         "model": predictions.model.to_json(),
         "orders": [str(order) for order in predictions.orders],
@@ -103,8 +104,9 @@ def as_csv(predictions: "layershuffle.Predictions") -> str:
     for prediction in predictions:
         for rank, likely in enumerate(prediction.classes, 1):
             probability, share = _rounded(likely)
-            rows.append([prediction.path, str(rank), likely.name, str(probability), str(share)])
-    return tables.as_csv(["picture", "rank", "class", "probability", "share_of_orders"], rows)
+            disagreement = round(prediction.disagreement, 6)
+            rows.append([prediction.path, str(rank), likely.name, str(probability), str(share), str(disagreement)])
+    return tables.as_csv(["picture", "rank", "class", "probability", "share_of_orders", "disagreement"], rows)
 
 
 def _rounded(likely: "layershuffle.LikelyClass") -> tuple[float, float]:

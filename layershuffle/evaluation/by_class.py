@@ -1,19 +1,17 @@
 """Which classes a model takes for which, in the orders that matter most."""
 
-from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from layershuffle.evaluation.metrics import best_class
+from layershuffle.evaluation.order_groups import order_groups
 from layershuffle.models.model import Output
 from layershuffle.orders.order import Order
-from layershuffle.orders.protocols import PROTOCOLS, Trial
+from layershuffle.orders.protocols import Trial
 from layershuffle.results.measures import ByClassCounts, OrderCounts
-from layershuffle.results.score import Variant
 
 MAX_PAIRS = 10_000
 """How many confusions results keep: all of up to 100 classes, the most frequent ones of more."""
@@ -30,7 +28,7 @@ class ByClass(Metric):
         classes: how many there are.
 
     Attributes:
-        groups: the (protocol, variant) of each group of orders that are counted together.
+        groups: the orders that are counted together.
         rows: for each order the indices of its groups. An order that a group samples twice has the index twice, so that
             its images count twice, as they do in the mean of the scores.
     """
@@ -41,16 +39,11 @@ class ByClass(Metric):
     def __init__(self, trials: Sequence[Trial], classes: int) -> None:
         super().__init__()
         self.classes = classes
-        self.groups: list[tuple[str, Variant]] = []
+        self.groups = order_groups(trials)
         self.rows: dict[Order, list[int]] = {}
-        for trial in trials:
-            # ``add`` recognises an order by its steps, and those of an order that is sampled for each batch are not
-            # known here.
-            if PROTOCOLS[trial.protocol].by_class and isinstance(trial.order, Order):
-                group = (trial.protocol, trial.variant)
-                if group not in self.groups:
-                    self.groups.append(group)
-                self.rows.setdefault(trial.order, []).append(self.groups.index(group))
+        for index, group in enumerate(self.groups):
+            for order in group.orders:
+                self.rows.setdefault(order, []).append(index)
 
         # Images by group, then flattened by class and predicted class; the last column is for logits with NaN.
         matrices = torch.zeros(len(self.groups), classes * (classes + 1), dtype=torch.long)
@@ -77,15 +70,12 @@ class ByClass(Metric):
     def counts(self) -> ByClassCounts:
         """How many images there are of each class, and how they were classified in each group of orders."""
         matrices = self.compute().cpu()
-        orders_by_group = Counter(chain.from_iterable(self.rows.values()))
-
         counts = []
-        for index, (protocol, variant) in enumerate(self.groups):
-            matrix = matrices[index]
+        for group, matrix in zip(self.groups, matrices):
             order_counts = OrderCounts(
-                protocol=protocol,
-                variant=variant,
-                samples=orders_by_group[index],
+                protocol=group.protocol,
+                variant=group.variant,
+                samples=len(group.orders),
                 right=matrix.diagonal().tolist(),
                 confused=self._most_confused(matrix),
                 balanced_accuracy=balanced_accuracy(matrix),

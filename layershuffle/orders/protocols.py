@@ -87,8 +87,8 @@ class Protocol:
         xlabel: what the picture calls the number in the variant, or what stands beside bars in place of a number.
         section: the title of the report's section that shows the scores of all models together; if empty, the report
             shows the picture of each model.
-        by_class: whether results count by class how the images were classified in its fixed orders. For a protocol of
-            thousands of orders that would take too much time and memory.
+        by_class: whether results count by class how the images were classified in its fixed orders, and say how far
+            these disagree. For a protocol of thousands of orders that would take too much time and memory.
         names_layers: whether the orders name layers. Otherwise they name steps of the model's base order, which matters
             for models that run their layers repeatedly or by halves.
         descending: whether the picture's numbers descend from left to right, as where fewer steps take less time.

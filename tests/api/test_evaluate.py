@@ -16,6 +16,8 @@ from layershuffle.api.train import TrainedRun
 from layershuffle.checkpoints.loading import load
 from layershuffle.data import Glyphs
 from layershuffle.errors import UserError
+from layershuffle.results import Results
+from layershuffle.results.measures import Disagreement
 
 
 @pytest.mark.parametrize("random_orders", [0, -1])
@@ -74,3 +76,21 @@ def test_a_checkpoint_of_0_updates_is_warned_of(caplog, updates):
     loaded = replace(loaded, info=replace(loaded.info, compute={"updates": updates}))
     evaluate(loaded, Glyphs(test_images=20), accelerator="cpu")
     assert any("0 updates" in text for text in caplog.messages) == (updates == 0)
+
+
+def test_the_random_orders_together(tmp_path):
+    """They are told of beside the scores, and stand in the results file."""
+    found = evaluate("mini_glyphs_any_width", Glyphs(test_images=40), accelerator="cpu", random_orders=3)
+    measure = found.measure(Disagreement)
+    (group,) = measure.groups
+    assert (group.protocol, group.samples) == ("arbitrary", 3)
+    assert 0 < group.disagreement < 1
+    assert 0.5 < group.agreement <= 1
+    found.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json").measure(Disagreement) == measure
+    assert "AUROC" in str(found)
+
+
+def test_one_random_order_has_nothing_to_disagree_with():
+    found = evaluate("mini_glyphs", Glyphs(test_images=20), accelerator="cpu", protocols="arbitrary", random_orders=1)
+    assert found.measure(Disagreement) is None

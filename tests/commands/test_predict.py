@@ -175,6 +175,7 @@ def test_the_command_predicts_what_the_model_does(checkpoint, pictures, capsys):
     assert content["orders"] == ["3 2 1 0"]
     for prediction, entry in zip(predictions, content["pictures"], strict=True):
         assert entry["picture"] == prediction.path
+        assert entry["disagreement"] == 0  # a single order agrees with itself
         for likely, class_entry in zip(prediction.classes, entry["classes"], strict=True):
             assert class_entry["class"] == likely.name
             assert class_entry["probability"] == round(likely.probability, 6)
@@ -210,7 +211,13 @@ def test_many_orders_are_averaged_and_counted(checkpoint, pictures, capsys):
     each = torch.stack([probabilities(model, images, order) for order in drawn])
     lines = capsys.readouterr().out.splitlines()
     votes = []
+    # The mutual information: the entropy of the mean less the mean of the entropies.
+    mean = each.mean(dim=0)
+    entropy_of_mean = -(mean * mean.log()).sum(dim=-1)
+    disagreements = entropy_of_mean + (each * each.log()).sum(dim=-1).mean(dim=0)
     for index, prediction in enumerate(predictions):
+        assert prediction.disagreement == pytest.approx(disagreements[index].item(), abs=1e-4)
+        assert lines[index].endswith(f"; disagreement {prediction.disagreement:.3f}")
         for likely in prediction.classes:
             label = CLASSES.index(likely.name)
             first = int((each[:, index].argmax(dim=-1) == label).sum())
@@ -338,6 +345,6 @@ def test_names_that_spreadsheets_or_utf_8_do_not_take():
     classes = (LikelyClass("=1+1", 0.9991, 1.0), LikelyClass("b", 0.0004, 0.0), LikelyClass("c", 0.0, 0.0))
     found = Predictions(ModelInfo(name="best", config={}), [], [Prediction("caf\udce9.png", classes)], [])
     header, first, *_ = csv.reader(io.StringIO(as_csv(found)))
-    assert header[-1] == "share_of_orders"
-    assert first == ["caf\\udce9.png", "1", "'=1+1", "0.9991", "1.0"]
+    assert header[-2:] == ["share_of_orders", "disagreement"]
+    assert first == ["caf\\udce9.png", "1", "'=1+1", "0.9991", "1.0", "0.0"]
     assert str(found).endswith(": 99.9% =1+1; <0.1% b; 0.0% c")

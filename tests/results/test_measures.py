@@ -13,7 +13,9 @@ from layershuffle.results.measures import (
     ByClassCounts,
     Contributions,
     Cosine,
+    Disagreement,
     EarlyExits,
+    EnsembleOfOrders,
     Exit,
     Grouping,
     LinearProbe,
@@ -109,10 +111,25 @@ def test_the_picture_of_groups_has_accuracy_and_time_by_steps():
     assert [row[2] for row in table.rows] == ["1.00", "0.900"]
 
 
+ENSEMBLE = EnsembleOfOrders(
+    protocol="arbitrary",
+    variant={"reading": "fixed"},
+    samples=2,
+    top1=0.9,
+    loss=None,
+    ece=0.05,
+    agreement=0.954,
+    disagreement=0.0123,
+    auroc_of_probability=0.876,
+    auroc_of_disagreement=0.7,
+    accuracy_of_surest=0.975,
+)
+
 MEASURES = [
     ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [1, 3], [(0, 1, 1)])]),
     Contributions(["0 1", "1 0"], "class token", added=[[1.0, 2.0], [3.0, 4.0]], before=[[5.0, 6.0], [7.0, 8.0]]),
     Cosine([[1.0, 0.5], [0.5, 1.0]]),
+    Disagreement([ENSEMBLE]),
     EarlyExits([Exit("confidence", 0.5, 1.5, 0.7, 0.9, None)]),
     Grouping({"0 1": 1.0, "(0+1)": 0.9}, "(0+1)"),
     LinearProbe([30, 10, 20], 20, ProbeScore(0.5, 0.6), 0.01, ProbeScore(0.7, 0.8)),
@@ -165,6 +182,10 @@ def test_a_measure_reads_back_and_has_its_picture(tmp_path, measure):
         Contributions(["0 1"], added=[[1.0, 2.0]], before=[[1.0]]),
         Cosine([[1.0, 0.5]]),
         Cosine([[1.5]]),
+        Disagreement([replace(ENSEMBLE, samples=1)]),
+        Disagreement([replace(ENSEMBLE, agreement=1.1)]),
+        Disagreement([replace(ENSEMBLE, auroc_of_disagreement=-0.1)]),
+        Disagreement([replace(ENSEMBLE, disagreement=-1.0)]),
         EarlyExits([Exit("confidence", 0.5, 1.5, 1.7, 0.9, None)]),
         LinearProbe([30, 10], 20, ProbeScore(0.5, 0.6), 0.01, ProbeScore(0.7, 0.8)),
         LinearProbe([30, 10, 20], 20, ProbeScore(0.5, 0.6), 0.01, ProbeScore(0.7, 1.8)),
@@ -180,3 +201,20 @@ def test_a_measure_that_cannot_be_is_refused(tmp_path, measure):
     with_measure(measure).save(tmp_path / "study.json")
     with pytest.raises(UserError, match=r"study\.json is not a whole results file"):
         Results.load(tmp_path / "study.json")
+
+
+def test_what_orders_say_together():
+    found = results(measures=(Disagreement([ENSEMBLE]),))
+    header, rows = tables.of(found)["together"]
+    assert dict(zip(header, rows[0], strict=True)) | {"top-1 %": "90.00"} == {
+        "orders": "arbitrary, fixed",
+        "n": "2",
+        "top-1 %": "90.00",
+        "ECE %": "5.00",
+        "agree %": "95.4",
+        "nats": "0.012",
+        "AUROC %": "87.6",
+        "surest 80%": "97.50",
+    }
+    without_errors = replace(ENSEMBLE, auroc_of_probability=None, auroc_of_disagreement=None)
+    assert tables.of(replace(found, measures=(Disagreement([without_errors]),)))["together"].rows[0][6] == ""

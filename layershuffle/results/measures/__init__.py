@@ -3,6 +3,7 @@
 from layershuffle.results.measures.by_class import ByClassCounts
 from layershuffle.results.measures.contributions import Contributions
 from layershuffle.results.measures.cosine import Cosine
+from layershuffle.results.measures.disagreement import Disagreement, EnsembleOfOrders
 from layershuffle.results.measures.early_exit import EarlyExits, Exit
 from layershuffle.results.measures.grouping import Grouping
 from layershuffle.results.measures.linear_probe import LinearProbe, ProbeScore
@@ -16,11 +17,13 @@ __all__ = [
     "ByClassCounts",
     "Contributions",
     "Cosine",
+    "Disagreement",
     "EarlyExits",
     "Exit",
     "Grouping",
     "LinearProbe",
     "OrderCounts",
+    "EnsembleOfOrders",
     "ProbeScore",
     "Pruning",
     "Representations",

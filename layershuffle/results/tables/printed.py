@@ -15,7 +15,10 @@ from layershuffle.results.tables.wording import meaning, ran_per_batch, to_compa
 LOWEST = 12
 """So many classes, those of the lowest accuracy, are shown; the CSV file has all."""
 
-HEADINGS = {"balanced": "each class counts the same"}
+HEADINGS = {
+    "balanced": "each class counts the same",
+    "together": "orders together: the mean of their probabilities, and how far they disagree",
+}
 """The headings of tables that hold other numbers than top-1 accuracies."""
 
 WIDTH = 80
