@@ -55,7 +55,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(protocols, "PROTOCOLS", registered := dict(protocols.PROTOCOLS))
-    importers = ("api.evaluate", "commands.evaluate", "evaluation.by_class", "results.tables.scores")
+    importers = ("api.evaluate", "commands.evaluate", "evaluation.order_groups", "results.tables.scores")
     for module in importers:
         monkeypatch.setattr(f"layershuffle.{module}.PROTOCOLS", registered)
     yield

@@ -19,6 +19,7 @@ from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.data.samplers import evaluation_batches
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import LayerDrop, Shuffle
+from layershuffle.results.measures import Disagreement
 from layershuffle.training.distributed import is_replicated, samples_own_orders, unused_parameters
 from layershuffle.training.objectives import Classification
 
@@ -176,7 +177,12 @@ def test_processes_see_the_pixels_that_one_process_sees(two):
 def test_two_process_evaluation_is_that_of_one(two, monkeypatch):
     monkeypatch.chdir(two[1])
     alone = evaluate_command(["runs/version_0/checkpoints/last.ckpt", *SCORED])
+    (together,) = alone.measure(Disagreement).to_json()["groups"]
     for said in two[0]:
+        (together_of_two,) = said["together"]["groups"]
+        for name, value in together.items():
+            expected = pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+            assert together_of_two[name] == expected, name
         assert len(said["scores"]) == 5
         for score, (images, top1, top5, loss) in zip(alone.scores, said["scores"]):
             assert (score.images, score.top1, score.top5) == (images, top1, top5)

@@ -16,6 +16,7 @@ from layershuffle.data import Digits
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
 from layershuffle.orders.samplers import GrowingDepth, LayerDrop, Shuffle
+from layershuffle.results.measures import Disagreement
 from layershuffle.training.checkpointing import WholeCheckpointIO
 from layershuffle.training.module import FineTuner
 from layershuffle.training.muon import Muon
@@ -199,6 +200,7 @@ def main(out):
     stop_and_go_on(said, rank)
     results = evaluate_command(["runs/version_0/checkpoints/last.ckpt", *SCORED])
     said["scores"] = [(score.images, score.top1, score.top5, score.loss) for score in results.scores]
+    said["together"] = results.measure(Disagreement).to_json()
     torch.save(said, out / f"{rank}.pt")
 
 
