@@ -8,7 +8,7 @@ quickstart: .venv/installed  ## the paper's comparison in miniature, on glyphs
 	$(BIN)/layershuffle experiment quickstart --jobs 5
 
 docs: .venv/docs  ## the documentation as a site, in build/docs; a broken link or a warning fails
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --write-all docs build/docs
 	@echo "see build/docs/index.html"
 
 style: .venv/ready  ## how dense the code is, beside six projects that read well
