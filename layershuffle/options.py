@@ -137,7 +137,7 @@ OPTIONS = {
         metavar="SECONDS",
     ),
     # What to write, and whether to go on.
-    "top": Option("How many classes to name for a picture.", PositiveInt, 5, metavar="N"),
+    "top": Option("How many classes to name for a picture that shows one.", PositiveInt, 5, metavar="N"),
     "output": Option("File to write.", Path | None, metavar="FILE"),
     "folder": Option("Folder to write to.", Path | None, metavar="DIR"),
     "only": Option("Patterns of the names to include; all others are left out.", metavar="PATTERN", several=True),

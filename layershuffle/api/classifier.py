@@ -25,9 +25,22 @@ def with_classifier_for(data: ImageData, loaded: LoadedModel) -> LoadedModel:
         logger.warning(
             "%s was trained for 0 updates: a classifier that its weights didn't bring is untrained", loaded.info.name
         )
+    _check_labels(data, loaded)
     loaded = _with_classes_of(data, loaded)
     _match_class_names(data, loaded)
     return loaded
+
+
+def _check_labels(data: ImageData, loaded: LoadedModel) -> None:
+    """Raise a UserError if the model names one class for each image and the data has several, or the other way."""
+    names_several = loaded.info.thresholds is not None
+    if names_several == data.has_several_labels:
+        return
+    words = {False: "one label for each image", True: "several labels for each image"}
+    raise UserError(
+        f"{loaded.info.name} was trained with {words[names_several]}, but {data.label} has "
+        f"{words[data.has_several_labels]}: give other data"
+    )
 
 
 def _with_classes_of(data: ImageData, loaded: LoadedModel) -> LoadedModel:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from layershuffle.api.arguments import check_at_least
 from layershuffle.api.data import DataLike
-from layershuffle.api.study import ModelLike, start_study
+from layershuffle.api.study import ModelLike, Study, start_study
 from layershuffle.api.study_options import BatchSize
 from layershuffle.choices import Classifier, Precision, Split
 from layershuffle.errors import UserError
@@ -17,8 +17,8 @@ from layershuffle.evaluation.neighbours import NEIGHBOURS
 from layershuffle.models.model import Output
 from layershuffle.orders.named import parse_order
 from layershuffle.orders.order import Order, OrderLike
-from layershuffle.orders.protocols import PROTOCOLS, find, trials
-from layershuffle.results import EvaluationInfo, Measure, Results
+from layershuffle.orders.protocols import PROTOCOLS, Trial, find, trials
+from layershuffle.results import EvaluationInfo, Measure, Results, Score
 
 DEFAULT_PROTOCOLS = ("sequential", "arbitrary", "pruned")
 KEYS_IN_FILES = {"depths": "keep", "recorded_orders": "log"}
@@ -87,6 +87,8 @@ def evaluate(
         compile=compile,
         batch_size=batch_size,
         is_shared=True,
+        # Neighbours vote for one label.
+        takes_several_labels=classifier == "own",
     )
 
     # One protocol or order may be given without a list around it.
@@ -104,7 +106,17 @@ def evaluate(
         choices = study.model.choice.orders
     to_score = trials(names, study.model.order, random_orders, seed, parsed_orders, choices, **_arguments(options))
 
-    # Both measures come from the same forward passes as the scores. Not every protocol has them, see ``Protocol``.
+    scores, measures = _score(study, to_score)
+    recorded = {KEYS_IN_FILES.get(name, name): value for name, value in options.items()}
+    used = EvaluationInfo(protocols=names, random_orders=random_orders, options=recorded)
+    return study.results(scores, used, measures)
+
+
+def _score(study: Study, to_score: Sequence[Trial]) -> tuple[list[Score], list[Measure]]:
+    """The scores, and what is measured in the same forward passes. Not every protocol has that, see ``Protocol``."""
+    # Both measures are of images that show one class.
+    if study.data.has_several_labels:
+        return study.score(to_score), []
     by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
     together = OrdersTogether(to_score, study.fabric.device)
 
@@ -118,9 +130,7 @@ def evaluate(
         measures.append(together.disagreement())
     if by_class.groups:
         measures.append(by_class.counts())
-    recorded = {KEYS_IN_FILES.get(name, name): value for name, value in options.items()}
-    used = EvaluationInfo(protocols=names, random_orders=random_orders, options=recorded)
-    return study.results(scores, used, measures)
+    return scores, measures
 
 
 def _parse_orders(orders: Sequence[OrderLike], base_order: Order) -> list[Order]:

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from layershuffle.api.arguments import check_at_least, check_orders, check_seed
 from layershuffle.api.pictures import Unreadable, orders_to_run, run_pictures
 from layershuffle.api.study import ModelLike, as_loaded
 from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
+from layershuffle.data.label_scores import probabilities_of
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.evaluation.device import make_fabric
 from layershuffle.evaluation.ensemble import Ensemble
@@ -23,16 +25,20 @@ class Prediction:
 
     Attributes:
         path: the path of its file.
-        classes: the likeliest classes, the likeliest first.
+        classes: the likeliest classes, the likeliest first; or where a picture can show several, or none, those whose
+            probability reaches the threshold that training chose for them.
         orders: how many orders were run.
         disagreement: by how much the orders disagree: the mutual information between class and order, in nats. It is 0
-            if all orders have the same probabilities, and at most the logarithm of the number of classes.
+            if all orders have the same probabilities, and at most the logarithm of the number of classes. Where a
+            picture can show several classes, it is the sum of that of each class.
+        shows_several: whether a picture can show several classes.
     """
 
     path: str
     classes: tuple[LikelyClass, ...]
     orders: int = 1
     disagreement: float = 0.0
+    shows_several: bool = False
 
     def __str__(self) -> str:
         """A line such as ``fox.jpg: 91.2% fox; 5.0% dog``, of several orders with their disagreement."""
@@ -40,9 +46,10 @@ class Prediction:
         for likely in self.classes:
             text = f"{_percent(likely.probability)} {likely.name}"
             if self.orders > 1 and likely.first:
-                text += f" (first in {round(likely.first * self.orders)} of {self.orders} orders)"
+                first = "" if self.shows_several else "first "
+                text += f" ({first}in {round(likely.first * self.orders)} of {self.orders} orders)"
             classes.append(text)
-        line = f"{self.path}: {'; '.join(classes)}"
+        line = f"{self.path}: {'; '.join(classes) or 'none of the classes'}"
         if self.orders > 1:
             line += f"; disagreement {self.disagreement:.3f}"
         return line
@@ -96,7 +103,8 @@ def predict(
     Args:
         model: its name, its checkpoint, or what ``layershuffle.load`` or ``layershuffle.train`` returned.
         pictures: picture files, and folders of which all pictures are classified.
-        top: how many classes to name for each picture.
+        top: how many classes to name for each picture, if it shows one. Of a model that was trained with several labels
+            for each picture, all classes are named that reach their thresholds.
         order: the order that the layers run in; by default the model's own.
         random_orders: in place of ``order``, how many random orders to run. The probabilities are their means.
         seed: decides the random orders, which are those of ``layershuffle.evaluate``.
@@ -120,11 +128,12 @@ def predict(
     predictions: list[Prediction] = []
     unreadable: list[Unreadable] = []
     fabric = make_fabric(accelerator, "32-true", loaded.model)
+    thresholds = loaded.info.thresholds
     for batch_paths, logits in run_pictures(paths, loaded, orders, unreadable, fabric, batch_size, "classifying"):
-        disagreements = _disagreements(logits)
+        disagreements = _disagreements(logits) if thresholds is None else _label_disagreements(logits)
         for path, picture_logits, disagreement in zip(batch_paths, logits.unbind(dim=1), disagreements):
-            classes = likely_classes(picture_logits, loaded.classes, top)
-            predictions.append(Prediction(path, classes, len(logits), disagreement))
+            classes = likely_classes(picture_logits, loaded.classes, top, thresholds)
+            predictions.append(Prediction(path, classes, len(logits), disagreement, thresholds is not None))
     return Predictions(loaded.info, orders, predictions, unreadable)
 
 
@@ -134,3 +143,16 @@ def _disagreements(logits: Tensor) -> list[float]:
     for order_logits in logits:
         ensemble.add(order_logits)
     return ensemble.mutual_information().tolist()
+
+
+def _label_disagreements(logits: Tensor) -> list[float]:
+    """The same where a picture can show several classes, each of which has a mutual information of its own."""
+    probabilities = probabilities_of(logits).double()
+    each = _binary_entropy(probabilities).mean(dim=0)
+    of_mean = _binary_entropy(probabilities.mean(dim=0))
+    return (of_mean - each).sum(dim=-1).clamp(min=0).tolist()
+
+
+def _binary_entropy(probabilities: Tensor) -> Tensor:
+    """Of yes and no, in nats, of the same shape."""
+    return torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)

@@ -201,10 +201,16 @@ def classify(
 
 
 def _loaded(model: ModelLike, pretrained: str | None, img_size: int | None) -> LoadedModel:
-    """The model, loaded if need be; the other arguments are for a model of timm that is named."""
-    if isinstance(model, LoadedModel):
-        return model
-    return load(model, pretrained, img_size=img_size)
+    """The model, loaded if need be; the other arguments are for a model of timm that is named.
+
+    Raises UserError if its images can show several classes: answers rank the classes of images that show one.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load(model, pretrained, img_size=img_size)
+    if loaded.info.thresholds is not None:
+        raise UserError(
+            f"{loaded.info.name} was trained with several labels for each image, and serve names one: use predict"
+        )
+    return loaded
 
 
 def _open_answers(path: Path, model: LoadedModel) -> Answers:

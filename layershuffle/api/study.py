@@ -114,7 +114,16 @@ class Study:
                 advance()
 
             with self.model.classified_by(self.neighbours):
-                return scoring.evaluate(self.model, self.preprocess, batches, to_score, self.fabric, self.seed, pass_on)
+                return scoring.evaluate(
+                    self.model,
+                    self.preprocess,
+                    batches,
+                    to_score,
+                    self.fabric,
+                    self.seed,
+                    pass_on,
+                    self.loaded.info.thresholds if self.data.has_several_labels else None,
+                )
 
     def features(self, part: Literal["train", "val", "test"]) -> Features:
         """What the classifier reads of the training, validation or test images, in the base order."""

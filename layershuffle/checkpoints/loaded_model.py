@@ -142,7 +142,9 @@ class LoadedModel:
             opened = [_opened(image, self.channels) for image in images[start : start + BATCH_SIZE]]
             batch = self.preprocess(opened).to(device)
             logits = torch.stack([self.model(batch, one).logits for one in to_run])  # [orders, batch, classes]
-            predictions += [likely_classes(of_image, self.classes, top) for of_image in logits.unbind(dim=1)]
+            predictions += [
+                likely_classes(of_image, self.classes, top, self.info.thresholds) for of_image in logits.unbind(dim=1)
+            ]
         return predictions
 
 

@@ -127,6 +127,7 @@ def _load_checkpoint(path: Path) -> LoadedModel:
         sha256=sha256(path),
         **training,  # type: ignore[arg-type]
         config=model.config,
+        thresholds=metadata.thresholds,
         nulls=frozenset(name for name, value in training.items() if value is None),
     )
     names = class_names(metadata.data, info.num_classes)

@@ -35,6 +35,7 @@ class CheckpointMetadata:
         position_loss: whether the loss has the "sum" or the "mean" of the layers' position predictions.
         class_weights: how much the training loss of each class counts, or "balanced".
         distillation: the options of the distillation and the "sha256" of the teacher's file, if there was a teacher.
+        thresholds: where images can have several labels, the probability from which on each class is named.
         seed: of the training; of a merged checkpoint, the seed that chose its layers.
         compute: what the training cost: the fields of ``training.compute.Compute``.
         precision: of the training, such as "bf16-mixed".
@@ -51,6 +52,7 @@ class CheckpointMetadata:
     position_loss: str | None = None
     class_weights: list[float] | str | None = None
     distillation: dict[str, Any] | None = None
+    thresholds: list[float] | None = None
     seed: int | None = None
     compute: dict[str, float] | None = None
     precision: str | None = None
@@ -88,16 +90,20 @@ class CheckpointMetadata:
             if fault:
                 raise UserError(f"{path} is damaged: {fault}")
             arguments[name] = value
-        return cls(**arguments)
+        metadata = cls(**arguments)
+        if metadata.thresholds is not None and len(metadata.thresholds) != metadata.model.get("num_classes"):
+            raise UserError(f"{path} is damaged: it has not one threshold for each class")
+        return metadata
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values that a checkpoint holds under ``METADATA_KEY``."""
         values = {name: getattr(self, name) for name in FIELDS}
         if self.data is not None:
             values["data"] = self.data.to_dict()
-        # Only merged checkpoints have this key.
-        if self.merged is None:
-            del values["merged"]
+        # Only some checkpoints have these keys.
+        for name in ("merged", "thresholds"):
+            if values[name] is None:
+                del values[name]
         return values
 
 
@@ -127,6 +133,10 @@ def _are_class_weights(value: Any) -> bool:
     return is_text(value)
 
 
+def _are_probabilities(value: Any) -> bool:
+    return isinstance(value, list) and all(is_amount(part) and part <= 1 for part in value)
+
+
 def _is_distillation(value: Any) -> bool:
     return are_plain(value) and {"teacher", "sha256"} <= value.keys()
 
@@ -152,6 +162,7 @@ _CHECKS = {
     "position_loss": is_text,
     "class_weights": _are_class_weights,
     "distillation": _is_distillation,
+    "thresholds": _are_probabilities,
     "seed": is_whole,
     "compute": _are_amounts,
     "precision": is_text,

@@ -114,6 +114,6 @@ def _send(logger: WandbLogger, results: Results, pictures: Mapping[str, Path]) -
     for group, scores in results.groups().items():
         name = "/".join(map(str, group))
         calibration = fmean(score.ece for score in scores if score.ece is not None)
-        logger.experiment.summary[f"evaluation/{name}"] = summarise(score.top1 for score in scores).mean
+        logger.experiment.summary[f"evaluation/{name}"] = summarise(score.quality for score in scores).mean
         logger.experiment.summary[f"evaluation ECE/{name}"] = calibration
     logger.experiment.finish()

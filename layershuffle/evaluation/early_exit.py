@@ -81,5 +81,7 @@ class EarlyExit:
         exits = []
         # Every rule has scored all images, like an order of its own.
         for (rule, threshold), steps, score in zip(rules, self.steps_run.tolist(), self.metrics.compute()):
+            assert score.top1 is not None
+            assert score.top5 is not None
             exits.append(Exit(rule, threshold, steps / score.images, score.top1, score.top5, score.loss))
         return EarlyExits(exits)

@@ -29,15 +29,65 @@ class OrderScore(NamedTuple):
     """How the images did in one order; the fields are those of ``results.Score``."""
 
     images: int
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     loss: float | None
     position_accuracy: float | None
     nan: int
-    ece: float
+    ece: float | None
+    map: float | None = None
+    f1: float | None = None
 
 
-class OrderMetrics(Metric):
+class OrderTotals(Metric):
+    """What is summed up of each of ``count`` orders, whatever the labels of the images are.
+
+    Attributes:
+        images: how many images each order classified, int64 [count].
+        nan: how many had logits that are not numbers.
+        positions: how many positions the layers predicted.
+        positions_right: how many of these rightly.
+        loss: the sum of the cross-entropies, float32 [count].
+    """
+
+    full_state_update = False
+    images: Tensor
+    nan: Tensor
+    positions: Tensor
+    positions_right: Tensor
+    loss: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        for name in ("images", "nan", "positions", "positions_right"):
+            self.add_state(name, torch.zeros(count, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("loss", torch.zeros(count), dist_reduce_fx="sum")
+
+    def add_positions(self, first: int, outputs: Sequence[Output]) -> None:
+        """Count the positions that the layers predicted, of the orders from number ``first`` on."""
+        # Orders may have different numbers of steps, so that their positions can't be stacked.
+        for row, output in enumerate(outputs, first):
+            if output.position_logits is not None:
+                self._add_positions(row, output.position_logits, output.position_targets())
+
+    def _add_positions(self, row: int, position_logits: Tensor, positions: Tensor) -> None:
+        """Count the positions that the layers of one order predicted.
+
+        position_logits: [steps, batch, positions]. positions: those that the steps had, int64 [steps].
+        """
+        predicted = best_class(position_logits)
+        actual = positions.unsqueeze(1)  # [steps, 1]
+        self.positions[row] += predicted.numel()
+        self.positions_right[row] += (predicted == actual).sum()
+
+
+def mean_loss(total: float, images: int) -> float | None:
+    """The mean of losses whose sum this is, or None if it isn't finite."""
+    # A float32 sum has no more than 7 digits.
+    return float(f"{total / images:.7g}") if math.isfinite(total) else None
+
+
+class OrderMetrics(OrderTotals):
     """Accuracy, cross-entropy, calibration and position accuracy of ``count`` orders, summed on the device.
 
     The expected calibration error (arXiv 1706.04599, section 2) is the difference between accuracy and the mean
@@ -45,32 +95,20 @@ class OrderMetrics(Metric):
     probability of every image, which is too much for thousands of orders.
 
     Attributes:
-        images: how many images each order classified, int64 [count].
-        top1: how many of them were classified rightly.
+        top1: how many of the images were classified rightly, int64 [count].
         top5: of how many the label was among the five likeliest classes.
-        nan: how many had logits that are not numbers.
-        positions: how many positions the layers predicted.
-        positions_right: how many of these rightly.
-        loss: the sum of the cross-entropies, float32 [count].
         gaps: by bin, the sum of 1 for each image that was classified rightly, less the probability of its predicted
             class, in GAP_UNITS, int64 [count, BINS].
     """
 
-    full_state_update = False
-    images: Tensor
     top1: Tensor
     top5: Tensor
-    nan: Tensor
-    positions: Tensor
-    positions_right: Tensor
-    loss: Tensor
     gaps: Tensor
 
     def __init__(self, count: int) -> None:
-        super().__init__()
-        for name in ("images", "top1", "top5", "nan", "positions", "positions_right"):
+        super().__init__(count)
+        for name in ("top1", "top5"):
             self.add_state(name, torch.zeros(count, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("loss", torch.zeros(count), dist_reduce_fx="sum")
         self.add_state("gaps", torch.zeros(count, BINS, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, first: int, outputs: Sequence[Output], labels: Tensor) -> None:
@@ -104,20 +142,7 @@ class OrderMetrics(Metric):
         gaps = (GAP_UNITS * (right.float() - confidence)).round().long()
         self.gaps[rows].scatter_add_(1, bins, gaps)
 
-        # Orders may have different numbers of steps, so that their positions can't be stacked.
-        for row, output in enumerate(outputs, first):
-            if output.position_logits is not None:
-                self._add_positions(row, output.position_logits, output.position_targets())
-
-    def _add_positions(self, row: int, position_logits: Tensor, positions: Tensor) -> None:
-        """Count the positions that the layers of one order predicted.
-
-        position_logits: [steps, batch, positions]. positions: those that the steps had, int64 [steps].
-        """
-        predicted = best_class(position_logits)
-        actual = positions.unsqueeze(1)  # [steps, 1]
-        self.positions[row] += predicted.numel()
-        self.positions_right[row] += (predicted == actual).sum()
+        self.add_positions(first, outputs)
 
     def compute(self) -> list[OrderScore]:
         """The scores of each order, as plain numbers.
@@ -135,8 +160,7 @@ class OrderMetrics(Metric):
                 images=images,
                 top1=top1 / images,
                 top5=top5 / images,
-                # A float32 sum has no more than 7 digits.
-                loss=float(f"{loss / images:.7g}") if math.isfinite(loss) else None,
+                loss=mean_loss(loss, images),
                 position_accuracy=positions_right / positions if positions else None,
                 nan=nan,
                 ece=round(gap / GAP_UNITS / images, 6),
@@ -150,10 +174,10 @@ class OutputBuffer:
 
     Args:
         metrics: what counts them. The first output belongs to its order 0, the next to order 1 and so on.
-        labels: int64 [batch].
+        labels: of the batch.
     """
 
-    def __init__(self, metrics: OrderMetrics, labels: Tensor) -> None:
+    def __init__(self, metrics: OrderTotals, labels: Tensor) -> None:
         self.metrics = metrics
         self.labels = labels
         self.counted = 0

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from layershuffle.evaluation.instancewise import InstanceWiseScores
-from layershuffle.evaluation.metrics import OrderMetrics, OrderScore, OutputBuffer
+from layershuffle.evaluation.label_metrics import LabelMetrics
+from layershuffle.evaluation.metrics import OrderMetrics, OrderScore, OrderTotals, OutputBuffer
 from layershuffle.models.model import OrderedViT, Output
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.protocols import SampleOrder, Scorable, Trial
@@ -24,6 +25,7 @@ def evaluate(
     fabric: Fabric,
     seed: int = 0,
     on_output: Callable[[Order, Output, Tensor], None] = lambda *_: None,
+    thresholds: Sequence[float] | None = None,
 ) -> list[Score]:
     """Score every trial on all ``batches``, reading and moving each batch once.
 
@@ -37,11 +39,13 @@ def evaluate(
         seed: decides the orders that are new in every batch.
         on_output: called after each order of each batch, with the order, its output and the batch's labels. The orders
             come sorted by their steps, so that one comes after those that it begins with.
+        thresholds: where images can have several labels, uint8 [batch, classes], the probability from which on each
+            class is named.
 
     Raises:
         UserError: before the first batch, if the model can't run one of the orders.
     """
-    scorer = _Scorer(model, [trial.order for trial in trials], fabric, seed)
+    scorer = _Scorer(model, [trial.order for trial in trials], fabric, seed, thresholds)
     preprocess = preprocess.to(fabric.device)
     for number, (batch_images, batch_labels) in enumerate(batches):
         # The last batch can have fewer images than there are processes, so that some of them have none.
@@ -77,12 +81,20 @@ class _Scorer:
         scorables: what to score; what comes several times is scored once.
         fabric: the device and the precision.
         seed: decides the orders that are sampled for each batch.
+        thresholds: see ``evaluate``.
 
     Raises:
         UserError: if the model can't run one of the orders.
     """
 
-    def __init__(self, model: OrderedViT, scorables: Iterable[Scorable], fabric: Fabric, seed: int) -> None:
+    def __init__(
+        self,
+        model: OrderedViT,
+        scorables: Iterable[Scorable],
+        fabric: Fabric,
+        seed: int,
+        thresholds: Sequence[float] | None,
+    ) -> None:
         distinct = list(dict.fromkeys(scorables))
         # Sorted as ``run_orders`` yields them, so that the next output of a fixed order always belongs to the next row.
         # A dict is a set that keeps this sequence.
@@ -97,7 +109,9 @@ class _Scorer:
         self.fabric = fabric
         self.seed = seed
         # The rows of ``metrics``: first the fixed orders, then the samplers. What images pick has metrics of its own.
-        self.metrics = OrderMetrics(len(self.fixed) + len(self.samplers)).to(fabric.device)
+        rows = len(self.fixed) + len(self.samplers)
+        metrics: OrderTotals = OrderMetrics(rows) if thresholds is None else LabelMetrics(rows, thresholds)
+        self.metrics = metrics.to(fabric.device)
         self.instancewise = InstanceWiseScores(model, distinct, fabric.device)
 
     def score_batch(

@@ -104,7 +104,7 @@ def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -
 
 def accuracy(results: Results) -> dict[str, float]:
     """Top-1 in the original sequence, and the mean over fixed random orders."""
-    in_sequence = [score.top1 for score in results.scores if score.protocol == "sequential"]
-    in_random = [score.top1 for score in results.scores if score.protocol == "arbitrary" and score.order]
+    in_sequence = [score.quality for score in results.scores if score.protocol == "sequential"]
+    in_random = [score.quality for score in results.scores if score.protocol == "arbitrary" and score.order]
     require(len(in_random) == RANDOM_ORDERS, f"{len(in_random)} orders were evaluated, not {RANDOM_ORDERS}")
     return {"sequential": in_sequence[0], "arbitrary": summarise(in_random).mean}

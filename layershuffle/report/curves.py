@@ -58,7 +58,7 @@ def pruned(setup: SetupResults) -> list[Point]:
 
 def _mean_percent(scores: Sequence[Score]) -> float:
     """The mean top-1 accuracy of some orders, in percent."""
-    return 100 * fmean(score.top1 for score in scores)
+    return 100 * fmean(score.quality for score in scores)
 
 
 def all_subsets(setup: SetupResults) -> list[Point]:

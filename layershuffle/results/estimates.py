@@ -53,7 +53,7 @@ class Estimate:
 
 
 def estimate(
-    models: Iterable[Sequence[Score]], value: Callable[[Score], float | None] = lambda score: score.top1
+    models: Iterable[Sequence[Score]], value: Callable[[Score], float | None] = lambda score: score.quality
 ) -> Estimate | None:
     """Estimate an accuracy from the scores of models of different seeds, which are samples of the same thing.
 
@@ -85,6 +85,7 @@ def estimate(
     shares: list[list[float]] = []
     orders: list[list[str | None]] = []
     images: list[int] = []
+    has_map = False
     for scores in models:
         # A mean over some of the orders would be a mean of something else, so a model without a share doesn't count.
         known = [share for share in map(value, scores) if share is not None]
@@ -92,8 +93,11 @@ def estimate(
             shares.append(known)
             orders.append([score.order for score in scores])
             images += [score.images for score in scores]
+            has_map = has_map or scores[0].map is not None
     if not shares:
         return None
+    # Mean average precision is no share of images, so that its variance over images is unknown.
+    is_share = not has_map
 
     # Every model has the same weight, however many orders it ran.
     means = [statistics.fmean(row) for row in shares]
@@ -102,14 +106,16 @@ def estimate(
         return Estimate(mean, None, 1)
 
     # The parts in the docstring. The fewest images give the largest variance.
-    parts = [_of_share(mean, min(images))]
+    parts = []
+    if is_share:
+        parts.append(_of_share(mean, min(images)))
     if len(means) > 1:
         parts.append(_of_mean(means))
     # Where models ran different orders, the variance between their means contains that between orders.
     same_orders = all(row == orders[0] for row in orders)
     if same_orders and len(orders[0]) > 1:
         parts.append(_of_mean([statistics.fmean(column) for column in zip(*shares)]))
-    return Estimate(mean, total(parts), len(means))
+    return Estimate(mean, total(parts) if parts else None, len(means))
 
 
 def of_images(share: float, images: int) -> Estimate:

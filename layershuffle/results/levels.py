@@ -23,7 +23,10 @@ def is_skewed(most_frequent: float | None, results: Results) -> bool:
 
 def reference_levels(results: Results) -> dict[str, float]:
     """Accuracies in percent to compare with: chance, and those that measures know of, see ``Measure.levels``."""
-    levels = {"chance": chance(results)}
+    levels = {}
+    # Guessing several labels has the share of the images that show a class for its precision, which nobody has counted.
+    if not results.has_several_labels:
+        levels["chance"] = chance(results)
     for measure in results.measures:
         levels.update(measure.levels(results))
     return levels

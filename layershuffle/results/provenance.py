@@ -25,6 +25,8 @@ class ModelInfo:
         merged: from which checkpoints its layers come, if ``layershuffle merge`` made it.
         compute: what its training cost: images, updates, layer executions, seconds.
         config: the arguments of ``create_model`` that make it again. "name" and "num_classes" are always there.
+        thresholds: where images can have several labels, the probability from which on each class is named; None where
+            each image has one label.
         cut: the order of the trained model's layers that is left, if only some are.
         classes: which of the model's classes were evaluated, in words, if not all.
         nulls: the keys that stand in the file without a value. Older versions left them out.
@@ -41,6 +43,7 @@ class ModelInfo:
     merged: dict[str, Any] | None = None
     compute: dict[str, Any] | None = None
     config: dict[str, Any]
+    thresholds: list[float] | None = None
     cut: str | None = None
     classes: str | None = None
     nulls: frozenset[str] = field(default=frozenset(), compare=False, repr=False, metadata={"json": None})
@@ -63,6 +66,9 @@ class ModelInfo:
         classes = typed_json.read(int, model.config.get("num_classes"), "model.config.num_classes")
         if classes < 1:
             raise UserError(f"model.config.num_classes is {classes}, and should be 1 or more")
+        thresholds = model.thresholds
+        if thresholds is not None and (len(thresholds) != classes or not all(0 <= share <= 1 for share in thresholds)):
+            raise UserError("model.thresholds is not a probability for each class")
         # Writing the file again gives the same text: keys with null stay, those that were left out stay out.
         nulls = frozenset(key for key, value in content.items() if value is None)
         return replace(model, nulls=nulls)

@@ -71,6 +71,21 @@ class Results:
             return f"{name}, {self.evaluation.classifier}"
         return name
 
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether the scores are of images that can have several labels."""
+        return any(score.map is not None for score in self.scores)
+
+    @property
+    def quality(self) -> str:
+        """What tables call ``Score.quality``: "top-1" or "mAP"."""
+        return "mAP" if self.has_several_labels else "top-1"
+
+    @property
+    def quality_in_words(self) -> str:
+        """What pictures call it."""
+        return "mean average precision" if self.has_several_labels else "top-1 accuracy"
+
     def of(self, *protocols: str, **variant: Any) -> list[Score]:
         """The scores of these protocols, one protocol after the other, whose variant has these values."""
         matching = []
@@ -166,8 +181,8 @@ def scores_of(results: Results, protocols: Collection[str] | None = None) -> Tab
     for score in results.scores:
         if protocols is None or score.protocol in protocols:
             variant = " ".join(f"{key}={value}" for key, value in score.variant.items())
-            rows.append([score.protocol, variant, score.order or "", f"{100 * score.top1:.2f}"])
-    return Table(["protocol", "variant", "order", "top-1 %"], rows)
+            rows.append([score.protocol, variant, score.order or "", f"{100 * score.quality:.2f}"])
+    return Table(["protocol", "variant", "order", f"{results.quality} %"], rows)
 
 
 @dataclass(frozen=True)
@@ -241,7 +256,7 @@ class Measure:
 
     def data(self, results: "Results") -> tuple[str, Table]:
         """What the report shows below the picture: what the numbers are, and the numbers."""
-        return "top-1 in percent", scores_of(results)
+        return f"{results.quality} in percent", scores_of(results)
 
     @classmethod
     def compared(cls, several: Sequence["Results"]) -> Figure:

@@ -21,65 +21,83 @@ class Score:
         variant: distinguishes it from others of the family, such as {"kept": 6, "strategy": "first"}.
         order: its text form, or None where it differed: a new one for every batch, or one for each image.
         images: how many images were classified.
-        top1: accuracy, 0 to 1.
+        top1: accuracy, 0 to 1. None where images can have several labels, as the next and ``ece``.
         top5: accuracy of the five likeliest classes, 0 to 1.
-        loss: mean cross-entropy, in nats, or None where it isn't finite.
+        loss: mean cross-entropy, in nats, or None where it isn't finite. With several labels it is binary, and also the
+            mean over the classes.
         position_accuracy: the share of positions that the layers predicted rightly, 0 to 1, or None without prediction.
         chosen: the share of images that chose this order, 0 to 1, or None where they had no choice.
         nan: how many images had logits that are not numbers (NaN). They count as classified wrongly.
         ece: expected calibration error, 0 to 1: by how much the probability of the predicted class is off, on average
             over 15 bins of it (arXiv 1706.04599). None in files of version 0.2 and before.
+        map: where images can have several labels, the mean average precision, 0 to 1: the mean over the classes that
+            images show. None where each has one label, as the next.
+        f1: the mean over the classes of F1, 0 to 1, when each is named from the model's threshold on.
     """
 
     protocol: str
     variant: dict[str, Any]
     order: str | None
     images: int
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     loss: float | None
     position_accuracy: float | None
     chosen: float | None = None
     nan: int = 0
     ece: float | None = None
+    map: float | None = None
+    f1: float | None = None
+
+    @property
+    def quality(self) -> float:
+        """What tables and figures show of it, 0 to 1: the accuracy, or with several labels mean average precision."""
+        quality = self.top1 if self.map is None else self.map
+        assert quality is not None
+        return quality
 
     def is_of(self, protocol: str, variant: Mapping[str, Any]) -> bool:
         """Whether it is of that protocol, and its variant has these values among others."""
         return self.protocol == protocol and variant.items() <= self.variant.items()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoreColumns:
     """Scores of the same protocol and variant as a results file has them: a column for each attribute of Score.
 
-    Protocol and variant stand there once, not once for each of thousands of orders. Files of older versions lack the
-    columns that are None by default.
+    Protocol and variant stand there once, not once for each of thousands of orders. Files lack the columns of scores
+    that have other labels, and those of older versions lack NEWER_COLUMNS.
     """
 
     protocol: str
     variant: Variant
     order: list[str | None]
     images: list[int]
-    top1: list[float]
-    top5: list[float]
+    top1: list[float] | None = None
+    top5: list[float] | None = None
     loss: list[float | None]
     position_accuracy: list[float | None]
     chosen: list[float | None] | None = None
     nan: list[int] | None = None
     ece: list[float | None] | None = None
+    map: list[float] | None = None
+    f1: list[float] | None = None
 
     @classmethod
     def of(cls, scores: Sequence[Score], without: Iterable[str]) -> "ScoreColumns":
         """The columns of scores that share protocol and variant, but for the columns ``without``."""
+        of_other_labels = SEVERAL_LABELS if scores[0].map is None else ONE_LABEL
         columns: dict[str, Any] = {}
         for column in COLUMNS:
-            if column not in without:
+            if column not in without and column not in of_other_labels:
                 columns[column] = [getattr(score, column) for score in scores]
-        return cls(scores[0].protocol, scores[0].variant, **columns)
+        return cls(protocol=scores[0].protocol, variant=scores[0].variant, **columns)
 
     def scores(self) -> list[Score]:
         """A Score for each row; raises UserError if the columns differ in length or a value is out of range."""
-        columns = {}
+        columns: dict[str, Sequence[Any]] = {"top1": [None] * len(self.order), "top5": [None] * len(self.order)}
+        if (self.top1 is None) == (self.map is None) or (self.top5 is None) != (self.top1 is None):
+            raise UserError(f"{self.protocol} has neither top1 and top5 nor map, or both")
         for column in COLUMNS:
             values = getattr(self, column)
             if values is None:
@@ -97,6 +115,10 @@ class ScoreColumns:
 
 
 COLUMNS = tuple(field.name for field in fields(Score) if field.name not in ("protocol", "variant"))
+ONE_LABEL = ("top1", "top5", "ece")
+"""Columns of scores on images that have one label each."""
+SEVERAL_LABELS = ("map", "f1")
+"""Columns of scores on images that can have several labels."""
 NEWER_COLUMNS = ("chosen", "nan", "ece")
 """Columns that files of older versions lack."""
 
@@ -123,6 +145,6 @@ def read_scores(groups: Any) -> tuple[list[Score], frozenset[str]]:
 def _check(score: Score) -> None:
     if not 0 <= score.nan <= score.images:
         raise UserError(f"of {counted(score.images, 'image')} of {score.protocol}, {score.nan} can't be NaN")
-    for share in (score.top1, score.top5, score.position_accuracy, score.chosen, score.ece):
+    for share in (score.top1, score.top5, score.position_accuracy, score.chosen, score.ece, score.map, score.f1):
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"{share} is no share of images of {score.protocol}")

@@ -12,6 +12,7 @@ DIRECTIONS: dict[str, Direction] = {
     "val/sequential": "max",
     "val/arbitrary": "max",
     "train/accuracy": "max",
+    "train/f1": "max",
     "train/images_per_second": "max",
 }
 """The metrics of a run that are better when they are low ("min") or high ("max")."""

@@ -47,7 +47,7 @@ from layershuffle.training.schedule import Schedule, make_scheduler, set_rates_a
 from layershuffle.training.step_means import StepMeans
 from layershuffle.training.step_orders import StepOrders
 from layershuffle.training.trainable import Trainable
-from layershuffle.training.validation import Validation, accuracy
+from layershuffle.training.validation import Validation
 
 
 class FineTuningLoop(pl.LightningModule):
@@ -101,7 +101,7 @@ class FineTuningLoop(pl.LightningModule):
 
         # What watches the training.
         self.step_means = StepMeans()
-        self.validation = Validation()
+        self.validation = Validation(objective)
         self._first_non_finite = FirstNonFiniteStep()
         self._copier = BatchCopier()
 
@@ -258,7 +258,7 @@ class FineTuningLoop(pl.LightningModule):
         loss = self.objective.loss(self.model, images, labels, orders, key)
 
         # What is logged stays on the device until the loggers write. Layer executions count what all processes ran.
-        values = {"loss": loss.total, **loss.terms, "accuracy": accuracy(loss.logits, true_labels)}
+        values = {"loss": loss.total, **loss.terms, **self.objective.batch_scores(loss.logits, true_labels)}
         self.step_means.add(values, len(images))
         self.compute.count_batch(len(images) * self.trainer.world_size, self.orders.layers_run(step))
         self._first_non_finite.note(loss.total, step)
@@ -301,7 +301,7 @@ class FineTuningLoop(pl.LightningModule):
     # --- Validation -----------------------------------------------------------------------------------------
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the accuracy in sequential and in arbitrary order, and ``val/loss``, which selects the best model."""
+        """Log the score in sequential and in arbitrary order, and ``val/loss``, which selects the best model."""
         # The last batch may have fewer images than there are processes. Sharded layers still need every process.
         images, labels = batch
         if not len(labels) and not is_sharded(self.trainer.strategy):
@@ -311,6 +311,11 @@ class FineTuningLoop(pl.LightningModule):
         self.validation.add(self.model, self.objective, images, labels, orders)
         for name, mean in self.validation.means.items():
             self.log(f"val/{name}", mean, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let the objective look at the validation, before its checkpoint is saved and the scores are reset."""
+        if not self.trainer.sanity_checking:
+            self.objective.end_validation(self.validation.means["sequential"])
 
     # --- Checkpoints ----------------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ def accuracy_panel(results: Results, title: str, **labels: str) -> tuple[Figure,
     """A figure with one panel of accuracies in percent, with the levels to compare with."""
     figure, (axis,) = panels(1, 7.6, 4.2, title)
     draw_base_and_levels(axis, results)
-    axis.set(ylabel="top-1 accuracy, %", ylim=(0, 100), **labels)
+    axis.set(ylabel=f"{results.quality_in_words}, %", ylim=(0, 100), **labels)
     return figure, axis
 
 
@@ -186,7 +186,7 @@ def draw_levels(axis: Axes, levels: Mapping[str, float], label: bool = True, is_
 def draw_base_and_levels(axis: Axes, results: Results, label: bool = True) -> None:
     """Draw the accuracy of the model's base order, and those to compare with, as level lines."""
     for score in results.of("sequential"):
-        axis.axhline(100 * score.top1, color="black", linewidth=0.8, label="base order" if label else None)
+        axis.axhline(100 * score.quality, color="black", linewidth=0.8, label="base order" if label else None)
     draw_levels(axis, reference_levels(results), label)
 
 
@@ -227,7 +227,7 @@ def by_kept(results: Results, strategy: str, sequence: str) -> dict[int, Summary
     """Top-1 accuracy in percent by the number of layers kept, over the orders of a strategy of protocol "pruned"."""
     grouped: dict[int, list[float]] = {}
     for score in results.of("pruned", strategy=strategy, sequence=sequence):
-        grouped.setdefault(score.variant["kept"], []).append(100 * score.top1)
+        grouped.setdefault(score.variant["kept"], []).append(100 * score.quality)
     return {kept: summarise(values) for kept, values in sorted(grouped.items())}
 
 
@@ -235,7 +235,7 @@ def by_steps(results: Results, layers: str) -> dict[int, Summary]:
     """Top-1 accuracy in percent by the number of steps, over the orders of such layers of protocol "grouped"."""
     by_number: dict[int, list[float]] = {}
     for score in results.of("grouped", layers=layers):
-        by_number.setdefault(score.variant["steps"], []).append(100 * score.top1)
+        by_number.setdefault(score.variant["steps"], []).append(100 * score.quality)
     return {steps: summarise(values) for steps, values in sorted(by_number.items())}
 
 

@@ -72,7 +72,7 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     for axis in axes:
         draw_levels(axis, levels)
 
-    axes[0].set(ylabel="top-1 accuracy, %", ylim=(0, 100))
+    axes[0].set(ylabel=f"{several[0].quality_in_words}, %", ylim=(0, 100))
     handles = _legend(several, levels, with_sequences=bool(strategies) or has_groups)
     legend_below(figure, handles)
     return figure
@@ -90,13 +90,13 @@ def _draw_full_depth(
         # The bar is the mean of the fixed orders. A score without an order is of a new order in every batch; it counts
         # only where there is nothing else.
         fixed = [score for score in scores if score.order is not None] or scores
-        mean = fmean(100 * score.top1 for score in fixed)
+        mean = fmean(100 * score.quality for score in fixed)
         axis.bar(x, mean, 0.92 * width, color=colour, alpha=0.85)
-        annotate(axis, f"{mean:.1f}", x, 100 * max(score.top1 for score in scores))
+        annotate(axis, f"{mean:.1f}", x, 100 * max(score.quality for score in scores))
         if len(scores) > 1:
             # One dot beside the other, so that equal accuracies don't hide each other.
             spread = [x + 0.6 * width * (place / (len(scores) - 1) - 0.5) for place in range(len(scores))]
-            accuracies = [100 * score.top1 for score in scores]
+            accuracies = [100 * score.quality for score in scores]
             axis.scatter(spread, accuracies, s=4, color="black", alpha=0.5, zorder=3)
     axis.set(title="all layers")
     axis.set_xticks(range(len(columns)), [FULL_DEPTH[protocol] for protocol in columns])

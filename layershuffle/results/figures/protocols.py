@@ -42,7 +42,7 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
             key, number = next(_numbers(score), ("", None))
             rest = ", ".join(str(value) for name, value in score.variant.items() if name != key)
             line = by_label.setdefault(rest or protocol.label or protocol.name, {})
-            line.setdefault(number, []).append(100 * score.top1)
+            line.setdefault(number, []).append(100 * score.quality)
             keys.append(key)
 
     present: set[float | None] = set()
@@ -82,7 +82,7 @@ def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Fi
     labels = []
     for row, (group, scores) in enumerate(groups.items()):
         name, *variant = group
-        summary = summarise(100 * score.top1 for score in scores)
+        summary = summarise(100 * score.quality for score in scores)
         colour = COLOURS[0] if name == "sequential" else COLOURS[1]
         axis.barh(row, summary.mean, color=colour, alpha=0.85)
         if summary.n > 1:
@@ -95,7 +95,7 @@ def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Fi
     if len(protocols) == 1:
         axis.set_ylabel(protocols[0].xlabel)
     draw_levels(axis, reference_levels(results), is_upright=True)
-    axis.set(xlabel="top-1 accuracy, %", xlim=(0, 105))
+    axis.set(xlabel=f"{results.quality_in_words}, %", xlim=(0, 105))
     axis.invert_yaxis()
     figure.legend(loc="outside right center", frameon=False)
     return figure
@@ -106,7 +106,7 @@ def scatter(protocols: Sequence[Protocol], results: Results, title: str = "") ->
     by_number: dict[float, list[float]] = {}
     for score in results.of(*(protocol.name for protocol in protocols)):
         _, number = next(_numbers(score))
-        by_number.setdefault(number, []).append(100 * score.top1)
+        by_number.setdefault(number, []).append(100 * score.quality)
 
     figure, axis = accuracy_panel(results, title, xlabel=protocols[0].xlabel or protocols[0].columns)
     for number, values in by_number.items():
@@ -127,7 +127,7 @@ def matrix(protocols: Sequence[Protocol], results: Results, title: str = "") -> 
     by_pair: dict[tuple[float, float], list[float]] = {}
     for score in results.of(protocol.name):
         (_, row), (_, column), *_ = _numbers(score)
-        by_pair.setdefault((row, column), []).append(100 * score.top1)
+        by_pair.setdefault((row, column), []).append(100 * score.quality)
 
     # Exchanging two layers is the same whichever is named first, so that protocols list each pair once.
     ticks = sorted(set(itertools.chain(*by_pair)))
@@ -137,8 +137,10 @@ def matrix(protocols: Sequence[Protocol], results: Results, title: str = "") -> 
             accuracies = by_pair.get((row, column)) or by_pair.get((column, row))
             if accuracies:
                 values[i, j] = fmean(accuracies)
-    label = f"top-1 accuracy with {protocol.label}, %" if protocol.label else "top-1 accuracy, %"
-    return heat_map(values, ticks, title, label, protocol.xlabel, ".0f")
+    label = results.quality_in_words
+    if protocol.label:
+        label += f" with {protocol.label}"
+    return heat_map(values, ticks, title, f"{label}, %", protocol.xlabel, ".0f")
 
 
 def choices(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
@@ -147,12 +149,12 @@ def choices(protocols: Sequence[Protocol], results: Results, title: str = "") ->
     figure, axis = accuracy_panel(results, title)
     names = ["each image's\nchoice", "each image's\nbest (oracle)"]
     for index, score in enumerate(scores):
-        text = f"{100 * score.top1:.1f}"
+        text = f"{100 * score.quality:.1f}"
         if score.chosen is not None:
             text += f"\n{100 * score.chosen:.0f}% chose it"
         colour = COLOURS[0] if score.order is None else COLOURS[1]
-        axis.bar(index, 100 * score.top1, color=colour, alpha=0.85)
-        annotate(axis, text, index, 100 * score.top1)
+        axis.bar(index, 100 * score.quality, color=colour, alpha=0.85)
+        annotate(axis, text, index, 100 * score.quality)
         if score.order is not None:
             names.append(textwrap.fill(score.order, 16))
     axis.set_xticks(range(len(scores)), names, fontsize=7)

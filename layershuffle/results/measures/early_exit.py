@@ -62,7 +62,7 @@ class EarlyExits(Measure):
         rows = []
         for score in results.of("pruned", strategy="first", sequence="original"):
             kept = score.variant["kept"]
-            rows.append([f"all after {kept}", f"{kept:.2f}", f"{100 * score.top1:.2f}"])
+            rows.append([f"all after {kept}", f"{kept:.2f}", f"{100 * score.quality:.2f}"])
         for stop in self.exits:
             words = "probability above" if stop.rule == "confidence" else "steps without change:"
             rows.append([f"{words} {stop.threshold}", f"{stop.layers:.2f}", f"{100 * stop.top1:.2f}"])

@@ -42,7 +42,7 @@ class Grouping(Measure):
         # Both panels have the same x axis: what fewer steps cost in accuracy, and what they save.
         scores = results.of("grouping")
         steps = [score.variant["steps"] for score in scores]
-        columns = {"top-1 accuracy, %": [100 * score.top1 for score in scores]}
+        columns = {"top-1 accuracy, %": [100 * score.quality for score in scores]}
         if self.milliseconds:
             columns["ms, one image"] = [self.milliseconds[str(score.order)] for score in scores]
         figure, axes = panels(len(columns), 5.25 * len(columns), 4.4, title, shares_y=False)
@@ -73,6 +73,6 @@ class Grouping(Measure):
             if self.milliseconds:
                 row.append(f"{self.milliseconds[str(score.order)]:#.3g}")
             loss = "infinite" if score.loss is None else f"{score.loss:.4f}"
-            rows.append([*row, f"{100 * score.top1:.2f}", loss])
+            rows.append([*row, f"{100 * score.quality:.2f}", loss])
         times = ["ms, 1 image"] if self.milliseconds else []
         return {"grouping": Table(["merged", "steps", *times, "top-1 %", "loss"], rows)}

@@ -50,7 +50,7 @@ class Pruning(Measure):
         line = []
         for score in results.of("prune"):
             kept = score.variant["kept"]
-            point = (self.milliseconds.get(kept, kept), 100 * score.top1)
+            point = (self.milliseconds.get(kept, kept), 100 * score.quality)
             # One score is of the chosen layers in another sequence, which ``prune`` searched for afterwards.
             if "sequence" in score.variant:
                 axis.plot(*point, "D", color=COLOURS[2], markersize=5, label="the same in the sequence found")
@@ -74,6 +74,6 @@ class Pruning(Measure):
             if self.milliseconds:
                 row.append(f"{self.milliseconds[kept]:#.3g}")
             loss = "infinite" if score.loss is None else f"{score.loss:.4f}"
-            rows.append([*row, f"{100 * score.top1:.2f}", loss])
+            rows.append([*row, f"{100 * score.quality:.2f}", loss])
         times = ["ms / image"] if self.milliseconds else []
         return {"prune": Table(["layers", "kept", *times, "top-1 %", "loss"], rows)}

@@ -10,7 +10,7 @@ from layershuffle.plurals import counted
 from layershuffle.results.record import Results
 from layershuffle.results.table import Rows, terminal
 from layershuffle.results.tables.scores import of
-from layershuffle.results.tables.wording import meaning, ran_per_batch, to_compare_with
+from layershuffle.results.tables.wording import OVER_ORDERS, meaning, ran_per_batch, to_compare_with
 
 LOWEST = 12
 """So many classes, those of the lowest accuracy, are shown; the CSV file has all."""
@@ -30,9 +30,12 @@ def title(results: Results) -> str:
     return f"{results.label} on {counted(results.data.images, 'image')} ({results.data.name}, {results.data.split})"
 
 
-def excerpt(name: str, rows: Rows) -> tuple[str, Rows]:
-    """The heading of a table, and the rows that people are shown: of many classes, those of the lowest accuracy."""
-    heading = HEADINGS.get(name, f"{name}: top-1 %")
+def excerpt(name: str, rows: Rows, quality: str = "top-1") -> tuple[str, Rows]:
+    """The heading of a table, and the rows that people are shown: of many classes, those of the lowest accuracy.
+
+    The numbers are ``Results.quality``, in percent.
+    """
+    heading = HEADINGS.get(name, f"{name}: {quality} %")
     if name != "classes" or len(rows) <= LOWEST:
         return heading, rows
     # The table begins with the lowest accuracy.
@@ -43,15 +46,19 @@ def printed(results: Results) -> Iterator[rich.table.Table | str]:
     """The tables that results fill, what to compare them with, and what their intervals mean."""
     all_rows: Rows = []
     for name, (header, rows) in of(results).items():
-        heading, shown = excerpt(name, rows)
+        heading, shown = excerpt(name, rows, results.quality)
         if name == "orders":
             heading = title(results)
         yield terminal(header, shown, heading)
         all_rows += rows
     has_levels = any(measure.levels(results) for measure in results.measures)
-    if results.scores or has_levels:
+    if (results.scores and not results.has_several_labels) or has_levels:
         yield to_compare_with(results)
-    if any("±" in text for row in all_rows for text in row):
+    if not any("±" in text for row in all_rows for text in row):
+        return
+    if results.has_several_labels:
+        yield OVER_ORDERS
+    else:
         yield meaning({results.label: 1}, ran_per_batch(results.scores), all_rows)
 
 

@@ -51,7 +51,8 @@ def full_depth(results: Results) -> Table:
     predicts = any(score.position_accuracy is not None for score in results.scores)
     chooses = any(score.chosen is not None for score in results.scores)
     # Most models neither predict positions nor choose orders, and 80 columns are few.
-    header = ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss", "ECE %"]
+    header = ["order", "n", f"{results.quality} %", "std", "min", "max"]
+    header += ["F1 %", "loss"] if results.has_several_labels else ["top-5", "loss", "ECE %"]
     if predicts:
         header.append("pos. %")
     if chooses:
@@ -71,20 +72,24 @@ def full_depth(results: Results) -> Table:
 
 
 def _numbers(scores: list[Score]) -> list[str]:
-    """The cells from "n" to "ECE %"."""
-    top1 = summarise(score.top1 for score in scores)
-    top5 = fmean(score.top5 for score in scores)
+    """The cells from "n" to the loss, or to "ECE %" where each image has one label."""
+    quality = summarise(score.quality for score in scores)
     losses = [score.loss for score in scores if score.loss is not None]
-    spread = "" if top1.std is None else f"{100 * top1.std:.2f}"
+    spread = "" if quality.std is None else f"{100 * quality.std:.2f}"
     # A loss of None was not finite, and neither is a mean with it.
     loss = f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite"
-    return [
-        str(top1.n),
+    cells = [
+        str(quality.n),
         percent(estimate([scores])),
         spread,
-        f"{100 * top1.min:.2f}",
-        f"{100 * top1.max:.2f}",
-        f"{100 * top5:.2f}",
+        f"{100 * quality.min:.2f}",
+        f"{100 * quality.max:.2f}",
+    ]
+    if scores[0].map is not None:
+        return [*cells, _mean_percent([score.f1 for score in scores]), loss]
+    return [
+        *cells,
+        _mean_percent([score.top5 for score in scores]),
         loss,
         _mean_percent([score.ece for score in scores]),
     ]
@@ -96,7 +101,7 @@ def _mean_percent(shares: list[float | None]) -> str:
 
 
 def grid(results: Results, protocol: Protocol) -> Table:
-    """Top-1 accuracy, a column for each value of the variant's first entry, a row for each of the rest."""
+    """The scores, a column for each value of the variant's first entry, a row for each of the rest."""
     # By what the rows stand for, and then by the number that the columns stand for.
     by_rest: dict[tuple[object, ...], dict[Any, Estimate | None]] = {}
     for (name, *variant), scores in results.groups().items():
@@ -107,7 +112,7 @@ def grid(results: Results, protocol: Protocol) -> Table:
     columns = sorted(set(itertools.chain(*by_rest.values())))
     rows: Rows = []
     for key, cells in by_rest.items():
-        row = [strategy_of(list(key)) or "top-1 %"]
+        row = [strategy_of(list(key)) or f"{results.quality} %"]
         for column in columns:
             accuracy = cells.get(column)
             if accuracy is None:

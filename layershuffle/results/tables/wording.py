@@ -19,6 +19,10 @@ ONE_SEED = (
     "does not cover other training seeds."
 )
 SEVERAL_SEEDS = "± is half the width of a 95% confidence interval over training seeds, random orders and test images."
+OVER_ORDERS = (
+    "± is half the width of a 95% confidence interval over these random orders. It covers neither test images nor "
+    "other training seeds."
+)
 WIDEST = 0.5
 """An interval whose half is wider than this is wider than the range of accuracies, 0 to 1, and tells nothing."""
 NO_INTERVAL = "n/a"

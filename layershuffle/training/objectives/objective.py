@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from layershuffle.checkpoints.metadata import CheckpointMetadata
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order
+from layershuffle.training.image_mean import ImageAccuracy, accuracy
 
 
 class StepKey(NamedTuple):
@@ -99,7 +101,8 @@ class Objective(nn.Module):
         Args:
             model: the model that is trained.
             images: [batch, channels, height, width], normalised, augmented and mixed.
-            labels: int64 [batch], or probabilities [batch, classes] if the images are mixed.
+            labels: int64 [batch], or probabilities [batch, classes] if the images are mixed; see also
+                ``takes_several_labels``.
             orders: ``fixed_orders``, or one order for each of several equal parts of the batch.
             key: decides everything that is random, see ``orders.order.seeded``.
         """
@@ -115,6 +118,23 @@ class Objective(nn.Module):
             logits: [batch, classes], in the order that the sampler chose for the validation.
         """
         return mean_cross_entropy(logits, labels)
+
+    def batch_scores(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """How well the model does on a training batch, by the names under which it is logged: by default "accuracy".
+
+        logits: [batch, classes]. labels: int64 [batch], those that the images had before they were mixed.
+        """
+        return {"accuracy": accuracy(logits, labels)}
+
+    def validation_score(self) -> Metric:
+        """What ``val/sequential`` and ``val/arbitrary`` are, each in its order: a metric of logits and labels.
+
+        The higher it is, the better. By default it is the accuracy.
+        """
+        return ImageAccuracy()
+
+    def end_validation(self, score: Metric) -> None:
+        """Look at a whole validation, before its checkpoint is saved: ``score`` has seen it in sequential order."""
 
     # --- In checkpoints -------------------------------------------------------------------------------------
 
