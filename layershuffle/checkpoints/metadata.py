@@ -35,7 +35,6 @@ class CheckpointMetadata:
         position_loss: whether the loss has the "sum" or the "mean" of the layers' position predictions.
         class_weights: how much the training loss of each class counts, or "balanced".
         distillation: the options of the distillation and the "sha256" of the teacher's file, if there was a teacher.
-        thresholds: where images can have several labels, the probability from which on each class is named.
         seed: of the training; of a merged checkpoint, the seed that chose its layers.
         compute: what the training cost: the fields of ``training.compute.Compute``.
         precision: of the training, such as "bf16-mixed".
@@ -43,6 +42,7 @@ class CheckpointMetadata:
         wandb: "id" and "project" of the W&B run.
         merged: the "sources" of a merged checkpoint, each with its "source" and "sha256", and in "layers" the index of
             the source of each layer.
+        thresholds: where images can have several labels, the probability from which on each class is named.
     """
 
     version: str | None = None
@@ -52,13 +52,13 @@ class CheckpointMetadata:
     position_loss: str | None = None
     class_weights: list[float] | str | None = None
     distillation: dict[str, Any] | None = None
-    thresholds: list[float] | None = None
     seed: int | None = None
     compute: dict[str, float] | None = None
     precision: str | None = None
     data: DataConfig | None = None
     wandb: dict[str, str] | None = None
     merged: dict[str, Any] | None = None
+    thresholds: list[float] | None = None
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any], path: str | Path) -> "CheckpointMetadata":
@@ -162,11 +162,11 @@ _CHECKS = {
     "position_loss": is_text,
     "class_weights": _are_class_weights,
     "distillation": _is_distillation,
-    "thresholds": _are_probabilities,
     "seed": is_whole,
     "compute": _are_amounts,
     "precision": is_text,
     "wandb": _are_texts,
     "merged": _is_merged,
+    "thresholds": _are_probabilities,
 }
 """Whether a value that isn't None can be that of a field; "model" and "data" consist of many."""

@@ -139,7 +139,7 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
         for table_name, (header, rows) in tables.of(results).items():
             data = results.data
             about = [plain(data.name), f"{counted(data.images, 'image')} ({plain(str(data.split))})"]
-            heading, shown = tables.excerpt(table_name, rows)
+            heading, shown = tables.excerpt(table_name, rows, results.quality)
             if table_name != "orders":
                 about.append(heading)
             text += f"{', '.join(about)}:\n\n"

@@ -102,6 +102,9 @@ def as_csv(predictions: "layershuffle.Predictions") -> str:
 
     rows = []
     for prediction in predictions:
+        # A picture that shows none of several classes has a row, too.
+        if not prediction.classes:
+            rows.append([prediction.path, "", "", "", ""])
         for rank, likely in enumerate(prediction.classes, 1):
             probability, share = _rounded(likely)
             disagreement = round(prediction.disagreement, 6)

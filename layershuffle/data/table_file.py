@@ -157,7 +157,10 @@ class _TableReader:
         text = cells[self.label_index].strip()
         if self.about.separator is None:
             if not text:
-                self._refuse(f"the column {self.about.label_column} is empty: each picture has one label")
+                self._refuse(
+                    f"the column {self.about.label_column} is empty: each picture has one label, or "
+                    "with --data.label_separator any number"
+                )
             return (text,)
         # A picture may show none of the classes, and name one twice.
         labels = [label.strip() for label in text.split(self.about.separator)]

@@ -37,7 +37,7 @@ def comparison(several: Sequence[Results], without: Container[str] = ()) -> tupl
     seeds = {method: len(models) for method, models in methods.items()}
     per_batch = any(tables.ran_per_batch(results.scores) for results in several)
     caption = tables.meaning(seeds, per_batch, rows)
-    return Table(["top-1 %", *methods], rows), caption
+    return Table([f"{several[0].quality} %" if several else "top-1 %", *methods], rows), caption
 
 
 def _accuracy(models: Models, group: Group) -> str:

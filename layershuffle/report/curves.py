@@ -14,6 +14,8 @@ from layershuffle.report.setups import SetupResults
 from layershuffle.results import Estimate, Score, Summary, summarise
 from layershuffle.results.figures import COLOURS, band, draw_levels, legend_below, panels
 
+ACCURACY = "top-1 accuracy"
+"""What the figures show unless they are told otherwise."""
 SEQUENCES = {
     "original": "in original sequence",
     "random": "in random sequence",
@@ -115,7 +117,7 @@ class Bar:
     accuracy: Estimate
 
 
-def bars(accuracies: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
+def bars(accuracies: Sequence[Bar], levels: Mapping[str, float], quality: str = ACCURACY) -> Figure:
     """Bars for each method, one for each kind of order, with 95% intervals, and ``levels`` in percent as lines."""
     methods = list(dict.fromkeys(bar.method for bar in accuracies))
     orders = list(dict.fromkeys(bar.order for bar in accuracies))
@@ -129,7 +131,7 @@ def bars(accuracies: Sequence[Bar], levels: Mapping[str, float]) -> Figure:
         xs = [methods.index(bar.method) + shift for bar in of_order]
         _draw_bars(axis, xs, of_order, width, COLOURS[index])
     draw_levels(axis, levels)
-    axis.set(ylabel="top-1 accuracy, %", ylim=(0, 105), yticks=range(0, 101, 20))
+    axis.set(ylabel=f"{quality}, %", ylim=(0, 105), yticks=range(0, 101, 20))
     axis.set_xticks(range(len(methods)), [textwrap.fill(method, 14) for method in methods])
     legend_below(figure)
     return figure
@@ -154,7 +156,11 @@ def _draw_bars(axis: Axes, xs: Sequence[float], of_order: Sequence[Bar], width: 
 
 
 def curves(
-    points: Sequence[Point], levels: Mapping[str, float], xlabel: str = "layers kept", descending: bool = False
+    points: Sequence[Point],
+    levels: Mapping[str, float],
+    xlabel: str = "layers kept",
+    descending: bool = False,
+    quality: str = ACCURACY,
 ) -> Figure:
     """A panel for each sequence, a line for each method; bands are one sample standard deviation over the seeds."""
     names = list(dict.fromkeys(point.panel for point in points))
@@ -169,7 +175,7 @@ def curves(
         draw_levels(axis, levels)
         axis.set(title=name, xlabel=xlabel, ylim=(0, 100), xticks=numbers)
         axis.xaxis.set_inverted(descending)
-    axes[0].set_ylabel("top-1 accuracy, %")
+    axes[0].set_ylabel(f"{quality}, %")
     # All panels have the same lines.
     handles, _ = axes[0].get_legend_handles_labels()
     legend_below(figure, handles)

@@ -66,6 +66,21 @@ class SetupResults:
         files.update(self.studies)
         return files
 
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether its scores are of images that can have several labels; then they are mean average precisions."""
+        return any(results.has_several_labels for results in self.files.values())
+
+    @property
+    def quality(self) -> str:
+        """What its tables call a score, see ``Results.quality``."""
+        return "mAP" if self.has_several_labels else "top-1"
+
+    @property
+    def quality_in_words(self) -> str:
+        """What its pictures call a score."""
+        return "mean average precision" if self.has_several_labels else "top-1 accuracy"
+
     def measured(self, kind: type[Measure]) -> list[Results]:
         """The studies that hold such a measure, the paper's methods first."""
         measured = [results for results in self.studies.values() if results.measure(kind)]

@@ -17,6 +17,7 @@ from layershuffle.checkpoints.likely_classes import likely_classes
 from layershuffle.commands.search import search_command
 from layershuffle.commands.train import train_command
 from layershuffle.data import ImageTable
+from layershuffle.data.augmentation import Augmentation
 from layershuffle.errors import UserError
 from layershuffle.results import Results
 from layershuffle.results.figures import overview
@@ -123,14 +124,13 @@ def test_results_are_written_read_and_shown_without_top1(results, tmp_path):
     assert "top-1" not in str(results)
     assert overview([results]).axes[0].get_ylabel() == "mean average precision, %"
     # Both kinds of columns, or none, can't be.
-    for change in ({"top1": [0.5], "top5": [0.5]}, {"map": None, "f1": None}):
-        content["scores"][0].update(change)
-        content["scores"][0] = {key: value for key, value in content["scores"][0].items() if value is not None}
+    columns = content["scores"][0]
+    without = {name: values for name, values in columns.items() if name != "map"}
+    for wrong in (without, {**columns, "top1": [0.5], "top5": [0.5]}):
+        content["scores"][0] = wrong
         (tmp_path / "wrong.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match="map"):
             Results.load(tmp_path / "wrong.json")
-        content["scores"][0].pop("top1")
-        content["scores"][0].pop("top5")
 
 
 def test_a_prediction_names_all_labels_above_their_thresholds(trained, table, tmp_path):
@@ -165,7 +165,7 @@ def test_label_smoothing_is_that_of_the_formula():
     assert float(loss) == pytest.approx(float(yes + no) / 2)
 
 
-def test_objective_and_data_must_agree(table, tmp_path):
+def test_objective_and_data_must_agree(table):
     one = ImageTable(table)
     several = ImageTable(table, label_separator=";")
     with pytest.raises(UserError, match="MultiLabel"):
@@ -176,11 +176,21 @@ def test_objective_and_data_must_agree(table, tmp_path):
     MultiLabel().check_labels(several)
 
 
-def test_what_takes_one_label_refuses_several_in_one_line(trained, table, tmp_path, capsys):
+def test_what_takes_one_label_refuses_several_in_one_line(trained, table, capsys):
     path = trained.checkpoint_callback.best_model_path
     assert "several labels" in fails(capsys, search_command, path)
     assert "MultiLabel" in fails(capsys, train_command, *arguments(table, SEVERAL[0]))
     with pytest.raises(UserError, match="several labels for each image, but"):
-        layershuffle.evaluate(path, ImageTable(table))
+        layershuffle.evaluate(path, "digits")
     with pytest.raises(UserError, match="use predict"):
         layershuffle.serve(path, [table.rpartition("/")[0]])
+
+
+def test_mixed_images_have_mixed_labels():
+    torch.manual_seed(0)
+    mix = Augmentation(mixup=1.0).of_batch(num_classes=2)
+    images, labels = mix(torch.rand(2, 1, 4, 4), torch.tensor([[1, 0], [1, 1]], dtype=torch.uint8))
+    assert labels.dtype == torch.float32
+    assert labels[:, 0].tolist() == [1, 1]
+    assert 0 < labels[0, 1] < 1
+    assert MultiLabel().class_loss(images, labels, torch.zeros(2, 2))[0] == pytest.approx(np.log(2))

@@ -73,10 +73,11 @@ def _curves(
     descending: bool = False,
 ) -> Picture:
     """The curves by a number of this name, whose values fall to the right if they are ``descending``."""
-    data = Table("top-1 in percent", ["sequence", "method", number, "mean", "std", "seeds"], [])
+    data = Table(f"{setup.quality} in percent", ["sequence", "method", number, "mean", "std", "seeds"], [])
     for point in points:
         accuracy = point.accuracy
         std = "" if accuracy.std is None else f"{accuracy.std:.2f}"
         numbers = [str(point.number), f"{accuracy.mean:.2f}", std, str(accuracy.n)]
         data.rows.append([point.panel, point.method, *numbers])
-    return picture(kind, setup, caption, partial(curves.curves, points, setup.levels, number, descending), data)
+    draw = partial(curves.curves, points, setup.levels, number, descending, setup.quality_in_words)
+    return picture(kind, setup, caption, draw, data)

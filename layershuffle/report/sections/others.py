@@ -32,7 +32,7 @@ def _data(plot: Plot, results: Results) -> Table:
     if plot.measure:
         what, table = plot.measure.data(results)
     else:
-        what = "top-1 in percent"
+        what = f"{results.quality} in percent"
         table = scores_of(results, plot.protocols)
     return Table(what, table.header, texts(table))
 

@@ -21,8 +21,8 @@ def summary(setups: Sequence[SetupResults]) -> Section:
         text.append(_about(setup))
         bars = accuracies(setup)
         if bars:
-            caption = "top-1 accuracy; lines are 95% intervals."
-            draw = partial(curves.bars, bars, setup.levels)
+            caption = f"{setup.quality_in_words}; lines are 95% intervals."
+            draw = partial(curves.bars, bars, setup.levels, setup.quality_in_words)
             parts.append(picture("orders", setup, caption, draw, _data(bars, setup)))
     # Said once here, because it holds for all tables of the page.
     interval = meaning(setups)
@@ -63,7 +63,7 @@ def _estimates(setup: SetupResults, protocol: str, **variant: Any) -> dict[str, 
 
 def _data(bars: Sequence[Bar], setup: SetupResults) -> Table:
     """The bars in numbers, and the levels that are drawn as lines."""
-    data = Table("top-1 in percent", ["order", "method", "mean", "95% interval, half", "seeds"], [])
+    data = Table(f"{setup.quality} in percent", ["order", "method", "mean", "95% interval, half", "seeds"], [])
     for bar in bars:
         mean = f"{100 * bar.accuracy.mean:.2f}"
         data.rows.append([bar.order, bar.method, mean, tables.half_interval(bar.accuracy), str(bar.accuracy.models)])
