@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
 import layershuffle
+from layershuffle.api.serve import serve
 from layershuffle.checkpoints.checkpoint import read_checkpoint
 from layershuffle.checkpoints.likely_classes import likely_classes
 from layershuffle.commands.search import search_command
@@ -183,7 +184,7 @@ def test_what_takes_one_label_refuses_several_in_one_line(trained, table, capsys
     with pytest.raises(UserError, match="several labels for each image, but"):
         layershuffle.evaluate(path, "digits")
     with pytest.raises(UserError, match="use predict"):
-        layershuffle.serve(path, [table.rpartition("/")[0]])
+        serve(path)
 
 
 def test_mixed_images_have_mixed_labels():
