@@ -102,13 +102,13 @@ def as_csv(predictions: "layershuffle.Predictions") -> str:
 
     rows = []
     for prediction in predictions:
+        disagreement = str(round(prediction.disagreement, 6))
         # A picture that shows none of several classes has a row, too.
         if not prediction.classes:
-            rows.append([prediction.path, "", "", "", ""])
+            rows.append([prediction.path, "", "", "", "", disagreement])
         for rank, likely in enumerate(prediction.classes, 1):
             probability, share = _rounded(likely)
-            disagreement = round(prediction.disagreement, 6)
-            rows.append([prediction.path, str(rank), likely.name, str(probability), str(share), str(disagreement)])
+            rows.append([prediction.path, str(rank), likely.name, str(probability), str(share), disagreement])
     return tables.as_csv(["picture", "rank", "class", "probability", "share_of_orders", "disagreement"], rows)
 
 

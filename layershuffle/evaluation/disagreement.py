@@ -102,6 +102,9 @@ class _Group(Metric):
     def summary(self) -> EnsembleOfOrders:
         """What results say of the group."""
         (score,) = self.scores.compute()
+        # These are None only where images can have several labels.
+        assert score.top1 is not None
+        assert score.ece is not None
         uncertainty, disagreement, agreement, right = self.compute()
         # Disagreement is shared out between 0 and 1, because torchmetrics would take larger numbers for logits.
         largest = max(1.0, float(disagreement.max()))

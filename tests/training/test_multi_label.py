@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
 import layershuffle
+from layershuffle.api.predict import _label_disagreements
 from layershuffle.api.serve import serve
 from layershuffle.checkpoints.checkpoint import read_checkpoint
 from layershuffle.checkpoints.likely_classes import likely_classes
@@ -144,6 +145,12 @@ def test_a_prediction_names_all_labels_above_their_thresholds(trained, table, tm
     for prediction, labels in zip(predictions, above.tolist()):
         expected = {name for name, is_above in zip(loaded.classes, labels) if is_above}
         assert {likely.name for likely in prediction.classes} == expected
+    # One order disagrees with nobody. The formula of two, written out for one class:
+    assert {prediction.disagreement for prediction in predictions} == {0.0}
+    shares = [0.2, 0.8]
+    entropy = -(0.2 * np.log(0.2) + 0.8 * np.log(0.8))
+    (found,) = _label_disagreements(torch.tensor(shares).logit().reshape(2, 1, 1))
+    assert found == pytest.approx(np.log(2) - entropy)
     # An exported model keeps its thresholds.
     layershuffle.export(loaded, tmp_path / "exported")
     assert layershuffle.load(tmp_path / "exported").info.thresholds == loaded.info.thresholds
