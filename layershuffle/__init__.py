@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from layershuffle.api.predict import Prediction, Predictions, predict
     from layershuffle.api.prune import PrunedModel, prune, refine
     from layershuffle.api.push import PushedModel, push
+    from layershuffle.api.replay import BadImage, ReplayedStep, replay
     from layershuffle.api.report import write_report
     from layershuffle.api.search import search
     from layershuffle.api.show_data import show_data
@@ -64,6 +65,7 @@ _HOMES = {
     "prune": "api.prune",
     "push": "api.push",
     "refine": "api.prune",
+    "replay": "api.replay",
     "search": "api.search",
     "show_data": "api.show_data",
     "similarity": "api.similarity",
@@ -74,6 +76,7 @@ _HOMES = {
 """The modules of what the package offers, which are imported when it is first used."""
 
 __all__ = [
+    "BadImage",
     "Embeddings",
     "ExportedModel",
     "LikelyClass",
@@ -87,6 +90,7 @@ __all__ = [
     "Predictions",
     "PrunedModel",
     "PushedModel",
+    "ReplayedStep",
     "Results",
     "StudyOptions",
     "TrainedRun",
@@ -106,6 +110,7 @@ __all__ = [
     "prune",
     "push",
     "refine",
+    "replay",
     "search",
     "show_data",
     "similarity",

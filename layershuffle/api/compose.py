@@ -13,7 +13,6 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from layershuffle import private_apis
@@ -26,7 +25,7 @@ from layershuffle.files import write_whole
 from layershuffle.hardware import fastest_precision
 from layershuffle.options import add_options
 from layershuffle.processes import usable_cores
-from layershuffle.training import callbacks, checkpointing, resume, wandb_runs
+from layershuffle.training import callbacks, checkpointing, resume, run_loggers
 from layershuffle.training.directions import check_monitors, checked_mode
 from layershuffle.training.module import FineTuner
 from layershuffle.training.optimizer import PAPER_ADAM
@@ -131,7 +130,13 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
     saved_config = _saved(parser, config)
     from_step, metadata, earlier = _prepare_to_continue(parser, config, saved_config)
 
-    objects = parser.instantiate_classes(config)
+    try:
+        objects = parser.instantiate_classes(config)
+    except ValueError as error:
+        refused = run_loggers.refusal(error)
+        if refused:
+            raise refused from error
+        raise
     if config.precision == "auto":
         # A resumed run keeps the precision that was measured when it began.
         recorded = metadata.precision if metadata else None
@@ -206,7 +211,7 @@ def _prepare_to_continue(
     if earlier and not config.checkpoint.dirpath:
         config.checkpoint.dirpath = str(Path(config.ckpt_path).parent)
     for configured in resume.configured_loggers(config):
-        wandb_runs.continue_wandb(configured, metadata.wandb)
+        run_loggers.continue_wandb(configured, metadata.wandb)
     return step, metadata, earlier
 
 
@@ -215,6 +220,7 @@ def _callbacks(config: Namespace) -> list[Callback]:
     added: list[Callback] = [
         callbacks.DescribeData(),
         callbacks.ThroughputLogger(),
+        callbacks.GradientNorm(),
         # ModelCheckpoint's own save_last writes last.ckpt only when the best checkpoint changes.
         checkpointing.LastCheckpoint(config.checkpoint.dirpath, config.save_every_n_steps),
     ]
@@ -272,11 +278,11 @@ def _fastest_precision(module: FineTuner, data: ImageData, config: Namespace) ->
 
 
 class SaveConfig(Callback):
-    """Saves a run's options in its folder and, if the run is logged at W&B, sends them there.
+    """Saves a run's options in its folder, and sends them to its loggers.
 
     Args:
         text: the options as they were asked for, which the file holds.
-        config: the options as they are, which W&B gets.
+        config: the options as they are, which the loggers get.
     """
 
     def __init__(self, text: str, config: Namespace) -> None:
@@ -288,7 +294,5 @@ class SaveConfig(Callback):
         if trainer.is_global_zero:
             write_whole(resume.run_folder(trainer) / "config.yaml", self.text)
             options = {name: value for name, value in self.config.as_dict().items() if name != "config"}
-            for run_logger in trainer.loggers:
-                if isinstance(run_logger, WandbLogger):
-                    wandb_runs.forgiving(run_logger.experiment.config.update)(options, allow_val_change=True)
+            run_loggers.log_options(trainer, options)
         trainer.strategy.barrier()

@@ -18,7 +18,7 @@ from layershuffle.api.introduction import introduce
 from layershuffle.errors import UserError, last_line
 from layershuffle.files import WriterLock
 from layershuffle.library_messages import silenced
-from layershuffle.training import wandb_runs
+from layershuffle.training import run_loggers
 from layershuffle.training.checkpointing import LastCheckpoint, Preempted
 from layershuffle.training.compute import Compute
 from layershuffle.training.continuing import is_of_damaged_state
@@ -167,6 +167,7 @@ def fit(run: Run) -> TrainedRun:
     run.data.prepare_for(*model.model.image_format)
     # The wrong path of a teacher fails before the data are read.
     model.load_objective()
+    run_loggers.reach(run.trainer)
     folder = run_folder(run.trainer)
     with ExitStack() as locks:
         # Of several processes that train together, only the first one writes.
@@ -191,9 +192,9 @@ def _fit_in_folder(run: Run, folder: Path) -> TrainedRun:
     trainer = run.trainer
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         refuse_to_overwrite(trainer, run.config.checkpoint.dirpath, run.config.ckpt_path)
-    wandb_runs.prepare(trainer, run.from_step)
+    run_loggers.prepare(trainer, folder, run.from_step)
     _fit(run)
-    wandb_runs.finish(trainer)
+    run_loggers.finish(trainer)
     _tell_what_is_kept(trainer)
     return _ended(run, folder)
 

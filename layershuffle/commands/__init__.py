@@ -16,6 +16,7 @@ from layershuffle.version import __version__
 
 COMMANDS = {
     "train": "fine-tune a model in random, sequential or any other layer order",
+    "replay": "show which layer of a training step was not finite first",
     "evaluate": "score a model in sequential, arbitrary, pruned and other orders",
     "predict": "name what pictures show, in one order or in many",
     "embed": "write the features of pictures to a file, in one order or in many",

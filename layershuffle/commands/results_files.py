@@ -13,7 +13,7 @@ from layershuffle.api.embed import Embeddings
 from layershuffle.errors import UserError
 from layershuffle.files import check_writable, write_whole
 from layershuffle.results import Results, figures, summarise, tables
-from layershuffle.training import wandb_runs
+from layershuffle.training import run_loggers
 
 
 def choose_file(output: Path | None, checkpoint: str, kind: str) -> Path:
@@ -90,8 +90,8 @@ def leave(results: Results, output: Path, logger: Logger | None = None) -> None:
 
     # What is on the disk counts: if W&B can't be reached, that is a warning.
     if isinstance(logger, WandbLogger):
-        wandb_runs.begin(logger)
-        wandb_runs.forgiving(_send)(logger, results, pictures)
+        run_loggers.begin(logger)
+        run_loggers.forgiving(_send, logger)(logger, results, pictures)
 
 
 def save_elsewhere(results: Results | Embeddings, output: Path) -> Path | None:

@@ -98,7 +98,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
 
     from layershuffle.checkpoints.loading import load
     from layershuffle.commands.results_files import choose_file
-    from layershuffle.training import wandb_runs
+    from layershuffle.training import run_loggers
     from layershuffle.training.resume import place
 
     # A model with random weights gets them from the seed, and has as many classes as the data set.
@@ -115,7 +115,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
 
     # The logger continues the W&B run that trained the model. Which one that is, the checkpoint knows, so the parsed
     # options are completed before the logger is made of them.
-    wandb_runs.continue_wandb(config.get("logger"), loaded.wandb)
+    run_loggers.continue_wandb(config.get("logger"), loaded.wandb)
     place(config.get("logger"))
     objects = parser.instantiate_classes(config)
     options = StudyOptions(

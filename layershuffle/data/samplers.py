@@ -56,17 +56,20 @@ class TrainingSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[Any]:
         batches_done = self._resume()
+        yield from self.keys()[batches_done * self.batch_size :]
+
+    def keys(self) -> list[Any]:
+        """What this process asks for in the epoch that ``set_epoch`` has set, from its first batch on."""
         # All processes compute the same sequence, and each takes every n-th image of it: they exchange nothing.
         for_all = self._images_of_epoch()
         mine = slice(self.rank, self.total_size, self.num_replicas)
 
         indices = for_all[mine].tolist()
-        keys: list[Any] = indices
-        if self.with_epoch and self.weights is None:
-            keys = [(self.epoch, index) for index in indices]
-        elif self.with_epoch:
-            keys = [(self.epoch, index, time) for index, time in zip(indices, times(for_all)[mine].tolist())]
-        yield from keys[batches_done * self.batch_size :]
+        if not self.with_epoch:
+            return indices
+        if self.weights is None:
+            return [(self.epoch, index) for index in indices]
+        return [(self.epoch, index, time) for index, time in zip(indices, times(for_all)[mine].tolist())]
 
     def _resume(self) -> int:
         """Set the epoch that the trainer is in, and return how many of its batches are done."""

@@ -5,8 +5,10 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
+from torch.distributed.tensor import DTensor
 
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
@@ -103,6 +105,26 @@ class ThroughputLogger(pl.Callback):
         self._logged_step = trainer.global_step
         self._images = 0
         self._seconds = 0.0
+
+
+class GradientNorm(pl.Callback):
+    """Logs ``train/gradient_norm``, the L2 norm of all gradients before they are clipped, whenever the loggers write.
+
+    It is that of the one update in which they write. Other updates don't compute it, and none waits for the device.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Log it; Lightning clips the gradients after this."""
+        if not is_logged(trainer, trainer.global_step + 1):
+            return
+        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # Each process holds a part of the gradients of sharded layers.
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        pl_module.log("train/gradient_norm", norm)
 
 
 class EpochTable:

@@ -37,13 +37,14 @@ from layershuffle.training.distributed import (
     with_all_parameters,
 )
 from layershuffle.training.method import method_name
-from layershuffle.training.non_finite import FirstNonFiniteStep
+from layershuffle.training.non_finite import FirstNonFiniteLoss
 from layershuffle.training.objectives import Objective, StepKey
 from layershuffle.training.optimizer import make_optimizer
 from layershuffle.training.plan import Plan
 from layershuffle.training.pretrained_head import match_head
 from layershuffle.training.resumed_optimizer import ResumedOptimizer
 from layershuffle.training.schedule import Schedule, make_scheduler, set_rates_again
+from layershuffle.training.step_file import BatchPlace
 from layershuffle.training.step_means import StepMeans
 from layershuffle.training.step_orders import StepOrders
 from layershuffle.training.trainable import Trainable
@@ -102,7 +103,7 @@ class FineTuningLoop(pl.LightningModule):
         # What watches the training.
         self.step_means = StepMeans()
         self.validation = Validation(objective)
-        self._first_non_finite = FirstNonFiniteStep()
+        self._first_non_finite = FirstNonFiniteLoss()
         self._copier = BatchCopier()
 
         # What one hook leaves to another.
@@ -261,7 +262,7 @@ class FineTuningLoop(pl.LightningModule):
         values = {"loss": loss.total, **loss.terms, **self.objective.batch_scores(loss.logits, true_labels)}
         self.step_means.add(values, len(images))
         self.compute.count_batch(len(images) * self.trainer.world_size, self.orders.layers_run(step))
-        self._first_non_finite.note(loss.total, step)
+        self._first_non_finite.note(loss.total, BatchPlace(step, self.current_epoch, batch_idx))
 
         # Lightning runs the backward pass of what is returned. There DDP waits for the gradients of all layers, also of
         # those that no order ran.

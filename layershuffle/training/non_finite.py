@@ -10,30 +10,47 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from layershuffle.errors import UserError
+from layershuffle.training import step_file
 from layershuffle.training.checkpointing import LastCheckpoint
+from layershuffle.training.step_file import BatchPlace
 from layershuffle.training.step_orders import StepOrders
 
-NO_STEP = -1
-"""Stands for a step where all losses were finite, also in tensors, which can't hold None."""
+NOTHING = -1
+"""Stands for no batch in tensors, which can't hold None."""
 
 
-class FirstNonFiniteStep:
-    """The first step whose loss was NaN or infinite, kept on the device until somebody reads it."""
+class FirstNonFiniteLoss:
+    """The first batch whose loss was NaN or infinite, kept on the device until somebody reads it."""
 
     def __init__(self) -> None:
-        self._step: Tensor | None = None
+        # The batches since the last one that was read, and which of them is the first bad one.
+        self._places: list[BatchPlace] = []
+        self._index: Tensor | None = None
 
-    def note(self, loss: Tensor, step: int) -> None:
-        """Check the loss of a step, a scalar. This doesn't wait for the device."""
-        if self._step is None:
+    def note(self, loss: Tensor, place: BatchPlace) -> None:
+        """Check the loss of a batch, a scalar. This doesn't wait for the device."""
+        if self._index is None:
             # Created on the device: a copy from the host would wait for it.
-            self._step = torch.full((), NO_STEP, device=loss.device)
-        is_first = (self._step < 0) & ~loss.detach().isfinite()
-        self._step = torch.where(is_first, step, self._step)
+            self._index = torch.full((), NOTHING, device=loss.device)
+        is_first = (self._index < 0) & ~loss.detach().isfinite()
+        self._index = torch.where(is_first, len(self._places), self._index)
+        self._places.append(place)
 
-    def read(self) -> int:
-        """The step, or NO_STEP if all losses were finite. This waits for the device."""
-        return NO_STEP if self._step is None else int(self._step)
+    def read(self) -> BatchPlace | None:
+        """The batch, or None if all losses were finite. This waits for the device."""
+        if self._index is None:
+            return None
+        index = int(self._index)
+        if index != NOTHING:
+            return self._places[index]
+        # No older batch can turn out to be the first one any more.
+        self._places = self._places[-1:]
+        return None
+
+    @property
+    def newest(self) -> BatchPlace | None:
+        """The batch that was noted last, if any."""
+        return self._places[-1] if self._places else None
 
 
 def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
@@ -47,28 +64,35 @@ def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
     return bool(torch.nn.utils.get_total_norm(shards, norm_type=math.inf).isfinite())
 
 
-def check_before_saving(losses: FirstNonFiniteStep, module: pl.LightningModule, orders: StepOrders) -> None:
+def check_before_saving(losses: FirstNonFiniteLoss, module: pl.LightningModule, orders: StepOrders) -> None:
     """Raise a UserError if a loss or a weight of the module is not finite, as ``stop_after`` does."""
-    step = losses.read()
-    if step == NO_STEP and not all_finite(module.parameters()):
+    place = losses.read()
+    if place is None and not all_finite(module.parameters()):
         # The last step made them so, and no loss has shown it yet.
         step = max(0, module.global_step - 1)
-    stop_after(step, module, orders)
+        place = losses.newest or BatchPlace(step, module.current_epoch, 0)
+    stop_after(place, module, orders)
 
 
-def stop_after(step: int, module: pl.LightningModule, orders: StepOrders) -> None:
-    """Raise a UserError if ``step`` is not NO_STEP in this process or in another one. All processes must call this."""
+def stop_after(place: BatchPlace | None, module: pl.LightningModule, orders: StepOrders) -> None:
+    """Raise a UserError if ``place`` is not None in this process or in another one. All processes must call this.
+
+    The error names a file with the batch, if there is anything to replay it with.
+    """
     # A process that stops alone would leave the others waiting for it.
-    steps = [step]
+    places = [place or BatchPlace(NOTHING, NOTHING, NOTHING)]
     if module.trainer.world_size > 1:
-        gathered = module.all_gather(torch.tensor(step, device=module.device))
-        steps = gathered.tolist()  # type: ignore[union-attr]
-    bad_steps = [(step, rank) for rank, step in enumerate(steps) if step != NO_STEP]
-    if not bad_steps:
+        gathered = module.all_gather(torch.tensor(places[0], device=module.device))
+        places = [BatchPlace(*numbers) for numbers in gathered.tolist()]  # type: ignore[union-attr]
+    bad_places = [(place, rank) for rank, place in enumerate(places) if place.step != NOTHING]
+    if not bad_places:
         return
     # What came first is the cause; the other processes have caught it with the gradients.
-    first_step, rank = min(bad_steps)
-    raise UserError(_explanation(first_step, rank, orders, good_checkpoint(module.trainer)))
+    first, rank = min(bad_places)
+    texts = [str(order) for order in orders.of_process(first.step, rank)]
+    checkpoint = good_checkpoint(module.trainer)
+    saved = step_file.save(module.trainer, first, rank, texts, checkpoint)
+    raise UserError(_explanation(first.step, rank, texts, checkpoint, saved))
 
 
 def good_checkpoint(trainer: pl.Trainer) -> str | None:
@@ -81,10 +105,10 @@ def good_checkpoint(trainer: pl.Trainer) -> str | None:
     return None
 
 
-def _explanation(step: int, rank: int, orders: StepOrders, checkpoint: str | None) -> str:
-    texts = "|".join(str(order) for order in orders.of_process(step, rank))
+def _explanation(step: int, rank: int, orders: list[str], checkpoint: str | None, saved: Path | None) -> str:
     last_good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+    where = f"; layershuffle replay {saved} shows where" if saved else ""
     return (
-        f"the loss or the weights were not finite in step {step} (process {rank}), whose order was {texts}; "
-        f"{last_good}: lower model.optimizer.lr, or clip with --trainer.gradient_clip_val 1"
+        f"the loss or the weights were not finite in step {step} (process {rank}), whose order was {'|'.join(orders)}; "
+        f"{last_good}: lower model.optimizer.lr, or clip with --trainer.gradient_clip_val 1{where}"
     )

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import Namespace
 
 from layershuffle.errors import UserError
-from layershuffle.training import wandb_runs
+from layershuffle.training import run_loggers
 
 IGNORED = ("config", "ckpt_path", "resume")
 """Options that may differ between two commands that train the same run."""
@@ -116,15 +116,24 @@ def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:
             logger.init_args["from_step"] = step
         # The first logger names the run's folder. W&B's names it by the id and the project of its run.
         if "Wandb" in str(loggers[0].class_path):
-            wandb_runs.continue_wandb(logger, {"id": run.folder.name, "project": run.folder.parent.name})
+            run_loggers.continue_wandb(logger, {"id": run.folder.name, "project": run.folder.parent.name})
         elif "version" in logger.init_args:
             logger.init_args["version"] = run.folder.name
+        # MLflow names the folder by the id of its run. TensorBoard hides what was logged after the checkpoint.
+        if "MLFlow" in str(logger.class_path) and logger is loggers[0]:
+            logger.init_args["run_id"] = run.folder.name
+        if "TensorBoard" in str(logger.class_path):
+            logger["dict_kwargs"] = {**(logger.get("dict_kwargs") or {}), "purge_step": step}
 
 
 def place_loggers(config: Namespace) -> None:
     """Make the loggers without a folder of their own write to ``--trainer.default_root_dir``, or else to ``runs``."""
-    for logger in configured_loggers(config):
+    loggers = configured_loggers(config)
+    for logger in loggers:
         place(logger, config.trainer.default_root_dir)
+    # MLflow keeps what it logs in a database or on a server, and knows no folder for checkpoints.
+    if loggers and "MLFlow" in str(loggers[0].class_path) and not config.trainer.default_root_dir:
+        config.trainer.default_root_dir = loggers[0].init_args["save_dir"]
 
 
 def place(logger: Namespace | None, folder: str | None = None) -> None:
@@ -132,6 +141,11 @@ def place(logger: Namespace | None, folder: str | None = None) -> None:
     loggers_defaults = (None, ".", "runs")
     if logger and logger.init_args.get("save_dir", "") in loggers_defaults:
         logger.init_args["save_dir"] = folder or "runs"
+    # MLflow's own default is a folder of files, which its newer versions refuse.
+    if logger and "MLFlow" in str(logger.class_path) and not logger.init_args.get("tracking_uri"):
+        save_dir = Path(logger.init_args["save_dir"])
+        save_dir.mkdir(parents=True, exist_ok=True)
+        logger.init_args["tracking_uri"] = f"sqlite:///{save_dir / 'mlflow.db'}"
 
 
 def configured_loggers(config: Namespace) -> list[Namespace]:

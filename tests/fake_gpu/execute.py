@@ -48,7 +48,7 @@ from layershuffle.serving.model_parts import part_for
 from layershuffle.serving.wire import pack
 from layershuffle.training import non_finite
 from layershuffle.training.module import FineTuner
-from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep
+from layershuffle.training.non_finite import FirstNonFiniteLoss
 
 count_chosen = OrderChoice.count
 
@@ -172,7 +172,7 @@ def all_runs() -> dict[str, Callable[[Watch], None]]:
 
 def expect_nonsense() -> None:
     """Prepare for values that no kernel has computed: they needn't be finite."""
-    FirstNonFiniteStep.read = lambda step: NO_STEP  # type: ignore[method-assign]
+    FirstNonFiniteLoss.read = lambda losses: None  # type: ignore[method-assign]
     non_finite.all_finite = lambda parameters: True
     OrderChoice.count = count_all_as_first  # type: ignore[method-assign]
     # cuDNN isn't there.

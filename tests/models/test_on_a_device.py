@@ -12,6 +12,7 @@ from layershuffle.evaluation.metrics import OrderMetrics
 from layershuffle.evaluation.scoring import run_orders
 from layershuffle.training.module import FineTuner
 from layershuffle.training.objectives.classification import position_cross_entropy
+from layershuffle.training.step_file import BatchPlace
 
 
 class Crossings(TorchDispatchMode):
@@ -65,7 +66,7 @@ def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fak
             loss = F.cross_entropy(output.logits, labels)
             if output.position_logits is not None:
                 loss = loss + position_cross_entropy(output).sum()
-            module._first_non_finite.note(loss, 3)
+            module._first_non_finite.note(loss, BatchPlace(3, 0, 3))
         assert (images.dtype, output.logits.dtype, loss.dtype) == (torch.float32, torch.bfloat16, torch.float32)
         assert loss.device.type == "cuda"
         with Crossings() as crossings_evaluating, torch.inference_mode(), bf16:

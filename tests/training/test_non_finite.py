@@ -3,15 +3,20 @@
 import torch
 from torch.nn import Parameter
 
-from layershuffle.training.non_finite import NO_STEP, FirstNonFiniteStep, all_finite
+from layershuffle.training.non_finite import FirstNonFiniteLoss, all_finite
+from layershuffle.training.step_file import BatchPlace
 
 
-def test_the_first_bad_step_is_remembered():
-    watch = FirstNonFiniteStep()
-    assert watch.read() == NO_STEP
-    for step, loss in enumerate([1.0, float("inf"), 2.0, float("nan")]):
-        watch.note(torch.tensor(loss), step)
-    assert watch.read() == 1
+def test_the_first_bad_batch_is_remembered():
+    losses = FirstNonFiniteLoss()
+    assert losses.read() is losses.newest is None
+    for number, loss in enumerate([1.0, 2.0]):
+        losses.note(torch.tensor(loss), BatchPlace(number, 0, number))
+    assert losses.read() is None
+    assert losses.newest == (1, 0, 1)
+    for number, loss in enumerate([1.0, float("inf"), 2.0, float("nan")]):
+        losses.note(torch.tensor(loss), BatchPlace(2 + number, 1, number))
+    assert losses.read() == (3, 1, 1)
 
 
 def test_weights_are_finite_up_to_the_largest_number():

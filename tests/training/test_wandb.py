@@ -17,7 +17,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.errors import UserError
-from layershuffle.training.wandb_runs import continue_wandb
+from layershuffle.training.run_loggers import continue_wandb
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
