@@ -29,18 +29,16 @@ class BadImage:
 
     Attributes:
         index: its number in the whole training set, from 0.
-        label: its label.
-        name: the name of its class, or None if the set has no names.
+        classes: the names of its classes, nearly always just one, or their numbers if the set has no names.
         path: its file, or None if it isn't one.
     """
 
     index: int
-    label: int
-    name: str | None
+    classes: list[str]
     path: str | None
 
     def __str__(self) -> str:
-        text = f"image {self.index}, class {self.name or self.label}"
+        text = f"image {self.index}, class {', '.join(self.classes)}"
         return f"{text}, {self.path}" if self.path else text
 
 
@@ -75,7 +73,7 @@ class ReplayedStep:
     def __str__(self) -> str:
         lines = [f"step {self.step}: {self._summary()}"]
         if self.order is not None:
-            lines += ["", "after      largest value", *self._table()]
+            lines += [f"order: {self.order}", "", "after      largest value", *self._table()]
         if self.weights:
             lines += ["", "weights that are not finite:", *_shortened(self.weights)]
         if self.gradients:
@@ -86,14 +84,12 @@ class ReplayedStep:
 
     def _summary(self) -> str:
         if self.part == "layer":
-            text = f"the output of layer {self.layer}, at position {self.position} of the order {self.order}"
-        elif self.part == "embedding":
-            text = "the embedding of the images, before any layer,"
-        elif self.part == "loss":
-            text = "the loss, after layers that were all finite,"
-        else:
-            text = "the weights, after an update with a finite loss,"
-        return f"{text} was not finite".replace("the weights, after", "the update of the weights, after")
+            return f"layer {self.layer} was the first whose output was not finite, at position {self.position}"
+        if self.part == "embedding":
+            return "the embedding of the images was not finite, before any layer ran"
+        if self.part == "loss":
+            return "the outputs of all layers were finite, but the loss was not"
+        return "the loss was finite, but the weights were not after the update"
 
     def _table(self) -> list[str]:
         """A line for the embedding and for each layer up to the first one that was not finite."""
@@ -170,12 +166,9 @@ def _described(finding: Finding, class_names: list[str] | None) -> ReplayedStep:
     images = []
     batch = finding.batch
     if batch is not None:
-        labels = batch.labels.tolist()
         for row in finding.rows:
-            label = labels[row]
-            name = class_names[label] if class_names else None
             path = batch.paths[row] if batch.paths else None
-            images.append(BadImage(batch.indices[row], label, name, path))
+            images.append(BadImage(batch.indices[row], _classes(batch.labels[row], class_names), path))
     layer = None
     if finding.order is not None and finding.position is not None:
         layer = str(finding.order[finding.position])
@@ -191,6 +184,12 @@ def _described(finding: Finding, class_names: list[str] | None) -> ReplayedStep:
         weights=finding.weights,
         gradients=finding.gradients,
     )
+
+
+def _classes(label: torch.Tensor, class_names: list[str] | None) -> list[str]:
+    """The classes of an image: its label is one number, or has a column for each class."""
+    numbers = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
+    return [class_names[number] if class_names else str(number) for number in numbers]
 
 
 def _shortened(texts: list[str]) -> list[str]:

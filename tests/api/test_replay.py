@@ -50,6 +50,8 @@ def test_the_first_layer_of_the_bad_step_is_found(tmp_path, capsys):
     assert len(found.largest) == 1
     assert "not finite" in str(found)
 
+    assert all(len(image.classes) == 1 for image in found.images)
+
     # The file has the images of the batch, by their numbers in the whole training set.
     saved, images = step_file.load(path)
     assert (saved.step, saved.epoch, saved.batch, saved.rank, saved.checkpoint) == (1, 0, 1, 0, None)
@@ -91,7 +93,7 @@ def test_a_run_is_replayed_from_its_last_good_checkpoint(tmp_path, capsys, caplo
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     replay_command([str(path)])
     printed = capsys.readouterr().out
-    assert printed.startswith("step 6: the loss")
+    assert printed.startswith("step 6: ")
     assert "vit.head.weight" in printed
     assert "checkpoints/last.ckpt to step 6" in caplog.text
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before

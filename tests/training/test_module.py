@@ -28,7 +28,7 @@ from layershuffle.orders.named import permutation, sequential
 from layershuffle.orders.order import Order, seeded
 from layershuffle.orders.sampler import OrderSampler
 from layershuffle.orders.samplers import FirstLayers, GrowingDepth, LayerDrop, RandomSubset, Sequential, Shuffle
-from layershuffle.training.callbacks import ProgressBar, ThroughputLogger
+from layershuffle.training.callbacks import GradientNorm, ProgressBar, ThroughputLogger
 from layershuffle.training.compute import layers_run
 from layershuffle.training.method import method_name
 from layershuffle.training.module import FineTuner
@@ -311,6 +311,28 @@ def test_throughput_is_logged(tmp_path):
     assert 1 < float(run.callback_metrics["train/images_per_second"]) < 1e6
 
 
+def test_the_norm_of_the_gradients_is_logged_before_they_are_clipped(tmp_path):
+    class Norms(pl.Callback):
+        def __init__(self):
+            self.expected = {}
+            self.logged = {}
+
+        def on_after_backward(self, trainer, module):
+            gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+            self.expected[trainer.global_step + 1] = float(torch.cat([grad.flatten() for grad in gradients]).norm())
+
+        def on_train_batch_end(self, trainer, *_):
+            if "train/gradient_norm" in trainer.logged_metrics:
+                self.logged[trainer.global_step] = float(trainer.logged_metrics["train/gradient_norm"])
+
+    norms = Norms()
+    options = {"log_every_n_steps": 2, "gradient_clip_val": 1e-3, "max_epochs": 1, "logger": CSVLogger(tmp_path)}
+    trainer(tmp_path, callbacks=[GradientNorm(), norms], **options).fit(tuner(), datamodule=Digits())
+    assert norms.logged[2] == pytest.approx(norms.expected[2], rel=1e-5)
+    assert norms.logged[4] == pytest.approx(norms.expected[4], rel=1e-5)
+    assert min(norms.expected.values()) > 1e-2
+
+
 class HostReads(TorchDispatchMode):
     """Counts the operations that make the host wait for the device."""
 
@@ -336,7 +358,7 @@ def test_a_step_never_waits_for_the_device_unless_it_logs(tmp_path, position):
     steps.before = []
     run = trainer(
         tmp_path,
-        callbacks=[steps, ThroughputLogger(), ProgressBar(), LearningRateMonitor()],
+        callbacks=[steps, ThroughputLogger(), GradientNorm(), ProgressBar(), LearningRateMonitor()],
         enable_progress_bar=True,
         logger=CSVLogger(tmp_path),
         log_every_n_steps=4,
@@ -484,7 +506,7 @@ def test_class_weights_count_in_training_alone_and_are_recorded(tmp_path, monkey
     labels = torch.tensor([0, 1, 1, 2])
     images = torch.randn(4, 1, 8, 8)
     module = tuner(num_classes=3, objective=Classification(class_weights=[1.0, 2.0, 4.0]))
-    state = {"world_size": 1, "global_step": 0, "global_rank": 0, "strategy": None}
+    state = {"world_size": 1, "global_step": 0, "current_epoch": 0, "global_rank": 0, "strategy": None}
     module.trainer = SimpleNamespace(accumulate_grad_batches=1, num_training_batches=1, **state)
     weights, logits = torch.tensor([1.0, 2.0, 4.0])[labels], module.model(images, module.orders.sample(0)).logits
     plain = F.cross_entropy(logits, labels, reduction="none")
