@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.data.samplers import TrainingSampler
 
 
@@ -58,7 +59,10 @@ def read_again(loader: Any, epoch: int, batch: int, rank: int) -> TrainingBatch 
 
 def _in_whole_set(images: Any, indices: list[int]) -> tuple[Any, list[int]]:
     """The set that a set is a part of, and the numbers that its images have there."""
-    while isinstance(images, Subset):
-        indices = [images.indices[index] for index in indices]
-        images = images.dataset
+    while isinstance(images, (Subset, DecodedImages)):
+        if isinstance(images, Subset):
+            indices = [images.indices[index] for index in indices]
+            images = images.dataset
+        else:
+            images = images.images
     return images, indices

@@ -114,14 +114,14 @@ def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:
             logger.class_path = "layershuffle.training.metrics_file.MetricsFile"
         if "MetricsFile" in str(logger.class_path):
             logger.init_args["from_step"] = step
-        # The first logger names the run's folder. W&B's names it by the id and the project of its run.
+        # The first logger names the run's folder: W&B's by the id and the project of its run, MLflow's by the run's id.
         if "Wandb" in str(loggers[0].class_path):
             run_loggers.continue_wandb(logger, {"id": run.folder.name, "project": run.folder.parent.name})
+        elif "MLFlow" in str(loggers[0].class_path):
+            loggers[0].init_args["run_id"] = run.folder.name
         elif "version" in logger.init_args:
             logger.init_args["version"] = run.folder.name
-        # MLflow names the folder by the id of its run. TensorBoard hides what was logged after the checkpoint.
-        if "MLFlow" in str(logger.class_path) and logger is loggers[0]:
-            logger.init_args["run_id"] = run.folder.name
+        # Steps that were logged after the checkpoint are run again, and TensorBoard would show them twice.
         if "TensorBoard" in str(logger.class_path):
             logger["dict_kwargs"] = {**(logger.get("dict_kwargs") or {}), "purge_step": step}
 

@@ -14,9 +14,6 @@ from layershuffle.models.backbones import State
 from layershuffle.models.model import OrderedViT
 from layershuffle.orders.order import Order
 
-EMBEDDING = "embedding"
-"""Stands for what runs before the layers."""
-
 
 @dataclass(frozen=True)
 class Finding:

@@ -1,18 +1,20 @@
 """A step whose loss or weights were not finite is saved, and ``layershuffle.replay`` finds what was so first."""
 
 import shutil
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import DIGITS, QUIET, configs, fails
+from helpers import DIGITS, QUIET, configs, fails, fake_imagenet
 from safetensors.torch import load_file
 from torch.utils.data import Subset
 
 import layershuffle
 from layershuffle.commands.replay import replay_command
 from layershuffle.commands.train import train_command
-from layershuffle.data import Digits
+from layershuffle.data import Digits, ImageFolders
+from layershuffle.data.rereading import read_again
 from layershuffle.orders.samplers import Shuffle
 from layershuffle.training import step_file
 
@@ -97,6 +99,25 @@ def test_a_run_is_replayed_from_its_last_good_checkpoint(tmp_path, capsys, caplo
     assert "vit.head.weight" in printed
     assert "checkpoints/last.ckpt to step 6" in caplog.text
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
+def test_a_batch_of_files_is_read_again_with_their_paths(tmp_path):
+    root = fake_imagenet(tmp_path)
+    data = ImageFolders(root=str(root), image_size=16, batch_size=2, workers=0)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(3)
+    for number, (images, labels) in enumerate(list(loader)):
+        batch = read_again(loader, 3, number, 0)
+        assert torch.equal(batch.images, images)
+        assert torch.equal(batch.labels, labels)
+        assert all(Path(path).is_file() for path in batch.paths)
+        assert [Path(path).parent.name for path in batch.paths] == [sorted_folders(root)[label] for label in labels]
+    assert read_again(data.loader("val"), 3, 0, 0) is None
+
+
+def sorted_folders(root):
+    return sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
 
 
 @pytest.mark.parametrize("content", [b"", b"no step", b"\x08\0\0\0\0\0\0\0{}      "])

@@ -5,10 +5,12 @@ import csv
 import pytest
 import yaml
 from helpers import DIGITS, QUIET, configs, fails, train
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 
 from layershuffle.commands.train import train_command
 from layershuffle.training import run_loggers
+from layershuffle.training.resume import EarlierRun, continue_run
 from layershuffle.training.run_loggers import forgiving
 
 ARGS = [*DIGITS, *configs("method/layershuffle"), *QUIET, "--data.train_images=128", "--data.batch_size=32"]
@@ -61,6 +63,20 @@ def test_there_is_a_file_of_metrics_beside_them(run):
     with (run[1] / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     assert [row["step"] for row in rows] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("first", ["TensorBoardLogger", "MLFlowLogger"])
+def test_a_run_that_goes_on_is_logged_to_the_same_place(tmp_path, first):
+    names = [first, "TensorBoardLogger"]
+    loggers = [Namespace(class_path=name, init_args=Namespace(version=None)) for name in names]
+    config = Namespace(trainer=Namespace(logger=loggers))
+    continue_run(config, EarlierRun(tmp_path / "1a2b", tmp_path / "last.ckpt"), 7)
+    assert loggers[1].dict_kwargs == {"purge_step": 7}
+    if first == "MLFlowLogger":
+        assert loggers[0].init_args == Namespace(version=None, run_id="1a2b")
+        assert loggers[1].init_args.version is None
+    else:
+        assert [logger.init_args.version for logger in loggers] == ["1a2b", "1a2b"]
 
 
 @pytest.mark.parametrize("name", ["TensorBoardLogger", "MLFlowLogger"])
