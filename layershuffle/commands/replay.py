@@ -15,6 +15,7 @@ def replay_command(args: list[str] | None = None) -> "layershuffle.ReplayedStep"
         "this step, with the options of config.yaml beside the file, and writes nothing.",
     )
     parser.add_argument("step_file", type=Path, help="File non_finite_step_N.safetensors in the folder of a run.")
-    step = layershuffle.replay(parser.parse_args(args).step_file)
+    config = parser.parse_args(args)
+    step = layershuffle.replay(config.step_file)
     print(step)
     return step
