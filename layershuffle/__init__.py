@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from layershuffle.results import Results
 
 _HOMES = {
+    "BadImage": "api.replay",
     "Embeddings": "api.embed",
     "ExportedModel": "api.export",
     "LikelyClass": "checkpoints.likely_classes",
@@ -47,6 +48,7 @@ _HOMES = {
     "Predictions": "api.predict",
     "PrunedModel": "api.prune",
     "PushedModel": "api.push",
+    "ReplayedStep": "api.replay",
     "Results": "results",
     "StudyOptions": "api.study_options",
     "TrainedRun": "api.train",
