@@ -465,11 +465,14 @@ def test_without_any_node_requests_fail_at_their_deadline(served):
         cluster.router.policy = replace(cluster.policy, request_deadline=1.0)
         found = await asyncio.gather(*(cluster.submit(batch) for batch in pictures(3)), return_exceptions=True)
         assert all("too few nodes are left" in str(error) for error in found)
+        # On a busy machine, Ray may tell of a death only after the requests' deadline.
+        async with asyncio.timeout(60):
+            while {node.status for node in cluster.state().nodes} != {"gone"}:
+                await asyncio.sleep(0.1)
 
     runner.run(submit())
     assert cluster.state().failed == failed + 3
     assert [event["failed"] for event in events(log, "ended")[before:]] == [True] * 3
-    assert {node.status for node in cluster.state().nodes} == {"gone"}
 
 
 def test_a_log_is_whole_after_its_writer_is_killed(tmp_path):
