@@ -50,7 +50,7 @@ def run(folder, program, *args):
 QUICK = ["cpu", "--trainer.enable_progress_bar=false", "--trainer.max_steps=1"]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems needn't be imitated")
 def test_training_and_studies_on_windows(tmp_path):
     """Libraries are imported first, as they are those for Linux. They still have the signals of Linux."""

@@ -147,6 +147,7 @@ def make_venv(folder):
     return folder / ("Scripts" if os.name == "nt" else "bin") / "python", site
 
 
+@pytest.mark.slow
 def test_the_wheel_is_enough(python, tmp_path):
     """In an empty folder, with nothing of the package but what the wheel holds, and without any extra."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "80"}

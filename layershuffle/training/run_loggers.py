@@ -65,6 +65,10 @@ def prepare(trainer: pl.Trainer, folder: Path, from_step: int | None) -> None:
         folder: the run's folder.
         from_step: the step from which a resumed run goes on, or None.
     """
+    # A trial writes nothing: Lightning has put loggers in place that do nothing.
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+
     loggers = list(trainer.loggers)
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
