@@ -9,6 +9,7 @@ from layershuffle.report import paper
 from layershuffle.results import Measure, Results, Score
 from layershuffle.results.levels import reference_levels
 from layershuffle.results.measures import ByClassCounts
+from layershuffle.results.score import quality_in_tables, quality_in_words
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ class SetupResults:
     @property
     def quality(self) -> str:
         """What its tables call a score, see ``Results.quality``."""
-        return "mAP" if self.has_several_labels else "top-1"
+        return quality_in_tables(self.has_several_labels)
 
     @property
     def quality_in_words(self) -> str:
         """What its pictures call a score."""
-        return "mean average precision" if self.has_several_labels else "top-1 accuracy"
+        return quality_in_words(self.has_several_labels)
 
     def measured(self, kind: type[Measure]) -> list[Results]:
         """The studies that hold such a measure, the paper's methods first."""

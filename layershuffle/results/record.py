@@ -16,7 +16,7 @@ from layershuffle import typed_json
 from layershuffle.errors import UserError, shown
 from layershuffle.files import read_json, write_whole
 from layershuffle.results.provenance import DataInfo, Environment, EvaluationInfo, ModelInfo
-from layershuffle.results.score import Score, ScoreColumns, read_scores
+from layershuffle.results.score import Score, ScoreColumns, quality_in_tables, quality_in_words, read_scores
 from layershuffle.results.table import Table
 
 FORMAT = 2
@@ -79,12 +79,12 @@ class Results:
     @property
     def quality(self) -> str:
         """What tables call ``Score.quality``: "top-1" or "mAP"."""
-        return "mAP" if self.has_several_labels else "top-1"
+        return quality_in_tables(self.has_several_labels)
 
     @property
     def quality_in_words(self) -> str:
         """What pictures call it."""
-        return "mean average precision" if self.has_several_labels else "top-1 accuracy"
+        return quality_in_words(self.has_several_labels)
 
     def of(self, *protocols: str, **variant: Any) -> list[Score]:
         """The scores of these protocols, one protocol after the other, whose variant has these values."""

@@ -123,6 +123,16 @@ NEWER_COLUMNS = ("chosen", "nan", "ece")
 """Columns that files of older versions lack."""
 
 
+def quality_in_tables(several_labels: bool) -> str:
+    """What tables call ``Score.quality`` of images with one label, or with several."""
+    return "mAP" if several_labels else "top-1"
+
+
+def quality_in_words(several_labels: bool) -> str:
+    """What pictures call it."""
+    return "mean average precision" if several_labels else "top-1 accuracy"
+
+
 def read_scores(groups: Any) -> tuple[list[Score], frozenset[str]]:
     """Read what a results file has under "scores".
 
