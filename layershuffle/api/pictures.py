@@ -30,6 +30,10 @@ class Unreadable:
     path: str
     reason: str
 
+    def __str__(self) -> str:
+        """What a warning says."""
+        return f"{self.path} can't be read as an image ({self.reason})"
+
 
 class Pictures(Dataset):
     """The model's input for each picture, or why there is none.

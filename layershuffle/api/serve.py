@@ -282,7 +282,7 @@ async def _work(
         # Decoding takes long, and the cluster's messages must not wait for it.
         picture = await asyncio.to_thread(pictures.__getitem__, number)
         if isinstance(picture, Unreadable):
-            logger.warning("%s can't be read as an image (%s)", picture.path, picture.reason)
+            logger.warning("%s", picture)
             answers.append({"picture": picture.path, "unreadable": picture.reason})
             advance()
             continue

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import layershuffle
+from layershuffle.command_lines import option_values
 from layershuffle.commands.parser import Parser
+from layershuffle.commands.picture_options import check_picture_options
 from layershuffle.commands.study_options import check_names, parse_with_data
-from layershuffle.config_parser import option_values
 from layershuffle.errors import UserError
 from layershuffle.files import check_writable
 from layershuffle.options import POSITIONALS, add_one_order, add_options, add_positionals
@@ -43,16 +44,13 @@ def embed_command(args: list[str] | None = None) -> "layershuffle.Embeddings":
         is_required=False,
         help="Data set whose images to take in place of pictures (default: the one the model was trained on).",
     )
-    if config.order is not None and config.random_orders:
-        raise UserError("--order is one order and --random_orders samples many: give one of the two")
+    check_picture_options(config)
     if config.pictures and option_values(parser.expanded(args), "--data"):
         raise UserError("pictures and --data are given: leave one of the two out")
     if not config.pictures and not config.data:
         raise UserError(f"{config.checkpoint} doesn't say which data it was trained on: name pictures, or a --data set")
     if not config.output or config.output.suffix != ".npz":
         raise UserError(f"--output {config.output or ''} is needed: the name of a file that ends in .npz")
-    if not isinstance(config.batch_size, int):
-        raise UserError("--batch_size is a number here: pictures are read one by one, so large batches gain nothing")
     check_writable(config.output)
 
     import torch
@@ -73,7 +71,7 @@ def embed_command(args: list[str] | None = None) -> "layershuffle.Embeddings":
     )
     # Pictures that can't be read are told, and the others are embedded all the same.
     for picture in embeddings.unreadable:
-        logger.warning("%s can't be read as an image (%s)", picture.path, picture.reason)
+        logger.warning("%s", picture)
     _save(embeddings, config.output)
     print(f"{embeddings}: {config.output}")
     return embeddings

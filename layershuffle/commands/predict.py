@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 import layershuffle
 from layershuffle.commands.parser import Parser
+from layershuffle.commands.picture_options import check_picture_options
 from layershuffle.errors import UserError
 from layershuffle.files import check_writable, write_whole
 from layershuffle.options import add_one_order, add_options, add_positionals
@@ -26,12 +27,9 @@ def _parse(args: list[str] | None) -> Namespace:
     add_one_order(parser)
     add_options(parser, "random_orders", "seed", "output", "pretrained", "img_size", "accelerator", batch_size=64)
     config = parser.parse_args(args)
-    if config.order is not None and config.random_orders:
-        raise UserError("--order is one order and --random_orders samples many: give one of the two")
+    check_picture_options(config)
     if config.output and config.output.suffix not in (".csv", ".json"):
         raise UserError(f"--output {config.output} is not the name of a file that ends in .csv or .json")
-    if not isinstance(config.batch_size, int):
-        raise UserError("--batch_size is a number here: pictures are read one by one, so large batches gain nothing")
     if config.output:
         check_writable(config.output)
     return config
@@ -53,7 +51,7 @@ def predict_command(args: list[str] | None = None) -> "layershuffle.Predictions"
 
     # Pictures that can't be read are told, and the others are classified all the same.
     for picture in predictions.unreadable:
-        logger.warning("%s can't be read as an image (%s)", picture.path, picture.reason)
+        logger.warning("%s", picture)
 
     # The file comes first, because nobody may read what is printed. If it can't be written, the lines are what is left.
     not_written = None
