@@ -309,7 +309,7 @@ class FineTuningLoop(pl.LightningModule):
             return
 
         orders = self.orders.for_validation(batch_idx, self.global_step)
-        self.validation.add(self.model, self.objective, images, labels, orders)
+        self.validation.add(self.model, images, labels, orders)
         for name, mean in self.validation.means.items():
             self.log(f"val/{name}", mean, prog_bar=True)
 

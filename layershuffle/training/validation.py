@@ -25,6 +25,7 @@ class Validation(nn.Module):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
+        self.objective = objective
         # Lightning's own mean over processes ignores that each may have a different number of images.
         self.means: Any = nn.ModuleDict(
             {
@@ -34,14 +35,11 @@ class Validation(nn.Module):
             }
         )
 
-    def add(
-        self, model: OrderedViT, objective: Objective, images: Tensor, labels: Tensor, orders: ValidationOrders
-    ) -> None:
+    def add(self, model: OrderedViT, images: Tensor, labels: Tensor, orders: ValidationOrders) -> None:
         """Validate a batch. Nothing here waits for the device.
 
         Args:
             model: the model, in evaluation mode.
-            objective: knows the loss.
             images: [batch, channels, height, width], normalised.
             labels: of the batch.
             orders: those in which the batch runs.
@@ -51,4 +49,4 @@ class Validation(nn.Module):
         selecting_logits = outputs[orders.selecting].logits
         self.means["sequential"].update(outputs[orders.sequential].logits, labels)
         self.means["arbitrary"].update(outputs[orders.arbitrary].logits, labels)
-        self.means["loss"].update(objective.validation_loss(model, images, labels, selecting_logits), len(labels))
+        self.means["loss"].update(self.objective.validation_loss(model, images, labels, selecting_logits), len(labels))
