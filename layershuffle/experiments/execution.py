@@ -10,6 +10,7 @@ import csv
 import json
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -134,13 +135,25 @@ def _perform(task: Task, run: Run, folder: Path, actions: Actions) -> float:
     """Do a task, and return the seconds that it took."""
     # A training after a grid takes the options of the best trial, which is known only now that all are finished.
     if task.action == "train" and run.trials:
-        best_options = run.trials[best_trial(run.trials, folder)]
-        task = replace(task, settings=task.settings.with_options(best_options))
+        best = best_trial(run.trials, folder)
+        if best.endswith(f"/seed{run.seed}"):
+            return _take_over(best, run, folder)
+        task = replace(task, settings=task.settings.with_options(run.trials[best]))
     arguments = arguments_of(task, run, folder)
     logger.info("$ layershuffle %s %s", task.action, shlex.join(arguments))
     started = time.monotonic()
     actions[task.action].perform(arguments)
     return time.monotonic() - started
+
+
+def _take_over(trial: str, run: Run, folder: Path) -> float:
+    """Copy what a trial has trained, and return the seconds that it took.
+
+    With the trial's seed and options, the training of ``run`` would be the trial a second time.
+    """
+    logger.info("%s is %s", run.name, trial)
+    shutil.copytree(folder / trial, folder / run.name, ignore=shutil.ignore_patterns(RECORD), dirs_exist_ok=True)
+    return float(_read_record(folder / trial)[BEST]["seconds"])
 
 
 def _model_path(model: str, run: Run, folder: Path) -> str:

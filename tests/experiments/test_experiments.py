@@ -1,4 +1,5 @@
 import csv
+import json
 import multiprocessing
 import os
 import re
@@ -206,6 +207,14 @@ def test_a_grid_is_decided_by_validation_images(tiny, capsys):
     assert "3 finished, 0 to run" in capsys.readouterr().err
     row = f"| layershuffle | {losses['lr=0.001']:.4f} | {losses['lr=1e-09']:.4f} | {best} |"
     assert row in (folder.parent / "grid.md").read_text()
+
+    # With the seed of the trials, the training is the best trial.
+    perform(list_runs(read(path), [0], ["layershuffle"])[-1], Path("experiments/tiny"))
+    trial = folder / "grid" / best / "seed0"
+    assert (folder / "seed0/best.ckpt").read_bytes() == (trial / "best.ckpt").read_bytes()
+    records = [json.loads((run_folder / "run.json").read_text()) for run_folder in (folder / "seed0", trial)]
+    assert records[0]["best.ckpt"]["seconds"] == records[1]["best.ckpt"]["seconds"]
+    assert (folder / "seed0/results.json").is_file()
 
     # The other point becomes the better one.
     metrics = folder / "grid" / best / "seed0/training/metrics.csv"
