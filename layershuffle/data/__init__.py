@@ -10,6 +10,7 @@ from layershuffle.data.packed import PackedFolders
 from layershuffle.data.preprocessing import DecodedImages, Preprocess, Resizing
 from layershuffle.data.recorded import from_config, warn_of_training_images
 from layershuffle.data.sets import TensorImages
+from layershuffle.data.splits import SplitImages
 from layershuffle.data.torchvision_sets import TorchvisionImages
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PackedFolders",
     "Preprocess",
     "Resizing",
+    "SplitImages",
     "TensorImages",
     "TorchvisionImages",
     "from_config",

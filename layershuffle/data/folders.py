@@ -5,24 +5,22 @@ import os
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch.utils.data import Dataset
 
 from layershuffle.data.class_folders import ClassFolders, class_folders, holds_pictures
 from layershuffle.data.description import describe_left_out, wrapped
-from layershuffle.data.module import ImageData
 from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.data.sets import held_out_names
-from layershuffle.data.splits import SPLITS, sources_of
+from layershuffle.data.splits import SPLITS, SplitImages
 from layershuffle.data.walking import PictureWalk
 from layershuffle.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-class ImageFolders(ImageData):
+class ImageFolders(SplitImages):
     """``ROOT/train/CLASS/*``, and test images in ``ROOT/test/CLASS/*`` or, without that, in ``ROOT/val/CLASS/*``.
 
     The checkpoint is selected on ``val`` if there is a ``test`` too. Otherwise a part of the training images is held
@@ -37,11 +35,8 @@ class ImageFolders(ImageData):
     """
 
     def __init__(self, root: str = "data/imagenet", test_fraction: float | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if test_fraction is not None and not 0 < test_fraction < 1:
-            raise UserError(f"test_fraction is a fraction above 0 and below 1, not {test_fraction}")
+        super().__init__(test_fraction, **kwargs)
         self.root = root
-        self.test_fraction = test_fraction
         self.left_out: dict[str, list[tuple[str, str]]] = {}  # path and reason of what is no image, by folder
         self._walks: dict[str, PictureWalk] = {}  # by folder
 
@@ -69,11 +64,6 @@ class ImageFolders(ImageData):
             return ["train", "test"]
         return [split for split in SPLITS if class_folders(Path(self.root) / split)]
 
-    @property
-    def sources(self) -> dict[str, str]:
-        """The split from which images come: for training, for testing, and if not held out, for validation."""
-        return sources_of(self.splits, self.val_fraction)
-
     def setup(self, stage: str | None = None) -> None:
         """As ``ImageData.setup``; warns if links bring the same files into two splits."""
         super().setup(stage)
@@ -84,26 +74,13 @@ class ImageFolders(ImageData):
                 example = walk.path_of[min(shared)]
                 rank_zero_only(logger.warning)("%s and %s link to the same images, such as %s", first, second, example)
 
-    def deciding_arguments(self, split: Literal["val", "test"]) -> tuple[str, ...]:
-        # Nothing is held out where the validation images have a folder.
-        return super().deciding_arguments("test" if "validation" in self.sources else split)
-
     def test_arguments(self) -> tuple[str, ...]:
         if self.test_fraction is None:
             return ("test_fraction",)
         return ("test_fraction", "split_seed")
 
-    def load(self, train: bool) -> Dataset:
-        """Raises UserError if a class folder is empty or the splits have different classes."""
-        return self.read(self.sources["training" if train else "testing"])
-
-    def load_validation(self) -> Dataset | None:
-        if "validation" not in self.sources:
-            return None
-        return self.read(self.sources["validation"])
-
     def read(self, split: str) -> DecodedImages:
-        """The images of one of ``splits``. Raises UserError if there are none, or other classes than in ``train``."""
+        """The images of one of ``splits``. Raises UserError if a class has none, or if ``train`` has other classes."""
         self._check_classes(split)
         folder = self._folder(split)
 

@@ -12,17 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layershuffle.data.decoding import open_image
-from layershuffle.data.module import ImageData
 from layershuffle.data.preprocessing import DecodedImages
 from layershuffle.data.sets import held_out_names
-from layershuffle.data.splits import sources_of
+from layershuffle.data.splits import SplitImages
 from layershuffle.data.table_file import Row, Table, TableFile
 from layershuffle.data.walking import why_not_regular
 from layershuffle.errors import UserError
 from layershuffle.plurals import counted
 
 
-class ImageTable(ImageData):
+class ImageTable(SplitImages):
     """Pictures that a CSV file lists: a row for each, with columns for its path, its label and its split.
 
     The split of a picture is ``train``, ``val`` or ``test``. As with class folders, ``val`` selects the checkpoint if
@@ -57,9 +56,7 @@ class ImageTable(ImageData):
         delimiter: str = ",",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if test_fraction is not None and not 0 < test_fraction < 1:
-            raise UserError(f"test_fraction is a fraction above 0 and below 1, not {test_fraction}")
+        super().__init__(test_fraction, **kwargs)
         if label_separator is not None and class_columns is not None:
             raise UserError("labels stand in one column, or each class has one: give label_separator or class_columns")
         if class_columns == []:
@@ -72,7 +69,6 @@ class ImageTable(ImageData):
         self.path_column = path_column
         self.label_column = label_column
         self.split_column = split_column
-        self.test_fraction = test_fraction
         self.label_separator = label_separator
         self.class_columns = class_columns
         self.delimiter = delimiter
@@ -113,13 +109,13 @@ class ImageTable(ImageData):
         return len(names)
 
     @property
-    def sources(self) -> dict[str, str]:
-        """The split from which images come: for training, for testing, and if not held out, for validation."""
+    def splits(self) -> set[str]:
+        """Those of ``SPLITS`` that there are. Raises UserError if there are no training or no test images."""
         splits = {row.split for row in self._content.rows}
         self._check_splits(splits)
         if self.test_fraction is not None:
-            splits = {"train", "test"}
-        return sources_of(splits, self.val_fraction)
+            return {"train", "test"}
+        return splits
 
     def _check_splits(self, splits: set[str]) -> None:
         """Raise UserError if there are no training or no test images."""
@@ -139,21 +135,8 @@ class ImageTable(ImageData):
             return ("table", "split_column", "test_fraction")
         return ("table", "test_fraction", "split_seed")
 
-    def deciding_arguments(self, split: Literal["val", "test"]) -> tuple[str, ...]:
-        # Nothing is held out where the table names the validation images.
-        return super().deciding_arguments("test" if "validation" in self.sources else split)
-
-    def load(self, train: bool) -> Dataset:
-        """Raises UserError if a picture isn't there, or its class has no training image."""
-        return self._read(self.sources["training" if train else "testing"])
-
-    def load_validation(self) -> Dataset | None:
-        if "validation" not in self.sources:
-            return None
-        return self._read(self.sources["validation"])
-
-    def _read(self, split: str) -> DecodedImages:
-        """The pictures of a split."""
+    def read(self, split: str) -> DecodedImages:
+        """The pictures of a split. Raises UserError if one isn't there, or its class has no training image."""
         rows = self._rows_of(split)
         for row in rows:
             self._check_file(row)
