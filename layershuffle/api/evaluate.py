@@ -12,6 +12,7 @@ from layershuffle.api.study_options import BatchSize
 from layershuffle.choices import Classifier, Precision, Split
 from layershuffle.errors import UserError
 from layershuffle.evaluation.by_class import ByClass
+from layershuffle.evaluation.by_label import LabelsOfOrders
 from layershuffle.evaluation.disagreement import OrdersTogether
 from layershuffle.evaluation.neighbours import NEIGHBOURS
 from layershuffle.models.model import Output
@@ -114,9 +115,8 @@ def evaluate(
 
 def _score(study: Study, to_score: Sequence[Trial]) -> tuple[list[Score], list[Measure]]:
     """The scores, and what is measured in the same forward passes. Not every protocol has that, see ``Protocol``."""
-    # Both measures are of images that show one class.
     if study.data.has_several_labels:
-        return study.score(to_score), []
+        return _score_labels(study, to_score)
     by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
     together = OrdersTogether(to_score, study.fabric.device)
 
@@ -131,6 +131,16 @@ def _score(study: Study, to_score: Sequence[Trial]) -> tuple[list[Score], list[M
     if by_class.groups:
         measures.append(by_class.counts())
     return scores, measures
+
+
+def _score_labels(study: Study, to_score: Sequence[Trial]) -> tuple[list[Score], list[Measure]]:
+    """The same of images that can have several labels: what is measured is how well each of them is found."""
+    # A model without them is refused where the images can have several labels.
+    thresholds = study.loaded.info.thresholds
+    assert thresholds is not None
+    labels = LabelsOfOrders(to_score, thresholds).to(study.fabric.device)
+    scores = study.score(to_score, on_output=labels.add)
+    return scores, [labels.by_label()] if labels.groups else []
 
 
 def _parse_orders(orders: Sequence[OrderLike], base_order: Order) -> list[Order]:

@@ -55,8 +55,8 @@ def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
     return thresholds
 
 
-def macro_f1(named: Tensor, labels: Tensor) -> Tensor:
-    """The mean F1 of the classes that some image shows or that are named, a scalar.
+def f1_of_classes(named: Tensor, labels: Tensor) -> Tensor:
+    """The F1 of each class: float32 [classes], NaN for a class that no image shows and that is never named.
 
     Args:
         named: bool [images, classes], whether the class is named.
@@ -64,9 +64,13 @@ def macro_f1(named: Tensor, labels: Tensor) -> Tensor:
     """
     right = (named & labels.bool()).sum(dim=0)
     total = named.sum(dim=0) + labels.sum(dim=0)
-    # A class that is neither there nor named has no F1.
-    counted = total > 0
-    return (2 * right[counted] / total[counted]).mean()
+    # 0 / 0 is NaN.
+    return 2 * right / total
+
+
+def macro_f1(named: Tensor, labels: Tensor) -> Tensor:
+    """The mean F1 of the classes that some image shows or that are named, a scalar. See ``f1_of_classes``."""
+    return f1_of_classes(named, labels).nanmean()
 
 
 class AveragePrecision(Metric):

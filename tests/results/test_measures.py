@@ -11,6 +11,7 @@ from layershuffle.results import Results, figures, tables
 from layershuffle.results.levels import reference_levels
 from layershuffle.results.measures import (
     ByClassCounts,
+    ByLabel,
     Contributions,
     Cosine,
     Disagreement,
@@ -18,6 +19,7 @@ from layershuffle.results.measures import (
     EnsembleOfOrders,
     Exit,
     Grouping,
+    LabelScores,
     LinearProbe,
     OrderCounts,
     ProbeScore,
@@ -127,6 +129,7 @@ ENSEMBLE = EnsembleOfOrders(
 
 MEASURES = [
     ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [1, 3], [(0, 1, 1)])]),
+    ByLabel([4, 0], [0.5, 0.3], [LabelScores("sequential", {}, 1, [0.75, None], [0.5, None])]),
     Contributions(["0 1", "1 0"], "class token", added=[[1.0, 2.0], [3.0, 4.0]], before=[[5.0, 6.0], [7.0, 8.0]]),
     Cosine([[1.0, 0.5], [0.5, 1.0]]),
     Disagreement([ENSEMBLE]),
@@ -180,6 +183,9 @@ def test_a_measure_reads_back_and_has_its_picture(tmp_path, measure):
         Contributions(["0 1"], added=[[1.0]]),
         Contributions(["0 1", "1 0"], added=[[1.0, 2.0]]),
         Contributions(["0 1"], added=[[1.0, 2.0]], before=[[1.0]]),
+        ByLabel([4, 0], [0.5, 0.3], [LabelScores("sequential", {}, 1, [0.75], [0.5, None])]),
+        ByLabel([4, 0], [0.5, 0.3], [LabelScores("sequential", {}, 1, [1.75, None], [0.5, None])]),
+        ByLabel([4], [0.5, 0.3], []),
         Cosine([[1.0, 0.5]]),
         Cosine([[1.5]]),
         Disagreement([replace(ENSEMBLE, samples=1)]),

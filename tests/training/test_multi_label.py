@@ -2,13 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import QUIET, configs, fails, train
 from PIL import Image
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 from torch.nn import functional as F
 
 import layershuffle
@@ -20,9 +21,11 @@ from layershuffle.commands.search import search_command
 from layershuffle.commands.train import train_command
 from layershuffle.data import ImageTable
 from layershuffle.data.augmentation import Augmentation
+from layershuffle.data.label_scores import f1_of_classes
 from layershuffle.errors import UserError
 from layershuffle.results import Results
 from layershuffle.results.figures import overview
+from layershuffle.results.measures import ByLabel
 from layershuffle.training.objectives import Classification, MultiLabel
 
 PARTS = {"top": np.s_[:3, :], "left": np.s_[:, :3], "right": np.s_[:, 6:]}
@@ -114,6 +117,40 @@ def test_an_evaluation_has_average_precision_in_every_kind_of_order(trained, res
     assert score.position_accuracy is not None
     assert len(results.of("arbitrary")) == 3
     assert all(0 <= each.f1 <= 1 for each in results.scores)
+
+
+def test_an_evaluation_tells_how_well_each_label_is_found(trained, results, table):
+    loaded = layershuffle.load(trained.checkpoint_callback.best_model_path)
+    logits, labels = logits_of(loaded, ImageTable(table, label_separator=";", workers=0), "test")
+    by_label = results.measure(ByLabel)
+    assert by_label.images == labels.sum(dim=0).tolist()
+    sequential, arbitrary = by_label.orders
+    expected = average_precision_score(labels, logits.sigmoid(), average=None)
+    assert sequential.average_precision == pytest.approx(expected, abs=1e-5)
+    named = logits.sigmoid() >= torch.tensor(loaded.info.thresholds)
+    assert sequential.f1 == pytest.approx(f1_score(labels, named, average=None), abs=1e-5)
+
+    # The mean over the labels of the mean over the two fixed orders is the mean of the scores of these orders.
+    fixed = [score.map for score in results.of("arbitrary") if score.order]
+    assert arbitrary.samples == len(fixed) == 2
+    assert np.mean(arbitrary.average_precision) == pytest.approx(np.mean(fixed), abs=1e-5)
+
+    # The label that is found worst comes first, in the table and at the top of the picture.
+    rows = by_label.tables(results)["labels"].rows
+    worst = by_label.label_names(results)[int(np.argmin(expected))]
+    assert rows[0][0] == worst
+    (axis,) = by_label.figure(results).axes
+    assert axis.get_yticklabels()[0].get_text().startswith(worst)
+    assert len(axis.patches) == 2 * 3
+
+
+def test_a_label_that_nothing_shows_has_no_score(results):
+    by_label = results.measure(ByLabel)
+    scores = replace(by_label.orders[0], average_precision=[None, 0.5, 0.25], f1=[None, 0.5, 0.5])
+    rows = replace(by_label, orders=[scores]).tables(results)["labels"].rows
+    names = by_label.label_names(results)
+    assert [row[0] for row in rows] == [names[2], names[1]]
+    assert f1_of_classes(torch.tensor([[False, True]]), torch.tensor([[0, 1]])).isnan().tolist() == [True, False]
 
 
 def test_results_are_written_read_and_shown_without_top1(results, tmp_path):

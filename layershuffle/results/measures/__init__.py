@@ -1,6 +1,7 @@
 """What can be measured beside scores: one file for each kind of measure."""
 
 from layershuffle.results.measures.by_class import ByClassCounts
+from layershuffle.results.measures.by_label import ByLabel, LabelScores
 from layershuffle.results.measures.contributions import Contributions
 from layershuffle.results.measures.cosine import Cosine
 from layershuffle.results.measures.disagreement import Disagreement, EnsembleOfOrders
@@ -15,12 +16,14 @@ from layershuffle.results.measures.seconds_per_image import SecondsPerImage
 
 __all__ = [
     "ByClassCounts",
+    "ByLabel",
     "Contributions",
     "Cosine",
     "Disagreement",
     "EarlyExits",
     "Exit",
     "Grouping",
+    "LabelScores",
     "LinearProbe",
     "OrderCounts",
     "EnsembleOfOrders",

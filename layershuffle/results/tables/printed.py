@@ -17,6 +17,7 @@ LOWEST = 12
 
 HEADINGS = {
     "balanced": "each class counts the same",
+    "labels": "labels: average precision and F1",
     "together": "orders together: the mean of their probabilities, and how far they disagree",
 }
 """The headings of tables that hold other numbers than top-1 accuracies."""
@@ -31,14 +32,14 @@ def title(results: Results) -> str:
 
 
 def excerpt(name: str, rows: Rows, quality: str = "top-1") -> tuple[str, Rows]:
-    """The heading of a table, and the rows that people are shown: of many classes, those of the lowest accuracy.
+    """The heading of a table, and the rows that people are shown: of many classes, those that are told worst.
 
     The numbers are ``Results.quality``, in percent.
     """
     heading = HEADINGS.get(name, f"{name}: {quality} %")
-    if name != "classes" or len(rows) <= LOWEST:
+    if name not in ("classes", "labels") or len(rows) <= LOWEST:
         return heading, rows
-    # The table begins with the lowest accuracy.
+    # These tables begin with the lowest accuracy or precision.
     return f"{heading}, the lowest {LOWEST} of {len(rows)}", rows[:LOWEST]
 
 
