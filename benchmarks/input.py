@@ -96,7 +96,7 @@ def forget(path: Path) -> None:
 
 def pack_folders(sources: Path, folder: Path, whole: bool) -> None:
     """Pack class folders into ``folder``, if that isn't done."""
-    packing = Packing(sources, folder, SIZE, whole)
+    packing = Packing(ImageFolders(str(sources)), folder, SIZE, whole)
     if packing.finished:
         return
     packing.folder.mkdir()

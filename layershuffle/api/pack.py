@@ -1,4 +1,4 @@
-"""Packs class folders such as ImageNet's: resized and cropped once, so that training reads without decoding."""
+"""Packs a data set: its images are resized and cropped once, so that training reads them without decoding."""
 
 import logging
 import shutil
@@ -7,11 +7,14 @@ from itertools import groupby
 from pathlib import Path
 
 from layershuffle.api.progress import progress_bar
-from layershuffle.data import packing
+from layershuffle.data import HuggingFaceImages, ImageFolders, packing
+from layershuffle.data.chunks import Packable
+from layershuffle.data.class_folders import class_folders
 from layershuffle.data.decoding import PICTURE_CHANNELS
 from layershuffle.data.description import describe_left_out
 from layershuffle.data.loaders import WORKERS_LIMIT
 from layershuffle.data.packing import Packing
+from layershuffle.data.saved_splits import holds_saved_set
 from layershuffle.errors import UserError
 from layershuffle.processes import usable_cores
 
@@ -40,7 +43,7 @@ class PackedFolder:
 
 
 def pack(
-    source: str | Path,
+    source: str | Path | HuggingFaceImages,
     folder: str | Path,
     *,
     size: int = 224,
@@ -48,20 +51,24 @@ def pack(
     workers: int | None = None,
     test_fraction: float | None = None,
     channels: int = 3,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> PackedFolder:
-    """Resize and crop the images of class folders once, into files that are read without decoding.
+    """Resize and crop the images of a data set once, into files that are read without decoding.
 
     If it is stopped or killed, the same call continues and ends with the same bytes.
 
     Args:
         source: the folder with train/CLASS/*, and val/CLASS/* or test/CLASS/* or both; with ``test_fraction``, CLASS/*
-            will do.
+            will do. Or what ``HuggingFaceImages`` reads, or one of these, with options of its own.
         folder: where to pack it: a new folder, or one that the same call has begun.
         size: height and width that the model takes, in pixels.
         whole: pack whole pictures, whose shorter side is ``size``, instead of the squares in their centres.
         workers: processes that pack; by default one per core.
         test_fraction: the part of each class to pack as the test images, where there are none.
         channels: how many channels the model takes: 1 for grey, 3 for RGB over white, or 4 for RGBA.
+        image_column: of a set of Hugging Face, the column with the images, if several have the type Image.
+        label_column: the column with the labels, if several have the type ClassLabel.
 
     Raises:
         UserError: if the folders can't be read, don't fit on the disk, or are not what was packed before.
@@ -74,7 +81,8 @@ def pack(
     if channels not in PICTURE_CHANNELS:
         raise UserError(f"pictures are packed in 1 channel (grey), 3 (RGB) or 4 (RGBA), not in {channels}")
     folder = Path(folder)
-    work = Packing(Path(source), folder, size, whole, workers, test_fraction, channels)
+    data = _data_of(source, test_fraction, image_column, label_column)
+    work = Packing(data, folder, size, whole, workers, channels)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder to pack into")
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +96,24 @@ def pack(
             for _, count in chunks:
                 advance(count)
     return PackedFolder(folder, images, sum(work.bytes.values()), was_finished)
+
+
+def _data_of(
+    source: str | Path | HuggingFaceImages,
+    test_fraction: float | None,
+    image_column: str | None,
+    label_column: str | None,
+) -> Packable:
+    """The data set that a folder holds, see ``pack``."""
+    if isinstance(source, HuggingFaceImages):
+        # A new one, because packing changes how it is read.
+        return HuggingFaceImages(**source.config().args)
+    has_class_folders = bool(class_folders(Path(source) / "train"))
+    if holds_saved_set(Path(source)) and not has_class_folders:
+        return HuggingFaceImages(str(source), image_column, label_column, test_fraction=test_fraction)
+    if image_column is not None or label_column is not None:
+        raise UserError(f"{source} holds no set of Hugging Face, which alone has columns: leave their names out")
+    return ImageFolders(str(source), test_fraction)
 
 
 def _announce(work: Packing, images: dict[str, int]) -> None:

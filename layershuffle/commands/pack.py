@@ -1,4 +1,4 @@
-"""Packs class folders such as ImageNet's, and prints how to train on them."""
+"""Packs class folders such as ImageNet's and sets of Hugging Face, and prints how to train on them."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,11 +15,15 @@ def pack_command(args: list[str] | None = None) -> None:
     """Pack as ``args`` say, by default those of the process."""
     parser = Parser(
         prog="layershuffle pack",
-        description="Resize and crop the images of class folders once, into files that are read without decoding. "
+        description="Resize and crop the images of a data set once, into files that are read without decoding. "
         "If it is stopped or killed, the same command continues and ends with the same bytes. A finished folder is "
         "checked.",
     )
-    parser.add_argument("source", type=Path, help="Folder with train/CLASS/*, and val/CLASS/* or test/CLASS/* or both.")
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="Folder with train/CLASS/*, and val/CLASS/* or test/CLASS/* or both, or one with a set of Hugging Face.",
+    )
     parser.add_argument("packed", type=Path, help="Folder to pack into: a new one, or one that this command has begun.")
     parser.add_argument(
         "--size", type=PositiveInt, default=224, help="Height and width of the images that the model takes, in pixels."
@@ -42,6 +46,16 @@ def pack_command(args: list[str] | None = None) -> None:
         default=3,
         help="Channels that the model takes: 1 packs grey, 3 RGB over white, and 4 RGBA.",
     )
+    parser.add_argument(
+        "--image_column",
+        type=str | None,
+        help="Column with the images, if several of a set of Hugging Face have the type Image.",
+    )
+    parser.add_argument(
+        "--label_column",
+        type=str | None,
+        help="Column with the labels, if several of a set of Hugging Face have the type ClassLabel.",
+    )
     add_options(parser, "workers")
     config = parser.parse_args(args)
     # It may take hours, so that whoever interrupts it should know that nothing is lost.
@@ -54,6 +68,8 @@ def pack_command(args: list[str] | None = None) -> None:
             workers=config.workers,
             test_fraction=config.test_fraction,
             channels=config.channels,
+            image_column=config.image_column,
+            label_column=config.label_column,
         )
     verb = "checked" if packed.was_finished else "packed"
     print(

@@ -4,6 +4,7 @@ from layershuffle.data.config import DataConfig
 from layershuffle.data.digits import Digits
 from layershuffle.data.folders import ImageFolders
 from layershuffle.data.glyphs import Glyphs
+from layershuffle.data.hugging_face import HuggingFaceImages
 from layershuffle.data.image_table import ImageTable
 from layershuffle.data.module import ImageData
 from layershuffle.data.packed import PackedFolders
@@ -18,6 +19,7 @@ __all__ = [
     "DecodedImages",
     "Digits",
     "Glyphs",
+    "HuggingFaceImages",
     "ImageData",
     "ImageFolders",
     "ImageTable",

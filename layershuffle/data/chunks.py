@@ -1,4 +1,4 @@
-"""Packs class folders chunk by chunk: what a worker process does, see ``packing``.
+"""Packs a data set chunk by chunk: what a worker process does, see ``packing``.
 
 The images of each split are divided into chunks of neighbours. A chunk has a key, which stands for the files it was
 made from, and the checksum of its pixels. A chunk whose key and pixels are as noted is not packed again, so that
@@ -6,9 +6,7 @@ packing continues wherever it was stopped.
 """
 
 import hashlib
-import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.data.decoding import READING
 from layershuffle.data.folders import ImageFolders
+from layershuffle.data.hugging_face import HuggingFaceImages
 from layershuffle.data.pack_index import FORMAT, INDEX, WHOLE, Note, places, records_file
 from layershuffle.data.preprocessing import DecodedImages, whole_shape
 from layershuffle.data.splits import SPLITS
@@ -26,6 +25,10 @@ from layershuffle.errors import UserError
 
 CHUNK = 256
 """Images that a worker packs at a time, and loses at most when it is killed."""
+
+
+Packable = ImageFolders | HuggingFaceImages
+"""The data sets that can be packed: their images come in the sequence of their classes."""
 
 
 class Chunk(NamedTuple):
@@ -55,7 +58,7 @@ class PackedChunk(NamedTuple):
 
 
 class Shapes(Dataset):
-    """Height and width in pixels of class folders' images, once they are resized and not cropped."""
+    """Height and width in pixels of images, once they are resized and not cropped."""
 
     def __init__(self, images: DecodedImages, size: int) -> None:
         self.images = images
@@ -65,23 +68,26 @@ class Shapes(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        folders: Any = self.images.images
-        return whole_shape(folders.samples[index][0], self.size)
+        source: Any = self.images.images
+        try:
+            return whole_shape(source.file(index), self.size)
+        except ValueError:  # Decoding it will say that there is no image.
+            return self.size, self.size
 
 
 class Packing(Dataset):
-    """The chunks of class folders that are packed into ``folder``. Reading a chunk packs it unless it is there already.
+    """The chunks of a data set that is packed into ``folder``. Reading a chunk packs it unless it is there already.
 
     Args:
-        source: the folder that holds ``train``, and ``val`` or ``test`` or both.
+        data: the data set, which a training without packing would use, so that the images are the same.
         folder: where to pack it.
         size: height and width of the packed images, in pixels.
         whole: pack whole pictures, whose shorter side is size, instead of the squares in their centres.
         workers: processes that look at the pictures' sizes, or this one if there are 0.
-        test_fraction: the part of each class to pack as the test images, see ``ImageFolders``.
         channels: how many channels to read images in, one of ``PICTURE_CHANNELS``.
 
     Attributes:
+        source: the folder that holds the data set.
         images: the images of each split.
         shapes: height and width of each packed image of a split, in pixels, int64 [images, 2].
         bytes: the length of the packed file of each split.
@@ -94,32 +100,28 @@ class Packing(Dataset):
 
     def __init__(
         self,
-        source: Path,
+        data: Packable,
         folder: Path,
         size: int,
         whole: bool = False,
         workers: int = 0,
-        test_fraction: float | None = None,
         channels: int = 3,
     ) -> None:
-        self.source = source
+        self.source = Path(data.root)
         self.folder = folder
         self.size = size
         self.whole = whole
         self.channels = channels
         self.format = WHOLE if whole else FORMAT
 
-        # The same class reads the folders that a training without packing would use, so the images are the same.
-        data = ImageFolders(str(source), test_fraction, image_size=size)
+        data.image_size = size
         data.model_channels = channels
         data.crop_mode = "whole" if whole else None  # type: ignore[assignment]
         splits = data.splits
         if len(splits) < 2:
             splits = list(SPLITS[:2])  # Reading these says which folder is missing.
         self.images: dict[str, DecodedImages] = {split: data.read(split) for split in splits}
-        self.left_out: list[tuple[str, str]] = []
-        for files in data.left_out.values():
-            self.left_out += files
+        self.left_out = data.left_out_files if isinstance(data, ImageFolders) else []
 
         self.shapes = {split: self._shapes(images, workers) for split, images in self.images.items()}
         self.places = {split: places(shapes, channels) for split, shapes in self.shapes.items()}
@@ -218,26 +220,20 @@ class Packing(Dataset):
         decoded, _label = self.images[split].decode(image)
         height, width = self.shapes[split][image].tolist()
         if decoded.shape != (self.channels, height, width):
-            folders: Any = self.images[split].images
-            raise UserError(f"{folders.samples[image][0]} has another size than its header says")
+            source: Any = self.images[split].images
+            raise UserError(f"{source.samples[image][0]} has another size than its header says")
         return decoded.numpy().tobytes()
 
     def _key(self, split: str, images: range) -> str:
         """What stands for the files of these images and for how they are read."""
-        folders: Any = self.images[split].images
+        source: Any = self.images[split].images
         versions = [self.format, READING, self.size, PIL.__version__, torchvision.__version__]
         # Folders that were packed before there were others than RGB stay valid.
         if self.channels != 3:
             versions.append(self.channels)
         key = hashlib.sha256(repr(tuple(versions)).encode())
-        # A path below the class folders, size and time tell whether a file has changed. Reading all of it would take as
-        # long as packing it.
-        for path, label in folders.samples[images.start : images.stop]:
-            version = (-1, -1)  # of a file that is gone, which decoding it will report
-            with suppress(OSError):
-                stat = os.stat(path)
-                version = (stat.st_size, stat.st_mtime_ns)
-            key.update(repr((os.path.relpath(path, folders.root), label, *version)).encode())
+        for image in images:
+            key.update(repr(source.version(image)).encode())
         return key.hexdigest()
 
 

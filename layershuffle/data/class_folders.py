@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -41,6 +43,22 @@ class ClassFolders(Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
         return open_image(path, self.channels), label
+
+    def file(self, index: int) -> str:
+        """The path of an image."""
+        return self.samples[index][0]
+
+    def version(self, index: int) -> tuple[Any, ...]:
+        """What stands for the file of an image and its label: it changes when the file does.
+
+        A path below the class folders, size and time tell that. Reading all of the file would take as long as packing.
+        """
+        path, label = self.samples[index]
+        size_and_time = (-1, -1)  # of a file that is gone, which decoding it will report
+        with suppress(OSError):
+            stat = os.stat(path)
+            size_and_time = (stat.st_size, stat.st_mtime_ns)
+        return (os.path.relpath(path, self.root), label, *size_and_time)
 
 
 def holds_pictures(folder: Path) -> bool:

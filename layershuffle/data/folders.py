@@ -145,10 +145,16 @@ class ImageFolders(SplitImages):
 
     def describe(self) -> str:
         """What ``ImageData.describe`` says, where the images come from, and which files are left out, and why."""
-        left_out: list[tuple[str, str]] = []
-        for files in self.left_out.values():
-            left_out += files
-        return "\n".join([super().describe(), *wrapped(self._describe_sources()), *describe_left_out(left_out)])
+        left_out = describe_left_out(self.left_out_files)
+        return "\n".join([super().describe(), *wrapped(self._describe_sources()), *left_out])
+
+    @property
+    def left_out_files(self) -> list[tuple[str, str]]:
+        """Path and reason of all files that are left out of the splits that were read."""
+        files: list[tuple[str, str]] = []
+        for of_folder in self.left_out.values():
+            files += of_folder
+        return files
 
     def _describe_sources(self) -> str:
         if self.test_fraction is not None:

@@ -1,4 +1,4 @@
-"""Packs class folders for ``PackedFolders``: in parallel, restartable, checked.
+"""Packs data sets for ``PackedFolders``: in parallel, restartable, checked.
 
 Worker processes pack the chunks, see ``chunks``. This process keeps a file with the notes of those that are written. At
 the end all of them are read again and compared with their notes, and the index takes the place of the notes.
@@ -7,8 +7,8 @@ the end all of them are read again and compared with their notes, and the index 
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -93,9 +93,10 @@ def _pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
 
 def _packed_split(packing: Packing, split: str) -> PackedSplit:
     """What the index says of a split."""
-    folders: Any = packing.images[split].images
-    # The images of a class are neighbours.
-    classes = {folders.classes[label]: len(list(images)) for label, images in groupby(folders.targets)}
+    source: Any = packing.images[split].images
+    # The images of a class are neighbours. A class without images in this split has its place, too.
+    count_of = Counter(source.targets)
+    classes = {name: count_of[label] for label, name in enumerate(source.classes)}
     chunks = [packing.noted[name] for name in _chunks_of(packing, split)]
     if not packing.whole:
         return PackedSplit(classes, chunks)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import ExifTags, Image
@@ -104,8 +104,8 @@ def _less_oblong_shape(height: int, width: int) -> tuple[int, int]:
     )
 
 
-def whole_shape(path: str | Path, size: int) -> tuple[int, int]:
-    """Height and width of an image file that ``resize`` makes of it with crop_mode "whole".
+def whole_shape(path: str | Path | IO[bytes], size: int) -> tuple[int, int]:
+    """Height and width of an image file, by its path or open, that ``resize`` makes of it with crop_mode "whole".
 
     JPEGs are not decoded for that. A file that can't be read counts as a square.
     """

@@ -136,7 +136,7 @@ class _TableReader:
 
         names = list(self.class_indices)
         if self.about.class_columns is None:
-            names = _sorted_names({label for row in rows for label in row.labels})
+            names = sorted_names({label for row in rows for label in row.labels})
         return Table(rows, names, self.split_index is not None)
 
     def _rows(self) -> Iterator[Row]:
@@ -206,7 +206,8 @@ class _TableReader:
         raise UserError(f"{self.about.path}, row {self.lines.line_num}: {reason}")
 
 
-def _sorted_names(names: set[str]) -> list[str]:
+def sorted_names(names: set[str]) -> list[str]:
+    """The names of classes in the sequence of their labels: that of the numbers if all are, or the alphabetical one."""
     # Numbers as texts would stand in the sequence 0, 1, 10, 2.
     if all(name.isascii() and name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))

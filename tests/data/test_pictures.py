@@ -182,7 +182,7 @@ def test_no_picture_vanishes(tmp_path):
 )
 def test_the_test_images_of_own_folders_select_nothing(tmp_path, splits, arguments, sizes, sources):
     root = own_folders(tmp_path, train=(9, 11), **splits)
-    packing = Packing(root, tmp_path / "packed", 16)
+    packing = Packing(ImageFolders(str(root)), tmp_path / "packed", 16)
     (tmp_path / "packed").mkdir()
     list(pack(packing, 0))
     packed = PackedFolders(str(tmp_path / "packed"), image_size=16, workers=0, **arguments)
