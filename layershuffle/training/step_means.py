@@ -94,7 +94,8 @@ class StepMeans:
             # Not with log_dict, under whose names the callbacks see the means of the epoch.
             for logger in module.loggers:
                 logger.log_metrics({"epoch": module.current_epoch, **rest}, step=module.global_step - 1)
-        module.log_dict(of_epoch, logger=False)
+        # Every process must see the same means, or callbacks that act on them would part ways.
+        module.log_dict(of_epoch, logger=False, sync_dist=True)
         self._since_row = Sums()
         self._before_row = Sums()
 

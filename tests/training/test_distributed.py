@@ -100,6 +100,13 @@ def test_validation_counts_every_image_once(two):
             assert said["same order"][2][name] == pytest.approx(value, rel=1e-6)
 
 
+def test_all_processes_see_the_same_means(two):
+    """A callback that watches them, such as EarlyStopping, must decide the same in all processes."""
+    first, second = (said["validated"] for said in two[0])
+    assert {"train/loss", "train/accuracy", "val/loss"} <= first.keys()
+    assert first == second
+
+
 def test_sharded_processes_run_the_same_order_and_learn_the_same(two):
     (first, second), folder = two
     assert first["sharded"][0] == second["sharded"][0] == first["same order"][0] == orders(5, 6, 0)
