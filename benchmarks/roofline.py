@@ -1,6 +1,6 @@
 """Prints how fast an H100 and an H200 can train and run ViT-B/16. It needs no GPU.
 
-The table is that of docs/findings/performance.md.
+results/performance/roofline.md has what it prints.
 
     python -m benchmarks.roofline
 

@@ -12,7 +12,8 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(DOCS), str(ROOT)]
 
-import generate_reference  # noqa: E402 (it is found now)
+import generate_notebook  # noqa: E402 (it is found now)
+import generate_reference  # noqa: E402
 
 from layershuffle.version import __version__  # noqa: E402
 
@@ -65,6 +66,7 @@ def link_repository(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Generate the reference before Sphinx reads the pages."""
+    """Generate the reference and the notebook's page before Sphinx reads the pages."""
     app.connect("builder-inited", lambda _: generate_reference.write(DOCS / "reference"))
+    app.connect("builder-inited", lambda _: generate_notebook.write(DOCS / "examples"))
     app.connect("doctree-read", link_repository)

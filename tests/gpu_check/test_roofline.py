@@ -60,8 +60,8 @@ def test_every_kind_of_kernel_has_a_row():
     assert {kernel.kind for kernel in roofline.step_kernels(Shape())} == set(roofline.KINDS)
 
 
-def test_the_page_shows_what_the_benchmark_prints(capsys):
+def test_the_results_have_what_the_benchmark_prints(capsys):
     page.main()
-    text = (ROOT / "docs/findings/performance.md").read_text()
+    text = (ROOT / "results/performance/roofline.md").read_text()
     for line in capsys.readouterr().out.splitlines():
         assert line in text
