@@ -49,7 +49,7 @@ COMMIT = os.environ.get("GITHUB_SHA", "main")
 def link_repository(app: Sphinx, doctree: nodes.document) -> None:
     """Let links to folders and pages that are not part of the site lead to the repository's host.
 
-    A build elsewhere names the folder or page. Other files, such as results, are copied into the site by MyST.
+    A build elsewhere names the folder or page behind the text of the link. Other files, such as results, are copied into the site by MyST.
     """
     page = Path(app.env.doc2path(app.env.docname))
     for link in list(doctree.findall(pending_xref)):
@@ -58,8 +58,10 @@ def link_repository(app: Sphinx, doctree: nodes.document) -> None:
         if link.get("reftype") != "myst" or not path.exists() or path.is_relative_to(DOCS.resolve()):
             continue
         name = str(path.relative_to(ROOT.resolve()))
-        if REPOSITORY == "/":
+        if REPOSITORY == "/" and link.astext() == name:
             link.replace_self(nodes.literal(name, name))
+        elif REPOSITORY == "/":
+            link.replace_self([*link.children, nodes.Text(" ("), nodes.literal(name, name), nodes.Text(")")])
         else:
             address = f"{REPOSITORY}/blob/{COMMIT}/{name}"
             link.replace_self(nodes.reference("", "", *link.children, refuri=address))
