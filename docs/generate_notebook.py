@@ -18,6 +18,7 @@ NOTEBOOK = ROOT / "examples" / "first_ten_minutes.ipynb"
 def write(folder: Path) -> None:
     """Write the page and its pictures; files that are already right are left alone."""
     page, pictures = convert(json.loads(NOTEBOOK.read_text(encoding="utf-8")), NOTEBOOK.stem)
+    page += f"\nThis page is [a notebook](../../examples/{NOTEBOOK.name}), which you can run.\n"
     files = {f"{NOTEBOOK.stem}.md": page.encode(), **pictures}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
