@@ -49,8 +49,8 @@ COMMIT = os.environ.get("GITHUB_SHA", "main")
 def link_repository(app: Sphinx, doctree: nodes.document) -> None:
     """Let links to folders and pages that are not part of the site lead to the repository's host.
 
-    A build elsewhere names the folder or page behind the text of the link. Other files, such as results, are copied into
-    the site by MyST.
+    A build elsewhere names the folder or page behind the text of the link. MyST copies other files, such as results,
+    into the site.
     """
     page = Path(app.env.doc2path(app.env.docname))
     for link in list(doctree.findall(pending_xref)):
