@@ -1,4 +1,6 @@
-"""Numbers with what they count: "1 batch", "2 batches"."""
+"""How messages write numbers with what they count, "1 batch" and "2 batches", and lists of names."""
+
+from collections.abc import Sequence
 
 
 def counted(number: float, noun: str) -> str:
@@ -12,3 +14,11 @@ def form(number: object, noun: str) -> str:
     if number == 1:
         return noun
     return f"{noun}es" if noun.endswith(("s", "tch")) else f"{noun}s"
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Some names, of which all after the first ``most`` are counted."""
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text

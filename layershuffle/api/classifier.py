@@ -1,14 +1,14 @@
 """Whether the classifier of a model that is studied fits the classes of the data."""
 
 import logging
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import replace
 
-from layershuffle.checkpoints.authors import keep_classes
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.training_data import match_classes
 from layershuffle.data import ImageData
 from layershuffle.errors import UserError
+from layershuffle.models.fitting import with_classes
 from layershuffle.plurals import counted
 
 logger = logging.getLogger(__name__)
@@ -44,22 +44,37 @@ def _check_labels(data: ImageData, loaded: LoadedModel) -> None:
 
 
 def _with_classes_of(data: ImageData, loaded: LoadedModel) -> LoadedModel:
-    """The model, with no more classes than the data if it is one of the authors' checkpoints.
+    """The model, with no more classes than the data if these are among its own, or it is an authors' checkpoint.
 
-    Their checkpoints have 1,000 classes whatever they were trained on. Any other model must have as many as the data.
+    The authors' checkpoints have 1,000 classes whatever they were trained on. Any other model must have as many as the
+    data, unless the data says which of the model's classes it has.
     """
     classes = loaded.info.num_classes
+    names = loaded.class_names if loaded.data is not None else None
+    labels = data.labels_in_model(classes, names)
+    if labels is not None:
+        return _keep(labels, data, loaded)
     if classes == data.num_classes:
         return loaded
     if not loaded.authors or classes < data.num_classes:
         raise UserError(
             f"the model has {counted(classes, 'class')}, but the data has {data.num_classes}: give other data"
         )
-    # The model that the caller may still hold stays as it is.
-    model = deepcopy(loaded.model)
-    keep_classes(model, data.num_classes)
+    model = with_classes(loaded.model, range(data.num_classes))
     logger.info("of the %d classes of the authors' checkpoint, the first %d are used", classes, data.num_classes)
     info = replace(loaded.info, config=model.config, classes=f"the first {data.num_classes} of {classes}")
+    return replace(loaded, model=model, info=info)
+
+
+def _keep(labels: Sequence[int], data: ImageData, loaded: LoadedModel) -> LoadedModel:
+    """The model with those of its classes that the data has, in the sequence of the data."""
+    loaded = replace(loaded, class_names=data.class_names)
+    total = loaded.info.num_classes
+    if list(labels) == list(range(total)):
+        return loaded
+    model = with_classes(loaded.model, labels)
+    logger.info("of the model's %d classes it picks among the %d of %s", total, len(labels), data.label)
+    info = replace(loaded.info, config=model.config, classes=f"the {len(labels)} of {data.label} among {total}")
     return replace(loaded, model=model, info=info)
 
 

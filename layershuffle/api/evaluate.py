@@ -10,8 +10,10 @@ from layershuffle.api.data import DataLike
 from layershuffle.api.study import ModelLike, Study, start_study
 from layershuffle.api.study_options import BatchSize
 from layershuffle.choices import Classifier, Precision, Split
+from layershuffle.data.conditions import ConditionBatches
 from layershuffle.errors import UserError
 from layershuffle.evaluation.by_class import ByClass
+from layershuffle.evaluation.by_corruption import ByCorruption
 from layershuffle.evaluation.by_label import LabelsOfOrders
 from layershuffle.evaluation.disagreement import OrdersTogether
 from layershuffle.evaluation.neighbours import NEIGHBOURS
@@ -119,13 +121,22 @@ def _score(study: Study, to_score: Sequence[Trial]) -> tuple[list[Score], list[M
         return _score_labels(study, to_score)
     by_class = ByClass(to_score, study.data.num_classes).to(study.fabric.device)
     together = OrdersTogether(to_score, study.fabric.device)
+    batches = None
+    by_corruption = None
+    if study.data.conditions is not None:
+        batches = ConditionBatches(study.batches, study.data.conditions)
+        by_corruption = ByCorruption(to_score, batches).to(study.fabric.device)
 
     def on_output(order: Order, output: Output, labels: Tensor) -> None:
         by_class.add(order, output, labels)
         together.add(order, output, labels)
+        if by_corruption is not None:
+            by_corruption.update(order, output, labels)
 
-    scores = study.score(to_score, on_output=on_output)
+    scores = study.score(to_score, batches, on_output=on_output)
     measures: list[Measure] = []
+    if by_corruption is not None and by_corruption.groups:
+        measures.append(by_corruption.counts())
     if together.groups:
         measures.append(together.disagreement())
     if by_class.groups:

@@ -24,6 +24,7 @@ from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
 from layershuffle.choices import Classifier, Precision, Split
 from layershuffle.data import ImageData, Preprocess, warn_of_training_images
+from layershuffle.data.conditions import ConditionBatches
 from layershuffle.errors import UserError
 from layershuffle.evaluation import scoring
 from layershuffle.evaluation.device import largest_evaluation_batch, make_fabric
@@ -87,7 +88,7 @@ class Study:
     def score(
         self,
         to_score: Sequence[Trial],
-        batches: DataLoader | None = None,
+        batches: DataLoader | ConditionBatches | None = None,
         doing: str = "evaluating",
         on_output: Callable[[Order, Output, Tensor], None] | None = None,
         clock: LineClock | None = None,

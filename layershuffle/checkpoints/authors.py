@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.errors import UserError, last_line
@@ -95,19 +95,6 @@ def load_reference(checkpoint: str | Path, config: str | Path) -> OrderedViT:
     except (TypeError, ZeroDivisionError) as error:
         raise UserError(f"{config} is damaged: {error}") from error
     return model.eval()
-
-
-def keep_classes(model: OrderedViT, count: int) -> None:
-    """Leave out all but the first ``count`` classes of a model that ``load_reference`` returned.
-
-    The authors fine-tuned on CIFAR-100 with the head of 1,000 classes that ImageNet needs.
-    """
-    # timm's own way to change the classifier would make a new one with random weights.
-    head: Any = model.vit.head
-    head.weight = nn.Parameter(head.weight[:count])
-    head.bias = nn.Parameter(head.bias[:count])
-    head.out_features = count
-    model.config["num_classes"] = count
 
 
 def _read_config(path: str | Path) -> dict[str, Any]:

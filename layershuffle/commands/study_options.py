@@ -107,7 +107,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
     if config.get("classifier", "own") != "own":
         needs_classifier = False
     if config.pretrained == "random":
-        classes = parser.instantiate_classes(config).data.num_classes
+        classes = parser.instantiate_classes(config).data.model_classes
     elif not needs_classifier:
         classes = 0
     loaded = load(config.checkpoint, config.pretrained, classes, config.img_size)

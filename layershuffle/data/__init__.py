@@ -6,6 +6,7 @@ from layershuffle.data.folders import ImageFolders
 from layershuffle.data.glyphs import Glyphs
 from layershuffle.data.hugging_face import HuggingFaceImages
 from layershuffle.data.image_table import ImageTable
+from layershuffle.data.imagenet_robustness import ImageNetRobustness
 from layershuffle.data.module import ImageData
 from layershuffle.data.packed import PackedFolders
 from layershuffle.data.preprocessing import DecodedImages, Preprocess, Resizing
@@ -22,6 +23,7 @@ __all__ = [
     "HuggingFaceImages",
     "ImageData",
     "ImageFolders",
+    "ImageNetRobustness",
     "ImageTable",
     "PackedFolders",
     "Preprocess",

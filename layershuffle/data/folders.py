@@ -16,6 +16,7 @@ from layershuffle.data.sets import held_out_names
 from layershuffle.data.splits import SPLITS, SplitImages
 from layershuffle.data.walking import PictureWalk
 from layershuffle.errors import UserError
+from layershuffle.plurals import listed
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class ImageFolders(SplitImages):
         # The classifier would have a class that nothing teaches.
         empty = [name for name, paths in paths_of.items() if not paths]
         if empty:
-            raise UserError(f"{folder} has no images of {_listed(empty)}{_example(walk, empty[0])}: add some")
+            raise UserError(f"{folder} has no images of {listed(empty)}{_example(walk, empty[0])}: add some")
         if self.test_fraction is not None:
             for name, paths in paths_of.items():
                 paths_of[name] = self._part(paths, split, self.test_fraction)
@@ -120,9 +121,9 @@ class ImageFolders(SplitImages):
         present = set(self._classes(split))
         differences = []
         if expected - present:
-            differences.append(f"lacks {_listed(sorted(expected - present))}")
+            differences.append(f"lacks {listed(sorted(expected - present))}")
         if present - expected:
-            differences.append(f"has {_listed(sorted(present - expected))} besides")
+            differences.append(f"has {listed(sorted(present - expected))} besides")
         if differences:
             raise UserError(
                 f"{self.root}/{split} {' and '.join(differences)}: its class folders must be those of {self.root}/train"
@@ -224,10 +225,3 @@ def _example(walk: PictureWalk, class_name: str) -> str:
         if class_name in Path(path).parts:
             return f" ({path}: {reason})"
     return ""
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    text = ", ".join(names[:most])
-    if len(names) > most:
-        text += f" and {len(names) - most} more"
-    return text

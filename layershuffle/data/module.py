@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from layershuffle.data.augmentation import Augmented
+from layershuffle.data.conditions import Conditions
 from layershuffle.data.config import DataConfig
 from layershuffle.data.decoding import PICTURE_CHANNELS
 from layershuffle.data.description import describe, missing_classes
@@ -166,6 +167,30 @@ class ImageData(pl.LightningDataModule):
 
         Some sets only know them after ``setup``.
         """
+        return None
+
+    @property
+    def model_classes(self) -> int:
+        """How many classes the models have that the set is for; more than its own where ``labels_in_model`` says so."""
+        return self.num_classes
+
+    def labels_in_model(self, classes: int, names: Sequence[str] | None) -> list[int] | None:
+        """The label in a model of each of the set's classes, if the model has others besides and picks among these.
+
+        By default None: then the model has the set's classes, and no others.
+
+        Args:
+            classes: how many classes the model has.
+            names: their names, or None if they are unknown.
+
+        Raises:
+            UserError: if the set is not for such a model.
+        """
+        return None
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """The condition under which each test image was taken, such as a corruption; by default None: all alike."""
         return None
 
     @property

@@ -50,14 +50,14 @@ def read_again(loader: Any, epoch: int, batch: int, rank: int) -> TrainingBatch 
     again = DataLoader(loader.dataset, batch_sampler=[keys], collate_fn=loader.collate_fn)
     images, labels = next(iter(again))
     numbers = [key[1] if isinstance(key, tuple) else key for key in keys]
-    whole, indices = _in_whole_set(loader.dataset, numbers)
+    whole, indices = in_whole_set(loader.dataset, numbers)
     paths = None
     if hasattr(whole, "samples"):
         paths = [str(whole.samples[index][0]) for index in indices]
     return TrainingBatch(images, labels, indices, paths)
 
 
-def _in_whole_set(images: Any, indices: list[int]) -> tuple[Any, list[int]]:
+def in_whole_set(images: Any, indices: list[int]) -> tuple[Any, list[int]]:
     """The set that a set is a part of, and the numbers that its images have there."""
     while isinstance(images, (Subset, DecodedImages)):
         if isinstance(images, Subset):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from layershuffle.evaluation.instancewise import InstanceWiseScores
 from layershuffle.evaluation.label_metrics import LabelMetrics
@@ -20,7 +19,7 @@ from layershuffle.results import Score
 def evaluate(
     model: OrderedViT,
     preprocess: nn.Module,
-    batches: DataLoader,
+    batches: Iterable[tuple[Tensor, Tensor]],
     trials: Sequence[Trial],
     fabric: Fabric,
     seed: int = 0,

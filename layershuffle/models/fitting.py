@@ -1,7 +1,7 @@
 """Creates models with the weights of another one: of a checkpoint, or of the layers that an order runs."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pkgutil import resolve_name
 from typing import Any
@@ -99,16 +99,38 @@ def cut(model: OrderedViT, order: OrderLike | None = None) -> OrderedViT:
     return create_fitting(take_layers(weights, layers), "the model", **config).train(model.training)
 
 
+@torch.no_grad()
+def with_classes(model: OrderedViT, labels: Sequence[int]) -> OrderedViT:
+    """A copy of a model that picks among some of its classes.
+
+    Args:
+        model: the model, whose classifier is linear.
+        labels: those of the classes, in the sequence that they are to have.
+    """
+    copied = deepcopy(model)
+    vit: Any = copied.vit
+    # timm's own way to change the classifier would make a new one with random weights.
+    for classifier in _classifiers(vit):
+        classifier.weight = nn.Parameter(classifier.weight[labels])
+        if classifier.bias is not None:
+            classifier.bias = nn.Parameter(classifier.bias[labels])
+        classifier.out_features = len(labels)
+    copied.config = {**model.config, "num_classes": len(labels)}
+    return copied
+
+
+def _classifiers(vit: Any) -> tuple[nn.Linear, ...]:
+    """The classifier of a timm model. Distilled models have two, which read two halves of the mean of the features."""
+    classifiers = vit.get_classifier()
+    return classifiers if isinstance(classifiers, tuple) else (classifiers,)
+
+
 def with_linear_classifier(model: OrderedViT, linear: nn.Linear) -> OrderedViT:
     """A copy of a model whose classifier is ``linear``, a layer that reads the model's features."""
     copied = deepcopy(model)
     vit: Any = copied.vit
     vit.reset_classifier(linear.out_features)
-    # timm's distilled models have two classifiers, which read two halves of the mean that the features are.
-    classifiers = vit.get_classifier()
-    if not isinstance(classifiers, tuple):
-        classifiers = (classifiers,)
-    for classifier in classifiers:
+    for classifier in _classifiers(vit):
         classifier.load_state_dict(linear.state_dict())
     copied.config = {**model.config, "num_classes": linear.out_features}
     return copied

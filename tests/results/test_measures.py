@@ -11,8 +11,10 @@ from layershuffle.results import Results, figures, tables
 from layershuffle.results.levels import reference_levels
 from layershuffle.results.measures import (
     ByClassCounts,
+    ByCorruptionCounts,
     ByLabel,
     Contributions,
+    Corruption,
     Cosine,
     Disagreement,
     EarlyExits,
@@ -22,6 +24,7 @@ from layershuffle.results.measures import (
     LabelScores,
     LinearProbe,
     OrderCounts,
+    OrdersOnCorruptions,
     ProbeScore,
     Pruning,
     Representations,
@@ -129,6 +132,7 @@ ENSEMBLE = EnsembleOfOrders(
 
 MEASURES = [
     ByClassCounts([2, 3], [OrderCounts("sequential", {}, 1, [1, 3], [(0, 1, 1)])]),
+    ByCorruptionCounts([Corruption("fog", 1, 4)], [OrdersOnCorruptions("sequential", {}, 1, [3])]),
     ByLabel([4, 0], [0.5, 0.3], [LabelScores("sequential", {}, 1, [0.75, None], [0.5, None])]),
     Contributions(["0 1", "1 0"], "class token", added=[[1.0, 2.0], [3.0, 4.0]], before=[[5.0, 6.0], [7.0, 8.0]]),
     Cosine([[1.0, 0.5], [0.5, 1.0]]),
@@ -183,6 +187,9 @@ def test_a_measure_reads_back_and_has_its_picture(tmp_path, measure):
         Contributions(["0 1"], added=[[1.0]]),
         Contributions(["0 1", "1 0"], added=[[1.0, 2.0]]),
         Contributions(["0 1"], added=[[1.0, 2.0]], before=[[1.0]]),
+        ByCorruptionCounts([Corruption("fog", 1, 4)], [OrdersOnCorruptions("sequential", {}, 1, [5])]),
+        ByCorruptionCounts([Corruption("fog", 1, 4)], [OrdersOnCorruptions("sequential", {}, 1, [3, 1])]),
+        ByCorruptionCounts([], []),
         ByLabel([4, 0], [0.5, 0.3], [LabelScores("sequential", {}, 1, [0.75], [0.5, None])]),
         ByLabel([4, 0], [0.5, 0.3], [LabelScores("sequential", {}, 1, [1.75, None], [0.5, None])]),
         ByLabel([4], [0.5, 0.3], []),

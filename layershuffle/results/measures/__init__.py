@@ -1,6 +1,7 @@
 """What can be measured beside scores: one file for each kind of measure."""
 
 from layershuffle.results.measures.by_class import ByClassCounts
+from layershuffle.results.measures.by_corruption import ByCorruptionCounts, Corruption, OrdersOnCorruptions
 from layershuffle.results.measures.by_label import ByLabel, LabelScores
 from layershuffle.results.measures.contributions import Contributions
 from layershuffle.results.measures.cosine import Cosine
@@ -16,8 +17,10 @@ from layershuffle.results.measures.seconds_per_image import SecondsPerImage
 
 __all__ = [
     "ByClassCounts",
+    "ByCorruptionCounts",
     "ByLabel",
     "Contributions",
+    "Corruption",
     "Cosine",
     "Disagreement",
     "EarlyExits",
@@ -26,6 +29,7 @@ __all__ = [
     "LabelScores",
     "LinearProbe",
     "OrderCounts",
+    "OrdersOnCorruptions",
     "EnsembleOfOrders",
     "ProbeScore",
     "Pruning",

@@ -1,0 +1,142 @@
+"""How a model does under each corruption of ImageNet-C (arXiv 1903.12261)."""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import ClassVar
+
+from layershuffle.errors import UserError
+from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.score import Variant
+from layershuffle.results.table import Rows, Table
+from layershuffle.results.tables.wording import name_of
+
+ALEXNET = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+"""AlexNet's error on each corruption, mean over the severities, by which the mean corruption error divides.
+
+The authors publish them in the spreadsheet that the readme of github.com/hendrycks/robustness links to. Here they stand
+as in ``get_ce_alexnet``, which the code of many papers shares.
+"""
+SEVERITIES = {1, 2, 3, 4, 5}
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One corruption in one severity.
+
+    Attributes:
+        name: such as "fog".
+        severity: from 1 to 5.
+        images: how many images were classified.
+    """
+
+    name: str
+    severity: int
+    images: int
+
+
+@dataclass(frozen=True)
+class OrdersOnCorruptions:
+    """How the images were classified in the orders of one protocol and variant, all of them counted together.
+
+    Attributes:
+        protocol: the family of orders.
+        variant: what distinguishes these orders from others of the family.
+        samples: how many orders they are.
+        right: of each corruption and severity, how many images were classified rightly; each counts for each order.
+    """
+
+    protocol: str
+    variant: Variant
+    samples: int
+    right: list[int]
+
+    @property
+    def name(self) -> str:
+        """What tables call these orders."""
+        return name_of((self.protocol, *self.variant.values()))
+
+
+@register
+@dataclass(frozen=True)
+class ByCorruptionCounts(Measure):
+    """How the images of each corruption were classified.
+
+    Attributes:
+        corruptions: what the images are corrupted by.
+        orders: the counts for each kind of order.
+    """
+
+    name: ClassVar[str] = "by_corruption"
+    corruptions: list[Corruption]
+    orders: list[OrdersOnCorruptions]
+
+    def check(self, results: Results) -> None:
+        """Raise a UserError if something is counted of images that there aren't."""
+        if not self.corruptions or not self.orders:
+            raise UserError("by_corruption counts nothing")
+        for counts in self.orders:
+            if counts.samples < 1 or len(counts.right) != len(self.corruptions):
+                raise UserError(f"by_corruption doesn't count {len(self.corruptions)} kinds of images")
+            for right, corruption in zip(counts.right, self.corruptions):
+                if not 0 <= right <= counts.samples * corruption.images:
+                    raise UserError(f"by_corruption counts {right} of {corruption.images} images as right")
+
+    def errors(self, counts: OrdersOnCorruptions) -> dict[str, dict[int, float]]:
+        """The share of images that are classified wrongly, 0 to 1, by corruption and severity."""
+        errors: dict[str, dict[int, float]] = {}
+        for right, corruption in zip(counts.right, self.corruptions):
+            # Of few images chosen at random, a corruption may have none.
+            if corruption.images:
+                share = 1 - right / (counts.samples * corruption.images)
+                errors.setdefault(corruption.name, {})[corruption.severity] = share
+        return errors
+
+    def mean_errors(self, counts: OrdersOnCorruptions) -> dict[str, float]:
+        """The error on each corruption, mean over its severities: ``test.py`` of github.com/hendrycks/robustness."""
+        return {name: fmean(of_severity.values()) for name, of_severity in self.errors(counts).items()}
+
+    def mean_corruption_error(self, counts: OrdersOnCorruptions) -> float | None:
+        """The mean corruption error (mCE, arXiv 1903.12261, section 4.1): 1 is AlexNet's.
+
+        None unless there are all 15 corruptions that it is the mean of, in all severities.
+        """
+        errors = self.errors(counts)
+        if any(set(errors.get(name, ())) != SEVERITIES for name in ALEXNET):
+            return None
+        means = self.mean_errors(counts)
+        return fmean(means[name] / of_alexnet for name, of_alexnet in ALEXNET.items())
+
+    def tables(self, results: Results) -> dict[str, Table]:
+        """The error on each corruption, their mean and, if it can be computed, the mean corruption error."""
+        means = [self.mean_errors(counts) for counts in self.orders]
+        rows = [[name, *(f"{100 * of_order[name]:.2f}" for of_order in means)] for name in means[0]]
+        rows.append(["mean", *(f"{100 * fmean(of_order.values()):.2f}" for of_order in means)])
+        relative = [self.mean_corruption_error(counts) for counts in self.orders]
+        if None not in relative:
+            rows.append(["mCE", *(f"{100 * error:.2f}" for error in relative if error is not None)])
+        return {"corruptions": Table(["corruption", *(counts.name for counts in self.orders)], rows)}
+
+    def files(self, results: Results) -> dict[str, Table]:
+        """The error on each corruption in each severity."""
+        rows: Rows = []
+        for counts in self.orders:
+            for name, of_severity in self.errors(counts).items():
+                for severity, error in of_severity.items():
+                    rows.append([counts.name, name, str(severity), f"{100 * error:.2f}"])
+        return {"corruptions": Table(["order", "corruption", "severity", "top-1 error %"], rows)}
