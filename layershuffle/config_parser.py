@@ -30,6 +30,12 @@ KEY = re.compile(r'Parser key "(?P<key>[^"]+)"(?: element \d+)?:')
 UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+)' does not accept o|O)ption '(?P<key>[^']+)'(?: is not accepted)?")
 NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>[^\s']+)")
 VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)")
+OUT_OF_RANGE = re.compile(
+    r"Not of type (?P<type>\w+): (?:(?P<value>\S+) )?does not conform to restriction (?P<range>[^\n]+)"
+)
+OTHER_WORDS = re.compile(r"Expected a typing\.Literal\[(?P<words>[^\]]+)\]")
+COMPARISONS = {">=": "of at least ", "<=": "at most ", ">": "above ", "<": "below "}
+"""How the ranges in these messages compare a number, longer ones first, and what we say instead."""
 
 
 class ConfigParser(ArgumentParser):
@@ -226,6 +232,10 @@ class ConfigParser(ArgumentParser):
             suggestion = f"{nearest(no_class['name'], classes)}{choice}"
             line = f"there is no class named {no_class['name']}{suggestion}, or give the import path of your own"
             raise _with_notes(f"{option}: {line}", [message]) from ex
+        out_of_range = OUT_OF_RANGE.search(message)
+        if out_of_range:
+            given = out_of_range["value"] or (value["value"] if value else "this")
+            raise UserError(f"{option} is {_range_in_words(out_of_range, message)}, not {given[:100]}") from ex
         if value:
             raise _with_notes(f"{option} can't be {value['value'][:100]}: see --help", [message]) from ex
         # A message of several lines tells what each type of the option has against the value.
@@ -289,6 +299,17 @@ def _plain(value: Any) -> Any:
         if isinstance(value, number):
             return number(value)
     return value
+
+
+def _range_in_words(out_of_range: re.Match[str], message: str) -> str:
+    """What an option takes, such as "a whole number above 0 or 'auto'", as jsonargparse's message says it."""
+    number = "a number" if out_of_range["type"].endswith("Float") else "a whole number"
+    limits = out_of_range["range"]
+    for sign, words in COMPARISONS.items():
+        limits = limits.replace(f"v{sign}", words)
+    other_words = OTHER_WORDS.search(message)
+    alternative = f" or {other_words['words']}" if other_words else ""
+    return f"{number} {limits}{alternative}"
 
 
 def _with_notes(message: str, notes: Sequence[str]) -> UserError:

@@ -141,7 +141,12 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror}") from error
+        raise UserError(f"{path} could not be written: {error.strerror}{_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about an error of writing, where it is plain."""
+    return "; free some space and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 def check_writable(path: Path) -> None:

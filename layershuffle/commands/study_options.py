@@ -143,7 +143,15 @@ def check_names(args: Sequence[str], positionals: int = 1) -> None:
     is_path = name.endswith((".ckpt", ".pth", ".safetensors")) or (os.sep in name and ":" not in name)
     # A link that leads nowhere is there: its own error is a better one.
     if is_path and not os.path.lexists(name) and name not in known():
-        raise UserError(f"there is no file or folder {name}: give the path of a checkpoint")
+        raise UserError(f"there is no file or folder {name}: give the path of a checkpoint{_beside(Path(name))}")
+
+
+def _beside(path: Path) -> str:
+    """The checkpoints beside a file that isn't there. A short training may have written last.ckpt and no best.ckpt."""
+    checkpoints = sorted(str(other) for other in path.parent.glob("*.ckpt"))
+    if not checkpoints:
+        return ""
+    return f", such as {checkpoints[0]}"
 
 
 def add_data(parser: Parser, args: Sequence[str], help: str = DATA_HELP) -> None:

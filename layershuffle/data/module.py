@@ -133,8 +133,9 @@ class ImageData(pl.LightningDataModule):
 
     def _check_arguments(self) -> None:
         """Raise a UserError if an argument is out of range."""
-        if self.batch_size < 1 or self.evaluation_batch < 1:
-            raise UserError("a batch has at least one image")
+        for size in (self.batch_size, self.evaluation_batch):
+            if size < 1:
+                raise UserError(f"a batch has at least one image, not {size}: give another --data.batch_size")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction is a fraction from 0 to below 1, not {self.val_fraction}")
         if self.workers is not None and not 0 <= self.workers <= WORKERS_LIMIT:

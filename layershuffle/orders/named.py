@@ -242,7 +242,7 @@ _NAMED = (
 NAMED = {order.name: order for order in _NAMED}
 """The named orders, by name."""
 
-_NAME = re.compile(r"([a-z-]{2,})(?:\(([0-9, ]*)\))?")
+_NAME = re.compile(r"([a-z-]{2,})(?:\(([0-9, -]*)\))?")
 
 
 def parse_order(text: str, base_order: Order) -> Order:
@@ -266,7 +266,7 @@ def parse_order(text: str, base_order: Order) -> Order:
         raise UserError(f"there is no order named {name}: choose from {', '.join(NAMED)}")
     order = NAMED[name]
 
-    numbers = [int(number) for number in re.findall(r"[0-9]+", match[2] or "")]
-    if len(numbers) != len(order.numbers):
+    numbers = [int(number) for number in re.findall(r"-?[0-9]+", match[2] or "")]
+    if len(numbers) != len(order.numbers) or min(numbers, default=0) < 0:
         raise UserError(f"'{text}' is not an order: write {order.form}, with a number for each word in brackets")
     return order.build(*numbers, len(base_order)).over(base_order)

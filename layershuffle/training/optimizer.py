@@ -37,7 +37,7 @@ def make_optimizer(
     try:
         optimizer = optimizer_of(parameters)
     except ValueError as error:
-        raise UserError(f"the optimizer can't be made: {error}") from error
+        raise UserError(f"the optimizer can't be made: {error}; see --model.optimizer") from error
     _fuse(optimizer)
     private_apis.allow_clipping_of_scaled_gradients(optimizer)
     # timm only notes the factor of a group. The schedule multiplies the rate that it finds here.

@@ -130,6 +130,6 @@ class Plan:
         if self.shuffles and self.updates < FEWEST_UPDATES:
             warnings.append(
                 f"{counted(self.updates, 'update')} are too few to learn random orders; plan for at least "
-                f"{ENOUGH_UPDATES}: raise --trainer.max_epochs or lower --data.batch_size"
+                f"{ENOUGH_UPDATES}: raise --trainer.max_epochs or --trainer.max_steps, or lower --data.batch_size"
             )
         return warnings
