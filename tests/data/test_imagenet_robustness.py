@@ -14,6 +14,7 @@ import layershuffle
 from layershuffle.api.classifier import with_classifier_for
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.data import DataConfig, ImageNetRobustness, from_config
+from layershuffle.data.conditions import ConditionBatches
 from layershuffle.data.imagenet_robustness import CORRUPTIONS, imagenet_classes
 from layershuffle.errors import UserError
 from layershuffle.models import create_model
@@ -180,6 +181,25 @@ def test_errors_on_each_corruption(corrupted, caplog):
         scores = [score for score in results.of(name) if score.order is not None]
         right = sum(counts.right) / counts.samples / results.data.images
         assert right == pytest.approx(sum(score.top1 for score in scores) / len(scores))
+
+
+def test_processes_that_share_the_images_know_their_corruptions(corrupted):
+    data = set_up(corrupted, "C", test_images=101, eval_batch_size=16)
+    data.ranks = 2
+    found = []
+    for rank in range(2):
+        data.rank = rank
+        tracked = ConditionBatches(data.loader("test"), data.conditions)
+        for _, labels in tracked:
+            found += [(data.conditions.names[index], label) for index, label in zip(tracked.current, labels.tolist())]
+    expected = []
+    part = data.sets["test"]
+    for index in part.indices:
+        path, label = part.dataset.images.samples[index]
+        *_, corruption, severity, _wnid, _name = path.split("/")
+        expected.append(((corruption, int(severity)), label))
+    assert sorted(found) == sorted(expected)
+    assert len(found) == 101
 
 
 def test_the_error_of_a_model_that_names_one_class(corrupted):

@@ -16,7 +16,7 @@ LOWEST = 12
 """So many classes, those of the lowest accuracy, are shown; the CSV file has all."""
 
 HEADINGS = {
-    "corruptions": "top-1 error % on each corruption, mean over its severities",
+    "corruptions": "corruptions: top-1 error %, mean over the severities",
     "balanced": "each class counts the same",
     "labels": "labels: average precision and F1",
     "together": "orders together: the mean of their probabilities, and how far they disagree",
