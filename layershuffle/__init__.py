@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from layershuffle.api.predict import Prediction, Predictions, predict
     from layershuffle.api.prune import PrunedModel, prune, refine
     from layershuffle.api.push import PushedModel, push
+    from layershuffle.api.quantized_export import Quantization
     from layershuffle.api.replay import BadImage, ReplayedStep, replay
     from layershuffle.api.report import write_report
     from layershuffle.api.search import search
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
     from layershuffle.checkpoints.likely_classes import LikelyClass
     from layershuffle.checkpoints.loaded_model import LoadedModel
     from layershuffle.checkpoints.loading import load
+    from layershuffle.checkpoints.quantized import Agreement, Quantized
     from layershuffle.models import OrderedViT, Output, create_model
     from layershuffle.results import Results
 
 _HOMES = {
+    "Agreement": "checkpoints.quantized",
     "BadImage": "api.replay",
     "Embeddings": "api.embed",
     "ExportedModel": "api.export",
@@ -48,6 +51,8 @@ _HOMES = {
     "Predictions": "api.predict",
     "PrunedModel": "api.prune",
     "PushedModel": "api.push",
+    "Quantization": "api.quantized_export",
+    "Quantized": "checkpoints.quantized",
     "ReplayedStep": "api.replay",
     "Results": "results",
     "StudyOptions": "api.study_options",
@@ -78,6 +83,7 @@ _HOMES = {
 """The modules of what the package offers, which are imported when it is first used."""
 
 __all__ = [
+    "Agreement",
     "BadImage",
     "Embeddings",
     "ExportedModel",
@@ -92,6 +98,8 @@ __all__ = [
     "Predictions",
     "PrunedModel",
     "PushedModel",
+    "Quantization",
+    "Quantized",
     "ReplayedStep",
     "Results",
     "StudyOptions",

@@ -21,6 +21,8 @@ ExportFormat = Literal["timm", ProgramFormat]
 """The formats of exported models."""
 Normalise = Literal["inside", "beside"]
 """Where images of programs are normalised: inside, they take uint8 pixels; beside, what their caller has normalised."""
+Quantize = Literal["int8", "fp16"]
+"""How a program is made smaller: by 8-bit integers in products with weights, or by weights in half precision."""
 Target = Literal["cpu", "cuda"]
 """The device that programs run on."""
 Wire = Literal["float32", "bf16", "int8"]

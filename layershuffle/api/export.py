@@ -1,9 +1,8 @@
 """Exports a model for others, and compares what was written with the original."""
 
-import logging
 import runpy
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,38 +11,31 @@ import torch
 from torch import Tensor
 
 from layershuffle.api.arguments import check_choice
-from layershuffle.api.data import DataLike, as_data
+from layershuffle.api.data import DataLike
+from layershuffle.api.export_check import SAMPLED, difference, difference_of_programs, images_to_compare, random_orders
+from layershuffle.api.quantized_export import Quantization, as_quantization, images_to_check, quantize_export
 from layershuffle.api.study import ModelLike, as_loaded
 from layershuffle.checkpoints import export as exporting
 from layershuffle.checkpoints.exported import WIDE_FILE
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
-from layershuffle.checkpoints.program_export import export_programs
-from layershuffle.checkpoints.programs import Programs
+from layershuffle.checkpoints.program_export import export_programs, write_quantized_card
+from layershuffle.checkpoints.quantized import Quantized
 from layershuffle.checkpoints.wide_export import export_wide, what_is_merged
-from layershuffle.choices import ExportFormat, Normalise, ProgramFormat, Target
+from layershuffle.choices import ExportFormat, Normalise, ProgramFormat, Quantize, Target
 from layershuffle.data import Preprocess
 from layershuffle.errors import UserError
-from layershuffle.models import OrderedViT
 from layershuffle.models.widen import has_groups, why_not_wide
-from layershuffle.orders.order import Order, OrderLike, seeded
-from layershuffle.plurals import counted
+from layershuffle.orders.order import Order, OrderLike
 from layershuffle.results import Results
 
-logger = logging.getLogger(__name__)
-
-Run = Callable[[Tensor, Order | None], Tensor]
-"""What was exported: a function of uint8 images and an order that returns logits."""
-
+ORIGINAL = "float32"
+"""The folder within an export that holds the programs before they are quantized, and is removed at the end."""
 TOLERANCE = 1e-4
 """The largest difference between the logits of a model and of its export, in float32.
 
 Another sequence of additions changes the last of some seven digits; a wrong layer or pixel changes the first ones.
 """
-COMPARED = 8
-"""How many images the two are compared on."""
-SAMPLED = 3
-"""In how many random orders the programs of single layers are compared."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +50,8 @@ class ExportedModel:
         timm_refuses: why timm can't run a model that was exported for it; None if it can.
         merged: what became of the layers of groups, such as "12 attentions as 4"; None if none were merged.
         not_merged: why the groups of a program's order are not merged; None if they are, or if there are none.
+        quantized: how the program was quantized and what it lost; ``difference`` is then that of the program before.
+            None if it is not quantized.
     """
 
     folder: Path
@@ -67,6 +61,7 @@ class ExportedModel:
     timm_refuses: str | None = None
     merged: str | None = None
     not_merged: str | None = None
+    quantized: Quantized | None = None
 
     def __fspath__(self) -> str:
         """The path of the folder: an exported model stands wherever such a folder is taken."""
@@ -82,6 +77,7 @@ def export(
     per_layer: bool = False,
     normalise: Normalise = "inside",
     target: Target = "cpu",
+    quantize: Quantize | Quantization | None = None,
     results: Sequence[Results | str | Path] = (),
     license: str | None = None,
     command: str | None = None,
@@ -104,6 +100,8 @@ def export(
         per_layer: whether programs are written for single layers, which run in any order.
         normalise: whether programs take uint8 pixels ("inside") or what their caller has normalised ("beside").
         target: the device that programs will run on.
+        quantize: makes ONNX programs smaller, by "int8" or "fp16". They are checked on test images: a ``Quantization``
+            says on how many, and what they may lose.
         results: results of the model, or their files, for the model card.
         license: the license of the weights, for the model card, which otherwise says nothing about it.
         command: the command that trained the model, for the model card.
@@ -111,7 +109,8 @@ def export(
             trained on. Without images, random pixels are compared.
 
     Raises:
-        UserError: if there is no such model, it can't be exported like this, or the export's logits differ.
+        UserError: if there is no such model, it can't be exported like this, the export's logits differ, or a quantized
+            program loses too much.
     """
     check_choice("format", format, ExportFormat)
     check_choice("normalise", normalise, Normalise)
@@ -120,16 +119,23 @@ def export(
     loaded = replace(as_loaded(model), command=command)
     only_order = None if order is None else loaded.check(order)
     _check(loaded, only_order, format, per_layer, target)
+    quantization = as_quantization(quantize)
+    if quantization:
+        quantization.check(format, target)
     # Results that can't be read should be known before anything is written.
     for_card = [source if isinstance(source, Results) else Results.load(source) for source in results]
     exporting.check_new(folder)
 
-    images, compared_on = _images_to_compare(data, loaded)
+    images, compared_on = images_to_compare(data, loaded)
+    checked = images_to_check(quantization, data, loaded) if quantization else None
+    quantized = None
     try:
         if format != "timm":
             loaded.model.to(target)
+            # What is going to be quantized is written and compared in float32 first.
+            program_folder = folder / ORIGINAL if quantization else folder
             program = _Program(format, per_layer, normalise)
-            written = _export_program(loaded, folder, only_order, program, for_card, license, images)
+            written = _export_program(loaded, program_folder, only_order, program, for_card, license, images)
         elif only_order is not None and only_order.whole_layers is None:
             written = _export_wide(loaded, folder, only_order, for_card, license, images)
         else:
@@ -139,11 +145,16 @@ def export(
             raise UserError(
                 f"the export's logits differ from the original's by {written.difference:.2g}, so it was not kept"
             )
+        if quantization and checked:
+            quantized = quantize_export(loaded, folder / ORIGINAL, folder, only_order, quantization, checked)
+            single_order = None if per_layer else only_order or loaded.order
+            write_quantized_card(loaded, folder, quantized, order=single_order, results=for_card, license=license)
+            shutil.rmtree(folder / ORIGINAL)
     # Also after Ctrl-C: a folder that is there must be one that was checked.
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return ExportedModel(folder, format, compared_on=compared_on, **written._asdict())
+    return ExportedModel(folder, format, compared_on=compared_on, quantized=quantized, **written._asdict())
 
 
 class _Written(NamedTuple):
@@ -203,7 +214,7 @@ def _export_for_timm(
         logits: Tensor = exported.vit(inputs)
         return logits
 
-    return _Written(_difference(model, run, [order], images), timm_refuses)
+    return _Written(difference(model, run, [order], images), timm_refuses)
 
 
 def _export_wide(
@@ -224,7 +235,7 @@ def _export_wide(
         logits: Tensor = wide(normalise(batch))
         return logits
 
-    return _Written(_difference(model, run, [order], images), merged=what_is_merged(order))
+    return _Written(difference(model, run, [order], images), merged=what_is_merged(order))
 
 
 def _export_program(
@@ -252,58 +263,8 @@ def _export_program(
     if has_groups(order) and not program.per_layer:
         not_merged = why_not_wide(loaded.model, order)
         merged = None if not_merged else what_is_merged(order)
-    difference = _difference_of_programs(loaded.model, folder, order, program, images)
+    orders = [order]
+    if program.per_layer:
+        orders += random_orders(order, SAMPLED)
+    difference = difference_of_programs(loaded.model, folder, orders, images)
     return _Written(difference, merged=merged, not_merged=not_merged)
-
-
-def _difference_of_programs(model: OrderedViT, folder: Path, order: Order, program: _Program, images: Tensor) -> float:
-    """How far the logits of the programs in ``folder`` are from the model's."""
-    programs = Programs(folder)
-    device = next(model.parameters()).device
-    preprocess = Preprocess(*model.image_format).to(device)
-    orders: list[Order | None] = [order]
-    # Steps that read older states have no other sequence.
-    if program.per_layer and not order.longest_lag:
-        orders.extend(order.shuffled(seeded(0, number)) for number in range(SAMPLED))
-
-    def run(batch: Tensor, order: Order | None) -> Tensor:
-        return programs(batch if program.normalise == "inside" else preprocess(batch), order)
-
-    return _difference(model, run, orders, images.to(device))
-
-
-@torch.inference_mode()
-def _difference(model: OrderedViT, run: Run, orders: Sequence[Order | None], images: Tensor) -> float:
-    """How far the logits of ``run`` are from the model's in any of ``orders``; NaN if one of them is not a number.
-
-    images: uint8 [images, channels, size, size]. All run as one batch, and the first by itself.
-    """
-    normalise = Preprocess(*model.image_format).to(images.device)
-    largest = []
-    for order in orders:
-        # A program may have kept the size of the batch that it was exported with.
-        for batch in (images, images[:1]):
-            expected = model(normalise(batch), order).logits
-            logits = run(batch, order).to(images.device)
-            largest.append((logits - expected).abs().max())
-    # Unlike Python's max, torch's is NaN where one of the numbers is.
-    return float(torch.stack(largest).max())
-
-
-def _images_to_compare(data: DataLike, loaded: LoadedModel) -> tuple[Tensor, str]:
-    """Images to compare on, uint8 [images, channels, size, size], and what they are."""
-    model = loaded.model
-    try:
-        images_of = as_data(data, loaded)
-        # So few images don't repay the start of worker processes.
-        images_of.workers = 0
-        preprocess = images_of.prepare_for(*model.image_format)
-        images_of.setup("test")
-        images, _ = next(iter(images_of.loader("test", COMPARED)))
-        resized = preprocess.resized(images).expand(-1, model.image_shape[0], -1, -1)
-        return resized, f"{counted(len(resized), 'test image')} of {images_of.label}"
-    except UserError as error:
-        logger.info("the export is compared on random pixels, because there are no images (%s)", error)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (COMPARED, *model.image_shape), dtype=torch.uint8, generator=generator)
-    return pixels, f"{COMPARED} images of random pixels"

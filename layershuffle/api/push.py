@@ -13,9 +13,8 @@ from layershuffle.checkpoints.exported import (
     WEIGHTS_FILE,
     WIDE_FILE,
 )
-from layershuffle.checkpoints.programs import MANIFEST, program_files
+from layershuffle.checkpoints.programs import MANIFEST, program_files, read_manifest
 from layershuffle.errors import UserError, is_network_error, last_line
-from layershuffle.files import read_json
 from layershuffle.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ def _files_to_upload(folder: Path) -> list[str]:
     """The names of the files in an exported folder; those that export doesn't write are logged and left out."""
     written = set(FILES)
     if (folder / MANIFEST).is_file():
-        written.update(program_files(read_json(folder / MANIFEST, what="the manifest of an export")))
+        written.update(program_files(read_manifest(folder)))
     files = []
     left_out = []
     for path in sorted(folder.iterdir()):

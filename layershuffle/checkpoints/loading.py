@@ -10,6 +10,7 @@ from layershuffle.checkpoints.checkpoint import is_file_path, read_checkpoint
 from layershuffle.checkpoints.exported import DESCRIPTION_FILE, is_exported, load_exported, read_description
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.named import is_config, load_config, load_timm
+from layershuffle.checkpoints.programs import MANIFEST
 from layershuffle.checkpoints.training_data import class_names
 from layershuffle.data import DataConfig
 from layershuffle.errors import UserError
@@ -99,7 +100,14 @@ def trained_on(source: str | Path) -> DataConfig | None:
 
 def _load_folder(folder: Path) -> LoadedModel:
     """Load the model of an exported folder or of one with a checkpoint of the authors."""
-    return load_exported(folder) if is_exported(folder) else load_authors_folder(folder)
+    if is_exported(folder):
+        return load_exported(folder)
+    if (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} holds programs, which have no layers to change: its README.md says how to run them, and the "
+            "checkpoint that they were exported from is a model"
+        )
+    return load_authors_folder(folder)
 
 
 def _load_checkpoint(path: Path) -> LoadedModel:

@@ -13,7 +13,8 @@ from layershuffle.checkpoints.export import as_cut, check_new
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.model_card import ModelCard, scores_of
 from layershuffle.checkpoints.program_parts import Part, part_in_one_order, parts_in_any_order
-from layershuffle.checkpoints.programs import MANIFEST, SUFFIXES, require
+from layershuffle.checkpoints.programs import MANIFEST, SUFFIXES, read_manifest, require
+from layershuffle.checkpoints.quantized import Quantized
 from layershuffle.checkpoints.training_data import class_names, trained_format
 from layershuffle.choices import ProgramFormat
 from layershuffle.data.preprocessing import Preprocess
@@ -39,11 +40,27 @@ logits = torch._inductor.aoti_load_package("FOLDER/{file}")(images)
 }
 """How to run a program of one order."""
 
-USE_LAYERS = """from layershuffle.checkpoints.program_parts import Part, part_in_one_order, parts_in_any_order
-from layershuffle.checkpoints.programs import Programs
+USE_LAYERS = """from layershuffle.checkpoints.programs import Programs
 
 logits = Programs("FOLDER")(images, "2 0 1")  # whole layers in any order
 """
+"""How to run the programs of single layers."""
+
+USE_ONNX_LAYERS = """import numpy
+import onnxruntime
+
+embed = onnxruntime.InferenceSession("FOLDER/embed.onnx")
+classify = onnxruntime.InferenceSession("FOLDER/classify.onnx")
+layers = [onnxruntime.InferenceSession(f"FOLDER/layer{{number}}.onnx") for number in range({depth})]
+
+tokens, *context = embed.run(None, {{"images": images.numpy()}})
+for position, number in enumerate({order}):  # any order
+    names = [value.name for value in layers[number].get_inputs()]
+    inputs = [tokens, numpy.array(position), *context]
+    (tokens,) = layers[number].run(None, dict(zip(names, inputs)))
+(logits,) = classify.run(None, {{"tokens": tokens}})
+"""
+"""The same without this package."""
 
 
 def export_programs(
@@ -107,14 +124,55 @@ def export_programs(
     # The manifest comes after the programs that it names: a folder without one is not finished.
     manifest = _manifest(loaded, form, order, image_format, images)
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    _write_card(loaded, folder, manifest, scores, license)
+
+
+def write_quantized_card(
+    loaded: LoadedModel,
+    folder: Path,
+    quantized: Quantized,
+    *,
+    order: Order | None = None,
+    results: Sequence[Results] = (),
+    license: str | None = None,
+) -> None:
+    """Write the model card of programs that were quantized, and enter into their manifest what is known about them.
+
+    Args:
+        loaded: the model that ``export_programs`` got.
+        folder: the quantized programs, with the manifest of the original ones.
+        quantized: what is known about them.
+        order: see ``export_programs``, also for the others.
+        results: evaluations of the model, for the card.
+        license: of the weights.
+    """
+    manifest = {**read_manifest(folder), "quantized": quantized.to_json()}
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    scores = scores_of(loaded.info, results, order)
+    if results:
+        scores = f"Before the program was quantized:\n\n{scores}"
+    if order is not None:
+        loaded = replace(loaded, info=as_cut(loaded.info, order))
+    _write_card(loaded, folder, manifest, scores, license, quantized.markdown())
+
+
+def _write_card(
+    loaded: LoadedModel,
+    folder: Path,
+    manifest: dict[str, Any],
+    scores: str,
+    license: str | None,
+    quantized: str = "",
+) -> None:
+    """Write the model card; ``scores`` and ``quantized`` are sections in Markdown."""
     card = ModelCard(
         title=folder.name,
-        library="onnx" if form == "onnx" else "pytorch",
-        use=_use(form, order, images, normalises),
-        scores=scores,
+        library="onnx" if manifest["format"] == "onnx" else "pytorch",
+        use=_use(manifest, loaded.model.depth),
+        scores=scores.rstrip() + quantized,
         license=license,
         config_file=MANIFEST,
-        normalises=normalises,
+        normalises=_normalises(manifest),
     )
     write_whole(folder / "README.md", card.markdown(loaded))
 
@@ -140,12 +198,26 @@ def _manifest(
     }
 
 
-def _use(form: ProgramFormat, order: Order | None, images: Tensor, normalises: bool) -> str:
-    """How to run the programs, in Markdown."""
-    code = USE_LAYERS if order is None else USE[form].format(file=f"model{SUFFIXES[form]}")
-    shape = ", ".join(map(str, images.shape[1:]))
-    takes = f"`images` are {_name(images.dtype)} [batch, {shape}]"
-    if normalises:
+def _normalises(manifest: dict[str, Any]) -> bool:
+    """Whether programs normalise their images, which are then uint8."""
+    return manifest["images"]["dtype"] == "uint8"
+
+
+def _use(manifest: dict[str, Any], depth: int) -> str:
+    """How to run the programs of a manifest, in Markdown."""
+    form: ProgramFormat = manifest["format"]
+    files = manifest["files"]
+    if "model" in files:
+        code = USE[form].format(file=files["model"])
+    elif form == "onnx":
+        # Any order would do, and this one surely isn't the base order.
+        code = USE_ONNX_LAYERS.format(depth=depth, order=list(range(depth))[::-1])
+    else:
+        code = USE_LAYERS
+    dtype = manifest["images"]["dtype"]
+    shape = ", ".join(map(str, manifest["images"]["shape"]))
+    takes = f"`images` are {dtype} [{shape}]"
+    if _normalises(manifest):
         takes += ", which the program scales and normalises."
     else:
         takes += ", scaled and normalised by its caller."
@@ -174,6 +246,10 @@ def _write(form: ProgramFormat, path: Path, part: Part) -> None:
             verbose=False,
         )
         assert program is not None
+        # The exporter notes the lines of Python that each node comes from, with the paths of this machine. In a small
+        # program they are a third of the file.
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()
         program.save(path)
         return
     exported = torch.export.export(module, part.example, dynamic_shapes=shapes)

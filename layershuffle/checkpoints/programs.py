@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 """Says which programs a folder holds, what they take and return, and what is known about the model."""
 
 Program = Callable[..., tuple[Tensor, ...]]
+OnCall = Callable[[str, tuple[Tensor, ...]], None]
+"""Is told the file of a program and its inputs."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class LayerPrograms:
         return self.classify(states[-1])[0]
 
 
+def read_manifest(folder: Path) -> Any:
+    """The content of a folder's manifest; raises UserError if there is none."""
+    return read_json(folder / MANIFEST, what="the manifest of an export")
+
+
 def program_files(manifest: Any) -> set[str]:
     """The names of the files that a manifest lists, with those that hold the weights of large ONNX programs.
 
@@ -68,6 +75,12 @@ def program_files(manifest: Any) -> set[str]:
 class Programs:
     """The programs of a folder that ``export_programs`` wrote, in the format and on the device that it names.
 
+    Programs for ONNX Runtime take as many threads as PyTorch does when they are opened.
+
+    Args:
+        folder: the folder.
+        on_call: is called each time before a program runs.
+
     Attributes:
         folder: the folder.
         manifest: the content of its manifest.
@@ -76,9 +89,10 @@ class Programs:
         UserError: if the folder has no manifest, or a package that the format needs is missing.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, on_call: OnCall | None = None) -> None:
         self.folder = Path(folder)
-        self.manifest = read_json(self.folder / MANIFEST, what="the manifest of an export")
+        self._on_call = on_call
+        self.manifest = read_manifest(self.folder)
         try:
             self._form: ProgramFormat = self.manifest["format"]
             self._order = Order(self.manifest["order"])
@@ -115,7 +129,25 @@ class Programs:
         layers = [self._open(name) for name in files["layers"]]
         return LayerPrograms(embed, layers, classify)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The paths of its files, with those that hold the weights of large ONNX programs."""
+        paths = [self.folder / Path(name).name for name in sorted(program_files(self.manifest))]
+        return [path for path in paths if path.is_file()]
+
     def _open(self, name: str) -> Program:
+        program = self._open_file(name)
+        on_call = self._on_call
+        if on_call is None:
+            return program
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            on_call(name, inputs)
+            return program(*inputs)
+
+        return run
+
+    def _open_file(self, name: str) -> Program:
         # A manifest may come from anyone: it names files of its own folder and no others.
         path = self.folder / Path(name).name  # without any folder that stands before it
         if not path.is_file():
@@ -128,7 +160,10 @@ class Programs:
 
 
 def _open_onnx(path: Path) -> Program:
-    session = require("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    onnxruntime = require("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from jsonargparse import Namespace
+
 import layershuffle
-from layershuffle.choices import ExportFormat, Normalise, Target
+from layershuffle.choices import ExportFormat, Normalise, Quantize, Target
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.study_options import check_names, parse_with_data
+from layershuffle.errors import UserError
 from layershuffle.options import add_one_order, add_positionals
 
 
@@ -40,6 +43,33 @@ def _parser() -> Parser:
         "normalised.",
     )
     parser.add_argument("--target", choices=get_args(Target), default="cpu", help="Device that programs will run on.")
+    parser.add_argument(
+        "--quantize",
+        choices=get_args(Quantize),
+        help="Make an ONNX program smaller: int8 multiplies 8-bit integers, fp16 stores weights in half precision.",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=int | None,
+        help="Number of training images on which the ranges of int8 are measured (default: the program measures them "
+        "each time it runs).",
+    )
+    parser.add_argument(
+        "--check_images",
+        type=int | None,
+        help="Number of random test images on which a quantized program is checked (default: 500).",
+    )
+    parser.add_argument(
+        "--max_loss",
+        type=float | None,
+        help="How far the top-1 accuracy of a quantized program may fall, from 0 to 1 (default: 0.02).",
+    )
+    parser.add_argument(
+        "--min_agreement",
+        type=float | None,
+        help="Smallest share of images to which a quantized program gives the original's class, from 0 to 1 (default: "
+        "0.9).",
+    )
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="Results files, for the model card.")
     parser.add_argument("--license", type=str | None, help="License of the weights, for the model card.")
     parser.add_argument("--command", type=str | None, help="Command that trained the model, for the model card.")
@@ -66,6 +96,7 @@ def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel
         per_layer=config.per_layer,
         normalise=config.normalise,
         target=config.target,
+        quantize=_quantization(config),
         results=config.results,
         license=config.license,
         command=config.command,
@@ -75,15 +106,37 @@ def export_command(args: list[str] | None = None) -> "layershuffle.ExportedModel
     return exported
 
 
+def _quantization(config: Namespace) -> "layershuffle.Quantization | None":
+    """How to quantize; raises a UserError if an option says so of a program that is not to be quantized."""
+    given = {}
+    for name in ("calibrate", "check_images", "max_loss", "min_agreement"):
+        if config[name] is not None:
+            given[name] = config[name]
+    if config.quantize is None:
+        if given:
+            raise UserError(f"--{next(iter(given))} is for quantized programs: add --quantize int8")
+        return None
+    return layershuffle.Quantization(config.quantize, **given)
+
+
 def print_exported(exported: "layershuffle.ExportedModel") -> None:
     """Print how the export was checked, and how to load it."""
     # These take seconds to import, for which --help needn't wait.
     from layershuffle.checkpoints.export import LOAD
     from layershuffle.checkpoints.exported import WIDE_FILE
 
+    quantized = exported.quantized
+    before = ", before it is quantized" if quantized else ""
     print(
-        f"checked: on {exported.compared_on} its logits differ from the original's by at most {exported.difference:.2g}"
+        f"checked: on {exported.compared_on} its logits differ from the original's by at most "
+        f"{exported.difference:.2g}{before}"
     )
+    if quantized:
+        print(f"quantized: {quantized.how}")
+        print(f"{quantized.gain} (one image at a time, {quantized.device})")
+        print(f"checked: on {quantized.compared_on}")
+        for agreement in quantized.agreements:
+            print(f"  {agreement}")
     if exported.merged:
         print(f"merged: the layers of a group are written as one wide layer: {exported.merged}")
     if exported.not_merged:
