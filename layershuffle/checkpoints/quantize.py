@@ -29,6 +29,7 @@ def halve_weights(source: Path, target: Path) -> None:
         target: the file to write.
 
     Raises:
+        OSError: if the file can't be written.
         UserError: if the program is too large.
     """
     onnx = require("onnx")
@@ -66,6 +67,7 @@ def to_int8(source: Path, target: Path, calibration: Sequence[Inputs] | None = N
             measures the range of what it has to multiply each time it runs.
 
     Raises:
+        OSError: if the file can't be written.
         UserError: if the program is too large.
     """
     quantization = require("onnxruntime.quantization")
@@ -75,7 +77,7 @@ def to_int8(source: Path, target: Path, calibration: Sequence[Inputs] | None = N
         "per_channel": True,
         "reduce_range": True,
     }
-    with _without_advice():
+    with _without_advice(), _noticing_a_full_disk():
         if calibration is None:
             quantization.quantize_dynamic(source, target, op_types_to_quantize=PRODUCTS, **options)
             return
@@ -152,3 +154,12 @@ def _without_advice() -> Iterator[None]:
     finally:
         root.removeFilter(is_no_advice)
         root.removeHandler(handler)
+
+
+@contextmanager
+def _noticing_a_full_disk() -> Iterator[None]:
+    """Raise an OSError if ONNX can't read a file that it has just written, which it does in parts on a full disk."""
+    try:
+        yield
+    except require("google.protobuf.message").DecodeError as error:
+        raise OSError("a file was written in parts only, as on a full disk") from error
