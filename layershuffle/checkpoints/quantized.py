@@ -77,7 +77,7 @@ class Quantized:
         """Its size and its time, before and after."""
         return (
             f"{self.original_bytes / MEGABYTE:.2f} MB before, {self.bytes / MEGABYTE:.2f} after; "
-            f"{self.original_milliseconds:.3g} ms / image before, {self.milliseconds:.3g} after"
+            f"{_digits(self.original_milliseconds)} ms / image before, {_digits(self.milliseconds)} after"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Quantized:
         """A section of the model card."""
         rows = [
             ("size, MB", f"{self.original_bytes / MEGABYTE:.2f}", f"{self.bytes / MEGABYTE:.2f}", ""),
-            ("ms / image", f"{self.original_milliseconds:.3g}", f"{self.milliseconds:.3g}", ""),
+            ("ms / image", _digits(self.original_milliseconds), _digits(self.milliseconds), ""),
         ]
         for one in self.agreements:
             name = f"top-1, {one.orders}"
@@ -106,3 +106,8 @@ It was compared with the original, in float32, on {self.compared_on}:
 {table}
 
 Times are of one image at a time in ONNX Runtime, the shortest of several runs, on {self.device}."""
+
+
+def _digits(number: float) -> str:
+    """Three digits of a number, and all of those before the point."""
+    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"

@@ -20,6 +20,7 @@ from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.program_export import export_programs
 from layershuffle.checkpoints.programs import Programs
 from layershuffle.checkpoints.quantize import halve_weights, to_int8
+from layershuffle.checkpoints.quantized import Quantized
 from layershuffle.commands.export import export_command
 from layershuffle.commands.predict import predict_command
 from layershuffle.data import Digits, Preprocess
@@ -74,6 +75,12 @@ def test_a_program_in_several_files_is_refused(tmp_path):
     for quantize in (halve_weights, to_int8):
         with pytest.raises(ValueError, match="more than 1.5 GB can't be quantized in one piece: add --per_layer"):
             quantize(tmp_path / "model.onnx", tmp_path / "out.onnx")
+
+
+def test_times_of_all_sizes_are_readable():
+    quantized = Quantized("int8", 0, 343_330_000, 88_950_000, 2104.4, 0.5384, "a CPU", "8 images", ())
+    assert quantized.gain == "343.33 MB before, 88.95 after; 2,104 ms / image before, 0.538 after"
+    assert "| ms / image | 2,104 | 0.538 |" in quantized.markdown()
 
 
 @pytest.mark.heavy
