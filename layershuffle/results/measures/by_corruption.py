@@ -5,10 +5,9 @@ from statistics import fmean
 from typing import ClassVar
 
 from layershuffle.errors import UserError
+from layershuffle.results.measures.kind_of_orders import KindOfOrders
 from layershuffle.results.record import Measure, Results, register
-from layershuffle.results.score import Variant
 from layershuffle.results.table import Rows, Table
-from layershuffle.results.tables.wording import name_of
 
 ALEXNET = {
     "gaussian_noise": 0.886428,
@@ -51,25 +50,14 @@ class Corruption:
 
 
 @dataclass(frozen=True)
-class OrdersOnCorruptions:
+class OrdersOnCorruptions(KindOfOrders):
     """How the images were classified in the orders of one protocol and variant, all of them counted together.
 
     Attributes:
-        protocol: the family of orders.
-        variant: what distinguishes these orders from others of the family.
-        samples: how many orders they are.
         right: of each corruption and severity, how many images were classified rightly; each counts for each order.
     """
 
-    protocol: str
-    variant: Variant
-    samples: int
     right: list[int]
-
-    @property
-    def name(self) -> str:
-        """What tables call these orders."""
-        return name_of((self.protocol, *self.variant.values()))
 
 
 @register

@@ -9,38 +9,26 @@ from matplotlib.figure import Figure
 from layershuffle.errors import UserError
 from layershuffle.plurals import counted
 from layershuffle.results.figures.drawing import COLOURS, legend_below, panels
+from layershuffle.results.measures.kind_of_orders import KindOfOrders
 from layershuffle.results.record import Measure, Results, register
-from layershuffle.results.score import Variant
 from layershuffle.results.table import Table
-from layershuffle.results.tables.wording import name_of
 
 MAX_IN_PICTURE = 30
 """With more labels, the picture has those with the lowest average precision."""
 
 
 @dataclass(frozen=True)
-class LabelScores:
+class LabelScores(KindOfOrders):
     """How well each label is found in the orders of one protocol and variant.
 
     Attributes:
-        protocol: the family of orders.
-        variant: what distinguishes these orders from others of the family.
-        samples: how many orders they are.
         average_precision: of each label, the mean over the orders, 0 to 1; None if no image shows it.
         f1: of each label, the same of the F1 of naming it from its threshold on; None if no image shows it and no order
             names it.
     """
 
-    protocol: str
-    variant: Variant
-    samples: int
     average_precision: list[float | None]
     f1: list[float | None]
-
-    @property
-    def name(self) -> str:
-        """What tables call these orders."""
-        return name_of((self.protocol, *self.variant.values()))
 
     def check(self, labels: int) -> None:
         """Raise a UserError if there isn't a share for each of the labels."""

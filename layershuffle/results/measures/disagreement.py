@@ -5,23 +5,20 @@ from typing import ClassVar
 
 from layershuffle.errors import UserError
 from layershuffle.results.estimates import of_images
+from layershuffle.results.measures.kind_of_orders import KindOfOrders
 from layershuffle.results.record import Measure, Results, register
-from layershuffle.results.score import Variant
 from layershuffle.results.table import Table
-from layershuffle.results.tables.wording import name_of, percent
+from layershuffle.results.tables.wording import percent
 
 COVERAGE = 0.8
 """``accuracy_of_surest`` is the accuracy on this share of the images."""
 
 
 @dataclass(frozen=True)
-class EnsembleOfOrders:
+class EnsembleOfOrders(KindOfOrders):
     """Several orders of one protocol and variant as an ensemble, whose probabilities are the means over the orders.
 
     Attributes:
-        protocol: the family of orders.
-        variant: what distinguishes these orders from others of the family.
-        samples: how many orders they are.
         top1: the accuracy of the ensemble, 0 to 1.
         loss: its mean cross-entropy, in nats, or None where it isn't finite.
         ece: its expected calibration error, 0 to 1, as in ``Score``.
@@ -34,9 +31,6 @@ class EnsembleOfOrders:
         accuracy_of_surest: the accuracy on the 80% of the images whose answers have the largest probabilities, 0 to 1.
     """
 
-    protocol: str
-    variant: Variant
-    samples: int
     top1: float
     loss: float | None
     ece: float
@@ -45,11 +39,6 @@ class EnsembleOfOrders:
     auroc_of_probability: float | None
     auroc_of_disagreement: float | None
     accuracy_of_surest: float
-
-    @property
-    def name(self) -> str:
-        """What tables call these orders."""
-        return name_of((self.protocol, *self.variant.values()))
 
     def check(self) -> None:
         """Raise a UserError if a share isn't one, or there are too few orders to disagree."""

@@ -5,21 +5,17 @@ from dataclasses import dataclass, field
 
 from layershuffle.errors import UserError
 from layershuffle.plurals import counted
-from layershuffle.results.score import Variant
-from layershuffle.results.tables.wording import name_of
+from layershuffle.results.measures.kind_of_orders import KindOfOrders
 
 Mistakes = dict[tuple[int, int], float]
 """How many images, by (class, class that they were taken for)."""
 
 
 @dataclass(frozen=True)
-class OrderCounts:
+class OrderCounts(KindOfOrders):
     """How the images were classified in the orders of one protocol and variant, all of them counted together.
 
     Attributes:
-        protocol: the family of orders.
-        variant: what distinguishes these orders from others of the family.
-        samples: how many orders they are.
         right: of each class, how many images were classified rightly.
         confused: the most frequent mistakes, as (class, class that it was taken for, images).
         balanced_accuracy: the mean of the accuracies of the classes that have images, 0 to 1. None in older files, as
@@ -27,18 +23,12 @@ class OrderCounts:
         macro_f1: the mean F1 of the classes that have images or are predicted, 0 to 1.
     """
 
-    protocol: str
-    variant: Variant
+    # Its name in results files, which is older than the word "samples".
     samples: int = field(metadata={"json": "draws"})
     right: list[int]
     confused: list[tuple[int, int, int]]
     balanced_accuracy: float | None = None
     macro_f1: float | None = None
-
-    @property
-    def name(self) -> str:
-        """What tables call these orders."""
-        return name_of((self.protocol, *self.variant.values()))
 
     def images_by_mistake(self) -> Mistakes:
         """How many images were taken for another class, as the mean over the orders."""
