@@ -33,9 +33,13 @@ VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)")
 OUT_OF_RANGE = re.compile(
     r"Not of type (?P<type>\w+): (?:(?P<value>\S+) )?does not conform to restriction (?P<range>[^\n]+)"
 )
-OTHER_WORDS = re.compile(r"Expected a typing\.Literal\[(?P<words>[^\]]+)\]")
+NO_NUMBER = re.compile(r"Not of type (?P<type>\w+): ")
+ONE_OF = re.compile(r"Expected a typing\.Literal\[(?P<words>[^\]]+)\]")
+OF_TYPE = re.compile(r"Expected a <class '(?P<type>\w+)'>")
 COMPARISONS = {">=": "of at least ", "<=": "at most ", ">": "above ", "<": "below "}
 """How the ranges in these messages compare a number, longer ones first, and what we say instead."""
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+"""What we call the types in these messages."""
 
 
 class ConfigParser(ArgumentParser):
@@ -224,20 +228,19 @@ class ConfigParser(ArgumentParser):
         if renamed:
             raise _with_notes(f"{option} can't have this value; it is now {renamed}", [message]) from ex
         no_class = NO_CLASS.search(message)
-        value = VALUE.search(message)
         classes = self._classes(option)
         if no_class and classes:
             # A longer list hides the suggestion.
             choice = f": choose from {', '.join(classes)}" if len(classes) < 15 else ""
             suggestion = f"{nearest(no_class['name'], classes)}{choice}"
             line = f"there is no class named {no_class['name']}{suggestion}, or give the import path of your own"
-            raise _with_notes(f"{option}: {line}", [message]) from ex
-        out_of_range = OUT_OF_RANGE.search(message)
-        if out_of_range:
-            given = out_of_range["value"] or (value["value"] if value else "this")
-            raise UserError(f"{option} is {_range_in_words(out_of_range, message)}, not {given[:100]}") from ex
-        if value:
-            raise _with_notes(f"{option} can't be {value['value'][:100]}: see --help", [message]) from ex
+            raise UserError(f"{option}: {line}") from ex
+        given = _given(message)
+        expected = _expected(message)
+        if given and expected:
+            raise UserError(f"{option} is {expected}, not {given[:100]}") from ex
+        if given:
+            raise _with_notes(f"{option} can't be {given[:100]}: see --help", [message]) from ex
         # A message of several lines tells what each type of the option has against the value.
         if "\n" in message:
             raise _with_notes(f"{option} has a value that it can't have: see --help", [message]) from ex
@@ -301,15 +304,50 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _range_in_words(out_of_range: re.Match[str], message: str) -> str:
-    """What an option takes, such as "a whole number above 0 or 'auto'", as jsonargparse's message says it."""
-    number = "a number" if out_of_range["type"].endswith("Float") else "a whole number"
+def _given(message: str) -> str | None:
+    """The value that jsonargparse's message refuses, or None if it doesn't name it."""
+    value = VALUE.search(message) or OUT_OF_RANGE.search(message)
+    return value["value"] if value else None
+
+
+def _expected(message: str) -> str | None:
+    """What jsonargparse's message says an option takes, such as "a whole number above 0 or 'auto'".
+
+    None if there is more to it than numbers, words and texts: then the message itself is better.
+    """
+    kinds = []
+    for line in message.splitlines():
+        if "Expected" not in line and "Not of type" not in line:
+            continue
+        kind = _kind(line)
+        if kind is None:
+            return None
+        # That an option can be null helps nobody who has given a wrong value.
+        if kind != "null":
+            kinds.append(kind)
+    return " or ".join(kinds) or None
+
+
+def _kind(line: str) -> str | None:
+    """The one kind of value that a line of jsonargparse's message expects; None for others than plain values."""
+    words = ONE_OF.search(line)
+    if words:
+        names = [word.strip("'") for word in words["words"].split(", ")]
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+    plain = OF_TYPE.search(line)
+    if plain:
+        return "null" if plain["type"] == "NoneType" else TYPES.get(plain["type"])
+    number = NO_NUMBER.search(line)
+    if number is None:
+        return None
+    kind = "a number" if number["type"].endswith("Float") else "a whole number"
+    out_of_range = OUT_OF_RANGE.search(line)
+    if out_of_range is None:
+        return kind
     limits = out_of_range["range"]
-    for sign, words in COMPARISONS.items():
-        limits = limits.replace(f"v{sign}", words)
-    other_words = OTHER_WORDS.search(message)
-    alternative = f" or {other_words['words']}" if other_words else ""
-    return f"{number} {limits}{alternative}"
+    for sign, words_for_it in COMPARISONS.items():
+        limits = limits.replace(f"v{sign}", words_for_it)
+    return f"{kind} {limits}"
 
 
 def _with_notes(message: str, notes: Sequence[str]) -> UserError:

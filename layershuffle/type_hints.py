@@ -1,5 +1,6 @@
 """What the type hint of an option admits: which types, and which classes a user can name."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -34,6 +35,7 @@ def _names_of_subclasses(base: type) -> set[str]:
     # Only what is imported is there; the user's own classes are given by their import path.
     subclasses: list[type] = base.__subclasses__()
     for subclass in subclasses:
-        names.add(subclass.__name__)
+        if not inspect.isabstract(subclass):
+            names.add(subclass.__name__)
         names |= _names_of_subclasses(subclass)
     return {name for name in names if not name.startswith("_")}

@@ -1,5 +1,6 @@
 """Data sets that come in splits with names: ``train``, ``val`` and ``test``."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ SPLITS = ("train", "val", "test")
 """The splits that a data set can have."""
 
 
-class SplitImages(ImageData):
+class SplitImages(ImageData, ABC):
     """A data set that comes in splits with names. A subclass says which ``splits`` there are, and implements ``read``.
 
     The test images are those of ``test`` or, without that, of ``val``. The checkpoint is selected on ``val`` if there
@@ -31,13 +32,13 @@ class SplitImages(ImageData):
         self.test_fraction = test_fraction
 
     @property
+    @abstractmethod
     def splits(self) -> Collection[str]:
         """Those of ``SPLITS`` that there are; with ``test_fraction``, ``train`` and ``test``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, split: str) -> Dataset:
         """The images of one of ``splits``, see ``ImageData.load``."""
-        raise NotImplementedError
 
     @property
     def sources(self) -> dict[str, str]:

@@ -434,8 +434,6 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
         (["--trainer.limit_val_batches=x"], "--trainer.limit_val_batches"),
         (["--data.batch_size=0"], "a batch has at least one image, not 0: give another --data.batch_size"),
         (["--model.optimizer.lr=-1"], "learning rate: -1.0; see --model.optimizer"),
-        (["--save_every_n_steps=-2"], "--save_every_n_steps is a whole number above 0, not -2"),
-        (["--seed=-1"], "--seed is a whole number of at least 0 and at most 4294967295, not -1"),
         (["--model.schedule.warmup_steps=-5"], "warmup_steps"),
         (["--trainer.precision=17"], "17"),
     ],

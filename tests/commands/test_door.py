@@ -313,7 +313,12 @@ def test_dashes_and_underscores_are_the_same(capsys):
         (["--model.optimizer", "AdmW"], r"--model.optimizer: .*AdmW \(did you mean AdamW\?\)"),
         (["--trainer.callbacks=EarlyStoping"], r"EarlyStoping \(did you mean EarlyStopping\?\)"),
         (["--model.optimizer.lr=fast"], r"--model.optimizer.lr can't be fast"),
-        (["--model.position=encod"], r"--model.position can't be encod"),
+        (["--model.position=encod"], r"--model.position is one of none, encode, predict, not encod"),
+        (["--trainer.max_epochs=x"], r"--trainer.max_epochs is a whole number, not x"),
+        (["--save_every_n_steps=-2"], r"--save_every_n_steps is a whole number above 0, not -2"),
+        (["--data.crop_pct=big"], r"--data.crop_pct is a number, not big"),
+        (["--seed=-1"], r"--seed is a whole number of at least 0 and at most 4294967295, not -1"),
+        (["--data=digits"], r"choose from Digits, .*, PackedFolders, TorchvisionImages"),
         (["--resume", "layershuffle"], "layershuffle .*configs before the first option"),
         (["--trainer.callbacks=BackboneFinetuning"], "BackboneFinetuning .*optimizer"),
         (["--trainer.callbacks=LearningRateFinder"], "LearningRateFinder .*learning rate"),
@@ -359,13 +364,14 @@ def test_commands_tell_the_new_names_of_their_options(command):
 
 
 def test_under_the_line_stands_what_jsonargparse_says(capsys):
-    with pytest.raises(UserError, match="--model.position can't be encod") as error:
-        train([*TINY, "--model.position=encod"])
+    scale = [*TINY, "--model.augmentation.scale=3"]
+    with pytest.raises(UserError, match=r"--model.augmentation.scale can't be 3") as error:
+        train(scale)
     with pytest.raises(SystemExit) as stop:
-        run(lambda: train([*TINY, "--model.position=encod"]))
+        run(lambda: train(scale))
     (note,) = error.value.__notes__
-    assert "'predict'" in note
-    assert str(stop.value).splitlines() == [f"error: {error.value}", f"  {note}"]
+    assert "tuple[float, float]" in note
+    assert str(stop.value).splitlines() == [f"error: {error.value}", *(f"  {line}" for line in note.splitlines())]
 
 
 @pytest.mark.parametrize(
