@@ -101,7 +101,9 @@ def test_train_and_evaluate_as_typed(tmp_path):
 
     command = [sys.executable, str(ROOT / "evaluate.py"), "runs/version_0/checkpoints/best.ckpt"]
     done = subprocess.run([*command, "--random_orders", "2", "--depths", "3", "12"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "input: 8 x 8 pixels, 1 channel, 4 x 4 patches\n")
+    # A slow machine adds lines of progress.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("evaluating ")]
+    assert (done.returncode, said) == (0, ["input: 8 x 8 pixels, 1 channel, 4 x 4 patches"])
     assert "layershuffle-position on 359 images (Digits, test)" in done.stdout
     assert re.search(r"^first, shuffled +\d", done.stdout, re.MULTILINE)
     results = Results.load(run / "checkpoints" / "best.evaluation.json")
