@@ -145,7 +145,7 @@ def print_exported(exported: "layershuffle.ExportedModel") -> None:
     # The line with which it is loaded, which depends on who can run it.
     folder = exported.folder
     if exported.format != "timm":
-        print(f"exported to {folder}: layershuffle.checkpoints.programs.Programs('{folder}')")
+        print(f"exported to {folder}: {folder}/README.md says how to run it")
     elif exported.merged:
         print(f"exported to {folder}: {folder}/README.md says how {WIDE_FILE} runs it")
     elif exported.timm_refuses:
