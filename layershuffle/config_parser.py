@@ -34,6 +34,7 @@ OUT_OF_RANGE = re.compile(
     r"Not of type (?P<type>\w+): (?:(?P<value>\S+) )?does not conform to restriction (?P<range>[^\n]+)"
 )
 NO_NUMBER = re.compile(r"Not of type (?P<type>\w+): ")
+NO_LITERAL = re.compile(r"(?:with base 10|string to float): '(?P<value>[^\n]*)'")
 ONE_OF = re.compile(r"Expected a typing\.Literal\[(?P<words>[^\]]+)\]")
 OF_TYPE = re.compile(r"Expected a <class '(?P<type>\w+)'>")
 COMPARISONS = {">=": "of at least ", "<=": "at most ", ">": "above ", "<": "below "}
@@ -306,7 +307,7 @@ def _plain(value: Any) -> Any:
 
 def _given(message: str) -> str | None:
     """The value that jsonargparse's message refuses, or None if it doesn't name it."""
-    value = VALUE.search(message) or OUT_OF_RANGE.search(message)
+    value = VALUE.search(message) or OUT_OF_RANGE.search(message) or NO_LITERAL.search(message)
     return value["value"] if value else None
 
 

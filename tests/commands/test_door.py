@@ -20,8 +20,10 @@ from layershuffle.commands.experiment import experiment_command
 from layershuffle.commands.list import list_command
 from layershuffle.commands.parser import Parser
 from layershuffle.commands.train import TrainParser
+from layershuffle.data import ImageData
 from layershuffle.errors import UserError
 from layershuffle.renamed_options import RENAMED
+from layershuffle.type_hints import class_names
 from layershuffle.version import __version__
 
 TINY = ["mini_digits", "digits", "cpu", *QUIET, "--model.timm_args.depth=2", "--trainer.max_steps=1"]
@@ -318,7 +320,6 @@ def test_dashes_and_underscores_are_the_same(capsys):
         (["--save_every_n_steps=-2"], r"--save_every_n_steps is a whole number above 0, not -2"),
         (["--data.crop_pct=big"], r"--data.crop_pct is a number, not big"),
         (["--seed=-1"], r"--seed is a whole number of at least 0 and at most 4294967295, not -1"),
-        (["--data=digits"], r"choose from Digits, .*, PackedFolders, TorchvisionImages"),
         (["--resume", "layershuffle"], "layershuffle .*configs before the first option"),
         (["--trainer.callbacks=BackboneFinetuning"], "BackboneFinetuning .*optimizer"),
         (["--trainer.callbacks=LearningRateFinder"], "LearningRateFinder .*learning rate"),
@@ -361,6 +362,12 @@ def test_commands_tell_the_new_names_of_their_options(command):
         with pytest.raises(SystemExit) as stop:
             main([command, *words, f"--{option}", "3"])
         assert new in str(stop.value.code)
+
+
+def test_an_abstract_class_is_no_choice():
+    names = class_names(ImageData)
+    assert "ImageFolders" in names
+    assert "SplitImages" not in names
 
 
 def test_under_the_line_stands_what_jsonargparse_says(capsys):

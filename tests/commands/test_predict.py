@@ -264,8 +264,8 @@ def test_broken_pictures_are_named_and_skipped(checkpoint, pictures, capsys):
         (["pictures", "--order="], "needs at least one layer"),
         (["pictures", "--order=", "--random_orders=2"], "--random_orders"),
         (["pictures", "--output=p.txt"], "--output p.txt"),
-        (["pictures", "--top=0"], "--top: "),
-        (["pictures", "--top=x"], "--top: "),
+        (["pictures", "--top=0"], "--top is a whole number above 0, not 0"),
+        (["pictures", "--top=x"], "--top is a whole number, not x"),
     ],
 )
 def test_what_can_not_be_predicted(checkpoint, pictures, capsys, args, complaint):
