@@ -6,6 +6,7 @@ it still exists.
 
 from __future__ import annotations
 
+import pkgutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,16 @@ def embed_patches(vit: nn.Module, patches: Tensor) -> Any:
     tokens and the rotary embeddings, or None if it has none.
     """
     return vit._pos_embed(patches)  # type: ignore[operator]
+
+
+def classes_of_imagenet_set(letter: str) -> list[str]:
+    """The WordNet ids of the 200 classes of ImageNet-A ("a") or -R ("r"), in the sequence of ImageNet's labels.
+
+    timm 1.0.31 carries them for its own results; ``ImageNetInfo`` has no name for these sets.
+    """
+    content = pkgutil.get_data("timm.data", f"_info/imagenet_{letter}_synsets.txt")
+    assert content is not None
+    return content.decode().split()
 
 
 def precision_of(fabric: Fabric) -> str:

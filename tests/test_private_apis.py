@@ -110,6 +110,15 @@ def test_timm_adds_position_embeddings_and_class_tokens():
     assert len(rope) == 4
 
 
+def test_timm_knows_the_classes_of_imagenets_sets():
+    sets = {letter: private_apis.classes_of_imagenet_set(letter) for letter in "ar"}
+    assert [len(set(names)) for names in sets.values()] == [200, 200]
+    # The two sets share 86 classes, of which the goldfinch is one; only R has the goldfish.
+    assert len(set(sets["a"]) & set(sets["r"])) == 86
+    assert "n01443537" in sets["r"]
+    assert "n01443537" not in sets["a"]
+
+
 def test_a_fabric_tells_its_precision():
     assert private_apis.precision_of(Fabric(accelerator="cpu", precision="bf16-mixed")) == "bf16-mixed"
 

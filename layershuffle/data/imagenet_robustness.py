@@ -5,12 +5,13 @@ import os
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import Dataset
 
+from layershuffle import private_apis
 from layershuffle.data.class_folders import ClassFolders, class_folders
 from layershuffle.data.conditions import Conditions
 from layershuffle.data.module import ImageData
@@ -22,8 +23,7 @@ from layershuffle.plurals import counted, listed
 logger = logging.getLogger(__name__)
 
 Variant = Literal["A", "R", "V2", "Sketch", "C"]
-CLASSES = {"A": 200, "R": 200, "V2": 1000, "Sketch": 1000, "C": 1000}
-"""How many of ImageNet's classes each set has."""
+VARIANTS = get_args(Variant)
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
     "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression", "speckle_noise",
@@ -42,6 +42,13 @@ def imagenet_classes() -> dict[str, str]:
 
     info = ImageNetInfo("imagenet-1k")
     return dict(zip(info.label_names(), info.label_descriptions()))
+
+
+def classes_of(variant: Variant) -> list[str]:
+    """The WordNet ids of a set's classes, in the sequence of ImageNet's labels: A and R have 200, the others all."""
+    if variant in ("A", "R"):
+        return private_apis.classes_of_imagenet_set(variant.lower())
+    return list(imagenet_classes())
 
 
 class ImageNetRobustness(ImageData):
@@ -72,8 +79,8 @@ class ImageNetRobustness(ImageData):
         crop_pct: float | None = None,
         **kwargs: Any,
     ) -> None:
-        if variant not in CLASSES:
-            raise UserError(f"there is no ImageNet-{variant}: variant is one of {', '.join(CLASSES)}")
+        if variant not in VARIANTS:
+            raise UserError(f"there is no ImageNet-{variant}: variant is one of {', '.join(VARIANTS)}")
         if variant == "C" and crop_pct is None:
             crop_pct = 1.0
         super().__init__(crop_pct=crop_pct, **kwargs)
@@ -88,7 +95,7 @@ class ImageNetRobustness(ImageData):
         if corruptions == [] or severities == []:
             raise UserError("corruptions and severities name some each: leave them out for all")
         self.root = os.fspath(root)
-        self.variant = variant
+        self.variant: Variant = variant
         self.corruptions = corruptions
         self.severities = severities
         self._conditions: Conditions | None = None
@@ -101,7 +108,7 @@ class ImageNetRobustness(ImageData):
     @property
     def num_classes(self) -> int:  # type: ignore[override]
         """The number of classes that the set has."""
-        return CLASSES[self.variant]
+        return len(classes_of(self.variant))
 
     @property
     def class_names(self) -> list[str]:
@@ -187,11 +194,14 @@ class ImageNetRobustness(ImageData):
             raise UserError(
                 f"{subset} has {listed(unknown)}, but the folders of ImageNet-{self.variant} are {kind}: {self._remedy}"
             )
-        if len(folder_of) != self.num_classes:
-            raise UserError(
-                f"{subset} has {counted(len(folder_of), 'class folder')}, and ImageNet-{self.variant} has "
-                f"{self.num_classes:,}: {self._remedy} completely"
-            )
+        # A and R have as many classes, but others, so that the number alone would not tell them apart.
+        expected = classes_of(self.variant)
+        foreign = sorted(set(folder_of) - set(expected))
+        if foreign:
+            raise UserError(f"{subset} has {listed(foreign)}, which ImageNet-{self.variant} lacks: is it another set?")
+        missing = sorted(set(expected) - set(folder_of))
+        if missing:
+            raise UserError(f"{subset} lacks {listed(missing)} of ImageNet-{self.variant}: {self._remedy} completely")
         return {wnid: os.path.join(subset, name) for wnid, name in folder_of.items()}
 
     @cached_property
