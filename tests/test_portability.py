@@ -71,7 +71,7 @@ main(sys.argv[1:])
     run(tmp_path, program, "evaluate", "runs/version_0/checkpoints/last.ckpt", "--random_orders=1", "--depths=1")
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_processes_that_read_images_start_without_a_fork(tmp_path):
     for name in ("cats", "dogs"):
         for index in range(10):
