@@ -34,6 +34,8 @@ Its keys are the tasks' output files, such as "best.ckpt", and RUNNING.
 """
 RUNNING = "running"
 """The key of the task that was begun last, until it is finished."""
+LOG = "log.txt"
+"""This file in a run's folder has what its processes on this machine printed."""
 METRICS = "training/metrics.csv"
 """What Lightning's CSVLogger writes for the options that ``arguments_of`` gives to a training."""
 
@@ -152,7 +154,9 @@ def _take_over(trial: str, run: Run, folder: Path) -> float:
     With the trial's seed and options, the training of ``run`` would be the trial a second time.
     """
     logger.info("%s is %s", run.name, trial)
-    shutil.copytree(folder / trial, folder / run.name, ignore=shutil.ignore_patterns(RECORD), dirs_exist_ok=True)
+    # The run has a record of its own, and a log that this process may be writing.
+    own = shutil.ignore_patterns(RECORD, LOG)
+    shutil.copytree(folder / trial, folder / run.name, ignore=own, dirs_exist_ok=True)
     return float(_read_record(folder / trial)[BEST]["seconds"])
 
 

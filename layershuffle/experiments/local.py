@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress, TaskID
 
-from layershuffle.experiments.execution import metrics
+from layershuffle.experiments.execution import LOG, metrics
 from layershuffle.experiments.runs import Run
 from layershuffle.processes import Child, progress_bars, sigterm_as_interrupt, usable_cores
 from layershuffle.progress_lines import LineClock, last_progress
@@ -22,8 +22,6 @@ SECONDS_TO_FIRST_REPORT = 30.0
 SECONDS_BETWEEN_REPORTS = 60.0
 """At most so often, where there is no terminal, lines say how far each run is."""
 CORES = usable_cores()
-LOG = "log.txt"
-"""This file in a run's folder has what its processes on this machine printed."""
 
 
 def run_all(runs: Sequence[Run], folder: Path, jobs: int, command: Sequence[str]) -> int:

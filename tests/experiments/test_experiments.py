@@ -208,9 +208,11 @@ def test_a_grid_is_decided_by_validation_images(tiny, capsys):
     row = f"| layershuffle | {losses['lr=0.001']:.4f} | {losses['lr=1e-09']:.4f} | {best} |"
     assert row in (folder.parent / "grid.md").read_text()
 
-    # With the seed of the trials, the training is the best trial.
-    perform(list_runs(read(path), [0], ["layershuffle"])[-1], Path("experiments/tiny"))
+    # With the seed of the trials, the training is the best trial, but for its log.
     trial = folder / "grid" / best / "seed0"
+    (trial / "log.txt").write_text("of the trial")
+    perform(list_runs(read(path), [0], ["layershuffle"])[-1], Path("experiments/tiny"))
+    assert not (folder / "seed0/log.txt").exists()
     assert (folder / "seed0/best.ckpt").read_bytes() == (trial / "best.ckpt").read_bytes()
     records = [json.loads((run_folder / "run.json").read_text()) for run_folder in (folder / "seed0", trial)]
     assert records[0]["best.ckpt"]["seconds"] == records[1]["best.ckpt"]["seconds"]
