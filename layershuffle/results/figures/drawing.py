@@ -246,3 +246,26 @@ def strategies_of(several: Sequence[Results]) -> list[str]:
         for score in results.of("pruned"):
             strategies[score.variant["strategy"]] = None
     return list(strategies)
+
+
+def grouped_bars(axis: Axes, kinds: Sequence[tuple[str, Sequence[float]]], groups: Sequence[str]) -> list[list[float]]:
+    """Draw horizontal bars in groups, the first group at the top; return where the bars of each kind are, by group.
+
+    Args:
+        axis: where to draw them.
+        kinds: the name of each kind of bar, which several may share, and its width in each group.
+        groups: what the groups are called.
+    """
+    thickness = 0.84 / len(kinds)
+    places = []
+    for index, (name, widths) in enumerate(kinds):
+        # The bars of a group lie above each other, centred on its tick.
+        shift = (index - (len(kinds) - 1) / 2) * thickness
+        rows = [row + shift for row in range(len(groups))]
+        axis.barh(rows, widths, thickness, color=COLOURS[index % len(COLOURS)], label=name)
+        places.append(rows)
+    # A name is no formula, even with dollars in it.
+    axis.set_yticks(range(len(groups)), groups, fontsize=9, parse_math=False)
+    # Without a margin.
+    axis.set_ylim(max(len(groups), 1) - 0.5, -0.5)
+    return places

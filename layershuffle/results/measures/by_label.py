@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from layershuffle.errors import UserError
 from layershuffle.plurals import counted
-from layershuffle.results.figures.drawing import COLOURS, legend_below, panels
+from layershuffle.results.figures.drawing import grouped_bars, legend_below, panels
 from layershuffle.results.measures.kind_of_orders import KindOfOrders
 from layershuffle.results.record import Measure, Results, register
 from layershuffle.results.table import Table
@@ -103,20 +103,12 @@ class ByLabel(Measure):
         names = self.label_names(results)
         labels = self.worst_first()[:MAX_IN_PICTURE]
         figure, (axis,) = panels(1, 7.6, 1.2 + 0.2 * len(labels) * len(self.orders), title, grid=False)
-        thickness = 0.84 / len(self.orders)
-        for index, scores in enumerate(self.orders):
-            # The bars of a label lie above each other, centred on its tick.
-            shift = (index - (len(self.orders) - 1) / 2) * thickness
-            rows = [row + shift for row in range(len(labels))]
-            widths = [100 * (scores.average_precision[label] or 0) for label in labels]
-            colour = COLOURS[index % len(COLOURS)]
-            axis.barh(rows, widths, thickness, color=colour, label=textwrap.shorten(scores.name, 30))
-        ticks = [f"{textwrap.shorten(names[label], 30)} ({self.images[label]})" for label in labels]
-        # A label's name is no formula, even with dollars in it.
-        axis.set_yticks(range(len(labels)), ticks, fontsize=9, parse_math=False)
+        kinds = []
+        for scores in self.orders:
+            precisions = [100 * (scores.average_precision[label] or 0) for label in labels]
+            kinds.append((textwrap.shorten(scores.name, 30), precisions))
+        grouped_bars(axis, kinds, [f"{textwrap.shorten(names[label], 30)} ({self.images[label]})" for label in labels])
         axis.set(xlabel="average precision, %", xlim=(0, 100))
-        # Without a margin, and the label that is found worst at the top.
-        axis.set_ylim(max(len(labels), 1) - 0.5, -0.5)
         legend_below(figure)
         return figure
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from layershuffle.results.figures.drawing import COLOURS, annotate, legend_below, panels
+from layershuffle.results.figures.drawing import annotate, grouped_bars, legend_below, panels
 from layershuffle.results.measures.order_counts import Mistakes, OrderCounts
 
 MISTAKES = 15
@@ -73,26 +73,22 @@ def draw_mistakes(orders: Sequence[OrderCounts], images: Sequence[int], names: S
     images_by_order = [counts.images_by_mistake() for counts in orders]
     mistakes = _most_frequent_mistakes(images_by_order, images)
     figure, (axis,) = panels(1, 7.6, 1.2 + 0.2 * len(mistakes) * len(orders), title, grid=False)
-    thickness = 0.84 / len(orders)
-    for index, (counts, images_of) in enumerate(zip(orders, images_by_order)):
-        # The bars of a mistake lie above each other, centred on its tick.
-        shift = (index - (len(orders) - 1) / 2) * thickness
-        rows = [row + shift for row in range(len(mistakes))]
+    kinds = []
+    for counts, images_of in zip(orders, images_by_order):
         widths = [images_of.get(mistake, 0) for mistake in mistakes]
-        label = textwrap.shorten(counts.name, 30)
-        axis.barh(rows, widths, thickness, color=COLOURS[index % len(COLOURS)], label=label)
+        kinds.append((textwrap.shorten(counts.name, 30), widths))
+    labels = []
+    for true, predicted in mistakes:
+        labels.append(f"{textwrap.shorten(names[true], 30)} as {textwrap.shorten(names[predicted], 30)}")
+
+    places = grouped_bars(axis, kinds, labels)
+    for rows, (_, widths) in zip(places, kinds):
         for row, width, (true, _) in zip(rows, widths, mistakes):
             # Of very many mistakes, files lack the rare ones: no bar doesn't mean that there were none.
             if width:
                 annotate(axis, f"{width:.3g} of {images[true]}", width, row, (3, 0), ha="left", va="center")
-    labels = []
-    for true, predicted in mistakes:
-        labels.append(f"{textwrap.shorten(names[true], 30)} as {textwrap.shorten(names[predicted], 30)}")
-    axis.set_yticks(range(len(mistakes)), labels, fontsize=9, parse_math=False)
     axis.set(xlabel="images of the class that are taken for the other", xlim=(0, None))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    # Without a margin, and the most frequent mistake at the top.
-    axis.set_ylim(max(len(mistakes), 1) - 0.5, -0.5)
     legend_below(figure)
     return figure
 
