@@ -27,9 +27,9 @@ def plan(updates, warmup=0, shuffles=False, **others):
         (100, 60, False, ["60 of the run's 100 updates"]),
         (500, 60, False, []),
         (20, 0.12, False, []),
-        (56, 0, True, ["56 updates are too few to learn random orders; plan for at least 500"]),
-        (20, 60, True, ["never reaches 0.004", "20 updates are too few"]),
-        (249, 0, True, ["249 updates are too few"]),
+        (56, 0, True, ["the run has only 56 updates, too few to learn random orders; plan for at least 500"]),
+        (20, 60, True, ["never reaches 0.004", "only 20 updates, too few"]),
+        (249, 0, True, ["only 249 updates, too few"]),
         (FEWEST_UPDATES, 0, True, []),
         (math.inf, 60, True, []),
     ],
@@ -54,7 +54,7 @@ def test_the_first_lines_say_what_runs(tmp_path, monkeypatch, caplog, method):
     assert "plan: 4 updates, 2 epochs, batches of 64 images\n" in said
     assert "AdamW: learning rate 0.0001, 2 updates of warm-up, then cosine\n" in said
     assert "the validation images are held out from training" in " ".join(said.split())
-    warned = [text for text in caplog.messages if "are too few" in text]
+    warned = [text for text in caplog.messages if "too few to learn" in text]
     assert len(warned) == (1 if method == "layershuffle" else 0)
 
 
