@@ -1,6 +1,7 @@
 import csv
 import html.parser
 import json
+import math
 import os
 import re
 import statistics
@@ -37,7 +38,17 @@ from layershuffle.results import (
     record,
     tables,
 )
-from layershuffle.results.measures import ByClassCounts, Contributions, OrderCounts, Search, SearchStep
+from layershuffle.results.measures import (
+    ByClassCounts,
+    ByCorruptionCounts,
+    Contributions,
+    Corruption,
+    OrderCounts,
+    OrdersOnCorruptions,
+    Search,
+    SearchStep,
+)
+from layershuffle.results.measures.by_corruption import ALEXNET
 
 VIT = "vit_base_patch16_224.orig_in21k_ft_in1k"
 
@@ -621,6 +632,51 @@ def test_skewed_classes_have_means_over_classes(tmp_path):
     # Of 100 images in classes of 50, 30 and 20, half of each class are right.
     assert rows == [[("baseline, sequential",), ("50.00",), ("50.00",), ("30.00",)]]
     assert len(table(found, "Accuracy of each class", at=1)) == 3
+
+
+def corrupted(names, right, orders=("sequential",), **changes):
+    """Of 100 images of each corruption and severity so many are right in each order, 10 more in each next order."""
+    corruptions = [Corruption(name, severity, 100) for name in names for severity in range(1, 6)]
+    counts = []
+    for more, protocol in enumerate(orders):
+        of_order = [right + 10 * more] * len(corruptions)
+        counts.append(OrdersOnCorruptions(protocol, {}, 1, of_order))
+    return replace(own(**changes), measures=(ByCorruptionCounts(corruptions, counts),))
+
+
+def test_errors_on_corruptions_are_means_over_seeds_beside_those_of_other_methods(tmp_path):
+    orders = ("sequential", "backwards")
+    corrupted(["fog", "snow"], 20, orders, method="baseline", seed=0).save(tmp_path / "0.json")
+    corrupted(["fog", "snow"], 30, orders, method="baseline", seed=1).save(tmp_path / "1.json")
+    corrupted(["fog", "snow"], 50, method="layershuffle").save(tmp_path / "2.json")
+    # On other corruptions, the mean over the seeds would be one over other images.
+    corrupted(["frost"], 90, method="layershuffle", seed=1).save(tmp_path / "3.json")
+    found = sections(*collect(tmp_path))
+    rows = table(found, "Error on each corruption")
+    assert rows == [[(name,), ("75.00", "backwards 65.00"), ("50.00",)] for name in ("fog", "snow", "mean")]
+    section = next(one for one in found if one.title == "Error on each corruption")
+    assert "mCE" not in section.parts[0].caption
+    assert section.parts[1].data.rows[-1] == ["backwards", "baseline", "mean", "65.00"]
+    sequential, backwards = section.parts[1].draw().axes
+    assert [axis.get_title() for axis in (sequential, backwards)] == list(orders)
+    widths = [bar.get_width() for bar in sequential.patches]
+    assert widths == pytest.approx([75] * 3 + [50] * 3)
+    # LayerShuffle didn't run backwards.
+    assert [bar.get_width() for bar in backwards.patches] == pytest.approx([65] * 3 + [math.nan] * 3, nan_ok=True)
+    assert not any(one.title == "Other orders" for one in found)
+
+
+def test_the_mean_corruption_error_has_a_row_but_no_bar(tmp_path):
+    found = corrupted(ALEXNET, 40, method="baseline")
+    found.save(tmp_path / "0.json")
+    section = next(one for one in sections(*collect(tmp_path)) if one.title == "Error on each corruption")
+    expected = 100 * statistics.mean(0.6 / of_alexnet for of_alexnet in ALEXNET.values())
+    assert section.parts[0].texts()[-2:] == [["mean", "60.00"], ["mCE", f"{expected:.2f}"]]
+    assert "AlexNet" in section.parts[0].caption
+    (axis,) = section.parts[1].draw().axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == [*ALEXNET, "mean"]
+    (axis,) = found.measures[0].figure(found).axes
+    assert len(axis.patches) == 16
 
 
 def test_an_interval_that_tells_nothing_is_explained_where_it_stands(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from layershuffle.report.page import Section
 from layershuffle.report.sections.classes import classes
+from layershuffle.report.sections.corruptions import corruptions
 from layershuffle.report.sections.depth import every_subset, pruning, several_at_a_time
 from layershuffle.report.sections.files import missing, provenance
 from layershuffle.report.sections.measures import side_by_side
@@ -33,6 +34,7 @@ def sections(
         written += several_at_a_time(setup)
     written.append(merged(setups))
     written += [classes(setup) for setup in setups]
+    written += [corruptions(setup) for setup in setups]
     for setup in setups:
         written += side_by_side(setup)
     written += [others(setup) for setup in setups]

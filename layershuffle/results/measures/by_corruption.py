@@ -1,12 +1,18 @@
 """How a model does under each corruption of ImageNet-C (arXiv 1903.12261)."""
 
+import math
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
+from matplotlib.figure import Figure
+
 from layershuffle.errors import UserError
+from layershuffle.results.figures.drawing import grouped_bars, legend_below, panels
 from layershuffle.results.measures.kind_of_orders import KindOfOrders
-from layershuffle.results.record import Measure, Results, register
+from layershuffle.results.record import Measure, ReportSection, Results, register
 from layershuffle.results.table import Rows, Table
 
 ALEXNET = {
@@ -32,6 +38,8 @@ The authors publish them in the spreadsheet that the readme of github.com/hendry
 as in ``get_ce_alexnet``, which the code of many papers shares.
 """
 SEVERITIES = {1, 2, 3, 4, 5}
+MCE = "mCE"
+"""What tables call the mean corruption error."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,9 @@ class ByCorruptionCounts(Measure):
     """
 
     name: ClassVar[str] = "by_corruption"
+    picture: ClassVar[str] = "corruptions"
+    caption: ClassVar[str] = "The top-1 error on each corruption, mean over its severities."
+    section: ClassVar[ReportSection | None] = ReportSection("Error on each corruption")
     corruptions: list[Corruption]
     orders: list[OrdersOnCorruptions]
 
@@ -110,14 +121,19 @@ class ByCorruptionCounts(Measure):
         means = self.mean_errors(counts)
         return fmean(means[name] / of_alexnet for name, of_alexnet in ALEXNET.items())
 
+    def summary(self, counts: OrdersOnCorruptions) -> dict[str, float]:
+        """The error on each corruption, their "mean" and, if it can be computed, MCE: 1 stands for 100%."""
+        summary = self.mean_errors(counts)
+        summary["mean"] = fmean(summary.values())
+        relative = self.mean_corruption_error(counts)
+        if relative is not None:
+            summary[MCE] = relative
+        return summary
+
     def tables(self, results: Results) -> dict[str, Table]:
         """The error on each corruption, their mean and, if it can be computed, the mean corruption error."""
-        means = [self.mean_errors(counts) for counts in self.orders]
-        rows = [[name, *(f"{100 * of_order[name]:.2f}" for of_order in means)] for name in means[0]]
-        rows.append(["mean", *(f"{100 * fmean(of_order.values()):.2f}" for of_order in means)])
-        relative = [self.mean_corruption_error(counts) for counts in self.orders]
-        if None not in relative:
-            rows.append(["mCE", *(f"{100 * error:.2f}" for error in relative if error is not None)])
+        summaries = [self.summary(counts) for counts in self.orders]
+        rows = [[name, *(f"{100 * of_order[name]:.2f}" for of_order in summaries)] for name in summaries[0]]
         return {"corruptions": Table(["corruption", *(counts.name for counts in self.orders)], rows)}
 
     def files(self, results: Results) -> dict[str, Table]:
@@ -128,3 +144,42 @@ class ByCorruptionCounts(Measure):
                 for severity, error in of_severity.items():
                     rows.append([counts.name, name, str(severity), f"{100 * error:.2f}"])
         return {"corruptions": Table(["order", "corruption", "severity", "top-1 error %"], rows)}
+
+    def data(self, results: Results) -> tuple[str, Table]:
+        """The printed table."""
+        return "top-1 error in percent", self.tables(results)["corruptions"]
+
+    def figure(self, results: Results, title: str = "") -> Figure:
+        """Bars of the error on each corruption, one for each kind of order."""
+        return draw_errors({"": {counts.name: self.summary(counts) for counts in self.orders}}, title)
+
+
+def draw_errors(errors: Mapping[str, Mapping[str, Mapping[str, float]]], title: str = "") -> Figure:
+    """Bars of the error on each corruption and of their mean.
+
+    Args:
+        errors: what ``ByCorruptionCounts.summary`` returns, by the title of the panel and then by what the legend calls
+            the bars. A bar that is missing in a panel leaves its place empty.
+        title: of the picture.
+    """
+    kinds: dict[str, None] = {}  # sets that keep the sequence
+    names: dict[str, None] = {}
+    for in_panel in errors.values():
+        for kind, summary in in_panel.items():
+            kinds[kind] = None
+            names.update(dict.fromkeys(summary))
+    names.pop(MCE, None)  # It is relative to AlexNet's and may be larger than 100%.
+
+    height = 1.2 + 0.13 * len(names) * (len(kinds) + 1)
+    figure, axes = panels(len(errors), 3.4 + 4.2 * len(errors), height, title, grid=False)
+    for axis, (panel, in_panel) in zip(axes, errors.items()):
+        bars = []
+        for kind in kinds:
+            summary = in_panel.get(kind, {})
+            bars.append((textwrap.shorten(kind, 30), [100 * summary.get(name, math.nan) for name in names]))
+        grouped_bars(axis, bars, list(names))
+        axis.set(title=textwrap.shorten(panel, 40), xlabel="top-1 error, %", xlim=(0, 100))
+    # All panels have the same bars.
+    handles, _ = axes[0].get_legend_handles_labels()
+    legend_below(figure, handles)
+    return figure
