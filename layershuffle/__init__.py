@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from layershuffle.errors import UserError
-from layershuffle.orders import Order
 from layershuffle.version import __version__
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from layershuffle.checkpoints.loading import load
     from layershuffle.checkpoints.quantized import Agreement, Quantized
     from layershuffle.models import OrderedViT, Output, create_model
+    from layershuffle.orders import Order
     from layershuffle.results import Results
 
 _HOMES = {
@@ -44,6 +44,7 @@ _HOMES = {
     "LikelyClass": "checkpoints.likely_classes",
     "LoadedModel": "checkpoints.loaded_model",
     "MergedCheckpoint": "api.merge",
+    "Order": "orders",
     "OrderedViT": "models",
     "Output": "models",
     "PackedFolder": "api.pack",
@@ -132,7 +133,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first used, so that `layershuffle --help` needn't wait for it."""
+    """Import what takes time when it is first used, so that a command is soon ready for Ctrl-C, and for --help."""
+    if name == "orders":
+        return import_module("layershuffle.orders")
     if name in _HOMES:
         return getattr(import_module(f"layershuffle.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

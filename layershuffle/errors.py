@@ -1,7 +1,12 @@
-"""The one exception that means: the user can fix this."""
+"""The one exception that means: the user can fix this; and how a command ends that Ctrl-C has interrupted."""
 
 import reprlib
 from typing import Any
+
+INTERRUPTED_CODE = 130
+"""What a process that Ctrl-C has ended exits with."""
+NOTHING_WRITTEN = "interrupted: nothing was written"
+"""What it says, unless it knows more."""
 
 
 class UserError(ValueError):

@@ -18,7 +18,7 @@ from layershuffle.commands import interrupts
 from layershuffle.commands.logs import set_up_logging, show_warning
 from layershuffle.commands.output import print_all_characters
 from layershuffle.commands.terminal import wrapped_on_terminal
-from layershuffle.errors import UserError, user_error
+from layershuffle.errors import INTERRUPTED_CODE, UserError, user_error
 
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """What can be wrong with a user's files and folders. Any other OSError is a bug, and keeps its traceback."""
@@ -46,7 +46,7 @@ def run(command: Callable[[], Any]) -> None:
         print(end="", flush=True)
     except KeyboardInterrupt as interrupt:
         print(wrapped_on_terminal(interrupts.message(interrupt)), file=sys.stderr)
-        sys.exit(interrupts.CODE)
+        sys.exit(INTERRUPTED_CODE)
     except BrokenPipeError:
         # If stdout can still be written to, it is another pipe that is broken, and a bug.
         if _is_read("\n"):

@@ -11,9 +11,8 @@ from types import FrameType
 
 import layershuffle
 from layershuffle import files
+from layershuffle.errors import INTERRUPTED_CODE, NOTHING_WRITTEN
 
-CODE = 130
-"""What a process that Ctrl-C has ended exits with."""
 MOST_NAMED = 3
 """So many of the files that were written are named."""
 
@@ -37,7 +36,7 @@ def message(interrupt: KeyboardInterrupt | None = None) -> str:
     # Most commands write once they have the result. Some write aside first, and remove that.
     written = [str(path) for path in files.written if path.exists()]
     if not written:
-        return "interrupted: nothing was written"
+        return NOTHING_WRITTEN
     names = ", ".join(written[:MOST_NAMED])
     if len(written) > MOST_NAMED:
         names += f" and {len(written) - MOST_NAMED} more"
@@ -54,7 +53,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _is_importing(frame):
         print(message(), file=sys.stderr, flush=True)
         # Not sys.exit, which raises an exception: what is being imported may catch that too.
-        os._exit(CODE)
+        os._exit(INTERRUPTED_CODE)
     raise KeyboardInterrupt
 
 

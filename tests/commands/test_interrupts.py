@@ -1,10 +1,16 @@
 """What a command that Ctrl-C interrupts says is left of its work."""
 
+import subprocess
+import sys
+import tomllib
+
 import pytest
+from helpers import ROOT
 
 from layershuffle import files
 from layershuffle.commands.errors import run
-from layershuffle.commands.interrupts import CODE, on_interrupt
+from layershuffle.commands.interrupts import on_interrupt
+from layershuffle.errors import INTERRUPTED_CODE
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +22,7 @@ def last_words(capsys, command):
     """What ``command`` says, which must be interrupted."""
     with pytest.raises(SystemExit) as stop:
         run(command)
-    assert stop.value.code == CODE
+    assert stop.value.code == INTERRUPTED_CODE
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -57,3 +63,35 @@ def test_a_command_that_can_go_on_says_how(capsys, tmp_path):
             raise KeyboardInterrupt
 
     assert last_words(capsys, command) == "interrupted: the same command continues"
+
+
+INTERRUPTING = """if True:
+    import runpy, signal, sys
+
+    class Interrupting:
+        def find_spec(name, path=None, target=None):
+            if name == {module!r}:
+                signal.raise_signal(signal.SIGINT)
+
+    sys.meta_path.insert(0, Interrupting)
+"""
+"""A program in which Ctrl-C comes when a module is about to be imported."""
+
+
+def console_script():
+    """What the script that pip writes for the command runs."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["layershuffle"].partition(":")
+    return f"from {module} import {function}; {function}()"
+
+
+@pytest.mark.parametrize("module", ["layershuffle.orders", "yaml", "layershuffle.commands.errors"])
+@pytest.mark.parametrize("door", ["python -m", "console script"])
+def test_before_the_command_itself_is_imported(door, module):
+    program = console_script()
+    if door == "python -m":
+        program = 'runpy.run_module("layershuffle", run_name="__main__")'
+    code = INTERRUPTING.format(module=module) + f"    {program}"
+    done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, timeout=500)
+    assert done.stderr == "interrupted: nothing was written\n"
+    assert done.returncode == INTERRUPTED_CODE
