@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from layershuffle.api.study_options import StudyOptions
     from layershuffle.api.train import TrainedRun, train
     from layershuffle.checkpoints.authors import load_reference
-    from layershuffle.checkpoints.likely_classes import LikelyClass
+    from layershuffle.checkpoints.likely_classes import LikelyClass, LikelyClasses
     from layershuffle.checkpoints.loaded_model import LoadedModel
     from layershuffle.checkpoints.loading import load
     from layershuffle.checkpoints.quantized import Agreement, Quantized
@@ -42,6 +42,7 @@ _HOMES = {
     "Embeddings": "api.embed",
     "ExportedModel": "api.export",
     "LikelyClass": "checkpoints.likely_classes",
+    "LikelyClasses": "checkpoints.likely_classes",
     "LoadedModel": "checkpoints.loaded_model",
     "MergedCheckpoint": "api.merge",
     "Order": "orders",
@@ -89,6 +90,7 @@ __all__ = [
     "Embeddings",
     "ExportedModel",
     "LikelyClass",
+    "LikelyClasses",
     "LoadedModel",
     "MergedCheckpoint",
     "Order",

@@ -4,17 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from layershuffle.api.arguments import check_at_least, check_orders, check_seed
 from layershuffle.api.pictures import Unreadable, orders_to_run, run_pictures
 from layershuffle.api.study import ModelLike, as_loaded
 from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
-from layershuffle.data.label_scores import probabilities_of
 from layershuffle.data.picture_files import find_pictures
 from layershuffle.evaluation.device import make_fabric
-from layershuffle.evaluation.ensemble import Ensemble
 from layershuffle.orders.order import Order, OrderLike
 from layershuffle.results import ModelInfo
 
@@ -28,9 +23,7 @@ class Prediction:
         classes: the likeliest classes, the likeliest first; or where a picture can show several, or none, those whose
             probability reaches the threshold that training chose for them.
         orders: how many orders were run.
-        disagreement: by how much the orders disagree: the mutual information between class and order, in nats. It is 0
-            if all orders have the same probabilities, and at most the logarithm of the number of classes. Where a
-            picture can show several classes, it is the sum of that of each class.
+        disagreement: by how much the orders disagree, in nats, see ``LikelyClasses``.
         shows_several: whether a picture can show several classes.
     """
 
@@ -130,29 +123,8 @@ def predict(
     fabric = make_fabric(accelerator, "32-true", loaded.model)
     thresholds = loaded.info.thresholds
     for batch_paths, logits in run_pictures(paths, loaded, orders, unreadable, fabric, batch_size, "classifying"):
-        disagreements = _disagreements(logits) if thresholds is None else _label_disagreements(logits)
-        for path, picture_logits, disagreement in zip(batch_paths, logits.unbind(dim=1), disagreements):
-            classes = likely_classes(picture_logits, loaded.classes, top, thresholds)
-            predictions.append(Prediction(path, classes, len(logits), disagreement, thresholds is not None))
+        for path, picture_logits in zip(batch_paths, logits.unbind(dim=1)):
+            found = likely_classes(picture_logits, loaded.classes, top, thresholds)
+            shows_several = thresholds is not None
+            predictions.append(Prediction(path, found.classes, len(logits), found.disagreement, shows_several))
     return Predictions(loaded.info, orders, predictions, unreadable)
-
-
-def _disagreements(logits: Tensor) -> list[float]:
-    """By how much the orders disagree about each picture, in nats; logits: [orders, batch, classes]."""
-    ensemble = Ensemble()
-    for order_logits in logits:
-        ensemble.add(order_logits)
-    return ensemble.mutual_information().tolist()
-
-
-def _label_disagreements(logits: Tensor) -> list[float]:
-    """The same where a picture can show several classes, each of which has a mutual information of its own."""
-    probabilities = probabilities_of(logits).double()
-    each = _binary_entropy(probabilities).mean(dim=0)
-    of_mean = _binary_entropy(probabilities.mean(dim=0))
-    return (of_mean - each).sum(dim=-1).clamp(min=0).tolist()
-
-
-def _binary_entropy(probabilities: Tensor) -> Tensor:
-    """Of yes and no, in nats, of the same shape."""
-    return torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)

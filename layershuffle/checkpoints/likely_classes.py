@@ -1,6 +1,6 @@
 """Ranks the classes of an image by their probability, or names those that it shows where it can show several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +26,34 @@ class LikelyClass:
     first: float
 
 
+@dataclass(frozen=True)
+class LikelyClasses:
+    """What an image shows. It is iterated and indexed like ``classes``.
+
+    Attributes:
+        classes: the likeliest classes, or all that it shows where it can show several; the likeliest first.
+        disagreement: by how much the orders disagree: the mutual information between class and order, in nats
+            (arXiv 1112.5745, equation 2). It is 0 if all orders have the same probabilities, and at most the logarithm
+            of the number of classes. Where an image can show several classes, it is the sum of that of each class.
+    """
+
+    classes: tuple[LikelyClass, ...]
+    disagreement: float
+
+    def __iter__(self) -> Iterator[LikelyClass]:
+        return iter(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __getitem__(self, index: int) -> LikelyClass:
+        return self.classes[index]
+
+
 def likely_classes(
     logits: Tensor, names: Sequence[str], top: int, thresholds: Sequence[float] | None = None
-) -> tuple[LikelyClass, ...]:
-    """The likeliest classes of an image, or all that it shows where it can show several; the likeliest first.
+) -> LikelyClasses:
+    """The likeliest classes of an image, or all that it shows where it can show several, and how far orders disagree.
 
     Args:
         logits: the image's logits in each of one or more orders, [orders, classes].
@@ -43,14 +67,16 @@ def likely_classes(
     if bool(logits.isnan().any()):
         raise UserError("the model's logits are not numbers (NaN), so that no class is the likeliest")
     if thresholds is not None:
-        return _above(logits, names, logits.new_tensor(thresholds, dtype=torch.float32))
+        classes = _above(logits, names, logits.new_tensor(thresholds, dtype=torch.float32))
+        return LikelyClasses(classes, _label_disagreement(logits))
     # Probabilities are averaged and not logits, whose size differs from order to order.
-    orders, classes = logits.shape
+    orders, count = logits.shape
     probabilities = logits.softmax(dim=-1)
     mean = probabilities.mean(dim=0)
-    first = probabilities.argmax(dim=-1).bincount(minlength=classes) / orders
+    first = probabilities.argmax(dim=-1).bincount(minlength=count) / orders
     likeliest = mean.argsort(descending=True)[:top].tolist()
-    return tuple(LikelyClass(names[label], float(mean[label]), float(first[label])) for label in likeliest)
+    classes = tuple(LikelyClass(names[label], float(mean[label]), float(first[label])) for label in likeliest)
+    return LikelyClasses(classes, _disagreement(logits))
 
 
 def _above(logits: Tensor, names: Sequence[str], thresholds: Tensor) -> tuple[LikelyClass, ...]:
@@ -61,3 +87,26 @@ def _above(logits: Tensor, names: Sequence[str], thresholds: Tensor) -> tuple[Li
     likeliest = mean.argsort(descending=True)
     shown = likeliest[(mean >= thresholds)[likeliest]].tolist()
     return tuple(LikelyClass(names[label], float(mean[label]), float(share_of_orders[label])) for label in shown)
+
+
+def _disagreement(logits: Tensor) -> float:
+    """The entropy of the mean probabilities less the mean of the entropies, in nats; logits: [orders, classes]."""
+    # On the CPU, because not every device has float64.
+    probabilities = logits.cpu().double().softmax(dim=-1)
+    of_mean = torch.special.entr(probabilities.mean(dim=0)).sum()
+    of_each = torch.special.entr(probabilities).sum(dim=-1)
+    # Rounding makes it a little less than 0 where all orders agree.
+    return max(0.0, float(of_mean - of_each.mean()))
+
+
+def _label_disagreement(logits: Tensor) -> float:
+    """The same where an image can show several classes, each of which has a mutual information of its own."""
+    probabilities = probabilities_of(logits).cpu().double()
+    of_mean = _binary_entropy(probabilities.mean(dim=0))
+    of_each = _binary_entropy(probabilities)
+    return max(0.0, float((of_mean - of_each.mean(dim=0)).sum()))
+
+
+def _binary_entropy(probabilities: Tensor) -> Tensor:
+    """Of yes and no, in nats, of the same shape."""
+    return torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)

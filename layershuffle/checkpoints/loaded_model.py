@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from layershuffle.checkpoints.likely_classes import LikelyClass, likely_classes
+from layershuffle.checkpoints.likely_classes import LikelyClasses, likely_classes
 from layershuffle.checkpoints.training_data import trained_format
 from layershuffle.data import DataConfig
 from layershuffle.data.decoding import PICTURE_CHANNELS, UNDECODABLE, open_image, with_channels
@@ -109,7 +109,7 @@ class LoadedModel:
         top: int = 5,
         order: OrderLike | None = None,
         orders: Sequence[OrderLike] = (),
-    ) -> list[tuple[LikelyClass, ...]]:
+    ) -> list[LikelyClasses]:
         """Classify pictures, on the device that the model is on.
 
         Args:
@@ -120,7 +120,7 @@ class LoadedModel:
             orders: in place of ``order``, several orders. The probabilities are their means.
 
         Returns:
-            The likeliest classes of each picture, the likeliest first.
+            The likeliest classes of each picture, the likeliest first, and how far the orders disagree about it.
 
         Raises:
             UserError: if the model can't run an order, an order has no layers, or a picture isn't there or can't be

@@ -21,6 +21,7 @@ from layershuffle.serving.cluster import Cluster
 from layershuffle.serving.connections import Connections, Limits
 from layershuffle.serving.log_limit import limited_logs
 from layershuffle.serving.picture_decoder import PictureDecoder
+from layershuffle.serving.result import Result, answer_of_runs
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_BYTES = 10 << 20
@@ -36,9 +37,10 @@ class HttpServer:
     """Answers for a cluster.
 
     ``POST /predict`` takes a picture in any format that Pillow reads, ``GET /state`` tells of nodes and queue, and
-    ``GET /`` is the page. The first two want the header ``Authorization: Bearer TOKEN``. What can't be answered gets a
-    one-line error and one of the status codes 400 (not a picture), 401 (no token), 408 (the body took too long), 413
-    (too large), 429 (too many wait) and 503 (the request failed, or its deadline came).
+    ``GET /`` is the page. The first two want the header ``Authorization: Bearer TOKEN``. With ``/predict?runs=5`` the
+    picture runs five times, see ``answer_of_runs``; that counts as five requests. What can't be answered gets a
+    one-line error and one of the status codes 400 (not a picture, or a wrong number of runs), 401 (no token), 408 (the
+    body took too long), 413 (too large), 429 (too many wait) and 503 (the request failed, or its deadline came).
 
     Args:
         cluster: what classifies.
@@ -103,27 +105,43 @@ class HttpServer:
 
     async def predict(self, request: web.Request) -> web.Response:
         """Classify a picture."""
+        most = self.most_waiting + self.cluster.window
+        runs = _runs(request, most)
         content = await self._read_body(request)
         # Requests count only once they have come whole: those that never do keep nobody out.
-        if self.accepted >= self.most_waiting + self.cluster.window:
+        if self.accepted + runs > most:
             raise _Refusal(429, f"already serving {counted(self.accepted, 'request')}: try again later")
         arrived = asyncio.get_running_loop().time()
-        self.accepted += 1
+        self.accepted += runs
         seconds = self.cluster.policy.request_deadline
         try:
             with self.connections.answering(request):
                 # Decoding counts, too: clients know when they have sent the picture, not when it was decoded.
                 async with asyncio.timeout(seconds):
                     images = await self._decode(content)
-                    result = await self.cluster.submit(images, arrived)
+                    results = await self._run(images, arrived, runs)
         except UserError as error:
             raise _Refusal(503, str(error)) from error
         except TimeoutError as error:
             raise _Refusal(503, f"the request was not done within {seconds:g} s") from error
         finally:
-            self.accepted -= 1
-        answer = result.to_json(self.loaded.classes, self.top)
+            self.accepted -= runs
+        if runs == 1:
+            answer = results[0].to_json(self.loaded.classes, self.top)
+        else:
+            answer = answer_of_runs(results, self.loaded.classes, self.top)
         return web.json_response(answer, dumps=partial(json.dumps, ensure_ascii=False))
+
+    async def _run(self, images: Tensor, arrived: float, runs: int) -> list[Result]:
+        """Run the model's input so many times at once, in the orders that the cluster finds."""
+        tasks = [asyncio.create_task(self.cluster.submit(images, arrived)) for _ in range(runs)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            # An error ends ``gather`` but not the other tasks, which would go on for nobody.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read_body(self, request: web.Request) -> bytes:
         """The picture as it was sent, of which no more is read than it may have."""
@@ -160,6 +178,16 @@ class HttpServer:
     async def page(self, _: web.Request) -> web.FileResponse:
         """Give the page that shows them."""
         return web.FileResponse(PAGE)
+
+
+def _runs(request: web.Request, most: int) -> int:
+    """How many times a request wants its picture to run."""
+    text = request.query.get("runs", "1")
+    # A number of more digits is too large, and Python may refuse to read it.
+    runs = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+    if not 1 <= runs <= most:
+        raise _Refusal(400, f"runs is a number from 1 to {most}: how many times the picture runs")
+    return runs
 
 
 async def _read_at_most(request: web.Request, most: int) -> bytes:

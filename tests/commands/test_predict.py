@@ -122,6 +122,12 @@ def test_a_model_predicts_a_path_a_folder_or_one_picture(checkpoint, pictures, t
     by_name = [{likely.name: likely.probability for likely in found[0]} for found in singly]
     for likely in in_two[0]:
         assert close(likely.probability, sum(found[likely.name] for found in by_name) / 2)
+    # The mutual information: the entropy of the mean less the mean of the entropies.
+    each = torch.tensor([[found[name] for name in CLASSES] for found in by_name])
+    entropies = torch.special.entr(each).sum(dim=-1)
+    assert close(in_two[0].disagreement, float(torch.special.entr(each.mean(dim=0)).sum() - entropies.mean()))
+    assert in_two[0].disagreement > 0
+    assert singly[0][0].disagreement == 0
 
     (folder / "c.png").write_bytes(b"no picture")
     for wrong, complaint in (("nowhere", "no file or folder"), (folder / "c.png", "c.png can't be read")):

@@ -5,6 +5,7 @@ import gc
 import gzip
 import io
 import logging
+import math
 import resource
 import time
 import tracemalloc
@@ -45,6 +46,36 @@ class Answering:
         return Result(torch.zeros(1, 5), Order([0]), (), 0.1, 0)
 
 
+class Deciding(Answering):
+    """Runs in another order each time, and is sure of another class."""
+
+    window = 3
+
+    def __init__(self):
+        self.times = 0
+
+    async def submit(self, images, arrived=None):
+        logits = torch.zeros(1, 5)
+        logits[0, self.times] = 50
+        self.times += 1
+        return Result(logits, Order([self.times]), (), 0.1, 0)
+
+
+class Failing(Deciding):
+    """One of the runs fails, while the others take for ever."""
+
+    ended = 0
+
+    async def submit(self, images, arrived=None):
+        self.times += 1
+        if self.times == 2:
+            raise UserError("a layer is gone")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended += 1
+
+
 def picture(size=(20, 20), kind="PNG"):
     content = io.BytesIO()
     Image.new("L", size).save(content, kind)
@@ -55,11 +86,11 @@ def picture(size=(20, 20), kind="PNG"):
 def serving(small):
     """Runs a coroutine function on an HTTP server, its host and port and a client."""
 
-    def run(talk, limits=QUICK, most_waiting=2):
+    def run(talk, limits=QUICK, most_waiting=2, cluster=None):
         async def serve():
             model = small()
             loaded = LoadedModel(model, ModelInfo(name="small", source="test", config=model.config))
-            server = HttpServer(Answering(), loaded, "secret", most_waiting=most_waiting, limits=limits)
+            server = HttpServer(cluster or Answering(), loaded, "secret", most_waiting=most_waiting, limits=limits)
             async with AsyncExitStack() as stack:
                 address = await stack.enter_async_context(listening(server.application(), "127.0.0.1", 0))
                 client = await stack.enter_async_context(ClientSession(address, headers=HEADERS))
@@ -99,6 +130,49 @@ def test_silent_connections_keep_nobody_out(serving):
                     assert await reader.read() == b""
 
     serving(talk)
+
+
+def test_several_runs_of_a_picture_have_a_mean_and_disagree(serving):
+    async def talk(server, where, client):
+        async with client.post("/predict?runs=2", data=picture()) as answer:
+            content = await answer.json()
+        first, second = content["classes"][:2]
+        assert {first["class"], second["class"]} == {"0", "1"}
+        assert first["probability"] == second["probability"] == pytest.approx(0.5)
+        assert first["share_of_runs"] == second["share_of_runs"] == 0.5
+        assert content["disagreement"] == pytest.approx(math.log(2), abs=1e-6)
+        assert [run["order"] for run in content["runs"]] == ["1", "2"]
+        # One run has no disagreement to tell of.
+        async with client.post("/predict", data=picture()) as answer:
+            assert {*(await answer.json())} == {"classes", "order", "missed", "seconds"}
+        assert server.accepted == 0
+
+    serving(talk, cluster=Deciding())
+
+
+@pytest.mark.parametrize("runs", ["0", "-1", "6", "two", "\u0662", "", "9" * 5000])
+def test_a_number_of_runs_that_can_not_be(serving, runs):
+    async def talk(server, where, client):
+        async with client.post("/predict", params={"runs": runs}, data=picture()) as answer:
+            assert (answer.status, await answer.text()) == (
+                400, "runs is a number from 1 to 5: how many times the picture runs\n"
+            )  # fmt: skip
+
+    serving(talk, cluster=Deciding())
+
+
+def test_each_run_counts_as_a_request_and_one_that_fails_ends_the_others(serving):
+    async def talk(server, where, client):
+        server.accepted = 3
+        async with client.post("/predict?runs=3", data=picture()) as answer:
+            assert answer.status == 429
+        server.accepted = 2
+        async with client.post("/predict?runs=3", data=picture()) as answer:
+            assert (answer.status, await answer.text()) == (503, "a layer is gone\n")
+        assert server.cluster.ended == 2
+        assert server.accepted == 2
+
+    serving(talk, cluster=Failing())
 
 
 def test_headers_that_come_slowly_end_their_connection(serving):

@@ -13,7 +13,6 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch.nn import functional as F
 
 import layershuffle
-from layershuffle.api.predict import _label_disagreements
 from layershuffle.api.serve import serve
 from layershuffle.checkpoints.checkpoint import read_checkpoint
 from layershuffle.checkpoints.likely_classes import likely_classes
@@ -186,8 +185,8 @@ def test_a_prediction_names_all_labels_above_their_thresholds(trained, table, tm
     assert {prediction.disagreement for prediction in predictions} == {0.0}
     shares = [0.2, 0.8]
     entropy = -(0.2 * np.log(0.2) + 0.8 * np.log(0.8))
-    (found,) = _label_disagreements(torch.tensor(shares).logit().reshape(2, 1, 1))
-    assert found == pytest.approx(np.log(2) - entropy)
+    found = likely_classes(torch.tensor(shares).logit().reshape(2, 1), ["a"], 1, [0.5])
+    assert found.disagreement == pytest.approx(np.log(2) - entropy)
     # An exported model keeps its thresholds.
     layershuffle.export(loaded, tmp_path / "exported")
     assert layershuffle.load(tmp_path / "exported").info.thresholds == loaded.info.thresholds
