@@ -144,9 +144,39 @@ def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
         raise UserError(f"{path} could not be written: {error.strerror}{_remedy(error)}") from error
 
 
+def append_whole(path: Path, content: str) -> None:
+    """Append to a file, which is made if it isn't there. On a full disk nothing of the content is left in it.
+
+    Raises UserError if it can't be written.
+    """
+    size = path.stat().st_size if path.is_file() else None
+    try:
+        try:
+            with path.open("ab") as file:
+                file.write(content.encode())
+        except OSError:
+            # Its first part may have been written.
+            if size is None:
+                path.unlink(missing_ok=True)
+            else:
+                os.truncate(path, size)
+            raise
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror}{_remedy(error)}") from error
+
+
 def _remedy(error: OSError) -> str:
     """What to do about an error of writing, where it is plain."""
-    return "; free some space and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return "; free some space and try again" if is_of_full_disk(error) else ""
+
+
+def is_of_full_disk(error: BaseException | None) -> bool:
+    """Whether an exception, or one that has caused it, says that a disk or the user's share of it is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def check_writable(path: Path) -> None:
@@ -182,7 +212,8 @@ class WriterLock:
         try:
             self._lock(path)
         except OSError as error:
-            raise UserError(f"{path} can't be locked for writing: {error.strerror}") from error
+            self.close()  # On a full disk the file was made, but not written.
+            raise UserError(f"{path} can't be locked for writing: {error.strerror}{_remedy(error)}") from error
         _HELD.add(self.path)
 
     def _lock(self, path: str | os.PathLike) -> None:

@@ -3,13 +3,15 @@
 import errno
 import fcntl
 import os
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 from layershuffle import UserError
-from layershuffle.files import WriterLock, read_yaml, write_whole
+from layershuffle.files import WriterLock, append_whole, read_yaml, write_whole
 
 HOLD = """
 import sys
@@ -114,3 +116,38 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     # What a merge key brings may be changed.
     path.write_text("a: &a {x: 1, y: 1}\nb: &b {<<: *a, y: 2}\nc: {<<: *b, y: 3}\n1: 4\n'1': 5\n")
     assert read_yaml(path) == {"a": {"x": 1, "y": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 1, "y": 3}, 1: 4, "1": 5}
+
+
+@contextmanager
+def no_file_above(size):
+    """The system writes the first so many bytes of a file, and refuses the rest."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_can_be_appended_only_in_part_leaves_a_file_as_it_was(tmp_path):
+    append_whole(tmp_path / "old.csv", "step,loss\n")
+    with no_file_above(30):
+        for name in ("old.csv", "new.csv"):
+            with pytest.raises(UserError, match=rf"{name} could not be written: "):
+                append_whole(tmp_path / name, "1,0.5\n" * 100)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old.csv": "step,loss\n"}
+    append_whole(tmp_path / "old.csv", "1,0.5\n")
+    assert (tmp_path / "old.csv").read_text() == "step,loss\n1,0.5\n"
+
+
+def test_a_lock_that_a_full_disk_prevents_leaves_no_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", full)
+        with pytest.raises(UserError, match="No space left on device; free some space and try again"):
+            WriterLock(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    with WriterLock(tmp_path / "run"):
+        pass

@@ -16,12 +16,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from layershuffle.api.compose import Run, compose
 from layershuffle.api.introduction import introduce
 from layershuffle.errors import UserError, last_line
-from layershuffle.files import WriterLock
+from layershuffle.files import WriterLock, is_of_full_disk
 from layershuffle.library_messages import silenced
 from layershuffle.training import run_loggers
 from layershuffle.training.checkpointing import LastCheckpoint, Preempted
 from layershuffle.training.compute import Compute
 from layershuffle.training.continuing import is_of_damaged_state
+from layershuffle.training.metrics_file import METRICS_FILE
 from layershuffle.training.resume import refuse_to_overwrite, remove_empty, run_folder
 from layershuffle.training.trainer_options import refusal
 
@@ -179,12 +180,21 @@ def fit(run: Run) -> TrainedRun:
             return _fit_in_folder(run, folder)
         except TrainingStopped:
             raise
-        except Exception:
+        except Exception as error:
             # The file of a lock would keep the folder that it is in.
             locks.close()
             if is_new and run.trainer.is_global_zero:
-                remove_empty(folder)
+                remove_empty(folder, also=_worthless_after(error, run.trainer))
             raise
+
+
+def _worthless_after(error: Exception, trainer: pl.Trainer) -> list[str]:
+    """The files of a run that failed, beside its configuration, that nobody wants to keep."""
+    has_checkpoint = any(path.is_file() for path in _checkpoints(trainer).values())
+    # The run can't go on. The same command begins it again, in the same folder, once there is space.
+    if is_of_full_disk(error) and not has_checkpoint:
+        return [METRICS_FILE]
+    return []
 
 
 def _fit_in_folder(run: Run, folder: Path) -> TrainedRun:

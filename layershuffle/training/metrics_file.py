@@ -12,7 +12,10 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from torch import Tensor
 
-from layershuffle.files import write_whole
+from layershuffle.files import append_whole, write_whole
+
+METRICS_FILE = ExperimentWriter.NAME_METRICS_FILE
+"""The name of the file in a run's folder: "metrics.csv"."""
 
 
 class MetricsFile(CSVLogger):
@@ -72,7 +75,7 @@ class MetricsWriter:
         folder.mkdir(exist_ok=True)
         self.metrics: list[dict[str, Any]] = []
         self._folder = folder
-        self._path = folder / ExperimentWriter.NAME_METRICS_FILE
+        self._path = folder / METRICS_FILE
         self._columns: list[str] = []
         # Steps that were logged after the last checkpoint are run again, and would be there twice.
         if self._path.is_file():
@@ -91,7 +94,7 @@ class MetricsWriter:
         """Do nothing: a run's options are in its config.yaml."""
 
     def save(self) -> None:
-        """Write the rows that are not written yet."""
+        """Write the rows that are not written yet; if that fails, raise UserError and leave the file as it was."""
         if not self.metrics:
             return
         columns = set(self._columns).union(*self.metrics)
@@ -128,9 +131,9 @@ class MetricsWriter:
         write_whole(self._path, text.getvalue())
 
     def _append(self) -> None:
-        is_new = not self._path.is_file()
-        with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self._columns)
-            if is_new:
-                writer.writeheader()
-            writer.writerows(self.metrics)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=self._columns)
+        if not self._path.is_file():
+            writer.writeheader()
+        writer.writerows(self.metrics)
+        append_whole(self._path, text.getvalue())

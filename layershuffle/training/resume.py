@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,10 +171,13 @@ def run_folder(trainer: pl.Trainer) -> Path:
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove the folder of a run that failed before it had anything to keep but its configuration."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CONFIG_FILE]
-    if files:
+def remove_empty(folder: Path, also: Collection[str] = ()) -> None:
+    """Remove the folder of a run that failed before it had anything to keep.
+
+    Its configuration is nothing to keep, nor are files with the names ``also``.
+    """
+    worthless = (CONFIG_FILE, *also)
+    if any(path.is_file() and path.name not in worthless for path in folder.rglob("*")):
         return
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # The parent holds other runs.

@@ -577,20 +577,30 @@ def test_results_that_cannot_be_written_say_so_before_the_work(capsys, compared)
     assert "file/results.json can't be written" in line
 
 
+def no_space_for_checkpoints(descriptor):
+    """In place of os.fsync, on a disk that has space for small files alone."""
+    if ".ckpt" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint_whole(capsys, monkeypatch):
     args = [*DIGITS, *QUIET, "--data.train_images=128", "--model.timm_args.depth=2", "--checkpoint.dirpath=kept"]
     train([*args, "--trainer.max_epochs=1"])
 
-    def full(descriptor):
-        if ".ckpt" in os.readlink(f"/proc/self/fd/{descriptor}"):
-            raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
+        patch.setattr("os.fsync", no_space_for_checkpoints)
         line = fails(capsys, train, *args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt")
     assert re.search(r"kept/(best|last)\.ckpt could not be written: No space left on device", line)
     assert {path.name for path in Path("kept").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert train([*args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt"]).global_step == 2
+
+
+def test_a_full_disk_leaves_nothing_of_a_run_without_a_checkpoint(capsys, monkeypatch):
+    monkeypatch.setattr("os.fsync", no_space_for_checkpoints)
+    args = ["--data.train_images=128", "--model.timm_args.depth=2", "--trainer.max_epochs=1"]
+    line = fails(capsys, train, *DIGITS, *QUIET, *args)
+    assert re.search(r"(best|last)\.ckpt could not be written: No space left on device; free some space", line)
+    assert not list(Path().iterdir())
 
 
 def test_a_run_folder_that_cannot_be_made(capsys):

@@ -2,8 +2,10 @@
 
 import csv
 
+import pytest
 import torch
 
+from layershuffle import UserError
 from layershuffle.training.metrics_file import MetricsFile
 
 
@@ -42,3 +44,11 @@ def test_a_new_run_replaces_the_rows(tmp_path):
 
 def test_a_run_that_logs_nothing_writes_nothing(tmp_path):
     assert not log(tmp_path, None).exists()
+
+
+def test_a_full_disk_is_a_one_line_error_that_names_the_file(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"metrics\.csv could not be written: No space left on device; free some space"):
+        log(tmp_path, None, (0, {"loss": 1.0}))
+    assert not list((tmp_path / "run").iterdir())
