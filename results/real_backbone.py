@@ -1,11 +1,12 @@
 """Makes the table and the picture of docs/findings/real_backbone.md from results files.
 
-    python results/real_backbone.py results/real_backbone --picture results/real_backbone/emoji.png
+    python results/real_backbone.py results/real_backbone --picture results/real_backbone/updates.png
 
-The argument is a folder SETUP/METHOD/SEED/results.json.
+The argument is a folder of results, SETUP/METHOD/SEED/results.json.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from beyond_the_paper import read_methods
@@ -25,49 +26,79 @@ COLUMNS: dict[str, Column] = {
     "half dead": ("failing", {"dead": "50%"}),
     "6 of 12, in 2": in_steps(2, "random, half left out"),
 }
-TRAININGS = {
-    "baseline": ("emoji", "baseline"),
-    "LayerShuffle": ("emoji", "layershuffle"),
-    "any_width": ("emoji", "any_width"),
-    "LayerShuffle, 24 epochs": ("emoji_longer", "layershuffle"),
-    "any_width, 24 epochs": ("emoji_longer", "any_width"),
-}
-"""The setup and the method of each training, by what the page calls it."""
 
 
-def read_trainings(folder: Path) -> dict[str, list[Results]]:
+@dataclass(frozen=True)
+class Training:
+    """A training of the experiment.
+
+    Attributes:
+        name: what the page calls it.
+        setup: its setup in configs/experiment/real_backbone.yaml.
+        method: its method there.
+        updates: its layer executions, in updates at full depth.
+    """
+
+    name: str
+    setup: str
+    method: str
+    updates: int
+
+
+TRAININGS = (
+    Training("baseline", "emoji", "baseline", 232),
+    Training("LayerShuffle", "emoji", "layershuffle", 232),
+    Training("any_width", "emoji", "any_width", 232),
+    Training("baseline", "emoji_small_batches", "baseline", 952),
+    Training("LayerShuffle", "emoji_small_batches", "layershuffle", 952),
+    Training("any_width", "emoji_small_batches", "any_width", 952),
+    Training("LayerShuffle", "emoji_longer", "layershuffle", 2856),
+    Training("any_width", "emoji_longer", "any_width", 2856),
+)
+METHODS = ("baseline", "LayerShuffle", "any_width")
+UPDATES = (232, 952, 2856)
+PLOTTED = ("base order", "any order", "half dead")
+"""The kinds of order in the picture."""
+
+
+def read_trainings(folder: Path) -> dict[Training, list[Results]]:
     """The results of each training that is there, a file for each seed."""
     trainings = {}
-    for name, (setup, method) in TRAININGS.items():
-        if (folder / setup / method).is_dir():
-            (trainings[name],) = read_methods(folder / setup, [method])
+    for training in TRAININGS:
+        if (folder / training.setup / training.method).is_dir():
+            (trainings[training],) = read_methods(folder / training.setup, [training.method])
     return trainings
 
 
-def table(trainings: dict[str, list[Results]]) -> str:
+def table(trainings: dict[Training, list[Results]]) -> str:
     """A Markdown table with a row for each training."""
     rows = []
-    for name, runs in trainings.items():
+    for training, runs in trainings.items():
         accuracies = [percent(estimate([scores(run, column) for run in runs])) for column in COLUMNS.values()]
-        rows.append([name, str(len(runs)), *accuracies])
-    return markdown(["", "seeds", *COLUMNS], rows)
+        rows.append([training.name, f"{training.updates:,}", str(len(runs)), *accuracies])
+    return markdown(["", "updates", "seeds", *COLUMNS], rows)
 
 
-def picture(trainings: dict[str, list[Results]], path: Path) -> None:
-    """Bars of the accuracy in each kind of order, one for each training."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axis = figure.subplots()
-    thickness = 0.84 / len(trainings)
-    for index, (name, runs) in enumerate(trainings.items()):
-        # The bars of a kind of order stand beside each other, centred on its tick.
-        shift = (index - (len(trainings) - 1) / 2) * thickness
-        places = [place + shift for place in range(len(COLUMNS))]
-        heights = [mean(runs, column) or 0 for column in COLUMNS.values()]
-        axis.bar(places, heights, thickness, color=COLOURS[index], label=name)
-    axis.set_xticks(range(len(COLUMNS)), list(COLUMNS))
-    axis.set_ylabel("top-1 accuracy, %")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(trainings), frameon=False)
+def plot_updates(trainings: dict[Training, list[Results]], path: Path) -> None:
+    """Accuracy against the number of updates, a line for each method in each of three kinds of order."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(PLOTTED), sharey=True)
+    for axis, kind in zip(axes, PLOTTED):
+        for method, colour in zip(METHODS, COLOURS):
+            of_method = {training: runs for training, runs in trainings.items() if training.name == method}
+            updates = [training.updates for training in of_method]
+            accuracies = [mean(runs, COLUMNS[kind]) for runs in of_method.values()]
+            axis.plot(updates, accuracies, "o-", color=colour, label=method)
+        axis.set_title(kind)
+        axis.set_xscale("log")
+        axis.set_xticks(UPDATES, [f"{updates:,}" for updates in UPDATES])
+        axis.minorticks_off()
+        axis.set_xlabel("updates")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("top-1 accuracy, %")
+    axes[0].set_ylim(bottom=0)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(METHODS), frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -81,7 +112,7 @@ def main() -> None:
     trainings = read_trainings(args.folder)
     print(table(trainings))
     if args.picture:
-        picture(trainings, args.picture)
+        plot_updates(trainings, args.picture)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Plan:
         # A batch size that suits a GPU leaves a small data set few updates.
         if self.shuffles and self.updates < FEWEST_UPDATES:
             warnings.append(
-                f"the run has only {counted(self.updates, 'update')}, too few to learn random orders; plan for at least "
-                f"{ENOUGH_UPDATES}: raise --trainer.max_epochs or --trainer.max_steps, or lower --data.batch_size"
+                f"the run has only {counted(self.updates, 'update')}, too few to learn random orders; plan for at "
+                f"least {ENOUGH_UPDATES}: raise --trainer.max_epochs or --trainer.max_steps, or lower --data.batch_size"
             )
         return warnings
