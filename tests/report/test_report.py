@@ -655,6 +655,7 @@ def test_errors_on_corruptions_are_means_over_seeds_beside_those_of_other_method
     rows = table(found, "Error on each corruption")
     assert rows == [[(name,), ("75.00", "backwards 65.00"), ("50.00",)] for name in ("fog", "snow", "mean")]
     section = next(one for one in found if one.title == "Error on each corruption")
+    assert section.text == ["Left out: 1 evaluation on other corruptions than the first one's."]
     assert "mCE" not in section.parts[0].caption
     assert section.parts[1].data.rows[-1] == ["backwards", "baseline", "mean", "65.00"]
     sequential, backwards = section.parts[1].draw().axes

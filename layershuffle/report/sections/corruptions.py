@@ -3,6 +3,7 @@
 from functools import partial
 from statistics import fmean
 
+from layershuffle.plurals import counted
 from layershuffle.report.page import Section, Table, TableCell
 from layershuffle.report.sections.wording import Rows, heading, picture
 from layershuffle.report.setups import SetupResults
@@ -15,28 +16,41 @@ Errors = dict[str, dict[str, dict[str, float]]]
 
 def corruptions(setup: SetupResults) -> Section | None:
     """A table of all methods, and bars of the same."""
-    errors = _errors(setup)
+    several, left_out = _scored_alike(setup)
+    errors = _errors(several)
     if not errors or ByCorruptionCounts.section is None:
         return None
     title = heading(ByCorruptionCounts.section.title, setup)
     draw = partial(draw_errors, errors)
     bars = picture(ByCorruptionCounts.picture, setup, "the same errors as bars.", draw, _data(errors))
-    return Section(title, [], [_table(errors), bars])
+    text = []
+    if left_out:
+        text.append(f"Left out: {counted(left_out, 'evaluation')} on other corruptions than the first one's.")
+    return Section(title, text, [_table(errors), bars])
 
 
-def _errors(setup: SetupResults) -> Errors:
-    """The errors, means over a method's models."""
+def _scored_alike(setup: SetupResults) -> tuple[dict[str, list[ByCorruptionCounts]], int]:
+    """Each method's measures on the same corruptions, and how many on others there are besides."""
     several: dict[str, list[ByCorruptionCounts]] = {}
     first = None
+    left_out = 0
     for method in setup.main_methods:
         for run in setup.runs_of(method):
             for results in run.files.values():
                 counts = results.measure(ByCorruptionCounts)
+                if counts is None:
+                    continue
                 first = first or counts
-                # Only models that were tested on the same images can be averaged.
-                if counts and first and counts.corruptions == first.corruptions:
+                # Only errors on the same images can be averaged and compared.
+                if counts.corruptions == first.corruptions:
                     several.setdefault(method, []).append(counts)
+                else:
+                    left_out += 1
+    return several, left_out
 
+
+def _errors(several: dict[str, list[ByCorruptionCounts]]) -> Errors:
+    """The errors, means over a method's models, from their measures."""
     errors: Errors = {}
     for method, of_method in several.items():
         by_order: dict[str, list[dict[str, float]]] = {}
