@@ -89,7 +89,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
     done = subprocess.run([*command, "--trainer.max_epochs=1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
-    assert [line.partition(" are")[0] for line in warnings] == ["warning: 20 updates"]
+    assert [line.partition(",")[0] for line in warnings] == ["warning: the run has only 20 updates"]
     assert "evaluate it with: layershuffle evaluate runs/version_0/checkpoints/best.ckpt\n" in done.stderr
     run = tmp_path / "runs" / "version_0"
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
