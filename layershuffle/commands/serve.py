@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.status import Status
 from rich.table import Table
 
-from layershuffle.choices import Accelerator, Wire
+from layershuffle.choices import Wire
 from layershuffle.commands.interrupts import on_interrupt
 from layershuffle.commands.parser import Parser
 from layershuffle.errors import UserError
@@ -162,14 +162,7 @@ def _add_nodes(parser: Parser) -> None:
         type=str | None,
         help="Address of a Ray cluster, or auto for the one on this machine (default: a new one is started).",
     )
-    add_options(parser, "threads")
-    parser.add_argument(
-        "--accelerator",
-        choices=get_args(Accelerator),
-        default="cpu",
-        help="Where nodes compute: gpu is on the cluster's GPUs, which several nodes may share; auto does so where "
-        "there are any.",
-    )
+    add_options(parser, "threads", accelerator="cpu")
     parser.add_argument(
         "--start_seconds", type=PositiveFloat, default=120.0, help="Seconds that the nodes may take to start."
     )

@@ -370,10 +370,3 @@ def test_what_a_client_did_wrong_is_logged_on_a_line_without_a_traceback(serving
     records = [record for record in caplog.records if record.name.startswith("aiohttp")]
     assert records
     assert not any(record.exc_info or "\n" in record.getMessage() for record in records)
-
-
-def test_a_device_on_which_no_node_can_compute_is_refused_before_the_model_is_loaded(capsys):
-    line = fails(capsys, serve_command, "none.ckpt", "--accelerator=mps")
-    assert "mps" in line
-    assert "auto" in line
-    assert "none.ckpt" not in line
