@@ -55,8 +55,6 @@ TRAININGS = (
     Training("LayerShuffle", "emoji_longer", "layershuffle", 2856),
     Training("any_width", "emoji_longer", "any_width", 2856),
 )
-METHODS = ("baseline", "LayerShuffle", "any_width")
-UPDATES = (232, 952, 2856)
 PLOTTED = ("base order", "any order", "half dead")
 """The kinds of order in the picture."""
 
@@ -90,22 +88,24 @@ def plot_updates(trainings: dict[Training, list[Results]], path: Path) -> None:
     """Accuracy against the number of updates, a line for each method in each of three kinds of order."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, len(PLOTTED), sharey=True)
+    methods = list(dict.fromkeys(training.name for training in trainings))
+    ticks = sorted({training.updates for training in trainings})
     for axis, kind in zip(axes, PLOTTED):
-        for method, colour in zip(METHODS, COLOURS):
+        for method, colour in zip(methods, COLOURS):
             of_method = {training: runs for training, runs in trainings.items() if training.name == method}
             updates = [training.updates for training in of_method]
             accuracies = [mean(runs, COLUMNS[kind]) for runs in of_method.values()]
             axis.plot(updates, accuracies, "o-", color=colour, label=method)
         axis.set_title(kind)
         axis.set_xscale("log")
-        axis.set_xticks(UPDATES, [f"{updates:,}" for updates in UPDATES])
+        axis.set_xticks(ticks, [f"{updates:,}" for updates in ticks])
         axis.minorticks_off()
         axis.set_xlabel("updates")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("top-1 accuracy, %")
     axes[0].set_ylim(bottom=0)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(METHODS), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), frameon=False)
     figure.savefig(path, dpi=150)
 
 

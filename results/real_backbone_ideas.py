@@ -4,7 +4,9 @@
     layershuffle train layershuffle cpu mini --model.objective real_backbone_ideas.FeatureDistillation ...
     layershuffle train cpu mini --model.sampler real_backbone_ideas.GrowingDisorder ...
 
-The other options are those of ``emoji_small_batches`` in configs/experiment/real_backbone.yaml.
+The other options are those of ``emoji_small_batches`` in configs/experiment/real_backbone.yaml. A third idea, to crop
+and mirror the images, needs no code: the method ``any_width`` with ``--model.augmentation.scale [0.5,1.0]``,
+``--model.augmentation.flip 0.5`` and ``--trainer.max_epochs 16``.
 """
 
 import random
