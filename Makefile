@@ -25,8 +25,8 @@ test: .venv/ready  ## the tests, formatting and types
 test-fast: .venv/ready  ## the quick tests of orders, models, data, results and the router
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 -m "not slow and not heavy" $(FAST)
 
-test-all: .venv/ready  ## the tests, and those that take half a minute or more each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ""
+test-all: .venv/ready  ## the tests, those that take long, and the documentation's trainings as they are printed
+	AS_PRINTED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ""
 
 gpu: .venv/ready  ## check the GPU: does the package compute what it should, and how fast?
 	$(BIN)/layershuffle check-gpu

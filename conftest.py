@@ -2,19 +2,33 @@
 
 The blocks of a page run one after the other in one folder, which has what a fresh clone has, and a finished experiment.
 Blocks that take long, download or need a GPU are marked in the page with an HTML comment: <!-- skip: next "why" -->
+The commands run in forks of a process that has imported all they need. Trainings end after a few steps, unless the
+environment variable AS_PRINTED is set, as `make test-all` does.
 """
 
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
+import command_server
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 ROOT = Path(__file__).parent
+
+SHORT_TRAININGS = """
+layershuffle() {
+    if [ "$1" = train ]; then
+        command layershuffle "$@" --trainer.limit_train_batches 20
+    else
+        command layershuffle "$@"
+    fi
+}
+"""
+"""What a shell reads before the commands of a block."""
 
 
 def make_folder(namespace: dict) -> None:
@@ -24,7 +38,7 @@ def make_folder(namespace: dict) -> None:
     shutil.copytree(ROOT / "results/reproduction/fashion_mnist", folder / "experiments/quickstart/fashion_mnist")
     command = folder / "bin" / "layershuffle"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m layershuffle "$@"\n')
+    command.write_text(command_server.CLIENT)
     command.chmod(0o755)
     os.chdir(folder)
 
@@ -35,11 +49,24 @@ def remove_folder(namespace: dict) -> None:
     shutil.rmtree(namespace["folder"])
 
 
+@cache
+def server() -> str:
+    """The socket of the process that runs the commands; it is started for the first of them."""
+    return command_server.start(Path(tempfile.mkdtemp()))
+
+
 def run_in_shell(example: Example) -> None:
     """Run a block of commands; all must succeed."""
     folder = example.namespace["folder"]
-    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    command = ["bash", "-euo", "pipefail", "-c", example.parsed]
+    environment = os.environ | {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "LAYERSHUFFLE_SERVER": server(),
+    }
+    script = example.parsed
+    if "AS_PRINTED" not in os.environ:
+        script = SHORT_TRAININGS + script
+    command = ["bash", "-euo", "pipefail", "-c", script]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout.decode()
 

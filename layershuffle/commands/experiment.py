@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from layershuffle.commands.parser import Parser
 from layershuffle.commands.study_options import add_data
 from layershuffle.commands.train import train_command
 from layershuffle.config_files import find
+from layershuffle.config_parser import ConfigParser
 from layershuffle.errors import UserError
 from layershuffle.experiments.actions import Action
 from layershuffle.experiments.check import check
@@ -34,9 +36,15 @@ logger = logging.getLogger(__name__)
 
 def parse_train(args: list[str], data: Any) -> Namespace:
     """Read the arguments of a training."""
+    return _training_parser().parse_args(args)
+
+
+@cache
+def _training_parser() -> ConfigParser:
+    """The parser of all options of a training. It takes as long to make as a training's options take to read."""
     from layershuffle.api.compose import run_parser
 
-    return run_parser().parse_args(args)
+    return run_parser()
 
 
 def parse_evaluate(args: list[str], data: Any) -> Namespace:

@@ -40,12 +40,14 @@ def snippet(folder):
     ("form", "name", "arguments"),
     [
         ("torch-export", "vit_tiny_patch16_224", {"position": "encode", "positions": 6}),
-        ("torch-export", "vit_tiny_patch16_224", {"position": "predict", "positions": 6}),
-        ("torch-export", "deit_tiny_distilled_patch16_224", {"head": "class"}),
+        pytest.param(
+            *("torch-export", "vit_tiny_patch16_224", {"position": "predict", "positions": 6}), marks=pytest.mark.slow
+        ),
+        pytest.param(*("torch-export", "deit_tiny_distilled_patch16_224", {"head": "class"}), marks=pytest.mark.slow),
         ("torch-export", "deit_tiny_distilled_patch16_224", {"head": "average"}),
         ("torch-export", "vit_small_patch16_rope_mixed_224", {"choices": ["sequential", "2 1"]}),
         ("onnx", "vit_tiny_patch16_224", {"position": "encode", "positions": 6}),
-        ("onnx", "deit_tiny_distilled_patch16_224", {"head": "class"}),
+        pytest.param(*("onnx", "deit_tiny_distilled_patch16_224", {"head": "class"}), marks=pytest.mark.slow),
     ],
 )
 def test_a_program_runs_one_order_of_any_kind(small, tmp_path, form, name, arguments):
@@ -83,6 +85,7 @@ def test_layers_in_files_of_their_own_run_in_any_order(small, tmp_path, form, na
         Programs(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_compiled_program(small, tmp_path):
     model = small(position="encode")
     export_programs(loaded(model), tmp_path / "out", "aoti", order=Order("2"))

@@ -45,7 +45,7 @@ def compared(tmp_path_factory):
             name: {"configs": [f"method/{name}"], "options": {"trainer.max_epochs": count}}
             for name, count in epochs.items()
         },
-        "evaluations": {"results": {"options": {"random_orders": 5, "depths": [3, 9]}}},
+        "evaluations": {"results": {"options": {"random_orders": 3, "depths": [9]}}},
     }
     (folder / "less.yaml").write_text(yaml.safe_dump({"seeds": [0], "setups": {"digits": setup}}))
     command = [str(folder / "less.yaml"), f"--folder={folder}"]

@@ -199,6 +199,7 @@ def test_representations_of_every_visit(trained, monkeypatch, order, default, la
     assert analyse_command([checkpoint, "--images=3"]).measure(Representations).layer == default
 
 
+@pytest.mark.slow
 def test_representations_as_typed(checkpoint, tmp_path):
     pytest.importorskip("umap")
     arguments = [checkpoint, "--layer=1", "--images=30"]

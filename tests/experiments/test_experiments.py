@@ -131,6 +131,7 @@ def test_the_papers_runs_on_cifar100(tmp_path, monkeypatch):
     assert "CIFAR-100" in report
 
 
+@pytest.mark.slow
 def test_images_in_class_folders_are_read_by_processes_of_the_run(tiny, tmp_path):
     fake_imagenet(tmp_path / "pets")
     options = {

@@ -53,7 +53,15 @@ def make(name):
     return CHECKS[name].run(Setting(CPU, quick=True))
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKS if name != "step-128"])
+# The benchmark, step-128, has tests of its own below, and fine-tuning takes a minute.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "fine-tuning" else [])
+        for name in CHECKS
+        if name != "step-128"
+    ],
+)
 def test_a_check_passes(name, small, gpu):
     outcome = make(name)
     assert isinstance(outcome, Outcome)
@@ -118,7 +126,10 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize("fault", BREAKS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=[pytest.mark.slow] if BREAKS[fault][0] == "fine-tuning" else []) for fault in BREAKS],
+)
 def test_a_check_fails_if_what_it_checks_is_broken(fault, monkeypatch, small, gpu):
     name, owner, attribute, broken = BREAKS[fault]
     monkeypatch.setattr(owner, attribute, broken)

@@ -76,7 +76,11 @@ def gradients(model, images, order):
 
 @pytest.mark.parametrize(
     ("position", "pool"),
-    [("none", {}), ("encode", {}), ("predict", {"class_token": False, "global_pool": "avg"})],
+    [
+        ("none", {}),
+        pytest.param("encode", {}, marks=pytest.mark.slow),
+        ("predict", {"class_token": False, "global_pool": "avg"}),
+    ],
     ids=["none", "encode", "predict, averaged"],
 )
 def test_200_orders_share_the_graphs_of_the_first_few(small, images, position, pool):
@@ -94,8 +98,17 @@ def test_200_orders_share_the_graphs_of_the_first_few(small, images, position, p
     assert graphs.count == sum(added[:8]) == 3 * (3 if position == "none" else 4)
 
 
-@pytest.mark.parametrize("position", ["none", "encode", "predict"])
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("position", "autocast"),
+    [
+        ("none", False),
+        ("encode", True),
+        ("predict", False),
+        pytest.param("none", True, marks=pytest.mark.slow),
+        pytest.param("encode", False, marks=pytest.mark.slow),
+        pytest.param("predict", True, marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_and_uncompiled_results_are_equal(small, images, position, autocast):
     plain = small(position=position, positions=2 * DEPTH)
     model, _ = compiled(plain, backend="aot_eager")

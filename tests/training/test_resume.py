@@ -140,7 +140,7 @@ def fit(folder, ckpt_path=None, workers=0, tuned=False, growing=False, **options
         ({"val_check_interval": 0.5, "max_epochs": 2}, 8),
         ({"max_steps": 6, "max_epochs": -1}, 6),
         ({"workers": 1, "max_epochs": 2, "accumulate_grad_batches": 2}, 8),
-        ({"workers": 2, "max_epochs": 2, "tuned": True}, 8),
+        pytest.param({"workers": 2, "max_epochs": 2, "tuned": True}, 8, marks=pytest.mark.slow),
         ({"max_epochs": 1, "growing": True}, 9),  # of one or two layers at first, and worth 4 of all three
     ],
     ids=[

@@ -176,6 +176,7 @@ def test_a_checkpoint_without_an_id():
         continue_wandb(Namespace(class_path="WandbLogger", init_args=Namespace()), {"project": "orders"})
 
 
+@pytest.mark.slow
 def test_disabled(tmp_path):
     # In a process of its own: the client reads its mode once.
     configs = ("model/mini_digits", "data/digits", "trainer/cpu")
