@@ -6,6 +6,7 @@ The argument is a folder of results, SETUP/METHOD/SEED/results.json.
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Training:
     updates: int
 
 
-TRAININGS = (
+EMOJI = (
     Training("baseline", "emoji", "baseline", 232),
     Training("LayerShuffle", "emoji", "layershuffle", 232),
     Training("any_width", "emoji", "any_width", 232),
@@ -55,17 +56,41 @@ TRAININGS = (
     Training("LayerShuffle", "emoji_longer", "layershuffle", 2856),
     Training("any_width", "emoji_longer", "any_width", 2856),
 )
+"""What the picture shows."""
+OTHER_METHODS = (
+    Training("LayerShuffle", "emoji_small_batches", "layershuffle", 952),
+    Training("any_width", "emoji_small_batches", "any_width", 952),
+    Training("growing_depth", "emoji_others", "growing_depth", 952),
+    Training("growing_width", "emoji_others", "growing_width", 952),
+    Training("random_subset", "emoji_others", "random_subset", 952),
+    Training("LayerShuffle-position", "emoji_others", "layershuffle_position", 952),
+    Training("LayerShuffle-predict", "emoji_others", "layershuffle_predict", 952),
+    Training("LayerDrop", "emoji_others", "layerdrop", 952),
+    Training("LayerShuffle, LoRA", "emoji_others", "lora", 952),
+    Training("LayerShuffle, norms and head", "emoji_others", "norms", 952),
+)
+LIMITS = (
+    Training("AdamW", "emoji", "layershuffle", 232),
+    Training("Muon", "emoji_muon", "layershuffle", 232),
+    Training("one design", "emoji_longer", "layershuffle", 2856),
+    Training("three designs", "emoji_designs", "layershuffle", 2832),
+)
+PHOTOGRAPHS = (
+    Training("baseline", "stamps", "baseline", 720),
+    Training("LayerShuffle", "stamps", "layershuffle", 720),
+    Training("any_width", "stamps", "any_width", 720),
+)
 PLOTTED = ("base order", "any order", "half dead")
 """The kinds of order in the picture."""
 
 
-def read_trainings(folder: Path) -> dict[Training, list[Results]]:
+def read_trainings(folder: Path, trainings: Iterable[Training]) -> dict[Training, list[Results]]:
     """The results of each training that is there, a file for each seed."""
-    trainings = {}
-    for training in TRAININGS:
+    found = {}
+    for training in trainings:
         if (folder / training.setup / training.method).is_dir():
-            (trainings[training],) = read_methods(folder / training.setup, [training.method])
-    return trainings
+            (found[training],) = read_methods(folder / training.setup, [training.method])
+    return found
 
 
 def of_seed_0(trainings: dict[Training, list[Results]]) -> dict[Training, list[Results]]:
@@ -116,13 +141,13 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE")
     args = parser.parse_args()
 
-    trainings = read_trainings(args.folder)
-    print(table({training: runs for training, runs in trainings.items() if len(runs) > 1}))
+    emoji = read_trainings(args.folder, EMOJI)
+    print(table({training: runs for training, runs in emoji.items() if len(runs) > 1}))
     # Seeds differ, and most trainings have one.
-    first_seed = of_seed_0(trainings)
-    print(table(first_seed))
+    for trainings in (EMOJI, OTHER_METHODS, LIMITS, PHOTOGRAPHS):
+        print(table(of_seed_0(read_trainings(args.folder, trainings))))
     if args.picture:
-        plot_updates(first_seed, args.picture)
+        plot_updates(of_seed_0(emoji), args.picture)
 
 
 if __name__ == "__main__":
