@@ -10,6 +10,7 @@ import atexit
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +45,10 @@ def start(folder: Path) -> str:
 
 
 def serve(path: str) -> None:
-    """Run what clients send, each in a fork, until this process is ended."""
+    """Run what clients send, each in a fork, until this process is ended or the one that started it is gone."""
+    # Ctrl-C is for pytest, which ends this process. Commands have a handler of their own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
     # What the commands import.
     for module in ("layershuffle.api.compose", "layershuffle.api.evaluate", "layershuffle.report"):
         importlib.import_module(module)
@@ -54,8 +58,12 @@ def serve(path: str) -> None:
         listener.bind(f"{path}.new")
         listener.listen()
         os.rename(f"{path}.new", path)
-        while True:
-            client, _ = listener.accept()
+        listener.settimeout(5)
+        while os.getppid() == parent:
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
             # The fork waits for the command and tells its exit code, so that this process can go on at once.
             if os.fork() == 0:
                 listener.close()
