@@ -613,4 +613,4 @@ def test_a_run_folder_that_cannot_be_made(capsys):
 def test_results_are_json_without_surprises(compared):
     content = json.loads((compared[0] / "layershuffle/seed0/results.json").read_text(), parse_constant=pytest.fail)
     assert content["layershuffle_results"] == 2
-    assert content["evaluation"]["draws"] == 5
+    assert content["evaluation"]["draws"] == 3
