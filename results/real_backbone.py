@@ -6,7 +6,7 @@ The argument is a folder of results, SETUP/METHOD/SEED/results.json.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,9 @@ COLUMNS: dict[str, Column] = {
     "half dead": ("failing", {"dead": "50%"}),
     "6 of 12, in 2": in_steps(2, "random, half left out"),
 }
+
+MOST_TELLING = ("base order", "any order", "in 4 steps", "all at once", "half dead")
+"""The columns of the tables of one seed."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,13 @@ OTHER_METHODS = (
     Training("LayerShuffle, norms and head", "emoji_others", "norms", 952),
 )
 LIMITS = (
-    Training("AdamW", "emoji", "layershuffle", 232),
-    Training("Muon", "emoji_muon", "layershuffle", 232),
-    Training("one design", "emoji_longer", "layershuffle", 2856),
-    Training("three designs", "emoji_designs", "layershuffle", 2832),
+    Training("AdamW, batches of 32", "emoji", "layershuffle", 232),
+    Training("Muon, batches of 32", "emoji_muon", "layershuffle", 232),
+    Training("Muon, batches of 32", "emoji_muon_longer", "layershuffle", 580),
+    Training("AdamW, batches of 8", "emoji_longer", "layershuffle", 2856),
+    Training("AdamW, batches of 8, three designs", "emoji_designs", "layershuffle", 2832),
 )
+"""What limits LayerShuffle."""
 PHOTOGRAPHS = (
     Training("baseline", "stamps", "baseline", 720),
     Training("LayerShuffle", "stamps", "layershuffle", 720),
@@ -98,15 +103,29 @@ def of_seed_0(trainings: dict[Training, list[Results]]) -> dict[Training, list[R
     return {training: [run for run in runs if run.model.seed == 0] for training, runs in trainings.items()}
 
 
-def table(trainings: dict[Training, list[Results]]) -> str:
-    """A Markdown table with a row for each training, and a column for each kind of order that all were scored in."""
-    every_run = [run for runs in trainings.values() for run in runs]
-    columns = {name: column for name, column in COLUMNS.items() if all(scores(run, column) for run in every_run)}
+def table(trainings: dict[Training, list[Results]], columns: Sequence[str]) -> str:
+    """A Markdown table with a row for each training and a column for each of these kinds of order.
+
+    The updates and the seeds are left out where all trainings have as many.
+    """
+    updates = {training.updates for training in trainings}
+    seeds = {len(runs) for runs in trainings.values()}
+    head = [""]
+    if len(updates) > 1:
+        head.append("updates")
+    if seeds != {1}:
+        head.append("seeds")
+
     rows = []
     for training, runs in trainings.items():
-        accuracies = [percent(estimate([scores(run, column) for run in runs])) for column in columns.values()]
-        rows.append([training.name, f"{training.updates:,}", str(len(runs)), *accuracies])
-    return markdown(["", "updates", "seeds", *columns], rows)
+        row = [training.name]
+        if len(updates) > 1:
+            row.append(f"{training.updates:,}")
+        if seeds != {1}:
+            row.append(str(len(runs)))
+        accuracies = [percent(estimate([scores(run, COLUMNS[name]) for run in runs])) for name in columns]
+        rows.append([*row, *accuracies])
+    return markdown([*head, *columns], rows)
 
 
 def plot_updates(trainings: dict[Training, list[Results]], path: Path) -> None:
@@ -142,10 +161,10 @@ def main() -> None:
     args = parser.parse_args()
 
     emoji = read_trainings(args.folder, EMOJI)
-    print(table({training: runs for training, runs in emoji.items() if len(runs) > 1}))
+    print(table({training: runs for training, runs in emoji.items() if len(runs) > 1}, [*COLUMNS]))
     # Seeds differ, and most trainings have one.
-    for trainings in (EMOJI, OTHER_METHODS, LIMITS, PHOTOGRAPHS):
-        print(table(of_seed_0(read_trainings(args.folder, trainings))))
+    for trainings in (EMOJI, LIMITS, OTHER_METHODS, PHOTOGRAPHS):
+        print(table(of_seed_0(read_trainings(args.folder, trainings)), MOST_TELLING))
     if args.picture:
         plot_updates(of_seed_0(emoji), args.picture)
 
