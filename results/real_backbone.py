@@ -81,7 +81,7 @@ LIMITS = (
 )
 """What limits LayerShuffle."""
 PHOTOGRAPHS = (
-    Training("baseline", "stamps", "baseline", 720),
+    Training("baseline", "stamps", "baseline", 160),
     Training("LayerShuffle", "stamps", "layershuffle", 720),
     Training("any_width", "stamps", "any_width", 720),
 )
