@@ -76,10 +76,12 @@ LIMITS = (
     Training("AdamW, batches of 32", "emoji", "layershuffle", 232),
     Training("Muon, batches of 32", "emoji_muon", "layershuffle", 232),
     Training("Muon, batches of 32", "emoji_muon_longer", "layershuffle", 580),
+    Training("the same, last checkpoint", "at_the_end", "muon", 580),
     Training("AdamW, batches of 8", "emoji_longer", "layershuffle", 2856),
+    Training("the same, last checkpoint", "at_the_end", "adamw", 2856),
     Training("AdamW, batches of 8, three designs", "emoji_designs", "layershuffle", 2832),
 )
-"""What limits LayerShuffle."""
+"""What limits LayerShuffle. The loss on held-out images selects the checkpoint, unless it is the last one."""
 PHOTOGRAPHS = (
     Training("baseline", "stamps", "baseline", 160),
     Training("LayerShuffle", "stamps", "layershuffle", 720),
