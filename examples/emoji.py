@@ -69,6 +69,9 @@ def main() -> None:
         help="Pictures of the same emoji in other designs.",
     )
     args = parser.parse_args()
+    for folder in args.more:
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}")
     for name, paths in pictures_by_class(args.package).items():
         random.Random(0).shuffle(paths)
         tests = round(TEST * len(paths))
