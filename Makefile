@@ -56,7 +56,7 @@ container:  ## lint and build the image, then train a step and evaluate in it (d
 	touch $@
 
 .venv/docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
 	touch $@
 
 clean:

@@ -52,7 +52,7 @@ def remove_folder(namespace: dict) -> None:
 @cache
 def server() -> str:
     """The socket of the process that runs the commands; it is started for the first of them."""
-    return command_server.start(Path(tempfile.mkdtemp()))
+    return command_server.start()
 
 
 def run_in_shell(example: Example) -> None:

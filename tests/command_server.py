@@ -7,6 +7,7 @@ commands. A command runs here as ``python -m layershuffle`` does, except for wha
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -14,9 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import traceback
-from pathlib import Path
+from typing import NoReturn
 
 CLIENT = f'''#!{sys.executable} -ES
 """Has a command run by the server, with the standard streams, the folder and the environment of this process."""
@@ -32,10 +33,12 @@ with socket.socket(socket.AF_UNIX) as server:
 '''
 
 
-def start(folder: Path) -> str:
+def start() -> str:
     """Start a server, which ends with this process. Returns the path of its socket."""
-    path = str(folder / "server")
-    # The server leaves its own output nowhere: a pipe that nobody reads would fill up.
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    path = os.path.join(folder.name, "server")
+    # The server prints nothing of its own, and a pipe that nobody reads could fill up.
     process = subprocess.Popen([sys.executable, __file__, path], stdout=subprocess.DEVNULL)
     atexit.register(process.terminate)
     while not os.path.exists(path):
@@ -52,6 +55,8 @@ def serve(path: str) -> None:
     # What the commands import.
     for module in ("layershuffle.api.compose", "layershuffle.api.evaluate", "layershuffle.report"):
         importlib.import_module(module)
+    # Forks don't look for garbage among what has been imported, which takes seconds when they end.
+    gc.freeze()
 
     with socket.socket(socket.AF_UNIX) as listener:
         # A client that finds the socket must find someone who listens.
@@ -96,7 +101,7 @@ def _answer(client: socket.socket) -> None:
     os._exit(0)
 
 
-def _run(args: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> None:
+def _run(args: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> NoReturn:
     """Become the command."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -114,22 +119,9 @@ def _run(args: list[str], folder: str, environment: dict[str, str], streams: lis
 
     from layershuffle.__main__ import main
 
-    code: object = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-        code = 1
-    # What has been registered for the end of the process runs here, because os._exit would leave it out.
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code or 0)  # type: ignore[arg-type]
+    # Python ends this process as it does after any program: its exit code, a traceback, and what is to be done at exit.
+    main()
+    sys.exit()
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def compared(tmp_path_factory):
             name: {"configs": [f"method/{name}"], "options": {"trainer.max_epochs": count}}
             for name, count in epochs.items()
         },
-        "evaluations": {"results": {"options": {"random_orders": 3, "depths": [9]}}},
+        "evaluations": {"results": {"options": {"random_orders": 5, "depths": [3, 9]}}},
     }
     (folder / "less.yaml").write_text(yaml.safe_dump({"seeds": [0], "setups": {"digits": setup}}))
     command = [str(folder / "less.yaml"), f"--folder={folder}"]
@@ -613,4 +613,4 @@ def test_a_run_folder_that_cannot_be_made(capsys):
 def test_results_are_json_without_surprises(compared):
     content = json.loads((compared[0] / "layershuffle/seed0/results.json").read_text(), parse_constant=pytest.fail)
     assert content["layershuffle_results"] == 2
-    assert content["evaluation"]["draws"] == 3
+    assert content["evaluation"]["draws"] == 5
