@@ -19,7 +19,7 @@ from layershuffle.errors import UserError, last_line
 from layershuffle.files import WriterLock, is_of_full_disk
 from layershuffle.library_messages import silenced
 from layershuffle.training import run_loggers
-from layershuffle.training.checkpointing import LastCheckpoint, Preempted
+from layershuffle.training.checkpointing import BestCheckpoint, LastCheckpoint, Preempted
 from layershuffle.training.compute import Compute
 from layershuffle.training.continuing import is_of_damaged_state
 from layershuffle.training.metrics_file import METRICS_FILE
@@ -221,6 +221,26 @@ def _tell_what_is_kept(trainer: pl.Trainer) -> None:
         if not trainer.enable_validation:
             reason = "nothing was validated (--trainer.limit_val_batches 0)"
         logger.info("no best checkpoint: %s, so the last one is kept", reason)
+    _tell_of_better_last(trainer)
+
+
+def _tell_of_better_last(trainer: pl.Trainer) -> None:
+    """Say so where the last model is clearly more accurate than the selected one.
+
+    On few images the loss is lowest long before the accuracy is highest.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        name = callback.better_last(trainer) if isinstance(callback, BestCheckpoint) else None
+        if name:
+            logger.warning(
+                "the best checkpoint, by %s, has %s %.1f%%, the last one %.1f%%: evaluate the last one, or train with "
+                "--checkpoint.monitor %s",
+                callback.monitor,
+                name,
+                100 * callback.best_scores[name],
+                100 * float(trainer.callback_metrics[name]),
+                name,
+            )
 
 
 def _fit(run: Run) -> None:

@@ -52,8 +52,18 @@ class WholeCheckpointIO(TorchCheckpointIO):
         write_whole(Path(path), buffer.getbuffer())
 
 
+SCORES = ("val/arbitrary", "val/sequential")
+"""The metrics that say how good a model is, whatever selects the checkpoint."""
+
+CLEARLY_BETTER = 0.05
+"""Five points. Two checkpoints that are equally good may differ by less, where the validation images are few."""
+
+
 class BestCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint that knows which values of its metric are the best, and its folder in a resumed run.
+
+    Attributes:
+        best_scores: what the selected checkpoint has of ``SCORES``; empty if there is none.
 
     Args:
         dirpath: the folder of the checkpoint.
@@ -77,6 +87,43 @@ class BestCheckpoint(ModelCheckpoint):
     ) -> None:
         checked = checked_mode(monitor, mode, "--checkpoint.mode") if monitor else "min"
         super().__init__(dirpath, filename, monitor, mode=checked, **kwargs)
+        self.best_scores: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the checkpoint if it is the best, where Lightning does so after a validation."""
+        score = self.best_model_score
+        super().on_validation_end(trainer, pl_module)
+        self._note_scores(trainer, score)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the checkpoint if it is the best, where Lightning does so after an epoch."""
+        score = self.best_model_score
+        super().on_train_epoch_end(trainer, pl_module)
+        self._note_scores(trainer, score)
+
+    def _note_scores(self, trainer: pl.Trainer, score_before: Tensor | None) -> None:
+        """Note the scores of a checkpoint that has just become the best."""
+        score = self.best_model_score
+        if score is None or (score_before is not None and bool(score == score_before)):
+            return
+        metrics = trainer.callback_metrics
+        self.best_scores = {name: float(metrics[name]) for name in SCORES if name in metrics}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the scores of the best checkpoint, which a resumed run may never see again."""
+        return {**super().state_dict(), "best_scores": self.best_scores}
+
+    def better_last(self, trainer: pl.Trainer) -> str | None:
+        """The one of ``SCORES`` in which the last model is clearly better than the best one, if it is worse in none."""
+        gains = {
+            name: float(trainer.callback_metrics[name]) - score
+            for name, score in self.best_scores.items()
+            if name in trainer.callback_metrics
+        }
+        if not gains or min(gains.values()) < 0:
+            return None
+        name = max(gains, key=gains.__getitem__)
+        return name if gains[name] > CLEARLY_BETTER else None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best score and the paths if the folder is the same, with a relative or an absolute path.
@@ -86,6 +133,10 @@ class BestCheckpoint(ModelCheckpoint):
         folder = state_dict.get("dirpath")
         if folder and self.dirpath and Path(folder).resolve() == Path(self.dirpath).resolve():
             state_dict = {**state_dict, "dirpath": self.dirpath}
+            # A checkpoint may come from anyone, and those of earlier versions have no scores.
+            scores = state_dict.get("best_scores")
+            if isinstance(scores, dict):
+                self.best_scores = {name: scores[name] for name in SCORES if isinstance(scores.get(name), float)}
         super().load_state_dict(state_dict)
 
 

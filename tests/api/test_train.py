@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from layershuffle import UserError
 from layershuffle.api.compose import compose
 from layershuffle.api.train import TrainingStopped, as_options
 from layershuffle.commands.train import train_command
+from layershuffle.training.checkpointing import BestCheckpoint
 from layershuffle.training.module import FineTuner
 
 SMALL = {"model.timm_args.depth": 2, "data.train_images": 128, "trainer.enable_progress_bar": False}
@@ -142,6 +144,43 @@ def test_why_there_is_no_best_checkpoint(caplog, option, said):
     assert run.best is None
     (message,) = [text for text in caplog.messages if text.startswith("no ") and "checkpoint: " in text]
     assert said in message
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_last_checkpoint_that_is_clearly_better_is_named(monkeypatch, caplog, resumed):
+    log = FineTuner.log
+
+    def log_rising_loss(module, name, value, **kwargs):
+        log(module, name, float(module.global_step) if name == "val/loss" else value, **kwargs)
+
+    monkeypatch.setattr(FineTuner, "log", log_rising_loss)
+    options = {"data.train_images": 1000, "trainer.limit_val_batches": 1.0}
+    if resumed:
+        small(optimizer="mini", folder="run", max_epochs=1, options=options)
+        assert "by val/loss" not in caplog.text
+        options["ckpt_path"] = "run/checkpoints/last.ckpt"
+    run = small(optimizer="mini", folder="run", max_epochs=8, options=options)
+    (message,) = [text for text in caplog.messages if "by val/loss" in text]
+    better = max(("val/arbitrary", "val/sequential"), key=lambda name: f"has {name} " in message)
+    assert f"the last one {100 * run.metrics[better]:.1f}%" in message
+    assert f"--checkpoint.monitor {better}" in message
+
+
+@pytest.mark.parametrize(
+    ("last", "better"),
+    [
+        ((0.5, 0.6), None),
+        ((0.54, 0.64), None),
+        ((0.56, 0.6), "val/arbitrary"),
+        ((0.56, 0.7), "val/sequential"),
+        ((0.8, 0.59), None),
+    ],
+)
+def test_the_last_checkpoint_is_better_if_one_score_is_and_none_is_worse(last, better):
+    callback = BestCheckpoint("checkpoints", "best", "val/loss")
+    callback.best_scores = {"val/arbitrary": 0.5, "val/sequential": 0.6}
+    metrics = {"val/arbitrary": torch.tensor(last[0]), "val/sequential": torch.tensor(last[1])}
+    assert callback.better_last(SimpleNamespace(callback_metrics=metrics)) == better
 
 
 def test_a_trial_writes_nothing_and_ignores_other_checkpoints():
