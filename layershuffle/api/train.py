@@ -140,7 +140,8 @@ def train(
     }
     settings.update({name: value for name, value in shortcuts.items() if value is not None})
     if folder is not None:
-        settings["trainer.logger.save_dir"] = str(Path(folder).parent)
+        # With a slash at its end, because the default of some loggers, ".", is replaced by "runs".
+        settings["trainer.logger.save_dir"] = os.path.join(Path(folder).parent, "")
         settings["trainer.logger.version"] = Path(folder).name
     settings.update(options or {})
     # Lightning and others tell of things that no user can act on; the command doesn't show them either.

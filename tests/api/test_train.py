@@ -154,12 +154,13 @@ def test_a_last_checkpoint_that_is_clearly_better_is_named(monkeypatch, caplog, 
         log(module, name, float(module.global_step) if name == "val/loss" else value, **kwargs)
 
     monkeypatch.setattr(FineTuner, "log", log_rising_loss)
-    options = {"data.train_images": 1000, "trainer.limit_val_batches": 1.0}
+    options = {"data.train_images": 1000}
     if resumed:
         small(optimizer="mini", folder="run", max_epochs=1, options=options)
         assert "by val/loss" not in caplog.text
         options["ckpt_path"] = "run/checkpoints/last.ckpt"
     run = small(optimizer="mini", folder="run", max_epochs=8, options=options)
+    assert run.folder == Path("run")
     (message,) = [text for text in caplog.messages if "by val/loss" in text]
     better = max(("val/arbitrary", "val/sequential"), key=lambda name: f"has {name} " in message)
     assert f"the last one {100 * run.metrics[better]:.1f}%" in message
