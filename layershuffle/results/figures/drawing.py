@@ -23,8 +23,8 @@ from layershuffle.results.estimates import Summary, summarise
 from layershuffle.results.levels import reference_levels
 from layershuffle.results.record import Results
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+"""Okabe and Ito's colours, which people with any colour vision can tell apart."""
 LEVEL: dict[str, Any] = {"color": "#444444", "linewidth": 1.4, "linestyle": ":"}
 """The style of lines to compare with, such as chance."""
 STRATEGIES = {"first": "first layers kept", "even": "evenly spaced layers kept", "random": "random layers kept"}
@@ -32,7 +32,7 @@ STRATEGIES = {"first": "first layers kept", "even": "evenly spaced layers kept",
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` to ``path``, whose suffix says in which format."""
+    """Write ``figure`` to ``path``, whose suffix says in which format; raises UserError if it can't be written."""
     write_whole(path, rendered(figure, path.suffix[1:]))
 
 
@@ -53,7 +53,8 @@ def _take_names_as_they_are(figure: Figure) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             # Asking for the labels makes those that drawing would make.
             labels = [label.get_text() for label in axis.get_ticklabels(which="both")]
-            if any(map(_has_bytes, labels)):
+            # Drawing gives the labels their texts again, so that changing these, as below, would not last.
+            if any(_has_bytes(label) for label in labels):
                 major = [_drawable(label.get_text()) for label in axis.get_ticklabels()]
                 axis.set_ticks(axis.get_ticklocs(), labels=major)
     for text in figure.findobj(Text):
@@ -67,6 +68,7 @@ def _take_names_as_they_are(figure: Figure) -> None:
 
 def _has_bytes(text: str) -> bool:
     """Whether a text has characters that stand for bytes of a name that isn't UTF-8."""
+    # Python reads such a byte of a file's name as one of these characters (PEP 383).
     return any("\udc80" <= character <= "\udcff" for character in text)
 
 
@@ -81,7 +83,19 @@ def _drawable(text: str) -> str:
 def panels(
     count: int, width: float, height: float, title: str | None = None, grid: bool = True, shares_y: bool = True
 ) -> tuple[Figure, Any]:
-    """A figure of that size in inches, and the axes of its panels, which stand side by side and share the y axis."""
+    """A figure and its panels, side by side.
+
+    Args:
+        count: how many panels there are.
+        width: of the whole figure, in inches.
+        height: of the whole figure, in inches.
+        title: of the figure.
+        grid: whether the panels have level lines in the background.
+        shares_y: whether the panels share the y axis.
+
+    Returns:
+        The figure, and a list of its panels' axes.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, count, sharey=shares_y, squeeze=False)[0])
     for axis in axes:
@@ -103,6 +117,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist] | None = None) -> Non
         handles: what to name; by default all that has a label.
     """
     named: dict[str, Any] = {} if handles is None else {"handles": handles}
+    # A first legend, which only tells how many entries there are.
     legend = figure.legend(loc="outside lower center", frameon=False, **named)
     entries = len(legend.get_texts())
     for lines in range(1, entries + 1):
@@ -116,7 +131,13 @@ def legend_below(figure: Figure, handles: Sequence[Artist] | None = None) -> Non
 
 
 def accuracy_panel(results: Results, title: str, **labels: str) -> tuple[Figure, Axes]:
-    """A figure with one panel of accuracies in percent, with the levels to compare with."""
+    """A figure with one panel of accuracies in percent, with the levels to compare with.
+
+    Args:
+        results: whose base order and levels are drawn.
+        title: of the figure.
+        labels: other properties to set of the axes, such as ``xlabel``.
+    """
     figure, (axis,) = panels(1, 7.6, 4.2, title)
     draw_base_and_levels(axis, results)
     axis.set(ylabel=f"{results.quality_in_words}, %", ylim=(0, 100), **labels)
@@ -126,7 +147,17 @@ def accuracy_panel(results: Results, title: str, **labels: str) -> tuple[Figure,
 def coloured_panels(
     several: Sequence[Results], height: float, label: str, names: Sequence[Any]
 ) -> tuple[Figure, list[Axes], ScalarMappable]:
-    """A panel for each of the results, which share a bar of colours: one for each of ``names``."""
+    """A panel for each of the results, which share a bar of colours: one for each of ``names``.
+
+    Args:
+        several: the results.
+        height: of the figure, in inches.
+        label: of the bar of colours.
+        names: what the bar calls the colours. The number n has the colour of the name with index n.
+
+    Returns:
+        The figure, the panels' axes, and what turns numbers into colours.
+    """
     viridis = colormaps["viridis"]
     # Colour n is for the values from n - 0.5 to n + 0.5, so that the bar has a block and a tick for each name.
     colours = ScalarMappable(BoundaryNorm(np.arange(-0.5, len(names)), viridis.N), viridis)
@@ -150,23 +181,26 @@ def annotate(axis: Axes, text: str, x: float, y: float, offset: tuple[int, int] 
 
 def band(axis: Axes, points: Mapping[Any, Summary], colour: str, alpha: float = 0.12, **style: Any) -> None:
     """Draw a line through the means by x, and a band from the smallest value to the largest."""
-    summaries = points.values()
-    axis.plot(list(points), [summary.mean for summary in summaries], color=colour, **style)
+    xs = list(points)
+    means = [summary.mean for summary in points.values()]
+    low = [summary.min for summary in points.values()]
+    high = [summary.max for summary in points.values()]
+    axis.plot(xs, means, color=colour, **style)
     # Where each point is a single value, there is no band to fill.
-    low = [summary.min for summary in summaries]
-    high = [summary.max for summary in summaries]
     if low == high:
         return
     # A band over a single point would have no width.
     if len(points) == 1:
-        axis.vlines(list(points), low, high, color=colour, linewidth=1)
+        axis.vlines(xs, low, high, color=colour, linewidth=1)
     else:
-        axis.fill_between(list(points), low, high, color=colour, alpha=alpha, linewidth=0)
+        axis.fill_between(xs, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
 def level_styles(levels: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """The style of the line of each level, by its name."""
-    return {name: {**LEVEL, "linestyle": style} for name, style in zip(levels, itertools.cycle((":", "-.")))}
+    # Dotted lines and lines of dots and dashes take turns, so that two levels can be told apart.
+    line_styles = itertools.cycle((":", "-."))
+    return {name: {**LEVEL, "linestyle": line_style} for name, line_style in zip(levels, line_styles)}
 
 
 def level_label(name: str, value: float) -> str:
@@ -178,15 +212,17 @@ def draw_levels(axis: Axes, levels: Mapping[str, float], label: bool = True, is_
     """Draw accuracies to compare with, in percent, as level lines, or as upright ones where accuracy is the x axis."""
     draw_line = axis.axvline if is_upright else axis.axhline
     for name, style in level_styles(levels).items():
-        draw_line(levels[name], label=level_label(name, levels[name]) if label else None, **style)
+        in_legend = level_label(name, levels[name]) if label else None
+        draw_line(levels[name], label=in_legend, **style)
     # Chance among many classes is almost 0: the axis, which would hide it, moves 4 points away.
     axis.spines["left" if is_upright else "bottom"].set_position(("outward", 4))
 
 
 def draw_base_and_levels(axis: Axes, results: Results, label: bool = True) -> None:
     """Draw the accuracy of the model's base order, and those to compare with, as level lines."""
+    in_legend = "base order" if label else None
     for score in results.of("sequential"):
-        axis.axhline(100 * score.quality, color="black", linewidth=0.8, label="base order" if label else None)
+        axis.axhline(100 * score.quality, color="black", linewidth=0.8, label=in_legend)
     draw_levels(axis, reference_levels(results), label)
 
 
@@ -202,13 +238,16 @@ def heat_map(values: np.ndarray, ticks: Sequence[float], title: str, label: str,
         form: how to write a value, such as ".2f".
     """
     size = len(values)
-    figure = Figure(figsize=(max(4.8, 1.9 + 0.42 * size), max(4.0, 1.1 + 0.42 * size)), layout="constrained")
+    # In inches: room for each cell with its number, and for the texts beside the cells.
+    width = max(4.8, 1.9 + 0.42 * size)
+    height = max(4.0, 1.1 + 0.42 * size)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(values, cmap="viridis")
     axis.set(xlabel=axis_label, ylabel=axis_label)
     axis.set_xticks(range(size), map(str, ticks))
     axis.set_yticks(range(size), map(str, ticks))
-    # viridis is dark for small values and light for large ones.
+    # viridis is dark for small values and light for large ones, and a number must stand out from its cell.
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for row, column in np.argwhere(np.isfinite(values)):
         value = values[row, column]
@@ -259,13 +298,13 @@ def grouped_bars(axis: Axes, kinds: Sequence[tuple[str, Sequence[float]]], group
     thickness = 0.84 / len(kinds)
     places = []
     for index, (name, widths) in enumerate(kinds):
-        # The bars of a group lie above each other, centred on its tick.
+        # The bars of a group lie above each other, and together they are centred on its tick.
         shift = (index - (len(kinds) - 1) / 2) * thickness
         rows = [row + shift for row in range(len(groups))]
         axis.barh(rows, widths, thickness, color=COLOURS[index % len(COLOURS)], label=name)
         places.append(rows)
     # A name is no formula, even with dollars in it.
     axis.set_yticks(range(len(groups)), groups, fontsize=9, parse_math=False)
-    # Without a margin.
+    # Upside down, so that the first group is at the top, and without a margin. Without groups it needs a height, too.
     axis.set_ylim(max(len(groups), 1) - 0.5, -0.5)
     return places

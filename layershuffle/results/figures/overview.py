@@ -1,6 +1,5 @@
 """The overview: one or more models in their base order, in arbitrary orders, and with layers left out."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -52,6 +51,7 @@ def overview(several: Sequence[Results], title: str = "") -> Figure:
     columns = [protocol for protocol in FULL_DEPTH if any(results.of(protocol) for results in several)]
     strategies = strategies_of(several)
     has_groups = any(results.of("grouped") for results in several)
+    # Results without any of these scores get an empty panel: a figure needs one.
     panel_count = max(1, bool(columns) + len(strategies) + has_groups)
     figure, axes = panels(panel_count, max(6.4, 1 + 3.2 * panel_count), 4.4, title)
     bar_width = min(WIDEST_BAR, 0.8 / len(several))
@@ -87,17 +87,20 @@ def _draw_full_depth(
         if not scores:
             continue
         x = column + shift
-        # The bar is the mean of the fixed orders. A score without an order is of a new order in every batch; it counts
-        # only where there is nothing else.
+        # The bar is the mean of the fixed orders. A score without an order, which was new in every batch, counts only
+        # where there is nothing else.
         fixed = [score for score in scores if score.order is not None] or scores
         mean = fmean(100 * score.quality for score in fixed)
         axis.bar(x, mean, 0.92 * width, color=colour, alpha=0.85)
         annotate(axis, f"{mean:.1f}", x, 100 * max(score.quality for score in scores))
         if len(scores) > 1:
             # One dot beside the other, so that equal accuracies don't hide each other.
-            spread = [x + 0.6 * width * (place / (len(scores) - 1) - 0.5) for place in range(len(scores))]
+            dots = []
+            for place in range(len(scores)):
+                from_middle = place / (len(scores) - 1) - 0.5
+                dots.append(x + 0.6 * width * from_middle)
             accuracies = [100 * score.quality for score in scores]
-            axis.scatter(spread, accuracies, s=4, color="black", alpha=0.5, zorder=3)
+            axis.scatter(dots, accuracies, s=4, color="black", alpha=0.5, zorder=3)
     axis.set(title="all layers")
     axis.set_xticks(range(len(columns)), [FULL_DEPTH[protocol] for protocol in columns])
     # A single column stands in the middle, and its bars are as wide as those of two columns.
@@ -108,15 +111,20 @@ def _draw_full_depth(
 def _draw_pruned(axis: Axes, results: Results, strategy: str, colour: str, shift: float) -> None:
     """Draw one model's lines; ``shift`` moves its points where there is a single number of layers."""
     by_sequence = {sequence: by_kept(results, strategy, sequence) for sequence in SEQUENCES}
-    depths = sorted(set(itertools.chain(*by_sequence.values())))
+    present: set[int] = set()
+    for points in by_sequence.values():
+        present.update(points)
+    depths = sorted(present)
     is_single = len(depths) == 1
     for (sequence, points), sideways in zip(by_sequence.items(), (-SIDEWAYS, SIDEWAYS)):
+        if not is_single:
+            band(axis, points, colour, **SEQUENCES[sequence])
+            continue
         # Without lines, points of the same number of layers stand side by side, with their values.
-        placed = {kept + shift + sideways: summary for kept, summary in points.items()} if is_single else points
+        placed = {kept + shift + sideways: summary for kept, summary in points.items()}
         band(axis, placed, colour, **SEQUENCES[sequence])
-        if is_single:
-            for x, summary in placed.items():
-                annotate(axis, f"{summary.mean:.1f}", x, summary.max)
+        for x, summary in placed.items():
+            annotate(axis, f"{summary.mean:.1f}", x, summary.max)
     axis.set(title=STRATEGIES.get(strategy, strategy), xlabel="layers kept")
     axis.set_xticks(depths)
     if is_single:
@@ -136,6 +144,7 @@ def _draw_groups(axis: Axes, results: Results, colour: str) -> None:
 
 
 def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequences: bool) -> list[Artist]:
+    """What the legend shows: the models, and what dots, lines, bands and levels stand for."""
     # By hand: a line has the colour of its model and the style of its sequence, and the legend explains each by itself.
     handles: list[Artist] = []
     for index, results in enumerate(several):

@@ -51,6 +51,7 @@ def plots(results: Results) -> list[Plot]:
         if protocol.figure not in (None, "overview") and protocol.name not in in_measures:
             by_picture.setdefault(protocol.picture or protocol.name, []).append(protocol)
 
+    # First the pictures of protocols, then those of measures.
     pictures = [_plot_of_protocols(results, name, protocols) for name, protocols in by_picture.items()]
     for measure in measured:
         section = measure.section.title if measure.section else ""
@@ -63,10 +64,13 @@ def _plot_of_protocols(results: Results, name: str, protocols: list[Protocol]) -
     """The picture that some protocols share."""
     first = protocols[0]
     scored = [protocol.name for protocol in protocols]
-    figure = first.figure or ("lines" if first.columns else "bars")
-    # Lines need an x axis.
+    figure = first.figure
+    if not figure:
+        figure = "lines" if first.columns else "bars"
+    # Without a number in a variant, lines have no x axis.
     if figure == "lines" and not any(has_number(score) for score in results.of(*scored)):
         figure = "bars"
+
     draw: Callable[[Results, str], Figure]
     if callable(figure):
         draw = figure
@@ -74,8 +78,14 @@ def _plot_of_protocols(results: Results, name: str, protocols: list[Protocol]) -
         draw = partial(DRAWINGS[figure], protocols)
     else:
         raise UserError(f"the protocol {name} has no figure {figure}: choose from {', '.join(DRAWINGS)}")
-    caption = " ".join(["Top-1 accuracy:", *(protocol.caption for protocol in protocols)])
-    has_several = any(len(scores) > 1 for group, scores in results.groups().items() if group[0] in scored)
+
+    captions = [protocol.caption for protocol in protocols]
+    caption = " ".join(["Top-1 accuracy:", *captions])
+    # Only several orders of the same variant differ in accuracy.
+    has_several = False
+    for (protocol_name, *_), scores in results.groups().items():
+        if protocol_name in scored and len(scores) > 1:
+            has_several = True
     if has_several and figure == "lines":
         caption += " Bands reach from the worst order to the best."
     elif has_several and figure == "bars":
@@ -84,7 +94,14 @@ def _plot_of_protocols(results: Results, name: str, protocols: list[Protocol]) -
 
 
 def draw(results: Results, output: Path, title: str = "") -> dict[str, Path]:
-    """Every picture that ``results`` fill, beside the results file ``output``; returns where each went, by name."""
+    """Draw every picture that ``results`` fill, beside the results file ``output``.
+
+    Returns:
+        Where each went, by its name.
+
+    Raises:
+        UserError: if one can't be written, or a protocol names a figure that there isn't.
+    """
     figures: dict[str, Callable[[Results, str], Figure]] = {}
     if _needs_overview(results):
         figures["overview"] = lambda results, title: overview([results], title)

@@ -1,6 +1,5 @@
 """The drawings that protocols can name as their figure."""
 
-import itertools
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
@@ -26,6 +25,9 @@ from layershuffle.results.score import Score
 
 MARKERS = "osD^vP*"
 
+Line = dict[float | None, list[float]]
+"""Accuracies in percent by a number in the variant. None stands for scores without a number."""
+
 
 def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
     """Top-1 accuracy against the first number in the variant, a line for each value of the rest.
@@ -33,24 +35,13 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
     Lines are means over orders and bands reach from the worst order to the best. Scores whose variant has no number are
     a level line; at least one has a number.
     """
-    # Accuracies by line and number; None stands for scores without a number.
-    by_label: dict[str, dict[float | None, list[float]]] = {}
-    keys = []
-    for protocol in protocols:
-        for score in results.of(protocol.name):
-            # The first number is the x coordinate, and what else is in the variant names the line.
-            key, number = next(_numbers(score), ("", None))
-            rest = ", ".join(str(value) for name, value in score.variant.items() if name != key)
-            line = by_label.setdefault(rest or protocol.label or protocol.name, {})
-            line.setdefault(number, []).append(100 * score.quality)
-            keys.append(key)
-
+    by_label, key = _by_line(protocols, results)
     present: set[float | None] = set()
     for line in by_label.values():
         present.update(line)
     numbers = sorted(number for number in present if number is not None)
 
-    xlabel = protocols[0].xlabel or protocols[0].columns or max(keys)
+    xlabel = protocols[0].xlabel or protocols[0].columns or key
     figure, axis = accuracy_panel(results, title, xlabel=xlabel)
     has_band = False
     for index, (label, line) in enumerate(by_label.items()):
@@ -68,10 +59,27 @@ def lines(protocols: Sequence[Protocol], results: Results, title: str = "") -> F
     axis.set_xticks(numbers)
     if protocols[0].descending:
         axis.invert_xaxis()
+    # The bands have the colours of their lines, so the legend explains all of them by a grey one that isn't drawn.
     if has_band:
         axis.fill_between([], [], color="grey", alpha=0.3, linewidth=0, label="worst to best order")
     figure.legend(loc="outside right center", frameon=False)
     return figure
+
+
+def _by_line(protocols: Sequence[Protocol], results: Results) -> tuple[dict[str, Line], str]:
+    """The accuracies of each line by the line's label, and what the variants call the number that is the x axis."""
+    by_label: dict[str, Line] = {}
+    keys = []
+    for protocol in protocols:
+        for score in results.of(protocol.name):
+            # The first number is the x coordinate, and what else is in the variant names the line.
+            key, number = next(_numbers(score), ("", None))
+            rest = ", ".join(str(value) for name, value in score.variant.items() if name != key)
+            line = by_label.setdefault(rest or protocol.label or protocol.name, {})
+            line.setdefault(number, []).append(100 * score.quality)
+            keys.append(key)
+    # The key of scores without a number is empty and comes before all others, so that the last one is a name.
+    return by_label, max(keys)
 
 
 def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Figure:
@@ -89,7 +97,9 @@ def bars(protocols: Sequence[Protocol], results: Results, title: str = "") -> Fi
             axis.plot([summary.min, summary.max], [row, row], color="black", linewidth=0.8)
         annotate(axis, f"{summary.mean:.1f}", summary.max, row, (3, 0), ha="left", va="center")
         label = ", ".join(map(str, variant)) or name
-        labels.append("base order" if label == "sequential" else textwrap.shorten(label, 44))
+        if label == "sequential":
+            label = "base order"
+        labels.append(textwrap.shorten(label, 44))
     axis.set_yticks(range(len(groups)), labels, fontsize=7)
     # Labels such as "20%" don't say of what. Those of several protocols would be of different things.
     if len(protocols) == 1:
@@ -111,10 +121,13 @@ def scatter(protocols: Sequence[Protocol], results: Results, title: str = "") ->
     figure, axis = accuracy_panel(results, title, xlabel=protocols[0].xlabel or protocols[0].columns)
     for number, values in by_number.items():
         # Side by side within the number's column, so that equal ones don't hide each other.
-        spread = [number + 0.5 * ((index + 0.5) / len(values) - 0.5) for index in range(len(values))]
-        axis.scatter(spread, values, s=3, color=COLOURS[0], alpha=0.35, linewidth=0)
-    for name, summary, style in (("best choice", max, "^-"), ("mean", fmean, ".-"), ("worst choice", min, "v-")):
-        points = [summary(values) for values in by_number.values()]
+        xs = []
+        for index in range(len(values)):
+            from_middle = (index + 0.5) / len(values) - 0.5
+            xs.append(number + 0.5 * from_middle)
+        axis.scatter(xs, values, s=3, color=COLOURS[0], alpha=0.35, linewidth=0)
+    for name, statistic, style in (("best choice", max, "^-"), ("mean", fmean, ".-"), ("worst choice", min, "v-")):
+        points = [statistic(values) for values in by_number.values()]
         axis.plot(list(by_number), points, style, color=COLOURS[1], markersize=4, linewidth=1, label=name)
     axis.set_xticks(list(by_number))
     figure.legend(loc="outside right center", frameon=False)
@@ -129,11 +142,14 @@ def matrix(protocols: Sequence[Protocol], results: Results, title: str = "") -> 
         (_, row), (_, column), *_ = _numbers(score)
         by_pair.setdefault((row, column), []).append(100 * score.quality)
 
-    # Exchanging two layers is the same whichever is named first, so that protocols list each pair once.
-    ticks = sorted(set(itertools.chain(*by_pair)))
+    present: set[float] = set()
+    for pair in by_pair:
+        present.update(pair)
+    ticks = sorted(present)
     values = np.full((len(ticks), len(ticks)), np.nan)
     for i, row in enumerate(ticks):
         for j, column in enumerate(ticks):
+            # Exchanging two layers is the same whichever is named first, so that protocols list each pair once.
             accuracies = by_pair.get((row, column)) or by_pair.get((column, row))
             if accuracies:
                 values[i, j] = fmean(accuracies)
@@ -147,6 +163,7 @@ def choices(protocols: Sequence[Protocol], results: Results, title: str = "") ->
     """Top-1 accuracy when images choose their order, at best, and in each order, with how many chose it."""
     scores = results.of(*(protocol.name for protocol in protocols))
     figure, axis = accuracy_panel(results, title)
+    # The first two scores are of images that differ in their orders, see ``instancewise``; the others have one order.
     names = ["each image's\nchoice", "each image's\nbest (oracle)"]
     for index, score in enumerate(scores):
         text = f"{100 * score.quality:.1f}"
