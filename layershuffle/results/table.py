@@ -16,6 +16,8 @@ WIDTH = 80
 """The width of a terminal that tables fit in where they can."""
 WIDEST = 20
 """So many letters of a cell are shown in other columns than the first, which says what a row is about."""
+HEADING = 13
+"""After so many letters the name of a column goes on in another line."""
 
 
 class Table(NamedTuple):
@@ -53,15 +55,27 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> rich.table.Table
 
 def _headings(header: list[str], rows: Rows) -> list[str]:
     """The names of the columns in lines of 13 letters, or of single words where the table needs the space."""
-    cell_widths = [max(map(len, column)) for column in zip(*rows)]
-    for letters in (13, 1):
-        headings = [textwrap.fill(name, letters, break_long_words=letters == 13) for name in header]
-        widths = [max(map(len, heading.split("\n"))) for heading in headings]
-        # A space stands between two columns.
-        if sum(map(max, widths, cell_widths or widths)) + len(header) - 1 <= WIDTH:
-            return headings
+    in_lines = [textwrap.fill(name, HEADING) for name in header]
+    if _width(in_lines, rows) <= WIDTH:
+        return in_lines
+    # Lines of one letter, in which no word is broken, have a word each.
+    in_words = [textwrap.fill(name, 1, break_long_words=False) for name in header]
+    if _width(in_words, rows) <= WIDTH:
+        return in_words
     # Single words don't make it fit either.
-    return [textwrap.fill(name, 13) for name in header]
+    return in_lines
+
+
+def _width(headings: list[str], rows: Rows) -> int:
+    """How many letters wide the table is with these headings."""
+    # A space stands between two columns.
+    width = len(headings) - 1
+    # Without rows no column has cells, and the headings alone count.
+    columns = list(zip(*rows)) or [()] * len(headings)
+    for heading, cells in zip(headings, columns):
+        texts = [*heading.split("\n"), *cells]
+        width += max(map(len, texts))
+    return width
 
 
 def markdown(header: list[str], rows: Rows) -> str:

@@ -53,9 +53,14 @@ def printed(results: Results) -> Iterator[rich.table.Table | str]:
             heading = title(results)
         yield terminal(header, shown, heading)
         all_rows += rows
+
+    # With several labels chance is unknown, but measures may know of something else to compare with.
+    has_chance = results.scores and not results.has_several_labels
     has_levels = any(measure.levels(results) for measure in results.measures)
-    if (results.scores and not results.has_several_labels) or has_levels:
+    if has_chance or has_levels:
         yield to_compare_with(results)
+
+    # What ± means is said only where a table has one.
     if not any("±" in text for row in all_rows for text in row):
         return
     if results.has_several_labels:

@@ -1,6 +1,5 @@
 """The scores of one model as tables."""
 
-import itertools
 from statistics import fmean
 from typing import Any
 
@@ -31,13 +30,15 @@ def shown(results: Results) -> list[Protocol]:
 
     One that isn't, such as a user's own, gets columns if the first entry of its variants is a number.
     """
+    # The variant of each protocol's first score stands for those of all.
     first_variants: dict[str, dict[str, Any]] = {}
     for score in results.scores:
         first_variants.setdefault(score.protocol, score.variant)
+
     protocols = [protocol for name, protocol in PROTOCOLS.items() if name in first_variants]
     for name, variant in first_variants.items():
         if name not in PROTOCOLS:
-            # It may have been registered by a module that isn't imported now.
+            # The module that registered it when the results were made may not be imported now.
             key, value = next(iter(variant.items()), ("", None))
             columns = key if isinstance(value, (int, float)) else ""
             protocols.append(Protocol(name, lambda: iter(()), columns=columns))
@@ -48,11 +49,11 @@ def full_depth(results: Results) -> Table:
     """Everything measured for each group of orders, but those of protocols with columns or a matrix."""
     # A grid or a matrix shows these better than hundreds of rows.
     elsewhere = {protocol.name for protocol in shown(results) if protocol.columns or protocol.figure == "matrix"}
-    predicts = any(score.position_accuracy is not None for score in results.scores)
-    chooses = any(score.chosen is not None for score in results.scores)
-    # Most models neither predict positions nor choose orders, and 80 columns are few.
     header = ["order", "n", f"{results.quality} %", "std", "min", "max"]
     header += ["F1 %", "loss"] if results.has_several_labels else ["top-5", "loss", "ECE %"]
+    # Most models neither predict positions nor choose orders, and 80 columns are few.
+    predicts = any(score.position_accuracy is not None for score in results.scores)
+    chooses = any(score.chosen is not None for score in results.scores)
     if predicts:
         header.append("pos. %")
     if chooses:
@@ -74,9 +75,9 @@ def full_depth(results: Results) -> Table:
 def _numbers(scores: list[Score]) -> list[str]:
     """The cells from "n" to the loss, or to "ECE %" where each image has one label."""
     quality = summarise(score.quality for score in scores)
-    losses = [score.loss for score in scores if score.loss is not None]
     spread = "" if quality.std is None else f"{100 * quality.std:.2f}"
     # A loss of None was not finite, and neither is a mean with it.
+    losses = [score.loss for score in scores if score.loss is not None]
     loss = f"{fmean(losses):.4f}" if len(losses) == len(scores) else "infinite"
     cells = [
         str(quality.n),
@@ -96,6 +97,7 @@ def _numbers(scores: list[Score]) -> list[str]:
 
 
 def _mean_percent(shares: list[float | None]) -> str:
+    """The mean of the shares that are known, in percent; empty if none is."""
     known = [share for share in shares if share is not None]
     return f"{100 * fmean(known):.2f}" if known else ""
 
@@ -106,13 +108,18 @@ def grid(results: Results, protocol: Protocol) -> Table:
     by_rest: dict[tuple[object, ...], dict[Any, Estimate | None]] = {}
     for (name, *variant), scores in results.groups().items():
         if name == protocol.name:
-            first, *rest = variant
-            by_rest.setdefault(tuple(rest), {})[first] = estimate([scores])
+            first, *others = variant
+            by_rest.setdefault(tuple(others), {})[first] = estimate([scores])
+
     # Not every strategy has a score in every column: a cell may stay empty.
-    columns = sorted(set(itertools.chain(*by_rest.values())))
+    present: set[Any] = set()
+    for cells in by_rest.values():
+        present.update(cells)
+    columns = sorted(present)
     rows: Rows = []
-    for key, cells in by_rest.items():
-        row = [strategy_of(list(key)) or f"{results.quality} %"]
+    for rest, cells in by_rest.items():
+        # Where the first entry is all that the variant has, the only row says what the numbers are.
+        row = [strategy_of(list(rest)) or f"{results.quality} %"]
         for column in columns:
             accuracy = cells.get(column)
             if accuracy is None:

@@ -26,6 +26,7 @@ OVER_ORDERS = (
 WIDEST = 0.5
 """An interval whose half is wider than this is wider than the range of accuracies, 0 to 1, and tells nothing."""
 NO_INTERVAL = "n/a"
+"""What stands after ± in place of such an interval."""
 TOO_WIDE = f"± {NO_INTERVAL}: too few orders or seeds for an interval narrower than 0 to 100."
 PER_BATCH = "Where every batch ran in a new order there is a single score, from which no interval can be computed."
 
@@ -112,8 +113,9 @@ def strategy_of(rest: list[object]) -> str:
     for place, value in enumerate(rest):
         word = str(value)
         if place == 1:
+            # The original sequence goes without saying.
+            if word == "original":
+                continue
             word = SEQUENCES.get(word, word)
-        # The original sequence goes without saying.
-        if not (place == 1 and word == "original"):
-            words.append(word)
+        words.append(word)
     return ", ".join(words)
