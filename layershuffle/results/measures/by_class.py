@@ -68,6 +68,7 @@ class ByClassCounts(Measure):
         """What MEANS names, 0 to 1, of one kind of order; None for older files, which lack the last two."""
         if counts.balanced_accuracy is None or counts.macro_f1 is None:
             return None
+        # Without any image the accuracy is 0, and not a division by 0.
         top1 = sum(counts.right) / counts.samples / max(1, sum(self.images))
         return top1, counts.balanced_accuracy, counts.macro_f1
 
@@ -77,7 +78,7 @@ class ByClassCounts(Measure):
         return self.images.index(max(self.images))
 
     def levels(self, results: Results) -> dict[str, float]:
-        """The accuracy of always naming the most frequent class, if that is clearly higher than chance."""
+        """The accuracy of always naming the most frequent class, in percent, if that is clearly higher than chance."""
         share = self.images[self.most_frequent] / max(1, sum(self.images))
         return {MOST_FREQUENT: 100 * share} if is_skewed(share, results) else {}
 
@@ -85,6 +86,7 @@ class ByClassCounts(Measure):
 
     def tables(self, results: Results) -> dict[str, Table]:
         """The accuracy of each class, and of skewed data the means in which every class has the same weight."""
+        # Only skewed data has the level of the most frequent class.
         if not self.levels(results):
             return {"classes": self.accuracies(results)}
         return {"balanced": self.balanced(results), "classes": self.accuracies(results)}
@@ -104,25 +106,33 @@ class ByClassCounts(Measure):
 
     def accuracies(self, results: Results) -> Table:
         """The accuracy of each class, and what it is mistaken for most often. The lowest accuracies come first."""
+        # Each kind of order has two columns.
         header = ["class", "images"]
         for counts in self.orders:
-            mistake = "most often taken for" if len(self.orders) == 1 else f"{counts.name}: taken for"
-            header += [counts.name, mistake]
+            header.append(counts.name)
+            header.append("most often taken for" if len(self.orders) == 1 else f"{counts.name}: taken for")
+
         names = self.class_names(results)
-        mistakes = [counts.worst_mistakes() for counts in self.orders]
-        rows = []
+        worst_mistakes = [counts.worst_mistakes() for counts in self.orders]
+        # Each row with the accuracies in it as numbers, by which the rows are sorted.
+        rows: list[tuple[list[float], list[str]]] = []
         for index, images in enumerate(self.images):
+            # A class without test images has no accuracy.
             if not images:
                 continue
             accuracies = []
             row = [names[index], str(images)]
-            for counts, worst in zip(self.orders, mistakes):
+            for counts, worst in zip(self.orders, worst_mistakes):
+                # An image counts once for each order.
                 in_all_orders = counts.samples * images
                 accuracy = counts.right[index] / in_all_orders
-                predicted, count = worst.get(index, (0, 0))
                 accuracies.append(accuracy)
                 row.append(f"{100 * accuracy:.2f}")
-                row.append(f"{names[predicted]} {100 * count / in_all_orders:.0f}%" if count else "")
+                mistake = ""
+                if index in worst:
+                    predicted, count = worst[index]
+                    mistake = f"{names[predicted]} {100 * count / in_all_orders:.0f}%"
+                row.append(mistake)
             rows.append((accuracies, row))
         rows.sort(key=lambda pair: pair[0])  # by accuracy in the first kind of order, then in the next
         return Table(header, [row for _, row in rows])
@@ -139,6 +149,7 @@ class ByClassCounts(Measure):
                 for true, predicted, images in counts.confused:
                     rows.append([counts.name, names[true], names[predicted], str(images)])
             return Table(["order", "class", "taken for", "images"], rows)
+
         for counts in self.orders:
             for name, row in zip(names, counts.matrix()):
                 rows.append([counts.name, name, *map(str, row)])

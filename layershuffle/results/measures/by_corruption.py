@@ -116,13 +116,17 @@ class ByCorruptionCounts(Measure):
         None unless there are all 15 corruptions that it is the mean of, in all severities.
         """
         errors = self.errors(counts)
-        if any(set(errors.get(name, ())) != SEVERITIES for name in ALEXNET):
-            return None
         means = self.mean_errors(counts)
-        return fmean(means[name] / of_alexnet for name, of_alexnet in ALEXNET.items())
+        relative = []
+        for name, of_alexnet in ALEXNET.items():
+            severities = set(errors.get(name, ()))
+            if severities != SEVERITIES:
+                return None
+            relative.append(means[name] / of_alexnet)
+        return fmean(relative)
 
     def summary(self, counts: OrdersOnCorruptions) -> dict[str, float]:
-        """The error on each corruption, their "mean" and, if it can be computed, MCE: 1 stands for 100%."""
+        """The error on each corruption by its name, their "mean" and, if it can be computed, MCE: 1 stands for 100%."""
         summary = self.mean_errors(counts)
         summary["mean"] = fmean(summary.values())
         relative = self.mean_corruption_error(counts)
@@ -132,9 +136,13 @@ class ByCorruptionCounts(Measure):
 
     def tables(self, results: Results) -> dict[str, Table]:
         """The error on each corruption, their mean and, if it can be computed, the mean corruption error."""
+        header = ["corruption"] + [counts.name for counts in self.orders]
         summaries = [self.summary(counts) for counts in self.orders]
-        rows = [[name, *(f"{100 * of_order[name]:.2f}" for of_order in summaries)] for name in summaries[0]]
-        return {"corruptions": Table(["corruption", *(counts.name for counts in self.orders)], rows)}
+        rows = []
+        for name in summaries[0]:
+            cells = [f"{100 * summary[name]:.2f}" for summary in summaries]
+            rows.append([name, *cells])
+        return {"corruptions": Table(header, rows)}
 
     def files(self, results: Results) -> dict[str, Table]:
         """The error on each corruption in each severity."""
@@ -151,7 +159,9 @@ class ByCorruptionCounts(Measure):
 
     def figure(self, results: Results, title: str = "") -> Figure:
         """Bars of the error on each corruption, one for each kind of order."""
-        return draw_errors({"": {counts.name: self.summary(counts) for counts in self.orders}}, title)
+        by_order = {counts.name: self.summary(counts) for counts in self.orders}
+        # A single panel needs no title of its own.
+        return draw_errors({"": by_order}, title)
 
 
 def draw_errors(errors: Mapping[str, Mapping[str, Mapping[str, float]]], title: str = "") -> Figure:
@@ -168,15 +178,19 @@ def draw_errors(errors: Mapping[str, Mapping[str, Mapping[str, float]]], title: 
         for kind, summary in in_panel.items():
             kinds[kind] = None
             names.update(dict.fromkeys(summary))
-    names.pop(MCE, None)  # It is relative to AlexNet's and may be larger than 100%.
+    # The mean corruption error is relative to AlexNet's: it is no share of images, and may be larger than 100%.
+    names.pop(MCE, None)
 
+    # In inches: room for each bar, and for a gap between two corruptions.
     height = 1.2 + 0.13 * len(names) * (len(kinds) + 1)
     figure, axes = panels(len(errors), 3.4 + 4.2 * len(errors), height, title, grid=False)
     for axis, (panel, in_panel) in zip(axes, errors.items()):
         bars = []
         for kind in kinds:
             summary = in_panel.get(kind, {})
-            bars.append((textwrap.shorten(kind, 30), [100 * summary.get(name, math.nan) for name in names]))
+            # A bar as wide as NaN isn't drawn.
+            widths = [100 * summary.get(name, math.nan) for name in names]
+            bars.append((textwrap.shorten(kind, 30), widths))
         grouped_bars(axis, bars, list(names))
         axis.set(title=textwrap.shorten(panel, 40), xlabel="top-1 error, %", xlim=(0, 100))
     # All panels have the same bars.

@@ -61,7 +61,8 @@ class ByLabel(Measure):
         """Raise a UserError if the labels aren't those of the data, or a label lacks a score."""
         labels = len(self.images)
         names = results.data.classes
-        if not self.orders or len(self.thresholds) != labels or (names is not None and len(names) != labels):
+        are_all_named = names is None or len(names) == labels
+        if not self.orders or len(self.thresholds) != labels or not are_all_named:
             raise UserError(f"by_label has no scores, or other ones than those of {counted(labels, 'label')}")
         for scores in self.orders:
             scores.check(labels)
@@ -73,6 +74,7 @@ class ByLabel(Measure):
     def worst_first(self) -> list[int]:
         """The labels that some image shows, by their average precision in the first kind of order."""
         precisions = self.orders[0].average_precision
+        # Labels of the same precision stay in the sequence of their numbers.
         shown = [(precision, label) for label, precision in enumerate(precisions) if precision is not None]
         return [label for _, label in sorted(shown)]
 
@@ -107,7 +109,11 @@ class ByLabel(Measure):
         for scores in self.orders:
             precisions = [100 * (scores.average_precision[label] or 0) for label in labels]
             kinds.append((textwrap.shorten(scores.name, 30), precisions))
-        grouped_bars(axis, kinds, [f"{textwrap.shorten(names[label], 30)} ({self.images[label]})" for label in labels])
+        groups = []
+        for label in labels:
+            name = textwrap.shorten(names[label], 30)
+            groups.append(f"{name} ({self.images[label]})")
+        grouped_bars(axis, kinds, groups)
         axis.set(xlabel="average precision, %", xlim=(0, 100))
         legend_below(figure)
         return figure
@@ -121,4 +127,5 @@ class ByLabel(Measure):
 
 
 def _percent(share: float | None) -> str:
+    """A share in percent; "n/a" if there is none."""
     return "n/a" if share is None else f"{100 * share:.2f}"

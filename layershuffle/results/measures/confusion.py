@@ -46,6 +46,7 @@ def draw_matrices(orders: Sequence[OrderCounts], images: Sequence[int], names: S
 
 
 def _draw_matrix(axis: Axes, counts: OrderCounts, images: Sequence[int], names: Sequence[str]) -> AxesImage:
+    """Draw the matrix of one kind of order, in percent of each class; return the image, which has the colours."""
     images_in_all_orders = counts.samples * np.array(images)
     # A class without test images has an empty row, not a division by 0.
     shares = 100 * np.array(counts.matrix()) / np.maximum(1, images_in_all_orders)[:, None]
@@ -79,7 +80,9 @@ def draw_mistakes(orders: Sequence[OrderCounts], images: Sequence[int], names: S
         kinds.append((textwrap.shorten(counts.name, 30), widths))
     labels = []
     for true, predicted in mistakes:
-        labels.append(f"{textwrap.shorten(names[true], 30)} as {textwrap.shorten(names[predicted], 30)}")
+        true_name = textwrap.shorten(names[true], 30)
+        predicted_name = textwrap.shorten(names[predicted], 30)
+        labels.append(f"{true_name} as {predicted_name}")
 
     places = grouped_bars(axis, kinds, labels)
     for rows, (_, widths) in zip(places, kinds):
@@ -98,7 +101,10 @@ def _most_frequent_mistakes(images_by_order: Sequence[Mistakes], images: Sequenc
 
     def rank(mistake: tuple[int, int]) -> tuple[float, ...]:
         """Small for frequent mistakes: in the first kind of order, then in the next, then of small classes."""
+        true, predicted = mistake
         frequencies = [-images_of.get(mistake, 0) for images_of in images_by_order]
-        return *frequencies, images[mistake[0]], *mistake
+        # The classes at the end give mistakes that are alike in all else the same sequence each time: a set has none.
+        return *frequencies, images[true], true, predicted
 
-    return sorted(set().union(*images_by_order), key=rank)[:MISTAKES]
+    mistakes = set().union(*images_by_order)
+    return sorted(mistakes, key=rank)[:MISTAKES]

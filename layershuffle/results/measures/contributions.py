@@ -100,15 +100,18 @@ class Contributions(Measure):
     def compared(cls, several: Sequence[Results]) -> Figure:
         """A panel for each model and a line for each layer, as in figures 4c and 4d of arXiv 2407.04513."""
         measured = list(_measured(several))
-        steps: set[Step] = set()
+        # All panels have the same colour for the same step, even if one model runs more steps than another.
+        present: set[Step] = set()
         for _, measure in measured:
-            steps.update(step for step, _ in measure.by_step())
-        names = [str(Order([step])) for step in sorted(steps)]
+            for step, _ in measure.by_step():
+                present.add(step)
+        steps = sorted(present)
+        names = [str(Order([step])) for step in steps]
         figure, axes, colours = coloured_panels(several, 4.6, "layer", names)
         for axis in axes[1:]:
             axis.sharey(axes[0])
         for axis, (results, measure) in zip(axes, measured):
-            _draw_changes(axis, results, measure, sorted(steps), colours)
+            _draw_changes(axis, results, measure, steps, colours)
         return figure
 
     @classmethod
@@ -119,14 +122,16 @@ class Contributions(Measure):
         for results, measure in _measured(several):
             for (step, position), values in measure.by_step().items():
                 distance = measure.distance(results, step, position)
-                summary = summarise(values)
-                std = "" if summary.std is None else f"{summary.std:.4g}"
                 place = [str(Order([step])), str(position), str(distance)]
-                rows.append([results.label, measure.unit, *place, f"{summary.mean:.4g}", std, str(summary.n)])
+                summary = summarise(values)
+                mean = f"{summary.mean:.4g}"
+                std = "" if summary.std is None else f"{summary.std:.4g}"
+                rows.append([results.label, measure.unit, *place, mean, std, str(summary.n)])
         return "the change that a layer makes at a position", Table(header, rows)
 
 
 def _measured(several: Sequence[Results]) -> Iterator[tuple[Results, Contributions]]:
+    """The results that have this measure, each with it."""
     for results in several:
         measure = results.measure(Contributions)
         if measure:
@@ -136,6 +141,7 @@ def _measured(several: Sequence[Results]) -> Iterator[tuple[Results, Contributio
 def _draw_changes(
     axis: Axes, results: Results, measure: Contributions, steps: Sequence[Step], colours: ScalarMappable
 ) -> None:
+    """Draw one model's lines, in the colours that the steps have by their places in ``steps``."""
     # The changes by step and then by distance: a step that is repeated has several positions at the same distance.
     lines: dict[Step, dict[int, list[float]]] = {}
     for (step, position), values in measure.by_step().items():

@@ -60,9 +60,11 @@ class EarlyExits(Measure):
     def table(self, results: Results) -> Table:
         """Accuracy against the mean number of layers run, if all images stop together and if each stops by itself."""
         rows = []
+        # All images stop together.
         for score in results.of("pruned", strategy="first", sequence="original"):
             kept = score.variant["kept"]
             rows.append([f"all after {kept}", f"{kept:.2f}", f"{100 * score.quality:.2f}"])
+        # Each image stops by itself.
         for stop in self.exits:
             words = "probability above" if stop.rule == "confidence" else "steps without change:"
             rows.append([f"{words} {stop.threshold}", f"{stop.layers:.2f}", f"{100 * stop.top1:.2f}"])

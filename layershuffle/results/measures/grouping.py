@@ -39,14 +39,14 @@ class Grouping(Measure):
 
     def figure(self, results: Results, title: str = "") -> Figure:
         """Accuracy against steps, and in a second panel the times against steps, if there are any."""
-        # Both panels have the same x axis: what fewer steps cost in accuracy, and what they save.
         scores = results.of("grouping")
         steps = [score.variant["steps"] for score in scores]
-        columns = {"top-1 accuracy, %": [100 * score.quality for score in scores]}
+        # What each panel shows, by the name of its y axis: what fewer steps cost in accuracy, and what time they save.
+        shown = {"top-1 accuracy, %": [100 * score.quality for score in scores]}
         if self.milliseconds:
-            columns["ms, one image"] = [self.milliseconds[str(score.order)] for score in scores]
-        figure, axes = panels(len(columns), 5.25 * len(columns), 4.4, title, shares_y=False)
-        for axis, (name, values) in zip(axes, columns.items()):
+            shown["ms, one image"] = [self.milliseconds[str(score.order)] for score in scores]
+        figure, axes = panels(len(shown), 5.25 * len(shown), 4.4, title, shares_y=False)
+        for axis, (name, values) in zip(axes, shown.items()):
             axis.plot(steps, values, "o-", color=COLOURS[0], markersize=4, label="best groups")
             for score, number, value in zip(scores, steps, values):
                 if score.order == self.chosen:
@@ -62,8 +62,8 @@ class Grouping(Measure):
 
     def data(self, results: Results) -> tuple[str, Table]:
         """The table that is printed."""
-        what = "time of one image in ms, top-1 in percent" if self.milliseconds else "top-1 in percent"
-        return what, self.tables(results)["grouping"]
+        units = "time of one image in ms, top-1 in percent" if self.milliseconds else "top-1 in percent"
+        return units, self.tables(results)["grouping"]
 
     def tables(self, results: Results) -> dict[str, Table]:
         """The best order of each number of steps, with time and accuracy."""

@@ -35,7 +35,7 @@ class OrderCounts(KindOfOrders):
         return {(true, predicted): images / self.samples for true, predicted, images in self.confused}
 
     def matrix(self) -> list[list[int]]:
-        """Images by class (row) and by predicted class (column)."""
+        """How many images there are by class (row) and by predicted class (column); each counts for each order."""
         classes = len(self.right)
         matrix = [[0] * classes for _ in range(classes)]
         for index, images in enumerate(self.right):
@@ -45,7 +45,7 @@ class OrderCounts(KindOfOrders):
         return matrix
 
     def worst_mistakes(self) -> dict[int, tuple[int, int]]:
-        """For each class the one that it is most often taken for, and how many images are."""
+        """For each class that has mistakes the class that it is most often taken for, and how many images are."""
         worst: dict[int, tuple[int, int]] = {}
         # The mistakes are sorted, the most frequent first, so the first one of a class is its worst.
         for true, predicted, images in self.confused:

@@ -50,6 +50,7 @@ class Pruning(Measure):
         line = []
         for score in results.of("prune"):
             kept = score.variant["kept"]
+            # Without times the number of layers itself is the x coordinate.
             point = (self.milliseconds.get(kept, kept), 100 * score.quality)
             # One score is of the chosen layers in another sequence, which ``prune`` searched for afterwards.
             if "sequence" in score.variant:

@@ -84,6 +84,7 @@ class Representations(Measure):
 
 
 def _measured(several: Sequence[Results]) -> Iterator[tuple[Results, Representations]]:
+    """The results that have this measure, each with it."""
     for results in several:
         measure = results.measure(Representations)
         if measure:

@@ -98,8 +98,12 @@ class SecondsPerImage(Measure):
 def _draw_exits(axis: Axes, results: Results, colours: list[str]) -> None:
     """Draw a line for each rule of early exit, if that was measured."""
     early_exits = results.measure(EarlyExits)
+    if early_exits is None:
+        return
     by_rule: dict[str, list[tuple[float, float]]] = {}
-    for stop in early_exits.exits if early_exits else ():
+    for stop in early_exits.exits:
         by_rule.setdefault(stop.rule, []).append((stop.layers, 100 * stop.top1))
     for (rule, points), colour in zip(by_rule.items(), colours):
-        axis.plot(*zip(*points), "x--", color=colour, markersize=4, linewidth=1, label=f"early exit by {rule}")
+        layers, accuracies = zip(*points)
+        label = f"early exit by {rule}"
+        axis.plot(layers, accuracies, "x--", color=colour, markersize=4, linewidth=1, label=label)
