@@ -12,7 +12,15 @@ from layershuffle.results.score import Score
 
 @dataclass(frozen=True)
 class Summary:
-    """Number of values, mean, sample standard deviation (None for a single value), and extremes."""
+    """A summary of some values, in the unit of these.
+
+    Attributes:
+        n: how many values there are.
+        mean: their mean.
+        std: their sample standard deviation, or None for a single value.
+        min: the smallest one.
+        max: the largest one.
+    """
 
     n: int
     mean: float
@@ -88,7 +96,11 @@ def estimate(
     has_map = False
     for scores in models:
         # A mean over some of the orders would be a mean of something else, so a model without a share doesn't count.
-        known = [share for share in map(value, scores) if share is not None]
+        known = []
+        for score in scores:
+            share = value(score)
+            if share is not None:
+                known.append(share)
         if scores and len(known) == len(scores):
             shares.append(known)
             orders.append([score.order for score in scores])
@@ -102,6 +114,8 @@ def estimate(
     # Every model has the same weight, however many orders it ran.
     means = [statistics.fmean(row) for row in shares]
     mean = statistics.fmean(means)
+    # A score without an order is of orders that differed from batch to batch or from image to image. How it varies with
+    # them, a single model doesn't tell.
     if len(means) == 1 and None in orders[0]:
         return Estimate(mean, None, 1)
 
@@ -126,6 +140,7 @@ def of_images(share: float, images: int) -> Estimate:
 def _of_share(mean: float, images: int) -> Variance:
     """The variance of a share over images. Two successes and two failures are added, so that no share is certain."""
     share = (images * mean + 2) / (images + 4)
+    # With infinite degrees of freedom Student's t is the normal distribution, which Agresti and Coull's interval uses.
     return share * (1 - share) / (images + 4), math.inf
 
 
@@ -148,7 +163,7 @@ def total(parts: Iterable[Variance]) -> Variance:
 
 
 def half_width(variance: Variance) -> float:
-    """The half-width of a 95% confidence interval."""
+    """The half-width of the 95% confidence interval of a mean with this variance."""
     value, freedom = variance
     # The quantile of Student's t that leaves 2.5% above it, and by symmetry as much below.
     return float(stdtrit(freedom, 0.975)) * math.sqrt(value)

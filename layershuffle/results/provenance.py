@@ -16,8 +16,8 @@ class ModelInfo:
         name: that of the checkpoint's file, of the folder, or timm's.
         source: the path of the checkpoint, or where else the weights are from.
         sha256: of the file with the weights, in hexadecimal.
-        method: what the training is called, such as "layershuffle"; None if the model isn't one of
-            ``layershuffle train``. So are the next six.
+        method: what the training is called, such as "layershuffle". This and the next six are None where they don't
+            apply, as for a model that ``layershuffle train`` didn't make.
         sampler: that of the training's orders, as text.
         position_loss: how the losses of the layers' position predictions are put together.
         seed: of the training.
@@ -66,9 +66,10 @@ class ModelInfo:
         classes = typed_json.read(int, model.config.get("num_classes"), "model.config.num_classes")
         if classes < 1:
             raise UserError(f"model.config.num_classes is {classes}, and should be 1 or more")
-        thresholds = model.thresholds
-        if thresholds is not None and (len(thresholds) != classes or not all(0 <= share <= 1 for share in thresholds)):
-            raise UserError("model.thresholds is not a probability for each class")
+        if model.thresholds is not None:
+            are_probabilities = all(0 <= threshold <= 1 for threshold in model.thresholds)
+            if len(model.thresholds) != classes or not are_probabilities:
+                raise UserError("model.thresholds is not a probability for each class")
         # Writing the file again gives the same text: keys with null stay, those that were left out stay out.
         nulls = frozenset(key for key, value in content.items() if value is None)
         return replace(model, nulls=nulls)
@@ -160,7 +161,7 @@ class EvaluationInfo:
     def from_json(cls, content: Any) -> "EvaluationInfo":
         """Read what a results file has under "evaluation"; raises UserError if it can't be that."""
         everything = typed_json.read(dict[str, Any], content, "evaluation")
-        # In the file the options stand beside the fields: what no field is named like is an option.
+        # In the file the options stand beside the fields: a key that isn't the name of a field is an option.
         known = typed_json.json_fields(cls)
         named = {}
         options = {}
@@ -178,7 +179,7 @@ class EvaluationInfo:
     def to_json(self) -> dict[str, Any]:
         """What a results file has under "evaluation": one object of all settings."""
         named = dict(typed_json.write(self))
-        # In files these two come first, then the options, then the other fields.
+        # In files these two come first, then the options, then the other fields: a key stays where it stood first.
         first = {key: value for key, value in named.items() if key in ("protocols", "draws")}
         return {**first, **self.options, **named}
 

@@ -83,7 +83,7 @@ class Results:
 
     @property
     def quality_in_words(self) -> str:
-        """What pictures call it."""
+        """What pictures call ``Score.quality``: "top-1 accuracy" or "mean average precision"."""
         return quality_in_words(self.has_several_labels)
 
     def of(self, *protocols: str, **variant: Any) -> list[Score]:
@@ -108,9 +108,13 @@ class Results:
         return None
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, in which samples of the same thing are columns. The file is written whole or not at all."""
-        # The beginning of the file's JSON object. The rest is put together by hand, because json.dumps would write all
-        # scores on one line, or each number on a line by itself.
+        """Write as JSON, in which samples of the same thing are columns. The file is written whole or not at all.
+
+        Raises:
+            UserError: if it can't be written.
+        """
+        # The beginning of the file's JSON object, without the brace that closes it. The rest is put together by hand,
+        # because json.dumps would write all scores on one line, or each number on a line by itself.
         about = {
             "layershuffle_results": FORMAT,
             "model": self.model.to_json(),
@@ -129,7 +133,8 @@ class Results:
         for scores in self.groups().values():
             columns = ScoreColumns.of(scores, without=self.lacks)
             lines.append("\n  " + json.dumps(typed_json.write(columns), allow_nan=False))
-        write_whole(path, f'{text},\n "scores": [{",".join(lines)}\n ]\n}}\n')
+        text += f',\n "scores": [{",".join(lines)}\n ]\n}}\n'
+        write_whole(path, text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
@@ -151,7 +156,9 @@ class Results:
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> "Results":
+        """Read the content of a file of this version; errors don't name the file."""
         for part in PARTS:
+            # Files of older versions have no measures.
             if part not in content and part != "measures":
                 raise UserError(f"it has no {part}")
         for part in content:
@@ -161,13 +168,13 @@ class Results:
         if "measures" not in content:
             lacks |= {"measures"}
         results = cls(
-            ModelInfo.from_json(content["model"]),
-            DataInfo.from_json(content["data"]),
-            EvaluationInfo.from_json(content["evaluation"]),
-            Environment.from_json(content["environment"]),
-            scores,
-            _read_measures(content.get("measures", {})),
-            lacks,
+            model=ModelInfo.from_json(content["model"]),
+            data=DataInfo.from_json(content["data"]),
+            evaluation=EvaluationInfo.from_json(content["evaluation"]),
+            environment=Environment.from_json(content["environment"]),
+            scores=scores,
+            measures=_read_measures(content.get("measures", {})),
+            lacks=lacks,
         )
         # A measure may refer to scores and to names of classes, so it is checked when all of them have been read.
         for measure in results.measures:
@@ -176,12 +183,13 @@ class Results:
 
 
 def scores_of(results: Results, protocols: Collection[str] | None = None) -> Table:
-    """Every score of these protocols, by default of all."""
+    """A row for each score of these protocols, by default of all, with its quality in percent."""
     rows = []
     for score in results.scores:
         if protocols is None or score.protocol in protocols:
             variant = " ".join(f"{key}={value}" for key, value in score.variant.items())
-            rows.append([score.protocol, variant, score.order or "", f"{100 * score.quality:.2f}"])
+            order = score.order or ""
+            rows.append([score.protocol, variant, order, f"{100 * score.quality:.2f}"])
     return Table(["protocol", "variant", "order", f"{results.quality} %"], rows)
 
 
@@ -280,6 +288,7 @@ def register(measure: type[M]) -> type[M]:
 
 
 def _read_measures(content: Any) -> tuple[Measure, ...]:
+    """Read what a results file has under "measures"; raises UserError if it can't be that."""
     measures = []
     for name, value in typed_json.read(dict[str, Any], content, "measures").items():
         if name not in MEASURES:

@@ -94,10 +94,19 @@ class ScoreColumns:
         return cls(protocol=scores[0].protocol, variant=scores[0].variant, **columns)
 
     def scores(self) -> list[Score]:
-        """A Score for each row; raises UserError if the columns differ in length or a value is out of range."""
-        columns: dict[str, Sequence[Any]] = {"top1": [None] * len(self.order), "top5": [None] * len(self.order)}
-        if (self.top1 is None) == (self.map is None) or (self.top5 is None) != (self.top1 is None):
+        """A Score for each row.
+
+        Raises:
+            UserError: if the columns are neither those of one label nor those of several, if they differ in length, or
+                if a value is out of range.
+        """
+        has_accuracy = self.top1 is not None
+        has_map = self.map is not None
+        if has_accuracy == has_map or (self.top5 is not None) != has_accuracy:
             raise UserError(f"{self.protocol} has neither top1 and top5 nor map, or both")
+
+        # Score has no defaults for these two, so that it needs a value even if the file lacks their columns.
+        columns: dict[str, Sequence[Any]] = {"top1": [None] * len(self.order), "top5": [None] * len(self.order)}
         for column in COLUMNS:
             values = getattr(self, column)
             if values is None:
@@ -106,11 +115,14 @@ class ScoreColumns:
                 orders = counted(len(self.order), "order")
                 raise UserError(f"{column} has {counted(len(values), 'value')} for {orders} of {self.protocol}")
             columns[column] = values
+
         # From columns to rows: each row has the values of one score, in the sequence of the columns' names.
-        rows = zip(*columns.values())
-        scores = [Score(self.protocol, self.variant, **dict(zip(columns, row))) for row in rows]
-        for score in scores:
+        scores = []
+        for row in zip(*columns.values()):
+            named = dict(zip(columns, row))
+            score = Score(self.protocol, self.variant, **named)
             _check(score)
+            scores.append(score)
         return scores
 
 
@@ -129,7 +141,7 @@ def quality_in_tables(several_labels: bool) -> str:
 
 
 def quality_in_words(several_labels: bool) -> str:
-    """What pictures call it."""
+    """What pictures call ``Score.quality`` of images with one label, or with several."""
     return "mean average precision" if several_labels else "top-1 accuracy"
 
 
@@ -142,17 +154,19 @@ def read_scores(groups: Any) -> tuple[list[Score], frozenset[str]]:
     Raises:
         UserError: if something in it has the wrong type or is out of range.
     """
-    read = typed_json.read(list[ScoreColumns], groups, "scores")
-    # What one group lacks, the whole file lacks: one version has written all of it.
     scores = []
+    # What one group lacks, the whole file lacks: one version has written all of it.
     lacking: set[str] = set()
-    for columns in read:
-        scores += columns.scores()
-        lacking.update(column for column in NEWER_COLUMNS if getattr(columns, column) is None)
+    for group in typed_json.read(list[ScoreColumns], groups, "scores"):
+        scores += group.scores()
+        for column in NEWER_COLUMNS:
+            if getattr(group, column) is None:
+                lacking.add(column)
     return scores, frozenset(lacking)
 
 
 def _check(score: Score) -> None:
+    """Raise a UserError if a count or a share of a score that was read can't be one."""
     if not 0 <= score.nan <= score.images:
         raise UserError(f"of {counted(score.images, 'image')} of {score.protocol}, {score.nan} can't be NaN")
     for share in (score.top1, score.top5, score.position_accuracy, score.chosen, score.ece, score.map, score.f1):
