@@ -118,9 +118,12 @@ def collect(files: Files) -> tuple[list[SetupResults], list[str]]:
         # A study is about one model and is shown by itself; all other files of a model are put together.
         if results.evaluation.is_study:
             setup.studies[name] = results
-        else:
-            key = (results.label, results.model.seed or 0)
-            setup.runs.setdefault(key, Run(*key)).files[name] = results
+            continue
+        # A model that wasn't trained here, such as timm's, has no seed: it counts as the one of seed 0.
+        method = results.label
+        seed = results.model.seed or 0
+        run = setup.runs.setdefault((method, seed), Run(method, seed))
+        run.files[name] = results
     return _named(list(setups.values())), complaints
 
 
@@ -138,15 +141,16 @@ def _agreeing(files: dict[str, Results], complaints: list[str]) -> dict[str, Res
     by_run: dict[str, list[str]] = {}
     disagreeing: set[str] = set()
     for name, results in files.items():
-        others = by_run.setdefault(_run_key(results), [])
+        # Each file is compared with all earlier ones of the same run.
+        earlier = by_run.setdefault(_run_key(results), [])
         content = _content_by_key(results)
         is_repetition = False
-        for other in others:
+        for other in earlier:
             other_content = _content_by_key(files[other])
             if other_content == content:
                 is_repetition = True
-            shared = other_content.keys() & content.keys()
-            if any(other_content[key] != content[key] for key in shared):
+            in_both = other_content.keys() & content.keys()
+            if any(other_content[key] != content[key] for key in in_both):
                 run = f"{results.label}, seed {results.model.seed}, on {results.data.name}"
                 complaints.append(
                     f"{other} and {name} disagree about {run}; both were left out: move one of them elsewhere, or "
@@ -154,7 +158,7 @@ def _agreeing(files: dict[str, Results], complaints: list[str]) -> dict[str, Res
                 )
                 disagreeing |= {other, name}
         if not is_repetition:
-            others.append(name)
+            earlier.append(name)
 
     agreeing = {}
     for names in by_run.values():
@@ -174,6 +178,7 @@ def _run_key(results: Results) -> str:
 
 def _content_by_key(results: Results) -> dict[str, Any]:
     """Every score and measure, by what was scored or measured."""
+    # Lists of scores, because a random order may have been drawn more than once.
     content: dict[str, Any] = {}
     for score in results.scores:
         key = json.dumps([score.protocol, score.variant, score.order], sort_keys=True)
@@ -187,7 +192,8 @@ def _backbone(results: Results) -> str:
     """The paper's name of the backbone or timm's, with what differs from its usual shape."""
     config = results.model.config
     name = paper.BACKBONES.get(results.model.backbone)
-    # A config names a shape only where it isn't timm's, but for the paper's backbones it may repeat the usual one.
+    # A config names a shape only where it isn't timm's, but for the paper's backbones it may repeat the usual one, of
+    # which nothing needs to be said.
     usual = paper.SHAPE if name else {}
     changes = []
     for key, in_words in SHAPE.items():

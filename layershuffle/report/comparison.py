@@ -30,14 +30,16 @@ def comparison(several: Sequence[Results], without: Container[str] = ()) -> tupl
 
     rows = []
     for group in _groups(methods):
-        if group[0] in without:
+        protocol = group[0]
+        if protocol in without:
             continue
         accuracies = [_accuracy(models, group) for models in methods.values()]
         rows.append([tables.name_of(group), *accuracies])
     seeds = {method: len(models) for method, models in methods.items()}
     per_batch = any(tables.ran_per_batch(results.scores) for results in several)
     caption = tables.meaning(seeds, per_batch, rows)
-    return Table([f"{several[0].quality} %" if several else "top-1 %", *methods], rows), caption
+    quality = several[0].quality if several else "top-1"
+    return Table([f"{quality} %", *methods], rows), caption
 
 
 def _accuracy(models: Models, group: Group) -> str:

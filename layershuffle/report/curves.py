@@ -25,7 +25,14 @@ SEQUENCES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a curve: accuracy in percent, mean and spread over the seeds of a method, by a number."""
+    """One point of a curve.
+
+    Attributes:
+        panel: the title of the panel that the curve is in.
+        method: whose curve it is.
+        number: the x coordinate, such as the number of layers kept.
+        accuracy: the y coordinate, in percent: mean and spread over the method's seeds.
+    """
 
     panel: str
     method: str
@@ -83,7 +90,8 @@ def side_by_side(setup: SetupResults, protocol: str, key: str) -> list[Point]:
     kinds: dict[str, None] = {}
     for method in setup.main_methods:
         for run in setup.runs_of(method):
-            kinds.update(dict.fromkeys(score.variant["layers"] for score in run.scores(protocol)))
+            for score in run.scores(protocol):
+                kinds[score.variant["layers"]] = None
     points = []
     for kind in kinds:
         for method in setup.main_methods:
@@ -110,7 +118,13 @@ def _points(
 
 @dataclass(frozen=True)
 class Bar:
-    """A method's accuracy in sequential or arbitrary order."""
+    """A method's accuracy in sequential or arbitrary order.
+
+    Attributes:
+        order: "sequential order" or "arbitrary order".
+        method: whose accuracy it is.
+        accuracy: 0 to 1.
+    """
 
     order: str
     method: str
@@ -118,13 +132,20 @@ class Bar:
 
 
 def bars(accuracies: Sequence[Bar], levels: Mapping[str, float], quality: str = ACCURACY) -> Figure:
-    """Bars for each method, one for each kind of order, with 95% intervals, and ``levels`` in percent as lines."""
+    """Bars for each method, one for each kind of order, with 95% intervals.
+
+    Args:
+        accuracies: what the bars show.
+        levels: accuracies to compare with, in percent by name, which are drawn as lines.
+        quality: what the bars show, in words.
+    """
     methods = list(dict.fromkeys(bar.method for bar in accuracies))
     orders = list(dict.fromkeys(bar.order for bar in accuracies))
     # In inches: wide enough for the names of all methods.
-    figure, (axis,) = panels(1, max(7.2, 2 + 1.25 * len(methods)), 4.2)
+    figure_width = max(7.2, 2 + 1.25 * len(methods))
+    figure, (axis,) = panels(1, figure_width, 4.2)
+    # The bars of a method stand side by side, and together they are centred on its tick.
     width = 0.8 / len(orders)
-    # The bars of a method stand side by side, centred on its tick.
     for index, order in enumerate(orders):
         shift = (index - (len(orders) - 1) / 2) * width
         of_order = [bar for bar in accuracies if bar.order == order]
@@ -144,6 +165,7 @@ def _draw_bars(axis: Axes, xs: Sequence[float], of_order: Sequence[Bar], width: 
     high = []
     for bar in of_order:
         mean = 100 * bar.accuracy.mean
+        # An unknown interval has no height.
         half = 100 * (bar.accuracy.ci95 or 0)
         # An interval may reach below 0 or above 100, where there is no accuracy: it ends there.
         means.append(mean)
@@ -162,7 +184,15 @@ def curves(
     descending: bool = False,
     quality: str = ACCURACY,
 ) -> Figure:
-    """A panel for each sequence, a line for each method; bands are one sample standard deviation over the seeds."""
+    """A panel for each kind of orders, a line for each method; bands are one sample standard deviation over the seeds.
+
+    Args:
+        points: those of all lines.
+        levels: accuracies to compare with, in percent by name, which are drawn as level lines.
+        xlabel: what the number of a point is called.
+        descending: whether the numbers fall from left to right.
+        quality: what the lines show, in words.
+    """
     names = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points))
     numbers = sorted({point.number for point in points})

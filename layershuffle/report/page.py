@@ -54,6 +54,7 @@ class Table:
 
 
 def _as_cell(cell: TableCell | str) -> TableCell:
+    """The cell; a text becomes one without notes."""
     return cell if isinstance(cell, TableCell) else TableCell(cell)
 
 
@@ -97,7 +98,11 @@ def slug(*words: str) -> str:
 
 
 def write(title: str, sections: Sequence[Section], folder: Path) -> None:
-    """Write ``index.html``, ``report.md``, ``figures/*.png`` and ``data/*.csv``."""
+    """Write ``index.html``, ``report.md``, ``figures/*.png`` and ``data/*.csv``.
+
+    Raises:
+        UserError: if one of them can't be written.
+    """
     sections = _named_apart(sections)
     # The page holds its pictures as SVG, so that it can be sent around as a single file.
     page = _environment(autoescape=True).get_template("report.html")
@@ -135,6 +140,7 @@ def _named_apart(sections: Sequence[Section]) -> list[Section]:
 
 
 def _environment(**options: Any) -> Environment:
+    """A jinja2 environment with the report's templates and the test "picture"; the options are ``Environment``'s."""
     loader = PackageLoader("layershuffle.report")
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
     environment.tests["picture"] = lambda part: isinstance(part, Picture)
@@ -142,7 +148,7 @@ def _environment(**options: Any) -> Environment:
 
 
 def _markdown(value: Any) -> Any:
-    """A text as Markdown shows it as it is: names in results files can be anything."""
+    """What the template for Markdown writes for a value. Names in results files can be anything, and are escaped."""
     return plain(value) if isinstance(value, str) else value
 
 

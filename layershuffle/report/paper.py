@@ -42,6 +42,7 @@ TABLE_1: dict[tuple[str, str, str, str], Accuracy] = {}
 
 # The table above reads as the paper's does, and the lookup needs one entry for each number.
 for _row, _text in _ROWS.items():
+    # Mean and standard deviation take turns.
     _numbers = [float(number) for number in _text.split()]
     for _place, _method in enumerate(METHODS):
         TABLE_1[*_row, _method] = Accuracy(_numbers[2 * _place], _numbers[2 * _place + 1])

@@ -69,10 +69,10 @@ def _alike(methods: dict[str, Counted]) -> dict[str, list[ByClassCounts]]:
 def _balanced(methods: dict[str, Counted]) -> Table | None:
     """Of skewed data the means in which every class has the same weight, a row for each method and kind of order."""
     first_results, first_counts = _first(methods)
-    shares = first_counts.levels(first_results)
-    if not shares:
+    levels = first_counts.levels(first_results)
+    # Only skewed data has the level of the most frequent class.
+    if not levels:
         return None
-    # A row for each method and kind of order, whose numbers are means over the method's models.
     rows: Rows = []
     for method, several in _alike(methods).items():
         by_order: dict[str, list[tuple[float, float, float]]] = {}
@@ -81,11 +81,12 @@ def _balanced(methods: dict[str, Counted]) -> Table | None:
                 means = counts.means(order)
                 if means:
                     by_order.setdefault(order.name, []).append(means)
+        # The numbers of a row are means over the method's models.
         for order_name, of_models in by_order.items():
-            columns = [f"{100 * fmean(column):.2f}" for column in zip(*of_models)]
-            rows.append([f"{method}, {order_name}", *columns])
+            cells = [f"{100 * fmean(shares):.2f}" for shares in zip(*of_models)]
+            rows.append([f"{method}, {order_name}", *cells])
     caption = (
-        f"The most frequent class has {shares[MOST_FREQUENT]:.2f}% of the images. In balanced accuracy and macro F1 "
+        f"The most frequent class has {levels[MOST_FREQUENT]:.2f}% of the images. In balanced accuracy and macro F1 "
         "each class counts the same. Means over seeds."
     )
     return Table(caption, ["", *MEANS], rows) if rows else None
@@ -96,6 +97,7 @@ def _table(methods: dict[str, Counted]) -> Table:
     first_results, first_counts = _first(methods)
     names = first_counts.class_names(first_results)
     images = first_counts.images
+    # The accuracies of the classes by method.
     sequential: dict[str, list[float]] = {}
     arbitrary: dict[str, list[float]] = {}
     for method, alike in _alike(methods).items():
@@ -114,8 +116,12 @@ def _table(methods: dict[str, Counted]) -> Table:
     for index in shown:
         row: list[TableCell | str] = [names[index], str(images[index])]
         for method in methods:
-            text = f"{sequential[method][index]:.2f}" if sequential[method] else ""
-            notes = [f"arbitrary {arbitrary[method][index]:.2f}"] if arbitrary[method] else []
+            text = ""
+            if sequential[method]:
+                text = f"{sequential[method][index]:.2f}"
+            notes = []
+            if arbitrary[method]:
+                notes.append(f"arbitrary {arbitrary[method][index]:.2f}")
             row.append(TableCell(text, notes))
         rows.append(row)
 
@@ -136,7 +142,9 @@ def _accuracies(several: Sequence[ByClassCounts], order: str) -> list[float]:
             continue
         accuracies = []
         for right, images in zip(orders.right, counts.images):
-            accuracies.append(100 * right / max(1, orders.samples * images))  # 0 for a class without images
+            # An image counts once for each order. A class without images has 0, and not a division by 0.
+            in_all_orders = max(1, orders.samples * images)
+            accuracies.append(100 * right / in_all_orders)
         by_model.append(accuracies)
     return [fmean(of_class) for of_class in zip(*by_model)]
 
@@ -145,7 +153,8 @@ def _confusion(method: str, files: Counted, folded: bool) -> Picture:
     """The confusions of a method's first model."""
     name, (results, counts) = next(iter(files.items()))
     caption = f"{method}, seed {results.model.seed}. {counts.caption_for(results)}"
-    what, table = counts.data(results)
-    data = Table(what, table.header, texts(table))
+    data_caption, table = counts.data(results)
+    data = Table(data_caption, table.header, texts(table))
     draw = partial(counts.figure, results)
-    return Picture(slug(counts.picture, name.removesuffix(".json")), caption, draw, data, folded)
+    file_name = slug(counts.picture, name.removesuffix(".json"))
+    return Picture(file_name, caption, draw, data, folded)

@@ -20,6 +20,7 @@ def pruning(setup: SetupResults) -> Section | None:
     # A single number of layers makes no curve.
     if len({point.number for point in points}) < 2:
         return None
+    # The caption goes on after the name of the setup, if there are several, and so begins with a small letter.
     caption = "accuracy by the number of layers kept, random ones"
     if any(point.method.startswith("reduced-depth") for point in points):
         caption += (
@@ -59,8 +60,9 @@ def several_at_a_time(setup: SetupResults) -> list[Section]:
         caption = f"the mean accuracy over orders by the number of {number}."
         if any(point.accuracy.std is not None for point in points):
             caption += BANDS
-        picture_of = _curves(name, setup, points, caption, number, protocol.descending)
-        written.append(Section(heading(protocol.section, setup), [protocol.caption], [picture_of]))
+        title = heading(protocol.section, setup)
+        accuracies = _curves(name, setup, points, caption, number, protocol.descending)
+        written.append(Section(title, [protocol.caption], [accuracies]))
     return written
 
 

@@ -17,15 +17,16 @@ def missing(setups: Sequence[SetupResults], complaints: Sequence[str], files: Se
         files: the results files that are missing; None if nobody knows, and every seed of every method is expected.
     """
     # Only an experiment knows which files were asked for.
-    rows: Rows
-    if files is None:
-        rows = by_setup(setups, lambda setup: [[run] for run in setup.missing_runs()])
-    else:
-        rows = [[file] for file in files]
+    rows: Rows = by_setup(setups, _missing_runs) if files is None else [[file] for file in files]
     parts: list[Table | Picture] = []
     if rows:
         parts.append(Table("These results are missing.", ["results"], rows))
     return Section("Missing", list(complaints), parts) if rows or complaints else None
+
+
+def _missing_runs(setup: SetupResults) -> Rows:
+    """A row for each run that the setup lacks."""
+    return [[run] for run in setup.missing_runs()]
 
 
 def provenance(setups: Sequence[SetupResults]) -> Section:
@@ -34,7 +35,7 @@ def provenance(setups: Sequence[SetupResults]) -> Section:
     for setup in setups:
         for name, results in setup.files.items():
             environment = results.environment
-            # Enough to tell whether two numbers were made alike; the file itself has all of it.
+            # Enough to tell whether two numbers were made alike; the file itself says more.
             machine = f"{environment.device}, {environment.precision}"
             versions = f"torch {environment.torch}, timm {environment.timm}"
             rows.append(

@@ -20,11 +20,13 @@ def side_by_side(setup: SetupResults) -> list[Section]:
 
 
 def _section(setup: SetupResults, kind: type[Measure], about: ReportSection, several: list[Results]) -> Section:
+    """The section of one kind of measure, with a picture of all models."""
     # Its figures are only those of the paper where it is about the paper's model and data.
     title = about.title
     if setup.in_paper and about.paper_figures:
         title += f" (figures {about.paper_figures})"
-    what, table = kind.compared_data(several)
-    data = Table(what, table.header, texts(table))
+    data_caption, table = kind.compared_data(several)
+    data = Table(data_caption, table.header, texts(table))
     draw = partial(kind.compared, several)
-    return Section(heading(title, setup), [], [picture(kind.picture, setup, about.caption, draw, data)])
+    all_models = picture(kind.picture, setup, about.caption, draw, data)
+    return Section(heading(title, setup), [], [all_models])

@@ -24,11 +24,11 @@ def merged(setups: Sequence[SetupResults]) -> Section | None:
 
 
 def _rows(setup: SetupResults) -> Rows:
+    """A row for each merged method and reading: its accuracy beside that of the models that its layers come from."""
     rows: Rows = []
     for method in setup.methods:
         if not method.endswith(SUFFIX):
             continue
-        # The merged models of a method stand beside the models that their layers come from.
         sources = method.removesuffix(SUFFIX)
         for reading, (protocol, variant) in READINGS.items():
             of_sources = estimate(setup.scores_by_seed(sources, protocol, **variant))

@@ -1,6 +1,5 @@
 """Sequential and arbitrary order: table 1 of arXiv 2407.04513, and how often the layers predict their position."""
 
-import itertools
 from collections.abc import Sequence
 
 from layershuffle.report import paper
@@ -23,8 +22,11 @@ MARKED = (
 
 def table_1(setups: Sequence[SetupResults]) -> Section | None:
     """Sequential and arbitrary order, method by method, beside the paper's where it has such models and data."""
-    samplers = itertools.chain.from_iterable(setup.main_methods for setup in setups)
-    methods = in_papers_sequence(samplers)
+    # Every setup has the same columns, those of the methods of all setups.
+    all_methods: list[str] = []
+    for setup in setups:
+        all_methods += setup.main_methods
+    methods = in_papers_sequence(all_methods)
 
     def of_setup(setup: SetupResults) -> Rows:
         rows: Rows = []
@@ -76,8 +78,10 @@ def _beside_paper(accuracy: Estimate | None, setup: SetupResults, protocol: str,
     marked = False
     # Welch's test of the two means. One seed has no variance between seeds, so it is not tested.
     if accuracy.variance and accuracy.models > 1:
+        # The variance of the paper's mean, and its degrees of freedom.
         their_variance = (theirs.std / 100) ** 2 / paper.SEEDS, paper.SEEDS - 1
-        marked = abs(difference) > half_width(total([accuracy.variance, their_variance]))
+        by_chance = half_width(total([accuracy.variance, their_variance]))
+        marked = abs(difference) > by_chance
     note = f"{100 * difference:+.2f}"
     if marked:
         note += " ✱"
@@ -85,6 +89,7 @@ def _beside_paper(accuracy: Estimate | None, setup: SetupResults, protocol: str,
 
 
 def _text(value: paper.Accuracy) -> str:
+    """Mean and standard deviation as the paper writes them: ``75.22 (0.28)``."""
     return f"{value.mean:.2f} ({value.std:.2f})"
 
 

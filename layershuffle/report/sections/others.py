@@ -30,11 +30,11 @@ def others(setup: SetupResults) -> Section | None:
 def _data(plot: Plot, results: Results) -> Table:
     """The numbers in a picture."""
     if plot.measure:
-        what, table = plot.measure.data(results)
+        caption, table = plot.measure.data(results)
     else:
-        what = f"{results.quality} in percent"
+        caption = f"{results.quality} in percent"
         table = scores_of(results, plot.protocols)
-    return Table(what, table.header, texts(table))
+    return Table(caption, table.header, texts(table))
 
 
 def every_score(setups: Sequence[SetupResults]) -> Section:

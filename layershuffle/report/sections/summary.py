@@ -42,17 +42,16 @@ def accuracies(setup: SetupResults) -> list[Bar]:
     # One bar must not compare fixed orders of some methods with new ones of others.
     if len(per_batch) > len(arbitrary):
         arbitrary = per_batch
+    by_order = {"sequential order": _estimates(setup, "sequential"), "arbitrary order": arbitrary}
     bars = []
-    for order, estimates in (
-        ("sequential order", _estimates(setup, "sequential")),
-        ("arbitrary order", arbitrary),
-    ):
+    for order, estimates in by_order.items():
         for method, accuracy in estimates.items():
             bars.append(Bar(order, method, accuracy))
     return bars
 
 
 def _estimates(setup: SetupResults, protocol: str, **variant: Any) -> dict[str, Estimate]:
+    """The accuracy of each method that has scores of this protocol whose variants have these values."""
     estimates = {}
     for method in setup.main_methods:
         accuracy = estimate(setup.scores_by_seed(method, protocol, **variant))
@@ -66,7 +65,9 @@ def _data(bars: Sequence[Bar], setup: SetupResults) -> Table:
     data = Table(f"{setup.quality} in percent", ["order", "method", "mean", "95% interval, half", "seeds"], [])
     for bar in bars:
         mean = f"{100 * bar.accuracy.mean:.2f}"
-        data.rows.append([bar.order, bar.method, mean, tables.half_interval(bar.accuracy), str(bar.accuracy.models)])
+        half = tables.half_interval(bar.accuracy)
+        seeds = str(bar.accuracy.models)
+        data.rows.append([bar.order, bar.method, mean, half, seeds])
     for level, value in setup.levels.items():
         data.rows.append(["", level, f"{value:.2f}", "", ""])
     return data

@@ -27,6 +27,7 @@ def heading(title: str, setup: SetupResults) -> str:
 def picture(kind: str, setup: SetupResults, caption: str, draw: Callable[[], Figure], data: Table) -> Picture:
     """A picture of a setup, whose name the caption begins with if there are several."""
     name = slug(kind, setup.data, setup.backbone)
+    # Captions come with a small first letter, which is right only after a name.
     caption = f"{setup.name}: {caption}" if setup.name else caption[0].upper() + caption[1:]
     return Picture(name, caption, draw, data)
 
@@ -59,7 +60,10 @@ def meaning(setups: Sequence[SetupResults]) -> str:
                 seeds[name] = len(runs)
     if not seeds:
         return ""
-    per_batch = any(tables.ran_per_batch(results.scores) for setup in setups for results in setup.files.values())
+    per_batch = False
+    for setup in setups:
+        if any(tables.ran_per_batch(results.scores) for results in setup.files.values()):
+            per_batch = True
     return tables.interval_meaning(seeds, per_batch)
 
 
