@@ -18,7 +18,9 @@ from layershuffle.gpu_check.result import CheckResult, make
 from layershuffle.options import add_options
 
 MINUTES = 20
+"""How long all checks may take together by default."""
 QUICK_MINUTES = 3
+"""The same with ``--quick``."""
 CPU_FACTOR = 4
 """How many times as long the checks may take on a CPU as on an H100."""
 
@@ -35,10 +37,12 @@ def check_gpu_command(args: list[str] | None = None) -> None:
         make(CHECKS[config.check], setting, config.folder / f"{config.check}.json")
         return
 
+    # Which checks are asked for, and how long each and all of them may take.
     _require_known([*config.only, *config.skip])
     factor = 1 if setting.is_gpu else CPU_FACTOR
     limits = _limits(config.only, config.quick, factor)
-    minutes = config.minutes or factor * (QUICK_MINUTES if config.quick else MINUTES)
+    default_minutes = QUICK_MINUTES if config.quick else MINUTES
+    minutes = config.minutes or factor * default_minutes
     about = machine.describe()
 
     # A check that is skipped is on the page too, but a result that --resume keeps is better than none.
@@ -47,6 +51,8 @@ def check_gpu_command(args: list[str] | None = None) -> None:
         if name not in results and _matches(name, config.skip):
             results[name] = CheckResult("left out", "--skip")
     to_make = {name: limit for name, limit in limits.items() if name not in results}
+
+    # The runner adds the name of a check to the command.
     command = [sys.executable, "-m", "layershuffle", "check-gpu", *args, "--check"]
     with on_interrupt("the page has the checks that were made, and --resume makes the others"):
         results = runner.run_all(to_make, results, config.folder, about, minutes, command)
@@ -98,14 +104,21 @@ def _device(accelerator: str) -> torch.device:
 
 
 def _limits(only: Sequence[str], quick: bool, factor: int) -> dict[str, float]:
-    """The checks to make, and how many seconds each may take."""
-    # A check that hangs, as a broken driver makes it, must not keep the others from being made.
+    """The checks to make, and how many seconds each may take.
+
+    A check that hangs, as a broken driver makes it, must not keep the others from being made.
+
+    Args:
+        only: patterns of the checks to make.
+        quick: whether to make the quick ones alone.
+        factor: how many times as long as on an H100 they may take.
+    """
     limits: dict[str, float] = {}
     for name, check in CHECKS.items():
-        # Without a number of quick seconds, --quick leaves the check out.
-        seconds = factor * (check.quick_seconds if quick else check.seconds)
-        if seconds and _matches(name, only):
-            limits[name] = seconds
+        # A check that is not quick has 0 quick seconds, and is left out.
+        seconds_on_gpu = check.quick_seconds if quick else check.seconds
+        if seconds_on_gpu and _matches(name, only):
+            limits[name] = factor * seconds_on_gpu
     return limits
 
 
@@ -117,9 +130,14 @@ def _earlier_results(config: Namespace, about: dict[str, object]) -> dict[str, C
     earlier_about, earlier = page.read(config.folder)
     if not machine.is_same_machine(about, earlier_about):
         raise UserError(f"{path} is of another machine or other versions: leave out --resume")
-    # The user may have edited the file, or have removed a check of their own.
-    known = {name: result for name, result in earlier.items() if name in CHECKS}
-    return {name: result for name, result in known.items() if result.state in ("passed", "missed")}
+    kept = {}
+    for name, result in earlier.items():
+        # The user may have edited the file, or have removed a check of their own.
+        is_known = name in CHECKS
+        has_result = result.state in ("passed", "missed")
+        if is_known and has_result:
+            kept[name] = result
+    return kept
 
 
 def _require_known(patterns: Sequence[str]) -> None:
@@ -130,6 +148,6 @@ def _require_known(patterns: Sequence[str]) -> None:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern matches the name of a check or of its part."""
+    """Whether one of the patterns matches the name of a check or of its part."""
     part = CHECKS[name].part
     return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(part, pattern) for pattern in patterns)

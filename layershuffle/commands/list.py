@@ -1,7 +1,6 @@
 """Lists the configs, protocols, named orders and samplers that there are, each with one line."""
 
 import argparse
-import itertools
 import re
 import shutil
 import textwrap
@@ -28,6 +27,7 @@ SECTIONS = {
 """The section that lists the configs of a folder. Those of a user's other folders are in a section "FOLDERs"."""
 
 MOST_COLUMNS = 120
+"""Lines are no wider, however wide the terminal is: longer ones are hard to read."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def list_command(args: list[str] | None = None) -> None:
-    """List the sections that ``args`` name, by default all."""
+    """List the sections that ``args`` name, by default all; raises UserError if there is no such section."""
     sections = {
         **_configs(),
         "protocols": {name: protocol.caption for name, protocol in PROTOCOLS.items()},
@@ -55,17 +55,26 @@ def list_command(args: list[str] | None = None) -> None:
             suggestion = nearest(name, sections)
             raise UserError(f"there is nothing called {name} to list{suggestion}: choose from {choice}")
     width = min(shutil.get_terminal_size().columns, MOST_COLUMNS)
-    print("\n\n".join(_block(name, sections[name], width) for name in names))
+    blocks = [_block(name, sections[name], width) for name in names]
+    print("\n\n".join(blocks))
 
 
-def _block(title: str, lines: Mapping[str, str], width: int) -> str:
-    """A section: its title, and a line for each name, the texts below each other."""
-    margin = 4 + max(len(name) for name in lines)
-    rows = [title]
-    for name, text in lines.items():
-        row = f"  {name:{margin - 2}}{text}"
-        rows.append(textwrap.fill(row, width, subsequent_indent=" " * margin))
-    return "\n".join(rows)
+def _block(title: str, summaries: Mapping[str, str], width: int) -> str:
+    """A section as text: its title, and below it each name with its summary, all of which begin in one column.
+
+    Args:
+        title: the section.
+        summaries: what to say of each name.
+        width: how many characters a line may have.
+    """
+    longest_name = max(len(name) for name in summaries)
+    # Two spaces before the names, and at least two after them.
+    margin = 2 + longest_name + 2
+    lines = [title]
+    for name, summary in summaries.items():
+        line = f"  {name}".ljust(margin) + summary
+        lines.append(textwrap.fill(line, width, subsequent_indent=" " * margin))
+    return "\n".join(lines)
 
 
 def _configs() -> dict[str, dict[str, str]]:
@@ -82,12 +91,20 @@ def _configs() -> dict[str, dict[str, str]]:
     # Of a published model, its scores say more than the config that trains it further.
     for name, model in PUBLISHED.items():
         sections["models"][name] = str(model)
-    return {section: lines for section, lines in sections.items() if lines}
+    # A section without configs has nothing to list.
+    return {section: summaries for section, summaries in sections.items() if summaries}
 
 
 def _summary(path: Path) -> str:
     """The first sentence of the comment with which a config begins."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-    # The comment may begin with the path of the config.
-    texts = [line.lstrip("# ") for line in lines if not re.fullmatch(r"# *\S+\.ya?ml", line)]
-    return re.split(r"(?<=\.)\s", " ".join(texts))[0]
+    comment = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        # Some comments begin with the path of the config, which says nothing here.
+        is_path = re.fullmatch(r"# *\S+\.ya?ml", line)
+        if not is_path:
+            comment.append(line.lstrip("# "))
+    # A sentence ends with a full stop before a space. Full stops within words, as in 0.1 or config.yaml, end nothing.
+    sentences = re.split(r"(?<=\.)\s", " ".join(comment))
+    return sentences[0]

@@ -51,10 +51,12 @@ class ClassFolders(Dataset):
     def version(self, index: int) -> tuple[Any, ...]:
         """What stands for the file of an image and its label: it changes when the file does.
 
-        A path below the class folders, size and time tell that. Reading all of the file would take as long as packing.
+        It has the path below the class folders, the label, the size in bytes and the time of the last change. Reading
+        all of the file would take as long as packing.
         """
         path, label = self.samples[index]
-        size_and_time = (-1, -1)  # of a file that is gone, which decoding it will report
+        # A file that is gone has neither, which decoding it will report.
+        size_and_time = (-1, -1)
         with suppress(OSError):
             stat = os.stat(path)
             size_and_time = (stat.st_size, stat.st_mtime_ns)
@@ -62,7 +64,7 @@ class ClassFolders(Dataset):
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether one of the first files in a folder is a picture."""
+    """Whether one of the first files in a folder is a picture; raises OSError if the folder can't be read."""
     # A hundred entries tell enough: looking through millions of them would take long.
     with os.scandir(folder) as entries:
         for entry in islice(entries, 100):
@@ -72,7 +74,10 @@ def holds_pictures(folder: Path) -> bool:
 
 
 def class_folders(folder: str | Path) -> list[str]:
-    """The names of the folders in ``folder``, in alphabetical order, without those that begin with a dot."""
+    """The names of the folders in ``folder``, in alphabetical order, without those that begin with a dot.
+
+    A folder that isn't there or can't be read has none: callers know better which mistake that is.
+    """
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if is_folder(entry)]

@@ -32,7 +32,8 @@ CORRUPTIONS = (
 """The corruptions of ImageNet-C. The last four are its authors' extra ones, which the mean corruption error ignores."""
 SEVERITIES = (1, 2, 3, 4, 5)
 GROUPS = (".", "noise", "blur", "weather", "digital", "extra")
-"""The folders that hold those of corruptions: the archives of ImageNet-C are called like the last five."""
+"""The folders in which those of the corruptions may lie: the root itself, or folders that are named after the archives of
+ImageNet-C, such as noise.tar."""
 
 
 @cache
@@ -81,9 +82,11 @@ class ImageNetRobustness(ImageData):
     ) -> None:
         if variant not in VARIANTS:
             raise UserError(f"there is no ImageNet-{variant}: variant is one of {', '.join(VARIANTS)}")
+        # The images of C have been cropped by its authors.
         if variant == "C" and crop_pct is None:
             crop_pct = 1.0
         super().__init__(crop_pct=crop_pct, **kwargs)
+
         if variant != "C" and (corruptions is not None or severities is not None):
             raise UserError(f"only ImageNet-C has corruptions and severities, not ImageNet-{variant}: leave them out")
         for name in corruptions or ():
@@ -94,6 +97,7 @@ class ImageNetRobustness(ImageData):
                 raise UserError(f"ImageNet-C has the severities 1 to 5, and not {severity}")
         if corruptions == [] or severities == []:
             raise UserError("corruptions and severities name some each: leave them out for all")
+
         self.root = os.fspath(root)
         self.variant: Variant = variant
         self.corruptions = corruptions
@@ -102,7 +106,10 @@ class ImageNetRobustness(ImageData):
 
     @property
     def label(self) -> str:
-        words = [f"ImageNet-{self.variant}", *(self.corruptions or ()), *map(str, self.severities or ())]
+        """The set with the corruptions and severities that were chosen, such as "ImageNet-C fog 3"."""
+        words = [f"ImageNet-{self.variant}"]
+        words += self.corruptions or []
+        words += [str(severity) for severity in self.severities or []]
         return " ".join(words)
 
     @property
@@ -150,6 +157,7 @@ class ImageNetRobustness(ImageData):
             raise UserError(f"{self.label} has test images alone: evaluate models on it, with --split test")
         walk = PictureWalk()
         paths_of: dict[str, list[str]] = {}
+        # The condition of each image, by its index among the subsets, in the sequence of the images.
         conditions: list[int] = []
         for wnid, folders in self._folders_of_classes.items():
             paths_of[wnid] = []
@@ -174,35 +182,46 @@ class ImageNetRobustness(ImageData):
         """For each class, by its WordNet id and in the sequence of ImageNet's labels, its folder in each subset."""
         if not os.path.isdir(self.root):
             raise UserError(f"there is no folder {self.root}: {self._remedy}")
-        subsets = [self._class_folders(subset) for subset in self._subsets]
-        return {wnid: [folder_of[wnid] for folder_of in subsets] for wnid in imagenet_classes() if wnid in subsets[0]}
+        class_folders_of_subsets = [self._class_folders(subset) for subset in self._subsets]
+        folders_of_classes = {}
+        for wnid in imagenet_classes():
+            # A and R lack most of ImageNet's classes. All subsets have the same ones.
+            if wnid in class_folders_of_subsets[0]:
+                folders_of_classes[wnid] = [folder_of[wnid] for folder_of in class_folders_of_subsets]
+        return folders_of_classes
 
     def _class_folders(self, subset: str) -> dict[str, str]:
         """The class folders in one folder, by WordNet id. Raises UserError if they are not those of the set."""
         names = class_folders(subset)
         if not names:
             raise UserError(f"{subset} has no class folders: {self._remedy}")
-        wnids = list(imagenet_classes())
-        kind = "WordNet ids of ImageNet's classes"
-        folder_of = {name: name for name in names if name in imagenet_classes()}
-        # ImageNetV2 names its folders by the labels.
+
+        # The name of each class's folder. ImageNetV2 names its folders by the labels.
+        name_of: dict[str, str] = {}
         if self.variant == "V2":
             kind = "labels from 0 to 999"
-            folder_of = {wnids[int(name)]: name for name in names if name.isdecimal() and int(name) < len(wnids)}
-        unknown = sorted(set(names) - set(folder_of.values()))
+            wnids = list(imagenet_classes())
+            for name in names:
+                if name.isdecimal() and int(name) < len(wnids):
+                    name_of[wnids[int(name)]] = name
+        else:
+            kind = "WordNet ids of ImageNet's classes"
+            name_of = {name: name for name in names if name in imagenet_classes()}
+        unknown = sorted(set(names) - set(name_of.values()))
         if unknown:
             raise UserError(
                 f"{subset} has {listed(unknown)}, but the folders of ImageNet-{self.variant} are {kind}: {self._remedy}"
             )
+
         # A and R have as many classes, but others, so that the number alone would not tell them apart.
         expected = classes_of(self.variant)
-        foreign = sorted(set(folder_of) - set(expected))
+        foreign = sorted(set(name_of) - set(expected))
         if foreign:
             raise UserError(f"{subset} has {listed(foreign)}, which ImageNet-{self.variant} lacks: is it another set?")
-        missing = sorted(set(expected) - set(folder_of))
+        missing = sorted(set(expected) - set(name_of))
         if missing:
             raise UserError(f"{subset} lacks {listed(missing)} of ImageNet-{self.variant}: {self._remedy} completely")
-        return {wnid: os.path.join(subset, name) for wnid, name in folder_of.items()}
+        return {wnid: os.path.join(subset, name) for wnid, name in name_of.items()}
 
     @cached_property
     def _subsets(self) -> dict[str, tuple[str, int]]:
@@ -213,6 +232,7 @@ class ImageNetRobustness(ImageData):
         missing = [name for name in self.corruptions or () if name not in folders]
         if missing or not folders:
             raise UserError(f"{self.root} has no folder {listed(missing or CORRUPTIONS)}: {self._remedy}")
+        # Who extracted only some of the archives should know that the scores are of these alone.
         if self.corruptions is None and len(folders) < len(CORRUPTIONS):
             rank_zero_only(logger.info)(
                 "of the %d corruptions of ImageNet-C, %s has %s", len(CORRUPTIONS), self.root, ", ".join(folders)
@@ -224,7 +244,7 @@ class ImageNetRobustness(ImageData):
         return subsets
 
     def _corruption_folders(self) -> dict[str, str]:
-        """The folder of each corruption that is there."""
+        """The folder of each corruption that is there, in the sequence of ``CORRUPTIONS``."""
         folders: dict[str, str] = {}
         for corruption in CORRUPTIONS:
             for group in GROUPS:

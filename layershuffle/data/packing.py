@@ -37,7 +37,7 @@ def pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
         yield from _compare(packing, workers)
     else:
         yield from _pack(packing, workers)
-    # What write_whole leaves when it is killed begins with a dot.
+    # Nothing unfinished is needed any more. What write_whole leaves when it is killed begins with a dot.
     leftovers = packing.folder.glob(".*.json.*")
     for path in (packing.folder / UNFINISHED, *leftovers):
         path.unlink(missing_ok=True)
@@ -51,17 +51,21 @@ def _compare(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
     if present != asked_for:
         raise UserError(f"{packing.folder} holds {present}: pack {asked_for} into another folder")
 
-    # If there are more or fewer chunks than before, none counts as the one that was packed.
-    before = {split: len(packed.chunks) for split, packed in index.splits.items()}
-    now = {split: len(_chunks_of(packing, split)) for split in packing.images}
-    if before == now:
+    # The index has the notes of the chunks without their names, in one sequence. If there are more or fewer chunks than
+    # before, nobody knows which note is whose: none is taken, so that the first chunk is told to differ.
+    count_before = {split: len(packed.chunks) for split, packed in index.splits.items()}
+    count_now = {split: len(_chunks_of(packing, split)) for split in packing.images}
+    if count_before == count_now:
         for split, packed in index.splits.items():
-            packing.noted.update(zip(_chunks_of(packing, split), packed.chunks))
+            names = _chunks_of(packing, split)
+            packing.noted.update(zip(names, packed.chunks))
     yield from _go_through(packing, workers, "checking")
 
 
 def _kind(size: int, whole: bool, channels: int) -> str:
-    return f"{'whole pictures' if whole else 'images'} of {size} pixels and {counted(channels, 'channel')}"
+    """What a folder holds, in words, such as "images of 224 pixels and 3 channels"."""
+    images = "whole pictures" if whole else "images"
+    return f"{images} of {size} pixels and {counted(channels, 'channel')}"
 
 
 def _pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
@@ -94,14 +98,16 @@ def _pack(packing: Packing, workers: int) -> Iterator[tuple[str, int]]:
 def _packed_split(packing: Packing, split: str) -> PackedSplit:
     """What the index says of a split."""
     source: Any = packing.images[split].images
-    # The images of a class are neighbours. A class without images in this split has its place, too.
-    count_of = Counter(source.targets)
-    classes = {name: count_of[label] for label, name in enumerate(source.classes)}
-    chunks = [packing.noted[name] for name in _chunks_of(packing, split)]
+    # The images of a class are neighbours, so that their number is enough. A class without images in this split has its
+    # place, too.
+    count_of_label = Counter(source.targets)
+    count_of_class = {name: count_of_label[label] for label, name in enumerate(source.classes)}
+    notes = [packing.noted[name] for name in _chunks_of(packing, split)]
+    # All squares have the size of the folder, but each whole picture has a shape of its own.
     if not packing.whole:
-        return PackedSplit(classes, chunks)
+        return PackedSplit(count_of_class, notes)
     heights, widths = packing.shapes[split].T.tolist()
-    return PackedSplit(classes, chunks, heights, widths)
+    return PackedSplit(count_of_class, notes, heights, widths)
 
 
 def _chunks_of(packing: Packing, split: str) -> list[str]:
@@ -110,7 +116,11 @@ def _chunks_of(packing: Packing, split: str) -> list[str]:
 
 
 def _go_through(packing: Packing, workers: int, step: str) -> Iterator[tuple[str, int]]:
-    """Read every chunk, in any sequence, and note those that were packed. Unreadable images are named in the log."""
+    """Read every chunk, in any sequence, and note those that were packed. Unreadable images are named in the log.
+
+    Yields ``step`` and the number of images of each chunk. Raises UserError if images can't be read, a worker process
+    was killed, or a chunk raises one.
+    """
     unreadable = 0
     # A DataLoader is used for its worker processes: its items are whole chunks, and batches of them would mean nothing.
     loader = DataLoader(packing, None, sampler=list(packing.chunks), num_workers=workers, in_order=False)

@@ -28,14 +28,16 @@ LONGEST_NAME = 100
 
 
 def read_outcomes(content: Any) -> Outcomes:
-    """The "outcomes" of a file of ``layershuffle simulate``, whose types and bounds can be relied on afterwards.
+    """Check the "outcomes" of a file of ``layershuffle simulate``, and return them by number of nodes and policy.
+
+    The report reads whatever files lie in a folder, so the content may be anything. Of what is returned, the table and
+    the figure can rely on the types and the bounds.
 
     Raises:
-        UserError: if they can't be that.
+        UserError: if the content can't be outcomes.
     """
     if not isinstance(content, list) or not 0 < len(content) <= MOST_OUTCOMES:
         raise UserError(f"its outcomes can't be {shown(content)}")
-    # The report reads whatever file lies in a folder, so that it may hold anything.
     outcomes: Outcomes = {}
     for outcome in content:
         if not _is_outcome(outcome):
@@ -45,7 +47,7 @@ def read_outcomes(content: Any) -> Outcomes:
 
 
 def _is_outcome(value: Any) -> bool:
-    """Whether it has a number of nodes, the name of a policy, and what each seed has shown."""
+    """Whether a value has a number of nodes, the name of a policy, and what each seed has shown."""
     if not isinstance(value, dict):
         return False
     nodes = value.get("nodes")
@@ -55,11 +57,13 @@ def _is_outcome(value: Any) -> bool:
         return False
     if not isinstance(policy, str) or len(policy) > LONGEST_NAME:
         return False
-    return isinstance(seeds, list) and 0 < len(seeds) <= MOST_OUTCOMES and all(map(_is_seed, seeds))
+    if not isinstance(seeds, list) or not 0 < len(seeds) <= MOST_OUTCOMES:
+        return False
+    return all(_is_outcome_of_seed(seed) for seed in seeds)
 
 
-def _is_seed(value: Any) -> bool:
-    """Whether it has every number that the table and the picture show."""
+def _is_outcome_of_seed(value: Any) -> bool:
+    """Whether a value has every number of a simulation that the table and the figure show."""
     if not isinstance(value, dict):
         return False
     latency = value.get("latency")
@@ -67,14 +71,17 @@ def _is_seed(value: Any) -> bool:
     if not isinstance(latency, list) or len(latency) not in (2, 3):
         return False
     numbers = [value.get(name) for name in ("throughput", "share", "missed", "failed")]
-    return all(map(_is_number, [*numbers, *latency]))
+    return all(_is_measured(number) for number in [*numbers, *latency])
 
 
-def _is_number(value: Any) -> bool:
-    """Whether it is a number that isn't negative, or NaN where nothing could be measured."""
+def _is_measured(value: Any) -> bool:
+    """Whether a value is a number from 0 to ``MOST``, or NaN where nothing could be measured."""
+    # To Python, true is a number too.
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return 0 <= value <= MOST or value != value  # isnan fails for a whole number of hundreds of digits
+    # NaN alone differs from itself. math.isnan would fail for a whole number of hundreds of digits.
+    is_nan = value != value
+    return is_nan or 0 <= value <= MOST
 
 
 def compare(
@@ -95,6 +102,9 @@ def compare(
         on_ended: see ``simulate``.
         advance: called again and again with the number of simulations that are done, and with that of all. The one that
             runs counts by how much of its time has passed.
+
+    Returns:
+        For each number of nodes and policy, a list with the fields of ``Outcome`` and its ``share`` for each seed.
     """
     total = len(cluster_sizes) * len(policies) * len(seeds)
     done = 0
@@ -102,7 +112,7 @@ def compare(
     def request_ended(ended: Ended, now: float) -> None:
         if on_ended is not None:
             on_ended(ended, now)
-        # A simulation of thousands of nodes takes minutes, so that to count whole ones would not be enough.
+        # A simulation of thousands of nodes takes minutes, in which a count of whole simulations would stand still.
         advance(done + now / scenario.duration, total)
 
     outcomes: Outcomes = {}
@@ -124,34 +134,46 @@ def table(outcomes: Outcomes) -> tuple[list[str], Rows]:
     header = ["nodes and policy", "requests/s", "% of ideal", "p50 s", "p95 s", "p99 s", "layers missed", "% failed"]
     rows = []
     for (nodes, name), by_seed in outcomes.items():
+        throughput = _mean("throughput", by_seed)
+        missed = _mean("missed", by_seed)
+        percent_failed = 100 * _mean("failed", by_seed)
         row = [
             f"{nodes:,} {name}",
-            f"{fmean(outcome['throughput'] for outcome in by_seed):.3g}",
+            f"{throughput:.3g}",
             _share(by_seed),
             *_latencies(by_seed),
-            f"{fmean(outcome['missed'] for outcome in by_seed):.2f}",
-            f"{100 * fmean(outcome['failed'] for outcome in by_seed):.1f}",
+            f"{missed:.2f}",
+            f"{percent_failed:.1f}",
         ]
         rows.append(row)
     return header, rows
 
 
+def _mean(measure: str, by_seed: Sequence[Mapping[str, Any]]) -> float:
+    """The mean of a measure, such as "throughput", over the seeds."""
+    return fmean(outcome[measure] for outcome in by_seed)
+
+
 def _latencies(by_seed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The mean percentiles of the latency."""
-    texts = []
-    for percentiles in zip(*(outcome["latency"] for outcome in by_seed)):
-        seconds = fmean(percentiles)
+    """The percentiles of the latency, the mean of each over the seeds, in seconds: the cells of the table."""
+    # The outcome of each seed has all percentiles. Here there is one tuple for each percentile, of all seeds.
+    by_percentile = zip(*(outcome["latency"] for outcome in by_seed))
+    cells = []
+    for of_seeds in by_percentile:
+        seconds = fmean(of_seeds)
         # From a thousand up, three digits would be written with an exponent.
-        texts.append(f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}")
+        digits = ".0f" if seconds >= 100 else ".3g"
+        cells.append(f"{seconds:{digits}}")
     # Files of earlier versions have no 99th percentile.
-    if len(texts) == 2:
-        texts.append("")
-    return texts
+    if len(cells) == 2:
+        cells.append("")
+    return cells
 
 
 def _share(by_seed: Sequence[Mapping[str, Any]]) -> str:
     """The mean share of the ideal in percent, with the lowest and the highest of several seeds."""
     shares = [100 * outcome["share"] for outcome in by_seed]
+    # Where some layer never had a node, the ideal is 0, and nothing can be a share of it.
     if any(isnan(share) for share in shares):
         return "no ideal"
     mean = f"{fmean(shares):.1f}"
@@ -172,7 +194,10 @@ def figure(outcomes: Outcomes, title: str = "") -> Figure:
     # In the sequence in which they were simulated, as in the table.
     policies = list(dict.fromkeys(policy for _, policy in outcomes))
     for colour, policy in zip(COLOURS, policies):
-        by_size = {nodes: by_seed for (nodes, name), by_seed in outcomes.items() if name == policy}
+        by_size = {}
+        for (nodes, name), by_seed in outcomes.items():
+            if name == policy:
+                by_size[nodes] = by_seed
         _plot_policy(throughput, latency, by_size, colour)
 
     throughput.axhline(100, color="grey", linewidth=0.8, linestyle=":")
@@ -193,19 +218,22 @@ def figure(outcomes: Outcomes, title: str = "") -> Figure:
 
 
 def _plot_policy(throughput: Axes, latency: Axes, by_size: Mapping[int, Sequence[Any]], colour: str) -> None:
-    """The lines of one policy, whose outcomes are given by the number of nodes."""
+    """Draw the lines of one policy into both parts of the figure. Its outcomes are given by the number of nodes."""
     sizes = list(by_size)
-    shares = []
+    mean_shares = []
+    lowest = []
+    highest = []
     medians = []
     p95s = []
     for by_seed in by_size.values():
-        shares.append([100 * outcome["share"] for outcome in by_seed])
+        shares = [100 * outcome["share"] for outcome in by_seed]
+        mean_shares.append(fmean(shares))
+        lowest.append(min(shares))
+        highest.append(max(shares))
         medians.append(fmean(outcome["latency"][0] for outcome in by_seed))
         p95s.append(fmean(outcome["latency"][1] for outcome in by_seed))
 
-    throughput.plot(sizes, [fmean(values) for values in shares], "-", color=colour, marker=".")
-    lowest = [min(values) for values in shares]
-    highest = [max(values) for values in shares]
+    throughput.plot(sizes, mean_shares, "-", color=colour, marker=".")
     throughput.fill_between(sizes, lowest, highest, color=colour, alpha=0.12, linewidth=0)
     latency.plot(sizes, medians, "--", color=colour, marker=".")
     latency.plot(sizes, p95s, "-", color=colour, marker=".")

@@ -30,13 +30,14 @@ def samples_own_orders(
 
     Args:
         strategy: the trainer's.
-        orders_per_process: the user's choice; by default they do wherever the strategy allows it.
+        orders_per_process: the user's choice; with None, they do wherever the strategy allows it.
         objective: what is minimised.
         first_orders: the orders of the first step, which stand for all that will run.
 
     Raises:
         UserError: if the strategy can't train with this objective or in such orders.
     """
+    # Where every process holds the whole model, each order is possible. By default an update averages over many.
     if not is_sharded(strategy):
         return orders_per_process is not False
 
@@ -68,9 +69,8 @@ def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Par
     unused = model.backbone.unused_parameters(run_units)
 
     # The backbone knows nothing of the modules that each layer has for its position.
-    for layer in range(model.depth):
-        if layer in run_layers:
-            continue
+    unused_layers = [layer for layer in range(model.depth) if layer not in run_layers]
+    for layer in unused_layers:
         if model.encoding:
             unused += model.encoding.projections[layer].parameters()
         if model.prediction:
@@ -79,18 +79,19 @@ def unused_parameters(model: OrderedViT, orders: Iterable[Order]) -> list[nn.Par
     if model.encoding:
         # Layers may share a table, which is used if one of them runs. A dict keeps each table once, in one sequence.
         used_tables = {model.encoding.table_of(layer) for layer in run_layers}
-        all_tables = dict.fromkeys(model.encoding.table_of(layer) for layer in range(model.depth))
-        for table in all_tables:
+        tables_of_unused_layers = dict.fromkeys(model.encoding.table_of(layer) for layer in unused_layers)
+        for table in tables_of_unused_layers:
             if table not in used_tables:
                 unused += table.parameters()
     return [parameter for parameter in unused if parameter.requires_grad]
 
 
 def with_all_parameters(loss: Tensor, model: OrderedViT, orders: Iterable[Order]) -> Tensor:
-    """The loss, of which the gradients of the parameters that no order uses are zero rather than missing.
+    """The loss, a scalar, of which the gradients of the parameters that no order uses are zero rather than missing.
 
     DistributedDataParallel waits for the gradients of all parameters.
     """
+    # Adding 0 times a parameter doesn't change the loss, and gives the parameter a gradient of zero.
     for parameter in unused_parameters(model, orders):
         loss = loss + 0 * parameter.sum()
     return loss

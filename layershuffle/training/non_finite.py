@@ -1,7 +1,7 @@
 """Stops a run whose loss or weights are NaN or infinite, before it saves them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -23,7 +23,8 @@ class FirstNonFiniteLoss:
     """The first batch whose loss was NaN or infinite, kept on the device until somebody reads it."""
 
     def __init__(self) -> None:
-        # The batches since the last one that was read, and which of them is the first bad one.
+        # The batches since the last one that was read, and the index of the first bad one of them: a scalar on the
+        # device, ``NOTHING`` as long as all were good.
         self._places: list[BatchPlace] = []
         self._index: Tensor | None = None
 
@@ -32,7 +33,8 @@ class FirstNonFiniteLoss:
         if self._index is None:
             # Created on the device: a copy from the host would wait for it.
             self._index = torch.full((), NOTHING, device=loss.device)
-        is_first = (self._index < 0) & ~loss.detach().isfinite()
+        # An ``if`` would wait for the device, so the device itself chooses between the old index and the new one.
+        is_first = (self._index == NOTHING) & ~loss.detach().isfinite()
         self._index = torch.where(is_first, len(self._places), self._index)
         self._places.append(place)
 
@@ -79,7 +81,7 @@ def stop_after(place: BatchPlace | None, module: pl.LightningModule, orders: Ste
 
     The error names a file with the batch, if there is anything to replay it with.
     """
-    # A process that stops alone would leave the others waiting for it.
+    # A process that stops alone would leave the others waiting for it, so each tells all others what it has found.
     places = [place or BatchPlace(NOTHING, NOTHING, NOTHING)]
     if module.trainer.world_size > 1:
         gathered = module.all_gather(torch.tensor(places[0], device=module.device))
@@ -87,7 +89,8 @@ def stop_after(place: BatchPlace | None, module: pl.LightningModule, orders: Ste
     bad_places = [(place, rank) for rank, place in enumerate(places) if place.step != NOTHING]
     if not bad_places:
         return
-    # What came first is the cause; the other processes have caught it with the gradients.
+    # What came first is the cause; the other processes have caught it with the gradients. Places are compared by step,
+    # epoch and batch.
     first, rank = min(bad_places)
     texts = [str(order) for order in orders.of_process(first.step, rank)]
     checkpoint = good_checkpoint(module.trainer)
@@ -97,15 +100,26 @@ def stop_after(place: BatchPlace | None, module: pl.LightningModule, orders: Ste
 
 def good_checkpoint(trainer: pl.Trainer) -> str | None:
     """The last checkpoint that the run has saved, or else the one that it was resumed from."""
-    last_checkpoints = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
-    paths: Sequence = [*(callback.best_model_path for callback in last_checkpoints), trainer.ckpt_path]
-    for path in paths:
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+    # Whatever a callback keeps, Lightning calls it the best. Here it is the newest.
+    saved_paths = [callback.best_model_path for callback in callbacks]
+    # The path is empty before the first checkpoint, and somebody may have removed the file.
+    for path in (*saved_paths, trainer.ckpt_path):
         if path and Path(path).exists():
             return str(path)
     return None
 
 
 def _explanation(step: int, rank: int, orders: list[str], checkpoint: str | None, saved: Path | None) -> str:
+    """What the error says.
+
+    Args:
+        step: the first step whose loss or weights were not finite.
+        rank: the process where that was so.
+        orders: the orders of the parts of its batch, as texts.
+        checkpoint: the last good checkpoint.
+        saved: the file with the batch.
+    """
     last_good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
     where = f"; layershuffle replay {saved} shows where" if saved else ""
     return (

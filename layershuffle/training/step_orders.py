@@ -64,7 +64,8 @@ class StepOrders:
         self.orders_per_batch = orders_per_batch
         self.progress = progress
         self.processes = 1
-        # The orders of each process by step. Once a step is done, not every budget lets us sample its orders again.
+        # The orders of each process by step. They are kept, because those of a step that is done can't always be sampled
+        # again: they may depend on the progress, of which a budget of layer executions only knows that of now.
         self._sampled: dict[int, list[list[Order]]] = {}
 
     @property
@@ -117,8 +118,9 @@ class StepOrders:
 
     def forget_before(self, step: int) -> None:
         """Forget the orders of the steps before this one, which nobody asks for any more."""
-        for earlier in [sampled for sampled in self._sampled if sampled < step]:
-            del self._sampled[earlier]
+        earlier_steps = [sampled_step for sampled_step in self._sampled if sampled_step < step]
+        for earlier_step in earlier_steps:
+            del self._sampled[earlier_step]
 
     def forget_all(self) -> None:
         """Forget all orders, for the progress that they were sampled with was not that of the run."""
@@ -142,17 +144,19 @@ class StepOrders:
             return self.fixed_orders
         # Orders may change with the progress, of which these see the beginning, the end, and what lies between.
         steps = len(self.model_order)
-        return tuple(self.sampler.sample_step(steps, self.seed, point, progress=point / 15) for point in range(16))
+        points = range(16)
+        return tuple(self.sampler.sample_step(steps, self.seed, point, progress=point / 15) for point in points)
 
     def updates_within(self, full_updates: float) -> float:
         """About how many updates run as many layers as ``full_updates`` in which every layer runs.
 
-        That is estimated by the orders of a short training, whose sampler sees all of the progress.
+        That is estimated by the orders of a short training, whose sampler sees all of the progress: updates are sampled
+        until they have cost as much as ``REHEARSED`` full ones.
         """
         used = 0.0
         updates = 0
         steps = len(self.model_order)
-        # Orders may be empty, and cost nothing.
+        # Orders may be empty, and cost nothing: without the second condition this might never end.
         while used < REHEARSED and updates < 100 * REHEARSED:
             orders: Sequence[Order] = self.fixed_orders or ()
             if not orders:

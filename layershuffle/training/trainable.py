@@ -46,10 +46,11 @@ class Trainable:
         named = dict(model.vit.named_parameters())
         self._check_words(named)
         for name, parameter in named.items():
-            is_trained = self.only is None or any(word in name for word in self.only)
-            parameter.requires_grad_(is_trained and parameter not in frozen)
+            is_chosen = self.only is None or any(word in name for word in self.only)
+            parameter.requires_grad_(is_chosen and parameter not in frozen)
 
     def _check_words(self, names: Iterable[str]) -> None:
+        """Raise a UserError if one of the words of ``only`` is in none of the names, which is likely a typing error."""
         for word in self.only or ():
             if not any(word in name for name in names):
                 raise UserError(f"there is no parameter to train with {word} in its name: they are {_parts_of(names)}")
@@ -71,25 +72,28 @@ class Trainable:
             model: the model.
             orders: examples of those it is trained in.
         """
-        of_embedding = self.layer_decay ** (model.depth + 1)
-        mean_of_layers = self.layer_decay ** ((model.depth + 1) / 2)
+        # timm's scales are powers of layer_decay: the exponent is 0 for the head, 1 for the last of L layers, L for the
+        # first one and L + 1 for the embedding. The geometric mean of the layers' has the mean of their exponents.
+        scale_of_embedding = self.layer_decay ** (model.depth + 1)
+        mean_scale_of_layers = self.layer_decay ** ((model.depth + 1) / 2)
         keep_sequence = all(in_sequence(order) for order in orders)
 
         # timm makes a group for each layer. Those that have come to the same scale and weight decay are one group here,
         # which the optimizer updates at once.
-        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for timm_group in self._timm_groups(model):
             scale = timm_group.get("lr_scale", 1.0)
-            decay = timm_group["weight_decay"]
-            # timm gives the smallest scale to the embedding, 1 to the head, and those between them to the layers.
-            is_layer = scale not in (of_embedding, 1.0)
+            has_decay = bool(timm_group["weight_decay"])
+            is_layer = scale not in (scale_of_embedding, 1.0)
             if is_layer and not keep_sequence:
-                scale = mean_of_layers
-            if (scale, decay) not in groups:
-                groups[scale, decay] = {"params": [], "lr_scale": scale}
-                if not decay:  # The others take the optimizer's weight decay.
-                    groups[scale, decay]["weight_decay"] = 0.0
-            groups[scale, decay]["params"] += timm_group["params"]
+                scale = mean_scale_of_layers
+
+            if (scale, has_decay) not in groups:
+                groups[scale, has_decay] = {"params": [], "lr_scale": scale}
+                # A group that names no weight decay gets the optimizer's.
+                if not has_decay:
+                    groups[scale, has_decay]["weight_decay"] = 0.0
+            groups[scale, has_decay]["params"] += timm_group["params"]
         return list(groups.values())
 
     def _timm_groups(self, model: OrderedViT) -> list[dict[str, Any]]:
@@ -99,10 +103,12 @@ class Trainable:
         vit: Any = model.vit
         # timm wants a number for the weight decay; only whether it is 0 is used.
         options: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": not self.decay_norms}
+        # timm tells norms and biases by their single dimension. Position embeddings have more, so the model names them.
         exempt = () if self.decay_norms else vit.no_weight_decay()
         of_backbone = param_groups_layer_decay(
             vit, no_weight_decay_list=exempt, layer_decay=self.layer_decay, **options
         )
+        # The modules that encode or predict positions.
         others = nn.ModuleList(module for name, module in model.named_children() if name != "vit")
         return [*of_backbone, *param_groups_weight_decay(others, **options)]
 
@@ -124,8 +130,9 @@ def add_lora(model: OrderedViT, rank: int) -> None:
     for name, module in model.vit.named_modules():
         if name.startswith("blocks.") and isinstance(module, nn.Linear):
             targets.append(name)
+        # Some of timm's attention modules would use the weight of their linear map alone, and so leave out LoRA's
+        # product. With this they call the map.
         if hasattr(module, "qkv_bias_separate"):
-            # Otherwise timm uses the map's weight alone, without LoRA's product.
             module.qkv_bias_separate = True
 
     # With this alpha the added product has the scale 1, so that its matrices alone say what to add.
