@@ -32,8 +32,7 @@ CORRUPTIONS = (
 """The corruptions of ImageNet-C. The last four are its authors' extra ones, which the mean corruption error ignores."""
 SEVERITIES = (1, 2, 3, 4, 5)
 GROUPS = (".", "noise", "blur", "weather", "digital", "extra")
-"""The folders in which those of the corruptions may lie: the root itself, or folders that are named after the archives of
-ImageNet-C, such as noise.tar."""
+"""The folders that may hold those of the corruptions: the root itself, or one for each archive of ImageNet-C."""
 
 
 @cache

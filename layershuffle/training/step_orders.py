@@ -64,8 +64,8 @@ class StepOrders:
         self.orders_per_batch = orders_per_batch
         self.progress = progress
         self.processes = 1
-        # The orders of each process by step. They are kept, because those of a step that is done can't always be sampled
-        # again: they may depend on the progress, of which a budget of layer executions only knows that of now.
+        # The orders of each process by step. Those of an earlier step can't always be sampled again: they may depend on
+        # the progress, and a budget of layer executions only knows the progress of now.
         self._sampled: dict[int, list[list[Order]]] = {}
 
     @property
