@@ -38,18 +38,22 @@ def compare(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> 
     random_orders = results[0].evaluation.random_orders
     samples = f"{random_orders} {form(random_orders, 'sample')} of each random order"
     title = f"{data.name}: {counted(data.images, 'test image')}, {samples}"
+
+    # The files have everything.
     table_path = folder / setup / "table.md"
     plot_path = folder / setup / "overview.png"
     write_whole(table_path, f"{tables.markdown(header, rows)}\n{caption}\n")
     figures.save(figures.overview(_pooled(results), title), plot_path)
+
+    # The terminal has room for a part of it. What is a row in the file is a column here, beside that of the methods.
+    printed = printed_tables(tables.Table(header, rows), console.width)[:MAX_TABLES]
     console.print(title)
-    printed = printed_tables(tables.Table(header, rows), console.width)
-    for heading, table in printed[:MAX_TABLES]:
+    for heading, table in printed:
         console.print()
         console.print(tables.terminal(*table, heading))
     console.print()
     console.print(caption)
-    columns = sum(len(table.header) - 1 for _, table in printed[:MAX_TABLES])
+    columns = sum(len(table.header) - 1 for _, table in printed)
     console.print(f"table: {table_path} ({columns} of its {counted(len(rows), 'row')} above)", soft_wrap=True)
     console.print(f"plot: {plot_path}", soft_wrap=True)
 
@@ -64,6 +68,7 @@ def printed_tables(table: tables.Table, width: int) -> list[tuple[str, tables.Ta
         table: the comparison, in which each method is a column.
         width: of the terminal, in characters.
     """
+    # Sort the rows by what their names begin with. The heading of a part takes the place of that beginning.
     full_depth: Rows = []
     by_kept: dict[str, Rows] = {}
     by_steps: dict[str, Rows] = {}
@@ -71,35 +76,49 @@ def printed_tables(table: tables.Table, width: int) -> list[tuple[str, tables.Ta
         kept = re.fullmatch(r"keep (\d+) (.*)", name)
         steps = re.fullmatch(r"(in \d+ steps?), (.*)", name)
         if kept:
-            by_kept.setdefault(f"keep {counted(int(kept[1]), 'layer')}", []).append([kept[2], *cells])
+            heading = f"keep {counted(int(kept[1]), 'layer')}"
+            by_kept.setdefault(heading, []).append([kept[2], *cells])
         elif steps:
-            by_steps.setdefault(steps[1], []).append([steps[2], *cells])
+            heading = steps[1]
+            by_steps.setdefault(heading, []).append([steps[2], *cells])
         else:
             full_depth.append([name, *cells])
 
     parts = {"top-1 %": full_depth}
-    for by_number in (by_kept, by_steps):
-        if by_number:
-            middle = list(by_number)[(len(by_number) - 1) // 2]
-            parts[f"top-1 %, {middle}"] = by_number[middle]
+    for by_heading in (by_kept, by_steps):
+        if by_heading:
+            headings = list(by_heading)
+            middle = headings[(len(headings) - 1) // 2]
+            parts[f"top-1 %, {middle}"] = by_heading[middle]
+
+    # A part may need several tables, which all begin with the column of the methods.
+    header = ["method", *table.header[1:]]
     printed: list[tuple[str, tables.Table]] = []
     for heading, rows in parts.items():
-        splits = _split(rows, table.header, width)
-        printed.extend((heading, _transposed(["method", *table.header[1:]], split)) for split in splits)
+        split = _split(rows, table.header, width)
+        printed += [(heading, _transposed(header, rows_that_fit)) for rows_that_fit in split]
     return printed
 
 
 def _split(rows: Rows, header: list[str], width: int) -> list[Rows]:
-    """Split rows, which become columns, so that each part has the width of a terminal."""
-    names = max(map(len, header))
+    """Split rows, which become columns, so that each part fits into the width of a terminal.
+
+    Args:
+        rows: each with its name first.
+        header: becomes the first column, which every part has.
+        width: of the terminal, in characters.
+    """
+    width_of_names = max(len(name) for name in header)
     parts: list[Rows] = []
     room = 0
     for row in rows:
-        # The heading of a column wraps, see ``tables.terminal``.
-        needed = 1 + max(*map(len, row[1:]), min(13, len(row[0])))
+        # A column needs a space and room for its widest cell. Its heading wraps, see ``tables.terminal``.
+        name, *cells = row
+        widest_cell = max(len(cell) for cell in cells)
+        needed = 1 + max(widest_cell, min(13, len(name)))
         if needed > room:
             parts.append([])
-            room = width - names - 2
+            room = width - width_of_names - 2
         parts[-1].append(row)
         room -= needed
     return parts
@@ -107,10 +126,11 @@ def _split(rows: Rows, header: list[str], width: int) -> list[Rows]:
 
 def compare_trials(setup: str, runs: Sequence[Run], folder: Path, console: Console) -> None:
     """Print the validation losses of the finished trials of a grid, if there are any, and save them."""
+    # All points of the grid, and the loss of each trial that is finished, by its method and its point.
     points: list[str] = []
-    # By method, and by point of the grid.
     losses: dict[str, dict[str, float]] = {}
     for run in runs:
+        # A run without a point is no trial.
         if not run.point:
             continue
         if run.point not in points:
@@ -123,7 +143,10 @@ def compare_trials(setup: str, runs: Sequence[Run], folder: Path, console: Conso
     header = ["cross-entropy", *points, "best"]
     rows = []
     for method, by_point in losses.items():
-        texts = [f"{by_point[point]:.4f}" if point in by_point else "missing" for point in points]
+        texts = []
+        for point in points:
+            text = f"{by_point[point]:.4f}" if point in by_point else "missing"
+            texts.append(text)
         # Which point is best is only known once the method was tried with all of them.
         best = ""
         if len(by_point) == len(points):
@@ -160,5 +183,5 @@ def _pooled(results: Sequence[Results]) -> list[Results]:
 
 def _transposed(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tables.Table:
     """The table whose rows are the columns of this one."""
-    first, *others = zip(header, *rows)
-    return tables.Table(list(first), [list(other) for other in others])
+    columns = [list(column) for column in zip(header, *rows)]
+    return tables.Table(columns[0], columns[1:])

@@ -103,12 +103,13 @@ class Setup:
     grid: dict[str, list[Any]] = field(default_factory=dict)
 
     def evaluations_of(self, method: str) -> dict[str, Evaluation]:
-        """The evaluations of a method's models."""
-        return {
-            name: evaluation
-            for name, evaluation in self.evaluations.items()
-            if evaluation.methods is None or method in evaluation.methods
-        }
+        """The evaluations of a method's models, by name."""
+        chosen = {}
+        for name, evaluation in self.evaluations.items():
+            methods = evaluation.methods
+            if methods is None or method in methods:
+                chosen[name] = evaluation
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def read(path: Path) -> Experiment:
 
 def _expanded(content: Any) -> Any:
     """The file's content in which each ``matrix`` is written out."""
+    # What has no setups is left to the parser, which says what should stand there.
     if not isinstance(content, dict) or not isinstance(content.get("setups"), dict):
         return content
     setups = {name: _with_expanded_parts(setup) for name, setup in content["setups"].items()}
@@ -160,7 +162,7 @@ def _expanded(content: Any) -> Any:
 
 def _with_expanded_parts(setup: Any) -> Any:
     """A setup in which the matrices of methods and evaluations are written out."""
-    # What is no mapping is left to the parser, which says what should stand there.
+    # So is what is no mapping.
     if not isinstance(setup, dict):
         return setup
     expanded = dict(setup)

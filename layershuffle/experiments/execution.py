@@ -78,7 +78,11 @@ def is_finished(run: Run, folder: Path) -> bool:
     """Whether every task has been done; raises UserError if one was done with other settings than it has now."""
     run_folder = folder / run.name
     record = _read_record(run_folder)
-    return all(_task_is_finished(task, _request(task, run, folder), record, run_folder) for task in run.tasks)
+    for task in run.tasks:
+        request = _request(task, run, folder)
+        if not _task_is_finished(task, request, record, run_folder):
+            return False
+    return True
 
 
 def best_trial(trials: Iterable[str], folder: Path) -> str:
@@ -91,6 +95,7 @@ def validation_loss(run_folder: Path) -> float:
 
     Raises UserError if it wasn't logged.
     """
+    # Most rows are of training steps, and have no validation loss.
     losses = [float(row["val/loss"]) for row in metrics(run_folder) if row.get("val/loss")]
     if not losses:
         raise UserError(f"{run_folder / METRICS} has no validation loss: a grid needs the trainer's default logger")
@@ -138,6 +143,7 @@ def _perform(task: Task, run: Run, folder: Path, actions: Actions) -> float:
     # A training after a grid takes the options of the best trial, which is known only now that all are finished.
     if task.action == "train" and run.trials:
         best = best_trial(run.trials, folder)
+        # A trial with the seed of this run has been trained just as this run would be.
         if best.endswith(f"/seed{run.seed}"):
             return _take_over(best, run, folder)
         task = replace(task, settings=task.settings.with_options(run.trials[best]))
@@ -149,10 +155,7 @@ def _perform(task: Task, run: Run, folder: Path, actions: Actions) -> float:
 
 
 def _take_over(trial: str, run: Run, folder: Path) -> float:
-    """Copy what a trial has trained, and return the seconds that it took.
-
-    With the trial's seed and options, the training of ``run`` would be the trial a second time.
-    """
+    """Copy what a trial has trained into the folder of a run, and return the seconds that the trial took."""
     logger.info("%s is %s", run.name, trial)
     # The run has a record of its own, and a log that this process may be writing.
     own = shutil.ignore_patterns(RECORD, LOG)
@@ -169,6 +172,7 @@ def _model_path(model: str, run: Run, folder: Path) -> str:
 
 def _task_is_finished(task: Task, request: dict[str, Any], record: dict[str, Any], run_folder: Path) -> bool:
     """Whether a task has been done; raises UserError if it was done or begun with another request."""
+    # What the record says of this task, whether it was finished or only begun.
     finished = record.get(task.output)
     earlier = finished
     if earlier is None:

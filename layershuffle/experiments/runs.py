@@ -114,8 +114,9 @@ def _matching(runs: Sequence[Run], patterns: Sequence[str]) -> set[str]:
     """The names of the runs that match one of the patterns, or of all if there is no pattern."""
     chosen: set[str] = set()
     for pattern in patterns or ["*"]:
-        # With a slash around both, a pattern matches whole parts of the name: "seed1" isn't found in "seed10".
-        names = {run.name for run in runs if fnmatch.fnmatch(f"/{run.name}/", f"*/{pattern}/*")}
+        # With slashes around both, a pattern matches whole parts of the name: "seed1" isn't found in "seed10".
+        whole_parts = f"*/{pattern}/*"
+        names = {run.name for run in runs if fnmatch.fnmatch(f"/{run.name}/", whole_parts)}
         if not names:
             raise UserError(f"no run is named {pattern}: --dry_run without --only lists them all")
         chosen |= names
@@ -167,15 +168,16 @@ class SetupRuns:
 
     def trainings(self) -> list[Run]:
         """The training and the evaluations of each method with each seed."""
+        points = self._points()
         runs = []
         for seed in self.seeds:
             for method in self.setup.methods:
                 # The grid is tried with one seed, and its choice holds for all. Which point is best is only known when
                 # the run is executed, so that it carries the options of all of them.
-                trials = {
-                    run_name(self.name, method, self.first_seed, point): options
-                    for point, options in self._points().items()
-                }
+                trials = {}
+                for point, options in points.items():
+                    trial = run_name(self.name, method, self.first_seed, point)
+                    trials[trial] = options
                 tasks = (self._training(method, seed), *self._evaluations(method, method, seed))
                 needs = (*self.bases, *trials)
                 runs.append(Run(self.name, method, seed, tasks, needs, trials=trials))
@@ -188,11 +190,12 @@ class SetupRuns:
         runs = []
         # Each seed here is that of a merge, which takes other layers from the same models.
         for method in self.setup.merge:
+            kind = f"{method}_merged"
             sources = tuple(run_name(self.name, method, seed) for seed in self.seeds)
             for seed in self.seeds:
-                kind = f"{method}_merged"
                 merge = Task("merge", Settings(), BEST, sources, seed)
-                runs.append(Run(self.name, kind, seed, (merge, *self._evaluations(method, kind, seed)), sources))
+                tasks = (merge, *self._evaluations(method, kind, seed))
+                runs.append(Run(self.name, kind, seed, tasks, sources))
         return runs
 
     def studies(self) -> list[Run]:
@@ -222,12 +225,19 @@ class SetupRuns:
         return Task("train", settings, BEST, self.bases, seed)
 
     def _evaluations(self, method: str, kind: str, seed: int) -> list[Task]:
-        """The evaluations of a model of ``method``; the random orders differ from seed to seed, too."""
+        """The evaluations of a model of ``method``; the random orders differ from seed to seed, too.
+
+        Args:
+            method: the method, which decides how its models are evaluated.
+            kind: of the run that makes the model: the method, or ``METHOD_merged``.
+            seed: of that run.
+        """
         model = run_name(self.name, kind, seed)
-        return [
-            Task("evaluate", evaluation.settings, f"{name}.json", (model,), seed)
-            for name, evaluation in self.setup.evaluations_of(method).items()
-        ]
+        tasks = []
+        for name, evaluation in self.setup.evaluations_of(method).items():
+            output = f"{name}.json"
+            tasks.append(Task("evaluate", evaluation.settings, output, (model,), seed))
+        return tasks
 
     def _points(self) -> dict[str, dict[str, Any]]:
         """The points of the grid by name, such as "lr=0.001", and the options that each of them stands for."""
@@ -236,9 +246,14 @@ class SetupRuns:
         points = {}
         for values in itertools.product(*self.setup.grid.values()):
             options = dict(zip(self.setup.grid, values))
-            name = ",".join(f"{option.split('.')[-1]}={value}" for option, value in options.items())
+            # Of model.optimizer.lr, the last part is enough to tell the points of a grid apart.
+            parts = []
+            for option, value in options.items():
+                short_name = option.split(".")[-1]
+                parts.append(f"{short_name}={value}")
             # The name becomes a folder, and a value may be a path.
-            points[name.replace("/", "_")] = options
+            name = ",".join(parts).replace("/", "_")
+            points[name] = options
         return points
 
 
