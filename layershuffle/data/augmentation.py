@@ -153,7 +153,8 @@ class Augmented(Subset):
 
     def __getitems__(self, keys: list[Key]) -> list[Tensor]:  # type: ignore[override]
         """A batch: uint8 images [batch, channels, size, size] and the labels of each."""
-        # With overfit_batches, Lightning asks for images by their indices alone: they are changed once and for all.
+        # With overfit_batches, Lightning asks for images by their indices alone: they are changed once and for all, as
+        # those of the first epoch.
         keys = [(0, key) if isinstance(key, int) else key for key in keys]
         # An image has the same randomness in every part of the set, so its index in the whole set counts.
         keys = [(epoch, self.indices[index], *times) for epoch, index, *times in keys]
@@ -190,7 +191,7 @@ class Augmented(Subset):
             ) from error
 
     def _read_crops(self, crop: v2.RandomResizedCrop, keys: list[Key]) -> Iterable[Item]:
-        """Decide first where to crop, so that nothing else is read."""
+        """The random crops of the images. Where they lie is decided first, so that nothing else is read."""
         source: Any = self.dataset
         indices = [key[1] for key in keys]
         # torchvision chooses a crop by the image's shape alone. A tensor on "meta" has a shape and no pixels.
@@ -202,6 +203,7 @@ class Augmented(Subset):
         return list(zip(source.regions(indices, boxes), source.labels[indices]))
 
     def _read_wholes(self, keys: list[Key]) -> Iterable[Item]:
+        """The images before they are changed; one by one, unless the set reads batches."""
         source: Any = self.dataset
         indices = [key[1] for key in keys]
         if hasattr(source, "__getitems__"):
@@ -211,6 +213,7 @@ class Augmented(Subset):
         return (source[index] for index in indices)
 
     def _seed(self, *key: int | str) -> None:
+        """Seed the generator of the transforms, so that the key alone decides the numbers that they draw."""
         # torch.manual_seed would also seed the GPUs, which takes longer than all the rest.
         number = seeded(self.seed, *key).random()
         torch.default_generator.manual_seed(int(number * 2**53))

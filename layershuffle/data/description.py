@@ -44,8 +44,12 @@ def describe(
     names = list(class_names or [str(number) for number in range(num_classes)])
     counts = _images_by_class(sets, num_classes)
     lines = wrapped(first)
-    if len(counts) == len(_KINDS) and all(len(count) == len(names) for count in counts):
-        lines += _each_class(names, counts) if len(names) <= MOST_CLASSES else wrapped(_ranges(names, counts))
+    # Some sets don't tell their labels before they are read.
+    all_are_known = len(counts) == len(_KINDS) and all(len(of_split) == len(names) for of_split in counts)
+    if all_are_known and len(names) <= MOST_CLASSES:
+        lines += _each_class(names, counts)
+    elif all_are_known:
+        lines += wrapped(_ranges(names, counts))
     for sentence in missing_classes(sets, num_classes, names):
         lines += wrapped(sentence)
     return "\n".join(lines)
@@ -95,6 +99,7 @@ def describe_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> list[
 
 
 def _where_validation_comes_from(sets: Mapping[str, Dataset]) -> str:
+    """What the description says of that, beginning with a semicolon; "" if the set has validation images of its own."""
     train = sets["train"]
     val = sets["val"]
     if val is sets["test"]:
@@ -116,8 +121,10 @@ def _images_by_class(sets: Mapping[str, Dataset], num_classes: int) -> list[list
 
 def _each_class(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[str]:
     """A heading, and below it each class with its numbers, in as many columns as there is room for."""
+    # The counts are those of all classes for each split. Here there is one tuple for each class, with all splits.
+    by_class = zip(*counts)
     classes = []
-    for name, of_class in zip(names, zip(*counts)):
+    for name, of_class in zip(names, by_class):
         numbers = "/".join(str(count) for count in of_class)
         classes.append(f"{name}: {numbers}")
     width = max(map(len, classes))
@@ -131,6 +138,7 @@ def _each_class(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[s
 
 
 def _ranges(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """The fewest and the most images of a class, for each split, and which class has the fewest for training."""
     ranges = []
     for kind, of_split in zip(_KINDS.values(), counts):
         span = f"{min(of_split):,}"

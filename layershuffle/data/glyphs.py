@@ -92,8 +92,12 @@ class Glyphs(ImageData):
 
     def load(self, train: bool) -> TensorImages:
         """The training or test images, which are the same for every seed of a run."""
-        typefaces = [index for index, face in enumerate(FACES) if (face not in self.test_faces) == train]
-        count = self.images_per_class if train else self.test_images_per_class
+        if train:
+            typefaces = [index for index, face in enumerate(FACES) if face not in self.test_faces]
+            count = self.images_per_class
+        else:
+            typefaces = [index for index, face in enumerate(FACES) if face in self.test_faces]
+            count = self.test_images_per_class
         labels = torch.arange(self.classes).repeat_interleave(count)
 
         # Training and test images have a seed each, so that one doesn't depend on how many there are of the other.

@@ -109,15 +109,14 @@ class HuggingFaceImages(SplitImages):
         # A set that was never divided is there to train on.
         if list(self._saved) == [""]:
             return {"train": ""}
-        options = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
-        chosen = [name for name in options.values() if name is not None]
+        chosen = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
+        # A split that the user has chosen for one purpose is not taken for another because of its name.
+        free = [name for name in self._saved if name not in chosen.values()]
         name_of = {}
         for split in SPLITS:
-            name = options[split]
+            name = chosen[split]
             if name is None:
-                name = self._only_one(
-                    [name for name in SYNONYMS[split] if name in self._saved and name not in chosen], split
-                )
+                name = self._only_one([name for name in SYNONYMS[split] if name in free], split)
             elif name not in self._saved:
                 raise UserError(f"{self.root} has no split {name}, but {', '.join(self._saved)}")
             if name is not None:
@@ -129,6 +128,7 @@ class HuggingFaceImages(SplitImages):
         return name_of
 
     def _only_one(self, names: Sequence[str], split: str) -> str | None:
+        """The only one of these names, or None if there is none; raises UserError if there are several."""
         if len(names) > 1:
             raise UserError(f"{self.root} has the splits {' and '.join(names)}: choose one with --data.{split}_split")
         return names[0] if names else None
@@ -173,7 +173,8 @@ class HuggingFaceImages(SplitImages):
                 raise UserError(
                     f"{saved.path}, row {row}: there is no class {label}: save the set with all its classes"
                 )
-            rows_of[names[int(label)] if has_numbers else str(label)].append(row)
+            name = names[int(label)] if has_numbers else str(label)
+            rows_of[name].append(row)
         return rows_of
 
     def _part(self, rows: Sequence[int], split: str, test_fraction: float) -> list[int]:
@@ -193,10 +194,13 @@ class HuggingFaceImages(SplitImages):
         used = {split: self._name_of[split] for split in self.sources.values()}
         where = ", ".join(f"{used[split]} for {use}" for use, split in self.sources.items())
         text = f"{self.root}: {where}"
-        for name in self._saved:
-            if name not in used.values():
-                is_unlabelled = name in self._name_of.values() and not self._saved[name].is_labelled
-                text += f"; {name} is not used" + (", as it has no labels" if is_unlabelled else "")
+        for name, saved in self._saved.items():
+            if name in used.values():
+                continue
+            text += f"; {name} is not used"
+            # A split with another name would not be used in any case, whether it has labels or not.
+            if name in self._name_of.values() and not saved.is_labelled:
+                text += ", as it has no labels"
         return text
 
 

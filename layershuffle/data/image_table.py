@@ -186,7 +186,9 @@ class ImageTable(SplitImages):
         # Of a part that is drawn at random, a warning names such classes. And a column is no misspelled label.
         if self.test_fraction is not None or self.class_columns is not None:
             return
-        taught = {label for row in self._rows_of("train") for label in row.labels}
+        taught: set[str] = set()
+        for row in self._rows_of("train"):
+            taught.update(row.labels)
         for row in rows:
             for label in row.labels:
                 if label not in taught:

@@ -61,7 +61,7 @@ def image_loader(
 
     # Images in memory can be kept on the device. How many workers pay off depends on that.
     if isinstance(source, TensorImages):
-        # Workers change the images, which they can't on the device.
+        # Workers change the images, which they can't on the device. There this process does it, if the user insists.
         stays_on_host = augmented and on_device is not True
         home = torch.device("cpu") if stays_on_host else _home(source, device, on_device, label)
         source.move(home)

@@ -93,15 +93,17 @@ class PackedImages(Dataset):
                     for start, length in itertools.chain.from_iterable(spans):
                         os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
-                for place, (_top, left, height, width) in enumerate(boxes):
+                for place, (index, box) in enumerate(zip(indices, boxes)):
+                    _top, left, height, width = box
                     # Rows lie whole in the file. Reading them whole is faster than many small reads.
-                    whole_width = int(self.shapes[indices[place]][1])
+                    whole_width = int(self.shapes[index][1])
                     if into is not None and width == whole_width:
-                        rows = region = into[place]
+                        rows = into[place]
+                        region = rows
                     else:
                         rows = np.empty((self.channels, height, whole_width), np.uint8)
                         region = rows[..., left : left + width]
-                    self._read_rows(file, indices[place], spans[place], rows)
+                    self._read_rows(file, index, spans[place], rows)
                     regions.append(region)
         except OSError as error:
             raise UserError(f"{self.path} could not be read: {error.strerror}") from error
@@ -115,10 +117,12 @@ class PackedImages(Dataset):
         length = height * whole_width
         if height == whole_height:
             return [(start, self.channels * length)]
-        return [(start + channel * whole_height * whole_width, length) for channel in range(self.channels)]
+        bytes_of_channel = whole_height * whole_width
+        return [(start + channel * bytes_of_channel, length) for channel in range(self.channels)]
 
     def _read_rows(self, file: FileIO, index: int, spans: Sequence[tuple[int, int]], rows: np.ndarray) -> None:
         """Read the spans of an image into rows, uint8 [channels, height, width]."""
+        # A single span holds all channels, and otherwise each channel has one.
         parts = [rows] if len(spans) == 1 else rows
         for part, (start, length) in zip(parts, spans):
             if read_at(file, start, part) != length:
@@ -163,7 +167,10 @@ class PackedFolders(ImageFolders):
         return list(self._index.splits)
 
     def read(self, split: str) -> PackedImages:  # type: ignore[override]
-        """Raises UserError if the images are not there, not whole, or not of the format that is wanted."""
+        """The images of one of ``splits``.
+
+        Raises UserError if they are not there, not whole, too small for the model, or not resized as it takes them.
+        """
         index = self._index
         size = index.size
         if size < self.image_size:

@@ -49,6 +49,7 @@ def read_again(loader: Any, epoch: int, batch: int, rank: int) -> TrainingBatch 
     # A loader without workers, which reads and collates as the training's does.
     again = DataLoader(loader.dataset, batch_sampler=[keys], collate_fn=loader.collate_fn)
     images, labels = next(iter(again))
+    # Images that are augmented are asked for by (epoch, index), and others by the index alone.
     numbers = [key[1] if isinstance(key, tuple) else key for key in keys]
     whole, indices = in_whole_set(loader.dataset, numbers)
     paths = None

@@ -77,6 +77,7 @@ class SavedSplit:
     @cached_property
     def version(self) -> str:
         """What stands for the data files: it changes when one of them does."""
+        # The library calls the files that it has opened its cache.
         paths = list(self.parquet) or [file["filename"] for file in self._table.cache_files]
         files = []
         for path in paths:
@@ -156,7 +157,11 @@ def names_of(splits: Sequence[SavedSplit]) -> list[str]:
             raise UserError(f"{split.path} has other classes than {splits[0].path}: save both with the same ClassLabel")
     if first is not None:
         return list(first)
-    return sorted_names({str(label) for split in splits for label in split.labels if label not in UNKNOWN})
+    # Without the type ClassLabel, the classes are the labels that occur.
+    found: set[str] = set()
+    for split in splits:
+        found.update(str(label) for label in split.labels if label not in UNKNOWN)
+    return sorted_names(found)
 
 
 def find_splits(root: str, image_column: str | None = None, label_column: str | None = None) -> dict[str, SavedSplit]:
@@ -179,9 +184,9 @@ def find_splits(root: str, image_column: str | None = None, label_column: str | 
         )
     if _is_saved(folder):
         return {"": SavedSplit(root, (), image_column, label_column)}
-    saved = [name for name in class_folders(folder) if _is_saved(folder / name)]
-    if saved:
-        return {name: SavedSplit(str(folder / name), (), image_column, label_column) for name in saved}
+    names = [name for name in class_folders(folder) if _is_saved(folder / name)]
+    if names:
+        return {name: SavedSplit(str(folder / name), (), image_column, label_column) for name in names}
 
     files_of = _parquet_files(folder)
     if not files_of:
@@ -211,6 +216,7 @@ def holds_saved_set(folder: Path) -> bool:
 
 
 def _is_saved(folder: Path) -> bool:
+    """Whether ``Dataset.save_to_disk`` wrote a folder."""
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 

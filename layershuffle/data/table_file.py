@@ -118,7 +118,8 @@ class _TableReader:
         if about.class_columns is None:
             self.label_index = self._index(about.label_column, "label_column")
         else:
-            self.class_indices = {name: self._index(name, "class_columns") for name in self._class_columns()}
+            for name in self._class_columns():
+                self.class_indices[name] = self._index(name, "class_columns")
 
     def read(self) -> Table:
         """Read all rows; raises UserError if a picture comes twice, or there is none."""
@@ -134,9 +135,13 @@ class _TableReader:
         if not rows:
             raise UserError(f"{self.about.path} has no rows below its header: give it one for each picture")
 
+        # Where each class has a column, the columns name the classes. Otherwise they are what the rows name.
         names = list(self.class_indices)
         if self.about.class_columns is None:
-            names = sorted_names({label for row in rows for label in row.labels})
+            found: set[str] = set()
+            for row in rows:
+                found.update(row.labels)
+            names = sorted_names(found)
         return Table(rows, names, self.split_index is not None)
 
     def _rows(self) -> Iterator[Row]:
@@ -152,8 +157,11 @@ class _TableReader:
             yield Row(self.lines.line_num, os.path.join(self.folder, path), self._labels(cells), self._split(cells))
 
     def _labels(self, cells: Sequence[str]) -> tuple[str, ...]:
+        """What the picture of a row shows; raises UserError if the cells can't say that."""
         if self.about.class_columns is not None:
-            return tuple(name for name, index in self.class_indices.items() if self._is_one(name, cells[index]))
+            columns = self.class_indices.items()
+            return tuple(name for name, index in columns if self._is_one(name, cells[index]))
+
         text = cells[self.label_index].strip()
         if self.about.separator is None:
             if not text:
@@ -167,6 +175,7 @@ class _TableReader:
         return tuple(dict.fromkeys(label for label in labels if label))
 
     def _is_one(self, name: str, cell: str) -> bool:
+        """Whether the cell of a class's column is 1; raises UserError if it is neither 1 nor 0."""
         value = YES_OR_NO.get(cell.strip())
         if value is None:
             self._refuse(f"the column {name} has {shown(cell)}: it is 1 if the picture shows that, otherwise 0")
@@ -184,6 +193,7 @@ class _TableReader:
         return split
 
     def _class_columns(self) -> list[str]:
+        """The names of the columns of classes, each once."""
         about = self.about
         if isinstance(about.class_columns, list):
             return list(dict.fromkeys(about.class_columns))

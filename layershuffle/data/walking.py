@@ -49,12 +49,17 @@ class PictureWalk:
             for entry in self._entries(folder):
                 is_link = entry.is_symlink()
                 has_links |= is_link
-                if not is_folder(entry):
-                    (linked if is_link else plain).append(entry)
-                elif self._may_enter(entry, real_top):
-                    (linked_folders if is_link else folders).append(entry.path)
+                if is_folder(entry):
+                    if self._may_enter(entry, real_top):
+                        to_visit = linked_folders if is_link else folders
+                        to_visit.append(entry.path)
+                elif is_link:
+                    linked.append(entry)
+                else:
+                    plain.append(entry)
 
-        paths = self._plain_pictures(plain, top, may_be_linked=has_links) + self._linked_pictures(linked, top, real_top)
+        paths = self._plain_pictures(plain, top, may_be_linked=has_links)
+        paths += self._linked_pictures(linked, top, real_top)
         return sorted(paths, key=os.path.split)
 
     def _entries(self, folder: str) -> list[os.DirEntry]:
