@@ -148,16 +148,21 @@ class Connections:
     def _close_one(self) -> bool:
         """Close the connection that is least likely to bring a request, and return whether there was one to close."""
         now = asyncio.get_running_loop().time()
-        closable = [one for one in self._open.values() if not one.is_answered and one.safe_until <= now]
+        closable = []
+        for connection in self._open.values():
+            is_safe = connection.safe_until > now
+            if not connection.is_answered and not is_safe:
+                closable.append(connection)
         if not closable:
             return False
-        # One with the token is the last to go, and of the others the one that has had the most time.
-        connection = min(closable, key=lambda one: (one.has_token, one.deadline))
+
+        # Those with the token are the last to go. Of the others the one goes that has had the most time.
+        connection = min(closable, key=lambda candidate: (candidate.has_token, candidate.deadline))
         if connection.body_timeout is None:
             self._close(connection)
             return True
 
-        # Its client, who knows the token, is told. It is closed the next time.
+        # A body is being read, whose client knows the token and is told. The connection is closed the next time.
         if not connection.body_timeout.expired():
             connection.body_timeout.reschedule(now)
         connection.safe_until = now + LEAVING_SECONDS
@@ -167,6 +172,7 @@ class Connections:
     # --- Closing ---------------------------------------------------------------------------------------------
 
     async def _close_late_ones(self, server: web.Server) -> None:
+        """Close connections whose time is over, as long as the server listens."""
         loop = asyncio.get_running_loop()
         while True:
             # Often enough that nobody gets much more time than the limit says.
@@ -185,8 +191,9 @@ class Connections:
             del self._open[protocol]
 
     def _close(self, connection: _Connection) -> None:
+        """Close a connection at once, whatever its client has not read yet."""
         del self._open[connection.protocol]
-        # Closing would wait until the client has read what is left.
+        # ``close`` would wait until the client has read what is left.
         transport = connection.protocol.transport
         if transport is not None:
             transport.abort()

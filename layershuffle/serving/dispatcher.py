@@ -138,7 +138,8 @@ class Dispatcher:
     def rate(self) -> float:
         """How many requests ended in a second, over the last ``RATE_SECONDS``."""
         since = self._loop.time() - RATE_SECONDS
-        return sum(ended_at > since for ended_at in self._ended_at) / RATE_SECONDS
+        ended = sum(1 for ended_at in self._ended_at if ended_at > since)
+        return ended / RATE_SECONDS
 
     # --- What the router wants -------------------------------------------------------------------------------
 
@@ -162,6 +163,7 @@ class Dispatcher:
             self._timer = self._loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
+        """Tell the router that the time has come that it waited for."""
         self._perform(self.router.tick(self._loop.time()))
 
     def _end(self, ended: Ended) -> None:
@@ -239,8 +241,10 @@ class Dispatcher:
         self._perform(self.router.answered(load, self._loop.time()))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on beside all else, until it is done or the dispatcher is closed."""
         task = self._loop.create_task(work)
-        self._tasks.add(task)  # The event loop itself would forget a task that nobody holds.
+        # The event loop itself would forget a task that nobody holds.
+        self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     # --- Nodes that come and go ------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ class Holders:
             if not self.by_layer[layer].nodes:
                 self.lost.add(layer)
         node.to_load.clear()
+        # What it was to load is free for others.
         self.loading = {layer: loader for layer, loader in self.loading.items() if loader is not node}
 
     def loaded(self, node: Node, layer: int) -> None:

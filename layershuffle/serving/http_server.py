@@ -95,10 +95,12 @@ class HttpServer:
             raise _Refusal(413, f"the picture has more than {MAX_BYTES:,} bytes") from error
 
     def _check_token(self, request: web.Request) -> None:
+        """Raise a refusal unless the client knows the token, and note that it does."""
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         # Bytes that aren't UTF-8 stand in headers and environment variables as surrogates.
-        sent, expected = (text.encode("utf-8", "surrogateescape") for text in (token, self.token))
-        # compare_digest takes the same time for any wrong token.
+        sent = token.encode("utf-8", "surrogateescape")
+        expected = self.token.encode("utf-8", "surrogateescape")
+        # compare_digest takes the same time for any wrong token, so that nobody can guess it letter by letter.
         if not hmac.compare_digest(sent, expected):
             raise _Refusal(401, "the token is missing or wrong: send the header Authorization: Bearer TOKEN")
         self.connections.has_shown_token(request)
@@ -183,8 +185,10 @@ class HttpServer:
 def _runs(request: web.Request, most: int) -> int:
     """How many times a request wants its picture to run."""
     text = request.query.get("runs", "1")
+    runs = 0
     # A number of more digits is too large, and Python may refuse to read it.
-    runs = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        runs = int(text)
     if not 1 <= runs <= most:
         raise _Refusal(400, f"runs is a number from 1 to {most}: how many times the picture runs")
     return runs

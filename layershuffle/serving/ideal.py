@@ -15,7 +15,8 @@ def ideal_throughput(capacity: Mapping[tuple[int, ...], float], layers: int) -> 
         capacity: for each choice of layers that nodes hold, how many layers these nodes together run in a second.
         layers: the number of layers.
     """
-    # The variables are how often each group of nodes runs each of its layers in a second, and last the throughput.
+    # Nodes that hold the same layers are a group. The variables are how often each group runs each of its layers in a
+    # second, and last the throughput.
     shares: list[tuple[int, int]] = []
     for group, held in enumerate(capacity):
         shares += [(group, layer) for layer in held]
@@ -28,7 +29,9 @@ def ideal_throughput(capacity: Mapping[tuple[int, ...], float], layers: int) -> 
         limits[len(capacity) + layer, column] = -1
     limits[len(capacity) :, throughput] = 1
 
-    # No group runs more than its capacity, and no layer runs less often than requests end.
+    # What each row may add up to: no group runs more than its capacity, and no layer runs less often than requests end.
     most = [*capacity.values()] + [0.0] * layers
+    # linprog looks for the lowest costs, so that the highest throughput is the one with the lowest negative.
     costs = [0.0] * len(shares) + [-1.0]
-    return float(-linprog(costs, limits.tocsr(), most, method="highs").fun)
+    solution = linprog(costs, limits.tocsr(), most, method="highs")
+    return float(-solution.fun)

@@ -52,9 +52,11 @@ class JsonLines:
         # The end is enough to find the last line in: a long file needn't be read again at each start.
         os.lseek(self._file, max(0, size - LONGEST), os.SEEK_SET)
         tail = os.read(self._file, LONGEST)
-        whole_lines = size - len(tail) + tail.rfind(b"\n") + 1
-        os.ftruncate(self._file, whole_lines)
-        return whole_lines < size
+        # rfind returns -1 if there is no line break, and then the only line is unfinished.
+        end_in_tail = tail.rfind(b"\n") + 1
+        end_of_whole_lines = size - len(tail) + end_in_tail
+        os.ftruncate(self._file, end_of_whole_lines)
+        return end_of_whole_lines < size
 
     def append(self, content: dict[str, Any]) -> None:
         """Append a line; raises OSError if it can't be written, and then leaves nothing of it in the file."""

@@ -9,6 +9,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
 LIMITED = ("asyncio", "aiohttp.server", "aiohttp.web", "layershuffle.serving.connections")
+"""The loggers to which clients can cause any number of lines."""
 
 
 class LogLimit(logging.Filter):
@@ -37,6 +38,8 @@ class LogLimit(logging.Filter):
             record.msg = f"{record.getMessage()}: {reason}"
             record.args = None
             record.exc_info = None
+
+        # The first record after the end of a period begins the next one.
         now = time.monotonic()
         if now >= self.ends:
             left_out = self.count - self.most

@@ -7,6 +7,7 @@ from layershuffle.choices import Accelerator
 from layershuffle.errors import UserError
 
 MOST_NODES = 10_000
+"""How many nodes a cluster may have."""
 
 
 def spread(nodes: int, steps: int) -> list[list[int]]:

@@ -56,6 +56,7 @@ class Policy:
                 f"routing is one of {', '.join(get_args(Routing))} and on_loss one of {', '.join(get_args(OnLoss))}, "
                 f"not {self.routing} and {self.on_loss}"
             )
+        # All other fields are numbers.
         numbers = {name: value for name, value in vars(self).items() if name not in ("routing", "on_loss")}
         positive = ("step_deadline", "request_deadline", "visit", "width", "answer_by")
         check_numbers(numbers, whole=("max_missed", "visit", "width"), positive=positive)

@@ -44,7 +44,11 @@ class Request:
     @property
     def order(self) -> Order:
         """The order that ran."""
-        return Order(Step((Unit(layer),), lag=lag) for layer, lag in zip(self.executed, self.lags))
+        steps = []
+        for layer, lag in zip(self.executed, self.lags):
+            units = (Unit(layer),)
+            steps.append(Step(units, lag=lag))
+        return Order(steps)
 
     def would_count(self, node: Node, now: float) -> bool:
         """Whether what a node starts now is expected to end before the request is due; else it needn't start."""
@@ -62,7 +66,8 @@ class Request:
         del self.running[run.epoch]
         # The first layer read the state that was the newest when it started, so that its lag is the number of results
         # that have come since. Those after it in a visit read the result of the one before them.
-        self.lags += [len(self.executed) - run.position] + [0] * (len(run.layers) - 1)
+        results_since = len(self.executed) - run.position
+        self.lags += [results_since] + [0] * (len(run.layers) - 1)
         self.executed += run.layers
         self.epoch += 1
 

@@ -279,7 +279,7 @@ class Router:
             layers = [layer for layer in request.left if layer in node.layers]
         else:
             # In sequence, a layer that the node lacks ends the visit.
-            layers = [*takewhile(node.layers.__contains__, request.left)]
+            layers = list(takewhile(lambda layer: layer in node.layers, request.left))
         visit = tuple(layers[: self.policy.visit])
 
         # Both leave all the queues in which they wait.

@@ -118,9 +118,10 @@ def sample_machines(scenario: Scenario, rng: random.Random) -> list[Machine]:
         if number % 10 == 0:
             seconds *= scenario.straggler
 
-        # The layer that limits the throughput of all.
+        # The layer that limits the throughput of all comes first. After the last layer, the node goes on with layer 0.
         slowest = speeds.index(min(speeds))
-        layers = tuple((slowest + offset) % scenario.layers for offset in range(scenario.layers_per_node))
+        offsets = range(scenario.layers_per_node)
+        layers = tuple((slowest + offset) % scenario.layers for offset in offsets)
         for layer in layers:
             speeds[layer] += 1 / seconds
         machines.append(Machine(layers, seconds))

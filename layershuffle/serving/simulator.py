@@ -116,6 +116,7 @@ class _Simulation:
             if min(event_time, router_time, self.next_arrival) >= scenario.duration:
                 self.now = scenario.duration
                 break
+
             if self.next_arrival < min(event_time, router_time):
                 self.now = self.next_arrival
                 self._arrive()
@@ -124,6 +125,7 @@ class _Simulation:
                 self.now = router_time
                 self._perform(self.router.tick(self.now))
                 continue
+
             # At the same time as a deadline, the event comes first: an answer that is just in time counts.
             event = heappop(self.events)
             self.now = event.time
@@ -156,8 +158,10 @@ class _Simulation:
         if scenario.rate:
             self._arrive()
             return
-        # Each of these requests is followed by another when it ends, so that as many stay in flight.
-        for _ in range(scenario.burst or max(1, round(scenario.window * scenario.nodes))):
+        in_flight = max(1, round(scenario.window * scenario.nodes))
+        # When one of these requests ends, the next one is submitted, so that as many stay in flight. Those of a burst
+        # are all that there are.
+        for _ in range(scenario.burst or in_flight):
             self._perform(self._submit())
 
     # --- Nodes -----------------------------------------------------------------------------------------------
@@ -235,6 +239,7 @@ class _Simulation:
         self.next_arrival = self.now + self.arrivals.expovariate(self.scenario.rate)
 
     def _end_request(self, ended: Ended) -> None:
+        """Count a request that has ended, and tell whoever wants to know."""
         self.measurements.count_request(ended, self.now)
         if self.on_ended is not None:
             self.on_ended(ended, self.now)
