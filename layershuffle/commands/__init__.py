@@ -46,8 +46,10 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     if "_ARGCOMPLETE" in os.environ:
         words = _complete()
+    if not words:
+        words = ["--help"]
     exit_at_once_while_importing()
-    run(lambda: _run(*(words or ["--help"])))
+    run(lambda: _run(*words))
 
 
 def _run(name: str, *args: str) -> None:

@@ -55,12 +55,17 @@ def embed_command(args: list[str] | None = None) -> "layershuffle.Embeddings":
 
     import torch
 
-    # Random weights are those of the seed.
+    # Random weights are those of the seed. The model may have no classifier, so it is loaded without one.
     torch.manual_seed(config.seed)
+    model = layershuffle.load(config.checkpoint, config.pretrained, 0, config.img_size)
+    # The parser knows the data set of the model's training, which isn't made if pictures are named.
+    data = None
+    if not config.pictures:
+        data = parser.instantiate_classes(config).data
     embeddings = layershuffle.embed(
-        layershuffle.load(config.checkpoint, config.pretrained, 0, config.img_size),
+        model,
         config.pictures or None,
-        None if config.pictures else parser.instantiate_classes(config).data,
+        data,
         order=config.order,
         random_orders=config.random_orders,
         split=config.split,

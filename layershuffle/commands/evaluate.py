@@ -29,6 +29,7 @@ def evaluate_command(args: list[str] | None = None) -> "layershuffle.Results":
                 f"--order {order} has one layer: quote the layers of an order, as in '3 1 2', write '({order})' if one "
                 "is meant, and --random_orders for a number of random orders"
             )
+    # An option of a protocol has the same name on the command line and as an argument of ``layershuffle.evaluate``.
     options = {}
     for protocol in PROTOCOLS.values():
         for option in protocol.options:

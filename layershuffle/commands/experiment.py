@@ -183,7 +183,8 @@ def _run_here(
     # The setups, in the sequence of their first runs.
     setups = dict.fromkeys(run.setup for run in runs)
     for setup in setups:
-        compare(setup, [run for run in runs if run.setup == setup], folder, console)
+        runs_of_setup = [run for run in runs if run.setup == setup]
+        compare(setup, runs_of_setup, folder, console)
     console.print(f"a page of all results: layershuffle report {folder}", soft_wrap=True)
     if lost:
         raise UserError(f"{lost} of {counted(len(runs), 'run')} failed or never ran; the same command tries them again")

@@ -44,8 +44,10 @@ class Parser(ConfigParser):
 
 def word_after_help(args: Sequence[str]) -> str:
     """The word after ``--help``, which argparse takes for a flag; empty if an option follows it, or nothing."""
-    words = (word for arg, word in pairwise(args) if arg in ("--help", "-h") and not word.startswith("-"))
-    return next(words, "")
+    for arg, word in pairwise(args):
+        if arg in ("--help", "-h") and not word.startswith("-"):
+            return word
+    return ""
 
 
 def short_help(prog: str, description: str, texts: Mapping[str, str]) -> str:

@@ -85,11 +85,12 @@ def as_json(predictions: "layershuffle.Predictions") -> str:
             classes.append({"class": likely.name, "probability": probability, "share_of_orders": share})
         disagreement = round(prediction.disagreement, 6)
         pictures.append({"picture": prediction.path, "disagreement": disagreement, "classes": classes})
+    unreadable = [{"picture": picture.path, "why": picture.reason} for picture in predictions.unreadable]
     content = {
         "model": predictions.model.to_json(),
         "orders": [str(order) for order in predictions.orders],
         "pictures": pictures,
-        "unreadable": [{"picture": picture.path, "why": picture.reason} for picture in predictions.unreadable],
+        "unreadable": unreadable,
     }
     return json.dumps(content, indent=1) + "\n"
 

@@ -249,7 +249,10 @@ def status(state: ClusterState) -> Group:
     table.add_column("steps")
     for node in state.nodes:
         # The steps that it runs now stand out from those that it holds.
-        steps = [f"[reverse]{step}[/]" if step in node.runs else str(step) for step in node.steps]
+        steps = []
+        for step in node.steps:
+            text = f"[reverse]{step}[/]" if step in node.runs else str(step)
+            steps.append(text)
         seconds = "" if node.seconds is None else f"{node.seconds:.3f}"
         colour = COLOURS[node.status]
         table.add_row(node.node, str(node.process), f"[{colour}]{node.status}[/]", seconds, " ".join(steps))

@@ -104,6 +104,7 @@ def parse_study(parser: Parser, args: list[str] | None, kind: str, needs_classif
     # A model with random weights gets them from the seed, and has as many classes as the data set.
     torch.manual_seed(config.seed)
     classes = None
+    # Where the nearest training images classify, the model needs no classifier.
     if config.get("classifier", "own") != "own":
         needs_classifier = False
     if config.pretrained == "random":
@@ -138,9 +139,11 @@ def check_names(args: Sequence[str], positionals: int = 1) -> None:
     words = words_before_options(args)
     for config in words[positionals:]:
         find(config)
-    # Which other names of models there are, only timm knows, but these are paths.
+    # Which names of models there are, only timm knows. What looks like a path is none of them: timm's own names with a
+    # slash have a colon, as in hf-hub:user/name.
     name = words[0] if words else ""
-    is_path = name.endswith((".ckpt", ".pth", ".safetensors")) or (os.sep in name and ":" not in name)
+    has_ending = name.endswith((".ckpt", ".pth", ".safetensors"))
+    is_path = has_ending or (os.sep in name and ":" not in name)
     # A link that leads nowhere is there: its own error is a better one.
     if is_path and not os.path.lexists(name) and name not in known():
         raise UserError(f"there is no file or folder {name}: give the path of a checkpoint{_beside(Path(name))}")
