@@ -69,10 +69,11 @@ class ImageFolders(SplitImages):
         """As ``ImageData.setup``; warns if links bring the same files into two splits."""
         super().setup(stage)
         # With a link from one split into another, a model would be tested on images that it was trained on.
-        for (first, walk), (second, other) in combinations(self._walks.items(), 2):
-            shared = walk.path_of.keys() & other.path_of.keys()
+        for first, second in combinations(self._walks, 2):
+            path_of = self._walks[first].path_of
+            shared = path_of.keys() & self._walks[second].path_of.keys()
             if shared:
-                example = walk.path_of[min(shared)]
+                example = path_of[min(shared)]
                 rank_zero_only(logger.warning)("%s and %s link to the same images, such as %s", first, second, example)
 
     def test_arguments(self) -> tuple[str, ...]:
@@ -158,6 +159,7 @@ class ImageFolders(SplitImages):
         return files
 
     def _describe_sources(self) -> str:
+        """Which folder is used for what, and which one isn't used."""
         if self.test_fraction is not None:
             drawn = f"test images: {self.test_fraction:.0%} of each class, drawn with split seed {self.split_seed}"
             return f"{self._folder('train')}; {drawn}"
@@ -184,6 +186,7 @@ class ImageFolders(SplitImages):
         return training
 
     def _classes(self, split: str) -> list[str]:
+        """The class folders of a split. If there are none, a UserError says where they should be."""
         folder = self._folder(split)
         classes = class_folders(folder)
         if classes:

@@ -69,7 +69,9 @@ class TrainingSampler(DistributedSampler):
             return indices
         if self.weights is None:
             return [(self.epoch, index) for index in indices]
-        return [(self.epoch, index, time) for index, time in zip(indices, times(for_all)[mine].tolist())]
+        # An image may come in several processes, so that its times are counted in the sequence for all.
+        times_before = times(for_all)[mine].tolist()
+        return [(self.epoch, index, time) for index, time in zip(indices, times_before)]
 
     def _resume(self) -> int:
         """Set the epoch that the trainer is in, and return how many of its batches are done."""

@@ -31,9 +31,9 @@ def check_averages(callbacks: Iterable[Any], steps: float, epochs: int | None) -
     for callback in callbacks:
         if not isinstance(callback, WeightAveraging):
             continue
-        by_step = any(callback.should_update(step_idx=step) for step in range(int(steps)))
-        by_epoch = any(callback.should_update(epoch_idx=epoch) for epoch in range(last_epoch or 0))
-        if steps and not by_step and not by_epoch:
+        averages_a_step = any(callback.should_update(step_idx=step) for step in range(int(steps)))
+        averages_an_epoch = any(callback.should_update(epoch_idx=epoch) for epoch in range(last_epoch or 0))
+        if steps and not averages_a_step and not averages_an_epoch:
             raise UserError(
                 f"{type(callback).__name__} averages no weights in the {counted(steps, 'step')} of this run, so its "
                 "checkpoints would hold untrained ones: lower update_starting_at_step and update_every_n_steps"

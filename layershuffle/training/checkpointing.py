@@ -157,24 +157,14 @@ def keep_own_files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str
     if not isinstance(best_models, dict) or not all(isinstance(path, str) for path in best_models):
         raise UserError("the checkpoint is damaged: its best checkpoints have no paths")
     scores = [state.get(name) for name in ("best_model_score", "current_score", "kth_value")]
-    if not all(score is None or _is_score(score) for score in (*scores, *best_models.values())):
+    scores += best_models.values()
+    if not all(score is None or _is_score(score) for score in scores):
         raise UserError("the checkpoint is damaged: the score of its best checkpoint can't be")
-
-    folder = str(callback.dirpath)
-    # What stands before the first value of a template, such as "best" in best-{epoch}.
-    prefix = (callback.filename or "").partition("{")[0]
-
-    # The same file name in the callback's folder, wherever the checkpoint says that it is; "" if there is none.
-    def own_path(path: str) -> str:
-        file = Path(folder, os.path.basename(path))
-        if file.name.startswith(prefix) and file.suffix == callback.FILE_EXTENSION and file.is_file():
-            return str(file)
-        return ""
 
     kept = dict(state)
     for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        kept[name] = own_path(str(state.get(name) or ""))
-    own_models = {own_path(path): score for path, score in best_models.items()}
+        kept[name] = _own_path(callback, str(state.get(name) or ""))
+    own_models = {_own_path(callback, path): score for path, score in best_models.items()}
     own_models.pop("", None)
     # Lightning takes it for granted that the worst of the best ones is among them.
     if kept["kth_best_model_path"] not in own_models:
@@ -184,8 +174,21 @@ def keep_own_files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str
     return kept
 
 
+def _own_path(callback: ModelCheckpoint, path: str) -> str:
+    """The file of that name in the callback's folder, wherever ``path`` says that it is.
+
+    Returns "" if there is no such file, or if the callback would not call a checkpoint so.
+    """
+    # What stands before the first value of a template, such as "best" in best-{epoch}.
+    prefix = (callback.filename or "").partition("{")[0]
+    file = Path(str(callback.dirpath), os.path.basename(path))
+    if file.name.startswith(prefix) and file.suffix == callback.FILE_EXTENSION and file.is_file():
+        return str(file)
+    return ""
+
+
 def _is_score(value: Any) -> bool:
-    """Whether it is one number, which isn't NaN; a score of infinity is one that isn't there yet."""
+    """Whether a value is a tensor of one number that isn't NaN. Infinity stands for a score that isn't there yet."""
     return isinstance(value, Tensor) and value.numel() == 1 and not bool(value.isnan().any())
 
 
@@ -274,6 +277,7 @@ class LastCheckpoint(ModelCheckpoint):
         return step // self.every_n_steps > self.saved // self.every_n_steps
 
     def _save(self, trainer: pl.Trainer) -> None:
+        """Write the checkpoint; all processes must call this."""
         path = self.format_checkpoint_name({})
         trainer.save_checkpoint(path, self.save_weights_only)
         self.best_model_path = path

@@ -137,9 +137,14 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
     for index, matrix in enumerate(wide):
         indices_of_shape[matrix.shape].append(index)
 
+    # The results by the index of their matrices, because the stacks are in another sequence.
     results: dict[int, Tensor] = {}
     for indices in indices_of_shape.values():
-        stacked = torch.stack([wide[index] for index in indices])
-        dtype = torch.bfloat16 if stacked.is_cuda else torch.float32  # Many CPUs are slow with bfloat16.
-        results.update(zip(indices, zeropower_via_newtonschulz(stacked, 5, COEFFICIENTS, dtype=dtype)))
-    return [results[index].mT if tall else results[index] for index, tall in enumerate(is_tall)]
+        stack = torch.stack([wide[index] for index in indices])
+        # Many CPUs are slow with bfloat16.
+        dtype = torch.bfloat16 if stack.is_cuda else torch.float32
+        orthogonal_stack = zeropower_via_newtonschulz(stack, 5, COEFFICIENTS, dtype=dtype)
+        results.update(zip(indices, orthogonal_stack))
+
+    in_sequence = [results[index] for index in range(len(matrices))]
+    return [result.mT if tall else result for result, tall in zip(in_sequence, is_tall)]

@@ -61,12 +61,14 @@ class Plan:
             if budget.ends_the_run:
                 updates = orders.updates_within(budget.planned_steps)
             epochs = updates / math.ceil(batches / trainer.accumulate_grad_batches)
+        # A data module of the user's own may have no batch size.
+        data = getattr(trainer, "datamodule", None)
         return cls(
             updates=budget.planned_steps,
             done=trainer.global_step,
             epochs=epochs,
             in_layer_executions=budget.ends_the_run,
-            batch_size=getattr(getattr(trainer, "datamodule", None), "batch_size", None),
+            batch_size=getattr(data, "batch_size", None),
             optimizer=type(optimizer).__name__,
             rate=max(group["initial_lr"] for group in optimizer.param_groups),
             schedule=schedule,
@@ -86,6 +88,7 @@ class Plan:
             logger.warning(warning)
 
     def _length(self) -> str:
+        """How long the run is, in words, such as "2,000 updates, 20 epochs, batches of 128 images"."""
         if math.isinf(self.updates):
             parts = ["no end"]
         elif self.in_layer_executions:
@@ -95,7 +98,8 @@ class Plan:
         if self.epochs is not None:
             if self.in_layer_executions:
                 # An estimate, which is no better than two digits.
-                parts.append(f"about {counted(float(f'{self.epochs:.2g}'), 'epoch')}")
+                rounded = float(f"{self.epochs:.2g}")
+                parts.append(f"about {counted(rounded, 'epoch')}")
             else:
                 parts.append(counted(self.epochs, "epoch"))
         if self.batch_size is not None:
@@ -105,6 +109,7 @@ class Plan:
         return ", ".join(parts)
 
     def _course(self) -> str:
+        """How the learning rate changes, in words."""
         warmup = self.schedule.warmup(self.updates)
         if not warmup:
             return self.schedule.shape

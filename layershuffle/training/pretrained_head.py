@@ -66,6 +66,7 @@ def _heads(model: OrderedViT) -> list[nn.Linear]:
 
 @torch.no_grad()
 def _permute(model: OrderedViT, rows: Sequence[int]) -> None:
+    """Put the rows of the heads, one for each class, into this sequence."""
     for head in _heads(model):
         for parameter in head.parameters():
             parameter.copy_(parameter[list(rows)].clone())

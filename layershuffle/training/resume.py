@@ -73,10 +73,11 @@ def _saved_configs(config: Namespace) -> Iterator[Path]:
 
 def _comparable_options(text: str) -> Any:
     """The options in a saved config that tell runs apart; None if it is no such config."""
+    # A file that is not one of ours may hold anything, and yaml raises all kinds of errors.
     try:
         options = yaml.safe_load(text)
         return {name: value for name, value in options.items() if name not in IGNORED}
-    except Exception:  # The file is not one of ours, and yaml raises all kinds of errors.
+    except Exception:
         return None
 
 
@@ -97,8 +98,9 @@ def _is_same(saved: Any, current: Any, defaults: Any) -> bool:
                 return False
         elif value not in (None, False, default):
             return False
-    removed = [value for name, value in saved.items() if name not in current]
-    return all(value is None for value in removed)
+    # What is older than this version must have been off.
+    values_of_removed = [value for name, value in saved.items() if name not in current]
+    return all(value is None for value in values_of_removed)
 
 
 def continue_run(config: Namespace, run: EarlierRun, step: int) -> None:

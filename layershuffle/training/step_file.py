@@ -94,13 +94,23 @@ def save(trainer: pl.Trainer, place: BatchPlace, rank: int, orders: list[str], c
         batch = read_again(trainer.train_dataloader, place.epoch, place.batch, rank)
         if batch is None:
             return None
-        relative = os.path.relpath(checkpoint, folder) if checkpoint else None
         step = NonFiniteStep(
-            __version__, *place, rank, orders, str(trainer.precision), relative, batch.indices, batch.paths
+            version=__version__,
+            step=place.step,
+            epoch=place.epoch,
+            batch=place.batch,
+            rank=rank,
+            orders=orders,
+            precision=str(trainer.precision),
+            checkpoint=os.path.relpath(checkpoint, folder) if checkpoint else None,
+            indices=batch.indices,
+            paths=batch.paths,
         )
+        # The indices and labels of all images are saved, but the pixels only of as many as fit.
         most_images = max(1, MOST_BYTES // batch.images[0].nbytes)
         tensors = {"images": batch.images[:most_images].cpu().contiguous(), "labels": batch.labels.cpu()}
-        write_whole(path, to_safetensors(tensors, {METADATA_KEY: json.dumps(typed_json.write(step))}))
+        metadata = {METADATA_KEY: json.dumps(typed_json.write(step))}
+        write_whole(path, to_safetensors(tensors, metadata))
     except Exception as error:  # A data set may be one of the user's own, and its files may be gone by now.
         logger.warning("the batch could not be saved: %s", last_line(error))
         return None

@@ -40,12 +40,12 @@ class Sums:
 
     def plus(self, other: "Sums") -> "Sums":
         """The sums over the batches of both."""
-        both = Sums()
+        combined = Sums()
         for sums in (self, other):
             for name, total in sums._totals.items():
-                both._totals[name] = both._totals.get(name, 0.0) + total
-                both._images[name] = both._images.get(name, 0) + sums._images[name]
-        return both
+                combined._totals[name] = combined._totals.get(name, 0.0) + total
+                combined._images[name] = combined._images.get(name, 0) + sums._images[name]
+        return combined
 
     def state(self) -> dict[str, list[float]]:
         """Total and number of images by name, as plain numbers; this waits for the device."""
@@ -89,7 +89,8 @@ class StepMeans:
     def end_epoch(self, module: pl.LightningModule) -> None:
         """Log what is left of the epoch, and let callbacks see the means of all of it."""
         of_epoch = self.of_epoch()
-        rest = {name: float(value) for name, value in _named(self._since_row.means()).items()}
+        named_rest = _named(self._since_row.means())
+        rest = {name: float(value) for name, value in named_rest.items()}
         if rest:
             # Not with log_dict, under whose names the callbacks see the means of the epoch.
             for logger in module.loggers:
@@ -100,6 +101,7 @@ class StepMeans:
         self._before_row = Sums()
 
     def _end_row(self) -> None:
+        """Begin to add up anew for the next row of the loggers; the sums until now still count for the epoch."""
         self._before_row = self._before_row.plus(self._since_row)
         self._since_row = Sums()
 
@@ -120,4 +122,5 @@ class StepMeans:
 
 
 def _named(means: Mapping[str, Any]) -> dict[str, Any]:
+    """The means by the names under which they are logged."""
     return {f"train/{name}": value for name, value in means.items()}
