@@ -99,7 +99,7 @@ def describe_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> list[
 
 
 def _where_validation_comes_from(sets: Mapping[str, Dataset]) -> str:
-    """What the description says of that, beginning with a semicolon; "" if the set has validation images of its own."""
+    """Where the validation images come from, after a semicolon; "" if the set has some of its own."""
     train = sets["train"]
     val = sets["val"]
     if val is sets["test"]:
