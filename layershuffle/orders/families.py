@@ -1,6 +1,7 @@
 """The protocols of this package: the families of orders that papers evaluate, and those of our own."""
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -50,9 +51,10 @@ def pruned(depth: int, random_orders: int, seed: int, depths: tuple[int, ...] = 
     for kept in depths or sorted(quarters):
         for strategy, sequence in itertools.product(("first", "even", "random"), ("original", "random")):
             variant = {"kept": kept, "strategy": strategy, "sequence": sequence}
-            # Without chance, one order says everything.
+            # Where nothing is random, every sample would be the same order.
             is_random = strategy == "random" or sequence == "random"
-            for number in range(random_orders if is_random else 1):
+            samples = random_orders if is_random else 1
+            for number in range(samples):
                 # With a generator of its own, an order stays the same whichever others are asked for.
                 rng = seeded(seed, "pruned", kept, strategy, sequence, number)
                 order = _kept_layers(strategy, kept, depth, rng)
@@ -63,6 +65,7 @@ def pruned(depth: int, random_orders: int, seed: int, depths: tuple[int, ...] = 
 
 
 def _kept_layers(strategy: str, kept: int, depth: int, rng: random.Random) -> Order:
+    """The layers that a strategy of ``pruned`` keeps, in original sequence."""
     if strategy == "first":
         return named.first(kept, depth)
     if strategy == "even":
@@ -81,7 +84,7 @@ def _shuffled_subset(kept: int, depth: int, rng: random.Random) -> Order:
     xlabel="probability that a layer is dead",
 )
 def failing(depth: int, random_orders: int, seed: int, dead: tuple[int, ...] = (20, 30, 50)) -> Orders:
-    """Random layers that are dead."""
+    """Each layer dead with each of the probabilities ``dead``, in percent; the others in random sequence."""
     for percent in dead:
         if not 0 <= percent < 100:
             raise UserError(f"a layer is dead with a probability from 0 to below 100%, not {percent}%")
@@ -114,9 +117,11 @@ def grouped(
     """Groups of layers on the same state (arXiv 2203.09795, 2502.02790), in any order."""
     averaged = combine == "mean"
     suffix = ", averaged" if averaged else ""
-    # By default from one layer at a time to all of them at once; -(-a // b) rounds up.
+    # By default, from one layer at a time to all of them at once. A set, because in a small model several sizes of
+    # groups lead to the same number of steps.
     sizes = (1, 2, 3, 4, 6, depth)
-    for groups in steps or sorted({-(-depth // size) for size in sizes if size <= depth}):
+    default_steps = {math.ceil(depth / size) for size in sizes if size <= depth}
+    for groups in steps or sorted(default_steps):
         in_sequence = width.grouped(named.sequential(depth), groups, averaged=averaged)
         yield in_sequence, {"steps": groups, "layers": f"in sequence{suffix}"}
         for number in range(random_orders):
@@ -127,6 +132,7 @@ def grouped(
             if halves:
                 order = width.grouped(shuffled, groups, halves=True, averaged=averaged)
                 yield order, {"steps": groups, "layers": f"random halves{suffix}"}
+            # Half of the layers can be too few for so many groups.
             kept = shuffled[: (depth + 1) // 2]
             if groups <= len(kept):
                 order = width.grouped(kept, groups, averaged=averaged)
@@ -191,7 +197,8 @@ def painters(
     depth: int, random_orders: int, seed: int, ends: tuple[int, ...] = (), loops: tuple[int, ...] = (3,)
 ) -> Orders:
     """The experiments of Transformer Layers as Painters (arXiv 2407.09298)."""
-    # A single layer has no n at all; with 0 it gets the error of ``middle`` in place of an empty evaluation.
+    # A model of one layer has no middle for any n. It is tried with 0 all the same, so that the user gets the error of
+    # ``named.middle`` and no empty evaluation.
     for n in ends or range(max(1, depth // 2)):
         affected = len(named.middle(n, depth))
         for strategy in ("skip", "middle-repeat", "reverse", "parallel"):

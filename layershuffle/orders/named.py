@@ -1,7 +1,8 @@
 """The orders of the systems around LayerShuffle, and the names by which configs and command lines ask for them.
 
 All are orders of a model's ``depth`` layers; ``parse_order`` puts the steps of a model's base order in their place.
-NAMED at the end of this file is the table of those that have a name.
+NAMED at the end of this file is the table of those that have a name. A function whose numbers don't fit the depth
+raises a UserError.
 """
 
 import inspect
@@ -140,10 +141,10 @@ def _check_layer(layer: int, depth: int) -> None:
 
 def sequence(visits: int, depth: int) -> Order:
     """Each layer visits / depth times in a row (parameter sharing, arXiv 2104.06022)."""
-    # Sorted, the visits of a layer come one after the other.
-    cycled = cycle(visits, depth)
+    cycled = cycle(visits, depth)  # raises if there are too few visits
     if visits % depth != 0:
         raise UserError(f"sequence visits every layer equally often: {visits} is no multiple of {depth} layers")
+    # Sorted, the visits of a layer come one after the other.
     return Order(sorted(cycled))
 
 
@@ -180,11 +181,12 @@ def sandwich(k: int, depth: int) -> Order:
         raise UserError(f"{counted(depth, 'layer')} can't make a sandwich with k = {k}: choose from 0 to {depth}")
 
     def place(step: Step) -> tuple[int, str]:
-        # Feed-forward half i follows attention half i + k, or the last attention half if there is none.
-        half = step.units[0]
-        if half.half == "f":
-            return half.layer + k, "f"
-        return half.layer, "a"
+        # Feed-forward half i follows attention half i + k. The last k feed-forward halves have no such attention half,
+        # and come after all of them.
+        unit = step.units[0]
+        if unit.half == "f":
+            return unit.layer + k, "f"
+        return unit.layer, "a"
 
     steps: list[Step] = sorted(sublayers(depth), key=place)
     return Order(steps)
@@ -206,7 +208,7 @@ class NamedOrder:
 
     @property
     def numbers(self) -> list[str]:
-        """What the numbers in brackets stand for, in words, such as ``["n", "times"]``."""
+        """The names of the numbers that users write in brackets, such as ``["n", "times"]``."""
         *numbers, _depth = inspect.signature(self.build).parameters
         return numbers
 
@@ -242,6 +244,7 @@ _NAMED = (
 NAMED = {order.name: order for order in _NAMED}
 """The named orders, by name."""
 
+# A name, with numbers in brackets if it takes any, such as "sublayers" or "looped-parallel(2,3)".
 _NAME = re.compile(r"([a-z-]{2,})(?:\(([0-9, -]*)\))?")
 
 
@@ -256,17 +259,19 @@ def parse_order(text: str, base_order: Order) -> Order:
     Raises:
         UserError: if it is neither or the model can't run it.
     """
-    # What has no name is a text form, which names layers; only named orders speak of the steps of the base order.
+    # A text form names layers, so that the base order has no part in it.
     match = _NAME.fullmatch(text.strip())
     if match is None:
         return Order(text)
 
+    # A named order speaks of the steps of the base order.
     name = match[1]
     if name not in NAMED:
         raise UserError(f"there is no order named {name}: choose from {', '.join(NAMED)}")
     order = NAMED[name]
 
-    numbers = [int(number) for number in re.findall(r"-?[0-9]+", match[2] or "")]
+    in_brackets = match[2] or ""
+    numbers = [int(number) for number in re.findall(r"-?[0-9]+", in_brackets)]
     if len(numbers) != len(order.numbers) or min(numbers, default=0) < 0:
         raise UserError(f"'{text}' is not an order: write {order.form}, with a number for each word in brackets")
     return order.build(*numbers, len(base_order)).over(base_order)

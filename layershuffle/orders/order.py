@@ -32,11 +32,14 @@ MAX_STEPS = 100_000
 
 _UNIT = r"[0-9]{1,4}[af]?"
 _NUMBER = r"[1-9][0-9]{0,4}"
-# A step is a unit, or units between bars or plus signs in parentheses. It may read an older state, and it may be
-# repeated: 3, 3a, (1|2), (1+2), 3<2, (1|2)*4.
+_AVERAGED = rf"{_UNIT}(?:\|{_UNIT})*"  # A group of one, such as (3), matches this too. It is the unit alone.
+_SUMMED = rf"{_UNIT}(?:\+{_UNIT})+"
+# A step is a unit, or a group of units in parentheses. It may read an older state, and it may be repeated. These are
+# steps: 3, 3a, (1|2), (1+2), 3<2, (1|2)*4.
 _STEP = re.compile(
-    rf"(?:(?P<single>{_UNIT})|\((?P<group>{_UNIT}(?:\|{_UNIT})*|{_UNIT}(?:\+{_UNIT})+)\))"
-    rf"(?:<(?P<lag>{_NUMBER}))?(?:\*(?P<times>{_NUMBER}))?"
+    rf"(?:(?P<single>{_UNIT})|\((?P<group>{_AVERAGED}|{_SUMMED})\))"
+    rf"(?:<(?P<lag>{_NUMBER}))?"
+    rf"(?:\*(?P<times>{_NUMBER}))?"
 )
 
 
@@ -156,8 +159,8 @@ class Order:
             UserError: if ``base_order`` has no such step, if the order names half of a step that is half a layer, or if
                 a group would hold a layer twice, or be a mean of means, a sum of means or a mean of sums.
         """
-        # Most models run their layers in sequence, and every training step comes here, so that case has to be fast.
         self.check(len(base_order))
+        # Every training step comes here, and most models run their layers in sequence, so this case has to be fast.
         if base_order == sequential(len(base_order)):
             return self
         return Order(_over(step, base_order) for step in self.steps)
@@ -166,7 +169,8 @@ class Order:
         """The same steps in a uniformly random sequence; raises UserError if some of them read older states."""
         if self.longest_lag:
             raise UserError(f"'{self}' can't be shuffled: its steps say how old the states are that they read")
-        # Not rng.shuffle, whose result may change with the version of Python, see ``seeded``.
+        # rng.shuffle could give another result in another version of Python, see ``seeded``. Sorting by random numbers
+        # can't.
         return Order(sorted(self.steps, key=lambda _: rng.random()))
 
     def __len__(self) -> int:
@@ -204,20 +208,27 @@ OrderLike = Order | str | Iterable[int | str | Step | Unit | tuple[Unit | int, .
 
 
 def _steps(order: OrderLike) -> tuple[Step, ...]:
+    """The steps of anything that can be read as an order; raises UserError if it can't be."""
     if isinstance(order, Order):
         return order.steps
-    try:
-        # One more than there may be, so that an endless iterable is refused too.
-        parts: Iterable[Any] = order.split() if isinstance(order, str) else islice(order, MAX_STEPS + 1)
-    except TypeError as error:
-        raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
 
-    # Steps pass through their text, so that _parse alone decides what a step is.
+    parts: Iterable[Any]
+    if isinstance(order, str):
+        parts = order.split()
+    else:
+        # One more than there may be, so that the check below also refuses an iterable that never ends.
+        try:
+            parts = islice(order, MAX_STEPS + 1)
+        except TypeError as error:
+            raise UserError(f"{order!r} is not an order: give layers, or text such as '3 1 2'") from error
+
+    # Everything is turned into text first, even what is a step already, so that _parse alone decides what a step is.
     steps: list[Step] = []
     for part in parts:
         text = f"{part}"  # unlike str(part), this also works for tensors
         if isinstance(part, tuple) and not isinstance(part, (Step, Unit)):
-            text = f"({'|'.join(map(str, part))})"  # a plain tuple is an averaged group
+            members = "|".join(map(str, part))
+            text = f"({members})"  # a plain tuple is an averaged group
         step, times = _parse(text)
         steps += [step] * times
         if len(steps) > MAX_STEPS:
@@ -239,7 +250,8 @@ def _parse(token: str) -> tuple[Step, int]:
     units: list[Unit] = []
     for name in re.split(r"[|+]", match["single"] or match["group"]):
         layer = name.rstrip("af")
-        unit = Unit(int(layer), name.removeprefix(layer))
+        half = name.removeprefix(layer)
+        unit = Unit(int(layer), half)
         if unit in units:
             raise UserError(f"'{token[:40]}' is not a step of an order: a group can't hold {unit} twice")
         units.append(unit)
@@ -249,8 +261,9 @@ def _parse(token: str) -> tuple[Step, int]:
 
 def _over(step: Step, base_order: Order) -> Step:
     """The step that runs what ``step`` runs, with each of its layers replaced by that step of ``base_order``."""
-    # A single step becomes what the base order runs there, which may itself be a group or read an older state.
     base_steps = [base_order[unit.layer] for unit in step.units]
+
+    # A single unit becomes what the base order runs in its place, which may itself be a group or read an older state.
     if not step.is_group:
         (base_step,) = base_steps
         if step.lag and base_step.lag:
@@ -273,10 +286,12 @@ def _check_nesting(step: Step, base_steps: Sequence[Step]) -> None:
     if any(base_step.lag for base_step in base_steps):
         raise UserError(f"the group {step} would hold steps that read older states ({groups}): run them one by one")
 
-    # A sum of sums is one sum, and a mean of means over groups of the same size is one mean. Nothing else is one group.
-    is_other_kind = any(base_step.is_group and base_step.summed != step.summed for base_step in base_steps)
+    # A sum of sums is one sum. A mean of means is one mean only if all groups have the same size: otherwise the members
+    # of a small group would count for more. A mean of sums, or a sum of means, is no single group.
+    is_mixed = any(base_step.is_group and base_step.summed != step.summed for base_step in base_steps)
     sizes = {len(base_step.units) for base_step in base_steps}
-    if is_other_kind or (len(sizes) > 1 and not step.summed):
+    is_uneven_mean = not step.summed and len(sizes) > 1
+    if is_mixed or is_uneven_mean:
         raise UserError(
             f"the group {step} would hold groups of another kind or size ({groups}), which an order can't express: "
             "run these steps one after the other"

@@ -180,8 +180,8 @@ def protocol(
 
 def _options(name: str, orders: Callable[..., Orders], helps: Mapping[str, str]) -> tuple[Option, ...]:
     """The options of a protocol: those parameters of its function that aren't supplied."""
-    # eval_str also reads annotations that are texts, as "from __future__ import annotations" makes them.
     options = []
+    # eval_str also evaluates annotations that are texts, as "from __future__ import annotations" makes them.
     for parameter in inspect.signature(orders, eval_str=True).parameters.values():
         if parameter.name in SUPPLIED:
             continue
@@ -255,13 +255,14 @@ def trials(
 
     to_score = []
     for family in [find(name) for name in protocols]:
-        # Most protocols number the steps of the base order; those that name layers have as many numbers as layers.
+        # For most protocols, layer n means step n of the base order. A protocol that names layers is told how many
+        # layers there are, which is another number where the base order repeats or splits them.
         depth = len(base_order)
         if family.names_layers:
             depth = 1 + max(base_order.layers, default=-1)
         arguments["depth"] = depth
 
-        # The function gets those arguments that it has parameters for.
+        # A protocol's function gets only those arguments that it has parameters for.
         parameters = inspect.signature(family.orders).parameters
         needed = {name: arguments[name] for name in parameters if name in arguments}
         for listed, variant in family.orders(**needed):
@@ -278,9 +279,10 @@ def _over(order: Scorable, base_order: Order) -> Scorable:
         return order.over(base_order)
     if callable(order):
         return partial(_sample_over, order, base_order)
-    # None and the picks: the scorer itself applies them to the model's base order or choices.
+    # What is left, None and the picks, the scorer itself applies to the model's base order or choices.
     return order
 
 
 def _sample_over(sample: SampleOrder, base_order: Order, rng: random.Random) -> Order:
+    """Sample an order, and translate it into the steps of ``base_order``."""
     return sample(rng).over(base_order)

@@ -5,7 +5,7 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 from itertools import accumulate
 from typing import TextIO
 
@@ -22,8 +22,8 @@ MAX_LINE = 1 << 20
 def sample(path: str, rng: random.Random) -> Order:
     """Sample an order of an event log, each as likely as it is frequent there; raises as ``read_orders``."""
     orders, cumulative_counts = _cumulative(path)
-    # Inverse transform sampling: of all the runs, in the sequence of the orders, the one with this number. Not
-    # rng.choices, which may change with the version of Python.
+    # Inverse transform sampling: imagine all runs numbered, those of the first order first. Sample a number, and find
+    # the order whose run it is. rng.choices would be shorter, but may change with the version of Python.
     run = rng.random() * cumulative_counts[-1]
     return orders[bisect_right(cumulative_counts, run)]
 
@@ -44,7 +44,7 @@ def read_orders(path: str) -> dict[Order, int]:
     Raises:
         UserError: if the file can't be read, another line isn't an event, or there is no order in it.
     """
-    # Orders are counted as texts and read at the end: a log of millions of requests has few different ones.
+    # Orders are counted as texts and parsed at the end, because a log of millions of requests has few different ones.
     counts: Counter[str] = Counter()
     try:
         with open(path, encoding="utf-8", errors="replace", opener=open_without_waiting) as file:
@@ -69,7 +69,10 @@ def read_orders(path: str) -> dict[Order, int]:
 
 def _whole_lines(file: TextIO, path: str) -> Iterator[str]:
     """The lines of a log up to one that was cut off; raises UserError if there are too many, or one is too long."""
-    for number, line in enumerate(iter(partial(file.readline, MAX_LINE), ""), 1):
+    number = 0
+    # Iterating over the file would read a line of any length. readline stops at the limit.
+    while line := file.readline(MAX_LINE):
+        number += 1
         if number > MAX_LINES:
             raise UserError(f"{path} has more than {MAX_LINES:,} lines: keep the last ones (tail)")
         if len(line) == MAX_LINE:

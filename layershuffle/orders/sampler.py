@@ -48,14 +48,14 @@ class OrderSampler:
         return sequential(depth)
 
     def __repr__(self) -> str:
-        # Checkpoints record this text. Each argument is an attribute of the same name.
+        # Checkpoints record this text. Every sampler keeps each argument in an attribute of the same name.
         arguments = [f"{name}={value}" for name, value in vars(self).items()]
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 def all_samplers(base: type[OrderSampler] = OrderSampler) -> list[type[OrderSampler]]:
     """All classes of samplers that have been imported; each comes before those that derive from it."""
-    # Python knows the subclasses of a class, so that a sampler of a user's own needs no list to be entered in.
+    # Python itself knows the subclasses of a class, so that users need not register their own samplers.
     samplers = []
     for sampler in base.__subclasses__():
         if not inspect.isabstract(sampler):

@@ -1,7 +1,7 @@
 """Samplers: each samples the order of a training step.
 
-A method of the literature is mostly one of these classes. ``layershuffle.orders.sampler`` has their base class. Of
-``rng`` they use nothing but ``random()``, see ``orders.order.seeded``.
+Most methods of the literature are one of these classes. Their base class is in ``layershuffle.orders.sampler``. They
+call no method of ``rng`` but ``random()``, for the reason that ``orders.order.seeded`` gives.
 """
 
 import abc
@@ -16,9 +16,9 @@ from layershuffle.orders.width import grouped, without_waiting
 
 
 def _uniform(least: int, most: int, rng: random.Random) -> int:
-    """A whole number from ``least`` to ``most``, or ``most`` if that is smaller."""
+    """A random whole number from ``least`` to ``most``, both included; ``most`` if ``least`` is larger."""
     least = min(least, most)
-    # Not rng.randint, whose numbers may change with the version of Python.
+    # rng.randint could give other numbers in another version of Python.
     return least + int(rng.random() * (most - least + 1))
 
 
@@ -100,7 +100,9 @@ class RandomSubset(OrderSampler):
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
         # The first k layers of a random permutation are a random choice in random sequence.
-        return permutation(depth, rng)[: _uniform(self.k_min, depth, rng)]
+        shuffled = permutation(depth, rng)
+        k = _uniform(self.k_min, depth, rng)
+        return shuffled[:k]
 
 
 class GrowingDepth(OrderSampler):
@@ -189,7 +191,7 @@ class RandomGroups(SideBySide):
         self.averaged = averaged
 
     def arrange(self, order: Order, rng: random.Random) -> Order:
-        # LayerDrop can leave out every layer.
+        # LayerDrop can leave out every layer, and then there is nothing to group.
         if not order:
             return order
         groups = _uniform(self.g_min, len(order), rng)
@@ -258,5 +260,5 @@ class Recorded(OrderSampler):
         self.log = log
 
     def sample(self, depth: int, rng: random.Random, progress: float = 0.0) -> Order:
-        # The log may come from a deeper model.
+        # The log may come from a deeper model, whose layers this one doesn't have.
         return recorded.sample(self.log, rng).check(depth)

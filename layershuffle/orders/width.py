@@ -9,7 +9,7 @@ from layershuffle.plurals import counted
 
 
 def grouped(order: Order, groups: int, *, halves: bool = False, averaged: bool = False) -> Order:
-    """The steps of an order in a few groups, each of which runs side by side; the groups differ by one at most.
+    """The layers of an order in a few groups, each of which runs side by side. Their sizes differ by one at most.
 
     Args:
         order: an order of whole layers, one at a time.
@@ -28,7 +28,8 @@ def grouped(order: Order, groups: int, *, halves: bool = False, averaged: bool =
             f"{counted(len(layers), 'layer')} can't make {counted(groups, 'group')}: choose from 1 to {len(layers)}"
         )
 
-    # Rounded down like this, the borders are spread evenly, and the sizes differ by one at most.
+    # The borders between the groups are spread evenly over the layers and rounded down, so that the sizes differ by one
+    # at most.
     steps: list[str] = []
     for group in range(groups):
         start = group * len(layers) // groups
@@ -42,6 +43,7 @@ def grouped(order: Order, groups: int, *, halves: bool = False, averaged: bool =
 
 
 def _group(units: list[Unit], averaged: bool) -> str:
+    """The text of a step that runs these units side by side."""
     return str(Step(tuple(units), summed=not averaged))
 
 
@@ -65,22 +67,28 @@ def without_waiting(order: Order, in_flight: int, rng: random.Random) -> Order:
     if order.longest_lag:
         raise UserError(f"'{order}' says already how old the states are that its steps read")
 
-    # A simulation whose clock goes from one end of a step to the next.
+    # This simulates the run. Its clock jumps from the end of one step to the end of the next.
     now = 0.0
     ended: list[Step] = []
-    # The running steps: the time at which each will end, its number, and how many had ended when it started.
+    # For each running step: when it will end, its index in ``order``, and how many steps had ended when it started. A
+    # heap has the step that ends first in front.
     running: list[tuple[float, int, int]] = []
 
     def end_next() -> float:
-        end, number, ended_before = heapq.heappop(running)
-        # What has ended since it started are the results that it didn't see.
-        ended.append(order[number]._replace(lag=len(ended) - ended_before))
+        """Let the step that ends first end, and return the time of that."""
+        end, index, ended_before = heapq.heappop(running)
+        # The steps that have ended since it started are the results that it didn't see.
+        lag = len(ended) - ended_before
+        ended.append(order[index]._replace(lag=lag))
         return end
 
-    for number in range(len(order)):
+    for index in range(len(order)):
         if len(running) == in_flight:
             now = end_next()
-        heapq.heappush(running, (now + 0.5 + rng.random(), number, len(ended)))
+        end = now + 0.5 + rng.random()
+        heapq.heappush(running, (end, index, len(ended)))
+
+    # All steps have started; the last ones end now.
     while running:
         end_next()
     return Order(ended)
