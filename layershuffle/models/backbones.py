@@ -82,7 +82,7 @@ class Backbone:
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Everything after the layers. Returns logits [batch, classes]."""
-        # With "token" the head reads no other tokens, so they need not be normalised.
+        # With "token" the head reads the prefix tokens alone, so the others need not be normalised.
         if self.vit.global_pool == "token":
             tokens = tokens[:, : self.vit.num_prefix_tokens]
         return self.vit.forward_head(self.vit.norm(tokens))
@@ -114,7 +114,8 @@ class Backbone:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images, in pixels."""
-        # In hybrid models a convolutional network comes before the projection.
+        # The first convolution reads the image. In hybrid models it isn't the projection to patches, but belongs to a
+        # convolutional network that comes before it.
         first = next(module for module in self.vit.patch_embed.modules() if isinstance(module, nn.Conv2d))
         return first.in_channels, *self.vit.patch_embed.img_size
 
@@ -128,23 +129,26 @@ class Backbone:
     def unseen_pixels(self) -> tuple[int, int]:
         """How many rows of pixels at the bottom and columns at the right of an image belong to no patch."""
         embedding = self.vit.patch_embed
-        # In hybrid models the patches are those of what a convolutional network makes of the image.
+        # In hybrid models a convolutional network reads the image, and the patches are cut from what it returns.
         if not isinstance(embedding.proj, nn.Conv2d) or embedding.proj.in_channels != self.image_shape[0]:
             return 0, 0
-        rows, columns = (size % patch for size, patch in zip(embedding.img_size, embedding.patch_size))
-        return rows, columns
+        height, width = embedding.img_size
+        patch_height, patch_width = embedding.patch_size
+        return height % patch_height, width % patch_width
 
     def unused_parameters(self, units: Set[Unit]) -> list[nn.Parameter]:
         """The parameters of the layers that none of ``units`` runs."""
-        # A parameter of neither half is used only where the whole layer runs: its half is "", as that of the layer.
         unused = []
         for layer, block in enumerate(self.layers):
             for name, parameter in block.named_parameters():
-                if Unit(layer) not in units and Unit(layer, self._half_of(name)) not in units:
+                # A whole layer uses all of its parameters. One that belongs to neither half isn't used by a half.
+                is_used = Unit(layer) in units or Unit(layer, self._half_of(name)) in units
+                if not is_used:
                     unused.append(parameter)
 
-        # Those that hold something for the attention of each layer are used where any attention is.
-        if all(unit.half == "f" for unit in units):
+        # A parameter outside the blocks that has a part for the attention of each layer is used by any attention.
+        is_without_attention = all(unit.half == "f" for unit in units)
+        if is_without_attention:
             unused += [parameter for name, parameter in self.vit.named_parameters() if name in LAYER_ROWS]
         return unused
 
@@ -173,7 +177,7 @@ class ViT(Backbone):
     def __init__(self, vit: nn.Module, head: Head = "average") -> None:
         super().__init__(vit, head)
         self.ignores_second_head = head == "class" and hasattr(vit, "head_dist")
-        # DDP would wait for gradients that never come.
+        # DDP would wait for gradients of the head that isn't used, which never come.
         if self.ignores_second_head:
             self.vit.head_dist.requires_grad_(False)
 
@@ -187,7 +191,7 @@ class ViT(Backbone):
             return super().classify(tokens)
         from timm.models.vision_transformer import VisionTransformer
 
-        # The distilled model's own method takes the mean of both heads, that of its base class the first head alone.
+        # The distilled model's own method returns the mean of both heads. That of its base class uses the first alone.
         tokens = self.vit.norm(tokens[:, : self.vit.num_prefix_tokens])
         return VisionTransformer.forward_head(self.vit, tokens)
 
@@ -235,8 +239,8 @@ class Eva(Backbone):
 
     def embed(self, images: Tensor) -> State:
         patches = self.vit.patch_embed(images)
-        # DINOv3's rotary embeddings are made for every batch, at random in training. timm makes them on the CPU unless
-        # tensors are made elsewhere by default, and copying them to a GPU would wait for it.
+        # DINOv3's rotary embeddings are made anew for every batch, in training with random changes. timm makes them on
+        # torch's default device, which is the CPU, and copying them to a GPU would make the host wait for it.
         with patches.device if patches.is_cuda else nullcontext():
             tokens, rope = embed_patches(self.vit, patches)
         return State(self.vit.norm_pre(tokens), self._batch_first(rope))
@@ -250,9 +254,11 @@ class Eva(Backbone):
             return None
         if self.vit.rope_mixed:
             # [depth, heads, patches, size], or with dropped patches [depth, batch, heads, patches, size].
-            return rope[None] if rope.ndim == 4 else rope.transpose(0, 1)
+            is_shared = rope.ndim == 4
+            return rope[None] if is_shared else rope.transpose(0, 1)
         # [patches, size], or with dropped patches [batch, 1, patches, size].
-        return rope[None, None] if rope.ndim == 2 else rope
+        is_shared = rope.ndim == 2
+        return rope[None, None] if is_shared else rope
 
     def run(self, block: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
         return block(tokens, rope=rope)

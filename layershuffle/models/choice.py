@@ -14,7 +14,7 @@ class OrderChoice(nn.Module):
 
     Args:
         orders: the orders to choose from.
-        dim: of the tokens.
+        dim: the width of the tokens.
 
     Raises:
         UserError: if there are no orders, or one is there twice.
@@ -35,10 +35,13 @@ class OrderChoice(nn.Module):
         return self.predictor(tokens.mean(dim=1))
 
     def count(self, chosen: Tensor) -> Tensor:
-        """How many images chose each order, int64 [orders]; ``chosen``: their choices, int64 [batch].
+        """How many images chose each order, int64 [orders].
 
         Unlike ``bincount``, this doesn't wait for the device.
+
+        Args:
+            chosen: the index of the order that each image chose, int64 [batch].
         """
-        # A comparison of every image with every order: true where it chose that one.
+        # Every image is compared with every order, which gives bool [batch, orders].
         orders = torch.arange(len(self.orders), device=chosen.device)
         return (chosen.unsqueeze(1) == orders).sum(dim=0)

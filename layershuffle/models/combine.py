@@ -18,15 +18,16 @@ def combine(step: Step, newest: Tensor, read: Tensor, outputs: Sequence[Tensor])
         outputs: what each of its units made of ``read``.
     """
     output = sum_of_changes(read, outputs) if step.summed else mean(outputs)
+    # The residual connections have added the change to the state that was read. Without a lag, that is the newest one.
     if not step.lag:
-        return output  # The residual connections have added the change to what was read.
+        return output
     return newest + (output - read)
 
 
 def sum_of_changes(read: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     """``read`` plus what each of ``outputs`` changes in it."""
-    # The first change is in the first output already. The others are added one by one, as the steps of "0 1<1 2<2" add
-    # theirs, so that "(0+1+2)" gives the same bits.
+    # The first output contains the first change already. The others are added one by one, just as the steps of
+    # "0 1<1 2<2" add theirs, so that "(0+1+2)" gives the same bits.
     total = outputs[0]
     for output in outputs[1:]:
         total = total + (output - read)

@@ -17,7 +17,7 @@ def check_compilers() -> None:
 
     torch compiles C++, and Triton a driver for NVIDIA's GPUs in C. Both include ``Python.h``.
     """
-    # torch and Triton look for the same programs.
+    # torch and Triton look for the same programs, in the same environment variables.
     if not _is_installed(os.environ.get("CXX", "g++"), "clang++"):
         raise UserError(f"compiling needs a C++ compiler: install g++, {ALTERNATIVE}")
     if torch.cuda.is_available() and not _is_installed(os.environ.get("CC", "gcc"), "clang"):
@@ -30,5 +30,5 @@ def check_compilers() -> None:
 
 
 def _is_installed(*programs: str) -> bool:
-    """Whether one of the programs is there."""
+    """Whether at least one of the programs is found."""
     return any(shutil.which(program) for program in programs)

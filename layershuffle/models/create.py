@@ -75,19 +75,21 @@ def create_model(
     if choices is not None:
         config["choices"] = [_text(choice) for choice in choices]
 
-    # These came later: a model with their defaults is described as before, so that earlier runs can be resumed.
+    # Checkpoints of earlier versions don't have these arguments. They are left out where they have their defaults, so
+    # that the descriptions of the same model are equal and the earlier runs can be resumed.
     encoding = {"position_dim": position_dim, "position_dropout": position_dropout, "position_table": position_table}
     parameters = inspect.signature(create_model).parameters
-    config.update({key: value for key, value in encoding.items() if value != parameters[key].default})
+    not_default = {argument: value for argument, value in encoding.items() if value != parameters[argument].default}
+    config.update(not_default)
 
     vit = make_timm_model(name, num_classes, pretrained, timm_args)
-    # timm's models have no argument for it.
+    # timm's models have no argument for the epsilon.
     if norm_eps is not None:
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = norm_eps
 
-    # The parts that timm's models lack.
+    # What the package adds to the timm model.
     arguments: dict[str, Any] = {
         "position": position,
         "positions": positions,

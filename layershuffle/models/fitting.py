@@ -33,13 +33,16 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
     Raises:
         UserError: if the description is that of no model, or the weights don't fit it.
     """
-    # timm.create_model also takes paths and addresses of weights, but the classes of its models don't.
+    # ``create_model`` passes all other arguments on to timm.create_model, which also takes paths and addresses of
+    # weights. The classes of timm's models don't take those, so that their own arguments are safe.
     known = set(ARGUMENTS)
     for path in FAMILIES:
         known.update(inspect.signature(resolve_name(path)).parameters)
     unknown = sorted(map(str, config.keys() - known))
     if unknown:
         raise UserError(f"the model it names has {unknown[0][:200]}, which describes no model")
+
+    # A damaged description or damaged weights can fail at any of these steps.
     try:
         weights = merge_lora(weights)
         _check_fit(weights, config)
@@ -53,7 +56,7 @@ def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) ->
 
 def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
     """Raise a RuntimeError if the weights are not those of the model that ``config`` describes; takes no memory."""
-    # A description of a million layers would take minutes to make, even without values.
+    # A model of a million layers would take minutes to make, even without values.
     depth = config.get("depth")
     layers = {layer_of(name) for name in weights} - {None}
     if depth is not None and depth != len(layers):
@@ -62,17 +65,19 @@ def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
     if positions is not None and not 0 < positions <= MAX_STEPS:
         raise RuntimeError(f"it can't have {positions} positions")
 
-    # A model of shapes without values, with which the weights are compared.
+    # On the "meta" device, tensors have shapes and no values. The weights are compared with such a model.
     with torch.device("meta"):
         shapes = create_model(**config)
     expected = shapes.state_dict()
     for name, value in weights.items():
-        # torch would round the one and take the real part of the other, in silence.
+        # torch would say nothing, and convert: floats in place of integers are rounded, and of complex numbers in place
+        # of floats only the real part is taken.
         if name in expected and value.is_floating_point() != expected[name].is_floating_point():
             raise RuntimeError(f"{name} holds {value.dtype} in place of {expected[name].dtype}")
     shapes.load_state_dict(weights, assign=True)
 
-    # Tables that are computed and not stored, such as rotary embeddings, are bounded by no weight's shape.
+    # Some tables, such as rotary embeddings, are computed and not stored, so that weights of the right shapes set no
+    # limit to their size.
     if sum(buffer.numel() for buffer in shapes.buffers()) > MAX_BUFFERS:
         raise RuntimeError("its tables of positions are too large: the image size can't be right")
 
@@ -93,10 +98,13 @@ def cut(model: OrderedViT, order: OrderLike | None = None) -> OrderedViT:
     layers = order.whole_layers
     if layers is None:
         raise UserError(f"only whole layers, one after the other, make a plain model, and '{order}' runs others")
+
+    # The new model runs its layers in sequence. It keeps the number of positions that its weights are made for.
     config = {name: value for name, value in model.config.items() if name not in ("order", "choices")}
     config.update(depth=len(layers), positions=model.positions)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("choice.")}
-    return create_fitting(take_layers(weights, layers), "the model", **config).train(model.training)
+    cut_model = create_fitting(take_layers(weights, layers), "the model", **config)
+    return cut_model.train(model.training)
 
 
 @torch.no_grad()
@@ -105,11 +113,11 @@ def with_classes(model: OrderedViT, labels: Sequence[int]) -> OrderedViT:
 
     Args:
         model: the model, whose classifier is linear.
-        labels: those of the classes, in the sequence that they are to have.
+        labels: the indices of the classes to keep, in the sequence that they are to have.
     """
     copied = deepcopy(model)
     vit: Any = copied.vit
-    # timm's own way to change the classifier would make a new one with random weights.
+    # timm's own method, ``reset_classifier``, would make a new classifier with random weights.
     for classifier in _classifiers(vit):
         classifier.weight = nn.Parameter(classifier.weight[labels])
         if classifier.bias is not None:
@@ -120,7 +128,7 @@ def with_classes(model: OrderedViT, labels: Sequence[int]) -> OrderedViT:
 
 
 def _classifiers(vit: Any) -> tuple[nn.Linear, ...]:
-    """The classifier of a timm model. Distilled models have two, which read two halves of the mean of the features."""
+    """The classifier of a timm model, or both of a distilled model, whose logits are averaged."""
     classifiers = vit.get_classifier()
     return classifiers if isinstance(classifiers, tuple) else (classifiers,)
 
@@ -130,6 +138,8 @@ def with_linear_classifier(model: OrderedViT, linear: nn.Linear) -> OrderedViT:
     copied = deepcopy(model)
     vit: Any = copied.vit
     vit.reset_classifier(linear.out_features)
+    # Both classifiers of a distilled model get the same weights. The mean of their logits is then what ``linear`` makes
+    # of the mean of the tokens that they read, and these are the features of such a model.
     for classifier in _classifiers(vit):
         classifier.load_state_dict(linear.state_dict())
     copied.config = {**model.config, "num_classes": linear.out_features}
@@ -138,8 +148,8 @@ def with_linear_classifier(model: OrderedViT, linear: nn.Linear) -> OrderedViT:
 
 @torch.no_grad()
 def classify_by_mean_of_heads(vit: Any) -> None:
-    """Make a distilled timm model, which takes the mean of two heads, classify by the first."""
-    # The first is doubled, and the other zero.
+    """Make a distilled timm model, which returns the mean of its two heads, classify by the first head alone."""
+    # The mean of the doubled first head and of a head that returns zero is the first head.
     for parameter in vit.head.parameters():
         parameter.mul_(2)
     for parameter in vit.head_dist.parameters():

@@ -36,13 +36,12 @@ def papers_format(image_shape: tuple[int, int, int], pretrained_cfg: Mapping[str
         raise UserError(f"the model takes images of {height} x {width} pixels; only square ones are supported")
     mean = tuple(pretrained_cfg["mean"])
     std = tuple(pretrained_cfg["std"])
-    # timm adds up the weights for red, green and blue where a model takes grey images, so these are normalised by the
-    # averages of the three.
     if channels == 1:
+        # For grey images timm adds up the first layer's weights for red, green and blue. Here the three are averaged.
         mean = (sum(mean) / len(mean),)
         std = (sum(std) / len(std),)
     elif channels != len(mean):
-        # timm repeats the first layer's weights for red, green and blue over other channels in the same way.
+        # For other numbers of channels timm repeats the weights for red, green and blue in turn, as is done here.
         mean = tuple(mean[channel % len(mean)] for channel in range(channels))
         std = tuple(std[channel % len(std)] for channel in range(channels))
     return ImageFormat(height, mean, std)

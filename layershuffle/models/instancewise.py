@@ -48,14 +48,15 @@ class InstanceWiseViT(OrderedViT):
         """Run each image in the order that it chooses; images that choose the same order run together."""
         chosen = self.choice(state.tokens).argmax(dim=1)
         by_choice = chosen.argsort(stable=True)
-        # The sizes of the groups are all that waits for the device.
+        # Python has to know the sizes of the groups, so this waits for the device. Nothing else here does.
         sizes = self.choice.count(chosen).tolist()
 
         logits = []
         for group, order in zip(by_choice.split(sizes), self.choice.orders):
             if len(group):
                 logits.append(self.run(state.of(group), order).logits)
-        # The groups stand one after the other now; this puts each image back in its place.
+        # The logits are sorted by choice now. The argsort of a permutation is its inverse: it puts each image back in
+        # its place.
         return Output(torch.cat(logits)[by_choice.argsort()])
 
     def compile(self, **options: Any) -> None:

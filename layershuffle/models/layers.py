@@ -10,7 +10,8 @@ LAYER_ROWS = {"rope.freqs": 1}
 """The parameters outside the blocks that hold something for the attention of each layer: their names in timm, and the
 dimension along which the layers lie."""
 
-# The layers themselves, and the modules that an OrderedViT has for the position of each of them.
+# Matches the names of what belongs to one layer: timm's block, and the modules that an OrderedViT has for the layer's
+# position.
 _LAYER = re.compile(
     r"(?P<before>(?:model\.)?(?:(?:vit\.)?blocks|encoding\.(?:projections|tables)|prediction\.heads)\.)"
     r"(?P<layer>[0-9]{1,4})"

@@ -131,17 +131,18 @@ class OrderedViT(nn.Module):
         return self.run(self.embed(images), order)
 
     def run(self, state: State, order: Order) -> Output:
-        """Run embedded images to the output, in an order that was checked."""
-        # If the order is empty, the embedded images themselves are classified.
+        """Run embedded images to the output, in an order that ``check`` has returned."""
         position_logits = []
+        # An empty order runs no step, so that the embedded images themselves are classified.
         for result in self.run_steps(state, order):
             state, step_logits = result
             position_logits.append(step_logits)
         return self.classify(state, position_logits, order.positions)
 
     def run_steps(self, state: State, order: Order) -> Iterator[tuple[State, Tensor | None]]:
-        """Run the steps of an order that was checked; yields what ``run_step`` returns after each of them."""
-        # The newest states, as many of them as a step may read.
+        """Run the steps of an order that ``check`` has returned; yields what ``run_step`` returns, after each step."""
+        # A step reads the newest state, or an older one if it has a lag. Older states than any step reads are dropped,
+        # to save memory.
         states = deque([state], maxlen=order.longest_lag + 1)
         for step, position in zip(order, order.positions):
             state, step_logits = self.run_step(states[-1], step, position, states[-1 - step.lag])
@@ -151,8 +152,8 @@ class OrderedViT(nn.Module):
     def embed(self, images: Tensor) -> State:
         """Run everything before the layers, for images [batch, channels, height, width]."""
         state = self.backbone.embed(images)
-        # Without a class token they are not contiguous, but the output of a layer is: a layer that runs first would be
-        # compiled once more.
+        # Without a class token, the embedded tokens aren't contiguous, unlike those that a layer returns. For tokens
+        # with another memory layout, a layer that runs first would be compiled once more.
         return state._replace(tokens=state.tokens.contiguous())
 
     def run_step(
@@ -171,7 +172,7 @@ class OrderedViT(nn.Module):
         """
         if read is None or not step.lag:
             read = state
-        # The units of a group read the same state, at the same position.
+        # The units of a group all read the same state and have the same position.
         outputs = [self._run_unit(read, unit, position) for unit in step.units]
         new_state = state._replace(tokens=combine(step, state.tokens, read.tokens, outputs))
 
@@ -188,7 +189,7 @@ class OrderedViT(nn.Module):
         run = self.halves[unit.half] if unit.half else self.backbone.run
         block = self.layers[unit.layer]
         context = self.backbone.context_of(unit.layer, state.context)
-        # Without gradients there is no backward pass, and nothing to keep.
+        # Without gradients there is no backward pass for which a layer would have to run again.
         if self._runs_layers_again and torch.is_grad_enabled():
             return checkpoint(run, block, tokens, context, use_reentrant=False)
         return run(block, tokens, context)
@@ -208,7 +209,7 @@ class OrderedViT(nn.Module):
 
     @contextmanager
     def classified_by(self, classifier: nn.Module | None) -> Iterator[None]:
-        """Let a module take the place of the model's classifier meanwhile; None leaves it as it is."""
+        """Let a module take the place of the model's classifier within the context; None leaves it as it is."""
         before = self.classifier
         self.classifier = classifier or before
         try:
@@ -218,14 +219,14 @@ class OrderedViT(nn.Module):
 
     @property
     def _runs_layers_again(self) -> bool:
-        """Whether the backward pass does, as ``checkpoint_layers`` or timm's ``set_grad_checkpointing`` asks for."""
+        """Whether the backward pass runs layers again, which ``checkpoint_layers`` or timm's own method asks for."""
         return self.checkpoint_layers or getattr(self.vit, "grad_checkpointing", False)
 
     def check(self, order: OrderLike) -> Order:
-        """The order, or the one that a name of orders.named.NAMED means.
+        """The order that this model runs if it is given ``order``, which may be a name of orders.named.NAMED.
 
-        Raises UserError if it names a layer that the model lacks, splits layers that don't split, or is longer than the
-        positions that the model can encode or predict.
+        Raises UserError if it names a layer that the model lacks, splits layers that don't split, or has more steps
+        than there are positions that the model can encode or predict.
         """
         order = self._parse(order).check(self.depth)
         if (self.encoding or self.prediction) and len(order) > self.positions:
@@ -239,6 +240,7 @@ class OrderedViT(nn.Module):
         return order
 
     def _parse(self, order: OrderLike) -> Order:
+        """The order that a text, a name or a sequence means for this model. The model may be unable to run it."""
         if isinstance(order, str):
             return parse_order(order, self.order)
         return Order(order)
@@ -274,13 +276,15 @@ class OrderedViT(nn.Module):
             check_compilers()
         options = {"dynamic": False, **options}
 
-        # Layers that differ, for example in their stochastic depth, each have their own graph; torch's limit is 8.
+        # Layers that differ, for example in their stochastic depth, each have graphs of their own. torch would give up
+        # at 8 graphs of the same code.
         dynamo: Any = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * (1 + self.depth))
-        # This would split each layer of ViT-B in two, to overlap what DDP overlaps between layers anyway.
+        # Otherwise torch would split each layer of ViT-B in two, so that DDP can exchange the gradients of one half
+        # while the other is computed. Between layers that are compiled one by one it can do so anyway.
         dynamo.optimize_ddp = False
 
-        # Each layer by itself: what comes between them, the order, is left to Python.
+        # Each layer is compiled by itself. What comes between layers, which is the order, is left to Python.
         modules = list(self.layers)
         if self.encoding:
             modules += self.encoding.projections

@@ -103,7 +103,7 @@ _MARKS = {
 """The families by a name that those below it lack. The first that fits is taken."""
 
 _BEFORE = r"(?P<before>(?:\w+\.)*?)(?:(?:vit|deit|dinov2|dinov2_with_registers|dinov3_vit)\.)?"
-"""What stands before the names: prefixes of a trainer, which are kept, and the name of the base model."""
+"""What may stand before the names: prefixes of a trainer, which are kept, and the base model's name, which is not."""
 
 
 class Renamed(NamedTuple):
@@ -129,20 +129,25 @@ def rename(weights: Mapping[str, Tensor], names: Names) -> Renamed:
 
     Raises RuntimeError if weights that belong together can't be joined.
     """
-    # The table decides the sequence in which queries, keys and values are joined; that of the file is any.
-    parts: dict[str, list[Tensor]] = defaultdict(list)
+    parts: dict[str, list[Tensor]] = defaultdict(list)  # by timm's name, what has to be joined
     unknown = dict(weights)
     left_over = []
-    for pattern, timms in names.items():
+    # The patterns are in the outer loop because the table decides in which sequence queries, keys and values are
+    # joined. In the file they may come in any sequence.
+    for pattern, timm_pattern in names.items():
         for name in list(unknown):
-            match = re.fullmatch(f"{_BEFORE}(?P<theirs>{pattern})", name)
+            match = re.fullmatch(f"{_BEFORE}(?P<other_name>{pattern})", name)
             if not match:
                 continue
             value = unknown.pop(name)
-            if timms:
-                ours = match["before"] + re.sub(pattern, timms, match["theirs"])
-                parts[ours].append(value)
+            if timm_pattern:
+                timm_name = match["before"] + re.sub(pattern, timm_pattern, match["other_name"])
+                parts[timm_name].append(value)
             else:
                 left_over.append(name)
-    joined = {name: torch.cat(values) if len(values) > 1 else values[0] for name, values in parts.items()}
-    return Renamed({**joined, **unknown}, left_over)
+
+    renamed = {}
+    for name, values in parts.items():
+        # torch.cat would copy a weight that has no other parts.
+        renamed[name] = torch.cat(values) if len(values) > 1 else values[0]
+    return Renamed({**renamed, **unknown}, left_over)

@@ -11,7 +11,7 @@ from layershuffle.models.model import OrderedViT
 def copy_with_layers(model: OrderedViT, layers: Collection[int], only_layers: bool = False) -> OrderedViT:
     """A copy of a model that can run some of its layers, and has no weights of the others.
 
-    It predicts no positions, and its images choose no orders: these are left out, too.
+    The modules for position prediction and for the choice of orders are left out, too.
 
     Args:
         model: the model.
@@ -24,9 +24,9 @@ def copy_with_layers(model: OrderedViT, layers: Collection[int], only_layers: bo
     if only_layers:
         left_out += [module for module in model.vit.children() if module is not model.layers]
 
-    # In place of what is left out, deepcopy puts what its memo has for it.
+    # deepcopy looks in its memo first. It takes a module that is entered there as the copy, and copies no weights.
     memo: dict[int, nn.Module | None] = {id(module): nn.Identity() for module in left_out}
-    # The prediction and the choice are None in a model without them.
+    # A model without position prediction, or without a choice of orders, has None in their place.
     for name, module in model.named_children():
         if name not in ("vit", "encoding"):
             memo[id(module)] = None

@@ -21,10 +21,10 @@ class PositionEncoding(nn.Module):
 
     Args:
         depth: the number of layers.
-        dim: of the tokens.
+        dim: the width of the tokens.
         positions: the number of positions.
-        size: of the position vectors; 32 in the authors' code.
-        dropout: its probability; 0 in the authors' code, and the paper names none.
+        size: the width of the position vectors; 32 in the authors' code.
+        dropout: the probability of dropout; 0 in the authors' code, and the paper names none.
         table: whether there is one table for the model, as in the authors' code, or one "per_layer".
 
     Raises:
@@ -46,13 +46,13 @@ class PositionEncoding(nn.Module):
                 "position encoding takes a position_dim of 1 or more, a position_dropout from 0 to below 1, and a "
                 f"position_table that is shared or per_layer, not {size}, {dropout} and {table}"
             )
-        # A checkpoint has the weights of one or the other.
+        # Only one of the two exists, so that a checkpoint has no weights that aren't used.
         if table == "shared":
             self.table = _zeros(positions, size)
         else:
             self.tables = nn.ModuleList(_zeros(positions, size) for _ in range(depth))
 
-        # nn.Sequential names its parts by number, and checkpoints have these names: 0 is the norm, 1 the linear map.
+        # Weights in checkpoints are named by the index of their part: 0 is the norm, 1 the linear map.
         self.projections = nn.ModuleList()
         for _ in range(depth):
             norm = nn.LayerNorm(dim + size)
@@ -96,7 +96,7 @@ class PositionPrediction(nn.Module):
 
     Args:
         depth: the number of layers.
-        dim: of the tokens.
+        dim: the width of the tokens.
         positions: the number of positions.
     """
 

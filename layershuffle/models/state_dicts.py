@@ -65,41 +65,43 @@ def find_backbone(content: Mapping[str, Any]) -> BackboneWeights | None:
 
     Raises RuntimeError if weights that belong together can't be joined.
     """
-    # A file may be a state dict itself, with other values beside it. What an entry wraps must be one and nothing else.
     path, others, entries = _unwrap(content)
     state_dict = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    # A file that is a state dict itself may hold other values beside it. What an entry wraps must be a state dict and
+    # nothing else.
     if path and len(state_dict) < len(entries):
         return None
 
-    # torch's AveragedModel counts what it has averaged. With Lightning's WeightAveraging, the entry "state_dict" holds
-    # the averages.
-    averages = state_dict.pop("n_averaged", None) is not None
+    # torch's AveragedModel counts in "n_averaged" what it has averaged. Lightning's WeightAveraging puts the averages
+    # into the entry "state_dict", where the raw weights usually are.
+    is_averaged = state_dict.pop("n_averaged", None) is not None
     if LIGHTNINGS_RAW in content:
-        averages = True
+        is_averaged = True
         others.insert(0, LIGHTNINGS_RAW)
     if not state_dict:
         return None
 
-    # The tables of other names don't begin with a trainer's prefixes.
-    trainers = _common_prefix(state_dict)
-    state_dict, left_over = to_timm({name.removeprefix(trainers): value for name, value in state_dict.items()})
+    # The names in the tables of ``other_names`` don't begin with a trainer's prefixes, so these are removed first.
+    trainers_prefix = _common_prefix(state_dict)
+    without_prefix = {name.removeprefix(trainers_prefix): value for name, value in state_dict.items()}
+    renamed, left_over = to_timm(without_prefix)
 
     # A whole model, such as a detector, may hold the backbone under a further prefix, beside parts of its own.
-    inner = _prefix_of(state_dict)
+    inner_prefix = _prefix_of(renamed)
     weights = {}
-    for name, value in state_dict.items():
-        if name.startswith(inner):
-            weights[name.removeprefix(inner)] = value
+    for name, value in renamed.items():
+        if name.startswith(inner_prefix):
+            weights[name.removeprefix(inner_prefix)] = value
         else:
             left_over.append(name)
 
-    # Some trainers say in a prefix what others say in the name of an entry.
-    prefix = trainers + inner
+    # Where some trainers name an entry "teacher" or "ema", others have it as a prefix of the names.
+    prefix = trainers_prefix + inner_prefix
     words = [*path, *prefix.split(".")]
-    averages = averages or any(word in AVERAGED_ENTRIES for word in words)
+    is_averaged = is_averaged or any(word in AVERAGED_ENTRIES for word in words)
     if prefix:
         path.append(prefix)
-    return BackboneWeights(weights, ": ".join(path), averages, others, left_over)
+    return BackboneWeights(weights, ": ".join(path), is_averaged, others, left_over)
 
 
 def _unwrap(content: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[str, Any]]:
@@ -116,8 +118,8 @@ def _unwrap(content: Mapping[str, Any]) -> tuple[list[str], list[str], Mapping[s
         wrapped = _wrapped(entries)
         if not wrapped:
             break
-        chosen = min(wrapped, key=_rank)
-        others += [name for name in wrapped if name != chosen and name not in others]
+        chosen, *rest = wrapped
+        others += [name for name in rest if name not in others]
         path.append(chosen)
         entries = entries[chosen]
     return path, others, entries
@@ -132,15 +134,22 @@ def some_of(names: list[str]) -> str:
 
 
 def _wrapped(entries: Any) -> list[str]:
-    """The entries that hold a state dict or wrap one further; none if ``entries`` are a state dict themselves."""
-    known = [*RAW_ENTRIES, *AVERAGED_ENTRIES, *TRAINED_BY_A_TEACHER]
-    return [name for name in known if isinstance(entries.get(name), Mapping) and _holds_weights(entries[name])]
+    """The entries that hold a state dict or wrap one further, in the sequence in which they are preferred.
+
+    There are none if ``entries`` are a state dict themselves.
+    """
+    wrapped = []
+    for name in (*RAW_ENTRIES, *AVERAGED_ENTRIES, *TRAINED_BY_A_TEACHER):
+        value = entries.get(name)
+        if isinstance(value, Mapping) and _holds_weights(value):
+            wrapped.append(name)
+    return wrapped
 
 
 def _holds_weights(entries: Mapping[Any, Any]) -> bool:
     """Whether there is a tensor among the entries, or in one that wraps further ones."""
     waiting = [entries]
-    # A file of a few bytes can name the same entries in themselves again and again.
+    # Entries can contain themselves, and a file of a few bytes would keep this loop running for ever.
     seen = set()
     while waiting:
         part = waiting.pop()
@@ -155,14 +164,9 @@ def _holds_weights(entries: Mapping[Any, Any]) -> bool:
     return False
 
 
-def _rank(entry: str) -> int:
-    """The place of an entry in the sequence in which they are looked for."""
-    return [*RAW_ENTRIES, *AVERAGED_ENTRIES, *TRAINED_BY_A_TEACHER].index(entry)
-
-
 def _prefix_of(state_dict: Mapping[str, Tensor]) -> str:
-    """What stands before the backbone's names. Where there are several backbones, the raw one comes first."""
-    # All supported backbones call their layers so.
+    """What stands before the names of the backbone's weights. Of several backbones, a raw one is preferred."""
+    # All supported backbones call their layers "blocks", so their prefix stands before "blocks.0.".
     prefixes = set()
     for name in state_dict:
         match = re.match(r"((?:\w+\.)*?)blocks\.\d+\.", name)
@@ -171,16 +175,18 @@ def _prefix_of(state_dict: Mapping[str, Tensor]) -> str:
     if not prefixes:
         return _common_prefix(state_dict)
 
-    # A hybrid model has blocks of convolutions further inside, which are no backbone of their own.
+    # A hybrid model has blocks of convolutions further inside, which are no backbone of their own. Their prefix begins
+    # with that of the model.
     outermost = []
     for prefix in prefixes:
-        shorter = prefixes - {prefix}
-        if not prefix.startswith(tuple(shorter)):
+        others = prefixes - {prefix}
+        if not prefix.startswith(tuple(others)):
             outermost.append(prefix)
     return min(outermost, key=_rank_of_prefix)
 
 
 def _rank_of_prefix(prefix: str) -> tuple[bool, bool, int, str]:
+    """Sorts raw weights before averaged ones and those before a student's, then shorter prefixes before longer ones."""
     words = prefix.split(".")
     is_taught = any(word in TRAINED_BY_A_TEACHER for word in words)
     is_averaged = any(word in AVERAGED_ENTRIES for word in words)
@@ -188,10 +194,14 @@ def _rank_of_prefix(prefix: str) -> tuple[bool, bool, int, str]:
 
 
 def _common_prefix(state_dict: Mapping[str, Tensor]) -> str:
-    """The longest row of PREFIXES that stands before all names."""
+    """The longest row of PREFIXES that stands before all names, of which there must be at least one."""
     common = ""
     while True:
-        further = [prefix for prefix in PREFIXES if all(name.startswith(common + prefix) for name in state_dict)]
-        if not further:
+        longer = ""
+        for prefix in PREFIXES:
+            if all(name.startswith(common + prefix) for name in state_dict):
+                longer = common + prefix
+                break
+        if not longer:
             return common
-        common += further[0]
+        common = longer

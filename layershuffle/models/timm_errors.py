@@ -42,7 +42,8 @@ def explained(error: Exception, name: str, pretrained: bool | str) -> UserError:
         return error
     if "Invalid pretrained tag" in str(error):
         return unknown_model(name)
-    # torch raises RuntimeError where names or shapes differ, and our own look at a file KeyError where one is missing.
+    # torch raises a RuntimeError if names or shapes differ. Our own code, which looks at a file first, raises a
+    # KeyError if a weight is missing.
     if isinstance(pretrained, str) and isinstance(error, (RuntimeError, KeyError)):
         return UserError(f"{pretrained} holds weights of another backbone than {name}: {_difference(error)}")
     if is_network_error(error):
@@ -51,15 +52,15 @@ def explained(error: Exception, name: str, pretrained: bool | str) -> UserError:
 
 
 def _difference(error: Exception) -> str:
-    """How weights differ from those of a model, by the error that torch or a missing weight raised."""
+    """How weights differ from those of a model, in a few words, by the error that was raised."""
     mismatches = SIZE_MISMATCH.findall(str(error))
-    # With another width nearly all weights differ, among them a classifier that was made for the file. The norm of a
-    # layer shows the width and nothing else.
+    # If the width of the tokens differs, nearly all weights do. The most useful message names the width, which the norm
+    # of a layer shows.
     for weight, in_file, in_model in mismatches:
         if weight.endswith(".norm1.weight"):
             return f"its tokens have {in_file} features, and those of the model {in_model}"
 
-    # torch lists all names, which can be hundreds.
+    # torch lists all names that are missing or unexpected. They can be hundreds, so only some are named.
     listed = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (.*)", str(error))
     if listed:
         names = re.findall(r'"([^"]*)"', listed[2])

@@ -42,7 +42,7 @@ def make_timm_model(name: str, num_classes: int, pretrained: bool | str, timm_ar
     except Exception as error:
         raise explained(error, name, pretrained) from error
 
-    # Otherwise the model would keep a second copy of the weights, and the path of their file.
+    # timm keeps its configuration in the model, and with it a second copy of the weights and the path of their file.
     cfg: Any = vit.pretrained_cfg
     cfg.pop("file", None)
     cfg.pop("state_dict", None)
@@ -88,6 +88,7 @@ def classes_of(path: str, name: str, head: Head = "average") -> int | None:
 
 
 def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[str, Any]) -> nn.Module:
+    """Make a timm model; adds to ``timm_args`` what tells timm where its weights are."""
     import timm
     from timm.models import PretrainedCfg
 
@@ -98,18 +99,19 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
     if replacement:
         timm_args["pretrained_cfg_overlay"] = replacement.overlay
 
-    # As a dict, so that jsonargparse doesn't make timm's further arguments options of layershuffle train.
+    # The arguments are passed as a dict. jsonargparse reads this source code, and would otherwise make options of
+    # layershuffle train from all that timm.create_model takes.
     vit: Any = timm.create_model(name, **{"pretrained": bool(pretrained), "num_classes": num_classes, **timm_args})
     if not hasattr(vit, "pretrained_cfg"):
-        # A model that is registered, but not built by timm's builder, has no configuration and takes no weights from
-        # one. Its images are normalised with timm's defaults.
+        # A model that is registered with timm, but wasn't made by timm's builder, has no configuration, and the weights
+        # in it were ignored. Its images are normalised with timm's defaults.
         vit.pretrained_cfg = PretrainedCfg().to_dict()
         if replacement:
             vit.load_state_dict(replacement.overlay["state_dict"])
 
     if replacement and replacement.new_heads:
         logger.info("new classifier: %s", " and ".join(replacement.new_heads))
-        # Some families start from small logits: they scale down a new head.
+        # Some families scale down a new head, so that training starts from small logits.
         for head in replacement.new_heads:
             vit.get_submodule(head).weight.data *= getattr(vit, "head_init_scale", 1)
     return vit
@@ -129,24 +131,26 @@ def _replacement(
         weights = _without_zero_biases(weights, name, timm_args)
         return _ReplacementWeights.fitted(weights, name, num_classes)
 
-    # timm refuses its own weights of more layers than the model has, so the deeper model is made to take them from it.
+    # timm refuses to load its own weights into a model of fewer layers. So the whole model is made, and the first
+    # layers are taken from it.
     if pretrained and depth:
-        whole = {key: value for key, value in timm_args.items() if key != "depth"}
-        deeper = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole).state_dict()
-        weights = _first_layers(deeper, depth, f"the pretrained {name}")
+        whole_args = {key: value for key, value in timm_args.items() if key != "depth"}
+        whole = timm.create_model(name, pretrained=True, num_classes=num_classes, **whole_args)
+        weights = _first_layers(whole.state_dict(), depth, f"the pretrained {name}")
         return _ReplacementWeights.fitted(weights, name, num_classes)
     return None
 
 
 def _without_zero_biases(weights: dict[str, Tensor], name: str, timm_args: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights without DINOv3's biases of queries and values, which are zero, if timm's model has none.
+    """The weights without DINOv3's biases of queries and values if timm's model has none, as long as they are zero.
 
-    timm's models have them if their names end in ``qkvb``. Raises RuntimeError if one isn't zero.
+    Of timm's DINOv3 models, those whose names end in ``qkvb`` have these biases. Raises RuntimeError if the model has
+    none and a bias isn't zero.
     """
     import timm
 
-    # A plain ViT has qkv.bias, too. In timm's Eva, the biases of queries and of values are apart from each other, and
-    # only DINOv3's authors call the registers storage tokens.
+    # A plain ViT has a qkv.bias too, which must stay. A DINOv3 is recognised by what a plain ViT lacks: timm's weights
+    # have biases of queries and of values apart from each other, and those of the authors have "storage tokens".
     biases = [weight for weight in weights if weight.endswith(DINOV3_BIASES)]
     is_eva = "storage_tokens" in weights or any(not bias.endswith(".qkv.bias") for bias in biases)
     if not is_eva:
@@ -194,14 +198,15 @@ class _ReplacementWeights:
                 weights.pop(f"{head}.bias", None)
             elif _classes_of_head(weights, head, width) != num_classes:
                 new_heads.append(head)
-                # As timm initialises them.
+                # This is how timm initialises a head.
                 weights[f"{head}.weight"] = nn.init.trunc_normal_(torch.empty(num_classes, width), std=0.02)
                 weights[f"{head}.bias"] = torch.zeros(num_classes)
 
-        # timm's configuration may name a reader of the authors' own file format, which a state dict doesn't need.
+        # timm's configuration may ask for a reader of the authors' own file format, which can't read a state dict.
         overlay: dict[str, Any] = {"state_dict": weights, "custom_load": False, "num_classes": num_classes}
         if cfg:
-            # timm adapts the first convolution from as many channels as its configuration says these weights have.
+            # timm adapts the first convolution if the model takes images with another number of channels than the
+            # configuration says. So the configuration has to say how many channels these weights have.
             channels = weights[f"{_first_layer(cfg)}.weight"].shape[1]
             overlay["input_size"] = (channels, *cfg.input_size[1:])
         return cls(overlay, new_heads)
@@ -220,7 +225,9 @@ def _first_layers(weights: dict[str, Tensor], depth: int | None, source: str) ->
 
 def _first_layer(cfg: Any) -> str:
     """The name of the convolution that reads the images, by a timm model's pretrained configuration."""
-    return (cfg and cfg.first_conv) or "patch_embed.proj"
+    if cfg and cfg.first_conv:
+        return cfg.first_conv
+    return "patch_embed.proj"
 
 
 def _width_of(weights: Mapping[str, Tensor], cfg: Any) -> int:
@@ -229,7 +236,8 @@ def _width_of(weights: Mapping[str, Tensor], cfg: Any) -> int:
     patches = weights.get(name)
     if patches is None or patches.ndim != 4:
         raise KeyError(name)
-    # In hybrid models a convolutional network of another width comes before the layers.
+    # In hybrid models the first convolution belongs to a network of another width than the layers, so that a norm of
+    # the layers is looked at where there is one.
     norm = weights.get("blocks.0.norm1.weight")
     if norm is None:
         return len(patches)
@@ -249,7 +257,9 @@ def _classes_of_head(weights: Mapping[str, Tensor], head: str, width: int) -> in
 
 def _classifiers(cfg: Any) -> tuple[str, ...]:
     """The names of a timm model's classifiers, by its pretrained configuration."""
-    names = (cfg and cfg.classifier) or "head"
+    names = "head"
+    if cfg and cfg.classifier:
+        names = cfg.classifier
     if isinstance(names, str):
         return (names,)
     return tuple(names)
@@ -258,13 +268,13 @@ def _classifiers(cfg: Any) -> tuple[str, ...]:
 def _cached(name: str) -> dict[str, Any]:
     """The argument that makes timm read weights that are in the hub's cache without asking the hub about them.
 
-    If they have to be fetched, this is empty, or an error without a network. timm would try for a minute.
+    It is empty if timm has to fetch them. Raises UserError if they have to be fetched and there is no network.
     """
     import huggingface_hub as hub
     import timm
 
     cfg = timm.get_pretrained_cfg(name)
-    # timm reads the files of "hf" in a way of its own.
+    # timm reads the files of models with the custom load "hf" in a way of its own.
     if not cfg or not cfg.hf_hub_id or cfg.custom_load == "hf":
         return {}
     repository, _, revision = cfg.hf_hub_id.partition("@")
@@ -273,7 +283,7 @@ def _cached(name: str) -> dict[str, Any]:
     if isinstance(path, str):
         return {"pretrained_cfg_overlay": {"file": path, "custom_load": False}}
 
-    # A short question about the file shows whether there is a network at all.
+    # A short question about the file shows whether there is a network at all, before timm tries for a minute.
     try:
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, **location), timeout=CONNECTION_SECONDS)
     except hub.errors.EntryNotFoundError:
