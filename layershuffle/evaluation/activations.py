@@ -50,8 +50,8 @@ def cosine_similarities(
             for state, _ in model.run_steps(embedded, model.order):
                 directions.append(F.normalize(state.tokens.float(), dim=-1).flatten())  # [batch * tokens * dim]
 
-        # With each token normalised, the product of two steps' activations is the sum of the tokens' cosines. So one
-        # matrix product gives those of all pairs of steps.
+        # Every token has norm 1 here, so that the scalar product of two steps' activations is the sum of the tokens'
+        # cosines. One matrix product gives this sum for all pairs of steps.
         by_step = torch.stack(directions)  # [steps, batch * tokens * dim]
         total += (by_step @ by_step.T).cpu()
         tokens_seen += embedded.tokens.shape[:2].numel()  # images x tokens
@@ -116,9 +116,11 @@ def shuffled_runs(
         order = model.order.shuffled(seeded(seed, "analysis", index))
         image, _ = images[index]
         with fabric.autocast():
+            # The image is a batch by itself, because all images of a batch would run in the same order.
             embedded = model.embed(preprocess(image[None].to(fabric.device)))
-            # A batch would have one order for all of its images.
-            states = [embedded, *(state for state, _ in model.run_steps(embedded, order))]
+            states = [embedded]
+            for state, _ in model.run_steps(embedded, order):
+                states.append(state)
         yield order, [state.tokens[0].float() for state in states]
 
 
@@ -136,7 +138,8 @@ def contributions(tokens: Sequence[Tensor]) -> tuple[list[float], list[float]]:
         For each step the L2 norm of what it adds to the token, and that of the token it got.
     """
     added = [float((after - before).norm()) for before, after in pairwise(tokens)]
-    return added, [float(before.norm()) for before in tokens[:-1]]
+    received = [float(before.norm()) for before in tokens[:-1]]
+    return added, received
 
 
 def project(outputs: Tensor, seed: int) -> Tensor:

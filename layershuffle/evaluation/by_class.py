@@ -45,7 +45,8 @@ class ByClass(Metric):
             for order in group.orders:
                 self.rows.setdefault(order, []).append(index)
 
-        # Images by group, then flattened by class and predicted class; the last column is for logits with NaN.
+        # For each group a matrix of images by class and predicted class, which is flattened. Its last column is for
+        # images whose logits are NaN.
         matrices = torch.zeros(len(self.groups), classes * (classes + 1), dtype=torch.long)
         self.add_state("matrices", matrices, dist_reduce_fx="sum")
 
@@ -59,12 +60,15 @@ class ByClass(Metric):
         predicted = best_class(output.logits.float())
         columns = predicted.where(predicted >= 0, self.classes)
         cells = labels * (self.classes + 1) + columns  # indices into a flattened matrix
-        # Unlike bincount, this needn't know the largest index, for which Python would wait for the device.
+        # bincount would count as well, but has to know the largest index, for which Python would wait for the device.
         for row in self.rows[order]:
             self.matrices[row].index_add_(0, cells, torch.ones_like(cells))
 
     def compute(self) -> Tensor:
-        """Images by group of orders, class and predicted class, int64; the last column is for logits with NaN."""
+        """The number of images by group of orders, class and predicted class, int64 [groups, classes, classes + 1].
+
+        The last column is for images whose logits are NaN.
+        """
         return self.matrices.view(len(self.groups), self.classes, -1)
 
     def counts(self) -> ByClassCounts:
@@ -108,7 +112,7 @@ def balanced_accuracy(matrix: Tensor) -> float:
         matrix: images by class (row) and predicted class (column), which may have a column more for no class at all.
     """
     images = matrix.sum(dim=1)
-    # Of a class without images nobody knows the accuracy.
+    # A class without images has no accuracy.
     present = images > 0
     accuracies = matrix.diagonal()[present] / images[present]
     return round(float(accuracies.double().mean()), 6)
@@ -122,7 +126,8 @@ def _macro_f1(matrix: Tensor) -> float:
     right = matrix.diagonal()
     images = matrix.sum(dim=1)
     predictions = matrix[:, :-1].sum(dim=0)
-    # A class that is neither there nor predicted has no F1. Counting it as 0 would punish a small test set.
+    # A class that has no images and is never predicted has no F1. If it counted as 0, the mean would be too low for a
+    # small test set, in which classes are missing.
     counted = images + predictions > 0
     f1 = 2 * right[counted] / (images + predictions)[counted]
     return round(float(f1.double().mean()), 6)

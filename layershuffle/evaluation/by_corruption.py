@@ -56,13 +56,15 @@ class ByCorruption(Metric):
         return self.images, self.right
 
     def counts(self) -> ByCorruptionCounts:
-        """What results say of it."""
-        images, right = (counts.cpu() for counts in self.compute())
-        # Every order has classified the same images.
-        images_of = (images[0] // len(self.groups[0].orders)).tolist()
+        """The counts as results files keep them."""
+        images, right = self.compute()
+        # Every order has classified the same images, so any group will do. It counts an image once for each of its
+        # orders.
+        images_by_corruption = images[0].cpu() // len(self.groups[0].orders)
         corruptions = []
-        for (name, severity), count in zip(self.batches.conditions.names, images_of):
+        for (name, severity), count in zip(self.batches.conditions.names, images_by_corruption.tolist()):
             corruptions.append(Corruption(name, severity, count))
+
         orders = []
         for group, counts in zip(self.groups, right.tolist()):
             orders.append(OrdersOnCorruptions(group.protocol, group.variant, len(group.orders), counts))

@@ -1,5 +1,6 @@
 """How well each label is found in the orders that matter most, where images can have several labels."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,7 @@ class LabelsOfOrders(Metric):
 
     Attributes:
         groups: the orders whose scores are averaged.
-        rows: the number of each order among those of the groups.
+        rows: the index of each order among the different orders of all groups.
         labels: uint8 [images, labels], in batches.
     """
 
@@ -64,19 +65,22 @@ class LabelsOfOrders(Metric):
         return dim_zero_cat(self.labels), probabilities
 
     def by_label(self) -> ByLabel:
-        """What all images together say."""
+        """The scores of each label over all images, as results files keep them."""
         labels, probabilities = self.compute()
-        precisions = []
-        f1 = []
-        for of_order in probabilities:
-            precisions.append(average_precisions(of_order, labels))
-            f1.append(f1_of_classes(of_order >= self.thresholds, labels))
-        orders = [self._scores(group, torch.stack(precisions), torch.stack(f1)) for group in self.groups]
+        precisions_of_orders = []
+        f1_of_orders = []
+        for order_probabilities in probabilities:
+            precisions_of_orders.append(average_precisions(order_probabilities, labels))
+            f1_of_orders.append(f1_of_classes(order_probabilities >= self.thresholds, labels))
+
+        precisions = torch.stack(precisions_of_orders)  # [orders, labels]
+        f1 = torch.stack(f1_of_orders)
+        orders = [self._scores(group, precisions, f1) for group in self.groups]
         images = labels.sum(dim=0, dtype=torch.long)
         return ByLabel(images.tolist(), self.thresholds.tolist(), orders)
 
     def _scores(self, group: OrderGroup, precisions: Tensor, f1: Tensor) -> LabelScores:
-        """The means over the orders of a group, of scores [orders, labels]."""
+        """The means over the orders of a group, from scores [orders, labels] of all orders."""
         # An order that a group samples twice counts twice, as it does in the mean of the scores.
         rows = [self.rows[order] for order in group.orders]
         return LabelScores(
@@ -89,5 +93,5 @@ class LabelsOfOrders(Metric):
 
 
 def _numbers(shares: Tensor) -> list[float | None]:
-    """Shares as results have them: rounded, and None in place of NaN."""
-    return [None if share != share else round(share, 6) for share in shares.tolist()]
+    """Shares as results files keep them: rounded, and None in place of NaN, which JSON doesn't have."""
+    return [None if math.isnan(share) else round(share, 6) for share in shares.tolist()]

@@ -26,14 +26,14 @@ def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: boo
 
     Args:
         accelerator: Lightning's name of it.
-        precision: Lightning's name of it, or "auto", to measure whether "32-true" or "bf16-mixed" is faster.
+        precision: Lightning's name of it, or "auto" to measure whether "32-true" or "bf16-mixed" is faster.
         model: what will run.
         shared: whether several processes may share the work.
 
     Raises:
         UserError: if there is no such accelerator, or several processes can't do what is asked.
     """
-    # torchrun tells its processes by environment variables how many there are, in all and on this machine.
+    # torchrun sets environment variables that say how many processes there are, in all and on this machine.
     processes = 1
     processes_here = 1
     if is_torchelastic_launched():
@@ -46,7 +46,8 @@ def make_fabric(accelerator: str, precision: Any, model: OrderedViT, shared: boo
             raise UserError("several processes could measure different precisions: name a --precision in place of auto")
 
     try:
-        # Fabric wants the precision at the beginning, so the measuring needs a Fabric of its own to learn the device.
+        # A Fabric needs to know its precision when it is made. To measure, another one is made that only says what the
+        # device is.
         if precision == "auto":
             device = Fabric(accelerator=accelerator, devices=1).device
             precision = _fastest_precision(model, device)
@@ -92,7 +93,7 @@ def largest_evaluation_batch(model: OrderedViT, data: ImageData, split: Literal[
     if fabric.device.type != "cuda":
         return fabric.world_size * start
 
-    # What is tried is what an evaluation does, on copies of one image: reading real batches would take longer.
+    # Each attempt does what an evaluation does, on copies of one image. Reading real batches would take longer.
     model.to(fabric.device).eval()
     preprocess = Preprocess(*model.image_format).to(fabric.device)
     image = torch.as_tensor(data.sets[split][0][0]).to(fabric.device)
@@ -101,12 +102,13 @@ def largest_evaluation_batch(model: OrderedViT, data: ImageData, split: Literal[
         """Take as much memory as an evaluation with batches of ``count`` images."""
         with fabric.autocast():
             state = model.embed(preprocess(image.expand(count, *image.shape).contiguous()))
-            # The trie of orders holds one activation per step of an order, which may be longer than the base order.
+            # An evaluation keeps up to one activation per step, see ``scoring.run_orders``, and an order may have more
+            # steps than the base order.
             held = [state.tokens.clone() for _ in range(2 * len(model.order))]
             model.run(state, model.order)
             del held
 
     images_per_process = len(data.sets[split]) // fabric.world_size  # type: ignore[arg-type]
     largest = largest_batch(attempt, start, min(MAX_IMAGES, images_per_process))
-    # Processes may find different sizes, but must agree: the first one decides.
+    # Processes may find different sizes, but all need the same one, so the first process decides.
     return fabric.world_size * fabric.broadcast(largest)

@@ -21,7 +21,7 @@ from layershuffle.results.measures.disagreement import COVERAGE
 
 
 class OrdersTogether:
-    """Follows an evaluation and takes several fixed orders of the same protocol and variant for one ensemble.
+    """Follows an evaluation and treats fixed orders of the same protocol and variant as one ensemble.
 
     Args:
         trials: what is evaluated.
@@ -29,8 +29,9 @@ class OrdersTogether:
     """
 
     def __init__(self, trials: Sequence[Trial], device: torch.device) -> None:
-        # An order alone agrees with itself.
-        self.groups = [_Group(group).to(device) for group in order_groups(trials) if len(group.orders) > 1]
+        # A single order always agrees with itself, so that there is nothing to measure.
+        groups = [group for group in order_groups(trials) if len(group.orders) > 1]
+        self.groups = [_Group(group).to(device) for group in groups]
 
     def add(self, order: Order, output: Output, labels: Tensor) -> None:
         """Take one order's output for a batch, as ``scoring.evaluate`` gives it; labels: int64 [batch]."""
@@ -39,12 +40,12 @@ class OrdersTogether:
                 group.update(order, output.logits, labels)
 
     def disagreement(self) -> Disagreement:
-        """What all images together say."""
+        """What results files keep of all images together."""
         return Disagreement([group.summary() for group in self.groups])
 
 
 class _Group(Metric):
-    """The answers of one group of orders, of which only what each image says is kept.
+    """The answers of one group of orders, of which a few numbers are kept for each image.
 
     Attributes:
         times: how often each order counts.
@@ -71,11 +72,12 @@ class _Group(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def _begin_batch(self) -> None:
+        """Forget the orders of the batch before, and expect all orders of the group."""
         self._ensemble = Ensemble()
         self._missing = len(self.times)
 
     def update(self, order: Order, logits: Tensor, labels: Tensor) -> None:
-        """Take the logits [batch, classes] of one order; the last order of a batch ends it."""
+        """Take the logits [batch, classes] of one order; after the last order of the group, the batch is counted."""
         for _ in range(self.times[order]):
             self._ensemble.add(logits)
         self._missing -= 1
@@ -83,9 +85,10 @@ class _Group(Metric):
             return
 
         probabilities = self._ensemble.probabilities
-        # The mean is scored as if it were one order's: the softmax of its logarithm is the mean itself.
+        # The mean is scored like the output of an order. That has to be logits: the softmax of the mean's logarithm is
+        # the mean itself.
         self.scores.update(0, [Output(probabilities.log())], labels)
-        # Where logits are NaN, nothing is certain.
+        # An image whose logits are NaN counts as entirely uncertain.
         self.uncertainty.append(1 - probabilities.amax(dim=-1).nan_to_num(0))
         self.disagreement.append(self._ensemble.mutual_information().nan_to_num(math.log(probabilities.shape[-1])))
         self.agreement.append(self._ensemble.agreement())
@@ -100,13 +103,13 @@ class _Group(Metric):
         return uncertainty, disagreement, agreement, dim_zero_cat(self.right).bool()
 
     def summary(self) -> EnsembleOfOrders:
-        """What results say of the group."""
+        """What results files keep of the group."""
         (score,) = self.scores.compute()
         # These are None only where images can have several labels.
         assert score.top1 is not None
         assert score.ece is not None
         uncertainty, disagreement, agreement, right = self.compute()
-        # Disagreement is shared out between 0 and 1, because torchmetrics would take larger numbers for logits.
+        # Disagreement is scaled to lie between 0 and 1, because torchmetrics would take larger numbers for logits.
         largest = max(1.0, float(disagreement.max()))
         return EnsembleOfOrders(
             protocol=self.group.protocol,

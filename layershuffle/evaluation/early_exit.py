@@ -63,23 +63,26 @@ class EarlyExit:
         confidence = logits.softmax(dim=-1).amax(dim=-1)  # [steps, batch]
         is_confident = confidence > self.thresholds.view(-1, 1, 1)  # [thresholds, steps, batch]
 
-        # For how many steps in a row the predicted class has stayed the same: it starts again at 0 with each change.
+        # Count for how many steps in a row the predicted class has stayed the same. Where it changes, multiplying by
+        # False sets the count back to 0.
         predicted = logits.argmax(dim=-1)
         unchanged = torch.zeros_like(predicted)  # [steps, batch]
         for step in range(1, len(predicted)):
-            unchanged[step] = (unchanged[step - 1] + 1) * (predicted[step] == predicted[step - 1])
+            is_same = predicted[step] == predicted[step - 1]
+            unchanged[step] = (unchanged[step - 1] + 1) * is_same
         is_patient = unchanged >= self.patiences.view(-1, 1, 1)
 
         stops = torch.cat([is_confident, is_patient])  # [rules, steps, batch]
         stops[:, -1] = True  # After the last step every image has to stop.
-        return stops.int().argmax(dim=1)  # argmax of zeros and ones is the first step with a one.
+        # Of zeros and ones, argmax returns the index of the first one.
+        return stops.int().argmax(dim=1)
 
     def compute(self) -> EarlyExits:
         """For each rule its threshold (or patience), the mean number of steps that an image ran, and its scores."""
         rules: list[tuple[str, float]] = [("confidence", threshold) for threshold in THRESHOLDS]
         rules += [("patience", steps) for steps in self.patiences.tolist()]
         exits = []
-        # Every rule has scored all images, like an order of its own.
+        # ``metrics`` has a score for each rule, as if the rule were an order.
         for (rule, threshold), steps, score in zip(rules, self.steps_run.tolist(), self.metrics.compute()):
             assert score.top1 is not None
             assert score.top5 is not None

@@ -27,7 +27,7 @@ class Features:
 
 
 class _CollectedFeatures(Metric):
-    """Collects the features of all batches; of several processes, each gets those of all of them."""
+    """Collects the features of all batches. With several processes, ``compute`` gathers those of all processes."""
 
     full_state_update = False
     features: list[Tensor]
@@ -72,12 +72,13 @@ def features_of(
             continue
         with fabric.autocast():
             state = model.embed(preprocess(images.to(fabric.device)))
+            # Only the state after the last step is used.
             for newer_state, _ in model.run_steps(state, model.order):
-                state = newer_state  # Only the last one is read.
+                state = newer_state
             # float32, because a classifier may be trained on them for hundreds of iterations.
             features = model.backbone.features(state.tokens).float()
         collected.update(features, labels.to(fabric.device))
         on_batch()
     all_features, all_labels = collected.compute()
-    # torchmetrics makes a number of the label of a single image.
+    # Of a single image, torchmetrics returns the label as a scalar. flatten makes a vector of it again.
     return Features(all_features, all_labels.flatten())

@@ -15,7 +15,7 @@ from layershuffle.orders.order import Order, Step, Unit
 
 
 def group(start: Order, losses_of: Losses, steps: int) -> Iterator[tuple[Order, float]]:
-    """Make one summed group of two steps, those that raise the loss least, until no more than ``steps`` are left.
+    """Join the two steps that raise the loss least into a summed group, and repeat until ``steps`` are left.
 
     Args:
         start: an order of whole layers, each of them once.
@@ -40,35 +40,43 @@ def joined(order: Order) -> list[Order]:
     """The orders in which two steps are one group, at the place of the first of them or of the second."""
     orders = []
     for first, second in combinations(range(len(order)), 2):
-        step = summed([*order[first].units, *order[second].units])
+        joined_step = summed([*order[first].units, *order[second].units])
         # Where the group runs matters as much as what is in it.
-        for place, other in ((first, second), (second, first)):
+        for place, removed in ((first, second), (second, first)):
             steps = list(order)
-            steps[place] = step
-            del steps[other]
+            steps[place] = joined_step
+            del steps[removed]
             orders.append(Order(steps))
     return orders
 
 
 def exchanged(order: Order, layers: Sequence[int]) -> list[Order]:
-    """The orders in which two layers of different steps change places, or one makes room for another of ``layers``."""
-    # Within a group the sequence means nothing, so only layers of different steps change places.
+    """The orders in which two layers of different steps change places, or one makes room for a layer that is left out.
+
+    Args:
+        order: an order of whole layers and groups of them.
+        layers: those that may run; the ones that ``order`` doesn't run are left out.
+    """
     replacements: list[dict[Unit, Unit]] = []
+    # Layers of the same group don't change places, because the sequence within a group means nothing.
     for first, second in combinations(order, 2):
-        pairs = product(first.units, second.units)
-        replacements += [{one: other, other: one} for one, other in pairs]
+        for one, other in product(first.units, second.units):
+            replacements.append({one: other, other: one})
+
     left_out = [Unit(layer) for layer in layers if layer not in order.layers]
-    replacements += [{unit: other} for unit, other in product(order.units, left_out)]
+    for unit, other in product(order.units, left_out):
+        replacements.append({unit: other})
     return [_replaced(order, replacement) for replacement in replacements]
 
 
 def in_halves(order: Order) -> Order:
-    """The order in which each step of whole layers runs as a group of their attentions and one of the other halves."""
-
-    def half_of(step: Step, half: str) -> Step:
-        return summed([Unit(unit.layer, half) for unit in step.units])
-
-    return Order(half_of(step, half) for step, half in product(order, "af"))
+    """The order in which each step runs as two: the attentions of its layers side by side, then their feed-forwards."""
+    steps: list[Step] = []
+    for step in order:
+        attentions = [Unit(unit.layer, "a") for unit in step.units]
+        feed_forwards = [Unit(unit.layer, "f") for unit in step.units]
+        steps += [summed(attentions), summed(feed_forwards)]
+    return Order(steps)
 
 
 def summed(units: Sequence[Unit]) -> Step:
@@ -89,14 +97,14 @@ def seconds_when_merged(model: OrderedViT, image: Tensor, orders: Sequence[Order
     Returns:
         For each order the shortest of its times, because other work on the machine can only add to it.
     """
-    # Merged before the clock starts, as it is done once when a model is exported.
-    works = [partial(widen(model, order), image) for order in orders]
-    times: list[list[float]] = [[] for _ in works]
+    # Merging isn't timed: it is done once, when a model is exported.
+    runs = [partial(widen(model, order), image) for order in orders]
+    times_by_order: list[list[float]] = [[] for _ in orders]
     for _ in range(repeats + 1):
-        for work, work_times in zip(works, times):
-            work_times.append(seconds(work, image.device))
-    # The first run of each warms up.
-    return [min(work_times[1:]) for work_times in times]
+        for run, times in zip(runs, times_by_order):
+            times.append(seconds(run, image.device))
+    # The first run of each order warms up.
+    return [min(times[1:]) for times in times_by_order]
 
 
 def _replaced(order: Order, replacement: dict[Unit, Unit]) -> Order:

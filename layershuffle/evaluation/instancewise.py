@@ -35,7 +35,7 @@ class InstanceWiseScores:
         self.metrics = OrderMetrics(len(self.picks)).to(device)
         # On the device, so that counting an image doesn't wait for it.
         self.images_by_order = torch.zeros(len(self.orders), device=device)
-        self._logits: dict[Order, Tensor] = {}  # of the batch that is being run
+        self._logits: dict[Order, Tensor] = {}  # the outputs that the current batch has had in ``orders``
 
     def add(self, order: Order, output: Output) -> None:
         """Take one order's output for the batch."""
@@ -80,9 +80,9 @@ def best_order(logits: Tensor, labels: Tensor) -> Tensor:
         logits: float32 [orders, batch, classes].
         labels: int64 [batch].
     """
-    # One order after another, since cross_entropy wants the classes in the second dimension.
+    # The loss is computed order by order, because cross_entropy expects the classes in the second dimension.
     losses = torch.stack([F.cross_entropy(order_logits, labels, reduction="none") for order_logits in logits])
     losses = losses.nan_to_num(nan=torch.inf)  # argmin takes NaN for the smallest number
-    # An order in which the image is classified rightly comes first even if its loss is larger.
+    # A penalty, larger than losses ever are, puts the orders in which an image is classified wrongly last.
     wrong = best_class(logits) != labels
     return (losses + 1e6 * wrong).argmin(dim=0)

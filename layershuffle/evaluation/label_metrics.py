@@ -16,8 +16,8 @@ from layershuffle.models.model import Output
 class LabelMetrics(OrderTotals):
     """Mean average precision, F1, binary cross-entropy and position accuracy of ``count`` orders.
 
-    Average precision looks at the images in the sequence of their probabilities, so that these are kept on the device:
-    4 bytes for each order, image and class.
+    Average precision ranks the images by their probabilities, so all of these have to be kept. They take 4 bytes on the
+    device for each order, image and class.
 
     Args:
         count: the number of orders.
@@ -60,9 +60,11 @@ class LabelMetrics(OrderTotals):
         labels = dim_zero_cat(self.labels)
         if not labels.any():
             raise UserError("none of these images shows any of the classes, so that there is no average precision")
-        columns = (self.images, self.nan, self.positions, self.positions_right, self.loss)
+        # One transfer for each sum, not one for each order.
+        sums = (self.images, self.nan, self.positions, self.positions_right, self.loss)
+        columns = [column.tolist() for column in sums]
         scores = []
-        for row, numbers in enumerate(zip(*(column.tolist() for column in columns))):
+        for row, numbers in enumerate(zip(*columns)):
             images, nan, positions, positions_right, loss = numbers
             probabilities = dim_zero_cat(getattr(self, f"probabilities_{row}"))
             score = OrderScore(

@@ -31,8 +31,8 @@ class Standardisation:
 
     @classmethod
     def of(cls, features: Tensor) -> "Standardisation":
-        """That of these features, [images, dim]."""
-        # A constant feature tells nothing, and dividing by its 0 would give NaN.
+        """The standardisation that suits these features, [images, dim]."""
+        # A constant feature has a standard deviation of 0, and dividing by it would give NaN.
         std = features.std(dim=0, correction=0)
         return cls(features.mean(dim=0), std.where(std > 0, 1.0))
 
@@ -61,16 +61,17 @@ def logistic_regressions(train: Features, classes: int, penalties: Sequence[floa
         penalties: the weights of the L2 penalty, the strongest first.
     """
     linear = nn.Linear(train.features.shape[1], classes, device=train.features.device)
-    # The problem is convex, so the start decides nothing but the time. Zeros need no seed.
+    # The problem is convex, so that every start leads to the same result. Zeros need no seed.
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     for penalty in penalties:
-        # A new one each time: the curvature that L-BFGS has gathered is that of another penalty.
+        # Each penalty gets a new optimizer, because the curvature that L-BFGS has gathered is that of another loss.
         optimizer = torch.optim.LBFGS(
             linear.parameters(), max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
         )
 
         def loss(penalty: float = penalty, optimizer: torch.optim.Optimizer = optimizer) -> float:
+            """The loss, after a backward pass; L-BFGS calls this several times in a step."""
             optimizer.zero_grad()
             cross_entropy = F.cross_entropy(linear(train.features), train.labels)
             total = cross_entropy + penalty / 2 * linear.weight.square().sum()

@@ -65,7 +65,7 @@ class OrderTotals(Metric):
 
     def add_positions(self, first: int, outputs: Sequence[Output]) -> None:
         """Count the positions that the layers predicted, of the orders from number ``first`` on."""
-        # Orders may have different numbers of steps, so that their positions can't be stacked.
+        # Orders may have different numbers of steps, so their position logits can't be stacked into one tensor.
         for row, output in enumerate(outputs, first):
             if output.position_logits is not None:
                 self._add_positions(row, output.position_logits, output.position_targets())
@@ -122,16 +122,17 @@ class OrderMetrics(OrderTotals):
         right = predicted == labels
         log_probabilities = logits.log_softmax(dim=-1)
 
-        # top1 isn't the first of the five likeliest: topk may return equal logits in another sequence than max.
+        # Of equal logits, topk may return another one first than max does. So top1 is counted by max, as everywhere
+        # else.
         self.images[rows] += len(labels)
         self.nan[rows] += (predicted < 0).sum(dim=1)
         self.top1[rows] += right.sum(dim=1)
         likeliest = logits.topk(min(5, logits.shape[-1])).indices  # [orders, batch, 5]
-        # An image with NaN is classified wrongly, whatever topk makes of its logits.
+        # An image with NaN counts as classified wrongly, whatever topk makes of its logits.
         among_likeliest = (likeliest == labels.unsqueeze(1)).any(dim=-1)  # [orders, batch]
         self.top5[rows] += (among_likeliest & (predicted >= 0)).sum(dim=1)
 
-        # Calibration needs the log probabilities too, so that F.cross_entropy would compute them twice.
+        # This is the cross-entropy. F.cross_entropy would compute the log probabilities once more.
         losses = F.nll_loss(log_probabilities.flatten(0, 1), labels.repeat(len(outputs)), reduction="none")
         self.loss[rows] += losses.view(len(outputs), -1).sum(dim=1)
 
@@ -151,11 +152,11 @@ class OrderMetrics(OrderTotals):
         """
         # One transfer for each sum, not one for each order.
         gaps = self.gaps.abs().sum(dim=1)
-        columns = (self.images, self.top1, self.top5, self.nan, self.positions, self.positions_right, self.loss, gaps)
-        rows = zip(*(column.tolist() for column in columns))
+        sums = (self.images, self.top1, self.top5, self.nan, self.positions, self.positions_right, self.loss, gaps)
+        columns = [column.tolist() for column in sums]
 
         scores = []
-        for images, top1, top5, nan, positions, positions_right, loss, gap in rows:
+        for images, top1, top5, nan, positions, positions_right, loss, gap in zip(*columns):
             score = OrderScore(
                 images=images,
                 top1=top1 / images,

@@ -10,9 +10,9 @@ NEIGHBOURS = 20
 TEMPERATURE = 0.07
 """The neighbours and the temperature of DINO (arXiv 2104.14294, appendix F.1)."""
 UNIFORM = 0.001
-"""The part of the probability that all classes share, so that the loss of a class without a vote is finite."""
+"""The part of the probability that all classes share, so that the loss is finite where the label has no vote."""
 MOST_SIMILARITIES = 1 << 27
-"""So many similarities are in memory at a time: 512 MiB."""
+"""How many similarities are in memory at a time. In float32 they take 512 MiB."""
 
 
 class NearestNeighbours(nn.Module):
@@ -39,7 +39,7 @@ class NearestNeighbours(nn.Module):
         super().__init__()
         self.classes = classes
         self.neighbours = min(neighbours, len(train.labels))
-        # They are images and no weights, which a state dict should not hold.
+        # These are data and no weights, so a state dict should not hold them.
         self.register_buffer("directions", F.normalize(train.features, dim=1), persistent=False)
         self.register_buffer("labels", train.labels, persistent=False)
 
@@ -51,6 +51,7 @@ class NearestNeighbours(nn.Module):
             return torch.cat([self._vote(chunk) for chunk in features.float().split(size)])
 
     def _vote(self, features: Tensor) -> Tensor:
+        """``forward`` for as many images as MOST_SIMILARITIES allows."""
         similarities = F.normalize(features, dim=1) @ self.directions.T
         nearest = similarities.topk(self.neighbours, dim=1)
         weights = (nearest.values / TEMPERATURE).exp()

@@ -28,10 +28,9 @@ def order_groups(trials: Sequence[Trial]) -> list[OrderGroup]:
     """The fixed orders of protocols with ``by_class``, in groups of the same protocol and variant."""
     groups: dict[tuple[Any, ...], OrderGroup] = {}
     for trial in trials:
-        # Outputs are recognised by their order, and those that are sampled for each batch are not known here.
+        # The outputs of a group are recognised by their order. Orders that are sampled for each batch aren't known yet.
         if PROTOCOLS[trial.protocol].by_class and isinstance(trial.order, Order):
-            group = groups.setdefault(
-                (trial.protocol, *trial.variant.values()), OrderGroup(trial.protocol, trial.variant, [])
-            )
+            key = (trial.protocol, *trial.variant.values())
+            group = groups.setdefault(key, OrderGroup(trial.protocol, trial.variant, []))
             group.orders.append(trial.order)
     return list(groups.values())

@@ -95,9 +95,10 @@ class _Scorer:
         thresholds: Sequence[float] | None,
     ) -> None:
         distinct = list(dict.fromkeys(scorables))
-        # Sorted as ``run_orders`` yields them, so that the next output of a fixed order always belongs to the next row.
-        # A dict is a set that keeps this sequence.
-        fixed = sorted((order for order in distinct if isinstance(order, Order)), key=lambda order: order.steps)
+        # The fixed orders are sorted as ``run_orders`` yields them. So the next output of a fixed order always belongs
+        # to the next row of ``metrics``. The dict serves as a set that keeps this sequence.
+        fixed = [order for order in distinct if isinstance(order, Order)]
+        fixed.sort(key=lambda order: order.steps)
         self.fixed = dict.fromkeys(fixed)
         # Among the samplers, None stands for the one that shuffles the base order, see ``_sample``.
         self.samplers = [sampler for sampler in distinct if sampler is None or callable(sampler)]
@@ -127,8 +128,9 @@ class _Scorer:
         sampled = [_sample(sampler, self.model.order, self.seed, number) for sampler in self.samplers]
         fixed_outputs = OutputBuffer(self.metrics, labels)
         with self.fabric.autocast():
-            # One pass runs all orders of the batch; an order that is needed for several reasons runs once.
-            for order, output in run_orders(self.model, images, [*self.fixed, *sampled, *self.instancewise.orders]):
+            # An order that is needed for several reasons runs only once.
+            orders = [*self.fixed, *sampled, *self.instancewise.orders]
+            for order, output in run_orders(self.model, images, orders):
                 # A sampled order that happens to be a fixed one counts in both rows.
                 if order in self.fixed:
                     fixed_outputs.add(output)
@@ -141,8 +143,9 @@ class _Scorer:
             self.instancewise.end_batch(self.model, images, labels)
 
     def scores(self) -> dict[Scorable, OrderScore]:
-        """The score of each thing to score; several processes add up here what each of them has counted."""
-        score_of: dict[Scorable, OrderScore] = dict(zip([*self.fixed, *self.samplers], self.metrics.compute()))
+        """The scores by what was scored; several processes add up here what each of them has counted."""
+        rows = [*self.fixed, *self.samplers]
+        score_of: dict[Scorable, OrderScore] = dict(zip(rows, self.metrics.compute()))
         score_of.update(self.instancewise.scores())
         return score_of
 
@@ -164,10 +167,12 @@ def run_orders(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> It
     ordered = sorted(set(orders), key=lambda order: order.steps)
     states = [model.embed(images)]  # states[n] is the state after n steps
     position_logits: list[Tensor | None] = []  # of each step that has run
+    # After the last order nothing is needed any more, as if an empty order followed.
     for order, following in zip(ordered, [*ordered[1:], Order()]):
         shared = _shared_steps(order, following)
 
-        # What is left in ``states`` are the steps that this order shares with the one before it: go on from there.
+        # ``states`` holds the states after the steps that this order shares with the one before it. Go on from the last
+        # of them.
         state = states[-1]
         done = len(states) - 1
         positions = order.positions
@@ -176,8 +181,8 @@ def run_orders(model: OrderedViT, images: Tensor, orders: Iterable[Order]) -> It
             read = states[index - step.lag] if step.lag else state
             state, logits = model.run_step(state, step, positions[index], read)
             position_logits.append(logits)
-            # Of the remaining orders, only those with the same beginning need this state again. A later step of this
-            # order may read it, too.
+            # A state is kept if the next order begins with the same steps, or if a later step of this order may read
+            # it.
             if index < shared or order.longest_lag:
                 states.append(state)
         yield order, model.classify(state, position_logits, positions)

@@ -33,7 +33,7 @@ def greedy(base_order: Order, losses_of: Losses) -> Iterator[tuple[Order, float]
     remaining = list(base_order)
     while remaining:
         candidates = [order + Order([step]) for step in remaining]
-        # The last round has one candidate only, which is scored all the same: callers report its loss.
+        # In the last round there is only one candidate. It is scored all the same, because callers report its loss.
         losses = losses_of(candidates)
         best = losses.index(min(losses))
         order = candidates[best]
@@ -64,7 +64,7 @@ def climb(
         # An order of one step has no neighbours.
         candidates = neighbours(order)
         losses = losses_of(candidates) if candidates else []
-        # A change that leaves the loss as it is could be undone in the next round, and so on for ever.
+        # Changes that leave the loss as it is don't count: one round would undo those of the round before.
         if min(losses, default=loss) >= loss:
             return
         loss = min(losses)
@@ -84,7 +84,8 @@ def thin(base_order: Order, losses_of: Losses, keep: int, beam: int) -> Iterator
     candidates = [base_order]
     is_beam_search = not scores_all(base_order, keep)
     for length in range(len(base_order), keep - 1, -1):
-        # The longest order is base_order itself; after that, each length comes from the one before it.
+        # The longest order is base_order itself. Those of each other length are made from those that are one step
+        # longer.
         if length < len(base_order):
             candidates = _shortened(candidates)
         losses = losses_of(candidates)
@@ -106,7 +107,8 @@ def _shortened(orders: Sequence[Order]) -> list[Order]:
 def scores_all(base_order: Order, keep: int) -> bool:
     """Whether there are so few choices of ``keep`` or more steps that ``thin`` scores every one."""
     depth = len(base_order)
-    return sum(math.comb(depth, length) for length in range(keep, depth + 1)) < MAX_CHOICES
+    choices = sum(math.comb(depth, length) for length in range(keep, depth + 1))
+    return choices < MAX_CHOICES
 
 
 def heavy_tail_exponents(model: OrderedViT) -> list[float]:
@@ -120,9 +122,10 @@ def heavy_tail_exponents(model: OrderedViT) -> list[float]:
     """
     exponents = []
     for block in model.layers:
-        # Norms and biases are vectors, which have no spectrum.
+        # Norms and biases are left out. They are vectors, which have no spectrum.
         matrices = [module.weight for module in block.modules() if isinstance(module, nn.Linear)]
-        exponents.append(sum(_exponent(weight) for weight in matrices) / len(matrices))
+        exponents_of_matrices = [_exponent(weight) for weight in matrices]
+        exponents.append(sum(exponents_of_matrices) / len(matrices))
     return exponents
 
 
@@ -135,10 +138,11 @@ def _exponent(weight: Tensor) -> float:
     # The eigenvalues of W^T W are the squares of the singular values of W.
     eigenvalues = torch.linalg.svdvals(weight.detach().double().cpu()).square().numpy()
     with warnings.catch_warnings():
-        # powerlaw's warnings are about the details of its fit, of which only the exponent is used.
+        # powerlaw warns of details of its fit that don't matter here, where only the exponent is used.
         warnings.simplefilter("ignore")
-        # Eigenvalues of 0 belong to no power law: a matrix without full rank has some.
-        return float(powerlaw.Fit(eigenvalues[eigenvalues > 0], verbose=False).power_law.alpha)
+        # A matrix without full rank has eigenvalues of 0, which belong to no power law.
+        fit = powerlaw.Fit(eigenvalues[eigenvalues > 0], verbose=False)
+        return float(fit.power_law.alpha)
 
 
 def well_trained_first(exponents: Sequence[float], base_order: Order) -> Order:
@@ -150,5 +154,9 @@ def well_trained_first(exponents: Sequence[float], base_order: Order) -> Order:
     noted an error in its implementation. This applies its idea to the layers of a trained model, as a strategy to
     compare with.
     """
-    steps: list[Step] = sorted(base_order, key=lambda step: fmean(exponents[unit.layer] for unit in step.units))
+
+    def mean_exponent(step: Step) -> float:
+        return fmean(exponents[unit.layer] for unit in step.units)
+
+    steps: list[Step] = sorted(base_order, key=mean_exponent)
     return Order(steps)

@@ -36,9 +36,11 @@ def selective_accuracy(uncertainty: Tensor, right: Tensor) -> Tensor:
     Returns:
         float64 [images], 0 to 1.
     """
-    _, block = uncertainty.unique(return_inverse=True)  # the number of the level of each image, the lowest first
-    accuracy_of_block = block.bincount(weights=right.double()) / block.bincount()
-    expected = accuracy_of_block[block.sort().values]
+    # The images with the same uncertainty form a level; the most certain ones have level 0. In a random sequence, each
+    # of them is expected to be as accurate as the level is on average.
+    _, level = uncertainty.unique(return_inverse=True)  # int64 [images]
+    accuracy_of_level = level.bincount(weights=right.double()) / level.bincount()
+    expected = accuracy_of_level[level.sort().values]  # by image, the most certain first
     answered = torch.arange(1, len(right) + 1, device=right.device)
     return expected.cumsum(dim=0) / answered
 
@@ -50,6 +52,7 @@ def accuracy_at(coverage: float, accuracies: Tensor) -> float:
         coverage: above 0, up to 1.
         accuracies: what ``selective_accuracy`` returned.
     """
+    # Without rounding, 0.07 of 100 images would be 7.000000000000001 and count as 8.
     answered = math.ceil(round(coverage * len(accuracies), 6))
     return float(accuracies[answered - 1])
 

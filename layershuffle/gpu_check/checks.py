@@ -92,7 +92,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(name: str, part: str, meaning: str, **limits: Any) -> Callable[[Callable[[Setting], Outcome]], Any]:
-    """Put a function in CHECKS, with these attributes of its ``Check``."""
+    """Register a function as a check: the decorator enters it in CHECKS, with these attributes of ``Check``."""
 
     def register(run: Callable[[Setting], Outcome]) -> Callable[[Setting], Outcome]:
         CHECKS[name] = Check(name, part, meaning, run, **limits)
@@ -128,7 +128,7 @@ def train_small(setting: Setting, method: str = "layershuffle", **arguments: Any
         "data.test_images_per_class": 10,
         "trainer.enable_progress_bar": False,
     }
-    # What the check asks for wins.
+    # What the check asks for replaces what is the same for all checks.
     options.update(arguments.pop("options", {}))
     arguments.setdefault("trainer", setting.trainer)
     arguments.setdefault("folder", new_folder() / "run")
@@ -138,7 +138,9 @@ def train_small(setting: Setting, method: str = "layershuffle", **arguments: Any
 def logged(folder: Path, name: str) -> list[float]:
     """The values of a metric that the run in a folder has logged, in sequence."""
     with (folder / "metrics.csv").open(newline="") as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+        rows = list(csv.DictReader(file))
+    # Each row has the metrics that were logged together, and the others are empty.
+    return [float(row[name]) for row in rows if row.get(name)]
 
 
 def environment() -> Mapping[str, str]:

@@ -19,27 +19,28 @@ from layershuffle.orders.named import parse_order, permutation, random_subset, s
 from layershuffle.orders.order import Order, Unit, seeded
 from layershuffle.training.objectives.classification import position_cross_entropy
 
-METHODS = tuple(path.stem for name, path in known().items() if name.startswith("method/") and path.stem != "recorded")
-"""All methods but the one that needs a log."""
+_METHOD_CONFIGS = [path for name, path in known().items() if name.startswith("method/")]
+METHODS = tuple(path.stem for path in _METHOD_CONFIGS if path.stem != "recorded")
+"""All methods but the one that needs an event log."""
 FAMILIES = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224")
 LESSON = {"data.images_per_class": 400, "trainer.max_epochs": 5}
-"""What a method is given to learn: about 300 steps; from fewer, methods that shuffle layers learn nothing."""
+"""The options of a training of about 300 steps. In fewer, methods that shuffle layers learn nothing."""
 MAX_DIFFERENCE = 1e-4
 """How far float32 logits, of magnitude 1, may be from the CPU's."""
 MAX_BF16_DISTANCE = 0.04
 """How far bf16 logits may be from float32 ones: the norm of the difference over the norm."""
 MAX_COMPILED_DISTANCE = 1e-3
-"""How far the logits and gradients of compiled layers may be from those of uncompiled ones, in the same measure."""
+"""How far logits and gradients of compiled layers may be from those of uncompiled ones, measured in the same way."""
 ORDERS_TO_COMPILE = 200
 
 
 def random_model(setting: Setting, name: str = FAMILIES[0], **arguments: Any) -> OrderedViT:
-    """A model on the CPU whose weights are far from their initial symmetry, so that every order gives other logits.
+    """A model on the CPU with random weights that are large enough for every order to give other logits.
 
-    The initial weights are so small that each layer changes little, and a wrong order would go unnoticed.
+    timm's initial weights are so small that each layer changes little, and a wrong order would go unnoticed.
     """
     torch.manual_seed(0)
-    # On a CPU, four patches and four layers are enough.
+    # On a CPU, four patches and four layers are enough, and take seconds.
     patch = 14 if "patch14" in name else 16
     size = {"img_size": 2 * patch, "depth": 4}
     if setting.is_gpu:
@@ -52,7 +53,7 @@ def random_model(setting: Setting, name: str = FAMILIES[0], **arguments: Any) ->
 
 
 def distance(tensor: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over the norm; infinite if there is NaN."""
+    """The norm of the difference divided by the norm of ``expected``, which is on the CPU; infinite if there is NaN."""
     value = float((tensor.float().cpu() - expected).norm() / expected.norm())
     return math.inf if math.isnan(value) else value
 
@@ -101,13 +102,13 @@ def logits(setting: Setting) -> Outcome:
         orders = mixed_orders(model.depth, 8)
         all_expected = [model(images, order).logits for order in orders]
 
-        # The same on the device, order by order.
+        # Compute the same on the device, order by order.
         model.to(setting.device)
         images = images.to(setting.device)
         for order, expected in zip(orders, all_expected):
             with exact_convolutions():
                 difference = (model(images, order).logits.cpu() - expected).abs().max()
-            # Relative to the logits where these are large, because their rounding errors are too.
+            # Large logits have large rounding errors, so that the difference counts relative to them.
             float32 = float(difference / expected.abs().max().clamp(min=1))
             require(float32 <= MAX_DIFFERENCE, f"{name} in {order}: the logits differ by {float32:.2g} in float32")
             worst_float32 = max(worst_float32, float32)
@@ -140,7 +141,7 @@ def methods(setting: Setting) -> Outcome:
             "model.pretrained": "mini_glyphs",
         }
         run = train_small(setting, method, options=options)
-        # Single steps are noisy, also because each has another order, so that five are averaged.
+        # The losses of single steps are noisy, also because each step has another order. So five are averaged.
         losses = logged(run.folder, "train/classification_loss")
         falls[method] = 1 - statistics.fmean(losses[-5:]) / statistics.fmean(losses[:5])
         require(falls[method] >= 0.2, f"{method}: the loss went from {losses[0]:.3f} to {losses[-1]:.3f}")
@@ -159,11 +160,12 @@ def methods(setting: Setting) -> Outcome:
 def compiled(setting: Setting) -> Outcome:
     """Compare compiled and uncompiled layers, and count the graphs that torch makes."""
     torch._dynamo.reset()
-    # At its usual limit, torch would stop compiling, and no graph would be added.
+    # At its usual limit torch would stop compiling, and the check would not see that orders go on to need new graphs.
     torch._dynamo.config.recompile_limit = 1000
     comparison = CompiledComparison(setting)
-    # Position modules are compiled with the layers.
-    for position in ("none",) if setting.quick else ("none", "encode", "predict"):
+    # The modules for positions are compiled too.
+    positions = ("none",) if setting.quick else ("none", "encode", "predict")
+    for position in positions:
         comparison.compare(position)
     return Outcome(
         f"largest difference {comparison.worst:.1e}; {comparison.graphs} graphs, none of them added by "
@@ -206,11 +208,12 @@ class CompiledComparison:
         # The first orders of each kind add graphs, and are compared with uncompiled layers.
         before = self._counts["unique_graphs"]
         with exact_convolutions():
-            # The first four are of the kinds that run whole layers, halves and groups. The last two kinds differ from
-            # them in how outputs are added up, which isn't compiled.
+            # The first four orders are enough: they run whole layers, halves and a group. The last two kinds of
+            # ``mixed_orders`` differ from these in how outputs are added up, which isn't compiled.
             for order in orders[:4]:
                 for compute in (_gradients, _logits):
-                    self.worst = max(self.worst, distance(compute(model, order, images), compute(plain, order, images)))
+                    difference = distance(compute(model, order, images), compute(plain, order, images))
+                    self.worst = max(self.worst, difference)
                 require(
                     self.worst <= MAX_COMPILED_DISTANCE,
                     f"compiled and uncompiled layers differ by {self.worst:.1e} in the order {order}",
@@ -221,7 +224,7 @@ class CompiledComparison:
             for order in orders:
                 _gradients(model, order, images)
                 _logits(model, order, images)
-        # Otherwise the comparison above would have compared a model with itself.
+        # If nothing was compiled, the comparison above has compared a model with itself.
         require(first > before, "nothing was compiled")
         added = self._counts["unique_graphs"] - first
         require(not added, f"{added} of {len(orders)} orders added a graph, with position {position}")

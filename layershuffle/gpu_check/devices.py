@@ -36,7 +36,7 @@ SHARDED = "trainer.strategy.data_parallel_size"
 )
 def memory(setting: Setting) -> Outcome:
     """Look for the largest batch in 3 GB."""
-    # As if the GPU were small, so that the search ends below the most images that are ever taken.
+    # The GPU is made to look small, so that the search ends below MAX_IMAGES.
     total = torch.cuda.get_device_properties(setting.device).total_memory
     torch.cuda.set_per_process_memory_fraction(MEMORY / total, setting.device)
     smallest = 32
@@ -62,16 +62,18 @@ def precision(setting: Setting) -> Outcome:
     model = random_model(setting, "vit_base_patch16_224" if setting.is_gpu else FAMILIES[0])
     chosen = precision_of(make_fabric(setting.device.type, "auto", model))
     model.to(setting.device)
-    images = torch.randn(256 if setting.is_gpu else 8, *model.image_shape, device=setting.device)
-    # The choice is checked by another measurement: the median of seven, of which the first one loads the kernels.
+    batch = 256 if setting.is_gpu else 8
+    images = torch.randn(batch, *model.image_shape, device=setting.device)
+    # The choice is checked by another measurement. The first run loads the kernels, which hardly changes the median.
     times = {}
     for name in ("32-true", "bf16-mixed"):
         is_bf16 = name == "bf16-mixed"
         with torch.inference_mode(), torch.autocast(setting.device.type, torch.bfloat16, enabled=is_bf16):
-            times[name] = statistics.median(seconds(lambda: model(images), setting.device) for _ in range(7))
+            runs = [seconds(lambda: model(images), setting.device) for _ in range(7)]
+        times[name] = statistics.median(runs)
     other = "32-true" if chosen == "bf16-mixed" else "bf16-mixed"
     ratio = times[other] / times[chosen]
-    # Two that take about as long can change places from one measurement to the next.
+    # If both take about the same time, the next measurement may find the other one faster. So 10% are allowed.
     require(ratio > 0.9, f"{chosen} was chosen, which takes {1 / ratio:.2f} times as long as {other}")
     require(chosen == "bf16-mixed" or not setting.is_gpu, f"{chosen} was chosen: bf16 is not faster on this GPU")
     return Outcome(f"{chosen}, {ratio:.2g} times as fast as {other}")
@@ -86,18 +88,19 @@ def precision(setting: Setting) -> Outcome:
 )
 def processes(setting: Setting) -> Outcome:
     """Train in one process with each strategy, and on all GPUs if there are several."""
-    # With one process, each strategy is a way around the same computation.
+    # With one process, each strategy has to compute the same as no strategy.
     alone = _losses_in_this_process(setting)
     ddp = _compare("DDP", _losses_in_this_process(setting, "ddp"), alone)
     fsdp = _compare("FSDP", _losses_in_this_process(setting, "fsdp", {SHARDED: 1}), alone)
     figure = f"one process: the losses differ by at most {max(ddp, fsdp):.1e}"
-    # FSDP runs the same order in all processes, which exchange the weights of each layer. DDP does not have to, and is
-    # told to do the same here.
+    # With FSDP all processes run the same order, because they exchange the weights of each layer. With DDP each process
+    # runs an order of its own, unless it is told not to, as here.
     count = torch.cuda.device_count()
     if count > 1:
         with_ddp = _losses_on_all_gpus("ddp", count, {"model.orders_per_process": False})
         with_fsdp = _losses_on_all_gpus("fsdp", count, {SHARDED: count})
-        figure += f"; {count} GPUs: by {_compare(f'FSDP on {count} GPUs', with_fsdp, with_ddp):.1e}"
+        difference = _compare(f"FSDP on {count} GPUs", with_fsdp, with_ddp)
+        figure += f"; {count} GPUs: by {difference:.1e}"
     return Outcome(figure)
 
 
@@ -142,7 +145,8 @@ def _losses_on_all_gpus(strategy: str, count: int, more: Mapping[str, Any]) -> T
         "trainer.logger.version": "run",
         **more,
     }
-    # Without torchrun, Lightning would start the command of this very process, a check, once more for each GPU.
+    # Without torchrun, Lightning would start a process for each GPU with the command of this very process, and so make
+    # the check again in each of them.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     training = ["-m", "layershuffle", "train", "mini_glyphs", "glyphs", "gpu", "mini", strategy, *as_options(options)]
     done = subprocess.run([*torchrun, *training], env=environment(), check=False)
@@ -158,7 +162,7 @@ def _losses(folder: Path) -> Tensor:
 
 
 def _compare(name: str, losses: Tensor, expected: Tensor) -> float:
-    """How far losses are from others; raises WrongResultError if too far."""
+    """The ``distance`` of losses from the expected ones; raises WrongResultError if it is too large."""
     value = distance(losses, expected)
     require(value < MAX_LOSS_DISTANCE, f"the losses of {name} differ by {value:.1e}")
     return value

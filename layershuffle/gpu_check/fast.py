@@ -1,6 +1,7 @@
 """Is the package as fast on the GPU as it should be?"""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -45,12 +46,13 @@ def step_128(setting: Setting) -> Outcome:
     arguments = [f"--batch={BATCH}", "--precision=bf16-mixed", "--rounds=4", "--whole=0", "--without=*by train.py"]
     if setting.quick:
         arguments += ["--only", OURS]
-    # The kernels that other checks have compiled save a minute.
+    # The kernels that other checks have compiled are used again, which saves a minute.
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         arguments.append(f"--cache={os.environ['TORCHINDUCTOR_CACHE_DIR']}")
     report = benchmark(setting, "step", *arguments)
     rows = {row["contender"]: row for row in report["rows"]}
-    # If it doesn't fit into the memory, the benchmark runs layers again for their gradients.
+    # If our training doesn't fit into the memory, the benchmark runs each layer again in the backward pass, and calls
+    # it by another name.
     ours = rows.pop(OURS, None) or rows.pop(f"{OURS}, layers run again")
 
     ceiling = 1e9 * report["setting"]["ceiling in GFLOP/s"]
@@ -62,7 +64,10 @@ def step_128(setting: Setting) -> Outcome:
         f"{ours['peak MB'] / 1000:.0f} GB for activations"
     )
     if rows:
-        ratios = [f"{ours['images/s'] / row['images/s']:.2f} of {name}" for name, row in rows.items()]
+        ratios = []
+        for name, row in rows.items():
+            ratio = ours["images/s"] / row["images/s"]
+            ratios.append(f"{ratio:.2f} of {name}")
         figure += f"; speed beside others: {', '.join(ratios)}"
     missed = " and ".join(part.missed for part in (training, forward) if part.missed)
     return Outcome(figure, missed, {**report, "roofline": {**training.details, **forward.details}})
@@ -74,7 +79,7 @@ def beside_the_roofline(part: Literal["training", "forward"], speed: float, shar
     Args:
         part: what was measured.
         speed: images per second.
-        share: the same as a share of the GPU's fastest matrix product.
+        share: the FLOP/s at this speed, as a share of those of the GPU's fastest matrix product.
         gpu: the GPU that was measured.
     """
     kernels = step_kernels(Shape(batch=BATCH))
@@ -84,7 +89,8 @@ def beside_the_roofline(part: Literal["training", "forward"], speed: float, shar
     goal = estimate(kernels, BATCH, gpu, CAUTIOUS).images_per_second
     figure = f"{speed:,.0f} images/s {part} ({share:.0%} of the ceiling, {speed / limit:.0%} of the roofline's limit)"
     missed = f"{part} reaches {speed:,.0f} images/s, not {goal:,.0f}" if speed < goal else ""
-    return Outcome(figure, missed, {part: {"bandwidth": gpu.bandwidth, "limit images/s": limit, "goal images/s": goal}})
+    details = {"bandwidth": gpu.bandwidth, "limit images/s": limit, "goal images/s": goal}
+    return Outcome(figure, missed, {part: details})
 
 
 def benchmark(setting: Setting, name: str, *arguments: str) -> dict[str, Any]:
@@ -114,9 +120,10 @@ def end_to_end(setting: Setting) -> Outcome:
     size = 224 if setting.is_gpu else 32
     steps = StepTimer.WARM + StepTimer.TIMED + StepTimer.PROFILED
     folder = new_folder()
-    images = (steps + 1) * batch
-    # Ten classes of as many images each, so the number is rounded up to a multiple of ten.
-    pack_noise(folder / "packed", images + -images % 10, size)
+    # One batch more than is needed, so that the epoch, whose end takes time, doesn't end within the steps. The ten
+    # classes have the same number of images.
+    images_per_class = math.ceil((steps + 1) * batch / 10)
+    pack_noise(folder / "packed", 10 * images_per_class, size)
     options: dict[str, Any] = {
         "data.root": str(folder / "packed"),
         "model.pretrained": False,
@@ -144,12 +151,13 @@ def end_to_end(setting: Setting) -> Outcome:
 
 
 class StepTimer(pl.Callback):
-    """Times steps of a training, notes in further steps when the GPU works, and then times bare steps by hand.
+    """Times steps of a training, records in further steps when the GPU works, and then times bare training steps.
 
     It writes ``timed.json`` to the trainer's root: images/s of the training and of the bare steps, and the idle share.
     """
 
     FILE = "timed.json"
+    # The numbers of steps of each kind, in this sequence.
     WARM = 15
     TIMED = 60
     PROFILED = 50
@@ -170,7 +178,7 @@ class StepTimer(pl.Callback):
             wait(device)
             self.start = time.perf_counter()
         elif step == self.WARM + self.TIMED:
-            # The profile costs time, so that it begins after the steps that are timed.
+            # Profiling takes time, so it begins only after the steps that are timed.
             wait(device)
             self.speeds["training"] = self.TIMED * len(batch[1]) / (time.perf_counter() - self.start)
             self._start_profile(device)
@@ -181,7 +189,7 @@ class StepTimer(pl.Callback):
             write_whole(Path(trainer.default_root_dir) / self.FILE, json.dumps(self.speeds))
 
     def _start_profile(self, device: torch.device) -> None:
-        """Begin to note when the device works."""
+        """Begin to record when the device works."""
         activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
         self.profile = torch.profiler.profile(activities=[activity])
         self.profile.start()
@@ -191,12 +199,12 @@ class StepTimer(pl.Callback):
         self.profile.stop()
         kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
         events = self.profile.profiler.kineto_results.events()
-        # Annotations last as long as what they are about, whether the device works or not.
+        # Annotations are left out: they last as long as what they describe, whether the device works or not.
         work = [event for event in events if event.device_type() == kind and not event.is_user_annotation()]
         return idle_share((event.start_ns(), event.end_ns()) for event in work)
 
     def _bare_speed(self, trainer: pl.Trainer, module: Any, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Images per second of the same steps in a loop of the fewest lines, on one batch that is on the device."""
+        """Images per second of the same training steps in the simplest loop, with one batch that is on the device."""
         optimizer = trainer.optimizers[0]
         is_bf16 = trainer.precision == "bf16-mixed"
         # The steps with negative numbers warm up.
@@ -215,9 +223,9 @@ class StepTimer(pl.Callback):
 
 
 def idle_share(spans: Iterable[tuple[int, int]]) -> float:
-    """The share of the time from the first start to the last end in which none of the (start, end) lasts."""
-    # In the sequence of their starts, there is a gap before a span if all earlier ones have ended when it starts. Spans
-    # overlap where kernels of several streams do.
+    """The share of the time from the first start to the last end that none of the spans (start, end) covers."""
+    # Spans overlap where kernels of several streams do. Sorted by their starts, there is a gap before a span if all
+    # earlier ones have ended when it starts.
     ordered = sorted(spans)
     first_start = ordered[0][0]
     last_end = first_start
@@ -229,9 +237,15 @@ def idle_share(spans: Iterable[tuple[int, int]]) -> float:
 
 
 def pack_noise(folder: Path, count: int, size: int) -> None:
-    """Write a packed set of ``count`` training images of noise, and few for validation, in ten classes."""
+    """Write a packed set of ``count`` training images of noise, and ten for validation, in ten classes.
+
+    Args:
+        folder: a new folder.
+        count: a multiple of ten.
+        size: the height and width of the images, in pixels.
+    """
     folder.mkdir(parents=True)
-    # The same hundred images over and over: only their bytes have to be read.
+    # The same hundred images come over and over. Only the time to read them matters.
     image_bytes = 3 * size * size
     noise = torch.randint(256, (100 * image_bytes,), dtype=torch.uint8).numpy().data
     splits = {}

@@ -1,4 +1,4 @@
-"""What there is to say of a machine, and why its GPU may be slower than it should be."""
+"""The description of a machine, and why its GPU may be slower than it should be."""
 
 import platform
 import subprocess
@@ -18,15 +18,18 @@ FIELDS = {
     "power limit": "power.limit",
     "default power limit": "power.default_limit",
 }
-"""What the page says, and nvidia-smi's name for it."""
+"""The names of these fields on the page, and those that nvidia-smi has for them."""
 OTHERS = "other processes on the GPUs"
 
 
 def describe() -> dict[str, Any]:
-    """The machine, its GPUs and what else runs on them as nvidia-smi tells it, and the versions of the libraries."""
+    """The machine, its GPUs and what else runs on them, and the versions of the libraries.
+
+    What it says of the GPUs comes from nvidia-smi.
+    """
     about: dict[str, Any] = {"layershuffle": __version__}
     for name in LIBRARIES:
-        # Some of them are optional: without triton nothing is compiled for GPUs.
+        # Some libraries are optional. Without triton, nothing is compiled for GPUs.
         try:
             about[name] = version(name)
         except PackageNotFoundError:
@@ -36,7 +39,7 @@ def describe() -> dict[str, Any]:
     about["cores"] = usable_cores()
     gpus = _ask_nvidia_smi(f"--query-gpu={','.join(FIELDS.values())}")
     about["GPUs"] = [dict(zip(FIELDS, values)) for values in gpus] or "nvidia-smi is not here"
-    # They take a share of the GPU's time and memory, and so are a reason for slowness.
+    # Other processes take a share of the GPU's time and memory, and can be why it is slow.
     about[OTHERS] = [", ".join(values) for values in _ask_nvidia_smi("--query-compute-apps=pid,used_memory")]
     return about
 
@@ -63,7 +66,7 @@ def reasons_for_slowness(about: Mapping[str, Any]) -> str:
 
 
 def _watts(text: str) -> float:
-    """The number of watts that nvidia-smi tells, such as "350.00 W"; NaN, which is below nothing, for "[N/A]"."""
+    """The watts in a text of nvidia-smi such as "350.00 W"; NaN for "[N/A]", with which no comparison is true."""
     try:
         return float(text.removesuffix(" W"))
     except ValueError:
@@ -71,7 +74,7 @@ def _watts(text: str) -> float:
 
 
 def _ask_nvidia_smi(query: str) -> list[list[str]]:
-    """The rows that nvidia-smi answers; none if it isn't there or doesn't answer."""
+    """The rows of nvidia-smi's answer, each as a list of fields; no rows if it is missing, fails or takes too long."""
     command = ["nvidia-smi", query, "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

@@ -30,9 +30,9 @@ def write(results: Mapping[str, CheckResult], folder: Path, about: Mapping[str, 
         folder: for the files.
         about: what ``machine.describe`` returned.
     """
-    # In the sequence of CHECKS, whichever was made first.
+    # Results come in the sequence of CHECKS, not in the one in which they were made.
     results = {name: results[name] for name in CHECKS if name in results}
-    # A check that hung or crashed couldn't tell its device.
+    # A check that hung or crashed has no device in its result, so the first one that is known is taken.
     device = next((result.device for result in results.values() if result.device), "unknown")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     content = {
@@ -48,7 +48,7 @@ def write(results: Mapping[str, CheckResult], folder: Path, about: Mapping[str, 
         "",
         f"{summary(results)}, on {created}.",
         "",
-        # All columns are texts, which stand on the left.
+        # ``tables`` aligns all columns but the first to the right, as numbers are. These are texts.
         tables.markdown(HEADER, _rows(results)).replace("---:", "---"),
         *(f"- {name}: {_as_text(value)}" for name, value in about.items()),
     ]
@@ -58,7 +58,8 @@ def write(results: Mapping[str, CheckResult], folder: Path, about: Mapping[str, 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, CheckResult]]:
     """What an earlier ``gpu_check.json`` says of the machine, and its results."""
     content = read_json(folder / JSON)
-    return content["machine"], {name: CheckResult.from_json(result) for name, result in content["checks"].items()}
+    results = {name: CheckResult.from_json(result) for name, result in content["checks"].items()}
+    return content["machine"], results
 
 
 def table(results: Mapping[str, CheckResult]) -> Table:
@@ -70,7 +71,7 @@ def table(results: Mapping[str, CheckResult]) -> Table:
 
 
 def summary(results: Mapping[str, CheckResult]) -> str:
-    """How many checks passed and so on."""
+    """How many checks there are, and how many of them have each state."""
     counts = Counter(result.state for result in results.values())
     texts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
     return f"{counted(len(results), 'check')}: {', '.join(texts)}"
@@ -86,7 +87,7 @@ def _rows(results: Mapping[str, CheckResult]) -> list[list[str]]:
 
 
 def _as_text(value: Any) -> str:
-    """What a page says of a value of ``machine.describe``."""
+    """A value of ``machine.describe`` as the page shows it."""
     if isinstance(value, list):
         return "; ".join(_as_text(item) for item in value) or "none"
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ from layershuffle.results import Results, summarise
 RANDOM_ORDERS = 20
 METHODS = ("baseline", "layershuffle")
 LEAST_GAIN = 0.1
-"""By how much accuracy shuffling has to help in random orders: more than chance explains, and less than it does."""
+"""How much accuracy shuffling has to gain in random orders. It is more than chance explains, and less than is usual."""
 
 
 @check(
@@ -23,10 +23,12 @@ LEAST_GAIN = 0.1
 )
 def fine_tuning(setting: Setting) -> Outcome:
     """Refine a model with both methods, and evaluate both."""
-    # Both begin with the same weights, as in the paper.
+    # Both methods begin with the same weights, as in the paper. Without a file of weights, they are trained here.
     weights = setting.pretrained
     if not weights:
-        weights = str(refine(setting, "baseline", pretrained=None, epochs=8 if setting.is_gpu else 1).best)
+        pretraining = refine(setting, "baseline", pretrained=None, epochs=8 if setting.is_gpu else 1)
+        weights = str(pretraining.best)
+
     accuracies: dict[str, dict[str, float]] = {}
     for method in METHODS:
         run = refine(setting, method, weights, epochs=5)
@@ -40,10 +42,12 @@ def fine_tuning(setting: Setting) -> Outcome:
             compile=setting.is_gpu,
         )
         accuracies[method] = accuracy(results)
-    texts = [
-        f"{method}: {values['sequential']:.1%} sequential, {values['arbitrary']:.1%} in {RANDOM_ORDERS} random orders"
-        for method, values in accuracies.items()
-    ]
+
+    texts = []
+    for method, values in accuracies.items():
+        in_sequence = f"{values['sequential']:.1%} sequential"
+        in_random = f"{values['arbitrary']:.1%} in {RANDOM_ORDERS} random orders"
+        texts.append(f"{method}: {in_sequence}, {in_random}")
     figure = "; ".join(texts)
     gained = accuracies["layershuffle"]["arbitrary"] - accuracies["baseline"]["arbitrary"]
     require(gained > LEAST_GAIN, f"shuffling helped by {gained:.1%}, not by more than {LEAST_GAIN:.0%}: {figure}")
@@ -60,8 +64,8 @@ def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -
         epochs: the number of epochs.
     """
     is_gpu = setting.is_gpu
-    # The sizes for a CPU are chosen so that a run takes seconds. Its five epochs have 565 updates: the gain of random
-    # orders is a matter of chance with a few hundred.
+    # The sizes for a CPU are chosen so that a run takes seconds. Five epochs have 565 updates: after only a few
+    # hundred, it is a matter of chance whether shuffling gains anything.
     options: dict[str, Any] = {
         "model.pretrained": pretrained or False,
         "data.test_images": 1000 if is_gpu else 200,
@@ -103,7 +107,7 @@ def refine(setting: Setting, method: str, pretrained: str | None, epochs: int) -
 
 
 def accuracy(results: Results) -> dict[str, float]:
-    """Top-1 in the original sequence, and the mean over fixed random orders."""
+    """Top-1, 0 to 1, in the original sequence ("sequential") and as the mean over fixed random orders ("arbitrary")."""
     in_sequence = [score.quality for score in results.scores if score.protocol == "sequential"]
     in_random = [score.quality for score in results.scores if score.protocol == "arbitrary" and score.order]
     require(len(in_random) == RANDOM_ORDERS, f"{len(in_random)} orders were evaluated, not {RANDOM_ORDERS}")

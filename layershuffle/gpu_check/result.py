@@ -36,12 +36,12 @@ class CheckResult:
     details: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The result in plain values, which ``from_json`` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "CheckResult":
-        """From what ``to_json`` returned; raises UserError if it is something else."""
+        """The result of which ``to_json`` made ``content``; raises UserError if it is something else."""
         try:
             result = cls(**content)
         except TypeError as error:
@@ -67,7 +67,7 @@ def read(path: Path) -> CheckResult:
 
 def _result_of(check: Check, setting: Setting) -> CheckResult:
     """Run a check and turn what it returns or raises into a result."""
-    # The name is looked up within ``try``, because a GPU that doesn't work may fail even in that.
+    # The name of the device is looked up within ``try``, because a broken GPU may fail even in that.
     device = "unknown"
     try:
         device = device_name(setting.device)
@@ -76,7 +76,7 @@ def _result_of(check: Check, setting: Setting) -> CheckResult:
         outcome = check.run(setting)
     except CannotCheckError as reason:
         return CheckResult("left out", str(reason), device=device)
-    # These say in one line what is wrong; of anything else the log should have the traceback.
+    # The messages of these errors say what is wrong. For any other error, the log should have the traceback.
     except (WrongResultError, UserError) as error:
         return CheckResult("failed", str(error), device=device)
     except Exception as error:

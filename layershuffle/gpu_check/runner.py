@@ -39,7 +39,8 @@ def run_all(
     """
     all_results = {**dict.fromkeys(limits, LATER), **results}
     end = time.monotonic() + 60 * minutes
-    # The checks share what torch compiles, and begin with nothing: kernels that were compiled before would hide faults.
+    # The checks share the kernels that torch compiles, in a cache that is empty at first: kernels from an earlier run
+    # could hide that compiling fails now.
     kernels = tempfile.TemporaryDirectory(prefix="layershuffle-", ignore_cleanup_errors=True)
     try:
         with progress_bars() as progress, kernels, sigterm_as_interrupt():
@@ -47,8 +48,8 @@ def run_all(
             bar = progress.add_task("checks", total=len(limits), state="")
             for number, (name, limit) in enumerate(limits.items()):
                 progress.update(bar, description=name, completed=number, state=f"{number}/{len(limits)}")
-                # The limit is twice what a check should take, so that it may end within half of it. One that the end of
-                # all has stopped before its own limit hasn't failed: it stays left out.
+                # The limit is twice what a check should take, so a check is begun if half of its limit is left. If it
+                # is stopped because the time of all checks is over, it hasn't failed, but stays left out.
                 left = end - time.monotonic()
                 if left >= limit / 2:
                     result = _make_in_child(name, folder, min(left, limit), command, environment)
@@ -57,7 +58,7 @@ def run_all(
                 page.write(all_results, folder, about)
                 logger.info("%s: %s, %s", name, all_results[name].state, all_results[name].figure)
     finally:
-        # Also if the user or a scheduler interrupts it.
+        # This is done even if the user or a scheduler interrupts the checks.
         page.write(all_results, folder, about)
     return all_results
 
@@ -78,14 +79,14 @@ def _make_in_child(
     path.unlink(missing_ok=True)
     log = folder / "logs" / f"{name}.txt"
     log.unlink(missing_ok=True)
-    # What a check leaves is removed, also if the check is killed.
+    # The temporary files of a check go to a folder that is removed afterwards, even if the check is killed.
     scratch = tempfile.mkdtemp(prefix="layershuffle-")
     begun = time.monotonic()
     child = Child([*command, name], log, {**environment, "TMPDIR": scratch}, own_group=True)
     try:
         exit_code = child.wait(limit)
     finally:
-        # Also after an ordinary end: the check may have left processes behind.
+        # Even a check that has ended may have left processes behind.
         child.kill()
         shutil.rmtree(scratch, ignore_errors=True)
     seconds = round(time.monotonic() - begun, 1)

@@ -50,7 +50,7 @@ def waits(setting: Setting) -> Outcome:
             "trainer.accelerator": setting.trainer,
             "trainer.max_steps": ForbidWaits.LAST + 2,
             "trainer.log_every_n_steps": 1000,
-            # The end of an epoch, which is logged, comes later.
+            # With so many images, the epoch ends after the steps that are watched. Its end is logged, and so waits.
             "data.images_per_class": 60,
             "data.batch_size": 24,
             "trainer.limit_val_batches": 0,
@@ -76,7 +76,7 @@ class ForbidWaits(pl.Callback):
     LAST = 15
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Begin and end after a step."""
+        """Forbid waiting after the step FIRST, and allow it again after the step LAST."""
         if pl_module.device.type != "cuda":
             return
         if trainer.global_step == self.FIRST:
@@ -85,7 +85,7 @@ class ForbidWaits(pl.Callback):
             torch.cuda.set_sync_debug_mode("default")
 
     def on_exception(self, *_: Any) -> None:
-        """Allow waiting again: Lightning's own clean-up does."""
+        """Allow waiting again, because Lightning's clean-up after an error waits."""
         if torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("default")
 
@@ -127,12 +127,15 @@ def _times(setting: Setting, backend: SDPBackend | None) -> dict[str, float]:
         return 1000 * seconds(lambda: _run_attention(qkv[:, :batch]), setting.device)
 
     with sdpa_kernel(backend) if backend else nullcontext():
-        # The first passes load the kernels. Sizes are compared with the same number of images.
-        one_size = [milliseconds(largest) for _ in range(NEW_SIZES + 3)][3:]
-        new_sizes = [milliseconds(largest - number) for number in range(1, min(NEW_SIZES, largest - 1) + 1)]
+        # The first three passes load the kernels, and aren't counted.
+        one_size = [milliseconds(largest) for _ in range(3 + NEW_SIZES)][3:]
+        # The new sizes are only a little smaller, so that their times can be compared with those of the one size.
+        smallest = max(1, largest - NEW_SIZES)
+        new_sizes = [milliseconds(batch) for batch in range(largest - 1, smallest - 1, -1)]
     return {"one size": statistics.median(one_size), "new sizes": statistics.median(new_sizes)}
 
 
 def _run_attention(qkv: Tensor) -> None:
+    """Run attention forward and backward, for queries, keys and values [3, batch, heads, tokens, size]."""
     query, key, value = qkv.unbind()
     F.scaled_dot_product_attention(query, key, value).sum().backward()

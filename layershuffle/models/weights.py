@@ -22,21 +22,22 @@ from layershuffle.errors import UserError, last_line
 from layershuffle.models.state_dicts import BackboneWeights, find_backbone
 from layershuffle.published_models import weights_file
 
-_NUMPYS_SCALAR: Any = np.float64(0).__reduce__()[0]
+_NUMPYS_SCALAR: Any = np.float64(0).__reduce__()[0]  # the function that makes NumPy's numbers when they are unpickled
 PLAIN_VALUES: list[Any] = [
-    # What trainers keep beside the weights: their options, and numbers. None of these runs code when it is read.
+    # Trainers keep their options and some numbers beside the weights. None of these types runs code when it is read.
     Namespace,
     PosixPath,
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+    # NumPy 2 and NumPy 1 write the function under different names.
     (_NUMPYS_SCALAR, "numpy._core.multiarray.scalar"),
     (_NUMPYS_SCALAR, "numpy.core.multiarray.scalar"),
 ]
 """What a torch file may hold besides tensors and Python's own values."""
 MAX_TENSORS = 20_000
-"""A file with more tensors is none that a model's training has written; it would take minutes to read."""
+"""No training of a model writes a file with more tensors, which would take minutes to read."""
 MAX_PICKLE_BYTES = 4 << 20
-"""The same of everything in a file but the tensors' values."""
+"""The same limit for everything in a file but the tensors' values."""
 PICKLES_BEFORE_VALUES = 5
 """How many pickles a file of torch before 1.6 begins with: marks of the format, what was saved, and its storages."""
 BACKBONE_PREFIX = "model.vit."
@@ -65,9 +66,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # A damaged file can make the readers raise anything.
         raise UserError(f"{path} is not a checkpoint or is damaged, perhaps cut short: it was not loaded") from error
 
-    # A tensor that was read may still claim values that aren't there, which the first use of it would look for.
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+    # A tensor that was read may still claim more values than the file has, and its first use would look for them.
     for count, tensor in enumerate(_tensors(content)):
         if count == MAX_TENSORS:
             raise _too_many(path)
@@ -76,8 +77,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def _check_is_file(path: Path) -> None:
-    """Raise a UserError if there is no file of that name, or something else."""
-    # os.path's functions, unlike those of Path, are False for a name that is too long to be a path.
+    """Raise a UserError if there is nothing of that name, or something other than a file."""
+    # For a name that is too long to be a path, os.path's functions return False, and those of Path raise an OSError.
     if not os.path.exists(path):
         raise UserError(f"there is no file {path}")
     if not os.path.isfile(path):
@@ -86,7 +87,9 @@ def _check_is_file(path: Path) -> None:
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    # A long header takes seconds to read. Whether it is there at all is left to safetensors.
+    """The content of a .safetensors file; raises UserError if it has too many tensors."""
+    # A file begins with the length of its header, and a long header takes seconds to read. If the length is more than
+    # that of the file, safetensors itself raises an error.
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
     if MAX_PICKLE_BYTES < header_bytes <= path.stat().st_size:
@@ -100,21 +103,14 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _load_torch_file(path: Path) -> Any:
     """The content of a file of ``torch.save``, without unpickling code."""
+    # Since torch 1.6 these files are ZIP archives.
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        unpacked = sum(entry.file_size for entry in entries)
-        pickles = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
-        # torch doesn't compress, so that a larger content can only be meant to fill the memory.
-        if unpacked > path.stat().st_size:
-            raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than its size: it was not loaded")
-        if len(entries) > MAX_TENSORS or pickles > MAX_PICKLE_BYTES:
-            raise _too_many(path)
+        _check_archive(path)
     else:
         _check_pickles(path)
 
-    # With mmap the values are read from the file as they are used, which only the newer format allows.
+    # With mmap, values are read from the file only as they are used. The older format doesn't allow that.
     with torch.serialization.safe_globals(PLAIN_VALUES):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     if not is_zip:
@@ -122,26 +118,43 @@ def _load_torch_file(path: Path) -> Any:
     return content
 
 
-def _check_pickles(path: Path) -> None:
-    """Raise a UserError if a file of torch before 1.6 has too many tensors, or a ValueError if it is none.
+def _check_archive(path: Path) -> None:
+    """Raise a UserError if a torch file would unpack to more than its size, or has too many tensors or other values."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    pickles = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
+    # torch doesn't compress, so a file that would grow can only be meant to fill the memory.
+    if unpacked > path.stat().st_size:
+        raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than its size: it was not loaded")
+    if len(entries) > MAX_TENSORS or pickles > MAX_PICKLE_BYTES:
+        raise _too_many(path)
 
-    Its pickles are one after the other, and only their instructions say where each ends.
+
+def _check_pickles(path: Path) -> None:
+    """Raise a UserError if a file of torch before 1.6 has too many tensors, or a ValueError if it is no such file.
+
+    Its pickles follow one another, and only by their instructions can one tell where each ends. The instructions are
+    read here and not carried out.
     """
     with path.open("rb") as file:
         beginning = io.BytesIO(file.read(MAX_PICKLE_BYTES))
     tensors = 0
     for _ in range(PICKLES_BEFORE_VALUES):
         for instruction, _, _ in pickletools.genops(beginning):
-            tensors += instruction.name == "BINPERSID"
+            # Each tensor refers to its storage by this instruction.
+            if instruction.name == "BINPERSID":
+                tensors += 1
             if tensors > MAX_TENSORS:
                 raise _too_many(path)
 
 
 def _check_storages(content: Any, path: Path) -> None:
-    """Raise a UserError if the storages of a file of torch before 1.6 have more values than the file.
+    """Raise a UserError if the storages of a file of torch before 1.6 are larger than the file itself.
 
-    torch makes them as large as the file says, and reads those that the file lists.
+    torch makes each storage as large as the file claims, but fills only those whose values the file has.
     """
+    # Tensors can share a storage, which counts once.
     sizes = {}
     for tensor in _tensors(content):
         storage = tensor.untyped_storage()
@@ -151,11 +164,12 @@ def _check_storages(content: Any, path: Path) -> None:
 
 
 def _too_many(path: Path) -> UserError:
+    """The error for a file that is too large to be a model's."""
     return UserError(f"{path} has more tensors or other values than any model: it was not loaded")
 
 
 def _check_tensor(tensor: Tensor, path: Path) -> None:
-    """Raise a UserError if a tensor is none that weights are, or claims more values than the file has."""
+    """Raise a UserError if a tensor is of a kind that weights never are, or claims more values than the file has."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise UserError(f"{path} holds a tensor that is {tensor.layout} on {tensor.device}, which no weights are")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -202,14 +216,14 @@ def read_backbone(path: str | Path) -> BackboneWeights:
 
 
 def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the plain model: LoRA's matrices are added to the weights that they belong to, with a scale of 1.
+    """The weights of the plain model: the product of LoRA's matrices is added to each weight that they belong to.
 
-    ``weights`` has the names that peft gives them (arXiv 2106.09685). Raises KeyError or RuntimeError if the matrices
-    are missing or don't fit.
+    ``weights`` has the names that peft gives them. The scale of LoRA (arXiv 2106.09685) is 1. Raises KeyError or
+    RuntimeError if the matrices are missing or don't fit.
     """
     merged = {}
     for name, value in weights.items():
-        # These are added to the weights that they belong to.
+        # LoRA's matrices themselves are left out. They are looked up below, with the weight that they belong to.
         if re.search(r"\.lora_[AB]\.", name):
             continue
         base = re.fullmatch(r"(?P<module>.*\.)base_layer\.(?P<parameter>weight|bias)", name)
@@ -219,7 +233,8 @@ def merge_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if base["parameter"] == "weight":
             up = weights[f"{base['module']}lora_B.default.weight"]
             down = weights[f"{base['module']}lora_A.default.weight"]
-            if value.shape != up.shape[:1] + down.shape[1:]:  # The product could be of any size.
+            # This is checked before the product is computed, which could be of any size.
+            if value.shape != up.shape[:1] + down.shape[1:]:
                 raise RuntimeError(f"LoRA's matrices of {name} don't fit")
             merged[base["module"] + "weight"] = value + up @ down
         else:

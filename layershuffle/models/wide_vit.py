@@ -62,7 +62,8 @@ class WideBlocks(nn.Module):
         for parts in steps:
             step = nn.ModuleList()
             for runs, members, share in parts:
-                # The rotary embeddings of all heads lie in the sequence in which the heads run.
+                # The model has one tensor of the rotary embeddings of all heads, in the sequence in which these run.
+                # Each part is told where its own begin.
                 first_head = heads if has_mixed_rope else None
                 step.append(_part(block, runs, members, share, first_head))
                 if runs != "feed-forward":
@@ -78,6 +79,7 @@ class WideBlocks(nn.Module):
 
 
 def _part(block: Any, runs: str, members: int, share: float, first_head: int | None) -> nn.Module:
+    """The module of a part of a step; the arguments are those of ``Layers``, and ``runs`` is the first of ``Part``."""
     if runs == "attention":
         return Attention(block, members, first_head)
     if runs == "feed-forward":
@@ -102,8 +104,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(attn.proj.out_features, 3 * self.heads * size)
         self.proj = nn.Linear(self.heads * size, attn.proj.out_features)
 
-        # Norms of queries and keys have weights for each layer, and rotary embeddings stand between them and a product
-        # that they could be folded into.
+        # Norms of queries and keys have other weights in each layer. These can't be folded into a matrix, because the
+        # rotary embeddings come between the norms and the product of queries and keys.
         self.qk_norm = without_weights(attn.q_norm)
         if has_norm(attn.q_norm):
             self.qk_scale = nn.Parameter(torch.ones(2, 1, self.heads, 1, size))
@@ -122,19 +124,19 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))
         qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, batch, heads, tokens, size]
 
-        # Queries and keys are normalised and rotated in the same way, so both at once.
+        # Queries and keys are normalised and rotated in the same way, so this is done to both at once.
         qk = self.qk_norm(qkv[:2])
         values = qkv[2]
         if has_norm(self.qk_norm):
             qk = qk * self.qk_scale + self.qk_shift
-        # Class token and registers have no place in the image, and aren't rotated.
+        # The class token and registers aren't rotated, because they have no place in the image.
         if rope is not None:
             if self.first_head is not None:
                 rope = rope[..., self.first_head : self.first_head + self.heads, :, :]
             rotated = apply_rot_embed_cat(qk[..., self.prefix :, :], rope, half=self.rotates_halves)
             qk = torch.cat([qk[..., : self.prefix, :], rotated], dim=-2).type_as(values)
 
-        # Where a layer has a norm on what its heads return, it is over the heads of that layer alone.
+        # A layer may normalise what its heads return. Its norm is over its own heads, not over those of other layers.
         mixed = F.scaled_dot_product_attention(qk[0], qk[1], values)
         return self.inner_norm(mixed.transpose(1, 2).flatten(-2).unflatten(-1, (self.members, -1)))
 
@@ -190,7 +192,7 @@ class Layers(nn.Module):
         self.share = share
         self.attention = Attention(block, members, first_head)
         self.feed_forward = FeedForward(block, members)
-        # Each layer has its own, where the attention of several would have their sum.
+        # A merged attention has one bias, the sum of the layers'. Here each layer's attention keeps its own.
         self.attention.proj.bias = None  # type: ignore[assignment]
         self.biases = nn.Parameter(torch.zeros(members, 1, 1, self.attention.proj.out_features))
 

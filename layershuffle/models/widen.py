@@ -49,8 +49,11 @@ def why_not_wide(model: OrderedViT, order: Order) -> str | None:
     # Another family may have classes of the same names that compute something else.
     if type(model.backbone) not in (ViT, Eva):
         return f"it isn't known how to merge the layers of the family {type(model.backbone).__name__}"
-    reasons = (_why_not_merged(model.layers[layer]) for layer in sorted(order.layers))
-    return next(filter(None, reasons), None)
+    for layer in sorted(order.layers):
+        reason = _why_not_merged(model.layers[layer])
+        if reason:
+            return reason
+    return None
 
 
 def _why_not_merged(block: Any) -> str | None:
@@ -70,15 +73,19 @@ def has_groups(order: Order) -> bool:
 
 
 def merged_steps(order: Order) -> list[list[Merged]]:
-    """The parts of each step of the wide model that runs ``order``. A layer by itself becomes its two halves."""
-    # Its feed-forward network reads what its attention has changed, so that they can't be parts of one step.
+    """The parts of each step of the wide model that runs ``order``. A whole layer by itself becomes two steps."""
     steps = []
     for step in order:
         parts = _parts(step)
         if step.is_group or parts[0].half:
             steps.append(parts)
         else:
-            steps += [[parts[0]._replace(half=half)] for half in "af"]
+            # The parts of a step read the same state. The feed-forward network of a layer reads what its attention has
+            # changed, so it comes in a step of its own.
+            (layer,) = parts
+            attention = layer._replace(half="a")
+            feed_forward = layer._replace(half="f")
+            steps += [[attention], [feed_forward]]
     return steps
 
 
@@ -101,11 +108,11 @@ def widen(model: OrderedViT, order: Order) -> nn.Module:
     for step, parts in zip(blocks.steps, steps):
         for module, merged in zip(step, parts):  # type: ignore[call-overload]
             _fill(module, [model.layers[layer] for layer in merged.layers], merged)
-    # New modules are made in float32 on the CPU, wherever the model is.
+    # New modules are in float32 on the CPU, whatever the model is.
     parameter = next(model.parameters())
     blocks.to(parameter.device, parameter.dtype)
 
-    # deepcopy takes the wide blocks in place of the layers.
+    # deepcopy looks in its memo first, where it finds the wide blocks in place of a copy of the layers.
     vit: Any = copy.deepcopy(model.vit, {id(model.layers): nn.Sequential(blocks)})
     if model.backbone.ignores_second_head:
         classify_by_mean_of_heads(vit)
@@ -117,15 +124,15 @@ def widen(model: OrderedViT, order: Order) -> nn.Module:
 def described(steps: Sequence[Sequence[Merged]]) -> list[list[tuple[str, int, float]]]:
     """The parts of each step as ``wide_vit`` takes them."""
     names = {"a": "attention", "f": "feed-forward", "": "layers"}
-
-    def describe(part: Merged) -> tuple[str, int, float]:
-        return names[part.half], len(part.layers), part.share
-
-    return [list(map(describe, parts)) for parts in steps]
+    described_steps = []
+    for parts in steps:
+        described_parts = [(names[part.half], len(part.layers), part.share) for part in parts]
+        described_steps.append(described_parts)
+    return described_steps
 
 
 def _parts(step: Step) -> list[Merged]:
-    """The layers of a step by what runs of them."""
+    """The units of a step, put together by what they run: attentions, feed-forward networks or whole layers."""
     share = 1.0 if step.summed else 1 / len(step.units)
     parts: dict[str, Merged] = {}
     for unit in step.units:
@@ -169,32 +176,40 @@ def _fill_attention(wide: Any, blocks: Sequence[Any], share: float) -> list[Fold
     outputs = []
     for block in blocks:
         inputs.append(_after_norm(_queries_keys_values(block.attn), block.norm1))
-        outputs.append(_scaled(_after_norm(_folded(block.attn.proj), block.attn.norm), _scale(block, 1), share))
+        projection = _after_norm(_folded(block.attn.proj), block.attn.norm)
+        outputs.append(_scaled(projection, _scale(block, 1), share))
     _fill_maps(wide.qkv, wide.proj, inputs, outputs)
-
-    # Queries come before keys in qk_scale and qk_shift [2, 1, heads, 1, size].
     if not isinstance(wide.qk_norm, nn.Identity):
-        for number, name in enumerate(("q_norm", "k_norm")):
-            for member, block in enumerate(blocks):
-                heads = slice(member * block.attn.num_heads, (member + 1) * block.attn.num_heads)
-                scale, shift = _affine(getattr(block.attn, name), block.attn.proj.weight)
-                wide.qk_scale[number, 0, heads, 0] = scale
-                wide.qk_shift[number, 0, heads, 0] = shift
+        _fill_norms_of_queries_and_keys(wide, blocks)
     return outputs
 
 
+def _fill_norms_of_queries_and_keys(wide: Any, blocks: Sequence[Any]) -> None:
+    """Fill ``qk_scale`` and ``qk_shift`` [2, 1, heads, 1, size] of an attention, in which queries come before keys."""
+    for number, name in enumerate(("q_norm", "k_norm")):
+        for member, block in enumerate(blocks):
+            # The norm of a layer is the same for all of its heads.
+            first = member * block.attn.num_heads
+            heads = slice(first, first + block.attn.num_heads)
+            scale, shift = _affine(getattr(block.attn, name), block.attn.proj.weight)
+            wide.qk_scale[number, 0, heads, 0] = scale
+            wide.qk_shift[number, 0, heads, 0] = shift
+
+
 def _fill_feed_forward(wide: Any, blocks: Sequence[Any], share: float) -> None:
+    """Fill a feed-forward network with those of the blocks."""
     inputs = []
     outputs = []
     for block in blocks:
         inputs.append(_after_norm(_gates_and_values(block.mlp), block.norm2))
-        outputs.append(_scaled(_after_norm(_folded(block.mlp.fc2), block.mlp.norm), _scale(block, 2), share))
+        last = _after_norm(_folded(block.mlp.fc2), block.mlp.norm)
+        outputs.append(_scaled(last, _scale(block, 2), share))
     _fill_maps(wide.fc1, wide.fc2, inputs, outputs)
     wide.fc2.bias.copy_(sum(matrix.bias for matrix in outputs))
 
 
 def _fill_maps(first: Any, last: Any, inputs: Sequence[Folded], outputs: Sequence[Folded]) -> None:
-    """Fill the linear maps at both ends: what each block takes goes below the others', what it returns beside them."""
+    """Fill the first and the last linear map of a wide part with those of the blocks, one beside the other."""
     # Dimension 1 is that of heads or hidden units. Queries, keys and values, or gates and values, stay apart in
     # dimension 0, so that the wide module can split its result as timm does.
     first.weight.copy_(torch.cat([matrix.weight for matrix in inputs], dim=1).flatten(0, 1))
@@ -214,7 +229,10 @@ def _queries_keys_values(attn: Any) -> Folded:
 
 
 def _gates_and_values(mlp: Any) -> Folded:
-    """The first matrix [2, hidden, dim] and bias [2, hidden] of a network with gates, which come first, or [1, ...]."""
+    """The first matrix [2, hidden, dim] and bias [2, hidden] of a feed-forward network; gates come before values.
+
+    A network without gates has 1 in place of 2.
+    """
     if hasattr(mlp, "fc1_g"):
         return _stacked(mlp.fc1_g, mlp.fc1_x)
     weight, bias = _folded(mlp.fc1)
@@ -226,7 +244,7 @@ def _gates_and_values(mlp: Any) -> Folded:
 
 
 def _folded(linear: Any) -> Folded:
-    """A linear map with nothing folded into it yet; float64 keeps the products that follow exact to rounding."""
+    """A linear map with nothing folded into it yet. In float64, the products that follow add no errors that matter."""
     weight = linear.weight.double()
     if linear.bias is None:
         return Folded(weight, weight.new_zeros(len(weight)))
@@ -242,7 +260,10 @@ def _stacked(*linears: Any) -> Folded:
 
 
 def _after_norm(matrix: Folded, norm: Any) -> Folded:
-    """The matrix that does after a norm without weights what ``matrix`` [..., outputs, inputs] does after ``norm``."""
+    """Fold a norm's weights and biases into ``matrix`` [..., outputs, inputs], which reads what the norm returns.
+
+    After a norm that only normalises, the result computes what ``matrix`` does after ``norm``.
+    """
     if isinstance(norm, nn.Identity):
         return matrix
     # W (scale * x + shift) + b = (W * scale) x + (W shift + b)
