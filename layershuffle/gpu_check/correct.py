@@ -108,7 +108,7 @@ def logits(setting: Setting) -> Outcome:
         for order, expected in zip(orders, all_expected):
             with exact_convolutions():
                 difference = (model(images, order).logits.cpu() - expected).abs().max()
-            # Large logits have large rounding errors, so that the difference counts relative to them.
+            # Large logits have large rounding errors, so the difference is measured relative to them.
             float32 = float(difference / expected.abs().max().clamp(min=1))
             require(float32 <= MAX_DIFFERENCE, f"{name} in {order}: the logits differ by {float32:.2g} in float32")
             worst_float32 = max(worst_float32, float32)

@@ -120,8 +120,7 @@ def end_to_end(setting: Setting) -> Outcome:
     size = 224 if setting.is_gpu else 32
     steps = StepTimer.WARM + StepTimer.TIMED + StepTimer.PROFILED
     folder = new_folder()
-    # One batch more than is needed, so that the epoch, whose end takes time, doesn't end within the steps. The ten
-    # classes have the same number of images.
+    # One batch more than the steps need, in ten classes of the same size.
     images_per_class = math.ceil((steps + 1) * batch / 10)
     pack_noise(folder / "packed", 10 * images_per_class, size)
     options: dict[str, Any] = {

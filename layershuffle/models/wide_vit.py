@@ -104,8 +104,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(attn.proj.out_features, 3 * self.heads * size)
         self.proj = nn.Linear(self.heads * size, attn.proj.out_features)
 
-        # Norms of queries and keys have other weights in each layer. These can't be folded into a matrix, because the
-        # rotary embeddings come between the norms and the product of queries and keys.
+        # Each layer has its own weights in the norms of queries and keys. These can't be folded into a matrix, because
+        # the rotary embeddings come between the norms and the product of queries and keys.
         self.qk_norm = without_weights(attn.q_norm)
         if has_norm(attn.q_norm):
             self.qk_scale = nn.Parameter(torch.ones(2, 1, self.heads, 1, size))
@@ -192,7 +192,8 @@ class Layers(nn.Module):
         self.share = share
         self.attention = Attention(block, members, first_head)
         self.feed_forward = FeedForward(block, members)
-        # A merged attention has one bias, the sum of the layers'. Here each layer's attention keeps its own.
+        # An ``Attention`` has one bias, the sum of those of all its layers. Here each layer needs its own, because its
+        # feed-forward network reads the change of its own attention alone.
         self.attention.proj.bias = None  # type: ignore[assignment]
         self.biases = nn.Parameter(torch.zeros(members, 1, 1, self.attention.proj.out_features))
 

@@ -108,7 +108,7 @@ def widen(model: OrderedViT, order: Order) -> nn.Module:
     for step, parts in zip(blocks.steps, steps):
         for module, merged in zip(step, parts):  # type: ignore[call-overload]
             _fill(module, [model.layers[layer] for layer in merged.layers], merged)
-    # New modules are in float32 on the CPU, whatever the model is.
+    # New modules are made in float32 on the CPU. The model may have another precision, and be elsewhere.
     parameter = next(model.parameters())
     blocks.to(parameter.device, parameter.dtype)
 
