@@ -75,8 +75,8 @@ def create_model(
     if choices is not None:
         config["choices"] = [_text(choice) for choice in choices]
 
-    # Checkpoints of earlier versions don't have these arguments. They are left out where they have their defaults, so
-    # that the descriptions of the same model are equal and the earlier runs can be resumed.
+    # Checkpoints of earlier versions lack these arguments. Where they have their defaults, they are left out here too,
+    # so that the same model has the same description and earlier runs can be resumed.
     encoding = {"position_dim": position_dim, "position_dropout": position_dropout, "position_table": position_table}
     parameters = inspect.signature(create_model).parameters
     not_default = {argument: value for argument, value in encoding.items() if value != parameters[argument].default}

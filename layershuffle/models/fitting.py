@@ -70,8 +70,7 @@ def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
         shapes = create_model(**config)
     expected = shapes.state_dict()
     for name, value in weights.items():
-        # torch would say nothing, and convert: floats in place of integers are rounded, and of complex numbers in place
-        # of floats only the real part is taken.
+        # torch would convert silently. It rounds floats to integers, and takes only the real part of complex numbers.
         if name in expected and value.is_floating_point() != expected[name].is_floating_point():
             raise RuntimeError(f"{name} holds {value.dtype} in place of {expected[name].dtype}")
     shapes.load_state_dict(weights, assign=True)

@@ -24,7 +24,7 @@ def copy_with_layers(model: OrderedViT, layers: Collection[int], only_layers: bo
     if only_layers:
         left_out += [module for module in model.vit.children() if module is not model.layers]
 
-    # deepcopy looks in its memo first. It takes a module that is entered there as the copy, and copies no weights.
+    # Before it copies a module, deepcopy looks in its memo, and takes what it finds there in place of a copy.
     memo: dict[int, nn.Module | None] = {id(module): nn.Identity() for module in left_out}
     # A model without position prediction, or without a choice of orders, has None in their place.
     for name, module in model.named_children():

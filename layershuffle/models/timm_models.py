@@ -103,8 +103,8 @@ def _make(name: str, num_classes: int, pretrained: bool | str, timm_args: dict[s
     # layershuffle train from all that timm.create_model takes.
     vit: Any = timm.create_model(name, **{"pretrained": bool(pretrained), "num_classes": num_classes, **timm_args})
     if not hasattr(vit, "pretrained_cfg"):
-        # A model that is registered with timm, but wasn't made by timm's builder, has no configuration, and the weights
-        # in it were ignored. Its images are normalised with timm's defaults.
+        # A model that is registered with timm, but wasn't made by timm's builder, ignores the configuration and the
+        # weights in it. So the weights are loaded here, and its images are normalised with timm's defaults.
         vit.pretrained_cfg = PretrainedCfg().to_dict()
         if replacement:
             vit.load_state_dict(replacement.overlay["state_dict"])
@@ -257,7 +257,7 @@ def _classes_of_head(weights: Mapping[str, Tensor], head: str, width: int) -> in
 
 def _classifiers(cfg: Any) -> tuple[str, ...]:
     """The names of a timm model's classifiers, by its pretrained configuration."""
-    names = "head"
+    names: Any = "head"
     if cfg and cfg.classifier:
         names = cfg.classifier
     if isinstance(names, str):

@@ -112,7 +112,7 @@ def widen(model: OrderedViT, order: Order) -> nn.Module:
     parameter = next(model.parameters())
     blocks.to(parameter.device, parameter.dtype)
 
-    # deepcopy looks in its memo first, where it finds the wide blocks in place of a copy of the layers.
+    # Before it copies the layers, deepcopy looks in its memo, and takes the wide blocks in place of a copy.
     vit: Any = copy.deepcopy(model.vit, {id(model.layers): nn.Sequential(blocks)})
     if model.backbone.ignores_second_head:
         classify_by_mean_of_heads(vit)
