@@ -30,6 +30,14 @@ class Shape:
     """A ViT and its batch; by default ViT-B/16 at 224 pixels with ten classes.
 
     Attributes:
+        batch: the number of images.
+        tokens: how many tokens an image has, with the class token.
+        width: how many features a token has.
+        hidden: how many hidden units a feed-forward network has.
+        depth: the number of layers.
+        patches: how many patches an image has.
+        patch_values: how many values a patch has, over its pixels and channels.
+        classes: the number of classes.
         stream_bytes: the bytes of a number of the residual stream; 4 for float32.
     """
 
@@ -167,17 +175,18 @@ def step_kernels(shape: Shape) -> list[Kernel]:
 def _layer_forward(shape: Shape) -> list[Kernel]:
     """What a layer runs in the forward pass."""
     rows = shape.batch * shape.tokens
+    # The bytes of all tokens: in the residual stream, in bf16, and with the hidden units in bf16.
     stream = shape.stream_bytes * rows * shape.width
     state = 2 * rows * shape.width
     hidden = 2 * rows * shape.hidden
 
     kernels = []
     for inputs, outputs in shape.linears:
-        # The weight and the bias become bf16.
+        # The weight and the bias are cast from float32 to bf16.
         kernels.append(Kernel(CASTS, "forward", bytes=(4 + 2) * inputs * outputs, launches=2, times=shape.depth))
         kernels.append(_product("forward", rows, inputs, outputs, times=shape.depth))
 
-    # It reads queries, keys and values, and multiplies twice.
+    # Attention reads queries, keys and values, and multiplies twice.
     flops = 4 * shape.batch * shape.tokens**2 * shape.width
     kernels.append(Kernel(ATTENTION, "forward", bytes=4 * state, flops=flops, times=shape.depth))
     # The first norm, the residual with the second norm, and the other residual, which adds both changes.
@@ -191,21 +200,22 @@ def _layer_forward(shape: Shape) -> list[Kernel]:
 def _layer_backward(shape: Shape) -> list[Kernel]:
     """What a layer runs in the backward pass."""
     rows = shape.batch * shape.tokens
+    # See ``_layer_forward``.
     stream = shape.stream_bytes * rows * shape.width
     state = 2 * rows * shape.width
     hidden = 2 * rows * shape.hidden
 
     kernels = [Kernel(CASTS, "backward", bytes=stream + state, times=shape.depth)]
     for inputs, outputs in shape.linears:
-        # The gradients of the inputs and of the weight, which becomes float32.
+        # The gradients of the inputs and of the weight. That of the weight is cast to float32.
         kernels.append(_product("backward", rows, outputs, inputs, times=shape.depth))
         kernels.append(_product("backward", outputs, rows, inputs, times=shape.depth))
         kernels.append(Kernel(CASTS, "backward", bytes=(4 + 2) * inputs * outputs, times=shape.depth))
-        # That of the bias is summed in two steps.
+        # The gradient of the bias is summed in two steps.
         kernels.append(Kernel(BIASES, "backward", bytes=2 * rows * outputs, launches=2, times=shape.depth))
 
-    # It multiplies five times, after a kernel that reads two states, and before one that turns the sum of the queries'
-    # gradients into bf16. The sum is float32: it is set to zero, read and written, and read again.
+    # Attention multiplies five times. Before it, a kernel reads two states; after it, one turns the sum of the queries'
+    # gradients into bf16. This sum is float32. It is set to zero, read and written, and read again.
     flops = 10 * shape.batch * shape.tokens**2 * shape.width
     size = (2 + 5 + 3) * state + 4 * 2 * state
     kernels.append(Kernel(ATTENTION, "backward", bytes=size, flops=flops, launches=3, times=shape.depth))
