@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat
 from rich.console import Console
 
 from layershuffle.commands.interrupts import on_interrupt
@@ -80,7 +81,7 @@ def _parser() -> Parser:
     add_options(parser, "pretrained")
     option(
         "--minutes",
-        type=float | None,
+        type=PositiveFloat | None,
         metavar="N",
         help="Minutes that all checks may take together (default: 20, or 3 with --quick; 4 times that on a CPU).",
     )

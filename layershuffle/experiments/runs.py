@@ -253,6 +253,8 @@ class SetupRuns:
                 parts.append(f"{short_name}={value}")
             # The name becomes a folder, and a value may be a path.
             name = ",".join(parts).replace("/", "_")
+            if name in points:
+                raise UserError(f"setup {self.name}: two points of its grid would have the same folder, {name}")
             points[name] = options
         return points
 

@@ -1,5 +1,6 @@
 """Policies side by side in simulation: a table and a picture."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import isnan
@@ -193,7 +194,9 @@ def figure(outcomes: Outcomes, title: str = "") -> Figure:
 
     # In the sequence in which they were simulated, as in the table.
     policies = list(dict.fromkeys(policy for _, policy in outcomes))
-    for colour, policy in zip(COLOURS, policies):
+    # Of more policies than there are colours, some share one.
+    colours = dict(zip(policies, itertools.cycle(COLOURS)))
+    for policy, colour in colours.items():
         by_size = {}
         for (nodes, name), by_seed in outcomes.items():
             if name == policy:
@@ -212,7 +215,7 @@ def figure(outcomes: Outcomes, title: str = "") -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
 
-    handles = [Line2D([], [], color=colour, label=policy) for colour, policy in zip(COLOURS, policies)]
+    handles = [Line2D([], [], color=colour, label=policy) for policy, colour in colours.items()]
     legend_below(drawn, handles)
     return drawn
 

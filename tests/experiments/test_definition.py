@@ -144,6 +144,12 @@ def test_an_experiment_that_is_none(tiny, changes, complaint):
         read(tiny(**changes))
 
 
+def test_two_points_of_a_grid_in_one_folder_are_refused(tiny):
+    experiment = read(tiny(grid={"model.pretrained": ["models/a.pth", "models_a.pth"]}))
+    with pytest.raises(UserError, match=r"setup digits: .* the same folder, pretrained=models_a\.pth"):
+        list_runs(experiment)
+
+
 def test_files_that_are_no_experiment(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml.*mini, .*paper, quickstart"):
         read(tmp_path / "nowhere.yaml")

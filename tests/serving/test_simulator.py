@@ -15,7 +15,8 @@ from helpers import fails
 from layershuffle import Order, UserError, progress_lines
 from layershuffle.commands.simulate import simulate_command
 from layershuffle.orders.recorded import MAX_LINE, read_orders
-from layershuffle.serving.comparison import compare, table
+from layershuffle.results.figures import COLOURS
+from layershuffle.serving.comparison import compare, figure, table
 from layershuffle.serving.ideal import ideal_throughput
 from layershuffle.serving.policy import OnLoss, Policy, Routing
 from layershuffle.serving.scenario import Scenario
@@ -285,3 +286,12 @@ def test_with_a_width_of_1_every_event_is_as_it_was(name):
         policy = Policy(routing, on_loss, 4, 10.0, step_deadline=30.0, request_deadline=400.0, visit=visit)
         simulate(scenario, policy, 0, on_ended)
     assert digest.hexdigest()[:16] == expected
+
+
+def test_more_policies_than_colours_are_all_drawn():
+    policies = {f"any-{number}": Policy() for number in range(len(COLOURS) + 1)}
+    found = compare(Scenario(layers=2, duration=20, **STEADY), [4], policies, [0])
+    drawn = figure(found)
+    (legend,) = drawn.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(policies)
+    assert len({line.get_color() for line in legend.get_lines()}) == len(COLOURS)
