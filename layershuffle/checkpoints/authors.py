@@ -26,7 +26,7 @@ DEIT = "deit_base_distilled_patch16_224.fb_in1k"
 """The models that the authors start from, as timm names them."""
 
 _NAMES = {
-    **{pattern: f"vit.{timms}" for pattern, timms in other_names.VIT.items() if timms},
+    **{pattern: f"vit.{timm_name}" for pattern, timm_name in other_names.VIT.items() if timm_name},
     r"encoder\.layer\.(\d+)\.position_mlp\.net\.(\d)\.(\w+)": r"prediction.heads.\1.\2.\3",
     r"encoder\.layer\.(\d+)\.projection\.net\.(\d)\.(\w+)": r"encoding.projections.\1.\2.\3",
     r"encoder\.embedding\.weight": "encoding.table.weight",
@@ -113,12 +113,13 @@ def _class_names(config: Path, num_classes: int) -> list[str] | None:
     by_label = _read_config(config)["id2label"]
     if not isinstance(by_label, dict):
         return None
-    # JSON's keys are texts.
-    names = [by_label.get(str(label)) for label in range(num_classes)]
-    texts = [name for name in names if isinstance(name, str)]
-    if len(texts) < num_classes:
-        return None
-    return texts
+    names = []
+    for label in range(num_classes):
+        name = by_label.get(str(label))  # keys of JSON are texts
+        if not isinstance(name, str):
+            return None
+        names.append(name)
+    return names
 
 
 def _position(weights: Mapping[str, Tensor]) -> Position:
@@ -144,7 +145,8 @@ def _rename(content: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor
         renamed = other_names.rename(content, _NAMES).weights
     except RuntimeError as error:
         raise UserError(f"{path} is damaged, its weights don't fit together: {last_line(error)[:300]}") from error
-    # A name that stays the same is none of the authors'.
+    # Each of the authors' names becomes another one of ours. What keeps its name is no part of our model, such as the
+    # pooler of Hugging Face's ViT.
     weights = {name: value for name, value in renamed.items() if name not in content}
     if not weights:
         raise UserError(f"{path} holds none of the names that the LayerShuffle authors' checkpoints have")

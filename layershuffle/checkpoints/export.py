@@ -80,7 +80,7 @@ def export(
     model = loaded.model
     obstacle = why_not_timm(model)
     described: dict[str, Any] = {}
-    # timm shows the name of an architecture that it doesn't know, so that its users read the reason.
+    # timm names an architecture that it doesn't know in its error, so that its users read the reason there.
     if obstacle:
         described["architecture"] = f"timm can't run it, because {obstacle}; use {LOAD}"
     write_for_timm(loaded, model.vit, folder, described, license)
@@ -99,7 +99,7 @@ def export(
 
 
 def check_new(folder: Path) -> None:
-    """Raise a UserError if there is something at ``folder`` already."""
+    """Raise a UserError if ``folder`` is neither new nor empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: export to a new or empty folder")
 
@@ -135,7 +135,8 @@ def _as_plain_as_possible(loaded: LoadedModel, order: Order | None) -> LoadedMod
     model = loaded.model
     info = loaded.info
 
-    # timm runs its layers in sequence, so that the layers of another base order are written in its sequence.
+    # timm runs layers in the sequence in which they are written. So those of a model with another base order are
+    # written as that order runs them, each as often as it does.
     has_other_base_order = bool(model.config.get("order")) and not model.choice
     if order is None and has_other_base_order and model.order.whole_layers:
         order = model.order
@@ -143,7 +144,8 @@ def _as_plain_as_possible(loaded: LoadedModel, order: Order | None) -> LoadedMod
         model = cut(model, order)
         info = replace(as_cut(info, order), config=model.config)
 
-    # timm's distilled models have two heads and take the mean.
+    # timm's distilled models classify by the mean of two heads. One that ignores the second head here must give the
+    # same logits there.
     if model.backbone.ignores_second_head:
         model = _averaging(model)
         info = replace(info, config=model.config)
@@ -152,7 +154,7 @@ def _as_plain_as_possible(loaded: LoadedModel, order: Order | None) -> LoadedMod
 
 def _averaging(model: OrderedViT) -> OrderedViT:
     """The same distilled model, classifying by the mean of two heads as timm does: one doubled, the other zero."""
-    # The mean of a doubled classifier and one of zeros is the classifier itself.
+    # The mean of a doubled classifier and one of zeros is the classifier itself, so that the logits stay the same.
     config = {**model.config, "head": "average"}
     averaging = create_fitting(model.state_dict(), "the model", **config).train(model.training)
     classify_by_mean_of_heads(averaging.vit)

@@ -32,7 +32,7 @@ WIDE_FILE = "wide_vit.py"
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder says about its model.
+    """What the description in an exported folder says about its model.
 
     Attributes:
         info: its name, its source and how to make it again.
@@ -56,13 +56,13 @@ def load_exported(folder: Path) -> LoadedModel:
             f"the layers of {folder} are merged and run in one order only: its README.md says how to run it, and the "
             "checkpoint that it was exported from runs in any order"
         )
-    # Here and not in config.json, which timm writes and reads, stands what only this package needs to know.
+    # What only this package needs to know stands in this file, because config.json is timm's.
     description = read_description(folder / DESCRIPTION_FILE)
     config = description.info.config
     weights = {}
     for name, value in read_file(folder / WEIGHTS_FILE).items():
         weights[f"vit.{name}"] = value
-    # Plain models have no second file, so that timm can read everything that there is.
+    # Only models with more weights than timm's have the second file.
     if config["position"] != "none" or "choices" in config:
         weights.update(read_file(folder / MORE_WEIGHTS_FILE))
     return loaded_model(description, weights, str(folder))

@@ -73,9 +73,10 @@ def likely_classes(
     orders, count = logits.shape
     probabilities = logits.softmax(dim=-1)
     mean = probabilities.mean(dim=0)
-    first = probabilities.argmax(dim=-1).bincount(minlength=count) / orders
+    # How often each class comes first: [classes], most of them 0.
+    share_of_orders = probabilities.argmax(dim=-1).bincount(minlength=count) / orders
     likeliest = mean.argsort(descending=True)[:top].tolist()
-    classes = tuple(LikelyClass(names[label], float(mean[label]), float(first[label])) for label in likeliest)
+    classes = _named(likeliest, names, mean, share_of_orders)
     return LikelyClasses(classes, _disagreement(logits))
 
 
@@ -84,9 +85,17 @@ def _above(logits: Tensor, names: Sequence[str], thresholds: Tensor) -> tuple[Li
     probabilities = probabilities_of(logits)
     mean = probabilities.mean(dim=0)
     share_of_orders = (probabilities >= thresholds).float().mean(dim=0)
+    is_shown = mean >= thresholds
     likeliest = mean.argsort(descending=True)
-    shown = likeliest[(mean >= thresholds)[likeliest]].tolist()
-    return tuple(LikelyClass(names[label], float(mean[label]), float(share_of_orders[label])) for label in shown)
+    shown = likeliest[is_shown[likeliest]].tolist()
+    return _named(shown, names, mean, share_of_orders)
+
+
+def _named(
+    labels: Sequence[int], names: Sequence[str], mean: Tensor, share_of_orders: Tensor
+) -> tuple[LikelyClass, ...]:
+    """The classes with these labels, given the mean probability and the share of orders of all classes, [classes]."""
+    return tuple(LikelyClass(names[label], float(mean[label]), float(share_of_orders[label])) for label in labels)
 
 
 def _disagreement(logits: Tensor) -> float:
@@ -102,11 +111,11 @@ def _disagreement(logits: Tensor) -> float:
 def _label_disagreement(logits: Tensor) -> float:
     """The same where an image can show several classes, each of which has a mutual information of its own."""
     probabilities = probabilities_of(logits).cpu().double()
-    of_mean = _binary_entropy(probabilities.mean(dim=0))
-    of_each = _binary_entropy(probabilities)
+    of_mean = _binary_entropy(probabilities.mean(dim=0))  # [classes]
+    of_each = _binary_entropy(probabilities)  # [orders, classes]
     return max(0.0, float((of_mean - of_each.mean(dim=0)).sum()))
 
 
 def _binary_entropy(probabilities: Tensor) -> Tensor:
-    """Of yes and no, in nats, of the same shape."""
+    """The entropy of yes and no, in nats, of each of the probabilities; of the same shape."""
     return torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)

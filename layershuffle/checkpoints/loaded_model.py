@@ -64,14 +64,15 @@ class LoadedModel:
 
     @property
     def trained_format(self) -> ImageFormat:
-        """How images were preprocessed in its training.
-
-        Raises UserError if the checkpoint says what can't be.
-        """
+        """How images were preprocessed in its training; raises UserError if the checkpoint says what can't be."""
         return trained_format(self.image_format or self.model.image_format, self.data, str(self.info.source))
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Make the model's input of PIL images of any size and mode: float32 [images, channels, size, size]."""
+        """Make the model's input of PIL images of any size and mode: float32 [images, channels, size, size].
+
+        Raises:
+            UserError: if the checkpoint says that images were preprocessed in a way that can't be.
+        """
         # Each picture is resized by itself, as they have different sizes, and only then do they fit into a batch.
         size, mean, std, crop_pct, interpolation, crop_mode = self.trained_format
         resizing = Resizing(crop_pct, interpolation, crop_mode)
@@ -129,10 +130,14 @@ class LoadedModel:
         if order is not None and orders:
             raise UserError("order is one order and orders are several: give one of the two")
         self.check_takes_pictures()
-        # The model itself runs its base order if it gets None.
-        to_run: list[Order | None] = [self.check(one) for one in orders]
-        if not orders:
-            to_run = [None if order is None else self.check(order)]
+        to_run: list[Order | None]
+        if orders:
+            to_run = [self.check(given) for given in orders]
+        elif order is not None:
+            to_run = [self.check(order)]
+        else:
+            # With None the model runs its base order, or lets each image choose its own if it was trained to.
+            to_run = [None]
         images = _with_files_of_folders(pictures)
 
         # A batch at a time, because thousands of opened photographs would not fit into memory.
@@ -141,10 +146,11 @@ class LoadedModel:
         for start in range(0, len(images), BATCH_SIZE):
             opened = [_opened(image, self.channels) for image in images[start : start + BATCH_SIZE]]
             batch = self.preprocess(opened).to(device)
-            logits = torch.stack([self.model(batch, one).logits for one in to_run])  # [orders, batch, classes]
-            predictions += [
-                likely_classes(of_image, self.classes, top, self.info.thresholds) for of_image in logits.unbind(dim=1)
-            ]
+            logits = torch.stack([self.model(batch, next_order).logits for next_order in to_run])
+            # From [orders, batch, classes] to [orders, classes] for each image.
+            for image_logits in logits.unbind(dim=1):
+                likeliest = likely_classes(image_logits, self.classes, top, self.info.thresholds)
+                predictions.append(likeliest)
         return predictions
 
 
@@ -162,6 +168,7 @@ def _with_files_of_folders(pictures: Picture | Sequence[Picture]) -> list[Image.
 
 
 def _opened(picture: Image.Image | str, channels: int) -> Image.Image:
+    """The picture, read from its file if it is a path; raises UserError if it can't be read."""
     if isinstance(picture, Image.Image):
         return picture
     try:

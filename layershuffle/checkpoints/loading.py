@@ -128,7 +128,7 @@ def _load_checkpoint(path: Path) -> LoadedModel:
         "merged": metadata.merged,
         "compute": metadata.compute,
     }
-    # In results files these keys always stand, and have the value null where the checkpoint doesn't tell.
+    # Results files always have these keys, with the value null where the checkpoint doesn't say it.
     info = ModelInfo(
         name=path.stem,
         source=str(path),

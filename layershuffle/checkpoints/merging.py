@@ -38,14 +38,22 @@ def merge(paths: Sequence[str | Path], seed: int) -> dict[str, Any]:
     checkpoints = [read_checkpoint(path) for path in paths]
     _check_alike(checkpoints, paths)
 
-    # The choice depends on the seed and the number of layers alone.
     first = checkpoints[0]
-    layers = {layer for layer in map(layer_of, first.weights) if layer is not None}
+    layers = set()
+    for name in first.weights:
+        layer = layer_of(name)
+        if layer is not None:
+            layers.add(layer)
+
+    # Sorted, so that the choice depends on the seed and the numbers of layers and checkpoints alone, and not on the
+    # sequence in which a file has its weights. Not rng.randrange, whose result may change with the version of Python,
+    # see ``seeded``.
     rng = seeded(seed, "merge")
     source_of_layer = {layer: int(rng.random() * len(paths)) for layer in sorted(layers)}
     weights = {name: _merged_weight(name, checkpoints, source_of_layer) for name in first.weights}
 
-    # The metadata name the sources by their content, because files can be moved.
+    # The metadata name the sources by their content too, because files can be moved. The W&B run of the first
+    # checkpoint is left out: evaluations of the merged model would be logged to it, though it trained another model.
     sources = [{"source": str(path), "sha256": sha256(path)} for path in paths]
     metadata = replace(
         first.metadata,
@@ -84,11 +92,16 @@ def _class_names(checkpoint: Checkpoint) -> list[str] | None:
 
 def _merged_weight(name: str, checkpoints: Sequence[Checkpoint], source_of_layer: Mapping[int, int]) -> Tensor:
     """The weight of this name in the merged model."""
-    rows = LAYER_ROWS.get(name.removeprefix(BACKBONE_PREFIX))
-    if rows is not None:
-        # One tensor holds something for each layer.
-        parts = [checkpoints[source].weights[name].select(rows, layer) for layer, source in source_of_layer.items()]
-        return torch.stack(parts, rows)
+    # A few parameters hold a row for each layer. These are taken apart, so that a layer keeps the row it was trained
+    # with.
+    dimension = LAYER_ROWS.get(name.removeprefix(BACKBONE_PREFIX))
+    if dimension is not None:
+        rows = []
+        for layer, source in source_of_layer.items():
+            weight = checkpoints[source].weights[name]
+            rows.append(weight.select(dimension, layer))
+        return torch.stack(rows, dimension)
+
     layer = layer_of(name)
     if layer is None:
         return checkpoints[0].weights[name]

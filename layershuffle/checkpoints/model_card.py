@@ -12,7 +12,7 @@ from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.errors import UserError
 from layershuffle.orders.order import Order
 from layershuffle.plurals import counted
-from layershuffle.results import ModelInfo, Results, tables
+from layershuffle.results import Measure, ModelInfo, Results, Score, tables
 from layershuffle.results.markdown import code, plain
 from layershuffle.results.measures import ByClassCounts
 from layershuffle.results.score import Variant
@@ -43,7 +43,6 @@ class ModelCard:
     def markdown(self, loaded: LoadedModel) -> str:
         """The whole card of a model."""
         info = loaded.info
-        # Names may come from strangers: ``plain`` and ``code`` keep them from becoming Markdown or HTML of the card.
         config = info.config
         classes = counted(config["num_classes"], "class")
         # As YAML, so that a licence of any name is one value on one line.
@@ -51,6 +50,7 @@ class ModelCard:
         if self.license:
             head["license"] = " ".join(self.license.split())
         head.update(pipeline_tag="image-classification", tags=["image-classification", "timm", "layershuffle"])
+        # Names may come from strangers: ``plain`` and ``code`` keep them from becoming Markdown or HTML of the card.
         return f"""---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=math.inf)}---
 # {plain(self.title)}
@@ -72,6 +72,7 @@ Images: {self._images(loaded)}, resized and cropped as
 """
 
     def _images(self, loaded: LoadedModel) -> str:
+        """The images that the model takes, such as "RGB, 224 x 224 pixels"."""
         image_format = loaded.model.image_format
         size = image_format.size
         channels = len(image_format.mean)
@@ -102,8 +103,9 @@ def _training(loaded: LoadedModel) -> str:
     if loaded.data is not None:
         text += f"Data: {plain(loaded.data.name)}.\n"
     if loaded.command:
-        command = "".join(f"    {line.strip()}\n" for line in loaded.command.splitlines())
-        text += f"\nThis command trained it:\n\n{command}"
+        # Indented by four spaces, lines are code in Markdown, whatever they hold.
+        lines = [f"    {line.strip()}\n" for line in loaded.command.splitlines()]
+        text += f"\nThis command trained it:\n\n{''.join(lines)}"
     return text
 
 
@@ -119,19 +121,10 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
         UserError: if an evaluation is of another checkpoint, of a model that was cut from it to other layers, or of
             another classifier.
     """
-    # Nothing but the weights and the layers that are left tells whether two models are the same.
     for results in evaluations:
-        evaluated = results.model
-        if (evaluated.sha256, evaluated.cut) != (info.sha256, info.cut):
-            raise UserError(f"the results of {evaluated.source} are of another checkpoint than {info.source}")
-        vote = results.evaluation.classifier
-        if vote:
-            raise UserError(
-                f"the results of {evaluated.source} are of a vote of the {vote}, not of the model's own classifier: "
-                "leave them out"
-            )
+        _check_same_model(info, results)
 
-    # Each evaluation has a table of its own, and the words in all of them are explained once below.
+    # Each evaluation has tables of its own, and the signs in all of them are explained once below.
     text = ""
     all_rows: tables.Rows = []
     for evaluation in evaluations:
@@ -147,25 +140,45 @@ def scores_of(info: ModelInfo, evaluations: Sequence[Results], order: Order | No
             all_rows += rows
     if text:
         scores = itertools.chain.from_iterable(evaluation.scores for evaluation in evaluations)
-        return text + tables.meaning({info.name: 1}, tables.ran_per_batch(scores), all_rows)
+        seeds = {info.name: 1}
+        return text + tables.meaning(seeds, tables.ran_per_batch(scores), all_rows)
     if order is not None:
         return f"Not measured in the order {order}."
     return "Not measured."
 
 
+def _check_same_model(info: ModelInfo, results: Results) -> None:
+    """Raise a UserError if results are of another model than ``info`` describes, or of another classifier."""
+    # Nothing but the weights and the layers that are left tells whether two models are the same.
+    evaluated = results.model
+    if (evaluated.sha256, evaluated.cut) != (info.sha256, info.cut):
+        raise UserError(f"the results of {evaluated.source} are of another checkpoint than {info.source}")
+    vote = results.evaluation.classifier
+    if vote:
+        raise UserError(
+            f"the results of {evaluated.source} are of a vote of the {vote}, not of the model's own classifier: "
+            "leave them out"
+        )
+
+
 def _only(order: Order, results: Results) -> Results:
     """The results with nothing but the first score of ``order``, which is shown as an order that the user gave."""
-    # Texts of the same order can differ, such as with and without brackets, so orders are compared.
     variant: Variant = {"order": str(order)}
     for score in results.scores:
-        if not (score.order and Order(score.order) == order):
-            continue
-        measures = []
-        by_class = results.measure(ByClassCounts)
-        # Counts over several orders say nothing of one of them.
-        counts = by_class.of(tables.name_of((score.protocol, *score.variant.values()))) if by_class else None
-        if by_class and counts and counts.samples == 1:
-            measures.append(replace(by_class, orders=[replace(counts, protocol="given", variant=variant)]))
-        shown = replace(score, protocol="given", variant=variant)
-        return replace(results, scores=[shown], measures=tuple(measures))
+        # Texts of the same order can differ, such as (1|2) (1|2) and (1|2)*2, so orders are compared.
+        if score.order and Order(score.order) == order:
+            shown = replace(score, protocol="given", variant=variant)
+            return replace(results, scores=[shown], measures=_class_counts_of(score, results, variant))
     return replace(results, scores=[], measures=())
+
+
+def _class_counts_of(score: Score, results: Results, variant: Variant) -> tuple[Measure, ...]:
+    """The counts by class of the order that has this score, as those of the order of ``variant``; empty without any."""
+    by_class = results.measure(ByClassCounts)
+    if by_class is None:
+        return ()
+    counts = by_class.of(tables.name_of((score.protocol, *score.variant.values())))
+    # Counts over several orders say nothing of one of them.
+    if counts is None or counts.samples != 1:
+        return ()
+    return (replace(by_class, orders=[replace(counts, protocol="given", variant=variant)]),)

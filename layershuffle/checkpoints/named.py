@@ -21,7 +21,7 @@ IMAGENET_CLASSES = 1000
 def load_timm(
     name: str, pretrained: str | None, num_classes: int | None, arguments: dict[str, Any] | None = None
 ) -> LoadedModel:
-    """Load a timm model.
+    """Load a timm model, in evaluation mode.
 
     Args:
         name: timm's name of the model.
@@ -69,7 +69,7 @@ def is_config(name: str) -> bool:
 
 
 def load_config(name: str, pretrained: str | None, num_classes: int | None, img_size: int | None = None) -> LoadedModel:
-    """Load the model of a config, with the weights that its training would start from.
+    """Load the model of a config, in evaluation mode, with the weights that its training would start from.
 
     Args:
         name: the config's name.
@@ -91,8 +91,9 @@ def load_config(name: str, pretrained: str | None, num_classes: int | None, img_
             raise UserError(f"the config {name} has no weights: train its model first, or give --pretrained")
         pretrained = weights if isinstance(weights, str) else None
 
-    # The other settings are those of a training.
-    arguments = {key: value for key, value in settings.items() if key in ARGUMENTS - {"name", "num_classes"}}
+    # A config also has settings of the training, such as the sampler, which make no difference to the model.
+    known = ARGUMENTS - {"name", "num_classes"}
+    arguments = {key: value for key, value in settings.items() if key in known}
     arguments.update(settings.get("timm_args") or {})
     if img_size is not None:
         arguments["img_size"] = img_size
@@ -123,7 +124,10 @@ def _timm_classes(name: str) -> int:
     """How many classes timm's weights of a model have."""
     import timm
 
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    # For a name that timm doesn't know any number will do, because ``create_model`` then refuses the name.
+    config = None
+    if timm.is_model(name):
+        config = timm.get_pretrained_cfg(name)
     return getattr(config, "num_classes", IMAGENET_CLASSES)
 
 

@@ -74,7 +74,9 @@ def _fault(name: str, value: Any, can_be: Check) -> str | None:
         if count == MOST_VALUES:
             return f"its {name} can't have more than {MOST_VALUES:,} values"
         if not _is_plain(part) or not can_be(key, part):
-            return f"its {shown(place)[1:-1]} can't be {shown(part)}"
+            # The keys in a place come from the file, too: ``shown`` shortens them, and its quotes are taken off.
+            shown_place = shown(place)[1:-1]
+            return f"its {shown_place} can't be {shown(part)}"
     return None
 
 
@@ -85,19 +87,21 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
     while waiting:
         place, key, part, depth = waiting.pop()
         if depth > DEEPEST:
-            # None of our files does this, and a list can hold itself.
+            # None of our files does this, and a list that holds itself would never end. A bare object is no plain
+            # value, so that the caller refuses the file here.
             yield place, key, object()
             return
         yield place, key, part
-        # The parts of a list have the list's key, which says what they may be.
         if isinstance(part, dict):
-            waiting.extend((f"{place}.{inner}", str(inner), one, depth + 1) for inner, one in part.items())
+            for inner_key, inner in part.items():
+                waiting.append((f"{place}.{inner_key}", str(inner_key), inner, depth + 1))
         elif isinstance(part, (list, tuple)):
-            waiting.extend((place, key, one, depth + 1) for one in part)
+            # The parts of a list have the list's key, which says what they may be.
+            waiting += [(place, key, inner, depth + 1) for inner in part]
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is text, a finite number, a boolean or None, or a list or a mapping, whose values are parts, too."""
+    """Whether it is text, a finite number, a boolean or None, or a list or a mapping, whatever these two hold."""
     if isinstance(value, dict):
         return is_mapping(value)
     if isinstance(value, str):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layershuffle.checkpoints.export import as_cut, check_new
 from layershuffle.checkpoints.loaded_model import LoadedModel
@@ -93,7 +93,7 @@ def export_programs(
         UserError: if the folder is not empty, a package is missing, results are of another model, or a file can't be
             written.
     """
-    # What can be wrong comes before the first program, which may take minutes to compile.
+    # What can be wrong is checked before the first program is written, which may take minutes to compile.
     check_new(folder)
     if form == "onnx":
         require("onnxscript")
@@ -231,29 +231,39 @@ def _name(dtype: torch.dtype) -> str:
 @torch.no_grad()
 def _write(form: ProgramFormat, path: Path, part: Part) -> None:
     """Write a part as a program that takes batches of any size."""
-    # A position has no dimensions, and the context is the same for all images.
+    # The first dimension of these inputs is the batch. A position has no dimensions, and the context is the same for
+    # all images.
     batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if name in ("images", "tokens") else None for name in part.inputs)
+    shapes: list[dict[int, Any] | None] = []
+    for name in part.inputs:
+        has_batch = name in ("images", "tokens")
+        shapes.append({0: batch} if has_batch else None)
+
     module = part.module.eval()
     if form == "onnx":
-        program = torch.onnx.export(
-            module,
-            part.example,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=part.inputs,
-            output_names=part.outputs,
-            verbose=False,
-        )
-        assert program is not None
-        # The exporter notes the lines of Python that each node comes from, with the paths of this machine. In a small
-        # program they are a third of the file.
-        for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()
-        program.save(path)
+        _write_onnx(path, module, part, tuple(shapes))
         return
-    exported = torch.export.export(module, part.example, dynamic_shapes=shapes)
+    exported = torch.export.export(module, part.example, dynamic_shapes=tuple(shapes))
     if form == "aoti":
         torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
     else:
         torch.export.save(exported, path)
+
+
+def _write_onnx(path: Path, module: nn.Module, part: Part, shapes: tuple[dict[int, Any] | None, ...]) -> None:
+    """Write the module of a part as an ONNX program; ``shapes`` are the dimensions of its inputs that can vary."""
+    program = torch.onnx.export(
+        module,
+        part.example,
+        dynamo=True,
+        dynamic_shapes=shapes,
+        input_names=part.inputs,
+        output_names=part.outputs,
+        verbose=False,
+    )
+    assert program is not None
+    # The exporter notes the lines of Python that each node comes from, with the paths of this machine. In a small
+    # program they are a third of the file.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.save(path)

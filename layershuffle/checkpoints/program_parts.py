@@ -52,7 +52,8 @@ def parts_in_any_order(model: OrderedViT, preprocess: Preprocess | None, images:
 
     They are those of ``LayerPrograms``. The arguments are those of ``part_in_one_order``.
     """
-    # What a layer gets is known once the images are embedded: some backbones have a context besides the tokens.
+    # The images are embedded for an example of what a layer gets. In some backbones that is a context besides the
+    # tokens, such as rotary embeddings.
     embed = _Embed(model, preprocess)
     with torch.inference_mode():
         tokens, *context = embed(images)

@@ -53,7 +53,7 @@ class LayerPrograms:
 
 
 def read_manifest(folder: Path) -> Any:
-    """The content of a folder's manifest; raises UserError if there is none."""
+    """The content of a folder's manifest; raises UserError if it can't be read."""
     return read_json(folder / MANIFEST, what="the manifest of an export")
 
 
@@ -65,9 +65,10 @@ def program_files(manifest: Any) -> set[str]:
     """
     try:
         files = manifest["files"]
-        names = {files[part] for part in ("model", "embed", "classify") if part in files}
-        names.update(files.get("layers", ()))
-        return names | {f"{name}.data" for name in names if name.endswith(SUFFIXES["onnx"])}
+        programs = {files[part] for part in ("model", "embed", "classify") if part in files}
+        programs.update(files.get("layers", ()))
+        weights = {f"{name}.data" for name in programs if name.endswith(SUFFIXES["onnx"])}
+        return programs | weights
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{MANIFEST} is not the manifest of an export: {error}") from error
 
@@ -136,6 +137,7 @@ class Programs:
         return [path for path in paths if path.is_file()]
 
     def _open(self, name: str) -> Program:
+        """The program in a file, which tells ``on_call`` of each call if there is such a function."""
         program = self._open_file(name)
         on_call = self._on_call
         if on_call is None:
@@ -160,6 +162,7 @@ class Programs:
 
 
 def _open_onnx(path: Path) -> Program:
+    """The program in an ONNX file, as a function of tensors like those of the other formats."""
     onnxruntime = require("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -36,6 +36,8 @@ def halve_weights(source: Path, target: Path) -> None:
     _check_size(source)
     model = onnx.load(source)
     graph = model.graph
+    # Each weight gets another name, and the node that casts it to float32 puts out the old one, so that the nodes that
+    # read the weight stay as they are.
     casts = []
     for weight in graph.initializer:
         # Biases and norms have one dimension, and take hardly any space.
@@ -47,7 +49,7 @@ def halve_weights(source: Path, target: Path) -> None:
         weight.CopyFrom(onnx.numpy_helper.from_array(values, half_name))
         casts.append(onnx.helper.make_node("Cast", [half_name], [name], name=f"cast_{name}", to=onnx.TensorProto.FLOAT))
 
-    # Each node stands behind those whose outputs it reads.
+    # In ONNX, each node must stand behind those whose outputs it reads, so that the casts come first.
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -114,16 +116,22 @@ def _products_of(source: Path) -> tuple[list[str], list[str], list[str]]:
     products: list[str] = []
     others: list[str] = []
     for node in graph.node:
-        if node.op_type in PRODUCTS:
-            has_weights = not weights.isdisjoint(node.input)
-            (products if has_weights else others).append(node.name)
-    return [value.name for value in graph.input], products, others
+        if node.op_type not in PRODUCTS:
+            continue
+        has_weights = not weights.isdisjoint(node.input)
+        if has_weights:
+            products.append(node.name)
+        else:
+            others.append(node.name)
+    inputs = [value.name for value in graph.input]
+    return inputs, products, others
 
 
 def _reader(names: Sequence[str], calibration: Sequence[Inputs]) -> Any:
     """What ONNX Runtime reads inputs from, given their names."""
     quantization = require("onnxruntime.quantization")
 
+    # A class within a function, because what it is derived from comes from an optional package.
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
             self.remaining = iter(calibration)

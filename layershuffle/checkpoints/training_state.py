@@ -56,7 +56,7 @@ def _is_number_of_processes(value: Any) -> bool:
 
 
 def _is_version(value: Any) -> bool:
-    """Whether it begins with numbers, as a version does."""
+    """Whether it begins with a number, as a version does."""
     return is_text(value) and value.split(".")[0].isdecimal()
 
 
@@ -75,8 +75,10 @@ def _is_progress(name: str, value: Any) -> bool:
 
 
 def _steps(loops: Mapping[str, Any]) -> list[int]:
-    """How many steps Lightning's loops have counted, in which both ways of optimizing have a number."""
-    # A training uses one of the two, and the other one's count stays at 0.
+    """How many steps Lightning's loops have counted: by automatic optimization, and by manual optimization.
+
+    A training uses one of the two, and the other one's count stays at 0.
+    """
     loop = loops["fit_loop"]
     automatic = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
     manual = loop["epoch_loop.manual_optimization.optim_step_progress"]
@@ -114,8 +116,12 @@ def _is_optimizer(value: Any) -> bool:
 
 def _are_options(group: dict[str, Any]) -> bool:
     """Whether an optimizer's options for a group of parameters are plain values; a number can be a tensor."""
-    tensors = [name for name, value in group.items() if isinstance(value, Tensor) and value.numel() == 1]
-    return are_plain({name: value for name, value in group.items() if name not in tensors})
+    others = {}
+    for name, value in group.items():
+        is_number = isinstance(value, Tensor) and value.numel() == 1
+        if not is_number:
+            others[name] = value
+    return are_plain(others)
 
 
 def _are_schedules(value: Any) -> bool:
@@ -124,9 +130,11 @@ def _are_schedules(value: Any) -> bool:
 
 def _is_schedule(value: Any) -> bool:
     """Whether it is what ``LambdaLR.state_dict`` returns."""
-    if not is_mapping(value) or not _is_count(value.get("last_epoch")) or not _is_count(value.get("_step_count", 0)):
+    if not is_mapping(value) or not isinstance(value.get("lr_lambdas"), list):
         return False
-    return isinstance(value.get("lr_lambdas"), list) and all(name in SCHEDULE or name[0] == "_" for name in value)
+    if not _is_count(value.get("last_epoch")) or not _is_count(value.get("_step_count", 0)):
+        return False
+    return all(name in SCHEDULE or name[0] == "_" for name in value)
 
 
 _CHECKS = {

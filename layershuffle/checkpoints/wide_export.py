@@ -1,5 +1,6 @@
 """Exports a model in one order with the layers of each group merged, as a folder that runs with timm and one file."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,9 +68,10 @@ def export_wide(
     }
     write_for_timm(loaded, widen(loaded.model, order), folder, config, license)
 
-    from layershuffle.models import wide_vit  # imports timm
+    # Imported here, because it imports timm, which takes most of a second.
+    from layershuffle.models import wide_vit
 
-    # A copy, so that the folder runs where this package isn't installed.
+    # A copy of that file, so that the folder runs where this package isn't installed.
     write_whole(folder / WIDE_FILE, Path(wide_vit.__file__).read_text(encoding="utf-8"))
     write_description(folder / DESCRIPTION_FILE, Description(loaded.info, loaded.data))
     card = ModelCard(
@@ -84,17 +86,13 @@ def export_wide(
 
 
 def what_is_merged(order: Order) -> str:
-    """What became of the halves of layers that an order runs, such as "12 attentions as 4"."""
+    """What became of the layers, or halves of layers, that an order runs, such as "12 attentions as 4"."""
+    parts = list(itertools.chain.from_iterable(merged_steps(order)))
     names = {"a": "attentions", "f": "feed-forward networks", "": "whole layers"}
     counts = []
     for half, name in names.items():
-        layers = 0
-        merged = 0
-        for step in merged_steps(order):
-            for part in step:
-                if part.half == half:
-                    layers += len(part.layers)
-                    merged += 1
+        merged = [part for part in parts if part.half == half]
+        layers = sum(len(part.layers) for part in merged)
         if merged:
-            counts.append(f"{layers} {name} as {merged}")
+            counts.append(f"{layers} {name} as {len(merged)}")
     return ", ".join(counts)
