@@ -102,18 +102,19 @@ def _disagreement(logits: Tensor) -> float:
     """The entropy of the mean probabilities less the mean of the entropies, in nats; logits: [orders, classes]."""
     # On the CPU, because not every device has float64.
     probabilities = logits.cpu().double().softmax(dim=-1)
-    of_mean = torch.special.entr(probabilities.mean(dim=0)).sum()
-    of_each = torch.special.entr(probabilities).sum(dim=-1)
+    entropy_of_mean = torch.special.entr(probabilities.mean(dim=0)).sum()
+    entropies = torch.special.entr(probabilities).sum(dim=-1)  # [orders]
     # Rounding makes it a little less than 0 where all orders agree.
-    return max(0.0, float(of_mean - of_each.mean()))
+    return max(0.0, float(entropy_of_mean - entropies.mean()))
 
 
 def _label_disagreement(logits: Tensor) -> float:
     """The same where an image can show several classes, each of which has a mutual information of its own."""
     probabilities = probabilities_of(logits).cpu().double()
-    of_mean = _binary_entropy(probabilities.mean(dim=0))  # [classes]
-    of_each = _binary_entropy(probabilities)  # [orders, classes]
-    return max(0.0, float((of_mean - of_each.mean(dim=0)).sum()))
+    entropy_of_mean = _binary_entropy(probabilities.mean(dim=0))  # [classes]
+    entropies = _binary_entropy(probabilities)  # [orders, classes]
+    disagreements = entropy_of_mean - entropies.mean(dim=0)
+    return max(0.0, float(disagreements.sum()))
 
 
 def _binary_entropy(probabilities: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _can_be_in_a_model(key: str, value: Any) -> bool:
+    """Whether a value can be that of a key among the arguments of ``create_model``, as far as its type doesn't say."""
     if key == "position":
         return value in get_args(Position)
     if key == "head":

@@ -150,6 +150,7 @@ class Programs:
         return run
 
     def _open_file(self, name: str) -> Program:
+        """The program in a file; raises UserError if it isn't in the folder."""
         # A manifest may come from anyone: it names files of its own folder and no others.
         path = self.folder / Path(name).name  # without any folder that stands before it
         if not path.is_file():

@@ -85,14 +85,14 @@ class Quantized:
         return asdict(self)
 
     def markdown(self) -> str:
-        """A section of the model card."""
+        """A section of the model card: a table of what was compared, before and after."""
         rows = [
             ("size, MB", f"{self.original_bytes / MEGABYTE:.2f}", f"{self.bytes / MEGABYTE:.2f}", ""),
             ("ms / image", _digits(self.original_milliseconds), _digits(self.milliseconds), ""),
         ]
-        for one in self.agreements:
-            name = f"top-1, {one.orders}"
-            rows.append((name, f"{one.original_top1:.1%}", f"{one.top1:.1%}", f"{one.agreement:.1%}"))
+        for compared in self.agreements:
+            name = f"top-1, {compared.orders}"
+            rows.append((name, f"{compared.original_top1:.1%}", f"{compared.top1:.1%}", f"{compared.agreement:.1%}"))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return f"""
 
