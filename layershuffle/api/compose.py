@@ -130,13 +130,7 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
     saved_config = _saved(parser, config)
     from_step, metadata, earlier = _prepare_to_continue(parser, config, saved_config)
 
-    try:
-        objects = parser.instantiate_classes(config)
-    except ValueError as error:
-        refused = run_loggers.refusal(error)
-        if refused:
-            raise refused from error
-        raise
+    objects = _make_objects(parser, config)
     if config.precision == "auto":
         # A resumed run keeps the precision that was measured when it began.
         recorded = metadata.precision if metadata else None
@@ -144,13 +138,13 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
         objects.trainer.precision = config.trainer.precision = precision
         logger.info("precision: %s, measured to be the faster one", precision)
 
-    added: list[Callback] = [objects.checkpoint, *_callbacks(config)]
-    if not config.trainer.fast_dev_run:
-        added.append(SaveConfig(saved_config, config))
-    # Options may name no callback, one, or a list of them.
+    # The callbacks that the options name, which may be none, one, or a list, and then those that every run has.
     configured = objects.trainer.callbacks or []
     if not isinstance(configured, list):
         configured = [configured]
+    added: list[Callback] = [objects.checkpoint, *_callbacks(config)]
+    if not config.trainer.fast_dev_run:
+        added.append(SaveConfig(saved_config, config))
     objects.trainer.callbacks = [*configured, *added]
     trainer = make_trainer(vars(objects.trainer))
     _check(trainer, config)
@@ -159,19 +153,36 @@ def compose(args: Sequence[str] | None = None, parser_class: type[ConfigParser] 
 
 
 def _saved(parser: ConfigParser, config: Namespace) -> str:
-    """The options as a run's folder keeps them."""
+    """The options as a run's folder keeps them, as YAML; raises UserError if YAML can't express one of them."""
     try:
         return str(parser.dump(config, skip_none=False))
     except ValueError as error:
-        # Some classes have objects as defaults, such as the interval of Lightning's Timer.
+        # Some classes have objects as defaults, such as the interval of Lightning's Timer. PyYAML's message names them.
         values = re.findall(r"cannot represent an object', (.*)\)", str(error)) or ["a value"]
         raise UserError(
             f"config.yaml can't record {values[0]}, an argument of a class that the options name: give it a plain value"
         ) from error
 
 
+def _make_objects(parser: ConfigParser, config: Namespace) -> Namespace:
+    """The model, the data, the trainer's arguments and the best checkpoint's callback, as ``config`` describes them.
+
+    Raises UserError if a logger can't be made.
+    """
+    try:
+        return parser.instantiate_classes(config)
+    except ValueError as error:
+        refused = run_loggers.refusal(error)
+        if refused:
+            raise refused from error
+        raise
+
+
 def _apply_shortcuts(config: Namespace) -> None:
-    """Pass ``--accelerator`` and ``--precision``, which all commands have, to the trainer."""
+    """Pass ``--accelerator`` and ``--precision``, which all commands have, to the trainer.
+
+    The precision "auto" stays: it is measured once the model is made.
+    """
     if config.accelerator:
         config.trainer.accelerator = config.accelerator
         config.accelerator = None
@@ -265,7 +276,9 @@ def _fastest_precision(module: FineTuner, data: ImageData, config: Namespace) ->
     is_gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
     device = torch.device("cuda" if is_gpu else "cpu")
     model = module.model.to(device)
-    images = torch.zeros(min(data.batch_size, 64 if is_gpu else 32), *model.image_shape, device=device)
+    # A few images tell which is faster, and don't take the memory and the time of a large batch.
+    most_images = 64 if is_gpu else 32
+    images = torch.zeros(min(data.batch_size, most_images), *model.image_shape, device=device)
 
     def step() -> None:
         model(images, model.order).logits.sum().backward()

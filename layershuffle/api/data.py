@@ -48,8 +48,10 @@ def read_data(name: str) -> ImageData:
     arguments = section.get("init_args") or {}
     try:
         # A class of this package needs no path.
-        cls = resolve_name(class_path if "." in class_path else f"layershuffle.data.{class_path}")
-        return cls(**arguments)
+        if "." not in class_path:
+            class_path = f"layershuffle.data.{class_path}"
+        data_class = resolve_name(class_path)
+        return data_class(**arguments)
     except UserError:
         # It is a ValueError too, but already says what to do.
         raise

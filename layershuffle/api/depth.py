@@ -57,7 +57,7 @@ def depth(
     base_order = study.model.order
     depths = range(1, len(base_order) + 1)
     pruned = trials(["sequential", "pruned"], base_order, random_orders, study.seed, depths=tuple(depths))
-    # The protocol "pruned" also shuffles the layers that it keeps. Here only their number matters.
+    # The protocol "pruned" also shuffles the layers that it keeps, which is left out: here only their number matters.
     in_sequence = [trial for trial in pruned if trial.variant.get("sequence", "original") == "original"]
     # The outputs of the first layers are computed for the scores anyway, so that early exit costs no pass of its own.
     early_exit = EarlyExit(base_order, study.fabric.device)
@@ -72,9 +72,9 @@ def depth(
 def seconds_by_depth(study: Study, repeats: int, fewest: int = 1) -> dict[int, float]:
     """The time per image, in seconds, by how many steps of the model's base order run.
 
-    The number of the steps decides on the time, not which ones they are. Each number of steps runs once in every of
-    ``repeats`` rounds, and its shortest time counts. What more steps take is an upper bound of what fewer take, since
-    they do the same and more: a time above that is noise, and the bound counts instead. So the times never fall.
+    The time depends on how many steps run, and not on which ones. Each number of steps runs once in each of ``repeats``
+    rounds, and its shortest time counts. What more steps take is an upper bound of what fewer take, since they do the
+    same and more: a time above that is noise, and the bound counts instead. So the times never fall.
 
     Args:
         study: the model, its images and the device.
@@ -89,6 +89,6 @@ def seconds_by_depth(study: Study, repeats: int, fewest: int = 1) -> dict[int, f
     total = (repeats + 1) * len(orders)  # the first round warms up
     with study.fabric.autocast(), progress_bar(f"timing {study.loaded.info.name}", total, "forward pass") as advance:
         times = seconds_per_image(model, study.first_batch(), orders, repeats, advance)
-    # From the longest order on, each time is at most the one before it.
+    # From the longest order down to the shortest, each time is at most that of the next longer one.
     bounded = list(itertools.accumulate(reversed(times), min))
     return dict(zip(depths, reversed(bounded)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from layershuffle.api.arguments import check_at_least, check_orders, check_seed
@@ -17,6 +18,7 @@ from layershuffle.api.data import DataLike
 from layershuffle.api.pictures import Unreadable, logits_in, orders_to_run, run_pictures
 from layershuffle.api.progress import progress_bar
 from layershuffle.api.study import ModelLike, Study, as_loaded, start_study
+from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.training_data import trained_format
 from layershuffle.choices import Precision, Split
 from layershuffle.data.picture_files import find_pictures
@@ -64,9 +66,10 @@ class Embeddings:
 
     def __str__(self) -> str:
         """What there is, such as "features of 3 pictures in 2 orders, each of 384 numbers"."""
+        # Of a single order, the features have no dimension for the orders.
         *orders, pictures, dim = self.features.shape
-        several = f" in {counted(orders[0], 'order')}" if orders else ""
-        return f"features of {counted(pictures, 'picture')}{several}, each of {counted(dim, 'number')}"
+        in_orders = f" in {counted(orders[0], 'order')}" if orders else ""
+        return f"features of {counted(pictures, 'picture')}{in_orders}, each of {counted(dim, 'number')}"
 
     def save(self, path: str | Path) -> None:
         """Write an .npz file, whole or not at all, which ``numpy.load`` reads without pickle.
@@ -158,10 +161,17 @@ def embed(
     loaded.check_takes_pictures()
     orders = orders_to_run(loaded, order, random_orders, seed)
     fabric = make_fabric(accelerator, precision, loaded.model)
+    return _of_pictures(paths, loaded, orders, fabric, batch_size, seed)
 
+
+def _of_pictures(
+    paths: Sequence[str], loaded: LoadedModel, orders: list[Order], fabric: Fabric, batch_size: int, seed: int
+) -> Embeddings:
+    """The features of picture files; raises UserError if none can be read. ``seed`` is only recorded."""
     readable: list[str] = []
     features: list[Tensor] = []
     unreadable: list[Unreadable] = []
+    # With the identity in the place of the classifier, the model returns what the classifier would read.
     with loaded.model.classified_by(nn.Identity()):
         for batch_paths, outputs in run_pictures(paths, loaded, orders, unreadable, fabric, batch_size, "embedding"):
             readable += batch_paths
@@ -197,7 +207,7 @@ def _of_data(study: Study, orders: Sequence[Order]) -> Embeddings:
             labels.append(batch_labels.cpu())
             advance()
 
-    # Which files are broken is known only now that they were read.
+    # Which files are broken is known only now that they were read: their paths are empty, and they have no features.
     paths = paths_of(study.data.sets[study.split])
     described = study.data.config()
     return Embeddings(
@@ -219,6 +229,6 @@ def _of_data(study: Study, orders: Sequence[Order]) -> Embeddings:
 
 
 def _joined(batches: Sequence[Tensor]) -> np.ndarray:
-    """The features of all batches, each [orders, batch, dim]; of one order without the first dimension."""
+    """The features of all batches, each [orders, batch, dim], as ``Embeddings.features`` has them."""
     features = torch.cat(list(batches), dim=1).numpy()
     return features[0] if len(features) == 1 else features

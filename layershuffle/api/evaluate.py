@@ -146,7 +146,7 @@ def _score(study: Study, to_score: Sequence[Trial]) -> tuple[list[Score], list[M
 
 def _score_labels(study: Study, to_score: Sequence[Trial]) -> tuple[list[Score], list[Measure]]:
     """The same of images that can have several labels: what is measured is how well each of them is found."""
-    # A model without them is refused where the images can have several labels.
+    # ``with_classifier_for`` has refused a model without thresholds, because the images can have several labels.
     thresholds = study.loaded.info.thresholds
     assert thresholds is not None
     labels = LabelsOfOrders(to_score, thresholds).to(study.fabric.device)
@@ -190,7 +190,7 @@ def _all_options(names: Sequence[str], chosen: Mapping[str, Any]) -> dict[str, A
     Raises:
         UserError: if no protocol has such an option, or there is no protocol of one of the names.
     """
-    # To find a protocol of the user's own is to import it, and then it is known, too.
+    # Finding a protocol of the user's own imports it, which adds it to PROTOCOLS.
     for name in names:
         find(name)
     options: dict[str, Any] = {}

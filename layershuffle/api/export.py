@@ -122,7 +122,7 @@ def export(
     quantization = as_quantization(quantize)
     if quantization:
         quantization.check(format, target)
-    # Results that can't be read should be known before anything is written.
+    # Read now, so that results that can't be read end this before anything is written.
     for_card = [source if isinstance(source, Results) else Results.load(source) for source in results]
     exporting.check_new(folder)
 
@@ -150,7 +150,7 @@ def export(
             single_order = None if per_layer else only_order or loaded.order
             write_quantized_card(loaded, folder, quantized, order=single_order, results=for_card, license=license)
             shutil.rmtree(folder / ORIGINAL)
-    # Also after Ctrl-C: a folder that is there must be one that was checked.
+    # BaseException is also Ctrl-C: a folder that is there must be one that was checked.
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -206,11 +206,12 @@ def _export_for_timm(
     timm_refuses = exporting.why_not_timm(exported)
     normalise = Preprocess(*model.image_format)
 
-    def run(batch: Tensor, order: Order | None) -> Tensor:
+    # The order is part of what was exported.
+    def run(batch: Tensor, _: Order | None) -> Tensor:
         inputs = normalise(batch)
         if timm_refuses:
             return exported(inputs).logits
-        # timm runs its own model without our wrapper, and so that is what is compared.
+        # timm runs its own model without our wrapper, so that is what is compared.
         logits: Tensor = exported.vit(inputs)
         return logits
 
@@ -258,13 +259,15 @@ def _export_program(
         results=results,
         license=license,
     )
+    # A program of one order has its groups merged where that is possible.
     merged = None
     not_merged = None
     if has_groups(order) and not program.per_layer:
         not_merged = why_not_wide(loaded.model, order)
-        merged = None if not_merged else what_is_merged(order)
+        if not not_merged:
+            merged = what_is_merged(order)
     orders = [order]
     if program.per_layer:
         orders += random_orders(order, SAMPLED)
-    difference = difference_of_programs(loaded.model, folder, orders, images)
-    return _Written(difference, merged=merged, not_merged=not_merged)
+    largest_difference = difference_of_programs(loaded.model, folder, orders, images)
+    return _Written(largest_difference, merged=merged, not_merged=not_merged)

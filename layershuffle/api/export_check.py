@@ -52,18 +52,23 @@ def difference_of_programs(model: OrderedViT, folder: Path, orders: Sequence[Ord
 def difference(model: OrderedViT, run: Run, orders: Sequence[Order | None], images: Tensor) -> float:
     """How far the logits of ``run`` are from the model's in any of ``orders``; NaN if one of them is not a number.
 
-    images: uint8 [images, channels, size, size]. All run as one batch, and the first by itself.
+    Args:
+        model: the model.
+        run: what was exported.
+        orders: the orders to compare in; None stands for the model's base order.
+        images: uint8 [images, channels, size, size], on the model's device. All run as one batch, and the first by
+            itself.
     """
     normalise = Preprocess(*model.image_format).to(images.device)
-    largest = []
+    differences = []
     for order in orders:
-        # A program may have kept the size of the batch that it was exported with.
+        # A single image as well, because a program may have kept the size of the batch that it was exported with.
         for batch in (images, images[:1]):
             expected = model(normalise(batch), order).logits
             logits = run(batch, order).to(images.device)
-            largest.append((logits - expected).abs().max())
+            differences.append((logits - expected).abs().max())
     # Unlike Python's max, torch's is NaN where one of the numbers is.
-    return float(torch.stack(largest).max())
+    return float(torch.stack(differences).max())
 
 
 def images_to_compare(data: DataLike, loaded: LoadedModel) -> tuple[Tensor, str]:

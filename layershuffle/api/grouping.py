@@ -64,15 +64,18 @@ def group_layers(study: Study, order: Order, losses_of: Losses, steps: int, roun
     best: dict[int, _Groups] = {}
     for is_split in (False, True):
         for grouped, loss in group(order, partial(_losses, losses_of, is_split), steps):
-            groups = _Groups(grouped, loss, is_split)
-            if len(grouped) not in best or loss < best[len(grouped)].loss:
-                best[len(grouped)] = groups
+            best_so_far = best.get(len(grouped))
+            if best_so_far is None or loss < best_so_far.loss:
+                best[len(grouped)] = _Groups(grouped, loss, is_split)
 
     # Only the result is improved further: the others just show how accuracy falls on the way there.
-    fewest = best[min(best)]
+    fewest_steps = min(best)
+    fewest = best[fewest_steps]
     neighbours = partial(exchanged, layers=sorted(study.model.order.layers))
-    *_, (grouped, loss) = climb(fewest.order, partial(_losses, losses_of, fewest.is_split), rounds, neighbours)
-    best[min(best)] = fewest._replace(order=grouped, loss=loss)
+    climbed = list(climb(fewest.order, partial(_losses, losses_of, fewest.is_split), rounds, neighbours))
+    grouped, loss = climbed[-1]
+    best[fewest_steps] = fewest._replace(order=grouped, loss=loss)
+    # ``group`` begins with the most steps, and a dict keeps that sequence.
     return [_form(groups.order, groups.is_split) for groups in best.values()]
 
 
@@ -86,8 +89,10 @@ def milliseconds_when_merged(study: Study, orders: Sequence[Order], repeats: int
 
 
 def _losses(losses_of: Losses, is_split: bool, orders: Sequence[Order]) -> list[float]:
+    """The losses of orders of whole layers, as they are or with each step in halves."""
     return losses_of([_form(order, is_split) for order in orders])
 
 
 def _form(order: Order, is_split: bool) -> Order:
+    """An order of whole layers as it runs: as it is, or with each step in halves."""
     return in_halves(order) if is_split else order

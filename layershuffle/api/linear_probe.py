@@ -86,7 +86,7 @@ class LinearProbedModel:
 def fit_linear_probe(
     model: ModelLike, data: DataLike, *, split: Split, **options: Unpack[StudyOptions]
 ) -> LinearProbedModel:
-    """Do what ``linear_probe`` does, but write nothing."""
+    """Do what ``linear_probe`` does, but write nothing; raises UserError as it does."""
     if split != "test":
         raise UserError("a linear probe is scored on the test images, and validation images choose it: leave out split")
     study = start_study(model, data, split=split, classifier=None, **options)

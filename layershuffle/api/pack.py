@@ -4,6 +4,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from layershuffle.api.progress import progress_bar
@@ -73,7 +74,7 @@ def pack(
     Raises:
         UserError: if the folders can't be read, don't fit on the disk, or are not what was packed before.
     """
-    # The affinity and not the number of cores: schedulers and containers give a process some of them.
+    # The cores that this process may use, and not all: schedulers and containers give a process some of them.
     if workers is None:
         workers = usable_cores()
     if size < 1 or not 0 <= workers <= WORKERS_LIMIT:
@@ -90,9 +91,11 @@ def pack(
     images = {split: len(sources) for split, sources in work.images.items()}
     _announce(work, images)
     was_finished = work.finished
-    # First all images are packed, and then all are checked.
-    for step, chunks in groupby(packing.pack(work, workers), key=lambda chunk: chunk[0]):
-        with progress_bar(step, sum(images.values()), "image") as advance:
+    # Each chunk comes as ("packing" or "checking", number of images). First all images are packed, and then all are
+    # checked, so that each of the two groups gets a bar from 0 to all images.
+    total = sum(images.values())
+    for step, chunks in groupby(packing.pack(work, workers), key=itemgetter(0)):
+        with progress_bar(step, total, "image") as advance:
             for _, count in chunks:
                 advance(count)
     return PackedFolder(folder, images, sum(work.bytes.values()), was_finished)
@@ -144,4 +147,5 @@ def _announce(work: Packing, images: dict[str, int]) -> None:
 
 
 def _gigabytes(count: int) -> str:
+    """A number of bytes in GB (10^9 bytes), with three digits."""
     return f"{count / 1e9:,.3g} GB"

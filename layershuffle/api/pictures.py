@@ -74,7 +74,7 @@ def orders_to_run(loaded: LoadedModel, order: OrderLike | None, random_orders: i
     """
     if random_orders is not None:
         arbitrary = [trial.order for trial in trials(["arbitrary"], loaded.order, random_orders, seed)]
-        # The protocol also has an order that is new in every batch.
+        # The protocol also has a trial with a new order for every batch, which is no single order.
         return [sampled for sampled in arbitrary if isinstance(sampled, Order)]
     if order is not None:
         return [loaded.check(order)]
@@ -108,7 +108,9 @@ def run_pictures(
     """
     vit = loaded.model.to(fabric.device)
     # A single batch doesn't repay the start of worker processes.
-    workers = min(usable_cores(), 16) if len(paths) > batch_size else 0
+    workers = 0
+    if len(paths) > batch_size:
+        workers = min(usable_cores(), 16)
     # The pictures stay a list, because those that can't be read have no pixels to stack.
     loader = DataLoader(Pictures(paths, loaded), batch_size, num_workers=workers, collate_fn=list)
     with progress_bar(doing, len(loader), "batch") as advance:
@@ -130,7 +132,10 @@ def run_pictures(
 
 @torch.inference_mode()
 def logits_in(model: OrderedViT, images: Tensor, orders: Sequence[Order]) -> Tensor:
-    """The logits in each order, [orders, batch, classes]; without orders, in the one that each image chooses."""
+    """The logits of images in each order, [orders, batch, classes]; without orders, in the one that each image chooses.
+
+    The images are preprocessed, float32 [batch, channels, size, size], on the model's device.
+    """
     if not orders:
         return model(images).logits[None]
     # Orders that begin alike share their first steps, and so arrive in another sequence.

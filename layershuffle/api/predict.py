@@ -123,8 +123,15 @@ def predict(
     fabric = make_fabric(accelerator, "32-true", loaded.model)
     thresholds = loaded.info.thresholds
     for batch_paths, logits in run_pictures(paths, loaded, orders, unreadable, fabric, batch_size, "classifying"):
+        # From [orders, batch, classes] to [orders, classes] for each picture.
         for path, picture_logits in zip(batch_paths, logits.unbind(dim=1)):
             found = likely_classes(picture_logits, loaded.classes, top, thresholds)
-            shows_several = thresholds is not None
-            predictions.append(Prediction(path, found.classes, len(logits), found.disagreement, shows_several))
+            prediction = Prediction(
+                path,
+                found.classes,
+                orders=len(picture_logits),
+                disagreement=found.disagreement,
+                shows_several=thresholds is not None,
+            )
+            predictions.append(prediction)
     return Predictions(loaded.info, orders, predictions, unreadable)

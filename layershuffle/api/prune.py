@@ -125,10 +125,9 @@ def prune(
     if steps is not None:
         check_groups(study, steps, keep)
 
-    # How many layers to keep.
+    # How many layers to keep. If the model doesn't have as many, ``first`` raises a UserError, before the long search.
     base_order = study.model.order
     count, times = _how_many(study, keep, milliseconds, repeats)
-    # Raises a UserError if there aren't as many.
     first(count, len(base_order))
 
     # The images that choose must not be those that tell how good the choice is: the best of many choices does better
@@ -139,9 +138,10 @@ def prune(
     losses = losses_on(study, searched, "choosing")
 
     # Which ones, in their original sequence: the best choice of each number down to ``count``. Then exchanges of two
-    # layers look for a better sequence of the last choice.
+    # layers look for a better sequence of the last choice. Each exchange lowers the loss, so the last one is the best.
     thinned = [order for order, _ in thin(base_order, losses, count, beam)]
-    *_, (order, _) = climb(thinned[-1], losses, rounds)
+    climbed = list(climb(thinned[-1], losses, rounds))
+    order, _ = climbed[-1]
     to_score = _trials(base_order, thinned, order)
 
     # The results tell the time beside the accuracy, of those numbers of layers that are shown.

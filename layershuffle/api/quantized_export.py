@@ -119,17 +119,15 @@ def images_to_check(quantization: Quantization, data: DataLike, loaded: LoadedMo
     if loaded.data is not None:
         warn_of_training_images(loaded.data, images_of, "test")
 
-    images, labels = _some(images_of, "test", quantization.check_images, preprocess)
+    # Programs take as many channels as the model. Grey images, which fit every model, are repeated over them.
+    channels = loaded.model.image_shape[0]
+    images, labels = _random_images(images_of, "test", quantization.check_images, preprocess)
+    images = images.expand(-1, channels, -1, -1)
     calibration = None
     if quantization.calibrate:
-        calibration, _ = _some(images_of, "train", quantization.calibrate, preprocess)
-    channels = loaded.model.image_shape[0]
-    return CheckImages(
-        images.expand(-1, channels, -1, -1),
-        labels,
-        None if calibration is None else calibration.expand(-1, channels, -1, -1),
-        f"{counted(len(images), 'test image')} of {images_of.label}",
-    )
+        calibration, _ = _random_images(images_of, "train", quantization.calibrate, preprocess)
+        calibration = calibration.expand(-1, channels, -1, -1)
+    return CheckImages(images, labels, calibration, f"{counted(len(images), 'test image')} of {images_of.label}")
 
 
 def quantize_export(
@@ -154,6 +152,7 @@ def quantize_export(
     Raises:
         UserError: if they can't be written or lose too much.
     """
+    # The orders to compare in, by what the model card calls them. Programs of single layers run any order.
     programs = Programs(original)
     order = only_order or loaded.order
     groups = {"base order" if only_order is None else "its order": [order]}
@@ -162,7 +161,7 @@ def quantize_export(
         if others:
             groups[counted(len(others), "random order")] = others
 
-    orders = [order for group in groups.values() for order in group]
+    orders = list(itertools.chain.from_iterable(groups.values()))
     calibration = _calibration(original, loaded.model, checked.calibration, orders)
     try:
         _quantize_files(programs, folder, quantization.kind, calibration)
@@ -208,10 +207,14 @@ def _size(programs: Programs) -> int:
     return sum(path.stat().st_size for path in programs.paths)
 
 
-def _some(
+def _random_images(
     images_of: ImageData, split: Literal["train", "test"], count: int, preprocess: Preprocess
 ) -> tuple[Tensor, Tensor]:
-    """At most ``count`` random images of a split, as many of each class as possible, and their labels."""
+    """At most ``count`` random images of a split, and their labels.
+
+    The images are uint8 [images, channels, size, size], the labels int64 [images]. Of a data set that is split by
+    class, each class keeps its share.
+    """
     images = images_of.sets[split]
     # Folders are read class by class, so that the first images would be of few classes.
     if count < len(images):  # type: ignore[arg-type]
@@ -277,9 +280,13 @@ def _agreements(
 
 def _check_loss(agreements: Sequence[Agreement], quantization: Quantization) -> None:
     """Raise a UserError that says all figures if one of them is beyond its limit."""
-    if all(one.loss <= quantization.max_loss and one.agreement >= quantization.min_agreement for one in agreements):
+
+    def is_within(agreement: Agreement) -> bool:
+        return agreement.loss <= quantization.max_loss and agreement.agreement >= quantization.min_agreement
+
+    if all(map(is_within, agreements)):
         return
-    figures = "; ".join(str(one) for one in agreements)
+    figures = "; ".join(map(str, agreements))
     raise UserError(
         f"the {quantization.kind} program loses too much, so it was not kept: {figures} (limits: max_loss "
         f"{quantization.max_loss:g}, min_agreement {quantization.min_agreement:g})"

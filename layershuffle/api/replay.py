@@ -83,6 +83,7 @@ class ReplayedStep:
         return "\n".join(lines)
 
     def _summary(self) -> str:
+        """In one sentence, what was not finite first."""
         if self.part == "layer":
             return f"layer {self.layer} was the first whose output was not finite, at position {self.position}"
         if self.part == "embedding":
@@ -96,7 +97,9 @@ class ReplayedStep:
         steps = [str(step) for step in Order(self.order or "")]
         names = ["embedding", *(f"layer {step}" for step in steps)]
         values = [f"{value:.3g}" for value in self.largest]
-        return [f"{name:11}{value}" for name, value in zip(names, [*values, "not finite"])]
+        # After the values of ``largest`` comes that of what was not finite; the names of later layers have none.
+        values.append("not finite")
+        return [f"{name:11}{value}" for name, value in zip(names, values)]
 
 
 def replay(file: str | Path) -> ReplayedStep:
@@ -136,6 +139,7 @@ def replay(file: str | Path) -> ReplayedStep:
         run = compose([f"--config={config}", *as_options(options)])
         watch = StepWatch(saved.step, saved.rank)
         run.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+        # Once the step has run, the watch ends the training by raising Found, even if all was finite.
         try:
             fit(run)
         except Found as end:
@@ -154,6 +158,8 @@ def replay(file: str | Path) -> ReplayedStep:
 
 def _check_batch(finding: Finding | None, saved: step_file.NonFiniteStep, images: torch.Tensor) -> None:
     """Raise a UserError if the batch of the saved step has other images than before."""
+    # There is nothing to compare if all was finite, the images could not be read again, or the step before the saved
+    # one was to blame.
     if finding is None or finding.batch is None or finding.step != saved.step:
         return
     batch = finding.batch
@@ -163,6 +169,7 @@ def _check_batch(finding: Finding | None, saved: step_file.NonFiniteStep, images
 
 
 def _described(finding: Finding, class_names: list[str] | None) -> ReplayedStep:
+    """A finding with its images, classes and layers in words."""
     images = []
     batch = finding.batch
     if batch is not None:
@@ -187,9 +194,12 @@ def _described(finding: Finding, class_names: list[str] | None) -> ReplayedStep:
 
 
 def _classes(label: torch.Tensor, class_names: list[str] | None) -> list[str]:
-    """The classes of an image: its label is one number, or has a column for each class."""
-    numbers = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
-    return [class_names[number] if class_names else str(number) for number in numbers]
+    """The classes of an image: its label is one number [], or has a 1 for each class that it shows, [classes]."""
+    has_several = label.ndim > 0
+    numbers = label.nonzero().flatten().tolist() if has_several else [int(label)]
+    if not class_names:
+        return [str(number) for number in numbers]
+    return [class_names[number] for number in numbers]
 
 
 def _shortened(texts: list[str]) -> list[str]:

@@ -64,12 +64,9 @@ def search(
         raise UserError(f"start is where climb begins; {strategy} has no use for it")
     study = start_study(model, data, split=split, **options)
     base_order = study.model.order
-    first_order = base_order
-    if isinstance(start, str):
-        first_order = study.model.check(parse_order(start, base_order))
-    elif start is not None:
-        first_order = study.model.check(start)
+    first_order = _order_of(start, study)
 
+    # What was found is scored on other images: the best of many orders does better by chance on those that chose it.
     searched, reported = study.data.parts(split, fraction, study.seed)
     images = len(searched.dataset)  # type: ignore[arg-type]
     warn_of_few_images(images, study.data.num_classes, split)
@@ -84,12 +81,14 @@ def search(
     elif strategy == "greedy":
         trace = list(greedy(base_order, losses))
         best, _ = min(trace, key=lambda step: step[1])
-        # Appending every layer ends with all of them. Fewer may do better, so that the best length is scored as well.
-        orders = {strategy: trace[-1][0], "greedy, best length": best}
+        # The last step has all layers. Fewer may do better, so that the best length is scored as well.
+        all_layers, _ = trace[-1]
+        orders = {strategy: all_layers, "greedy, best length": best}
         measure = Search(strategy, images, trace=_steps(trace))
     else:
         trace = list(climb(first_order, losses, rounds))
-        orders = {strategy: trace[-1][0]}
+        best, _ = trace[-1]
+        orders = {strategy: best}
         if start is not None:
             orders["start"] = first_order
         measure = Search(strategy, images, trace=_steps(trace))
@@ -100,10 +99,21 @@ def search(
     scores = study.score(to_score, reported)
 
     used = {"strategy": strategy, "start": start, "rounds": rounds, "fraction": fraction}
-    # A start that was given as text is kept as it was written.
+    # The record has text. A start that was given as text is kept as it was written.
     if start is not None and not isinstance(start, str):
         used["start"] = str(first_order)
     return study.results(scores, EvaluationInfo(options=used), [measure])
+
+
+def _order_of(start: OrderLike | None, study: Study) -> Order:
+    """The order that a search begins with; raises UserError if the model can't run it."""
+    base_order = study.model.order
+    if start is None:
+        return base_order
+    # A text may be the name of an order, such as "backwards", which rearranges the steps of the base order.
+    if isinstance(start, str):
+        start = parse_order(start, base_order)
+    return study.model.check(start)
 
 
 def losses_on(study: Study, images: DataLoader, doing: str) -> Losses:
@@ -111,6 +121,8 @@ def losses_on(study: Study, images: DataLoader, doing: str) -> Losses:
 
     Its progress bar says ``doing``, and how many steps the orders have, from which one sees how far a search is.
     """
+    # A search calls the function many times. If each call had a clock of its own, short ones would end before their
+    # first line is due, and a log would show nothing.
     clock = LineClock()
 
     def losses(orders: Sequence[Order]) -> list[float]:
@@ -150,5 +162,9 @@ def warn_of_few_images(
 
 
 def _steps(trace: Sequence[tuple[Order, float]]) -> list[SearchStep]:
-    """The steps of a search as results files have them."""
-    return [SearchStep(str(order), loss if math.isfinite(loss) else None) for order, loss in trace]
+    """The steps of a search as results files have them: JSON knows no infinite loss."""
+    steps = []
+    for order, loss in trace:
+        finite_loss = loss if math.isfinite(loss) else None
+        steps.append(SearchStep(str(order), finite_loss))
+    return steps

@@ -29,6 +29,7 @@ from layershuffle.serving.policy import Policy
 logger = logging.getLogger(__name__)
 
 THE_REST = "The same command classifies what is left"
+"""What errors tell users, because the file of answers says which pictures are done."""
 
 Watch = Callable[[Cluster], AbstractAsyncContextManager[Any]]
 """Makes a context in which a cluster is shown while it works."""
@@ -304,7 +305,7 @@ class _Failures:
     """Counts the requests that fail, and gives up after too many in a row.
 
     Args:
-        most: how many may fail in a row.
+        most: how many must fail in a row for it to give up.
     """
 
     def __init__(self, most: int) -> None:
@@ -313,7 +314,7 @@ class _Failures:
         self.in_a_row = 0
 
     def add(self, error: UserError) -> None:
-        """Count a request that failed with ``error``; raise a UserError if it is one too many."""
+        """Count a request that failed with ``error``; raise a UserError if ``most`` have failed in a row."""
         self.total += 1
         self.in_a_row += 1
         if self.in_a_row >= self.most:

@@ -69,9 +69,12 @@ def draw_data(args: Sequence[str], images: int, epochs: int) -> Figure:
     run.data.prepare_data()
     run.data.setup()
     columns = _columns(run, preprocess, images, epochs)
-    # Row by row, and with the normalisation undone. Augmentation can leave pixels that are brighter than white.
-    pixels = torch.stack(list(columns.values()), dim=1).flatten(0, 1) * preprocess.std + preprocess.mean
-    # Of images with more channels than colours, such as those of satellites, the first ones are drawn.
+
+    # Row by row, [rows * columns, channels, size, size], and with the normalisation undone.
+    in_rows = torch.stack(list(columns.values()), dim=1).flatten(0, 1)
+    pixels = in_rows * preprocess.std + preprocess.mean
+    # Of images with more channels than colours, such as those of satellites, the first ones are drawn. Augmentation can
+    # leave pixels that are brighter than white, which are drawn white.
     drawn = 3 if pixels.shape[1] >= 3 else 1
     return _draw(list(columns), pixels[:, :drawn].clamp(0, 1))
 
@@ -88,18 +91,26 @@ def _columns(run: Run, preprocess: nn.Module, count: int, epochs: int) -> dict[s
         return torch.cat([preprocess(image[None]) for image in images])
 
     columns = {"evaluated": stack([train[index][0] for index in chosen])}
+
+    # Augmentation is a function of the epoch, which is counted from 0, and of the image.
     augmented = Augmented(train, module.augmentation, run.data.image_size, module.seed, run.data.resizing)
-    in_epochs = [stack([augmented[epoch, index][0] for index in chosen]) for epoch in range(epochs)]
+
+    def in_epoch(epoch: int) -> Tensor:
+        return stack([augmented[epoch, index][0] for index in chosen])
+
+    in_epochs = [in_epoch(epoch) for epoch in range(epochs)]
     if epochs > 1 and all(torch.equal(images, in_epochs[0]) for images in in_epochs):
         columns["every epoch"] = in_epochs[0]
     else:
-        # What is random is a function of the epoch, counted from 0; users count from 1, as the training does.
-        columns |= {f"epoch {number}": images for number, images in enumerate(in_epochs, 1)}
-    # Mixing takes a whole batch, and the labels only because it mixes them too.
+        # Users count epochs from 1, as the training does when it tells of them.
+        for number, images in enumerate(in_epochs, 1):
+            columns[f"epoch {number}"] = images
+
+    # Mixing takes a whole batch, and its labels, which it mixes too.
     if module.mix:
         torch.manual_seed(module.seed)
-        mixed, _ = module.mix(in_epochs[0], torch.stack([torch.as_tensor(train[index][1]) for index in chosen]))
-        columns["mixed"] = mixed
+        labels_of_chosen = torch.stack([torch.as_tensor(train[index][1]) for index in chosen])
+        columns["mixed"], _ = module.mix(in_epochs[0], labels_of_chosen)
     return columns
 
 

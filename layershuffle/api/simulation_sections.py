@@ -58,6 +58,6 @@ def _simulation(content: dict[str, Any], name: str) -> Section:
         partial(comparison.figure, outcomes),
         table,
     )
-    # The table has the numbers of nodes.
+    # The number of nodes in a scenario isn't used: the rows of the table say how many there were.
     settings = [f"{key}: {value}" for key, value in scenario.items() if key != "nodes"]
     return Section(f"Simulated nodes: {name}", [f"{', '.join(settings)}."], [picture, table])

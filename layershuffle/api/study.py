@@ -49,7 +49,7 @@ What ``train``, ``merge`` and ``export`` return is path-like, and so is a model 
 """
 
 MOST_NAMED = 3
-"""A warning about logits that are not numbers names so many orders."""
+"""How many orders a warning about logits that are not numbers names."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Study:
         """
         if batches is None:
             batches = self.batches
-        # What each image chooses runs no order of its own.
+        # Each order runs once, however many trials it has, and what each image chooses runs no order of its own.
         orders = {trial.order for trial in to_score if not isinstance(trial.order, str)}
         total = len(batches) * len(orders)
         with progress_bar(f"{doing} {self.loaded.info.name}", total, "forward pass", clock) as advance:
@@ -312,7 +312,7 @@ def as_loaded(model: ModelLike, needs_classifier: bool = True) -> LoadedModel:
 
 
 def _tell_untrained_layers(model: OrderedViT) -> None:
-    """Say so if the model's base order leaves some of its layers out."""
+    """Log it if the model's base order leaves some of its layers out."""
     trained = len(model.order.layers)
     if trained < model.depth:
         logger.info(
@@ -324,7 +324,7 @@ def _tell_untrained_layers(model: OrderedViT) -> None:
 
 
 def _warn_of_nan(scores: Sequence[Score]) -> None:
-    """Name the orders in which some logits are not numbers."""
+    """Warn of orders in which some logits are not numbers (NaN), and name the first ones."""
     affected = [score for score in scores if score.nan]
     if not affected:
         return

@@ -138,7 +138,9 @@ def train(
         "data.batch_size": batch_size,
         "model.optimizer.lr": learning_rate,
     }
-    settings.update({name: value for name, value in shortcuts.items() if value is not None})
+    given = {name: value for name, value in shortcuts.items() if value is not None}
+    settings.update(given)
+    # The run's folder is that of its logger, see ``run_folder``.
     if folder is not None:
         # With a slash at its end, because the default of some loggers, ".", is replaced by "runs".
         settings["trainer.logger.save_dir"] = os.path.join(Path(folder).parent, "")
