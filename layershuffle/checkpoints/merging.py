@@ -97,9 +97,9 @@ def _merged_weight(name: str, checkpoints: Sequence[Checkpoint], source_of_layer
     dimension = LAYER_ROWS.get(name.removeprefix(BACKBONE_PREFIX))
     if dimension is not None:
         rows = []
-        for layer, source in source_of_layer.items():
+        for row, source in source_of_layer.items():
             weight = checkpoints[source].weights[name]
-            rows.append(weight.select(dimension, layer))
+            rows.append(weight.select(dimension, row))
         return torch.stack(rows, dimension)
 
     layer = layer_of(name)
