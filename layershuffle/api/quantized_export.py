@@ -28,7 +28,7 @@ from layershuffle.errors import UserError
 from layershuffle.evaluation.metrics import best_class
 from layershuffle.hardware import device_name, seconds
 from layershuffle.models import OrderedViT
-from layershuffle.orders.order import Order
+from layershuffle.orders.order import Order, sequential
 from layershuffle.plurals import counted
 
 BATCH = 16
@@ -162,6 +162,8 @@ def quantize_export(
             groups[counted(len(others), "random order")] = others
 
     orders = list(itertools.chain.from_iterable(groups.values()))
+    if "layers" in programs.manifest["files"]:
+        orders = _with_all_layers(orders, loaded.model.depth)
     calibration = _calibration(original, loaded.model, checked.calibration, orders)
     try:
         _quantize_files(programs, folder, quantization.kind, calibration)
@@ -226,6 +228,17 @@ def _random_images(
         batches.append(preprocess.resized(batch))
         labels.append(batch_labels)
     return torch.cat(batches), torch.cat(labels)
+
+
+def _with_all_layers(orders: list[Order], depth: int) -> list[Order]:
+    """The orders to calibrate in, which together run all layers.
+
+    A layer that the model's base order leaves out has a program, too, and random orders leave it out as well.
+    """
+    layers = set(itertools.chain.from_iterable(order.layers for order in orders))
+    if len(layers) == depth:
+        return orders
+    return [sequential(depth), *orders]
 
 
 def _calibration(

@@ -233,7 +233,9 @@ def _tell_of_better_last(trainer: pl.Trainer) -> None:
     On few images the loss is lowest long before the accuracy is highest.
     """
     for callback in trainer.checkpoint_callbacks:
-        name = callback.better_last(trainer) if isinstance(callback, BestCheckpoint) else None
+        if not isinstance(callback, BestCheckpoint):
+            continue
+        name = callback.better_last(trainer)
         if name:
             logger.warning(
                 "the best checkpoint, by %s, has %s %.1f%%, the last one %.1f%%: evaluate the last one, or train with "

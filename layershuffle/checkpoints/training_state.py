@@ -134,7 +134,7 @@ def _is_schedule(value: Any) -> bool:
         return False
     if not _is_count(value.get("last_epoch")) or not _is_count(value.get("_step_count", 0)):
         return False
-    return all(name in SCHEDULE or name[0] == "_" for name in value)
+    return all(name in SCHEDULE or name.startswith("_") for name in value)
 
 
 _CHECKS = {

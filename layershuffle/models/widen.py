@@ -284,7 +284,9 @@ def _affine(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scaled(matrix: Folded, scale: Tensor | None, share: float) -> Folded:
     """A matrix [dim, inputs] and its bias, times the scale [dim] of a layer and its share in a group."""
-    factor = torch.tensor(share) if scale is None else scale.double() * share
+    if scale is None:
+        return Folded(matrix.weight * share, matrix.bias * share)
+    factor = scale.double() * share
     return Folded(matrix.weight * factor.unsqueeze(-1), matrix.bias * factor)
 
 

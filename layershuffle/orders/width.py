@@ -28,6 +28,10 @@ def grouped(order: Order, groups: int, *, halves: bool = False, averaged: bool =
             f"{counted(len(layers), 'layer')} can't make {counted(groups, 'group')}: choose from 1 to {len(layers)}"
         )
 
+    # An order without layers has a single group, which is empty and needs no step.
+    if not layers:
+        return Order()
+
     # The borders between the groups are spread evenly over the layers and rounded down, so that the sizes differ by one
     # at most.
     steps: list[str] = []

@@ -16,6 +16,7 @@ from helpers import fails
 
 import layershuffle
 from layershuffle.api import quantized_export
+from layershuffle.api.quantized_export import _with_all_layers
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.program_export import export_programs
 from layershuffle.checkpoints.programs import Programs
@@ -24,7 +25,7 @@ from layershuffle.checkpoints.quantized import Quantized
 from layershuffle.commands.export import export_command
 from layershuffle.commands.predict import predict_command
 from layershuffle.data import Digits, Preprocess
-from layershuffle.orders.order import Order
+from layershuffle.orders.order import Order, sequential
 from layershuffle.results import ModelInfo
 
 PIXELS = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -81,6 +82,13 @@ def test_times_of_all_sizes_are_readable():
     quantized = Quantized("int8", 0, 343_330_000, 88_950_000, 2104.4, 0.5384, "a CPU", "8 images", ())
     assert quantized.gain == "343.33 MB before, 88.95 after; 2,104 ms / image before, 0.538 after"
     assert "| ms / image | 2,104 | 0.538 |" in quantized.markdown()
+
+
+def test_layers_that_the_base_order_leaves_out_are_calibrated_too():
+    compared = [Order("2 0"), Order("0 2")]
+    assert _with_all_layers(compared, 4) == [sequential(4), *compared]
+    compared = [Order("2 0"), Order("1 2")]
+    assert _with_all_layers(compared, 3) == compared
 
 
 @pytest.mark.heavy

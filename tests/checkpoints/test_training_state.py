@@ -95,6 +95,6 @@ def test_the_options_of_an_optimizer_are_plain_values():
 
 
 def test_a_schedule_takes_no_other_attributes():
-    for name in ("optimizer", "step", "get_lr"):
+    for name in ("optimizer", "step", "get_lr", ""):
         with pytest.raises(UserError, match="lr_schedulers"):
             check_training_state(edited(("lr_schedulers", 0, name), "x"), "run.ckpt")

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layershuffle import Order
 from layershuffle.evaluation.metrics import OrderMetrics
 from layershuffle.evaluation.scoring import run_orders
+from layershuffle.models.widen import Folded, _scaled
 from layershuffle.training.module import FineTuner
 from layershuffle.training.objectives.classification import position_cross_entropy
 from layershuffle.training.step_file import BatchPlace
@@ -73,3 +74,12 @@ def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fak
             found = [output for _, output in run_orders(module.model.eval(), images, orders)]
             metrics.update(0, found, labels)
     assert crossings.found == crossings_evaluating.found == set()
+
+
+@pytest.mark.parametrize("has_scale", [True, False])
+def test_what_is_merged_stays_on_the_gpu(has_scale):
+    with FakeTensorMode():
+        matrix = Folded(*(torch.empty(shape, dtype=torch.float64, device="cuda") for shape in ((4, 3), (4,))))
+        scaled = _scaled(matrix, torch.empty(4, device="cuda") if has_scale else None, 1 / 3)
+    for value, original in zip(scaled, matrix):
+        assert (value.device, value.dtype, value.shape) == (original.device, original.dtype, original.shape)

@@ -17,6 +17,7 @@ def test_groups_differ_by_one_at_most():
     assert grouped(Order("3 1 0 2 4"), 5) == Order("3 1 0 2 4")
     assert grouped(Order("3 1 0"), 1, averaged=True) == Order("(0|1|3)")
     assert grouped(Order("3 1 0"), 2, halves=True) == Order("3a 3f (0a+1a) (0f+1f)")
+    assert grouped(Order(), 1) == Order()
     assert parse_order("grouped(2)", sequential(4)) == Order("(0+1) (2+3)")
     for groups in (0, 4):
         with pytest.raises(UserError, match=f"{groups} groups"):
