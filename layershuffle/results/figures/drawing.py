@@ -124,8 +124,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist] | None = None) -> Non
         legend.remove()
         columns = math.ceil(entries / lines)
         legend = figure.legend(loc="outside lower center", frameon=False, ncols=columns, **named)
-        # Its width is known only once it has been laid out.
-        figure.draw_without_rendering()
+        # A legend knows its width without being drawn, which would lay out the whole figure each time.
         if legend.get_window_extent().width <= figure.bbox.width:
             break
 
