@@ -130,6 +130,7 @@ def test_results_with_values_that_cannot_be(tmp_path):
         {"order": [{"a": 1}]},
         {"protocol": ["pruned"]},
         {"variant": {"kept": [1]}},
+        {"variant": {}},
     ):
         path.write_text(json.dumps(content | {"scores": [content["scores"][0] | change]}))
         with pytest.raises(UserError, match="is not a whole results file"):

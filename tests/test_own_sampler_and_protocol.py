@@ -15,6 +15,7 @@ from helpers import DIGITS, QUIET, ROOT, fails, train
 from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.list import list_command
 from layershuffle.commands.report import report_command
+from layershuffle.errors import UserError
 from layershuffle.orders import (
     FirstLayers,
     GrowingDepth,
@@ -165,3 +166,12 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
 def test_protocols_that_cannot_be_say_why(capsys, code, complaint):
     Path("my_protocols.py").write_text(f"from layershuffle.orders.protocols import protocol\n{code}\n")
     assert complaint in fails(capsys, evaluate_command, "mini_digits", "--protocols", "my_protocols.mine")
+
+
+def test_a_protocol_with_columns_has_one_for_each_variant():
+    @protocols.protocol("mine", "", columns="length")
+    def mine(depth):
+        yield named.sequential(depth), {}
+
+    with pytest.raises(UserError, match="the protocol mine has columns: give each of its variants an entry"):
+        protocols.trials(["mine"], 3)

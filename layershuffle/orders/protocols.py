@@ -242,7 +242,8 @@ def trials(
         options: options of protocols, by name. Each protocol gets those that it has.
 
     Raises:
-        UserError: if there is no such protocol, the model can't do it, or there is nothing to score.
+        UserError: if there is no such protocol, the model can't do it, a variant that needs an entry has none, or there
+            is nothing to score.
     """
     if isinstance(base_order, int):
         base_order = sequential(base_order)
@@ -266,6 +267,9 @@ def trials(
         parameters = inspect.signature(family.orders).parameters
         needed = {name: arguments[name] for name in parameters if name in arguments}
         for listed, variant in family.orders(**needed):
+            # Without an entry a score has no column. After the evaluation it would be too late to say so.
+            if family.columns and not variant:
+                raise UserError(f"the protocol {family.name} has columns: give each of its variants an entry")
             order = listed if family.names_layers else _over(listed, base_order)
             to_score.append(Trial(family.name, order, variant))
     if not to_score:

@@ -6,6 +6,7 @@ from typing import Any
 
 from layershuffle import typed_json
 from layershuffle.errors import UserError
+from layershuffle.orders.protocols import PROTOCOLS
 from layershuffle.plurals import counted
 
 Variant = dict[str, str | int | float | bool]
@@ -97,8 +98,8 @@ class ScoreColumns:
         """A Score for each row.
 
         Raises:
-            UserError: if the columns are neither those of one label nor those of several, if they differ in length, or
-                if a value is out of range.
+            UserError: if the columns are neither those of one label nor those of several, if they differ in length, if
+                a value is out of range, or if the variant lacks what the protocol's table needs.
         """
         has_accuracy = self.top1 is not None
         has_map = self.map is not None
@@ -166,7 +167,11 @@ def read_scores(groups: Any) -> tuple[list[Score], frozenset[str]]:
 
 
 def _check(score: Score) -> None:
-    """Raise a UserError if a count or a share of a score that was read can't be one."""
+    """Raise a UserError if a count, a share or the variant of a score that was read can't be one."""
+    # In a table with columns, the first entry of the variant says in which column the score stands.
+    protocol = PROTOCOLS.get(score.protocol)
+    if protocol is not None and protocol.columns and not score.variant:
+        raise UserError(f"a score of {score.protocol} has an empty variant, without the {protocol.columns}")
     if not 0 <= score.nan <= score.images:
         raise UserError(f"of {counted(score.images, 'image')} of {score.protocol}, {score.nan} can't be NaN")
     for share in (score.top1, score.top5, score.position_accuracy, score.chosen, score.ece, score.map, score.f1):

@@ -76,3 +76,18 @@ def test_the_names_of_long_classes_are_shown_whole_beside_other_long_cells():
     # The other cells stand in the row's first line, behind two spaces or more.
     first_column = [line.split("  ")[0].strip() for line in capture.get().splitlines()]
     assert name in " ".join(first_column)
+
+
+def test_columns_are_numbers_and_then_texts():
+    scores = [score("mine", 0.1, n=10), score("mine", 0.2, n="all"), score("mine", 0.3, n=9), score("mine", 0.4, n="a")]
+    header, rows = tables.of(results(scores=scores))["mine"]
+    assert header == ["n", "9", "10", "a", "all"]
+    (row,) = rows
+    assert [cell.split(" ±")[0] for cell in row] == ["top-1 %", "30.00", "10.00", "40.00", "20.00"]
+
+
+def test_a_protocol_of_which_a_score_has_no_column_has_rows():
+    scores = [score("mine", 0.1, n=1), score("mine", 0.2)]
+    found = tables.of(results(scores=scores))
+    assert [row[0] for row in found["orders"].rows] == ["mine, 1", "mine"]
+    assert "mine" not in found

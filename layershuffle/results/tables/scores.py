@@ -30,19 +30,27 @@ def shown(results: Results) -> list[Protocol]:
 
     One that isn't, such as a user's own, gets columns if the first entry of its variants is a number.
     """
-    # The variant of each protocol's first score stands for those of all.
-    first_variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, list[dict[str, Any]]] = {}
     for score in results.scores:
-        first_variants.setdefault(score.protocol, score.variant)
+        variants.setdefault(score.protocol, []).append(score.variant)
 
-    protocols = [protocol for name, protocol in PROTOCOLS.items() if name in first_variants]
-    for name, variant in first_variants.items():
+    protocols = [protocol for name, protocol in PROTOCOLS.items() if name in variants]
+    for name, of_protocol in variants.items():
         if name not in PROTOCOLS:
             # The module that registered it when the results were made may not be imported now.
-            key, value = next(iter(variant.items()), ("", None))
-            columns = key if isinstance(value, (int, float)) else ""
+            columns = _columns_of(of_protocol)
             protocols.append(Protocol(name, lambda: iter(()), columns=columns))
     return protocols
+
+
+def _columns_of(variants: list[dict[str, Any]]) -> str:
+    """What the columns of a protocol's table are called, judging by its variants; empty if it has rows alone."""
+    # A score without any entry would be in no column.
+    if not all(variants):
+        return ""
+    # The first variant stands for all.
+    key, value = next(iter(variants[0].items()))
+    return key if isinstance(value, (int, float)) else ""
 
 
 def full_depth(results: Results) -> Table:
@@ -115,7 +123,7 @@ def grid(results: Results, protocol: Protocol) -> Table:
     present: set[Any] = set()
     for cells in by_rest.values():
         present.update(cells)
-    columns = sorted(present)
+    columns = sorted(present, key=_numbers_first)
     rows: Rows = []
     for rest, cells in by_rest.items():
         # Where the first entry is all that the variant has, the only row says what the numbers are.
@@ -130,3 +138,8 @@ def grid(results: Results, protocol: Protocol) -> Table:
                 row.append(f"{100 * accuracy.mean:.1f}")
         rows.append(row)
     return Table([protocol.columns, *map(str, columns)], rows)
+
+
+def _numbers_first(value: object) -> tuple[bool, object]:
+    """The key that sorts numbers by size, and texts after them: Python can't compare the one with the other."""
+    return isinstance(value, str), value
