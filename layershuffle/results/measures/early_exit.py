@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from layershuffle import typed_json
 from layershuffle.errors import UserError
 from layershuffle.results.record import Measure, Results, register
-from layershuffle.results.table import Table
+from layershuffle.results.table import Rows, Table
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,22 @@ class EarlyExits(Measure):
 
     def table(self, results: Results) -> Table:
         """Accuracy against the mean number of layers run, if all images stop together and if each stops by itself."""
-        rows = []
+        rows: Rows = []
         # All images stop together.
         for score in results.of("pruned", strategy="first", sequence="original"):
             kept = score.variant["kept"]
             rows.append([f"all after {kept}", f"{kept:.2f}", f"{100 * score.quality:.2f}"])
         # Each image stops by itself.
+        rows += self.own_stops()
+        return Table(["stop", "layers run", "top-1 %"], rows)
+
+    def own_stops(self) -> Rows:
+        """The rows of the table in which each image stops by itself."""
+        rows: Rows = []
         for stop in self.exits:
             words = "probability above" if stop.rule == "confidence" else "steps without change:"
             rows.append([f"{words} {stop.threshold}", f"{stop.layers:.2f}", f"{100 * stop.top1:.2f}"])
-        return Table(["stop", "layers run", "top-1 %"], rows)
+        return rows
 
     def tables(self, results: Results) -> dict[str, Table]:
         """The table of all exits."""
