@@ -1,5 +1,7 @@
 """Results made by hand, that tests of several rooms share."""
 
+from dataclasses import replace
+
 from layershuffle.results import (
     DataInfo,
     Environment,
@@ -46,3 +48,9 @@ def by_class(classes=3):
     sequential = OrderCounts("sequential", {}, 1, [3, 0, *[9] * (classes - 2)], mistakes)
     fixed = OrderCounts("arbitrary", {"reading": "fixed"}, 2, [10, 0, *[20] * (classes - 2)], [(0, 1, 10)])
     return results(measures=(ByClassCounts(images, [sequential, fixed]),))
+
+
+def with_several_labels(found):
+    """The same results of images with several labels: what were accuracies are mean average precisions."""
+    scores = [replace(one, top1=None, top5=None, map=one.top1, f1=one.top1) for one in found.scores]
+    return replace(found, scores=scores)

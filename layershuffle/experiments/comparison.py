@@ -84,12 +84,14 @@ def printed_tables(table: tables.Table, width: int) -> list[tuple[str, tables.Ta
         else:
             full_depth.append([name, *cells])
 
-    parts = {"top-1 %": full_depth}
+    # The first heading of a comparison says what the numbers are, such as "top-1 %".
+    quality = table.header[0]
+    parts = {quality: full_depth}
     for by_heading in (by_kept, by_steps):
         if by_heading:
             headings = list(by_heading)
             middle = headings[(len(headings) - 1) // 2]
-            parts[f"top-1 %, {middle}"] = by_heading[middle]
+            parts[f"{quality}, {middle}"] = by_heading[middle]
 
     # A part may need several tables, which all begin with the column of the methods.
     header = ["method", *table.header[1:]]

@@ -21,6 +21,10 @@ def test_each_method_is_a_row_and_no_table_is_wider_than_the_terminal(width, col
     names += [f"in {steps} steps, {layers}" for steps in (12, 4, 2) for layers in LAYERS]
     table = tables.Table(["top-1 %", *METHODS], [[name, *[CELL] * len(METHODS)] for name in names])
 
+    assert {heading.split(",")[0] for heading, _ in printed_tables(table, width)} == {"top-1 %"}
+    of_labels = tables.Table(["mAP %", *METHODS], table.rows)
+    assert {heading.split(",")[0] for heading, _ in printed_tables(of_labels, width)} == {"mAP %"}
+
     printed = [part for _, part in printed_tables(table, width)]
     assert [len(part.header) - 1 for part in printed] == columns
     # Only the number of layers in the middle is shown, and of steps.

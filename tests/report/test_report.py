@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from example_results import with_several_labels
 from helpers import paths
 from matplotlib.figure import Figure
 
@@ -738,3 +739,28 @@ def test_confusions_of_several_methods_are_folded(tmp_path):
     for picture in pictures:
         assert f"<summary>{picture.caption}</summary>" in text
         assert f"<figcaption>{picture.caption}" not in text
+
+
+def test_captions_say_what_the_numbers_are(tmp_path):
+    titles = ("Sequential and", "Merged", "Every")
+
+    def captions():
+        made = sections(*collect(tmp_path))
+        found = [next(s for s in made if s.title.startswith(title)).parts[0].caption for title in titles]
+        return [caption.split(".")[0] for caption in found]
+
+    def save(data, change):
+        for method in ("baseline", "baseline-merged"):
+            found = results(method, name="vit_small_patch16_224", data=data)
+            change(found).save(tmp_path / f"{data}-{method}.json")
+
+    save("scenes", with_several_labels)
+    assert captions() == ["Mean average precision in percent", "mAP in percent", "mAP in percent, by protocol"]
+    save("birds", lambda found: found)
+    assert captions()[:2] == [
+        "Top-1 accuracy, or mean average precision where images have several labels, in percent",
+        "Top-1, or mAP where images have several labels, in percent",
+    ]
+    (tmp_path / "scenes-baseline.json").unlink()
+    (tmp_path / "scenes-baseline-merged.json").unlink()
+    assert captions() == ["Top-1 accuracy in percent", "Top-1 in percent", "Top-1 in percent, by protocol"]

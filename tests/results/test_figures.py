@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from example_results import by_class, results, score
+from example_results import by_class, results, score, with_several_labels
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -170,3 +170,11 @@ def test_a_legend_below_stays_within_the_picture(entries):
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
     assert len(legend.get_texts()) == entries
+
+
+def test_a_caption_says_what_the_numbers_are():
+    found = results(scores=[score("swaps", 0.5, layer=0), score("swaps", 0.4, layer=1)])
+    (plot,) = figures.plots(found)
+    assert plot.caption.startswith("Top-1 accuracy: Each layer")
+    (plot,) = figures.plots(with_several_labels(found))
+    assert plot.caption.startswith("Mean average precision: Each layer")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from example_results import by_class, results, score
+from example_results import by_class, results, score, with_several_labels
 
 from layershuffle.errors import UserError
 from layershuffle.results import MEASURES as KINDS
@@ -231,3 +231,36 @@ def test_what_orders_say_together():
     }
     without_errors = replace(ENSEMBLE, auroc_of_probability=None, auroc_of_disagreement=None)
     assert tables.of(replace(found, measures=(Disagreement([without_errors]),)))["together"].rows[0][6] == ""
+
+
+def test_the_data_of_the_picture_of_depths_has_each_score_once():
+    exits = EarlyExits([Exit("confidence", 0.5, 1.5, 0.7, 0.9, None)])
+    depths = SecondsPerImage({1: 0.001, 2: 0.002})
+    study = replace(with_measure(exits), measures=(depths, exits))
+    _, table = depths.data(study)
+    of_exits = [row for row in table.rows if row[0] == "early exit"]
+    assert of_exits == [["early exit", "probability above 0.5, 1.50 layers", "", "70.00"]]
+    assert len(table.rows) == len(study.scores) + 1
+    # The table that is printed compares it with stopping all images together.
+    assert [row[0] for row in exits.table(study).rows] == ["all after 1", "probability above 0.5"]
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Grouping({"0 1": 1.0, "(0+1)": 0.9}, "(0+1)"),
+        Pruning(9, {1: 0.5, 2: 1.0}, "1 0"),
+        SecondsPerImage({1: 0.001, 2: 0.002}),
+    ],
+    ids=lambda measure: measure.name,
+)
+def test_with_several_labels_a_measure_shows_average_precision(measure):
+    study = with_several_labels(with_measure(measure))
+    what, table = measure.data(study)
+    texts = [what, *table.header]
+    for printed in measure.tables(study).values():
+        texts += printed.header
+    labels = [axis.get_ylabel() for axis in measure.figure(study).axes]
+    assert "top-1" not in str(texts + labels)
+    assert "mAP" in what
+    assert labels[0] == "mean average precision, %"

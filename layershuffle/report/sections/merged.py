@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from layershuffle.report.page import Section, Table
-from layershuffle.report.sections.wording import READINGS, Rows, by_setup, with_note
+from layershuffle.report.sections.wording import READINGS, Rows, by_setup, quality_of, with_note
 from layershuffle.report.setups import SetupResults
 from layershuffle.results import estimate, tables
 
@@ -19,7 +19,8 @@ def merged(setups: Sequence[SetupResults]) -> Section | None:
     text = "Each layer comes at random from one of the models that the same method trained with different seeds."
     if any(setup.in_paper for setup in setups):
         text += " The paper's first version (arXiv 2407.04513v1) found no loss of accuracy."
-    table = Table(with_note("Top-1 in percent.", rows), ["", "sources", "merged"], rows)
+    caption = with_note(f"{quality_of(setups)} in percent.", rows)
+    table = Table(caption, ["", "sources", "merged"], rows)
     return Section("Merged models", [text], [table])
 
 

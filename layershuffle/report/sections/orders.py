@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from layershuffle.report import paper
 from layershuffle.report.page import Section, Table, TableCell
-from layershuffle.report.sections.wording import READINGS, Rows, by_setup, with_note
+from layershuffle.report.sections.wording import READINGS, Rows, by_setup, quality_of, with_note
 from layershuffle.report.setups import SetupResults, in_papers_sequence
 from layershuffle.results import Estimate, estimate, half_width, tables, total
 
@@ -43,7 +43,7 @@ def table_1(setups: Sequence[SetupResults]) -> Section | None:
     rows = by_setup(setups, of_setup)
     if not rows:
         return None
-    caption = with_note(f"Top-1 accuracy in percent. {READ_IN_TWO_WAYS}", rows)
+    caption = with_note(f"{quality_of(setups, in_words=True)} in percent. {READ_IN_TWO_WAYS}", rows)
     ours = Table(caption, ["", *methods], rows)
     if not any(setup.in_paper for setup in setups):
         return Section("Sequential and arbitrary order", [], [ours])

@@ -6,7 +6,7 @@ from functools import partial
 from layershuffle.plurals import counted
 from layershuffle.report.comparison import comparison
 from layershuffle.report.page import Picture, Section, Table, slug
-from layershuffle.report.sections.wording import heading, texts, with_note
+from layershuffle.report.sections.wording import heading, quality_of, texts, with_note
 from layershuffle.report.setups import SetupResults
 from layershuffle.results import Results, scores_of
 from layershuffle.results.figures import Plot, plots
@@ -51,7 +51,7 @@ def every_score(setups: Sequence[SetupResults]) -> Section:
                 pictured.update(plot.protocols)
         table, _ = comparison(several, pictured)
         rows = texts(table)
-        caption = "Top-1 in percent, by protocol."
+        caption = f"{quality_of([setup])} in percent, by protocol."
         if setup.name:
             caption = f"{setup.name}. {caption}"
         parts.append(Table(with_note(caption, rows), table.header, rows, folded=True))

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from layershuffle.report.page import Picture, Table, TableCell, slug
 from layershuffle.report.setups import SetupResults
 from layershuffle.results import tables
+from layershuffle.results.score import quality_in_tables, quality_in_words
 
 Rows = list[list[TableCell | str]]
 
@@ -72,3 +73,20 @@ def with_note(caption: str, rows: Rows) -> str:
     if tables.has_too_wide(Table("", [], rows).texts()):
         return f"{caption} {tables.TOO_WIDE}"
     return caption
+
+
+def quality_of(setups: Sequence[SetupResults], in_words: bool = False) -> str:
+    """What the numbers of some setups are, at the beginning of a caption: "Top-1", "mAP", or both.
+
+    Args:
+        setups: those in the table.
+        in_words: whether to write "Top-1 accuracy" and "Mean average precision" instead.
+    """
+    name_of = quality_in_words if in_words else quality_in_tables
+    kinds = {setup.has_several_labels for setup in setups}
+    if len(kinds) > 1:
+        text = f"{name_of(False)}, or {name_of(True)} where images have several labels,"
+    else:
+        text = name_of(True in kinds)
+    # "mAP" has a small letter everywhere.
+    return text if text == "mAP" else text[0].upper() + text[1:]

@@ -80,7 +80,7 @@ def _plot_of_protocols(results: Results, name: str, protocols: list[Protocol]) -
         raise UserError(f"the protocol {name} has no figure {figure}: choose from {', '.join(DRAWINGS)}")
 
     captions = [protocol.caption for protocol in protocols]
-    caption = " ".join(["Top-1 accuracy:", *captions])
+    caption = " ".join([f"{results.quality_in_words.capitalize()}:", *captions])
     # Only several orders of the same variant differ in accuracy.
     has_several = False
     for (protocol_name, *_), scores in results.groups().items():

@@ -42,7 +42,7 @@ class Grouping(Measure):
         scores = results.of("grouping")
         steps = [score.variant["steps"] for score in scores]
         # What each panel shows, by the name of its y axis: what fewer steps cost in accuracy, and what time they save.
-        shown = {"top-1 accuracy, %": [100 * score.quality for score in scores]}
+        shown = {f"{results.quality_in_words}, %": [100 * score.quality for score in scores]}
         if self.milliseconds:
             shown["ms, one image"] = [self.milliseconds[str(score.order)] for score in scores]
         figure, axes = panels(len(shown), 5.25 * len(shown), 4.4, title, shares_y=False)
@@ -62,7 +62,9 @@ class Grouping(Measure):
 
     def data(self, results: Results) -> tuple[str, Table]:
         """The table that is printed."""
-        units = "time of one image in ms, top-1 in percent" if self.milliseconds else "top-1 in percent"
+        units = f"{results.quality} in percent"
+        if self.milliseconds:
+            units = f"time of one image in ms, {units}"
         return units, self.tables(results)["grouping"]
 
     def tables(self, results: Results) -> dict[str, Table]:
@@ -75,4 +77,4 @@ class Grouping(Measure):
             loss = "infinite" if score.loss is None else f"{score.loss:.4f}"
             rows.append([*row, f"{100 * score.quality:.2f}", loss])
         times = ["ms, 1 image"] if self.milliseconds else []
-        return {"grouping": Table(["merged", "steps", *times, "top-1 %", "loss"], rows)}
+        return {"grouping": Table(["merged", "steps", *times, f"{results.quality} %", "loss"], rows)}

@@ -77,4 +77,4 @@ class Pruning(Measure):
             loss = "infinite" if score.loss is None else f"{score.loss:.4f}"
             rows.append([*row, f"{100 * score.quality:.2f}", loss])
         times = ["ms / image"] if self.milliseconds else []
-        return {"prune": Table(["layers", "kept", *times, "top-1 %", "loss"], rows)}
+        return {"prune": Table(["layers", "kept", *times, f"{results.quality} %", "loss"], rows)}

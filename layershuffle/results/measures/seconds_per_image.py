@@ -80,7 +80,7 @@ class SecondsPerImage(Measure):
         draw_base_and_levels(by_layers, results)
         draw_base_and_levels(by_time, results, label=False)
         by_layers.set(xlabel="layers run (with early exit: mean)", xticks=sorted(self.seconds))
-        by_layers.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
+        by_layers.set(ylabel=f"{results.quality_in_words}, %", ylim=(0, 100))
         by_time.set(xlabel=f"ms per image, batches of {results.evaluation.batch_size}", xlim=(0, None))
         legend_below(figure)
         return figure
@@ -93,7 +93,7 @@ class SecondsPerImage(Measure):
             # Where all images stop together, early exit is the protocol "pruned", whose scores are there already.
             for stop, layers, top1 in early_exits.own_stops():
                 table.rows.append(["early exit", f"{stop}, {layers} layers", "", top1])
-        return "top-1 in percent", table
+        return f"{results.quality} in percent", table
 
 
 def _draw_exits(axis: Axes, results: Results, colours: list[str]) -> None:
