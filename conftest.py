@@ -10,10 +10,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from functools import cache
 from pathlib import Path
 
-import command_server
+import preloaded
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
@@ -38,7 +37,7 @@ def make_folder(namespace: dict) -> None:
     shutil.copytree(ROOT / "results/reproduction/fashion_mnist", folder / "experiments/quickstart/fashion_mnist")
     command = folder / "bin" / "layershuffle"
     command.parent.mkdir()
-    command.write_text(command_server.CLIENT)
+    command.write_text(f'#!/bin/sh\nexec {preloaded.python()} -m layershuffle "$@"\n')
     command.chmod(0o755)
     os.chdir(folder)
 
@@ -49,19 +48,12 @@ def remove_folder(namespace: dict) -> None:
     shutil.rmtree(namespace["folder"])
 
 
-@cache
-def server() -> str:
-    """The socket of the process that runs the commands; it is started for the first of them."""
-    return command_server.start()
-
-
 def run_in_shell(example: Example) -> None:
     """Run a block of commands; all must succeed."""
     folder = example.namespace["folder"]
     environment = os.environ | {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "LAYERSHUFFLE_SERVER": server(),
     }
     script = example.parsed
     if "AS_PRINTED" not in os.environ:

@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 import yaml
@@ -85,7 +86,7 @@ def test_the_quickstart_leaves_what_it_says(compared):
 
 
 def test_train_and_evaluate_as_typed(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *DIGITS, *configs("method/layershuffle_position")]
+    command = [preloaded.python(), str(ROOT / "train.py"), *DIGITS, *configs("method/layershuffle_position")]
     done = subprocess.run([*command, "--trainer.max_epochs=1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
@@ -99,7 +100,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
     header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "train/images_per_second", "lr-AdamW", "val/sequential", "val/arbitrary"} <= set(header)
 
-    command = [sys.executable, str(ROOT / "evaluate.py"), "runs/version_0/checkpoints/best.ckpt"]
+    command = [preloaded.python(), str(ROOT / "evaluate.py"), "runs/version_0/checkpoints/best.ckpt"]
     done = subprocess.run([*command, "--random_orders", "2", "--depths", "3", "12"], capture_output=True, text=True)
     # A slow machine adds lines of progress.
     said = [line for line in done.stderr.splitlines() if not line.startswith("evaluating ")]

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 import timm
 import torch
@@ -47,7 +48,8 @@ def test_a_frozen_model_is_studied_beside_the_methods(tiny):
     assert results.evaluation.options["images"] == len(results.measure(Contributions).orders) == 3
 
 
-def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys):
+def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "executable", preloaded.python())
     methods = {
         "broken": settings("method/reduced_depth", model__sampler__k=9),
         "layershuffle": settings("method/layershuffle", trainer__max_epochs=1),

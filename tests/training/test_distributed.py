@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import preloaded
 import pytest
 import torch
 from helpers import ROOT, batches
@@ -28,8 +29,9 @@ from layershuffle.training.objectives import Classification
 def two(tmp_path_factory):
     """What each of two processes saw; and the folder in which they ran."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command.append(str(ROOT / "tests/training/two_processes.py"))
+    python = preloaded.python()
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    command += [python, str(ROOT / "tests/training/two_processes.py")]
     path = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     how = {"cwd": folder, "env": path, "capture_output": True, "text": True, "timeout": 280}
     done = subprocess.run([*command, "killed"], check=False, **how)
@@ -245,7 +247,7 @@ def test_the_strategy_decides_which_gradients_are_waited_for(strategy, waits):
 
 
 def test_ddp_with_one_process_trains_a_method_that_leaves_layers_out(tmp_path):
-    command = [sys.executable, "-m", "layershuffle", "train", "mini_digits", "digits", "layerdrop", "cpu", "ddp"]
+    command = [preloaded.python(), "-m", "layershuffle", "train", "mini_digits", "digits", "layerdrop", "cpu", "ddp"]
     command += ["--trainer.devices=1", "--trainer.max_steps=6", "--trainer.limit_val_batches=0"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     # Below the ports that the system gives to others, of which Lightning would take one that another test may have got.

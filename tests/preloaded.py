@@ -1,9 +1,10 @@
-"""A process that has imported everything, and forks to run a command as a process of its own.
+"""Processes of Python that need not import anything: forks of one that has imported all they need.
 
-A process takes 5 to 15 seconds to import PyTorch and Lightning, and the examples of the documentation are some sixty
-commands. A command runs here as ``python -m layershuffle`` does, except for what happens during the imports.
+A process takes 5 to 15 seconds to import PyTorch and Lightning, and the tests and the examples of the documentation
+are some hundred of them. What runs here runs as in a process of its own, except for what happens during the imports,
+and for signals, which don't reach it.
 
-``python command_server.py SOCKET`` is the server. ``CLIENT`` is the command that a shell finds as ``layershuffle``.
+``python preloaded.py SOCKET`` is the server that forks.
 """
 
 import atexit
@@ -11,30 +12,41 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
+from pathlib import Path
 from typing import NoReturn
 
-CLIENT = f'''#!{sys.executable} -ES
-"""Has a command run by the server, with the standard streams, the folder and the environment of this process."""
+CLIENT = '''#!{executable} -ES
+"""Has the server run what Python is told to, with the streams, the folder and the environment of this process."""
 
 import json, os, socket, sys
 
 with socket.socket(socket.AF_UNIX) as server:
-    server.connect(os.environ["LAYERSHUFFLE_SERVER"])
+    server.connect({socket!r})
     command = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(command).to_bytes(8)], [0, 1, 2])
     server.sendall(command)
-    sys.exit(int(server.recv(8)))
+    code = int(server.recv(8))
+# What a signal has ended is seen to end by it.
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 '''
 
 
-def start() -> str:
-    """Start a server, which ends with this process. Returns the path of its socket."""
+@cache
+def python() -> str:
+    """The path of a program that takes the arguments of ``python``: a script, ``-m`` and a module, or ``-c`` and code.
+
+    The first call starts the server, which ends with this process.
+    """
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     path = os.path.join(folder.name, "server")
@@ -42,9 +54,13 @@ def start() -> str:
     process = subprocess.Popen([sys.executable, __file__, path], stdout=subprocess.DEVNULL)
     atexit.register(process.terminate)
     while not os.path.exists(path):
-        assert process.poll() is None, "the server of the examples' commands has ended"
+        assert process.poll() is None, "the server has ended"
         time.sleep(0.05)
-    return path
+
+    client = Path(folder.name, "python")
+    client.write_text(CLIENT.format(executable=sys.executable, socket=path))
+    client.chmod(0o755)
+    return str(client)
 
 
 def serve(path: str) -> None:
@@ -87,7 +103,7 @@ def _reap() -> None:
 
 
 def _answer(client: socket.socket) -> None:
-    """Run the command of a client in a fork, and send its exit code."""
+    """Run what a client sends in a fork, and tell it the exit code."""
     size, streams, _, _ = socket.recv_fds(client, 8, maxfds=3)
     sent = b""
     while len(sent) < int.from_bytes(size):
@@ -97,12 +113,12 @@ def _answer(client: socket.socket) -> None:
         client.close()
         _run(*json.loads(sent), streams)
     _, status = os.waitpid(child, 0)
-    client.sendall(str(os.waitstatus_to_exitcode(status) & 255).encode())
+    client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
 
 
 def _run(args: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> NoReturn:
-    """Become the command."""
+    """Become what Python is told to run."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -113,14 +129,22 @@ def _run(args: list[str], folder: str, environment: dict[str, str], streams: lis
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    # As with python -m, the working folder comes first, in place of this file's.
-    sys.path[0] = folder
-    sys.argv = ["layershuffle", *args]
-
-    from layershuffle.__main__ import main
+    # In place of this file's folder comes what Python puts first: the script's, or else the working folder.
+    first, *rest = args
+    sys.path[0] = os.path.dirname(os.path.abspath(first)) if not first.startswith("-") else folder
+    sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
 
     # Python ends this process as it does after any program: its exit code, a traceback, and what is to be done at exit.
-    main()
+    if first == "-c":
+        code, *rest = rest
+        sys.argv = ["-c", *rest]
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    elif first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = args
+        runpy.run_path(first, run_name="__main__")
     sys.exit()
 
 
