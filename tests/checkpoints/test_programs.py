@@ -45,7 +45,10 @@ def snippet(folder):
         ),
         pytest.param(*("torch-export", "deit_tiny_distilled_patch16_224", {"head": "class"}), marks=pytest.mark.slow),
         ("torch-export", "deit_tiny_distilled_patch16_224", {"head": "average"}),
-        ("torch-export", "vit_small_patch16_rope_mixed_224", {"choices": ["sequential", "2 1"]}),
+        pytest.param(
+            *("torch-export", "vit_small_patch16_rope_mixed_224", {"choices": ["sequential", "2 1"]}),
+            marks=pytest.mark.slow,
+        ),
         ("onnx", "vit_tiny_patch16_224", {"position": "encode", "positions": 6}),
         pytest.param(*("onnx", "deit_tiny_distilled_patch16_224", {"head": "class"}), marks=pytest.mark.slow),
     ],

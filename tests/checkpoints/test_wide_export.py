@@ -39,8 +39,8 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("vit_tiny_patch16_224", {"choices": ["sequential", "2 1"]}),
-        ("deit_tiny_distilled_patch16_224", {"head": "class"}),
+        pytest.param("vit_tiny_patch16_224", {"choices": ["sequential", "2 1"]}, marks=pytest.mark.slow),
+        pytest.param("deit_tiny_distilled_patch16_224", {"head": "class"}, marks=pytest.mark.slow),
         ("vit_small_patch16_rope_mixed_224", {"position": "predict", "positions": 12}),
     ],
 )
@@ -64,7 +64,7 @@ def test_the_card_says_how_a_wide_model_runs_without_this_package(small, images,
         load("out")
 
 
-@pytest.mark.parametrize("form", ["torch-export", "onnx"])
+@pytest.mark.parametrize("form", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_programs_are_merged_too(small, tmp_path, form):
     model = small()
     export_programs(loaded(model), tmp_path / "out", form, order=ORDER)

@@ -123,6 +123,7 @@ def test_what_makes_it_faster_changes_no_result(monkeypatch):
     few = [
         *DIGITS,
         *QUIET,
+        "--model.depth=4",
         "--trainer.max_epochs=1",
         "--trainer.limit_train_batches=5",
         "--trainer.log_every_n_steps=1",
