@@ -83,8 +83,9 @@ LIMITS = (
     Training("Muon, batches of 32, three designs", "emoji_muon_designs", "layershuffle", 880),
     Training("baseline, three designs", "emoji_designs", "baseline", 704),
 )
-"""What limits LayerShuffle. The loss on held-out images selects the checkpoint, unless it is the last one. With Muon and
-three designs the accuracy in random orders selects it, and that is the last one, too.
+"""What limits LayerShuffle. The loss on held-out images selects the checkpoint, unless it is the last one.
+
+With Muon and three designs the accuracy in random orders selects it, and that is the last one, too.
 """
 PHOTOGRAPHS = (
     Training("baseline", "stamps", "baseline", 160),

@@ -43,7 +43,7 @@ sys.exit(code)
 
 @cache
 def python() -> str:
-    """The path of a program that takes the arguments of ``python``: a script, ``-m`` and a module, or ``-c`` and code.
+    """The path of a program that takes what ``python`` does: ``-P``, and a script, a module (``-m``) or code (``-c``).
 
     The first call starts the server, which ends with this process.
     """
@@ -129,12 +129,19 @@ def _run(args: list[str], folder: str, environment: dict[str, str], streams: lis
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    # In place of this file's folder comes what Python puts first: the script's, or else the working folder.
-    first, *rest = args
-    sys.path[0] = os.path.dirname(os.path.abspath(first)) if not first.startswith("-") else folder
-    sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+    # In place of this file's folder come the folders that Python looks in first: with -P those of PYTHONPATH alone.
+    folders = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if args[0] == "-P":
+        args = args[1:]
+    elif args[0] in ("-c", "-m"):
+        folders.insert(0, folder)
+    else:
+        folders.insert(0, os.path.dirname(os.path.abspath(args[0])))
+    sys.path[:1] = folders
 
     # Python ends this process as it does after any program: its exit code, a traceback, and what is to be done at exit.
+    first, *rest = args
     if first == "-c":
         code, *rest = rest
         sys.argv = ["-c", *rest]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from helpers import DIGITS, QUIET, ROOT, fails, train
 
@@ -115,7 +116,7 @@ def test_an_order_sampler_is_in_every_table_and_figure():
 def test_the_command_finds_a_config_and_a_module_in_the_working_folder():
     write_files("Add an order sampler")
     # Like the installed command, and unlike `python -m`, `python -P` doesn't look for modules in the working folder.
-    command = [sys.executable, "-P", "-m", "layershuffle", "train", "mini_digits", "digits", "annealed", "cpu"]
+    command = [preloaded.python(), "-P", "-m", "layershuffle", "train", "mini_digits", "digits", "annealed", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "--print_config"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
