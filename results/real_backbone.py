@@ -59,7 +59,12 @@ EMOJI = (
     Training("LayerShuffle", "emoji_longer", "layershuffle", 2856),
     Training("any_width", "emoji_longer", "any_width", 2856),
 )
-"""What the picture shows."""
+WITH_MUON = (
+    Training("LayerShuffle, Muon", "emoji_muon", "layershuffle", 232),
+    Training("LayerShuffle, Muon", "at_the_end", "muon", 580),
+    Training("LayerShuffle, Muon, three designs", "emoji_muon_designs", "layershuffle", 880),
+)
+"""What the picture shows besides."""
 OTHER_METHODS = (
     Training("LayerShuffle", "emoji_small_batches", "layershuffle", 952),
     Training("any_width", "emoji_small_batches", "any_width", 952),
@@ -94,6 +99,8 @@ PHOTOGRAPHS = (
 )
 PLOTTED = ("base order", "any order", "half dead")
 """The kinds of order in the picture."""
+TICKS = (250, 500, 1000, 2000)
+"""The numbers of updates at the axis of the picture."""
 
 
 def read_trainings(folder: Path, trainings: Iterable[Training]) -> dict[Training, list[Results]]:
@@ -140,7 +147,6 @@ def plot_updates(trainings: dict[Training, list[Results]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, len(PLOTTED), sharey=True)
     methods = list(dict.fromkeys(training.name for training in trainings))
-    ticks = sorted({training.updates for training in trainings})
     for axis, kind in zip(axes, PLOTTED):
         for method, colour in zip(methods, COLOURS):
             of_method = {training: runs for training, runs in trainings.items() if training.name == method}
@@ -149,14 +155,14 @@ def plot_updates(trainings: dict[Training, list[Results]], path: Path) -> None:
             axis.plot(updates, accuracies, "o-", color=colour, label=method)
         axis.set_title(kind)
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [f"{updates:,}" for updates in ticks])
+        axis.set_xticks(TICKS, [f"{updates:,}" for updates in TICKS])
         axis.minorticks_off()
         axis.set_xlabel("updates")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("top-1 accuracy, %")
     axes[0].set_ylim(bottom=0)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -173,7 +179,7 @@ def main() -> None:
     for trainings in (EMOJI, LIMITS, OTHER_METHODS, PHOTOGRAPHS):
         print(table(of_seed_0(read_trainings(args.folder, trainings)), MOST_TELLING))
     if args.picture:
-        plot_updates(of_seed_0(emoji), args.picture)
+        plot_updates(of_seed_0(read_trainings(args.folder, EMOJI + WITH_MUON)), args.picture)
 
 
 if __name__ == "__main__":
