@@ -86,7 +86,8 @@ LIMITS = (
     Training("the same, last checkpoint", "at_the_end", "adamw", 2856),
     Training("AdamW, batches of 8, three designs", "emoji_designs", "layershuffle", 2832),
     Training("Muon, batches of 32, three designs", "emoji_muon_designs", "layershuffle", 880),
-    Training("baseline, three designs", "emoji_designs", "baseline", 704),
+    Training("baseline, AdamW, three designs", "emoji_designs", "baseline", 704),
+    Training("the same, last checkpoint", "at_the_end", "baseline_designs", 704),
 )
 """What limits LayerShuffle. The loss on held-out images selects the checkpoint, unless it is the last one.
 
