@@ -59,12 +59,13 @@ EMOJI = (
     Training("LayerShuffle", "emoji_longer", "layershuffle", 2856),
     Training("any_width", "emoji_longer", "any_width", 2856),
 )
+"""How accuracy depends on the number of updates: a table and most of the picture."""
 WITH_MUON = (
     Training("LayerShuffle, Muon", "emoji_muon", "layershuffle", 232),
     Training("LayerShuffle, Muon", "at_the_end", "muon", 580),
     Training("LayerShuffle, Muon, three designs", "emoji_muon_designs", "layershuffle", 880),
 )
-"""What the picture shows besides."""
+"""What the picture shows besides: the checkpoints that are the best with as many updates."""
 OTHER_METHODS = (
     Training("LayerShuffle", "emoji_small_batches", "layershuffle", 952),
     Training("any_width", "emoji_small_batches", "any_width", 952),
@@ -180,7 +181,7 @@ def main() -> None:
     for trainings in (EMOJI, LIMITS, OTHER_METHODS, PHOTOGRAPHS):
         print(table(of_seed_0(read_trainings(args.folder, trainings)), MOST_TELLING))
     if args.picture:
-        plot_updates(of_seed_0(read_trainings(args.folder, EMOJI + WITH_MUON)), args.picture)
+        plot_updates(of_seed_0(emoji | read_trainings(args.folder, WITH_MUON)), args.picture)
 
 
 if __name__ == "__main__":

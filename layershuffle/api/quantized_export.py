@@ -152,17 +152,20 @@ def quantize_export(
     Raises:
         UserError: if they can't be written or lose too much.
     """
-    # The orders to compare in, by what the model card calls them. Programs of single layers run any order.
     programs = Programs(original)
+    # Programs of single layers run any order.
+    is_per_layer = "layers" in programs.manifest["files"]
+
+    # The orders to compare in, by what the model card calls them.
     order = only_order or loaded.order
     groups = {"base order" if only_order is None else "its order": [order]}
-    if "layers" in programs.manifest["files"]:
+    if is_per_layer:
         others = random_orders(order, SAMPLED)
         if others:
             groups[counted(len(others), "random order")] = others
 
     orders = list(itertools.chain.from_iterable(groups.values()))
-    if "layers" in programs.manifest["files"]:
+    if is_per_layer:
         orders = _with_all_layers(orders, loaded.model.depth)
     calibration = _calibration(original, loaded.model, checked.calibration, orders)
     try:

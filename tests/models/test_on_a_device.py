@@ -79,7 +79,9 @@ def test_everything_is_on_the_gpu_in_the_right_type_and_nothing_waits_for_it(fak
 @pytest.mark.parametrize("has_scale", [True, False])
 def test_what_is_merged_stays_on_the_gpu(has_scale):
     with FakeTensorMode():
-        matrix = Folded(*(torch.empty(shape, dtype=torch.float64, device="cuda") for shape in ((4, 3), (4,))))
-        scaled = _scaled(matrix, torch.empty(4, device="cuda") if has_scale else None, 1 / 3)
+        weight = torch.empty(4, 3, dtype=torch.float64, device="cuda")
+        matrix = Folded(weight, weight[:, 0])
+        scale = torch.empty(4, device="cuda") if has_scale else None
+        scaled = _scaled(matrix, scale, 1 / 3)
     for value, original in zip(scaled, matrix):
         assert (value.device, value.dtype, value.shape) == (original.device, original.dtype, original.shape)
