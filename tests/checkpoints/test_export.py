@@ -1,4 +1,6 @@
+import functools
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,11 @@ import yaml
 from helpers import train
 from packaging.version import Version
 
+import layershuffle
 from layershuffle import Order
 from layershuffle.checkpoints.export import export
 from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.loading import load
-from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.data import DataConfig
@@ -39,22 +41,46 @@ ARGUMENTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """Trains a small model briefly, the same one only once; returns the path of the checkpoint."""
+
+    @functools.cache
+    def make(seed, *options):
+        folder = tmp_path_factory.mktemp("training")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            train([*ARGUMENTS, f"--seed={seed}", "--checkpoint.dirpath=.", *options])
+        return folder / "best.ckpt"
+
+    return make
+
+
 @pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """Trains small models briefly; returns the path of the checkpoint."""
+def trained(trainings, tmp_path, monkeypatch):
+    """Copies the checkpoint of a small model, which is trained if it has to be; returns the path of the copy."""
     monkeypatch.chdir(tmp_path)
 
     def make(seed=0, *options):
-        train([*ARGUMENTS, f"--seed={seed}", f"--checkpoint.dirpath=run{seed}", *options])
-        return f"run{seed}/best.ckpt"
+        checkpoint = Path(f"run{seed}/best.ckpt")
+        checkpoint.parent.mkdir(exist_ok=True)
+        shutil.copy(trainings(seed, *options), checkpoint)
+        return str(checkpoint)
 
     return make
+
+
+def evaluated(checkpoint, output, **options):
+    """The results of an evaluation, which are saved to ``output``; without the command's pictures, which take long."""
+    results = layershuffle.evaluate(checkpoint, **options)
+    results.save(output)
+    return results
 
 
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])
 def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, images, position, capsys):
     checkpoint = trained(0, f"--model.position={position}")
-    results = evaluate_command([checkpoint, "--random_orders=2", "--depths=2", "--output=results.json"])
+    results = evaluated(checkpoint, "results.json", random_orders=2, depths=[2])
     export_command([checkpoint, "out", "--results", "results.json", "--license=mit", "--command=layershuffle train x"])
     card = Path("out/README.md").read_text()
     assert "\n    layershuffle train x\n" in card
@@ -85,7 +111,7 @@ def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, image
     assert len(blocks) == (1 if position == "encode" else 2)
     for block in blocks:
         exec(block.replace("FOLDER", "out"), {"images": images})
-    assert evaluate_command(["out", "--protocols=sequential", "--output=again.json"]).scores[0] == results.scores[0]
+    assert layershuffle.evaluate("out", protocols=["sequential"]).scores[0] == results.scores[0]
 
 
 @pytest.mark.parametrize("head", ["average", "class"])
@@ -105,7 +131,7 @@ def test_a_distilled_model_keeps_its_head(trained, images, head):
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])
 def test_an_order_is_exported_with_its_score(trained, tmp_path, images, position, capsys):
     checkpoint = trained(0, f"--model.position={position}")
-    given = evaluate_command([checkpoint, "--order", "3 1 4", "--output=results.json"]).of("given")
+    given = evaluated(checkpoint, "results.json", orders=["3 1 4"]).of("given")
     export_command([checkpoint, "out", "--order=3 1 4", "--results=results.json"])
     assert (
         "checked: on 8 test images of Digits its logits differ from the original's by at most 0"
@@ -127,7 +153,7 @@ def test_an_order_is_exported_with_its_score(trained, tmp_path, images, position
     export_command([checkpoint, "first", "--order=first(2)", "--results=results.json"])
     assert "Not measured in the order 0 1." in (tmp_path / "first/README.md").read_text()
     # The layers of an exported model are counted anew, so its scores are not those of the checkpoint's layers.
-    evaluate_command(["out", "--protocols=sequential", "--output=cut.json"])
+    evaluated("out", "cut.json", protocols=["sequential"])
     export_command(["out", "again", "--order=2 0"])
     assert load("again").info.cut == "4 3"
     with pytest.raises(ValueError, match="are of another checkpoint"):
@@ -163,9 +189,9 @@ def test_layers_in_an_order_of_their_own_become_a_plain_model(trained, tmp_path,
             assert torch.equal(found.position_logits, expected.position_logits)
             assert torch.equal(timm.create_model("local-dir:out", pretrained=True).eval()(images), expected.logits)
     assert "runs the layers of the trained model in the order 3 1 1 0 4 3" in (tmp_path / "out/README.md").read_text()
-    args = ["--protocols=sequential", "--data.test_images=60"]
-    original = evaluate_command([checkpoint, *args, "--output=a.json"]).scores[0]
-    assert evaluate_command(["out", *args, "--output=b.json"]).scores[0] == replace(original, order="0 1 2 3 4 5")
+    original = layershuffle.evaluate(checkpoint, protocols=["sequential"]).scores[0]
+    found = layershuffle.evaluate("out", protocols=["sequential"]).scores[0]
+    assert found == replace(original, order="0 1 2 3 4 5")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +244,7 @@ def test_orders_that_are_no_text_are_recorded_as_text(small, images, tmp_path):
 
 def test_exports_that_would_mislead(trained, tmp_path):
     first, second = trained(0), trained(1)
-    evaluate_command([second, "--protocols=sequential", "--output=results.json"])
+    evaluated(second, "results.json", protocols=["sequential"])
     with pytest.raises(ValueError, match="are of another checkpoint than run0/best.ckpt"):
         export_command([first, "out", "--results", "results.json"])
     (tmp_path / "out").mkdir()
@@ -260,7 +286,7 @@ def test_merged_layers_come_from_the_models_that_the_record_names(trained):
                 assert torch.equal(mine[layer].state_dict()[name], value)
     assert torch.equal(merged.model.vit.patch_embed.proj.weight, sources[0].model.vit.patch_embed.proj.weight)
     assert [source["sha256"] for source in merged.info.merged["sources"]] == [sha256(path) for path in paths]
-    results = evaluate_command(["merged.ckpt", "--random_orders=2", "--protocols", "arbitrary"])
+    results = layershuffle.evaluate("merged.ckpt", protocols=["arbitrary"], random_orders=2)
     assert results.label == "layershuffle-predict-merged"
     merge_command([*paths, "--seed=3", "--output=again.ckpt"])
     assert load("again.ckpt").info.merged["layers"] == layers
