@@ -18,6 +18,8 @@ from layershuffle.training.module import FineTuner
 from layershuffle.training.step_orders import StepOrders
 
 CPU = torch.device("cpu")
+THREE_LAYERS = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 48, "num_heads": 3, "depth": 3}
+"""The model ``mini_glyphs`` with its first three layers."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +31,13 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Smaller checks."""
+    """Smaller checks. A small batch makes as many steps of fewer images."""
     monkeypatch.setattr(correct, "METHODS", ("baseline",))
-    monkeypatch.setattr(correct, "LESSON", {"data.images_per_class": 128, "trainer.max_epochs": 2})
+    lesson = {"data.images_per_class": 40, "data.batch_size": 20, "trainer.max_epochs": 2}
+    monkeypatch.setattr(correct, "LESSON", lesson)
+    options = devices._options
+    fewer_images = {"data.images_per_class": 8, "data.batch_size": 16}
+    monkeypatch.setattr(devices, "_options", lambda **asked: {**options(**asked), **fewer_images})
     monkeypatch.setattr(correct, "ORDERS_TO_COMPILE", 6)
     monkeypatch.setattr(waits, "TRAININGS", {"layershuffle": {}})
     for name, steps in {"WARM": 3, "TIMED": 15, "PROFILED": 5}.items():
@@ -83,7 +89,8 @@ def compiled_again(model, **options):
 
     def later_again(state, order):
         orders.append(order)
-        if len(orders) == 10:  # The first orders of each kind may add graphs.
+        # The first orders of each kind may add graphs. Of those that may not, the last one makes the fewest again.
+        if len(orders) == 2 * 4 + 2 * correct.ORDERS_TO_COMPILE:
             torch._dynamo.reset()
         return run(state, order)
 
@@ -114,6 +121,7 @@ training_step = FineTuner.training_step
 compile_layers = OrderedViT.compile
 setup = FineTuner.setup
 getitems = PackedImages.__getitems__
+options = devices._options
 BREAKS = {
     "other logits on the device": ("logits", OrderedViT, "forward", wrong_logits),
     "nothing is learnt": ("methods", FineTuner, "training_step", learns_nothing),
