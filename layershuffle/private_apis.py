@@ -6,6 +6,7 @@ it still exists.
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -162,6 +163,21 @@ def keep_ray_from_printing() -> None:
     from ray._private import worker
 
     worker._worker_logs_enabled = False
+
+
+def list_onnx_functions_once() -> None:
+    """Let all ONNX exports of this process use one list of the functions that onnxscript has for torch's operators.
+
+    torch 2.15, onnxscript 0.7.2: each export asks for the list, and each time onnxscript parses the source code of 500
+    functions anew. That takes about as long as to export one layer. Of other versions nothing is changed that isn't
+    there.
+    """
+    from torch.onnx._internal.exporter import _registration
+
+    apis: Any = getattr(_registration, "onnxscript_apis", None)
+    list_functions = getattr(apis, "get_torchlib_ops", None)
+    if list_functions is not None and not hasattr(list_functions, "cache_info"):
+        apis.get_torchlib_ops = functools.cache(list_functions)
 
 
 def embed_patches(vit: nn.Module, patches: Tensor) -> Any:

@@ -99,6 +99,18 @@ def test_ray_can_be_kept_on_loopback():
     assert '"_node_ip_address"' in inspect.getsource(ray.init)
 
 
+def test_onnx_exports_share_the_list_of_functions():
+    pytest.importorskip("onnxscript")
+    from torch.onnx._internal.exporter import _registration
+
+    private_apis.list_onnx_functions_once()
+    apis = _registration.onnxscript_apis
+    assert "onnxscript_apis.get_torchlib_ops()" in inspect.getsource(_registration.ONNXRegistry.from_torchlib)
+    functions = apis.get_torchlib_ops()
+    assert len(functions) > 100
+    assert apis.get_torchlib_ops() is functions
+
+
 def test_timm_adds_position_embeddings_and_class_tokens():
     sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
     images = torch.randn(2, 3, 8, 8)

@@ -22,6 +22,7 @@ from layershuffle.errors import UserError
 from layershuffle.files import write_whole
 from layershuffle.models.image_format import ImageFormat
 from layershuffle.orders.order import Order
+from layershuffle.private_apis import list_onnx_functions_once
 from layershuffle.results import Results
 
 USE: dict[ProgramFormat, str] = {
@@ -98,6 +99,7 @@ def export_programs(
     if form == "onnx":
         require("onnxscript")
         require("onnxruntime")
+        list_onnx_functions_once()
     scores = scores_of(loaded.info, results, order)
     if order is not None:
         loaded = replace(loaded, info=as_cut(loaded.info, order))
