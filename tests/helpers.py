@@ -1,5 +1,6 @@
 """Small models, made-up data sets and commands that the tests share."""
 
+import functools
 import pickle
 import shutil
 import sys
@@ -54,6 +55,19 @@ def fails(capsys, command, *args):
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     return errors[0]
+
+
+def hide_package(patch):
+    """Let every import of this package fail, also of what is imported already, as if it were not installed."""
+    for name in list(sys.modules):
+        if name.split(".")[0] == "layershuffle":
+            patch.setitem(sys.modules, name, None)
+
+
+def read_programs_once(patch):
+    """Let a file of torch.export be read only once however often it is loaded: that takes longer than to run it."""
+    read = functools.cache(torch.export.load)
+    patch.setattr(torch.export, "load", lambda path: read(str(path)))
 
 
 def batches(loader):
