@@ -16,7 +16,6 @@ from torch.nn import functional as F
 import layershuffle
 from layershuffle import Order
 from layershuffle.checkpoints.loading import load
-from layershuffle.commands.evaluate import evaluate_command
 from layershuffle.commands.export import export_command
 from layershuffle.commands.merge import merge_command
 from layershuffle.evaluation.scoring import run_orders
@@ -55,18 +54,18 @@ def permuted(vit, layers):
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", [DINOV3, EVA02, MIXED, POOLED])
 def test_logits_in_sequence_are_timms(name):
-    size = 4 * timm.create_model(name).patch_embed.patch_size[0]
+    size = 4 * timm.create_model(name, depth=1).patch_embed.patch_size[0]
     torch.manual_seed(0)
-    model = layershuffle.create_model(name, 10, img_size=size).eval()
+    model = layershuffle.create_model(name, 10, img_size=size, depth=3).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
-    plain = timm.create_model(name, num_classes=10, img_size=size).eval()
+    plain = timm.create_model(name, num_classes=10, img_size=size, depth=3).eval()
     plain.load_state_dict(model.vit.state_dict())
     images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         logits = model(images).logits
         torch.testing.assert_close(logits, plain(images), rtol=1e-5, atol=1e-5)
-        assert not torch.allclose(logits, model(images, "1 0 2 3 4 5 6 7 8 9 10 11").logits, rtol=1e-3)
+        assert not torch.allclose(logits, model(images, "1 0 2").logits, rtol=1e-3)
 
 
 @every
@@ -175,12 +174,12 @@ def test_compiled_layers_share_their_graphs_and_give_the_same(name, images, smal
     model = copy.deepcopy(plain)
     model.compile(backend=graphs)
     counts = []
-    for order in several(40):
+    for order in several(16):
         model.train()(images, order).logits.sum().backward()
         with torch.inference_mode():
             torch.testing.assert_close(model.eval()(images, order).logits, plain(images, order).logits)
         counts.append(graphs.count)
-    assert counts[5:] == [6] * 35  # a layer and its two halves, each in training and in evaluation
+    assert counts[5:] == [6] * 11  # a layer and its two halves, each in training and in evaluation
 
 
 @main_ones
@@ -219,8 +218,9 @@ def test_trained_merged_exported_and_read_again(tmp_path, monkeypatch, images):
         mine, its = merged.model, sources[source].model
         assert torch.equal(mine.vit.rope.freqs[:, layer], its.vit.rope.freqs[:, layer])
         assert torch.equal(mine.layers[layer].mlp.fc1.weight, its.layers[layer].mlp.fc1.weight)
-    scores = evaluate_command(["run0/best.ckpt", "--random_orders=3", "--output=results.json"]).scores
-    assert all(score.loss > 0 for score in scores)
+    results = layershuffle.evaluate("run0/best.ckpt", random_orders=3)
+    assert all(score.loss > 0 for score in results.scores)
+    results.save("results.json")
     export_command(["run0/best.ckpt", "out", "--results", "results.json"])
     before, after = sources[0].model.eval(), load("out").model.eval()
     with torch.inference_mode():
