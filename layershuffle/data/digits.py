@@ -1,5 +1,6 @@
 """scikit-learn's handwritten digits: real images that need no download."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,15 +34,20 @@ class Digits(ImageData):
 
     def load(self, train: bool) -> TensorImages:
         """The training or test images, which are the same for every seed."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise UserError("the digits need scikit-learn: pip install 'layershuffle[digits]'") from error
-        digits = load_digits()
-        pixels = torch.from_numpy(digits.images * (255 / 16))  # scikit-learn's white is 16
-        images = pixels.round().to(torch.uint8).unsqueeze(1)
-        everything = TensorImages(images, torch.from_numpy(digits.target))
-
+        everything = _read()
         test, rest = split_images(everything, len(everything) // 5, seed=0)
         part = rest if train else test
         return TensorImages(*everything.__getitems__(list(part.indices)))
+
+
+@cache
+def _read() -> TensorImages:
+    """All images. They are in a file of text, which takes longer to read than a small model takes to train a step."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("the digits need scikit-learn: pip install 'layershuffle[digits]'") from error
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images * (255 / 16))  # scikit-learn's white is 16
+    images = pixels.round().to(torch.uint8).unsqueeze(1)
+    return TensorImages(images, torch.from_numpy(digits.target))
