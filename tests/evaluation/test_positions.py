@@ -1,3 +1,4 @@
+import functools
 import json
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from helpers import SMALL, fails, train
 
+import layershuffle
 from layershuffle.api import analyse
 from layershuffle.commands.analyse import analyse_command
 from layershuffle.data import Preprocess
@@ -89,12 +91,13 @@ def test_the_summary_is_what_the_head_reads(small, images, arguments, summary, e
     assert torch.allclose(model.backbone.summarise(tokens)[0], expected(tokens[0]))
 
 
-@pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """Trains a small model with these options besides."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """Trains a small model with these options besides, the same one only once; returns the path of the checkpoint."""
 
+    @functools.cache
     def make(*options, **timm_args):
+        folder = tmp_path_factory.mktemp("training")
         size = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 4, "num_heads": 2}
         arguments = [
             "--model.name=vit_tiny_patch16_224",
@@ -103,13 +106,21 @@ def trained(tmp_path, monkeypatch):
             "--data.train_images=128",
             "--trainer.max_epochs=1",
             "--trainer.accelerator=cpu",
+            "--trainer.logger=false",
             "--trainer.enable_progress_bar=false",
-            "--checkpoint.dirpath=.",
+            f"--checkpoint.dirpath={folder}",
         ]
         train([*arguments, *options])
-        return "best.ckpt"
+        return str(folder / "best.ckpt")
 
     return make
+
+
+@pytest.fixture
+def trained(trainings, tmp_path, monkeypatch):
+    """What ``trainings`` returns, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return trainings
 
 
 @pytest.fixture
@@ -136,9 +147,7 @@ def test_contributions_as_typed(checkpoint, tmp_path):
 
 
 def test_contributions_without_a_class_token(trained):
-    results = analyse_command(
-        [trained(class_token=False, global_pool="avg"), "--study=contributions", "--images=5", "--output=c.json"]
-    )
+    results = layershuffle.analyse(trained(class_token=False, global_pool="avg"), study="contributions", images=5)
     assert results.measure(Contributions).token == "mean of the patch tokens"
     (axis, _) = results.measure(Contributions).figure(results).axes
     assert axis.get_ylabel() == "norm of the change of the mean of the patch tokens"
@@ -153,7 +162,7 @@ def test_the_images_are_a_random_sample(checkpoint, monkeypatch):
 
     monkeypatch.setattr(analyse, "shuffled_runs", watched)
     for seed in (0, 0, 1):
-        analyse_command([checkpoint, "--study=contributions", "--images=30", f"--seed={seed}", "--output=c.json"])
+        layershuffle.analyse(checkpoint, study="contributions", images=30, seed=seed)
     first, again, other = chosen
     assert first == again != other
     assert len(set(first)) == len(set(other)) == 30
@@ -191,12 +200,12 @@ def test_older_files_are_drawn_with_the_quotient_that_they_hold():
 def test_representations_of_every_visit(trained, monkeypatch, order, default, layer, steps):
     monkeypatch.setattr(analyse, "project", lambda outputs, seed: torch.rand(len(outputs), 2))
     checkpoint = trained(f"--model.order={order}")
-    results = analyse_command([checkpoint, "--images=20", f"--layer={layer}", "--output=r.json"])
+    results = layershuffle.analyse(checkpoint, images=20, layer=layer)
     measured = results.measure(Representations)
     visits = [at for text in measured.orders for at, step in enumerate(text.split()) if step in steps]
     assert measured.positions == visits
     assert len(measured.plane) == len(visits) >= 20
-    assert analyse_command([checkpoint, "--images=3"]).measure(Representations).layer == default
+    assert layershuffle.analyse(checkpoint, images=3).measure(Representations).layer == default
 
 
 @pytest.mark.slow
