@@ -1,6 +1,8 @@
 """A run that goes on from a checkpoint heeds the options of its command, or refuses them."""
 
+import functools
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -32,15 +34,13 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def first(*options):
-    """Train for an epoch; returns the option that goes on from its checkpoint."""
+def epoch(*options):
+    """Train for an epoch, in the working folder."""
     train([*TINY, "--trainer.max_epochs=1", *options])
-    return f"--ckpt_path={LAST}"
 
 
-@pytest.fixture
-def within_an_epoch(monkeypatch):
-    """Trains for two of six steps; the option that goes on from there."""
+def part_of_an_epoch():
+    """Train for two of six steps, in the working folder."""
     original = FineTuner.training_step
 
     def told_to_stop(module, batch, batch_idx):
@@ -48,14 +48,46 @@ def within_an_epoch(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(module, batch, batch_idx)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(FineTuner, "training_step", told_to_stop)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FineTuner, "training_step", told_to_stop)
         with pytest.raises(SystemExit):
-            train([*TINY, "--trainer.max_epochs=1"])
+            epoch()
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """Trains in an empty folder, in the same way only once; returns the folder."""
+
+    @functools.cache
+    def make(training, *options):
+        folder = tmp_path_factory.mktemp("training")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            training(*options)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def first(trained_once):
+    """Leaves the run of an epoch in the working folder; returns the option that goes on from its checkpoint."""
+
+    def copied(*options):
+        shutil.copytree(trained_once(epoch, *options) / "runs", "runs")
+        return f"--ckpt_path={LAST}"
+
+    return copied
+
+
+@pytest.fixture
+def within_an_epoch(trained_once):
+    """The option that goes on from a run of two of six steps, which is in the working folder."""
+    shutil.copytree(trained_once(part_of_an_epoch) / "runs", "runs")
     return f"--ckpt_path={LAST}"
 
 
-def test_the_optimizers_options_are_heeded(capsys):
+def test_the_optimizers_options_are_heeded(first, capsys):
     ckpt_path = first("--model.schedule.shape=constant")
     options = ["--model.optimizer.lr=1e-6", "--model.optimizer.weight_decay=0.5", "--model.schedule.warmup_steps=0"]
     trainer = train([*TINY, "--trainer.max_epochs=2", "--model.schedule.shape=constant", *options, ckpt_path])
@@ -66,7 +98,7 @@ def test_the_optimizers_options_are_heeded(capsys):
     assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-6
 
 
-def test_another_schedule_holds_from_the_first_step(monkeypatch):
+def test_another_schedule_holds_from_the_first_step(first, monkeypatch):
     ckpt_path = first("--model.schedule.warmup_steps=0")
     rates = []
     original = FineTuner.training_step
@@ -92,7 +124,7 @@ def test_another_schedule_holds_from_the_first_step(monkeypatch):
         ["--model.optimizer.amsgrad=true"],
     ],
 )
-def test_the_state_of_another_optimizer_is_refused(options):
+def test_the_state_of_another_optimizer_is_refused(first, options):
     ckpt_path = first()
     with pytest.raises(UserError, match="checkpoint to continue from has"):
         train([*TINY, "--trainer.max_epochs=2", *options, ckpt_path])
@@ -108,7 +140,7 @@ def test_within_an_epoch_the_images_must_come_in_the_same_batches(within_an_epoc
     assert train([*TINY, "--trainer.max_epochs=1", within_an_epoch]).global_step == 6
 
 
-def test_between_epochs_the_batches_may_change():
+def test_between_epochs_the_batches_may_change(first):
     ckpt_path = first()
     assert train([*TINY, "--trainer.max_epochs=2", "--data.batch_size=8", ckpt_path]).global_step == 6 + 18
 
@@ -169,7 +201,7 @@ def test_the_best_checkpoint_stays_the_best_where_the_folder_is_named_otherwise(
     assert (after.best_k_models, after.best_model_score) == ({str(folder / "best.ckpt"): 1.0}, 1.0)
 
 
-def test_without_averaging_a_run_goes_on_from_the_weights_that_were_trained(monkeypatch):
+def test_without_averaging_a_run_goes_on_from_the_weights_that_were_trained(first, monkeypatch):
     ckpt_path = first("--trainer.callbacks=EMAWeightAveraging", "--trainer.callbacks.decay=0.99")
     trained = torch.load(Path(LAST), weights_only=True)["current_model_state"]
     begun = {}
@@ -204,7 +236,7 @@ def test_within_an_epoch_another_split_is_refused(within_an_epoch):
         train([*TINY, "--trainer.max_epochs=1", within_an_epoch, "--data.stratified=true"])
 
 
-def test_going_on_with_another_split_warns(caplog):
+def test_going_on_with_another_split_warns(first, caplog):
     ckpt_path = first()
     train([*TINY, "--trainer.max_epochs=2", ckpt_path, "--data.split_seed=3"])
     (message,) = [text for text in caplog.messages if "held-out" in text]
