@@ -48,11 +48,11 @@ def count_passes(model, images, orders):
 
 
 def test_a_shared_prefix_runs_once(small, images):
-    model = small(depth=12)
-    subsets = [Order(layer for layer in range(12) if subset >> layer & 1) for subset in range(1, 4096)]
+    model = small(depth=10)
+    subsets = [Order(layer for layer in range(10) if subset >> layer & 1) for subset in range(1, 1024)]
     # Each in-order subset is one step beyond the subset without its last layer.
-    assert count_passes(model, images[:1], subsets) == 4095
-    assert sum(map(len, subsets)) == 24_576
+    assert count_passes(model, images[:1], subsets) == 1023
+    assert sum(map(len, subsets)) == 5_120
     assert count_passes(model, images[:1], [Order("0 1 2"), Order("0 1 3"), Order("1 0")]) == 6
 
 
