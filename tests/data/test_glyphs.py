@@ -26,6 +26,7 @@ def least_difference(images):
     return least.fill_diagonal_(torch.inf)
 
 
+@pytest.mark.slow
 def test_the_characters_are_the_letters_and_digits_that_can_be_told_apart():
     paths = [f"{mpl.get_data_path()}/fonts/ttf/DejaVu{face}.ttf" for face in FACES]
     common = set.intersection(*(set(FT2Font(path).get_charmap()) for path in paths))
