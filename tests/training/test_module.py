@@ -397,7 +397,7 @@ def losses_of(tmp_path, **arguments):
     return spy.losses
 
 
-@pytest.mark.parametrize("position", ["none", "encode", "predict"])
+@pytest.mark.parametrize("position", ["none", pytest.param("encode", marks=pytest.mark.slow), "predict"])
 def test_same_seed_same_losses_compiled_or_not_fused_or_not(tmp_path, monkeypatch, position):
     def plain(parameters):
         return torch.optim.AdamW(parameters, lr=1e-3, fused=False)

@@ -139,8 +139,17 @@ def test_checkpointed_layers_have_the_same_gradients(compiled, timms_own):
 RECIPES = sorted(path.stem for path in (ROOT / "configs/recipe").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("method", ["layershuffle_predict", "instancewise"])
+@pytest.mark.parametrize(
+    ("recipe", "method"),
+    [
+        *((recipe, "layershuffle_predict") for recipe in RECIPES),
+        # Of the trainings in which images choose, those that freeze the most and that replace modules tell the most.
+        *(
+            pytest.param(recipe, "instancewise", marks=[] if recipe in {"linear-probe", "lora"} else pytest.mark.slow)
+            for recipe in RECIPES
+        ),
+    ],
+)
 def test_every_recipe_trains_with_every_kind_of_method(tmp_path, monkeypatch, recipe, method):
     pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
