@@ -2,8 +2,8 @@
 
 The blocks of a page run one after the other in one folder, which has what a fresh clone has, and a finished experiment.
 Blocks that take long, download or need a GPU are marked in the page with an HTML comment: <!-- skip: next "why" -->
-The commands run in forks of a process that has imported all they need. Trainings end after a few steps, unless the
-environment variable AS_PRINTED is set, as `make test-all` does.
+The commands run in forks of a process that has imported all they need. Trainings and their validation end after a few
+batches, unless the environment variable AS_PRINTED is set, as `make test-all` does.
 """
 
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent
 SHORT_TRAININGS = """
 layershuffle() {
     if [ "$1" = train ]; then
-        command layershuffle "$@" --trainer.limit_train_batches 20
+        command layershuffle "$@" --trainer.limit_train_batches 20 --trainer.limit_val_batches 2
     else
         command layershuffle "$@"
     fi

@@ -1,13 +1,34 @@
 """A small model and small data, shared by the tests."""
 
+import io
+
 import pytest
 import torch
 from helpers import DIGITS, QUIET, SMALL, train
+from PIL import Image
 
 import layershuffle
 from layershuffle.commands.logs import set_up_logging
+from layershuffle.results.figures import drawing
 
 set_up_logging()  # so that a test finds log lines where a user does, on stderr
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_rendering():
+    """Pictures of results are composed but not rendered, which takes half a second each; yields what renders them."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "png")
+    render = drawing.rendered
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "rendered", lambda figure, form: file.getvalue())
+        yield render
+
+
+@pytest.fixture
+def with_rendering(without_rendering, monkeypatch):
+    """For tests that look at pictures."""
+    monkeypatch.setattr(drawing, "rendered", without_rendering)
 
 
 @pytest.fixture

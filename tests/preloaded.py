@@ -68,9 +68,10 @@ def serve(path: str) -> None:
     # Ctrl-C is for pytest, which ends this process. Commands have a handler of their own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
-    # What the commands import.
+    # What the commands import, and the images of characters, which take seconds to draw and are always the same.
     for module in ("layershuffle.api.compose", "layershuffle.api.evaluate", "layershuffle.report"):
         importlib.import_module(module)
+    importlib.import_module("layershuffle.data.glyphs").all_drawn()
     # Forks don't look for garbage among what has been imported, which takes seconds when they end.
     gc.freeze()
 

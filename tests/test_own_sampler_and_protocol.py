@@ -123,6 +123,7 @@ def test_the_command_finds_a_config_and_a_module_in_the_working_folder():
     assert "class_path: my_samplers.Annealed" in done.stdout
 
 
+@pytest.mark.usefixtures("with_rendering")
 def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
     assert 10 < write_files("Add a protocol") < 25
     fit("--config", str(ROOT / "configs/method/baseline.yaml"))

@@ -29,6 +29,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.usefixtures("with_rendering")
 def test_what_is_kept_is_scored_timed_exported_and_refined(shuffled_digits, capsys, images):
     results = prune_command([shuffled_digits, *FEW, "--keep=2", "--output=p.json", "--export=out"]).results
     said = capsys.readouterr().out

@@ -58,6 +58,7 @@ def elsewhere(tmp_path, monkeypatch):
 FEW = "--data.test_images=60"
 
 
+@pytest.mark.usefixtures("with_rendering")
 def test_orders_of_ones_own_and_the_landscape_are_drawn_and_fit_the_terminal(plain, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     evaluate_command([plain, FEW, "--order", "skip(2)", "sublayers", "(0|1|2|3|4|5)*3 0 1 2 3 4 5", "--output=o.json"])

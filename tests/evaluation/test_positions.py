@@ -128,6 +128,7 @@ def checkpoint(trained):
     return trained()
 
 
+@pytest.mark.usefixtures("with_rendering")
 def test_contributions_as_typed(checkpoint, tmp_path):
     results = analyse_command([checkpoint, "--study=contributions", "--images=40", "--output=c.json"])
     assert Results.load("c.json") == results
@@ -209,6 +210,7 @@ def test_representations_of_every_visit(trained, monkeypatch, order, default, la
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("with_rendering")
 def test_representations_as_typed(checkpoint, tmp_path):
     pytest.importorskip("umap")
     arguments = [checkpoint, "--layer=1", "--images=30"]

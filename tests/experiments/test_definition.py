@@ -14,7 +14,11 @@ from layershuffle.experiments.definition import Evaluation, Settings, read
 from layershuffle.experiments.matrix import expand
 from layershuffle.experiments.runs import list_runs
 
-EXPERIMENTS = sorted((ROOT / "configs/experiment").glob("*.yaml"))
+EXPERIMENTS = []
+for path in sorted((ROOT / "configs/experiment").glob("*.yaml")):
+    # Searches for learning rates have the methods of the experiments that they are for, many times over.
+    marks = [pytest.mark.slow] if path.stem.endswith("learning_rates") else []
+    EXPERIMENTS.append(pytest.param(path, id=path.stem, marks=marks))
 
 
 def names(runs):
@@ -53,7 +57,7 @@ def test_only_takes_what_the_chosen_need(tiny):
         list_runs(experiment, seeds=[1, 1])
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS)
 def test_every_experiment_passes_the_check(path):
     check(list_runs(read(path)), Path("experiments"), ACTIONS)
 

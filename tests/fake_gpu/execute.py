@@ -60,6 +60,7 @@ def training(watch: Watch, *words: str) -> None:
     options = [word for word in words if word.startswith("--")]
     command = ["mini_glyphs", "glyphs", "gpu", "mini", *configs]
     command += ["--model.pretrained=false", "--model.compile=false", "--model.schedule.warmup_steps=5"]
+    command += ["--model.timm_args.depth=4"]
     command += ["--data.classes=10", "--data.images_per_class=60", "--data.test_images_per_class=12"]
     command += ["--data.batch_size=24", "--data.eval_batch_size=12", "--trainer.log_every_n_steps=1000"]
     command += [f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={STEPS}"]

@@ -35,7 +35,7 @@ TRAININGS: dict[str, list[str]] = {
 }
 """Configs and options of trainings in bf16, by what is special about them."""
 
-CHOOSING = {"images choose": ["instancewise"]}
+CHOOSING = {"images choose": ["instancewise", "--model.timm_args.depth=12"]}  # Its orders are of 12 layers.
 """Waits once for each batch of its validation: for the sizes of the groups of images that choose alike."""
 
 COMPILED: dict[str, list[str]] = {

@@ -13,6 +13,8 @@ from layershuffle.results import figures
 from layershuffle.results.figures import legend_below, panels
 from layershuffle.results.figures.protocols import lines
 
+pytestmark = pytest.mark.usefixtures("with_rendering")
+
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
 def test_plots_are_written(tmp_path, name):

@@ -136,7 +136,7 @@ def fit(folder, ckpt_path=None, workers=0, tuned=False, growing=False, **options
 @pytest.mark.parametrize(
     ("options", "batches"),
     [
-        ({}, 12),
+        ({"max_epochs": 2}, 8),
         ({"val_check_interval": 0.5, "max_epochs": 2}, 8),
         ({"max_steps": 6, "max_epochs": -1}, 6),
         ({"workers": 1, "max_epochs": 2, "accumulate_grad_batches": 2}, 8),

@@ -169,6 +169,7 @@ def test_the_recipe_paper_is_what_runs_without_one():
     assert {**plain.config.as_dict(), "config": None} == {**paper.config.as_dict(), "config": None}
 
 
+@pytest.mark.usefixtures("with_rendering")
 def test_show_data_draws_a_column_for_each_epoch(tmp_path, monkeypatch, capsys):
     from PIL import Image
 
