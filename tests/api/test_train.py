@@ -146,7 +146,7 @@ def test_why_there_is_no_best_checkpoint(caplog, option, said):
     assert said in message
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("resumed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_last_checkpoint_that_is_clearly_better_is_named(monkeypatch, caplog, resumed):
     log = FineTuner.log
 
