@@ -1,14 +1,13 @@
 """Creates models with the weights of another one: of a checkpoint, or of the layers that an order runs."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from layershuffle.errors import UserError, last_line
 from layershuffle.models.backbones import FAMILIES
@@ -21,8 +20,6 @@ from layershuffle.plurals import counted
 
 MAX_BUFFERS = 1 << 26
 """How many values the tables may have that a model computes: 100 times as many as in timm's largest models."""
-FILL = {Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_}
-"""The functions, all of which work in place, that timm fills tensors with initial values by."""
 
 
 def create_fitting(weights: Mapping[str, Tensor], source: str, **config: Any) -> OrderedViT:
@@ -69,7 +66,7 @@ def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
         raise RuntimeError(f"it can't have {positions} positions")
 
     # On the "meta" device, tensors have shapes and no values. The weights are compared with such a model.
-    with torch.device("meta"), _NoInitialValues():
+    with torch.device("meta"):
         shapes = create_model(**config)
     expected = shapes.state_dict()
     for name, value in weights.items():
@@ -82,21 +79,6 @@ def _check_fit(weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
     # limit to their size.
     if sum(buffer.numel() for buffer in shapes.buffers()) > MAX_BUFFERS:
         raise RuntimeError("its tables of positions are too large: the image size can't be right")
-
-
-class _NoInitialValues(TorchFunctionMode):
-    """A context in which nothing is filled with initial values.
-
-    On the meta device, which has no values, torch still works out in Python what shapes these would have. That takes
-    most of the time in which such a model is made.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func in FILL:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def cut(model: OrderedViT, order: OrderLike | None = None) -> OrderedViT:
