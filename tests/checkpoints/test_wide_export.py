@@ -1,7 +1,10 @@
 """Exports of orders with groups, whose layers are merged, in all formats."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,22 @@ def test_the_card_says_how_a_wide_model_runs_without_this_package(small, images,
         assert file.stat().st_mode & 0o777 == 0o644
     with pytest.raises(ValueError, match=r"out are merged and run in one order only: its README\.md says"):
         load("out")
+
+
+def test_the_code_of_the_card_runs_in_a_new_process(small, images):
+    model = small()
+    export_wide(loaded(model), Path("out"), ORDER)
+    (code,) = re.findall(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)
+    torch.save(images, "images.pt")
+    Path("card.py").write_text(
+        f"import torch\nimages = torch.load('images.pt')\n{code.replace('FOLDER', 'out')}\n"
+        "torch.save(logits.detach(), 'logits.pt')\nassert 'layershuffle' not in sys.modules\n"
+    )
+    # Python finds no folder of this package: -P leaves out that of the script, and the environment has no PYTHONPATH.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-P", "card.py"], env=environment, check=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.load("logits.pt"), model(images, ORDER).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
