@@ -26,6 +26,8 @@ SECTIONS = {
 }
 """The section that lists the configs of a folder. Those of a user's other folders are in a section "FOLDERs"."""
 
+FEWEST_COLUMNS = 20
+"""Summaries that would be in a narrower column have lines of their own, below their names."""
 MOST_COLUMNS = 120
 """Lines are no wider, however wide the terminal is: longer ones are hard to read."""
 
@@ -60,7 +62,9 @@ def list_command(args: list[str] | None = None) -> None:
 
 
 def _block(title: str, summaries: Mapping[str, str], width: int) -> str:
-    """A section as text: its title, and below it each name with its summary, all of which begin in one column.
+    """A section as text: its title, and below it each name with its summary.
+
+    All summaries begin in one column, or on a narrow terminal below their names.
 
     Args:
         title: the section.
@@ -72,8 +76,12 @@ def _block(title: str, summaries: Mapping[str, str], width: int) -> str:
     margin = 2 + longest_name + 2
     lines = [title]
     for name, summary in summaries.items():
-        line = f"  {name}".ljust(margin) + summary
-        lines.append(textwrap.fill(line, width, subsequent_indent=" " * margin))
+        if width - margin < FEWEST_COLUMNS:
+            lines.append(f"  {name}")
+            lines.append(textwrap.fill(summary, width, initial_indent=" " * 4, subsequent_indent=" " * 4))
+        else:
+            line = f"  {name}".ljust(margin) + summary
+            lines.append(textwrap.fill(line, width, subsequent_indent=" " * margin))
     return "\n".join(lines)
 
 

@@ -484,6 +484,14 @@ def test_list_of_one_section(capsys):
         list_command(["method"])
 
 
+def test_on_a_narrow_terminal_summaries_stand_below_their_names(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    list_command(["orders"])
+    said = capsys.readouterr().out
+    assert "\n  backwards\n    All layers in reverse\n    sequence," in said
+    assert max(map(len, said.splitlines())) <= 30
+
+
 # --- Completion ---------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ def pruning(setup: SetupResults) -> Section | None:
     if len({point.number for point in points}) < 2:
         return None
     # The caption goes on after the name of the setup, if there are several, and so begins with a small letter.
-    caption = "accuracy by the number of layers kept, random ones"
+    caption = f"{setup.quality_in_words} by the number of layers kept, random ones"
     if any(point.method.startswith("reduced-depth") for point in points):
         caption += (
             " unless the model was refined at that depth (reduced-depth: its first layers, those it was refined with)"
@@ -41,7 +41,7 @@ def every_subset(setup: SetupResults) -> Section | None:
     points = curves.all_subsets(setup)
     if not points:
         return None
-    caption = "the mean accuracy over every choice of k layers, in original sequence."
+    caption = f"{setup.quality_in_words}, the mean over every choice of k layers, in original sequence."
     if any(point.accuracy.std is not None for point in points):
         caption += BANDS
     title = heading(PROTOCOLS["landscape"].section, setup)
@@ -57,7 +57,7 @@ def several_at_a_time(setup: SetupResults) -> list[Section]:
         if not points:
             continue
         number = protocol.xlabel or protocol.columns
-        caption = f"the mean accuracy over orders by the number of {number}."
+        caption = f"{setup.quality_in_words}, the mean over orders, by the number of {number}."
         if any(point.accuracy.std is not None for point in points):
             caption += BANDS
         title = heading(protocol.section, setup)
