@@ -34,6 +34,12 @@ def by_hand(vit, images, layers):
     return vit.forward_head(vit.norm(tokens))
 
 
+def tokens_after(model, step, tokens):
+    """The tokens after the first step of a run, which is given as text such as ``1a`` or ``(0|2)``."""
+    state, _ = model.run_step(State(tokens), Order(step)[0], position=0)
+    return state.tokens
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_interchange_with_timm(name, images, small):
     model = small(name)
@@ -51,7 +57,9 @@ def test_weights_interchange_with_timm(name, images, small):
 def test_a_permutation_runs_the_permuted_blocks(name, images, small):
     model = small(name)
     for layers in ([3, 1, 0, 2], [2], [1, 1, 3], []):
-        torch.testing.assert_close(model(images, layers).logits, by_hand(model.vit, images, layers), rtol=0, atol=0)
+        expected = by_hand(model.vit, images, layers)
+        torch.testing.assert_close(model(images, layers).logits, expected, rtol=0, atol=0)
+
     assert not torch.allclose(model(images, [3, 1, 0, 2]).logits, model(images).logits)
 
 
@@ -66,33 +74,42 @@ def test_the_order_is_no_hidden_state(images, small):
 def test_sublayers_are_the_halves_of_a_layer(images, small):
     model = small(drop_path_rate=0.0, init_values=0.5)
     torch.testing.assert_close(model(images, "2a 2f 0a 0f").logits, model(images, "2 0").logits)
+
+    # The two halves of layer 1, written out from the parts of timm's block.
     block = model.vit.blocks[1]
     tokens = model.embed(images).tokens
     attention = tokens + block.ls1(block.attn(block.norm1(tokens)))
-    torch.testing.assert_close(model.run_step(State(tokens), Order("1a")[0], 0)[0].tokens, attention)
     feed_forward = tokens + block.ls2(block.mlp(block.norm2(tokens)))
-    torch.testing.assert_close(model.run_step(State(tokens), Order("1f")[0], 0)[0].tokens, feed_forward)
+
+    torch.testing.assert_close(tokens_after(model, "1a", tokens), attention)
+    torch.testing.assert_close(tokens_after(model, "1f", tokens), feed_forward)
 
 
 def test_a_parallel_step_averages_its_members(images, small):
     model = small()
     tokens = model.embed(images).tokens
-    mean = torch.stack([model.vit.blocks[layer](tokens) for layer in (0, 2, 3)]).mean(0)
-    torch.testing.assert_close(model.run_step(State(tokens), Order("(0|2|3)")[0], 0)[0].tokens, mean)
-    again = torch.stack([model.vit.blocks[layer](mean) for layer in (0, 2, 3)]).mean(0)
-    torch.testing.assert_close(model(images, "(0|2|3)*2").logits, model.vit.forward_head(model.vit.norm(again)))
+
+    once = torch.stack([model.vit.blocks[layer](tokens) for layer in (0, 2, 3)]).mean(0)
+    torch.testing.assert_close(tokens_after(model, "(0|2|3)", tokens), once)
+
+    twice = torch.stack([model.vit.blocks[layer](once) for layer in (0, 2, 3)]).mean(0)
+    expected = model.vit.forward_head(model.vit.norm(twice))
+    torch.testing.assert_close(model(images, "(0|2|3)*2").logits, expected)
 
 
 def test_a_summed_group_adds_what_each_member_changes(images, small):
     model = small()
+    blocks = model.vit.blocks
     tokens = model.embed(images).tokens
-    changes = [model.vit.blocks[layer](tokens) - tokens for layer in (0, 2, 3)]
-    result, _ = model.run_step(State(tokens), Order("(0+2+3)")[0], 0)
-    torch.testing.assert_close(result.tokens, tokens + sum(changes))
-    halves = [run(model.vit.blocks[layer], tokens, None) - tokens for layer, run in ((1, model.halves["a"]),)]
-    halves.append(model.halves["f"](model.vit.blocks[2], tokens, None) - tokens)
-    result, _ = model.run_step(State(tokens), Order("(1a+2f)")[0], 0)
-    torch.testing.assert_close(result.tokens, tokens + sum(halves))
+
+    changes = [blocks[layer](tokens) - tokens for layer in (0, 2, 3)]
+    torch.testing.assert_close(tokens_after(model, "(0+2+3)", tokens), tokens + sum(changes))
+
+    rotary_embedding = None  # this family has none
+    attention_change = model.halves["a"](blocks[1], tokens, rotary_embedding) - tokens
+    feed_forward_change = model.halves["f"](blocks[2], tokens, rotary_embedding) - tokens
+    expected = tokens + attention_change + feed_forward_change
+    torch.testing.assert_close(tokens_after(model, "(1a+2f)", tokens), expected)
 
 
 def test_a_step_with_a_lag_reads_an_older_state_and_changes_the_newest(images, small):
@@ -101,11 +118,13 @@ def test_a_step_with_a_lag_reads_an_older_state_and_changes_the_newest(images, s
     start = model.embed(images).tokens
     first = blocks[0](start)
     second = first + blocks[1](start) - start
+
     third = second + blocks[3](first) - first
     expected = model.vit.forward_head(model.vit.norm(third))
     torch.testing.assert_close(model(images, "0 1<1 3<1").logits, expected)
-    averaged = second + (blocks[2](first) + blocks[3](first)) / 2 - first
-    expected = model.vit.forward_head(model.vit.norm(averaged))
+
+    third_of_a_group = second + (blocks[2](first) + blocks[3](first)) / 2 - first
+    expected = model.vit.forward_head(model.vit.norm(third_of_a_group))
     torch.testing.assert_close(model(images, "0 1<1 (2|3)<1").logits, expected)
 
 
@@ -132,17 +151,22 @@ def test_an_older_state_from_before_the_first_step_is_refused(images, small):
 def test_positions_of_groups_and_of_steps_that_dont_wait(images, small, position):
     """A group holds one position, and a step that reads an older state the one at which it starts."""
     model = small(position=position)
-    seen = []
+    encoded = []
     if position == "encode":
         encode = model.encoding.forward
-        model.encoding.forward = lambda tokens, layer, position: (
-            seen.append(position) or encode(tokens, layer, position)
-        )
+
+        def recording(tokens, layer, position):
+            encoded.append(position)
+            return encode(tokens, layer, position)
+
+        model.encoding.forward = recording
+
     output = model(images, "3 (0+1) 2<1")
+
     if position == "encode":
-        assert seen == [0, 1, 1, 1]
+        assert encoded == [0, 1, 1, 1]  # one position for each of the layers 3, 0, 1 and 2
     else:
-        assert output.positions == [0, 1, 1]
+        assert output.positions == [0, 1, 1]  # one for each of the three steps
         assert output.position_targets().tolist() == [0, 1, 1]
         assert len(output.position_logits) == 3
 
@@ -152,38 +176,53 @@ def test_position_encoding_is_the_papers_formula(images, small, options):
     model = small(position="encode", **options)
     weights = model.state_dict()
     order = [2, 0, 3]
+
     tokens = model.embed(images).tokens
     for position, layer in enumerate(order):
-        vector = weights[f"encoding.tables.{layer}.weight" if options else "encoding.table.weight"][position]
-        h = torch.cat([tokens, vector.repeat(*tokens.shape[:2], 1)], dim=2)
-        p = f"encoding.projections.{layer}"
-        h = F.layer_norm(h, h.shape[-1:], weights[f"{p}.0.weight"], weights[f"{p}.0.bias"])
-        h = F.gelu(F.linear(h, weights[f"{p}.1.weight"], weights[f"{p}.1.bias"]))
-        tokens = model.vit.blocks[layer](h + tokens)
+        table = f"encoding.tables.{layer}.weight" if options else "encoding.table.weight"
+        vector = weights[table][position]
+        hidden = torch.cat([tokens, vector.repeat(*tokens.shape[:2], 1)], dim=2)
+        projection = f"encoding.projections.{layer}"
+        norm_weight, norm_bias = weights[f"{projection}.0.weight"], weights[f"{projection}.0.bias"]
+        linear_weight, linear_bias = weights[f"{projection}.1.weight"], weights[f"{projection}.1.bias"]
+        hidden = F.layer_norm(hidden, hidden.shape[-1:], norm_weight, norm_bias)
+        hidden = F.gelu(F.linear(hidden, linear_weight, linear_bias))
+        tokens = model.vit.blocks[layer](hidden + tokens)
     expected = model.vit.forward_head(model.vit.norm(tokens))
+
     torch.testing.assert_close(model(images, order).logits, expected)
 
 
 def test_a_new_position_table_is_zero_and_has_a_row_a_position():
-    model = layershuffle.create_model("vit_tiny_patch16_224", 5, position="encode", positions=9, **SMALL)
-    assert model.encoding.table.weight.shape == (9, 32)
-    assert not model.encoding.table.weight.any()
-    each = layershuffle.create_model("vit_tiny_patch16_224", 5, "encode", position_table="per_layer", **SMALL)
-    assert [table.weight.shape for table in each.encoding.tables] == [(4, 32)] * 4
-    assert not any(table.weight.any() for table in each.encoding.tables)
+    shared = layershuffle.create_model("vit_tiny_patch16_224", 5, position="encode", positions=9, **SMALL)
+    table = shared.encoding.table.weight
+    assert table.shape == (9, 32)  # 9 positions, 32 features
+    assert not table.any()
+
+    per_layer = layershuffle.create_model(
+        "vit_tiny_patch16_224", 5, position="encode", position_table="per_layer", **SMALL
+    )
+    assert len(per_layer.encoding.tables) == 4
+    for table in per_layer.encoding.tables:
+        assert table.weight.shape == (4, 32)  # as many positions as the model has layers
+        assert not table.weight.any()
 
 
 def test_dropout_acts_on_what_the_position_adds(images, small):
     model = small(position="encode", position_dropout=0.5)
     tokens = model.embed(images).tokens
-    added = model.eval().encoding(tokens, 1, 2) - tokens
-    dropped = model.train().encoding(tokens, 1, 2) - tokens
-    kept = dropped != 0
+
+    added = model.eval().encoding(tokens, layer=1, position=2) - tokens
+    added_in_training = model.train().encoding(tokens, layer=1, position=2) - tokens
+
+    kept = added_in_training != 0
     assert 0.4 < kept.float().mean() < 0.6
-    torch.testing.assert_close(dropped[kept], 2 * added[kept])
+    # Dropout divides what it keeps by the share that it keeps, which is a half.
+    torch.testing.assert_close(added_in_training[kept], 2 * added[kept])
 
 
 def test_old_checkpoints_know_nothing_of_these_options(small):
+    """A configuration lists them only where they differ from their defaults, so old and new checkpoints are alike."""
     options = {"position_dim": 5, "position_dropout": 0.1, "position_table": "per_layer"}
     assert not options.keys() & small(position="encode").config.keys()
     assert options.items() <= small(position="encode", **options).config.items()
@@ -199,34 +238,44 @@ def test_position_prediction_is_the_papers_formula(images, small):
     model = small(position="predict")
     weights = model.state_dict()
     order = [2, 0, 3]
+
     output = model(images, order)
-    assert output.position_logits.shape == (3, 3, 4)
+
+    assert output.position_logits.shape == (3, 3, 4)  # steps, images, possible positions
     tokens = model.embed(images).tokens
     for position, layer in enumerate(order):
         tokens = model.vit.blocks[layer](tokens)
-        p = f"prediction.heads.{layer}"
         mean = tokens.sum(dim=1) / tokens.shape[1]
-        mean = F.layer_norm(mean, mean.shape[-1:], weights[f"{p}.0.weight"], weights[f"{p}.0.bias"])
-        expected = mean @ weights[f"{p}.1.weight"].T + weights[f"{p}.1.bias"]
+        head = f"prediction.heads.{layer}"
+        norm_weight, norm_bias = weights[f"{head}.0.weight"], weights[f"{head}.0.bias"]
+        linear_weight, linear_bias = weights[f"{head}.1.weight"], weights[f"{head}.1.bias"]
+        normed = F.layer_norm(mean, mean.shape[-1:], norm_weight, norm_bias)
+        expected = normed @ linear_weight.T + linear_bias
         torch.testing.assert_close(output.position_logits[position], expected)
     torch.testing.assert_close(output.logits, by_hand(model.vit, images, order))
+
     assert model(images, "(0|1) 2").position_logits.shape == (2, 3, 4)
     assert small()(images).position_logits is None
 
 
 def test_both_readings_of_the_distilled_heads(images, small):
-    average, alone = small("deit_tiny_distilled_patch16_224"), small("deit_tiny_distilled_patch16_224", head="class")
+    average = small("deit_tiny_distilled_patch16_224")
+    alone = small("deit_tiny_distilled_patch16_224", head="class")
     alone.load_state_dict(average.state_dict())
+
     tokens = average.vit.norm(by_hand_tokens(average, images))
-    head, other = average.vit.head(tokens[:, 0]), average.vit.head_dist(tokens[:, 1])
-    torch.testing.assert_close(average(images).logits, (head + other) / 2)
-    torch.testing.assert_close(alone(images).logits, head)
+    class_logits = average.vit.head(tokens[:, 0])
+    distillation_logits = average.vit.head_dist(tokens[:, 1])
+    torch.testing.assert_close(average(images).logits, (class_logits + distillation_logits) / 2)
+    torch.testing.assert_close(alone(images).logits, class_logits)
+
     alone(images).logits.sum().backward()
     assert alone.vit.head_dist.weight.grad is None
     assert not alone.vit.head_dist.weight.requires_grad
 
 
 def by_hand_tokens(model, images):
+    """The tokens after all layers in sequence, before the last norm."""
     tokens = model.embed(images).tokens
     for block in model.vit.blocks:
         tokens = block(tokens)
@@ -236,8 +285,9 @@ def by_hand_tokens(model, images):
 def test_only_the_layers_that_ran_get_a_gradient(images, small):
     model = small()
     model(images, "2 0").logits.sum().backward()
-    trained = [any(p.grad is not None for p in block.parameters()) for block in model.vit.blocks]
-    assert trained == [True, False, True, False]
+    for layer, block in enumerate(model.vit.blocks):
+        has_gradient = any(parameter.grad is not None for parameter in block.parameters())
+        assert has_gradient == (layer in (0, 2))
 
 
 @pytest.mark.parametrize(
@@ -260,58 +310,81 @@ def test_layers_that_do_not_split_say_so(small, images):
 
 
 def test_repeats_run_with_as_many_positions(images, small):
-    assert small(position="predict", positions=6)(images, "0 1 2 3 1 2").position_logits.shape == (6, 3, 6)
+    model = small(position="predict", positions=6)
+    output = model(images, "0 1 2 3 1 2")
+    assert output.position_logits.shape == (6, 3, 6)  # steps, images, possible positions
+
+
+def save_as_lightning_does(model, path):
+    """Save a checkpoint in which the model is a part of the trained module, named ``model``."""
+    state_dict = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state_dict}, path)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "run.ckpt"])
 def test_pretrained_paths(tmp_path, images, small, name):
-    model, path = small(), tmp_path / name
+    model = small()
+    path = tmp_path / name
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(model.vit.state_dict(), path)
     elif path.suffix == ".ckpt":
-        torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, path)
+        save_as_lightning_does(model, path)
     else:
         torch.save(model.vit.state_dict(), path)
-    order = permutation(4, seeded(0))
+
     again = layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **SMALL).eval()
+    order = permutation(4, seeded(0))
     assert torch.equal(again(images, order).logits, model(images, order).logits)
     assert "state_dict" not in again.vit.pretrained_cfg
 
-    fewer = layershuffle.create_model("vit_tiny_patch16_224", 3, "encode", str(path), **SMALL)
-    assert fewer.vit.head.weight.shape == (3, 32)
+    fewer = layershuffle.create_model(
+        "vit_tiny_patch16_224", num_classes=3, position="encode", pretrained=str(path), **SMALL
+    )
+    assert fewer.vit.head.weight.shape == (3, 32)  # 3 classes, 32 features
     assert torch.equal(fewer.vit.blocks[3].mlp.fc1.weight, model.vit.blocks[3].mlp.fc1.weight)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "ckpt"])
 @pytest.mark.parametrize("name", FAMILIES[:3])  # with a class token, with two tokens, without a token's embedding
 def test_position_embeddings_for_larger_images_are_resampled_as_timm_does(tmp_path, small, name, suffix):
-    model, path, larger = small(name), tmp_path / f"weights.{suffix}", SMALL | {"img_size": 20}
+    model = small(name)
     torch.save(model.vit.state_dict(), tmp_path / "weights.pth")
-    torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "weights.ckpt")
-    file = {"file": str(tmp_path / "weights.pth"), "num_classes": 5, "input_size": (1, 8, 8)}
-    plain = timm.create_model(name, pretrained=True, num_classes=5, pretrained_cfg_overlay=file, **larger)
+    save_as_lightning_does(model, tmp_path / "weights.ckpt")
+    larger = SMALL | {"img_size": 20}
+
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 5, "input_size": (1, 8, 8)}
+    plain = timm.create_model(name, pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay, **larger)
+    # With patches of 4 pixels, images of 8 have 2 x 2 of them and those of 20 have 5 x 5.
     assert plain.pos_embed.shape[1] == model.vit.pos_embed.shape[1] - 2**2 + 5**2
-    ours = layershuffle.create_model(name, 5, pretrained=str(path), **larger)
+
+    ours = layershuffle.create_model(name, 5, pretrained=str(tmp_path / f"weights.{suffix}"), **larger)
     torch.testing.assert_close(ours.vit.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
 def test_pretrained_colour_weights_on_grey_images(tmp_path, small):
+    path = tmp_path / "colour.pth"
     colour = small(in_chans=3).vit
-    torch.save(colour.state_dict(), tmp_path / "colour.pth")
-    grey = layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(tmp_path / "colour.pth"), **SMALL)
-    torch.testing.assert_close(
-        grey.vit.patch_embed.proj.weight, colour.patch_embed.proj.weight.sum(1, keepdim=True), rtol=1e-5, atol=1e-6
-    )
+    torch.save(colour.state_dict(), path)
+
+    grey = layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **SMALL).vit
+
+    # A grey image has the same value in all three channels, so their weights add up.
+    expected = colour.patch_embed.proj.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(grey.patch_embed.proj.weight, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_that_do_not_fit_say_so(tmp_path, small):
     path = tmp_path / "weights.pth"
     torch.save(small().vit.state_dict(), path)
+
+    wider = SMALL | {"embed_dim": 48}
     with pytest.raises(ValueError, match="weights of another backbone than vit_tiny_patch16_224"):
-        layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **SMALL | {"embed_dim": 48})
-    for classes in (5, 7):
+        layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **wider)
+
+    deeper = SMALL | {"depth": 6}
+    for classes in (5, 7):  # the file's classifier has 5
         with pytest.raises(ValueError, match="has only 4 layers: a model of depth 6 can't start from it"):
-            layershuffle.create_model("vit_tiny_patch16_224", classes, pretrained=str(path), **SMALL | {"depth": 6})
+            layershuffle.create_model("vit_tiny_patch16_224", classes, pretrained=str(path), **deeper)
 
 
 @pytest.mark.parametrize("has_classifier", [True, False])
@@ -321,8 +394,10 @@ def test_weights_of_another_width_are_told_by_it(tmp_path, small, has_classifier
     if not has_classifier:
         del weights["head.weight"], weights["head.bias"]
     torch.save(weights, path)
+
+    wider = SMALL | {"embed_dim": 48}
     with pytest.raises(ValueError, match="32 features, and those of the model 48"):
-        layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **SMALL | {"embed_dim": 48})
+        layershuffle.create_model("vit_tiny_patch16_224", 5, pretrained=str(path), **wider)
 
 
 @pytest.mark.parametrize(
@@ -351,10 +426,12 @@ def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_base_mci_224"])
 def test_a_hybrid_lends_its_weights_to_a_model_with_other_classes(tmp_path, name):
-    model = create_model(name, 7, depth=1)
     path = str(tmp_path / "hybrid.pth")
+    model = create_model(name, num_classes=7, depth=1)
     torch.save(model.vit.state_dict(), path)
-    other = create_model(name, 5, pretrained=path, depth=1)
+
+    other = create_model(name, num_classes=5, pretrained=path, depth=1)
+
     assert len(other.vit.head.weight) == 5
     assert torch.equal(other.vit.blocks[0].norm1.weight, model.vit.blocks[0].norm1.weight)
 

@@ -38,20 +38,30 @@ def test_a_wide_model_gives_the_same_logits(small, images, name, arguments, orde
     with torch.inference_mode():
         expected = model(images, order).logits
         torch.testing.assert_close(widen(model, Order(order))(images), expected, rtol=0, atol=1e-5)
+        # The order matters: in sequence the model gives other logits.
         assert (model(images, "0 1 2 3").logits - expected).abs().max() > 1e-3
 
 
 def test_a_group_is_one_product_of_the_width_of_all(small):
     wide = widen(small(), Order(HALVES)).blocks[0]
-    shapes = [{name: tuple(value.shape) for name, value in part.named_parameters()} for (part,) in wide.steps]
-    dim, hidden = 32, 128
-    assert [sizes.get("qkv.weight") or sizes["fc1.weight"] for sizes in shapes] == [
-        (3 * 3 * dim, dim),
-        (3 * hidden, dim),
-        (3 * dim, dim),
-        (hidden, dim),
+
+    first_maps = []
+    for (part,) in wide.steps:
+        parameters = dict(part.named_parameters())
+        assert not any("norm" in name for name in parameters)  # norms are merged into the maps that follow them
+        first_map = parameters["qkv.weight"] if "qkv.weight" in parameters else parameters["fc1.weight"]
+        first_maps.append(tuple(first_map.shape))
+    dim = 32
+    hidden = 4 * dim
+    assert first_maps == [
+        (3 * 3 * dim, dim),  # queries, keys and values of three layers
+        (3 * hidden, dim),  # the feed-forward halves of three layers
+        (3 * dim, dim),  # the attention of layer 3 alone
+        (hidden, dim),  # and its feed-forward half
     ]
-    assert not any("norm" in name for sizes in shapes for name in sizes)
+
+    # The first group has an attention, a feed-forward network and a whole layer, which are three parts of one step.
+    # Layer 3 by itself becomes two steps, and the last two layers become one part.
     assert [len(parts) for parts in merged_steps(Order("(0a+1f+2) 3 (0|1)"))] == [3, 1, 1, 1]
 
 
@@ -68,6 +78,7 @@ def test_what_cannot_be_merged_is_said(small):
     cases.append((of_another_family, HALVES, "the family Beit"))
     for model, order, reason in cases:
         assert reason in why_not_wide(model, model.check(order))
+
     assert why_not_wide(small(), Order(ALL_KINDS)) is None
 
 
