@@ -37,8 +37,6 @@ from layershuffle.training.objectives.classification import position_cross_entro
 from layershuffle.training.schedule import Schedule
 
 SEED = 5
-
-
 DEPTH = SMALL["depth"]
 
 
