@@ -1,6 +1,7 @@
 """The command lines as users type them: what works end to end, and how everything that can't work fails."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import preloaded
 import pytest
@@ -27,6 +29,24 @@ from layershuffle.commands.experiment import experiment_command
 from layershuffle.data import ImageFolders, TorchvisionImages
 from layershuffle.results import Results
 
+SHALLOW_RUN = ["--data.train_images=128", "--model.timm_args.depth=2"]
+"""Options of a run of which each epoch is one update of a model with two layers."""
+
+A_DRAWING = 10_000
+"""A PNG file with more bytes than this has something drawn in it."""
+
+
+class Comparison(NamedTuple):
+    """A small version of the quickstart's experiment: its folder, and its results by method."""
+
+    folder: Path
+    results: dict[str, Results]
+
+    @property
+    def checkpoint(self):
+        """The path of the model that was refined with shuffled layers: a model of the digits with eight layers."""
+        return str(self.folder / "layershuffle/seed0/best.ckpt")
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
@@ -36,63 +56,75 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
-    """The quickstart's comparison on digits; its folder and its results by method."""
+    """The quickstart's comparison on digits, with fewer epochs, orders and seeds. No test may change it."""
     folder = tmp_path_factory.mktemp("quickstart")
-    epochs = {"baseline": 1, "layershuffle": 6, "layershuffle_predict": 1}
-    configs = ["model/mini_glyphs", "data/digits", "trainer/cpu", "optimizer/mini"]
+    methods = {}
+    for name, epochs in {"baseline": 1, "layershuffle": 6, "layershuffle_predict": 1}.items():
+        methods[name] = {"configs": [f"method/{name}"], "options": {"trainer.max_epochs": epochs}}
     setup = {
-        "train": {"configs": configs, "options": {"model.timm_args.depth": 8}},
-        "base": {"configs": ["method/baseline"], "options": {"trainer.max_epochs": 3}},
-        "methods": {
-            name: {"configs": [f"method/{name}"], "options": {"trainer.max_epochs": count}}
-            for name, count in epochs.items()
+        "train": {
+            "configs": ["model/mini_glyphs", "data/digits", "trainer/cpu", "optimizer/mini"],
+            "options": {"model.timm_args.depth": 8},
         },
+        "base": {"configs": ["method/baseline"], "options": {"trainer.max_epochs": 3}},
+        "methods": methods,
         "evaluations": {"results": {"options": {"random_orders": 3, "depths": [6]}}},
     }
     (folder / "less.yaml").write_text(yaml.safe_dump({"seeds": [0], "setups": {"digits": setup}}))
+
+    # Each run takes place in this process, because others take seconds to start. The whole experiment then finds them
+    # finished, and writes its table and picture.
     command = [str(folder / "less.yaml"), f"--folder={folder}"]
-    for kind in ("base", *epochs):  # in this process, because others take seconds to start
+    for kind in ("base", *methods):
         experiment_command([*command, f"--run=digits/{kind}/seed0"])
     experiment_command(command)
+
     several = [Results.load(path) for path in folder.glob("digits/*/seed0/results.json")]
-    return folder / "digits", {results.label: results for results in several}
+    return Comparison(folder / "digits", {results.label: results for results in several})
 
 
 def accuracy(results, protocol, **variant):
-    scores = [s.top1 for s in results.scores if s.protocol == protocol and s.variant.items() >= variant.items()]
-    return sum(scores) / len(scores)
+    """The mean accuracy of the scores of a protocol whose variants have these values."""
+    accuracies = [score.top1 for score in results.of(protocol, **variant)]
+    return sum(accuracies) / len(accuracies)
 
 
 def test_refining_with_shuffled_layers_beats_the_baseline_in_arbitrary_order(compared):
-    baseline, shuffled = compared[1]["baseline"], compared[1]["layershuffle"]
+    baseline = compared.results["baseline"]
+    shuffled = compared.results["layershuffle"]
     assert accuracy(baseline, "sequential") > 0.8
     assert accuracy(shuffled, "sequential") > 0.8
     assert accuracy(baseline, "arbitrary") < 0.6
     assert accuracy(shuffled, "arbitrary") > accuracy(baseline, "arbitrary") + 0.25
-    random = {"sequence": "random", "kept": 6}
-    assert accuracy(shuffled, "pruned", **random) > accuracy(baseline, "pruned", **random) + 0.2
+    # Without two of the eight layers, and the others in random sequence.
+    pruned = {"sequence": "random", "kept": 6}
+    assert accuracy(shuffled, "pruned", **pruned) > accuracy(baseline, "pruned", **pruned) + 0.2
 
 
 def test_the_quickstart_leaves_what_it_says(compared):
-    folder, results = compared
-    assert {path.name for path in folder.iterdir()} >= {"overview.png", "table.md", "base", "baseline", "layershuffle"}
-    for result in results.values():
-        assert result.environment.torch == torch.__version__
-        assert len(result.model.sha256) == 64
-        assert result.data.images == 359
-    table = (folder / "table.md").read_text()
+    files = {path.name for path in compared.folder.iterdir()}
+    assert files >= {"overview.png", "table.md", "base", "baseline", "layershuffle"}
+    for results in compared.results.values():
+        assert results.environment.torch == torch.__version__
+        assert len(results.model.sha256) == 64
+        assert results.data.images == 359  # all test images of the digits
+
+    table = (compared.folder / "table.md").read_text()
     assert table.startswith("| top-1 % | baseline | layershuffle | layershuffle-predict |")
-    assert f"| sequential | {100 * accuracy(results['baseline'], 'sequential'):.2f} ± " in table
-    assert all(score.position_accuracy is not None for score in results["layershuffle-predict"].scores)
+    baseline = accuracy(compared.results["baseline"], "sequential")
+    assert f"| sequential | {100 * baseline:.2f} ± " in table
+    predicting = compared.results["layershuffle-predict"]
+    assert all(score.position_accuracy is not None for score in predicting.scores)
 
 
 def test_train_and_evaluate_as_typed(tmp_path):
     command = [preloaded.python(), str(ROOT / "train.py"), *DIGITS, *configs("method/layershuffle_position")]
-    done = subprocess.run([*command, "--trainer.max_epochs=1"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    warnings = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
+    training = subprocess.run([*command, "--trainer.max_epochs=1"], capture_output=True, text=True)
+
+    assert training.returncode == 0, training.stderr
+    warnings = [line for line in training.stderr.splitlines() if "warning" in line.lower()]
     assert [line.partition(",")[0] for line in warnings] == ["warning: the run has only 20 updates"]
-    assert "evaluate it with: layershuffle evaluate runs/version_0/checkpoints/best.ckpt\n" in done.stderr
+    assert "evaluate it with: layershuffle evaluate runs/version_0/checkpoints/best.ckpt\n" in training.stderr
     run = tmp_path / "runs" / "version_0"
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -102,51 +134,65 @@ def test_train_and_evaluate_as_typed(tmp_path):
     assert {"train/loss", "train/images_per_second", "lr-AdamW", "val/sequential", "val/arbitrary"} <= set(header)
 
     command = [preloaded.python(), str(ROOT / "evaluate.py"), "runs/version_0/checkpoints/best.ckpt"]
-    done = subprocess.run([*command, "--random_orders", "2", "--depths", "3", "12"], capture_output=True, text=True)
+    options = ["--random_orders", "2", "--depths", "3", "12"]
+    evaluation = subprocess.run([*command, *options], capture_output=True, text=True)
+
     # A slow machine adds lines of progress.
-    said = [line for line in done.stderr.splitlines() if not line.startswith("evaluating ")]
-    assert (done.returncode, said) == (0, ["input: 8 x 8 pixels, 1 channel, 4 x 4 patches"])
-    assert "layershuffle-position on 359 images (Digits, test)" in done.stdout
-    assert re.search(r"^first, shuffled +\d", done.stdout, re.MULTILINE)
+    said = [line for line in evaluation.stderr.splitlines() if not line.startswith("evaluating ")]
+    assert said == ["input: 8 x 8 pixels, 1 channel, 4 x 4 patches"]
+    assert evaluation.returncode == 0
+    assert "layershuffle-position on 359 images (Digits, test)" in evaluation.stdout
+    assert re.search(r"^first, shuffled +\d", evaluation.stdout, re.MULTILINE)
     results = Results.load(run / "checkpoints" / "best.evaluation.json")
-    assert {s.variant["kept"] for s in results.scores if s.protocol == "pruned"} == {3, 12}
-    assert (run / "checkpoints" / "best.evaluation.png").stat().st_size > 10_000
-    assert (run / "checkpoints" / "best.evaluation.confusion.png").stat().st_size > 10_000
-    (sequential,) = results.of("sequential")
+    assert {score.variant["kept"] for score in results.of("pruned")} == {3, 12}
+    assert (run / "checkpoints" / "best.evaluation.png").stat().st_size > A_DRAWING
+    assert (run / "checkpoints" / "best.evaluation.confusion.png").stat().st_size > A_DRAWING
+
+    # The first ten rows of the confusion matrix are those of sequential order. Their columns are the order, the class,
+    # and then the ten classes that it can be taken for: those on the diagonal are right.
     _, *matrix = csv.reader((run / "checkpoints" / "best.evaluation.confusion.csv").open())
-    assert sum(int(row[2 + index]) for index, row in enumerate(matrix[:10])) == sequential.images * sequential.top1
+    in_sequence = matrix[:10]
+    right = sum(int(row[2 + label]) for label, row in enumerate(in_sequence))
+    (sequential,) = results.of("sequential")
+    assert right == sequential.images * sequential.top1
     _, *classes = csv.reader((run / "checkpoints" / "best.evaluation.classes.csv").open())
-    assert sorted(row[0] for row in classes) == [row[1] for row in matrix[:10]]
+    assert sorted(row[0] for row in classes) == [row[1] for row in in_sequence]
 
 
 def test_what_makes_it_faster_changes_no_result(monkeypatch):
+    # This backend follows the same ways through torch.compile, but needs no C++ compiler and less time.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    few = [
+    three_updates = [
         *DIGITS,
         *QUIET,
+        *configs("method/layershuffle_position"),
         "--model.depth=2",
         "--trainer.max_epochs=1",
         "--trainer.limit_train_batches=3",
         "--trainer.log_every_n_steps=1",
     ]
-    fast = ["--model.compile=true", "--precision=auto"]
-    losses = []
-    for options in ([], fast):
-        train([*few, *configs("method/layershuffle_position"), *options])
-        with open(f"runs/version_{len(losses)}/metrics.csv") as file:
-            losses.append([float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]])
+
+    def losses(version):
+        """The training losses of a run, update by update."""
+        with open(f"runs/version_{version}/metrics.csv") as file:
+            return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+    train(three_updates)
+    train([*three_updates, "--model.compile=true", "--precision=auto"])
     resolved = yaml.safe_load(Path("runs/version_1/config.yaml").read_text())
     assert resolved["model"]["compile"] is True
     if resolved["trainer"]["precision"] == "32-true":  # else the processor is faster in bf16
-        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert losses(1) == pytest.approx(losses(0), rel=1e-5)
+
     evaluate = ["runs/version_0/checkpoints/best.ckpt", "--random_orders=2", "--data.test_images=100"]
     plain = evaluate_command(evaluate)
     compiled = evaluate_command([*evaluate, "--compile", "--batch-size=auto"])
     assert compiled.environment.compiled
     assert [score.top1 for score in compiled.scores] == [score.top1 for score in plain.scores]
-    small = evaluate_command([*evaluate, "--precision=auto", "--batch-size=30"])
-    assert (small.evaluation.batch_size, small.scores[0].images) == (30, 100)
-    assert small.environment.precision in ("32-true", "bf16-mixed")
+    small_batches = evaluate_command([*evaluate, "--precision=auto", "--batch-size=30"])
+    assert small_batches.evaluation.batch_size == 30
+    assert small_batches.scores[0].images == 100
+    assert small_batches.environment.precision in ("32-true", "bf16-mixed")
 
 
 def test_print_config_resolves_everything(capsys):
@@ -162,9 +208,10 @@ def test_print_config_resolves_everything(capsys):
 
 
 def test_later_configs_and_flags_win(capsys):
-    layers = [*configs("method/layershuffle", "method/layerdrop"), "--model.sampler.p=0.4", "--model.position=predict"]
+    methods = configs("method/layershuffle", "method/layerdrop")
+    flags = ["--model.sampler.p=0.4", "--model.position=predict"]
     with pytest.raises(SystemExit):
-        train([*DIGITS, *layers, "--print_config"])
+        train([*DIGITS, *methods, *flags, "--print_config"])
     model = yaml.safe_load(capsys.readouterr().out)["model"]
     assert model["sampler"] == {"class_path": "layershuffle.orders.LayerDrop", "init_args": {"p": 0.4}}
     assert model["position"] == "predict"
@@ -180,8 +227,8 @@ def test_every_config_composes(path, capsys):
     with pytest.raises(SystemExit) as stop:
         train([*DIGITS, f"--config={path}", "--print_config"])
     assert stop.value.code == 0
-    contents = [yaml.safe_load(other.read_text()) for other in (ROOT / "configs").rglob("*.yaml") if other != path]
-    assert yaml.safe_load(path.read_text()) not in contents
+    others = [other for other in (ROOT / "configs").rglob("*.yaml") if other != path]
+    assert yaml.safe_load(path.read_text()) not in [yaml.safe_load(other.read_text()) for other in others]
 
 
 def test_help_explains_every_key(capsys):
@@ -205,67 +252,80 @@ def test_help_imports_nothing_heavy_that_it_can_do_without(script):
         except SystemExit as stop:
             print(stop.code, sorted({heavy} & sys.modules.keys()))
         """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1] == "0 []", process.stderr
 
 
 def test_the_authors_recipe_on_a_distilled_deit(tmp_path):
-    small = '{"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 3, "num_heads": 2}'
-    args = configs(
+    recipe = configs(
         "model/deit_b16_distilled", "data/digits", "method/layershuffle_predict", "optimizer/authors", "trainer/cpu"
     )
-    args += [
+    small = '{"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 3, "num_heads": 2}'
+    changes = [
         f"--model.timm_args={small}",
         "--model.pretrained=false",
         "--trainer.max_steps=3",
         "--trainer.precision=32-true",
     ]
-    trainer = train([*args, *QUIET])
-    (group,) = trainer.optimizers[0].param_groups
-    assert type(trainer.optimizers[0]) is torch.optim.AdamW
+    trainer = train([*recipe, *changes, *QUIET])
+
+    (optimizer,) = trainer.optimizers
+    assert type(optimizer) is torch.optim.AdamW
+    (group,) = optimizer.param_groups
     assert group["weight_decay"] == 0
-    assert group["lr"] == pytest.approx(0)
+    assert group["lr"] == pytest.approx(0)  # at the end of its schedule
     assert trainer.gradient_clip_val == 1.0
+    # The authors classify from the class token alone.
     assert trainer.model.model.vit.head_dist.weight.grad is None
 
 
 def test_bf16_mixed_precision_trains():
-    trainer = train(
-        [*DIGITS, *QUIET, "--trainer.precision=bf16-mixed", "--trainer.max_steps=1", "--model.timm_args.depth=2"]
-    )
+    one_update = ["--trainer.max_steps=1", "--model.timm_args.depth=2"]
+    trainer = train([*DIGITS, *QUIET, *one_update, "--trainer.precision=bf16-mixed"])
     assert trainer.global_step == 1
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):
-    args = [*DIGITS, *QUIET, "--data.train_images=128", "--model.timm_args.depth=2", "--checkpoint.dirpath=kept"]
+    args = [*DIGITS, *QUIET, *SHALLOW_RUN, "--checkpoint.dirpath=kept"]
     assert train([*args, "--trainer.max_epochs=1"]).global_step == 1
     assert train([*args, "--trainer.max_epochs=3", "--ckpt_path=kept/last.ckpt"]).global_step == 3
 
 
 def test_the_best_checkpoint_has_the_lowest_validation_loss(tmp_path):
-    # So hot that the loss doesn't fall steadily.
-    args = [*DIGITS, *QUIET, "--data.train_images=300", "--model.timm_args.depth=2", "--model.optimizer.lr=0.05"]
-    args.append("--model.schedule.warmup_steps=60")
-    train([*args, "--trainer.max_epochs=6", "--trainer.logger.version=run", *configs("method/layershuffle")])
+    options = [
+        "--data.train_images=300",
+        "--model.timm_args.depth=2",
+        "--model.optimizer.lr=0.05",  # so high that the loss doesn't fall steadily
+        "--model.schedule.warmup_steps=60",
+        "--trainer.max_epochs=6",
+        "--trainer.logger.version=run",
+    ]
+    train([*DIGITS, *QUIET, *options, *configs("method/layershuffle")])
+
     run = tmp_path / "runs" / "run"
     with (run / "metrics.csv").open() as file:
         losses = {int(row["epoch"]): float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]}
     best = min(losses, key=lambda epoch: losses[epoch])
     assert len(losses) == 6
-    assert best != 5
+    assert best != 5  # else the last checkpoint would be as right
     assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == best
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 5
 
 
 def test_cifar100_is_trained_on_at_another_size(tmp_path, monkeypatch):
     fake_cifar100(tmp_path / "data", monkeypatch)
+    recipe = configs("model/vit_b16", "data/cifar100", "method/layershuffle_position", "trainer/cpu")
     small = '{"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}'
-    args = configs("model/vit_b16", "data/cifar100", "method/layershuffle_position", "trainer/cpu")
-    args += [f"--model.timm_args={small}", "--model.pretrained=false", "--trainer.max_epochs=1", "--data.batch_size=64"]
-    trainer = train([*args, *QUIET])
+    changes = [
+        f"--model.timm_args={small}",
+        "--model.pretrained=false",
+        "--trainer.max_epochs=1",
+        "--data.batch_size=64",
+    ]
+    trainer = train([*recipe, *changes, *QUIET])
     assert trainer.model.model.vit.head.out_features == 100
-    assert trainer.global_step == 2
+    assert trainer.global_step == 2  # 180 training images, beside 20 for validation, make two whole batches of 64
     assert set(trainer.callback_metrics) >= {"val/sequential", "val/arbitrary", "val/loss"}
 
 
@@ -273,51 +333,51 @@ def test_cifar100_is_trained_on_at_another_size(tmp_path, monkeypatch):
 
 
 def test_orders_of_ones_own(compared):
-    results = evaluate_command([str(compared[0] / "layershuffle/seed0/best.ckpt"), "--order", "3 1 2", "(0|1)*2 5a 5f"])
-    assert [(s.protocol, s.order) for s in results.scores] == [
-        ("sequential", " ".join(map(str, range(8)))),
+    results = evaluate_command([compared.checkpoint, "--order", "3 1 2", "(0|1)*2 5a 5f"])
+    assert [(score.protocol, score.order) for score in results.scores] == [
+        ("sequential", "0 1 2 3 4 5 6 7"),
         ("given", "3 1 2"),
         ("given", "(0|1)*2 5a 5f"),
     ]
-    again = evaluate_command(
-        [str(compared[0] / "layershuffle/seed0/best.ckpt"), "--protocols", "sequential", "--output=again.json"]
-    )
+    again = evaluate_command([compared.checkpoint, "--protocols", "sequential", "--output=again.json"])
     assert again.scores[0] == results.scores[0]
 
 
 def test_results_are_never_written_over_unasked(compared):
-    checkpoint = Path("best.ckpt")
-    shutil.copy(compared[0] / "layershuffle/seed0/best.ckpt", checkpoint)
+    shutil.copy(compared.checkpoint, "best.ckpt")
     for _ in range(2):
         evaluate_command(["best.ckpt", "--protocols", "sequential", "--data.test_images=20"])
     assert {path.name for path in Path().glob("*.json")} == {"best.evaluation.json", "best.evaluation-2.json"}
 
 
 def test_the_checkpoints_data_can_be_overridden(compared):
-    checkpoint = str(compared[0] / "layershuffle/seed0/best.ckpt")
-    results = evaluate_command([checkpoint, "--protocols", "sequential", "--data.test_images=50", "--split=test"])
-    assert results.data.images == 50
-    assert results.data.args["split_seed"] == 0
-    assert evaluate_command([checkpoint, "--protocols", "sequential", "--split=val"]).data.images == 144
+    evaluate = [compared.checkpoint, "--protocols", "sequential"]
+    on_test_images = evaluate_command([*evaluate, "--data.test_images=50", "--split=test"])
+    assert on_test_images.data.images == 50
+    assert on_test_images.data.args["split_seed"] == 0
+    on_validation_images = evaluate_command([*evaluate, "--split=val"])
+    assert on_validation_images.data.images == 144  # a tenth of those that aren't test images
 
 
 def test_the_authors_checkpoints_are_evaluated(tmp_path, monkeypatch):
     fake_cifar100(tmp_path / "data", monkeypatch, classes=7)
     folder = reference_folder(tmp_path)
-    data = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=7"]
+    data = [*configs("data/cifar100"), "--data.num_classes=7"]
     results = evaluate_command([str(folder), *data, "--random_orders", "2", "--depths", "3"])
     assert results.data.images == 100
-    assert results.model.config["norm_eps"] == 1e-12
+    assert results.model.config["norm_eps"] == 1e-12  # as in transformers; timm's is 1e-6
     assert {score.protocol for score in results.scores} == {"sequential", "arbitrary", "pruned"}
 
 
 def test_of_the_authors_classes_those_of_the_data_are_evaluated(tmp_path, monkeypatch, capsys):
     fake_cifar100(tmp_path / "data", monkeypatch, classes=4)
     folder = reference_folder(tmp_path)
-    data = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=4"]
+    data = [*configs("data/cifar100"), "--data.num_classes=4"]
     results = evaluate_command([str(folder), *data, "--protocols=sequential", "--output=r.json"])
     assert "of the 7 classes of the authors' checkpoint, the first 4 are used" in capsys.readouterr().err
     assert Results.load("r.json").model.classes == "the first 4 of 7"
+
+    # The same by hand: the logits of all classes, of which the first four are taken.
     whole = load(str(folder)).model
     cifar = TorchvisionImages("CIFAR100", num_classes=4)
     preprocess = cifar.prepare_for(*whole.image_format)
@@ -325,22 +385,28 @@ def test_of_the_authors_classes_those_of_the_data_are_evaluated(tmp_path, monkey
     images, labels = batches(cifar.loader("test"))
     with torch.inference_mode():
         logits = whole(preprocess(images)).logits[:, :4]
+    loss = torch.nn.functional.cross_entropy(logits, labels)
     assert results.scores[0].top1 == (logits.argmax(dim=1) == labels).double().mean()
-    assert results.scores[0].loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
-    more = [f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=9"]
+    assert results.scores[0].loss == pytest.approx(float(loss), rel=1e-5)
+
+    more = [*configs("data/cifar100"), "--data.num_classes=9"]
     assert "the model has 7 classes, but the data has 9" in fails(capsys, evaluate_command, str(folder), *more)
 
 
 def test_logits_that_are_not_numbers_are_reported(tmp_path, monkeypatch, capsys):
     fake_cifar100(tmp_path / "data", monkeypatch, classes=7)
     folder = reference_folder(tmp_path)
+    # Every order with the last of the six layers has no numbers any more.
     weights = load_file(folder / "model.safetensors")
     weights["vit.encoder.layer.5.output.dense.bias"][0] = torch.nan
     save_file(weights, folder / "model.safetensors")
-    args = [str(folder), f"--config={ROOT}/configs/data/cifar100.yaml", "--data.num_classes=7", "--output=r.json"]
+    args = [str(folder), *configs("data/cifar100"), "--data.num_classes=7", "--output=r.json"]
+
     evaluate_command([*args, "--order", "0 1 2"])
     assert [score.nan for score in Results.load("r.json").scores] == [100, 0]
     assert "numbers (NaN): 100 in order 0 1 2 3 4 5\n" in capsys.readouterr().err
+
+    # All five orders and those of the batches have that layer. The warning names three of the six.
     evaluate_command([*args, "--random_orders=5", "--protocols=arbitrary"])
     warning = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
     assert "100 in order arbitrary, per batch, 100 in order " in warning
@@ -352,25 +418,21 @@ def test_a_frozen_timm_model_is_evaluated(tmp_path):
 
     name = "test_vit"
     torch.save(timm.create_model(name, num_classes=1000).state_dict(), "weights.pth")
+    # Its classifier has 1,000 classes, and fake_imagenet makes two of them.
     root = fake_imagenet(tmp_path / "imagenet")
-    for at in range(2, 1000):
+    for label in range(2, 1000):
         for split in ("train", "val"):
-            (root / split / f"n{at}").mkdir()
-            shutil.copy(root / "val" / "n01440764" / "RGB.JPEG", root / split / f"n{at}" / "a.JPEG")
-    data = [
-        f"--config={ROOT}/configs/data/imagenet.yaml",
-        f"--data.root={root}",
-        "--data.test_images=30",
-        "--data.workers=0",
-    ]
-    results = evaluate_command(
-        [name, "--pretrained=weights.pth", *data, "--protocols", "sequential", "pruned", "--random_orders=1"]
-    )
+            (root / split / f"n{label}").mkdir()
+            shutil.copy(root / "val" / "n01440764" / "RGB.JPEG", root / split / f"n{label}" / "a.JPEG")
+    data = [*configs("data/imagenet"), f"--data.root={root}", "--data.test_images=30", "--data.workers=0"]
+    evaluate = [name, "--pretrained=weights.pth", *data]
+    results = evaluate_command([*evaluate, "--protocols", "sequential", "pruned", "--random_orders=1"])
     assert results.data.images == 30
-    assert results.data.args["image_size"] == 160
+    assert results.data.args["image_size"] == 160  # timm's size of images for this model
     assert Path("test_vit.evaluation.json").exists()
 
-    # As timm itself preprocesses and evaluates, and as in the paper if that is asked for.
+    # The losses are those of timm's own preprocessing and model, and those of the paper's preprocessing if that is
+    # asked for.
     vit = timm.create_model(name, num_classes=1000).eval()
     vit.load_state_dict(torch.load("weights.pth"))
     chosen = ImageFolders(str(root), test_images=30)
@@ -379,20 +441,21 @@ def test_a_frozen_timm_model_is_evaluated(tmp_path):
     timms = timm.data.resolve_data_config(model=vit)
     papers = timms | {"crop_pct": 1.0, "interpolation": "bilinear"}
     assert timms != papers
-    asked = [f"--data.{key}={papers[key]}" for key in ("crop_pct", "interpolation")]
-    for config, options in ((timms, []), (papers, asked)):
+    asking_for_papers = ["--data.crop_pct=1.0", "--data.interpolation=bilinear"]
+    for config, options in ((timms, []), (papers, asking_for_papers)):
         transform = timm.data.create_transform(**config)
-        images = [(transform(image), label) for image, label in pictures]
-        results = evaluate_command([name, "--pretrained=weights.pth", *data, *options, "--protocols=sequential"])
+        images = torch.stack([transform(image) for image, _ in pictures])
+        labels = torch.tensor([label for _, label in pictures])
         with torch.inference_mode():
-            logits = vit(torch.stack([image for image, _ in images]))
-        expected = torch.nn.functional.cross_entropy(logits, torch.tensor([label for _, label in images]))
+            expected = torch.nn.functional.cross_entropy(vit(images), labels)
+        results = evaluate_command([*evaluate, *options, "--protocols=sequential"])
         assert results.scores[0].loss == pytest.approx(expected.item(), rel=1e-6)
-        names = ("crop_pct", "interpolation", "crop_mode")
-        assert {key: results.data.args[key] for key in names} == {key: config[key] for key in names}
+        for key in ("crop_pct", "interpolation", "crop_mode"):
+            assert results.data.args[key] == config[key]
 
 
 def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
+    # The digits are resized to 16 x 16 pixels, so that it matters how.
     options = ["--trainer.max_epochs=1", "--data.train_images=64", "--model.timm_args={img_size: 16, depth: 2}"]
     train([*DIGITS, *QUIET, *options, "--data.crop_pct=0.5"])
     path = "runs/version_0/checkpoints/last.ckpt"
@@ -401,15 +464,20 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
     names = ("crop_pct", "interpolation", "crop_mode")
     assert [args[name] for name in names] == [0.5, "bilinear", "center"]
 
-    def losses(checkpoint, *options):
-        return [score.loss for score in evaluate_command([checkpoint, "--protocols=sequential", *options]).scores]
+    def loss(checkpoint, *options):
+        (sequential,) = evaluate_command([checkpoint, "--protocols=sequential", *options]).scores
+        return sequential.loss
 
-    cropped = losses(path)
-    for name in names:  # earlier versions recorded none of these, and knew the paper's preprocessing only
+    cropped = loss(path)
+    uncropped = loss(path, "--data.crop_pct=1")
+    assert cropped != uncropped
+
+    # Earlier versions recorded none of these, and knew the paper's preprocessing only, which doesn't crop.
+    for name in names:
         del args[name]
     torch.save(content, "old.ckpt")
-    assert losses("old.ckpt") == losses(path, "--data.crop_pct=1") != cropped
-    assert losses("old.ckpt", "--data.crop_pct=0.5") == cropped
+    assert loss("old.ckpt") == uncropped
+    assert loss("old.ckpt", "--data.crop_pct=0.5") == cropped
 
 
 # --- Failing ------------------------------------------------------------------------------------------------
@@ -428,10 +496,7 @@ def test_a_checkpoint_is_evaluated_as_it_was_trained_whatever_its_version():
         (["--model.name=vit_nope"], "vit_nope"),
         (["--model.pretrained=nowhere.pth"], "nowhere.pth"),
         (["--data=ImageFolders", "--data.root=nowhere"], "nowhere"),
-        (
-            ["--data=TorchvisionImages", "--data.dataset=CIFAR10", "--data.num_classes=10"],
-            "CIFAR10",
-        ),
+        (["--data=TorchvisionImages", "--data.dataset=CIFAR10", "--data.num_classes=10"], "CIFAR10"),
         (["--data.train_images=9999"], "train_images is 9999"),
         (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
         (["--trainer.max_epochs=many"], "--trainer.max_epochs"),
@@ -473,22 +538,19 @@ def test_a_config_that_is_none(capsys, content, complaint):
         (["--protocols", "sideways"], "sideways"),
         (["--protocols", "./sideways.py"], "./sideways.py"),
         (["--nonsense", "1"], "nonsense"),
-        (
-            ["--data=TorchvisionImages", "--data.dataset=CIFAR100", "--data.num_classes=100"],
-            "CIFAR100",
-        ),
+        (["--data=TorchvisionImages", "--data.dataset=CIFAR100", "--data.num_classes=100"], "CIFAR100"),
         (["--precision=17"], "17"),
         (["--accelerator=abacus"], "abacus"),
     ],
 )
 def test_evaluate_says_what_is_wrong(capsys, compared, args, complaint):
-    assert complaint in fails(capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), *args)
+    assert complaint in fails(capsys, evaluate_command, compared.checkpoint, *args)
     assert not list(Path().glob("*.json"))
 
 
 def test_a_class_count_that_disagrees(capsys, compared):
-    data = ["--data=Glyphs", "--data.test_images=10"]
-    complaint = fails(capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), *data)
+    glyphs = ["--data=Glyphs", "--data.test_images=10"]
+    complaint = fails(capsys, evaluate_command, compared.checkpoint, *glyphs)
     assert "10 classes" in complaint
     assert "500" in complaint
 
@@ -504,7 +566,7 @@ def test_interrupted_while_it_imports(script, seconds):
 
 
 def test_checkpoints_that_are_none(capsys, compared, tmp_path):
-    whole = (compared[0] / "layershuffle/seed0/best.ckpt").read_bytes()
+    whole = Path(compared.checkpoint).read_bytes()
     Path("cut.ckpt").write_bytes(whole[: len(whole) // 2])
     Path("text.ckpt").write_text("hello")
     Path("empty.ckpt").write_bytes(b"")
@@ -531,63 +593,59 @@ def test_checkpoints_that_are_none(capsys, compared, tmp_path):
 
 
 def test_a_checkpoint_of_another_backbone(capsys, compared):
-    checkpoint = compared[0] / "layershuffle/seed0/best.ckpt"
-    args = [
-        *DIGITS,
-        *configs("model/mini_glyphs"),
-        *QUIET,
-        "--model.pretrained=false",
-        "--model.timm_args.embed_dim=24",
-    ]
-    assert "holds weights of another backbone" in fails(capsys, train, *args, f"--model.pretrained={checkpoint}")
-    assert "embed_dim" in fails(capsys, train, *args, f"--ckpt_path={checkpoint}")
+    backbone = [*configs("model/mini_glyphs"), "--model.pretrained=false", "--model.timm_args.embed_dim=24"]
+    args = [*DIGITS, *backbone, *QUIET]
+    line = fails(capsys, train, *args, f"--model.pretrained={compared.checkpoint}")
+    assert "holds weights of another backbone" in line
+    line = fails(capsys, train, *args, f"--ckpt_path={compared.checkpoint}")
+    assert "embed_dim" in line
 
 
 def test_a_tampered_checkpoint_runs_nothing(capsys, compared):
-    content = torch.load(compared[0] / "layershuffle/seed0/best.ckpt", weights_only=True)
+    content = torch.load(compared.checkpoint, weights_only=True)
+    metadata = content["layershuffle"]
+    model = metadata["model"]
     for change, complaint in (
         ({"data": {"class": "subprocess.Popen", "args": {"args": ["true"]}}}, "is not known here"),
-        ({"model": {**content["layershuffle"]["model"], "depth": 9}}, "weights don't fit"),
-        ({"model": {**content["layershuffle"]["model"], "nonsense": 1}}, "nonsense"),
+        ({"model": model | {"depth": 9}}, "weights don't fit"),
+        ({"model": model | {"nonsense": 1}}, "nonsense"),
         ({"model": {"name": "vit_tiny_patch16_224"}}, "is damaged"),
     ):
-        torch.save({**content, "layershuffle": content["layershuffle"] | change}, "tampered.ckpt")
+        torch.save(content | {"layershuffle": metadata | change}, "tampered.ckpt")
         assert complaint in fails(capsys, evaluate_command, "tampered.ckpt")
 
 
 def test_a_broken_image_is_named(capsys, tmp_path):
     broken = fake_imagenet(tmp_path) / "train" / "n01443537" / "L.JPEG"
     broken.write_bytes(b"no image")
-    args = [
-        *DIGITS,
-        *QUIET,
+    options = [
         "--data=ImageFolders",
         f"--data.root={tmp_path}",
         "--data.workers=1",
         "--data.val_fraction=0",
+        "--data.batch_size=5",
         "--model.timm_args.in_chans=3",
+        "--trainer.max_epochs=1",
     ]
-    line = fails(capsys, train, *args, "--data.batch_size=5", "--trainer.max_epochs=1")
+    line = fails(capsys, train, *DIGITS, *QUIET, *options)
     assert f"{broken} can't be read as an image" in line
     assert "Traceback" not in line
 
 
 def test_results_that_cannot_be_written_say_so_before_the_work(capsys, compared):
     Path("file").write_text("")
-    line = fails(
-        capsys, evaluate_command, str(compared[0] / "layershuffle/seed0/best.ckpt"), "--output=file/results.json"
-    )
+    line = fails(capsys, evaluate_command, compared.checkpoint, "--output=file/results.json")
     assert "file/results.json can't be written" in line
 
 
 def no_space_for_checkpoints(descriptor):
-    """In place of os.fsync, on a disk that has space for small files alone."""
+    """Stands in for ``os.fsync`` on a disk that has space for small files alone."""
     if ".ckpt" in os.readlink(f"/proc/self/fd/{descriptor}"):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint_whole(capsys, monkeypatch):
-    args = [*DIGITS, *QUIET, "--data.train_images=128", "--model.timm_args.depth=2", "--checkpoint.dirpath=kept"]
+    args = [*DIGITS, *QUIET, *SHALLOW_RUN, "--checkpoint.dirpath=kept"]
     train([*args, "--trainer.max_epochs=1"])
 
     with monkeypatch.context() as patch:
@@ -595,13 +653,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint_whole(capsys
         line = fails(capsys, train, *args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt")
     assert re.search(r"kept/(best|last)\.ckpt could not be written: No space left on device", line)
     assert {path.name for path in Path("kept").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+    # With space again, the run goes on from there.
     assert train([*args, "--trainer.max_epochs=2", "--ckpt_path=kept/last.ckpt"]).global_step == 2
 
 
 def test_a_full_disk_leaves_nothing_of_a_run_without_a_checkpoint(capsys, monkeypatch):
     monkeypatch.setattr("os.fsync", no_space_for_checkpoints)
-    args = ["--data.train_images=128", "--model.timm_args.depth=2", "--trainer.max_epochs=1"]
-    line = fails(capsys, train, *DIGITS, *QUIET, *args)
+    line = fails(capsys, train, *DIGITS, *QUIET, *SHALLOW_RUN, "--trainer.max_epochs=1")
     assert re.search(r"(best|last)\.ckpt could not be written: No space left on device; free some space", line)
     assert not list(Path().iterdir())
 
@@ -614,6 +673,7 @@ def test_a_run_folder_that_cannot_be_made(capsys):
 
 
 def test_results_are_json_without_surprises(compared):
-    content = json.loads((compared[0] / "layershuffle/seed0/results.json").read_text(), parse_constant=pytest.fail)
+    text = (compared.folder / "layershuffle/seed0/results.json").read_text()
+    content = json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are Python's, and no JSON
     assert content["layershuffle_results"] == 2
     assert content["evaluation"]["draws"] == 3
