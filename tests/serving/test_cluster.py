@@ -41,11 +41,13 @@ from layershuffle.serving.policy import Policy
 from layershuffle.serving.ray_connection import SYSTEM_CONFIG, connect
 
 HELD = [[0, 1], [1, 2], [2, 3], [3, 0]]
+"""The steps that each of the four nodes holds."""
 
 
 def one_model():
     """A model that encodes positions, with weights far from their initial symmetry."""
-    torch.set_num_threads(1)  # as in the nodes: the number of threads decides how sums are rounded
+    # As in the nodes: the number of threads decides how sums are rounded.
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = layershuffle.create_model("vit_tiny_patch16_224", 5, **SMALL, position="encode").eval()
     with torch.no_grad():
@@ -59,11 +61,13 @@ def test_a_machine_is_killed_while_requests_run(tmp_path):
     """Two raylets stand for two machines. It is the first test, because a process has one Ray cluster at a time."""
     from ray.cluster_utils import Cluster as Machines
 
+    model = one_model()
+    log = tmp_path / "events.jsonl"
     # So many that some still run when the loss is noticed.
-    model, log, images = one_model(), tmp_path / "events.jsonl", pictures(200)
-    one = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
-    machines = Machines(initialize_head=True, head_node_args=one | {"_system_config": SYSTEM_CONFIG})
-    killed = machines.add_node(**one)
+    images = pictures(200)
+    machine = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    machines = Machines(initialize_head=True, head_node_args={**machine, "_system_config": SYSTEM_CONFIG})
+    killed = machines.add_node(**machine)
 
     async def submit():
         placement = [[0, 1], [2, 3]]
@@ -71,26 +75,34 @@ def test_a_machine_is_killed_while_requests_run(tmp_path):
             waiting = [asyncio.create_task(cluster.submit(batch)) for batch in images]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             killed.all_processes["raylet"][0].process.kill()
-            return time.time(), await asyncio.gather(*waiting)
+            killed_at = time.time()
+            return killed_at, await asyncio.gather(*waiting)
 
     try:
-        when, results = asyncio.run(submit())
+        killed_at, results = asyncio.run(submit())
     finally:
         machines.shutdown()
+
     check(model, images, results)
     (lost,) = events(log, "lost")
-    assert lost["time"] < when + 5  # with Ray's own health checks it would be 15 s
-    (held,) = (event["steps"] for event in events(log, "joined") if event["node"] == lost["node"])
-    assert sorted(event["step"] for event in events(log, "loaded")) == held
+    assert lost["time"] < killed_at + 5  # with Ray's own health checks it would be 15 s
+
+    # The other node has loaded the steps of the one that was lost.
+    (joined,) = [event for event in events(log, "joined") if event["node"] == lost["node"]]
+    assert sorted(event["step"] for event in events(log, "loaded")) == joined["steps"]
+
+    # Every request ended once, some before the loss and some after it.
     ended = events(log, "ended")
     assert sorted(event["request"] for event in ended) == [*range(1, len(images) + 1)]
     assert ended[0]["time"] <= lost["time"] <= ended[-1]["time"]
 
 
-def recording(original, found):
+def recording(original, sums):
+    """A method of a metric that does what the original does, and adds the value to ``sums`` by the metric's name."""
+
     def record(metric, value=1):
         original(metric, value)
-        found[metric.info["name"]] += value
+        sums[metric.info["name"]] += value
 
     return record
 
@@ -98,11 +110,13 @@ def recording(original, found):
 @pytest.fixture(scope="module")
 def metrics():
     """The sum of what was recorded of each of Ray's metrics, by its name."""
-    found = Counter()
+    sums = Counter()
+    counter = ray.util.metrics.Counter
+    histogram = ray.util.metrics.Histogram
     with pytest.MonkeyPatch.context() as patch:
-        for kind, method in ((ray.util.metrics.Counter, "inc"), (ray.util.metrics.Histogram, "observe")):
-            patch.setattr(kind, method, recording(getattr(kind, method), found))
-        yield found
+        patch.setattr(counter, "inc", recording(counter.inc, sums))
+        patch.setattr(histogram, "observe", recording(histogram.observe, sums))
+        yield sums
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +142,12 @@ def policy_of(cluster, **changes):
 
 
 def pictures(count):
+    """So many requests of two random images each."""
     return torch.randn(count, 2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def check(model, images, results):
+    """Each request ran every layer once, and has the logits of the model in the order that ran, bit for bit."""
     for batch, result in zip(images, results, strict=True):
         assert result.order.layers == {0, 1, 2, 3}
         assert len(result.order) == 4
@@ -140,7 +156,15 @@ def check(model, images, results):
 
 
 def processes(cluster):
+    """The process ids of the nodes that aren't gone, by name."""
     return {node.node: node.process for node in cluster.state().nodes if node.status != "gone"}
+
+
+def png(picture):
+    """The picture as the bytes of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def info_of(model):
@@ -148,11 +172,20 @@ def info_of(model):
 
 
 def status_of(cluster, name):
-    return {node.node: node.status for node in cluster.state().nodes}[name]
+    """The status of the node of this name."""
+    (status,) = [node.status for node in cluster.state().nodes if node.node == name]
+    return status
 
 
 def events(log, kind):
-    return [event for event in map(json.loads, log.open()) if event["event"] == kind]
+    """The events of this kind that are in the log."""
+    found = []
+    with log.open() as lines:
+        for line in lines:
+            event = json.loads(line)
+            if event["event"] == kind:
+                found.append(event)
+    return found
 
 
 def test_every_request_gets_the_logits_of_the_order_that_ran(served):
@@ -162,28 +195,38 @@ def test_every_request_gets_the_logits_of_the_order_that_ran(served):
     async def submit():
         waiting = [asyncio.create_task(cluster.submit(batch)) for batch in images]
         await asyncio.sleep(0)
-        assert (cluster.waiting, cluster.state().in_flight) == (14, 0)  # those in the window are being embedded
+        # Six of them, the window, are being embedded: they don't wait any more, and aren't with nodes yet.
+        assert cluster.waiting == 20 - 6
+        assert cluster.state().in_flight == 0
         return await asyncio.gather(*waiting)
 
     results = runner.run(submit())
     check(model, images, results)
     assert len({result.order for result in results}) > 1
     assert sum(read_orders(str(log)).values()) == len(results)
+
     state = cluster.state()
-    assert (state.ended, state.failed, state.missed, state.in_flight) == (20, 0, 0, 0)
+    assert state.ended == 20
+    assert state.failed == 0
+    assert state.missed == 0
+    assert state.in_flight == 0
     assert [node.steps for node in state.nodes] == HELD
 
 
 def test_nobody_else_can_reach_it(served):
     """The processes of Ray, which are children of this one, listen on loopback alone."""
-    ours = psutil.Process().children(recursive=True)
-    sockets = [socket for process in ours for socket in process.net_connections() if socket.status == "LISTEN"]
-    assert len(sockets) > len(HELD)
-    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets} == {"127.0.0.1"}
+    listening_sockets = []
+    for process in psutil.Process().children(recursive=True):
+        listening_sockets += [socket for socket in process.net_connections() if socket.status == "LISTEN"]
+    # Each node has one, and so have Ray's own processes.
+    assert len(listening_sockets) > len(HELD)
+    # A socket of IPv6 writes an address of IPv4 with a prefix.
+    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in listening_sockets} == {"127.0.0.1"}
 
 
 def test_a_model_that_is_too_large_is_refused(served, monkeypatch):
     runner, model, _, _ = served
+    # 128 KiB, less than the weights of the small model take.
     monkeypatch.setattr("ray.cluster_resources", lambda: {"memory": 2**17, "CPU": 4.0})
     with pytest.raises(UserError, match=r"the nodes hold \d.* of weights, but the cluster has 0\.0 GiB"):
         runner.run(Cluster(model, HELD).__aenter__())
@@ -198,26 +241,32 @@ def test_a_stopped_node_is_passed_over_and_its_late_answer_dropped(served):
         os.kill(stopped, signal.SIGSTOP)
         results = await asyncio.gather(*(cluster.submit(batch) for batch in images))
         assert status_of(cluster, "node1") == "suspected"
+
+        # The node goes on, and answers what it was told before.
         os.kill(stopped, signal.SIGCONT)
-        before = time.monotonic()
-        while cluster.router.late == 0 and time.monotonic() < before + 10:
+        give_up_at = time.monotonic() + 10
+        while cluster.router.late == 0 and time.monotonic() < give_up_at:
             await asyncio.sleep(0.05)
         return results
 
-    check(model, images, runner.run(submit()))
-    assert cluster.router.late == len(events(log, "late")) == 1
+    results = runner.run(submit())
+    check(model, images, results)
+    assert cluster.router.late == 1
+    assert len(events(log, "late")) == 1
     assert status_of(cluster, "node1") == "idle"
 
 
 def test_several_layers_run_at_a_time_and_the_logits_are_those_of_the_recorded_order(served):
     """Nodes read states that are some results old; one of them is stopped, and its step counts once."""
     runner, model, cluster, log = served
-    before = len(events(log, "ended"))
+    ended_before = len(events(log, "ended"))
     images = pictures(24)
 
     async def submit():
         with policy_of(cluster, width=3):
+            # Eight requests one after the other, which have all nodes for themselves, and then the others together.
             alone = [await cluster.submit(batch) for batch in images[:8]]
+
             os.kill(processes(cluster)["node0"], signal.SIGSTOP)
             together = await asyncio.gather(*(cluster.submit(batch) for batch in images[8:]))
             os.kill(processes(cluster)["node0"], signal.SIGCONT)
@@ -227,7 +276,9 @@ def test_several_layers_run_at_a_time_and_the_logits_are_those_of_the_recorded_o
     check(model, images, results)
     # Of three layers that start on the same state, the one that ends last has seen two other results come.
     assert all(result.order.longest_lag >= 2 for result in results[:8])
-    assert sorted(event["order"] for event in events(log, "ended")[before:]) == sorted(str(r.order) for r in results)
+
+    recorded = [event["order"] for event in events(log, "ended")[ended_before:]]
+    assert sorted(recorded) == sorted(str(result.order) for result in results)
 
 
 def test_a_request_is_at_as_many_nodes_at_a_time_as_the_policy_allows(served, monkeypatch):
@@ -236,12 +287,12 @@ def test_a_request_is_at_as_many_nodes_at_a_time_as_the_policy_allows(served, mo
     send = Dispatcher._send
 
     under_way = 0
-    most = 0
+    most_under_way = 0
 
     async def send_slowly(*arguments):
-        nonlocal under_way, most
+        nonlocal under_way, most_under_way
         under_way += 1
-        most = max(most, under_way)
+        most_under_way = max(most_under_way, under_way)
         await asyncio.sleep(0.05)
         under_way -= 1
         return await send(*arguments)
@@ -249,21 +300,22 @@ def test_a_request_is_at_as_many_nodes_at_a_time_as_the_policy_allows(served, mo
     monkeypatch.setattr(Dispatcher, "_send", send_slowly)
     (images,) = pictures(1)
     for width in (1, 2, 3):
-        most = 0
+        most_under_way = 0
         with policy_of(cluster, width=width):
             # Which of several idle nodes gets which layer decides whether all layers find one.
             for _ in range(10):
                 runner.run(cluster.submit(images))
-        assert most == width
+        assert most_under_way == width
 
 
 def test_requests_are_answered_in_time_with_what_has_come(served):
     """The holders of two layers are stopped, so these layers are missing; their changes come later, and are dropped."""
     runner, model, cluster, log = served
     images = pictures(6)
-    late = len(events(log, "late"))
+    late_before = len(events(log, "late"))
 
     async def submit():
+        # All that hold layer 1 or 2.
         stopped = [processes(cluster)[name] for name in ("node0", "node1", "node2")]
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
@@ -271,10 +323,12 @@ def test_requests_are_answered_in_time_with_what_has_come(served):
             begun = time.monotonic()
             results = await asyncio.gather(*(cluster.submit(batch) for batch in images))
             seconds = time.monotonic() - begun
+
+        # Now they answer, each what it was told, which is too late.
         for process in stopped:
             os.kill(process, signal.SIGCONT)
         async with asyncio.timeout(10):
-            while len(events(log, "late")) < late + 3:
+            while len(events(log, "late")) < late_before + 3:
                 await asyncio.sleep(0.05)
         return results, seconds
 
@@ -282,19 +336,24 @@ def test_requests_are_answered_in_time_with_what_has_come(served):
     # Without ``answer_by`` the requests would wait for the nodes, which go on only after them.
     assert 0.6 <= seconds < 10
     for batch, result in zip(images, results, strict=True):
-        assert {1, 2} <= {*result.missed}
-        assert result.order.layers == {0, 1, 2, 3} - {*result.missed}
+        missed = set(result.missed)
+        assert missed.issuperset({1, 2})
+        assert result.order.layers == {0, 1, 2, 3} - missed
         with torch.inference_mode():
             assert torch.equal(result.logits, model(batch, result.order).logits)
     assert cluster.router.late == len(events(log, "late"))
-    assert (cluster.waiting, cluster.state().in_flight) == (0, 0)
+    assert cluster.waiting == 0
+    assert cluster.state().in_flight == 0
 
 
 @pytest.mark.parametrize(
     ("wire", "share", "tolerance"), [("float32", 1, 0), ("bf16", 0.5, 0.05), ("int8", 9 / 32, 0.1)]
 )
 def test_what_travels_is_counted(served, wire, share, tolerance):
-    """Each of four steps takes a state to a node, and one back; int8 has a scale for each token of 32 numbers."""
+    """Each of four steps takes a state to a node, and one back.
+
+    The share is that of the bytes of float32. With int8, each token of 32 numbers has a scale of 4 bytes: 36 of 128.
+    """
     runner, model, cluster, log = served
     (images,) = pictures(1)
     cluster.dispatcher.wire = wire
@@ -303,9 +362,12 @@ def test_what_travels_is_counted(served, wire, share, tolerance):
         result = runner.run(cluster.submit(images))
     finally:
         cluster.dispatcher.wire = "float32"
+
     tokens = model.embed(images).tokens
-    assert result.bytes == events(log, "ended")[-1]["bytes"] == pytest.approx(4 * 2 * share * tokens.nbytes, rel=0.01)
-    assert (cluster.state().bytes - before.bytes, cluster.state().runs - before.runs) == (result.bytes, 4)
+    assert result.bytes == pytest.approx(4 * 2 * share * tokens.nbytes, rel=0.01)
+    assert result.bytes == events(log, "ended")[-1]["bytes"]
+    assert result.bytes == cluster.state().bytes - before.bytes
+    assert cluster.state().runs - before.runs == 4
     with torch.inference_mode():
         expected = model(images, result.order).logits
     assert (result.logits - expected).abs().max() <= tolerance * expected.std()
@@ -323,7 +385,8 @@ def test_killed_nodes_lose_nothing_and_their_layers_are_loaded_elsewhere(served)
             os.kill(processes(cluster)[name], signal.SIGKILL)
         return await asyncio.gather(*waiting)
 
-    check(model, images, runner.run(submit()))
+    results = runner.run(submit())
+    check(model, images, results)
     assert {event["node"] for event in events(log, "lost")} == {"node2", "node3"}
     assert [event["step"] for event in events(log, "loaded")] == [3]
     ended = [event["request"] for event in events(log, "ended")]
@@ -332,22 +395,28 @@ def test_killed_nodes_lose_nothing_and_their_layers_are_loaded_elsewhere(served)
 
 def test_a_node_joins_again_unless_its_weights_differ(served, small):
     runner, model, cluster, log = served
+    # The same weights, but for a small change in layer 2.
     other = small(position="encode", num_classes=5)
     with torch.no_grad():
         other.layers[2].mlp.fc1.weight[0, 0] += 1e-3
+    images = pictures(8)
 
     async def join():
-        actor = cluster.dispatcher.workers["node0"]
-        await actor.hold.remote(2, part_for(other, other.order[2]), other.order[2])
+        worker = cluster.dispatcher.workers["node0"]
+        await worker.hold.remote(2, part_for(other, other.order[2]), other.order[2])
         with pytest.raises(UserError, match="its weights of step 2 aren't those"):
-            await cluster.join("another", actor, [2])
-        await actor.hold.remote(2, part_for(model, model.order[2]), model.order[2])
-        await cluster.join("another", actor, [2])
-        await cluster.join("another", actor, [2])
-        return await asyncio.gather(*(cluster.submit(batch) for batch in pictures(8)))
+            await cluster.join("another", worker, [2])
 
-    check(model, pictures(8), runner.run(join()))
+        await worker.hold.remote(2, part_for(model, model.order[2]), model.order[2])
+        await cluster.join("another", worker, [2])
+        # The second time, it replaces itself.
+        await cluster.join("another", worker, [2])
+        return await asyncio.gather(*(cluster.submit(batch) for batch in images))
+
+    results = runner.run(join())
+    check(model, images, results)
     assert [node.steps for node in cluster.state().nodes if node.node == "another"] == [[2]]
+    # The four nodes at the beginning, and the two times here.
     assert len(events(log, "joined")) == 4 + 2
 
 
@@ -356,15 +425,20 @@ def test_wrong_images_and_callers_that_go(served):
     with pytest.raises(UserError, match=r"the model takes \[1 or more, 1, 8, 8\]"):
         runner.run(cluster.submit(torch.zeros(1, 3, 8, 8)))
 
+    images = pictures(10)
+
     async def vanish():
-        waiting = [asyncio.create_task(cluster.submit(batch)) for batch in pictures(10)]
+        waiting = [asyncio.create_task(cluster.submit(batch)) for batch in images]
         await asyncio.sleep(0.02)
+        # Every other caller goes.
         for task in waiting[::2]:
             task.cancel()
         return await asyncio.gather(*waiting[1::2])
 
-    check(model, pictures(10)[1::2], runner.run(vanish()))
-    assert (cluster.waiting, cluster.state().in_flight) == (0, 0)
+    results = runner.run(vanish())
+    check(model, images[1::2], results)
+    assert cluster.waiting == 0
+    assert cluster.state().in_flight == 0
 
 
 def test_the_http_server(served):
@@ -372,8 +446,7 @@ def test_the_http_server(served):
     runner, model, cluster, _ = served
     loaded = LoadedModel(model, info_of(model), class_names=["ant", "bee", "cow", "doe", "elk"])
     picture = Image.fromarray(torch.randint(256, (20, 20), dtype=torch.uint8).numpy())
-    content = io.BytesIO()
-    picture.save(content, "PNG")
+    content = png(picture)
 
     async def talk():
         app = HttpServer(cluster, loaded, "secret", most_waiting=2, top=2).application()
@@ -383,96 +456,117 @@ def test_the_http_server(served):
                 async with client.request(method, path, **request) as answer:
                     return answer.status, await answer.text()
 
-            asked = [ask("POST", "/predict", data=content.getvalue()) for _ in range(20)]
-            answers = await asyncio.gather(*asked)
+            # More at once than run and wait.
+            answers = await asyncio.gather(*(ask("POST", "/predict", data=content) for _ in range(20)))
             refused = [
                 await ask("GET", "/state", headers={"Authorization": "Bearer wrong"}),
                 await ask("POST", "/predict", data=b"nonsense"),
                 await ask("POST", "/predict", data=b"x" * (MAX_BYTES + 1)),
             ]
-            return answers, refused, await ask("GET", "/state"), await ask("GET", "/", headers={"Authorization": ""})
+            state = await ask("GET", "/state")
+            page = await ask("GET", "/", headers={"Authorization": ""})
+            return answers, refused, state, page
 
-    answers, refused, state, page = runner.run(talk())
+    answers, refused, (_, state), (page_status, page) = runner.run(talk())
+
     assert [status for status, _ in refused] == [401, 400, 413]
-    assert all(text.count("\n") == 1 and " " in text for _, text in refused)
-    assert "format" in refused[1][1]  # and not the name of a file, as Pillow says it
+    for _, text in refused:
+        assert text.count("\n") == 1
+        assert " " in text
+    _, nonsense = refused[1]
+    assert "format" in nonsense  # and not the name of a file, as Pillow says it
+
     assert {status for status, _ in answers} == {200, 429}
     for status, text in answers:
         if status == 200:
-            found = json.loads(text)
-            (expected,) = loaded.predict([picture], top=2, order=found["order"])
-            assert [(each["class"], each["probability"]) for each in found["classes"]] == [
-                (likely.name, pytest.approx(likely.probability, abs=1e-6)) for likely in expected
-            ]
-    assert json.loads(state[1]).keys() == cluster.state().to_json().keys()
-    assert (page[0], "<!doctype html>" in page[1]) == (200, True)
+            answer = json.loads(text)
+            (expected,) = loaded.predict([picture], top=2, order=answer["order"])
+            for named, likely in zip(answer["classes"], expected, strict=True):
+                assert named["class"] == likely.name
+                assert named["probability"] == pytest.approx(likely.probability, abs=1e-6)
+
+    assert json.loads(state).keys() == cluster.state().to_json().keys()
+    assert page_status == 200
+    assert "<!doctype html>" in page
     assert status_table(cluster.state()).renderables[0].row_count == len(cluster.state().nodes)
 
 
 def test_a_client_that_vanishes(served):
     """Its request ends once, nobody computes for it any more, and others get their answers."""
     runner, model, cluster, log = served
-    content = io.BytesIO()
-    Image.new("L", (20, 20)).save(content, "PNG")
-    before = len(events(log, "ended"))
+    content = png(Image.new("L", (20, 20)))
+    ended_before = len(events(log, "ended"))
 
     async def talk():
         app = HttpServer(cluster, LoadedModel(model, info_of(model)), "secret").application()
+        # All nodes are stopped, so that the request still runs when its client goes.
         for process in processes(cluster).values():
-            os.kill(process, signal.SIGSTOP)  # so that the request still runs when its client goes
+            os.kill(process, signal.SIGSTOP)
         token = {"Authorization": "Bearer secret"}
         async with listening(app, "127.0.0.1", 0) as address, ClientSession(address, headers=token) as client:
             with pytest.raises(TimeoutError):
-                await client.post("/predict", data=content.getvalue(), timeout=ClientTimeout(0.5))
+                await client.post("/predict", data=content, timeout=ClientTimeout(0.5))
             async with asyncio.timeout(5):  # long before its deadline
                 while cluster.state().in_flight:
                     await asyncio.sleep(0.01)
+
             for process in processes(cluster).values():
                 os.kill(process, signal.SIGCONT)
-            async with client.post("/predict", data=content.getvalue()) as answer:
+            async with client.post("/predict", data=content) as answer:
                 assert answer.status == 200
 
     runner.run(talk())
-    assert (cluster.waiting, cluster.state().in_flight) == (0, 0)
-    assert [event["failed"] for event in events(log, "ended")[before:]] == [True, False]
+    assert cluster.waiting == 0
+    assert cluster.state().in_flight == 0
+    assert [event["failed"] for event in events(log, "ended")[ended_before:]] == [True, False]
 
 
 def test_ray_is_told_what_the_log_says(served, metrics):
+    """The tests before this one have left some of each in the log."""
     _, _, cluster, log = served
-    ended = [event for event in events(log, "ended") if not event["failed"]]
-    assert metrics["layershuffle_requests_ended"] == len(ended) == cluster.state().ended
-    assert metrics["layershuffle_requests_failed"] == len(events(log, "ended")) - len(ended) > 0
-    assert metrics["layershuffle_request_seconds"] == pytest.approx(sum(event["seconds"] for event in ended))
-    assert metrics["layershuffle_nodes_lost"] == len(events(log, "lost")) > 0
-    assert metrics["layershuffle_late_answers"] == len(events(log, "late")) > 0
+    answered = [event for event in events(log, "ended") if not event["failed"]]
+    failed = [event for event in events(log, "ended") if event["failed"]]
+    lost = events(log, "lost")
+    late = events(log, "late")
+    for found in (failed, lost, late):
+        assert found
+
+    assert metrics["layershuffle_requests_ended"] == len(answered) == cluster.state().ended
+    assert metrics["layershuffle_requests_failed"] == len(failed)
+    assert metrics["layershuffle_request_seconds"] == pytest.approx(sum(event["seconds"] for event in answered))
+    assert metrics["layershuffle_nodes_lost"] == len(lost)
+    assert metrics["layershuffle_late_answers"] == len(late)
 
 
 def test_missed_layers_are_counted(metrics):
     before = metrics["layershuffle_layers_missed"]
+    ended = Ended(request=1, order=Order([2, 0]), missed=(1, 3), seconds=0.5, failed=False)
     with EventLog(None, Metrics().count) as log:
-        log.ended(Ended(1, Order([2, 0]), (1, 3), 0.5, failed=False), 0)
+        log.ended(ended, 0)
     assert metrics["layershuffle_layers_missed"] == before + 2
 
 
 def test_without_any_node_requests_fail_at_their_deadline(served):
     """This one comes last: no node is left after it."""
     runner, _, cluster, log = served
-    failed, before = cluster.state().failed, len(events(log, "ended"))
+    failed_before = cluster.state().failed
+    ended_before = len(events(log, "ended"))
 
     async def submit():
         for process in processes(cluster).values():
             os.kill(process, signal.SIGKILL)
         cluster.router.policy = replace(cluster.policy, request_deadline=1.0)
-        found = await asyncio.gather(*(cluster.submit(batch) for batch in pictures(3)), return_exceptions=True)
-        assert all("too few nodes are left" in str(error) for error in found)
+        errors = await asyncio.gather(*(cluster.submit(batch) for batch in pictures(3)), return_exceptions=True)
+        assert all("too few nodes are left" in str(error) for error in errors)
+
         # On a busy machine, Ray may tell of a death only after the requests' deadline.
         async with asyncio.timeout(60):
             while {node.status for node in cluster.state().nodes} != {"gone"}:
                 await asyncio.sleep(0.1)
 
     runner.run(submit())
-    assert cluster.state().failed == failed + 3
-    assert [event["failed"] for event in events(log, "ended")[before:]] == [True] * 3
+    assert cluster.state().failed == failed_before + 3
+    assert [event["failed"] for event in events(log, "ended")[ended_before:]] == [True, True, True]
 
 
 def test_a_log_is_whole_after_its_writer_is_killed(tmp_path):
@@ -486,15 +580,18 @@ for number in range(10**9):
     print(number, flush=True)
 """
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    # It has written and printed 0 to 99 at least, and perhaps more until it is killed.
     for _ in range(100):
         writer.stdout.readline()
     writer.kill()
     printed = [int(line) for line in writer.stdout.read().split()]
+
     # A kill can cut the last line where a page of memory ends. Whoever opens the log next removes what is left of it.
     EventLog(path).close()
-    times = [event["time"] for event in events(path, "counted")]
-    assert all(after == before + 1 for before, after in pairwise(times))
-    assert times[-1] >= max(printed, default=99)
+    numbers = [event["time"] for event in events(path, "counted")]
+    assert all(after == before + 1 for before, after in pairwise(numbers))
+    assert numbers[-1] >= max(printed, default=99)
+
     whole = path.read_text()
     with path.open("a") as file:
         file.write('{"event": "half')
@@ -504,12 +601,15 @@ for number in range(10**9):
 
 
 def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path, monkeypatch, caplog):
-    path, write = tmp_path / "log", os.write
+    path = tmp_path / "log"
+    write = os.write
     with EventLog(path) as log:
         log.write("before", 0)
+        # Of each further line, only five bytes fit.
         monkeypatch.setattr("os.write", lambda file, line: write(file, line[:5]))
         log.write("half", 1)
         log.write("after", 2)
+
     assert path.read_text() == '{"time": 0, "event": "before"}\n'
     (warning,) = caplog.records
     assert warning.levelname == "WARNING"
@@ -520,7 +620,8 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path, monkeypatch, caplog
 def test_all_nodes_fit_on_the_gpus(gpus, nodes):
     share = gpu_share("gpu", gpus, nodes)
     assert 0 < share <= 1
-    assert gpus * int(1 / share) >= nodes
+    nodes_on_a_gpu = int(1 / share)
+    assert gpus * nodes_on_a_gpu >= nodes
     assert gpu_share("auto", gpus, nodes) == share
     assert gpu_share("cpu", gpus, nodes) == 0
 
@@ -537,7 +638,10 @@ def test_layers_are_spread_over_nodes():
     assert spread(2, 5) == [[0, 1, 2], [0, 3, 4]]
     assert spread(7, 3) == [[0], [1], [2], [0], [1], [2], [0]]
     for nodes in range(1, 9):
-        assert {index for held in spread(nodes, 6) for index in held} == set(range(6))
+        held = set()
+        for steps in spread(nodes, 6):
+            held.update(steps)
+        assert held == set(range(6))
     with pytest.raises(UserError):
         spread(0, 3)
 
