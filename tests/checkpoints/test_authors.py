@@ -18,52 +18,79 @@ ORDERS = ["seq", "perm1", "perm2"]
 def test_outputs_of_the_authors_own_classes(name, order):
     model = layershuffle.load_reference(*map(str, paths(name)))
     golden = load_file(GOLDEN / f"{name}.io.safetensors")
+
     output = model(golden["input"], golden[f"{order}.order"])
+
     torch.testing.assert_close(output.logits, golden[f"{order}.logits"], rtol=0, atol=1e-4)
     loss = F.cross_entropy(output.logits, golden["labels"])
     if "Predicting" in name:
-        # The position logits enter the authors' loss, as the mean over layers and images.
+        # The position logits enter the authors' loss, as the mean over layers and images: 6 layers, 5 images.
         targets = torch.arange(6).repeat_interleave(5)
         loss = loss + F.cross_entropy(output.position_logits.flatten(0, 1), targets)
     torch.testing.assert_close(loss[None], golden[f"{order}.loss"], rtol=0, atol=1e-4)
 
 
 def transcription(weights, config, images, order):
-    """The authors' forward pass, on weights under their names: logits and position logits [steps, batch, layers]."""
+    """The authors' forward pass, on weights under their names.
+
+    Returns the logits, and the position logits [steps, batch, layers] or None where the weights predict no positions.
+    """
     root = "deit" if "deit.layernorm.weight" in weights else "vit"
-    w = {name.removeprefix(f"{root}."): value for name, value in weights.items()}
-    heads, eps = config["num_attention_heads"], config["layer_norm_eps"]
+    weights = {name.removeprefix(f"{root}."): value for name, value in weights.items()}
+    heads = config["num_attention_heads"]
+    eps = config["layer_norm_eps"]
+    eps_of_positions = 1e-5  # PyTorch's default, which the authors' modules for positions have
 
     def linear(x, name):
-        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
-    def norm(x, name, eps):
-        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps)
+    def norm(x, name, eps=eps):
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
 
-    def split(x):
+    def by_head(x):
         return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
-    patches = w["embeddings.patch_embeddings.projection.weight"], w["embeddings.patch_embeddings.projection.bias"]
-    x = F.conv2d(images, *patches, stride=config["patch_size"]).flatten(2).transpose(1, 2)
-    prefix = [w[f"embeddings.{t}"] for t in ("cls_token", "distillation_token") if f"embeddings.{t}" in w]
-    x = torch.cat([token.expand(len(x), -1, -1) for token in prefix] + [x], dim=1) + w["embeddings.position_embeddings"]
+    # Embeddings
+    projection = "embeddings.patch_embeddings.projection"
+    patches = F.conv2d(
+        images, weights[f"{projection}.weight"], weights[f"{projection}.bias"], stride=config["patch_size"]
+    )
+    tokens = [patches.flatten(2).transpose(1, 2)]
+    if "embeddings.distillation_token" in weights:
+        tokens.insert(0, weights["embeddings.distillation_token"].expand(len(images), -1, -1))
+    tokens.insert(0, weights["embeddings.cls_token"].expand(len(images), -1, -1))
+    x = torch.cat(tokens, dim=1) + weights["embeddings.position_embeddings"]
+
     position_logits = []
     for position, layer in enumerate(order):
-        n = f"encoder.layer.{layer}"
-        if "encoder.embedding.weight" in w:
-            vector = w["encoder.embedding.weight"][position].expand(*x.shape[:2], -1)
-            h = norm(torch.cat([x, vector], dim=-1), f"{n}.projection.net.0", eps=1e-5)
-            x = F.gelu(linear(h, f"{n}.projection.net.1")) + x
-        h = norm(x, f"{n}.layernorm_before", eps)
-        q, k, v = (split(linear(h, f"{n}.attention.attention.{part}")) for part in ("query", "key", "value"))
-        attention = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1) @ v
-        x = x + linear(attention.transpose(1, 2).flatten(2), f"{n}.attention.output.dense")
-        h = norm(x, f"{n}.layernorm_after", eps)
-        x = x + linear(F.gelu(linear(h, f"{n}.intermediate.dense")), f"{n}.output.dense")
-        if f"{n}.position_mlp.net.0.weight" in w:
-            h = norm(x.mean(dim=1), f"{n}.position_mlp.net.0", eps=1e-5)
-            position_logits.append(linear(h, f"{n}.position_mlp.net.1"))
-    logits = linear(norm(x, "layernorm", eps)[:, 0], "classifier")
+        name = f"encoder.layer.{layer}"
+
+        # Position encoding
+        if "encoder.embedding.weight" in weights:
+            vector = weights["encoder.embedding.weight"][position].expand(*x.shape[:2], -1)
+            hidden = norm(torch.cat([x, vector], dim=-1), f"{name}.projection.net.0", eps_of_positions)
+            x = F.gelu(linear(hidden, f"{name}.projection.net.1")) + x
+
+        # Attention
+        hidden = norm(x, f"{name}.layernorm_before")
+        query = by_head(linear(hidden, f"{name}.attention.attention.query"))
+        key = by_head(linear(hidden, f"{name}.attention.attention.key"))
+        value = by_head(linear(hidden, f"{name}.attention.attention.value"))
+        attention = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1) @ value
+        x = x + linear(attention.transpose(1, 2).flatten(2), f"{name}.attention.output.dense")
+
+        # Feed-forward network
+        hidden = norm(x, f"{name}.layernorm_after")
+        hidden = F.gelu(linear(hidden, f"{name}.intermediate.dense"))
+        x = x + linear(hidden, f"{name}.output.dense")
+
+        # Position prediction
+        if f"{name}.position_mlp.net.0.weight" in weights:
+            hidden = norm(x.mean(dim=1), f"{name}.position_mlp.net.0", eps_of_positions)
+            position_logits.append(linear(hidden, f"{name}.position_mlp.net.1"))
+
+    class_token = norm(x, "layernorm")[:, 0]
+    logits = linear(class_token, "classifier")
     return logits, torch.stack(position_logits) if position_logits else None
 
 
@@ -71,45 +98,59 @@ def transcription(weights, config, images, order):
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_transcription_is_the_authors_code(name, order):
     golden = load_file(GOLDEN / f"{name}.io.safetensors")
-    checkpoint, config = paths(name)
-    logits, _ = transcription(
-        load_file(checkpoint), json.loads(config.read_text()), golden["input"], golden[f"{order}.order"].tolist()
-    )
+    checkpoint, config_file = paths(name)
+    config = json.loads(config_file.read_text())
+
+    logits, _ = transcription(load_file(checkpoint), config, golden["input"], golden[f"{order}.order"].tolist())
+
     torch.testing.assert_close(logits, golden[f"{order}.logits"], rtol=0, atol=1e-4)
 
 
 def made_up(kind, root):
-    """Weights under the names of one of the six classes, from a checkpoint of the same backbone, and its config."""
-    name = NAMES[root == "deit"]
-    checkpoint, config = paths(name)
+    """What tests one of the six classes, from a checkpoint of the same backbone.
+
+    Returns weights under the names of the class, those of positions being random, the path of its config, and images.
+    """
+    name = NAMES[1] if root == "deit" else NAMES[0]
+    checkpoint, config_file = paths(name)
     weights = {key: value for key, value in load_file(checkpoint).items() if "position_mlp" not in key}
+    images = load_file(GOLDEN / f"{name}.io.safetensors")["input"]
+
+    dim = 48  # of the tokens
+    depth = 6
+    position_dim = 32
     generator = torch.Generator().manual_seed(3)
-    dim, depth = 48, 6
+    # A norm and a linear map in each layer.
     if kind == "PositionEncoding":
-        weights[f"{root}.encoder.embedding.weight"] = torch.randn(depth, 32, generator=generator)
+        weights[f"{root}.encoder.embedding.weight"] = torch.randn(depth, position_dim, generator=generator)
+        net = "projection.net"
+        width = dim + position_dim
+        shapes = {"0.weight": (width,), "0.bias": (width,), "1.weight": (dim, width), "1.bias": (dim,)}
+    elif kind == "PositionPredicting":
+        net = "position_mlp.net"
+        shapes = {"0.weight": (dim,), "0.bias": (dim,), "1.weight": (depth, dim), "1.bias": (depth,)}
+    else:
+        net = ""
+        shapes = {}
     for layer in range(depth):
-        net, shapes = {
-            "Shuffling": ("", {}),
-            "PositionEncoding": ("projection", {0: [(dim + 32,), (dim + 32,)], 1: [(dim, dim + 32), (dim,)]}),
-            "PositionPredicting": ("position_mlp", {0: [(dim,), (dim,)], 1: [(depth, dim), (depth,)]}),
-        }[kind]
-        for part, (weight, bias) in shapes.items():
-            prefix = f"{root}.encoder.layer.{layer}.{net}.net.{part}"
-            weights[f"{prefix}.weight"] = torch.randn(weight, generator=generator) * 0.3
-            weights[f"{prefix}.bias"] = torch.randn(bias, generator=generator) * 0.3
-    return weights, config, load_file(GOLDEN / f"{name}.io.safetensors")["input"]
+        for part, shape in shapes.items():
+            value = torch.randn(shape, generator=generator) * 0.3
+            weights[f"{root}.encoder.layer.{layer}.{net}.{part}"] = value
+    return weights, config_file, images
 
 
 @pytest.mark.parametrize("root", ["vit", "deit"])
 @pytest.mark.parametrize("kind", ["Shuffling", "PositionEncoding", "PositionPredicting"])
 def test_all_six_classes_in_any_order(tmp_path, kind, root):
-    weights, config, images = made_up(kind, root)
+    weights, config_file, images = made_up(kind, root)
+    config = json.loads(config_file.read_text())
     save_file(weights, tmp_path / "model.safetensors")
     torch.save(weights, tmp_path / "pytorch_model.bin")
+
     for file in ("model.safetensors", "pytorch_model.bin"):
-        model = layershuffle.load_reference(tmp_path / file, config)
+        model = layershuffle.load_reference(tmp_path / file, config_file)
         for order in ([0, 1, 2, 3, 4, 5], [4, 0, 5, 1, 3, 2], [2, 5]):
-            logits, position_logits = transcription(weights, json.loads(config.read_text()), images, order)
+            logits, position_logits = transcription(weights, config, images, order)
             output = model(images, order)
             torch.testing.assert_close(output.logits, logits, rtol=0, atol=1e-4)
             if position_logits is None:
@@ -120,13 +161,16 @@ def test_all_six_classes_in_any_order(tmp_path, kind, root):
 
 def test_what_is_not_a_reference_checkpoint_says_why(tmp_path):
     checkpoint, config = paths(NAMES[0])
+    nowhere = tmp_path / "nowhere"
+
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(checkpoint.read_bytes()[:100_000])
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(2)}, other)
-    partly = tmp_path / "partly.safetensors"
+    without_keys = tmp_path / "without_keys.safetensors"
     weights = load_file(checkpoint)
-    save_file({key: value for key, value in weights.items() if ".key." not in key}, partly)
+    save_file({name: value for name, value in weights.items() if ".key." not in name}, without_keys)
+
     text = tmp_path / "text.json"
     text.write_text("not json")
     bert = tmp_path / "bert.json"
@@ -135,16 +179,17 @@ def test_what_is_not_a_reference_checkpoint_says_why(tmp_path):
     short.write_text('{"model_type": "vit"}')
     deeper = tmp_path / "deeper.json"
     deeper.write_text(config.read_text().replace('"num_hidden_layers": 6', '"num_hidden_layers": 7'))
-    for files, complaint in {
-        (cut, config): "is not a checkpoint or is damaged",
-        (other, config): "holds none of the names",
-        (partly, config): r"size mismatch for vit\.blocks\.\d\.attn\.qkv",
-        (tmp_path / "nowhere", config): "there is no file",
-        (checkpoint, text): "is not JSON",
-        (checkpoint, bert): "not the config of a ViT or DeiT",
-        (checkpoint, short): "lacks 'id2label'",
-        (checkpoint, deeper): "don't fit the model",
-        (checkpoint, tmp_path / "nowhere"): "there is no file",
-    }.items():
+
+    for checkpoint_file, config_file, complaint in (
+        (cut, config, "is not a checkpoint or is damaged"),
+        (other, config, "holds none of the names"),
+        (without_keys, config, r"size mismatch for vit\.blocks\.\d\.attn\.qkv"),
+        (nowhere, config, "there is no file"),
+        (checkpoint, text, "is not JSON"),
+        (checkpoint, bert, "not the config of a ViT or DeiT"),
+        (checkpoint, short, "lacks 'id2label'"),
+        (checkpoint, deeper, "don't fit the model"),
+        (checkpoint, nowhere, "there is no file"),
+    ):
         with pytest.raises(ValueError, match=complaint):
-            layershuffle.load_reference(*files)
+            layershuffle.load_reference(checkpoint_file, config_file)

@@ -1,3 +1,5 @@
+"""Models as they are exported for timm and merged, against the models that they were made from."""
+
 import functools
 import re
 import shutil
@@ -81,12 +83,13 @@ def evaluated(checkpoint, output, **options):
 def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, images, position, capsys):
     checkpoint = trained(0, f"--model.position={position}")
     results = evaluated(checkpoint, "results.json", random_orders=2, depths=[2])
+    timm_can_run_it = position != "encode"
+
     export_command([checkpoint, "out", "--results", "results.json", "--license=mit", "--command=layershuffle train x"])
-    card = Path("out/README.md").read_text()
-    assert "\n    layershuffle train x\n" in card
-    assert "\nData: Digits.\n" in card
-    assert ("timm can't run it" in capsys.readouterr().out) == (position == "encode")
-    before, after = load(checkpoint), load("out")
+    assert ("timm can't run it" in capsys.readouterr().out) == (not timm_can_run_it)
+
+    before = load(checkpoint)
+    after = load("out")
     assert after.info == before.info
     assert after.data == before.data
     order = Order("3 (1|2) 0")
@@ -97,20 +100,25 @@ def test_an_exported_model_is_the_same_here_and_in_timm(trained, tmp_path, image
         assert found.positions == expected.positions
         if position == "predict":
             assert torch.equal(found.position_logits, expected.position_logits)
-    if position == "encode":
+
+    if not timm_can_run_it:
         with pytest.raises(RuntimeError, match="its layers are told the positions at which they run; use layershuffle"):
             timm.create_model("local-dir:out", pretrained=True)
     else:
         with torch.inference_mode():
             plain = timm.create_model("local-dir:out", pretrained=True).eval()(images)
             assert torch.equal(plain, before.model(images).logits)
+
     card = (tmp_path / "out/README.md").read_text()
+    assert "\n    layershuffle train x\n" in card
+    assert "\nData: Digits.\n" in card
     assert f"| {100 * results.scores[0].top1:.2f} |" in card
     assert "license: mit\n" in card
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == (1 if position == "encode" else 2)
+    assert len(blocks) == (2 if timm_can_run_it else 1)  # with this package, and with timm
     for block in blocks:
         exec(block.replace("FOLDER", "out"), {"images": images})
+
     assert layershuffle.evaluate("out", protocols=["sequential"]).scores[0] == results.scores[0]
 
 
@@ -119,11 +127,13 @@ def test_a_distilled_model_keeps_its_head(trained, images, head):
     checkpoint = trained(0, "--model.name=deit_tiny_distilled_patch16_224", f"--model.head={head}")
     export_command([checkpoint, "out"])
     export_command([checkpoint, "cut", "--order=4 0"])
+
     before = load(checkpoint).model.eval()
     with torch.inference_mode():
         for folder, order in (("out", before.order), ("cut", "4 0")):
             expected = before(images, order).logits
-            assert torch.equal(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images), expected)
+            in_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+            assert torch.equal(in_timm(images), expected)
             assert torch.equal(load(folder).model.eval()(images).logits, expected)
     assert (before.vit.head_dist.weight != 0).any()
 
@@ -131,27 +141,32 @@ def test_a_distilled_model_keeps_its_head(trained, images, head):
 @pytest.mark.parametrize("position", ["none", "encode", "predict"])
 def test_an_order_is_exported_with_its_score(trained, tmp_path, images, position, capsys):
     checkpoint = trained(0, f"--model.position={position}")
-    given = evaluated(checkpoint, "results.json", orders=["3 1 4"]).of("given")
+    (score,) = evaluated(checkpoint, "results.json", orders=["3 1 4"]).of("given")
+
     export_command([checkpoint, "out", "--order=3 1 4", "--results=results.json"])
-    assert (
-        "checked: on 8 test images of Digits its logits differ from the original's by at most 0"
-        in capsys.readouterr().out
-    )
-    before, after = load(checkpoint).model.eval(), load("out").model.eval()
+    said = capsys.readouterr().out
+    assert "checked: on 8 test images of Digits its logits differ from the original's by at most 0" in said
+
+    before = load(checkpoint).model.eval()
+    after = load("out").model.eval()
     with torch.inference_mode():
         expected = before(images, "3 1 4").logits
         assert torch.equal(after(images).logits, expected)
         if position != "encode":
             plain = timm.create_model("local-dir:out", pretrained=True).eval()
-            assert (len(plain.blocks), torch.equal(plain(images), expected)) == (3, True)
+            assert len(plain.blocks) == 3
+            assert torch.equal(plain(images), expected)
+
     card = (tmp_path / "out/README.md").read_text()
-    assert f"| given, 3 1 4 | 1 | {100 * given[0].top1:.2f}" in card
+    assert f"| given, 3 1 4 | 1 | {100 * score.top1:.2f}" in card
     assert "sequential," not in card
     assert "license" not in card
     for path in (tmp_path / "out").iterdir():
-        assert path.stat().st_mode & 0o777 == 0o644
+        assert path.stat().st_mode & 0o777 == 0o644  # others may read them
+
     export_command([checkpoint, "first", "--order=first(2)", "--results=results.json"])
     assert "Not measured in the order 0 1." in (tmp_path / "first/README.md").read_text()
+
     # The layers of an exported model are counted anew, so its scores are not those of the checkpoint's layers.
     evaluated("out", "cut.json", protocols=["sequential"])
     export_command(["out", "again", "--order=2 0"])
@@ -167,6 +182,8 @@ def test_an_export_that_differs_is_not_kept(trained, tmp_path, monkeypatch, caps
         with pytest.raises(ValueError, match=r"the export's logits differ from the original's by [0-9.]+, so it was"):
             export_command([checkpoint, "out", "--order=2 1 0"])
     assert not (tmp_path / "out").exists()
+
+    # Without a data set to take images from, the check runs on random pixels.
     content = torch.load(checkpoint, weights_only=True)
     content["layershuffle"]["data"] = None
     torch.save(content, "nowhere.ckpt")
@@ -180,18 +197,26 @@ def test_an_export_that_differs_is_not_kept(trained, tmp_path, monkeypatch, caps
 def test_layers_in_an_order_of_their_own_become_a_plain_model(trained, tmp_path, images, position):
     checkpoint = trained(0, "--model.order=3 1 1 0 4 3", f"--model.position={position}")
     export_command([checkpoint, "out"])
-    before, after = load(checkpoint).model.eval(), load("out").model.eval()
-    assert (before.depth, after.depth, after.order) == (5, 6, Order(range(6)))
+
+    before = load(checkpoint).model.eval()
+    after = load("out").model.eval()
+    assert before.depth == 5
+    assert after.depth == 6  # one layer for each step
+    assert after.order == Order(range(6))
     with torch.inference_mode():
-        expected, found = before(images), after(images)
+        expected = before(images)
+        found = after(images)
         assert torch.equal(found.logits, expected.logits)
         if position == "predict":
             assert torch.equal(found.position_logits, expected.position_logits)
-            assert torch.equal(timm.create_model("local-dir:out", pretrained=True).eval()(images), expected.logits)
-    assert "runs the layers of the trained model in the order 3 1 1 0 4 3" in (tmp_path / "out/README.md").read_text()
-    original = layershuffle.evaluate(checkpoint, protocols=["sequential"]).scores[0]
-    found = layershuffle.evaluate("out", protocols=["sequential"]).scores[0]
-    assert found == replace(original, order="0 1 2 3 4 5")
+            in_timm = timm.create_model("local-dir:out", pretrained=True).eval()
+            assert torch.equal(in_timm(images), expected.logits)
+
+    card = (tmp_path / "out/README.md").read_text()
+    assert "runs the layers of the trained model in the order 3 1 1 0 4 3" in card
+    original_score = layershuffle.evaluate(checkpoint, protocols=["sequential"]).scores[0]
+    score = layershuffle.evaluate("out", protocols=["sequential"]).scores[0]
+    assert score == replace(original_score, order="0 1 2 3 4 5")
 
 
 @pytest.mark.parametrize(
@@ -203,15 +228,20 @@ def test_layers_in_an_order_of_their_own_become_a_plain_model(trained, tmp_path,
     ],
 )
 def test_what_timm_cannot_run_it_refuses(trained, tmp_path, images, capsys, option, why):
-    objective = ["--model.objective=InstanceWise"] if option.startswith("choices") else []
-    checkpoint = trained(0, f"--model.{option}", *objective)
+    options = [f"--model.{option}"]
+    if option.startswith("choices"):
+        options.append("--model.objective=InstanceWise")
+    checkpoint = trained(0, *options)
+
     export_command([checkpoint, "out"])
+
     assert f"timm can't run it, because {why}" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match=re.escape(f"timm can't run it, because {why}; use layershuffle.")):
         timm.create_model("local-dir:out", pretrained=True)
     with torch.inference_mode():
         expected = load(checkpoint).model.eval()(images).logits
         assert torch.equal(load("out").model.eval()(images).logits, expected)
+
     card = (tmp_path / "out/README.md").read_text()
     assert f"timm can't run this model, because {why}." in card
     assert "timm.create_model" not in card
@@ -222,35 +252,49 @@ def test_what_timm_cannot_run_it_refuses(trained, tmp_path, images, capsys, opti
 def test_a_model_is_cut_to_any_order_of_whole_layers(small, images, name, order):
     model = small(name, order="cycle(8)", position="predict")
     chooser = small(name, choices=["sequential", "2 1"])
-    order = model.check(order)  # "backwards" are the eight steps of its own
+    order = model.check(order)  # "backwards" are the eight steps of the model's own order, from the last to the first
+
     plain = cut(model, order)
+
     with torch.inference_mode():
         expected = model(images, order)
         assert torch.equal(plain.vit(images), expected.logits)
         assert torch.equal(plain(images).position_logits, expected.position_logits)
         assert torch.equal(cut(model).vit(images), model(images).logits)
         assert torch.equal(cut(chooser, order)(images).logits, chooser(images, order).logits)
-    for wrong, complaint in (("0a 1", "'0a 1' runs others"), ("(0|1)", "runs others"), ("9", "names layer 9")):
+
+    for wrong, complaint in (
+        ("0a 1", "'0a 1' runs others"),
+        ("(0|1)", "runs others"),
+        ("9", "names layer 9"),
+    ):
         with pytest.raises(ValueError, match=complaint):
             cut(model, wrong)
 
 
 def test_orders_that_are_no_text_are_recorded_as_text(small, images, tmp_path):
     model = small(choices=[Order("0 1"), [3, 2]], order=Order("0 1 2 3 0"))
-    export(LoadedModel(model, ModelInfo(name="small", config=model.config)), tmp_path / "out")
+    loaded = LoadedModel(model, ModelInfo(name="small", config=model.config))
+
+    export(loaded, tmp_path / "out")
+
     with torch.inference_mode():
         assert torch.equal(load(tmp_path / "out").model.eval()(images).logits, model(images).logits)
 
 
 def test_exports_that_would_mislead(trained, tmp_path):
-    first, second = trained(0), trained(1)
+    first = trained(0)
+    second = trained(1)
+
     evaluated(second, "results.json", protocols=["sequential"])
     with pytest.raises(ValueError, match="are of another checkpoint than run0/best.ckpt"):
         export_command([first, "out", "--results", "results.json"])
+
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()
     with pytest.raises(ValueError, match="out is there already: export to a new or empty folder"):
         export_command([first, "out"])
+
     export_command([first, "new"])
     (tmp_path / "new/layershuffle.json").write_text("{")
     with pytest.raises(ValueError, match=r"new/layershuffle\.json is not"):
@@ -260,36 +304,49 @@ def test_exports_that_would_mislead(trained, tmp_path):
 def test_merged_layers_bring_their_own_position_tables(trained):
     options = ["--model.position=encode", "--model.position_table=per_layer", "--model.position_dim=3"]
     paths = [trained(seed, *options) for seed in (0, 1, 2)]
+    tables_of_sources = [load(path).model.encoding.tables for path in paths]
+    assert len({tables[0].weight.sum().item() for tables in tables_of_sources}) == 3  # no two are alike
+
     merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
     merged = load("merged.ckpt")
-    sources = [load(path).model.encoding.tables for path in paths]
-    assert len({tables[0].weight.sum().item() for tables in sources}) == 3
+    tables = merged.model.encoding.tables
     for layer, source in enumerate(merged.info.merged["layers"]):
-        assert torch.equal(merged.model.encoding.tables[layer].weight, sources[source][layer].weight)
+        assert torch.equal(tables[layer].weight, tables_of_sources[source][layer].weight)
+
     export_command(["merged.ckpt", "out"])
-    assert torch.equal(load("out").model.encoding.tables[1].weight, merged.model.encoding.tables[1].weight)
+    assert torch.equal(load("out").model.encoding.tables[1].weight, tables[1].weight)
+
+
+def assert_equal_weights(module, other):
+    weights = module.state_dict()
+    for name, expected in other.state_dict().items():
+        assert torch.equal(weights[name], expected)
 
 
 def test_merged_layers_come_from_the_models_that_the_record_names(trained):
     paths = [trained(seed, "--model.position=predict") for seed in (0, 1, 2)]
-    merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
-    merged = load("merged.ckpt")
     sources = [load(path) for path in paths]
-    layers = merged.info.merged["layers"]
-    assert len(set(layers)) > 1
-    for layer, source in enumerate(layers):
-        for mine, its in (
-            (merged.model.vit.blocks, sources[source].model.vit.blocks),
-            (merged.model.prediction.heads, sources[source].model.prediction.heads),
-        ):
-            for name, value in its[layer].state_dict().items():
-                assert torch.equal(mine[layer].state_dict()[name], value)
+
+    merge_command([*paths, "--seed=3", "--output=merged.ckpt"])
+
+    merged = load("merged.ckpt")
+    sources_of_layers = merged.info.merged["layers"]
+    assert len(set(sources_of_layers)) > 1
+    for layer, source in enumerate(sources_of_layers):
+        ours = merged.model
+        theirs = sources[source].model
+        assert_equal_weights(ours.vit.blocks[layer], theirs.vit.blocks[layer])
+        assert_equal_weights(ours.prediction.heads[layer], theirs.prediction.heads[layer])
+    # What is outside the layers comes from the first model.
     assert torch.equal(merged.model.vit.patch_embed.proj.weight, sources[0].model.vit.patch_embed.proj.weight)
+
     assert [source["sha256"] for source in merged.info.merged["sources"]] == [sha256(path) for path in paths]
     results = layershuffle.evaluate("merged.ckpt", protocols=["arbitrary"], random_orders=2)
     assert results.label == "layershuffle-predict-merged"
+
     merge_command([*paths, "--seed=3", "--output=again.ckpt"])
-    assert load("again.ckpt").info.merged["layers"] == layers
+    assert load("again.ckpt").info.merged["layers"] == sources_of_layers
+
     before = Path("again.ckpt").read_bytes()
     with pytest.raises(ValueError, match=r"again\.ckpt is there already"):
         merge_command([*paths, "--seed=4", "--output=again.ckpt"])
@@ -318,26 +375,33 @@ def test_a_full_disk_is_one_sentence(trained, monkeypatch):
 
 def test_an_exported_model_tells_timm_its_resizing_and_classes_and_no_licence(trained, tmp_path):
     export_command([trained(0, "--data.crop_pct=0.9", "--data.interpolation=bicubic"), "out"])
-    found = timm.create_model("local-dir:out", pretrained=True).pretrained_cfg
-    assert (found["crop_pct"], found["interpolation"], found["crop_mode"]) == (0.9, "bicubic", "center")
-    assert found["label_names"] == list("0123456789")
-    assert "license" not in found  # timm's configuration names that of timm's weights
+
+    config = timm.create_model("local-dir:out", pretrained=True).pretrained_cfg
+    assert config["crop_pct"] == 0.9
+    assert config["interpolation"] == "bicubic"
+    assert config["crop_mode"] == "center"
+    assert config["label_names"] == list("0123456789")
+    assert "license" not in config  # timm would name the licence of its own weights
 
 
 def test_no_name_becomes_a_part_of_the_card(small, tmp_path):
+    # It would end code, begin a heading, end the YAML, add an entry to it, link, show a picture and end a table's cell.
     evil = "a`\n# b\n---\nlicense: c\n[d](http://e) ![f](g) <img src=h>|i"
     model = small()
     info = ModelInfo(name="small", config=model.config, method=evil, sampler=evil, sha256="0")
-    scores = [Score("sequential", {}, "0 1 2 3", 10, 0.5, 0.9, 1.5, None)]
+    score = Score("sequential", {}, order="0 1 2 3", images=10, top1=0.5, top5=0.9, loss=1.5, position_accuracy=None)
     data = DataInfo(name=evil, images=10, split="test")
-    results = Results(info, data, EvaluationInfo(random_orders=1), Environment(torch="2"), scores)
+    results = Results(info, data, EvaluationInfo(random_orders=1), Environment(torch="2"), [score])
     loaded = LoadedModel(model, info, DataConfig(evil, {}, [evil] * info.num_classes))
+
     export(loaded, tmp_path / "out", license=f"mit\nmore: {evil}", results=[results])
+
     card = (tmp_path / "out" / "README.md").read_text()
     _, head, text = card.split("---\n", 2)
     assert yaml.safe_load(head).keys() == {"library_name", "license", "pipeline_tag", "tags"}
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == ["# out", "## Use", "## Accuracy"]
-    # As code they are only text.
-    shown = re.sub(r"(`+) .* \1", "", text).replace("[LayerShuffle](https://arxiv.org/abs/2407.04513)", "")
+    # Within code, links and pictures are only text.
+    without_code = re.sub(r"(`+) .* \1", "", text)
+    shown = without_code.replace("[LayerShuffle](https://arxiv.org/abs/2407.04513)", "")
     assert not re.search(r"(?<!\\)\]\(|://|<img", shown)

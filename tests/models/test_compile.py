@@ -33,6 +33,7 @@ class Graphs:
 
 @pytest.fixture(autouse=True)
 def fresh():
+    """Let each test start without graphs, and leave torch's limit of recompilations as it was."""
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.reset()
     yield
@@ -40,9 +41,11 @@ def fresh():
     torch._dynamo.config.recompile_limit = limit
 
 
-def compiled(model, **options):
-    graphs, twin = Graphs(), copy.deepcopy(model)
-    twin.compile(**{"backend": graphs} | options)
+def compiled(model):
+    """A compiled copy of a model, and what counts its graphs."""
+    graphs = Graphs()
+    twin = copy.deepcopy(model)
+    twin.compile(backend=graphs)
     return twin, graphs
 
 
@@ -58,20 +61,29 @@ def several(count):
         lambda rng: Order(["(0+2)", *sequential(DEPTH)]).shuffled(rng),
         lambda rng: Order("1 0<1 2 3<2"),
     ]
-    return [kinds[at % len(kinds)](seeded("compile", at)) for at in range(count)]
+    orders = []
+    for at in range(count):
+        kind = kinds[at % len(kinds)]
+        orders.append(kind(seeded("compile", at)))
+    return orders
 
 
 def loss_of(model, images, order):
+    """The loss as in training, with that of the predicted positions where the model predicts them."""
     output = model(images, order)
     loss = F.cross_entropy(output.logits.float(), torch.arange(len(images)))
-    return loss if output.position_logits is None else loss + position_cross_entropy(output).sum()
+    if output.position_logits is not None:
+        loss = loss + position_cross_entropy(output).sum()
+    return loss
 
 
-def gradients(model, images, order):
+def loss_and_gradients(model, images, order):
+    """The loss in training mode, and the gradients by the names of their parameters."""
     model.train().zero_grad()
     loss = loss_of(model, images, order)
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return loss.detach(), gradients
 
 
 @pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
@@ -85,18 +97,22 @@ def gradients(model, images, order):
     ids=["none", "encode", "predict, averaged"],
 )
 def test_many_orders_share_the_graphs_of_the_first_few(small, images, position, pool, count):
+    # An order of sublayers has two steps a layer, and so two positions.
     model, graphs = compiled(small(position=position, positions=2 * DEPTH, **pool))
-    orders, added = several(count), []
-    for order in orders:
-        before = graphs.count
+
+    counts = []
+    for order in several(count):
         loss_of(model.train(), images, order).backward()
         with torch.no_grad():
             model.eval()(images, order)
         with torch.inference_mode():
             model(images, order)
-        added.append(graphs.count - before)
-    # A layer, its two halves and the projection or head, each in training and in two kinds of evaluation.
-    assert graphs.count == sum(added[:8]) == 3 * (3 if position == "none" else 4)
+        counts.append(graphs.count)
+
+    compiled_parts = 3 if position == "none" else 4  # a layer, its two halves, and the position's projection or head
+    modes = 3  # training, and evaluation with torch.no_grad and with torch.inference_mode
+    after_one_of_each_kind = counts[7]
+    assert graphs.count == after_one_of_each_kind == modes * compiled_parts
 
 
 @pytest.mark.parametrize(
@@ -112,18 +128,21 @@ def test_many_orders_share_the_graphs_of_the_first_few(small, images, position, 
 )
 def test_compiled_and_uncompiled_results_are_equal(small, images, position, autocast):
     plain = small(position=position, positions=2 * DEPTH)
-    model, _ = compiled(plain, backend="aot_eager")
+    model = copy.deepcopy(plain)
+    model.compile(backend="aot_eager")
     assert model.state_dict().keys() == plain.state_dict().keys()
+
     context = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
     # A bias's gradient, summed in another sequence, may round to the next bf16 number.
     rounding = {"rtol": 2**-7, "atol": 1e-5} if autocast else {}
     for order in several(8):
         with context:
-            (loss, found), (expected_loss, expected) = (gradients(m, images, order) for m in (model, plain))
+            loss, gradients = loss_and_gradients(model, images, order)
+            expected_loss, expected_gradients = loss_and_gradients(plain, images, order)
             with torch.inference_mode():
                 torch.testing.assert_close(model.eval()(images, order), plain.eval()(images, order))
         torch.testing.assert_close(loss, expected_loss)
-        torch.testing.assert_close(found, expected, **rounding)
+        torch.testing.assert_close(gradients, expected_gradients, **rounding)
 
 
 def test_autocast_has_its_own_graphs_and_orders_share_them(small, images):
@@ -135,6 +154,7 @@ def test_autocast_has_its_own_graphs_and_orders_share_them(small, images):
             with torch.inference_mode():
                 model.eval()(images, order)
             counts.append(graphs.count)
+    # A layer, its two halves and the position's head, each in training and in evaluation. The fifth order has halves.
     assert counts[4:] == [8] * 12
 
 
@@ -147,24 +167,29 @@ def test_layers_with_stochastic_depth_have_a_graph_each_and_orders_share_them(sm
 
 def test_the_prefix_tree_shares_the_graphs(small, images):
     model, graphs = compiled(small())
+    orders = [Order(f"{first} {second} (0|1)*2") for first in range(DEPTH) for second in range(DEPTH)]
     with torch.inference_mode():
-        for _, output in run_orders(model, images, [Order(f"{a} {b} (0|1)*2") for a in range(4) for b in range(4)]):
+        for _, output in run_orders(model, images, orders):
             assert output.logits.isfinite().all()
     assert graphs.count == 1
 
 
 def test_images_that_choose_run_in_groups_of_any_size_with_few_graphs(small):
     model, graphs = compiled(small(choices=["0 1 2 3", "3 2 1 0", "1 0"]))
-    for at in range(12):
-        with torch.inference_mode():
-            model(torch.randn(2 + at, 1, 8, 8))
+    with torch.inference_mode():
+        for count in range(2, 14):
+            model(torch.randn(count, 1, 8, 8))
     assert graphs.count <= 3  # for one image, for the first number of images, for any number
 
 
-@pytest.mark.parametrize("missing", ["C\\+\\+ compiler", "C compiler", "Python.h"])
+INSTALLED_WITHOUT = {"C\\+\\+ compiler": [], "C compiler": ["g++"], "Python.h": ["g++", "gcc"]}
+"""The compilers that are installed while something is missing, by what that is."""
+
+
+@pytest.mark.parametrize("missing", INSTALLED_WITHOUT)
 def test_without_what_compiling_needs_one_sentence(small, monkeypatch, missing):
-    programs = {"C\\+\\+ compiler": [], "C compiler": ["g++"], "Python.h": ["g++", "gcc"]}[missing]
-    monkeypatch.setattr("shutil.which", lambda name: name if name in programs else None)
+    installed = INSTALLED_WITHOUT[missing]
+    monkeypatch.setattr("shutil.which", lambda name: name if name in installed else None)
     monkeypatch.setattr("sysconfig.get_config_var", lambda name: "/nowhere")
     # Triton, which compiles for GPUs alone, needs C.
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

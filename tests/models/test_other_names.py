@@ -1,6 +1,7 @@
 """Weights under the names of Hugging Face's transformers and of DINO's authors, against the same ones under timm's."""
 
 import re
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -54,8 +55,8 @@ DINOV3_LAYERS = {
 }
 
 
-def others(base, head="classifier"):
-    """The weights outside the layers of ViT, DeiT and DINOv2."""
+def outside_layers(base, head="classifier"):
+    """The names of the weights outside the layers of ViT, DeiT and DINOv2; ``base`` stands before most of them."""
     return {
         "cls_token": f"{base}embeddings.cls_token",
         "dist_token": f"{base}embeddings.distillation_token",
@@ -69,7 +70,7 @@ def others(base, head="classifier"):
     }
 
 
-OF_DINOV3 = {
+OUTSIDE_DINOV3_LAYERS = {
     "cls_token": "embeddings.cls_token",
     "reg_token": "embeddings.register_tokens",
     "patch_embed.proj": "embeddings.patch_embeddings",
@@ -77,8 +78,25 @@ OF_DINOV3 = {
     "head": "classifier",
 }
 
+
+class Layout(NamedTuple):
+    """How one class of models of transformers names its weights.
+
+    Attributes:
+        timm_name: timm's model of the same architecture.
+        layer_prefix: what stands before the names of a layer's weights; ``{}`` stands for the layer's index.
+        layer_names: the names within a layer, by timm's.
+        other_names: the names outside the layers, by timm's.
+    """
+
+    timm_name: str
+    layer_prefix: str
+    layer_names: dict[str, list[str]]
+    other_names: dict[str, str]
+
+
 LAYOUTS = {
-    "ViT": (
+    "ViT": Layout(
         VIT,
         "vit.encoder.layer.{}.",
         {
@@ -87,23 +105,33 @@ LAYOUTS = {
             "blocks.{}.mlp.fc1": ["intermediate.dense"],
             "blocks.{}.mlp.fc2": ["output.dense"],
         },
-        others("vit."),
+        outside_layers("vit."),
     ),
-    "ViT in memory": (VIT, "vit.layers.{}.", {**VIT_NORMS, **MEMORY_ATTENTION, **PLAIN_MLP}, others("vit.")),
-    "DeiT": (
+    "ViT in memory": Layout(
+        VIT,
+        "vit.layers.{}.",
+        {**VIT_NORMS, **MEMORY_ATTENTION, **PLAIN_MLP},
+        outside_layers("vit."),
+    ),
+    "DeiT": Layout(
         DEIT,
         "deit.layers.{}.",
         {**VIT_NORMS, **MEMORY_ATTENTION, **PLAIN_MLP},
-        others("deit.", "cls_classifier"),
+        outside_layers("deit.", head="cls_classifier"),
     ),
-    "DINOv2": (DINOV2, "encoder.layer.{}.", {**DINO_NORMS, **FILE_ATTENTION, **PLAIN_MLP}, others("")),
-    "DINOv2 with registers": (
+    "DINOv2": Layout(
+        DINOV2,
+        "encoder.layer.{}.",
+        {**DINO_NORMS, **FILE_ATTENTION, **PLAIN_MLP},
+        outside_layers(""),
+    ),
+    "DINOv2 with registers": Layout(
         REGISTERS,
         "dinov2_with_registers.encoder.layer.{}.",
         {**DINO_NORMS, **MEMORY_ATTENTION, **PLAIN_MLP},
-        others("dinov2_with_registers."),
+        outside_layers("dinov2_with_registers."),
     ),
-    "DINOv2 with gates": (
+    "DINOv2 with gates": Layout(
         GATED_DINOV2,
         "dinov2.encoder.layer.{}.",
         {
@@ -112,9 +140,9 @@ LAYOUTS = {
             "blocks.{}.mlp.fc1": ["mlp.weights_in"],
             "blocks.{}.mlp.fc2": ["mlp.weights_out"],
         },
-        others("dinov2."),
+        outside_layers("dinov2."),
     ),
-    "DINOv2 with gates in memory": (
+    "DINOv2 with gates in memory": Layout(
         GATED_DINOV2,
         "dinov2.encoder.layer.{}.",
         {
@@ -123,12 +151,11 @@ LAYOUTS = {
             "blocks.{}.mlp.fc1": ["mlp.gate_proj", "mlp.up_proj"],
             "blocks.{}.mlp.fc2": ["mlp.down_proj"],
         },
-        others("dinov2."),
+        outside_layers("dinov2."),
     ),
-    "DINOv3": (BIASED_DINOV3, "layer.{}.", DINOV3_LAYERS, OF_DINOV3),
-    "DINOv3 with gates in memory": (GATED_DINOV3, "model.layer.{}.", DINOV3_LAYERS, OF_DINOV3),
+    "DINOv3": Layout(BIASED_DINOV3, "layer.{}.", DINOV3_LAYERS, OUTSIDE_DINOV3_LAYERS),
+    "DINOv3 with gates in memory": Layout(GATED_DINOV3, "model.layer.{}.", DINOV3_LAYERS, OUTSIDE_DINOV3_LAYERS),
 }
-"""timm's model, what stands before the names of a layer's weights, and the other names for timm's."""
 
 
 def random_timm(name, **changed):
@@ -141,7 +168,11 @@ def random_timm(name, **changed):
 
 
 def of_dino(vit):
-    """DINOv2's weights, which have a mask token, and before registers a position of the class token of its own."""
+    """The weights as DINOv2 has them.
+
+    They have a mask token. With registers, the class token has a position embedding of its own, which timm adds to the
+    token itself.
+    """
     weights = {**vit.state_dict(), "mask_token": torch.zeros(1, 32)}
     if "reg_token" in weights:
         position = torch.randn(1, 1, 32)
@@ -151,31 +182,35 @@ def of_dino(vit):
     return weights
 
 
-def renamed(weights, layer, layer_names, other_names):
-    """The weights under the names of transformers."""
+def renamed(weights, layout):
+    """The weights under the names of transformers. What timm has in one weight may be several there."""
     theirs = {}
     for name, value in weights.items():
-        match = re.fullmatch(r"blocks\.(\d+)\.(.+?)(\.weight|\.bias)?", name)
-        if match and f"blocks.{{}}.{match[2]}" in layer_names:
-            names = layer_names[f"blocks.{{}}.{match[2]}"]
+        stem, kind = re.fullmatch(r"(.+?)(\.weight|\.bias|)", name).groups()
+        in_layer = re.fullmatch(r"blocks\.(\d+)\.(.+)", stem)
+        if in_layer:
+            layer, stem_in_layer = in_layer.groups()
+            names = layout.layer_names[f"blocks.{{}}.{stem_in_layer}"]
             for part, chunk in zip(names, value.chunk(len(names)), strict=True):
-                theirs[layer.format(match[1]) + part + (match[3] or "")] = chunk.clone()
+                theirs[layout.layer_prefix.format(layer) + part + kind] = chunk.clone()
         else:
-            stem, dot, kind = name.partition(".weight") if ".weight" in name else name.partition(".bias")
-            theirs[other_names[stem] + dot + kind] = value
+            theirs[layout.other_names[stem] + kind] = value
     return theirs
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_logits_are_those_of_the_same_weights_in_timm(tmp_path, layout):
-    name, layer, layer_names, other_names = LAYOUTS[layout]
+    name = layout.timm_name
     vit = random_timm(name)
     weights = of_dino(vit) if "dinov2" in name else vit.state_dict()
-    theirs = renamed(weights, layer, layer_names, other_names)
+    theirs = renamed(weights, layout)
     assert "cls_token" not in theirs
+
     save_file(theirs, tmp_path / "model.safetensors")
-    trainers = {f"module.model.{key}": value for key, value in theirs.items()}
-    torch.save({"state_dict": trainers, "epoch": 3}, tmp_path / "run.ckpt")
+    # Programs for training put more names before those of the model.
+    with_prefix = {f"module.model.{key}": value for key, value in theirs.items()}
+    torch.save({"state_dict": with_prefix, "epoch": 3}, tmp_path / "run.ckpt")
+
     images = torch.randn(2, 3, 16, 16)
     for file in ("model.safetensors", "run.ckpt"):
         model = create_model(name, 5, pretrained=str(tmp_path / file), **SMALL).eval()
@@ -183,18 +218,19 @@ def test_logits_are_those_of_the_same_weights_in_timm(tmp_path, layout):
 
 
 def test_what_timms_models_lack_is_left_over(tmp_path):
-    _, layer, layer_names, other_names = LAYOUTS["ViT"]
-    theirs = renamed(random_timm(VIT).state_dict(), layer, layer_names, other_names)
-    torch.save({**theirs, "vit.pooler.dense.weight": torch.ones(2)}, tmp_path / "weights.bin")
-    assert read_backbone(tmp_path / "weights.bin").left_over == ["vit.pooler.dense.weight"]
-    torch.save({**theirs, "vit.encoder.layer.0.adapter.weight": torch.ones(2)}, tmp_path / "weights.bin")
+    theirs = renamed(random_timm(VIT).state_dict(), LAYOUTS["ViT"])
+    path = tmp_path / "weights.bin"
+
+    torch.save({**theirs, "vit.pooler.dense.weight": torch.ones(2)}, path)
+    assert read_backbone(path).left_over == ["vit.pooler.dense.weight"]
+
+    torch.save({**theirs, "vit.encoder.layer.0.adapter.weight": torch.ones(2)}, path)
     with pytest.raises(UserError, match="adapter"):
-        create_model(VIT, 5, pretrained=str(tmp_path / "weights.bin"), **SMALL)
+        create_model(VIT, 5, pretrained=str(path), **SMALL)
 
 
 def test_parts_that_do_not_fit_together(tmp_path):
-    _, layer, layer_names, other_names = LAYOUTS["ViT"]
-    theirs = renamed(random_timm(VIT).state_dict(), layer, layer_names, other_names)
+    theirs = renamed(random_timm(VIT).state_dict(), LAYOUTS["ViT"])
     theirs["vit.encoder.layer.1.attention.attention.key.weight"] = torch.ones(2, 3)
     torch.save(theirs, tmp_path / "weights.bin")
     with pytest.raises(UserError, match="don't fit together"):
@@ -204,9 +240,14 @@ def test_parts_that_do_not_fit_together(tmp_path):
 def test_a_classifier_that_reads_two_tokens_is_replaced_in_training_and_none_otherwise(tmp_path, caplog):
     caplog.set_level("INFO")
     path = str(tmp_path / "weights.pth")
-    torch.save({**random_timm(DINOV2).state_dict(), "head.weight": torch.ones(5, 64)}, path)
-    assert create_model(DINOV2, 5, pretrained=path, **SMALL).vit.head.weight.shape == (5, 32)
+    two_tokens = 2 * SMALL["embed_dim"]
+    torch.save({**random_timm(DINOV2).state_dict(), "head.weight": torch.ones(5, two_tokens)}, path)
+
+    model = create_model(DINOV2, 5, pretrained=path, **SMALL)
+    assert model.vit.head.weight.shape == (5, SMALL["embed_dim"])
     assert "new classifier: head" in caplog.text
+
+    # To evaluate, there is no classifier in the file.
     assert classes_of(path, DINOV2) is None
 
 
@@ -214,25 +255,32 @@ def test_one_of_two_classifiers_is_not_averaged_with_a_random_one(tmp_path):
     weights = random_timm(DEIT).state_dict()
     one_head = {name: value for name, value in weights.items() if not name.startswith("head_dist")}
     path = str(tmp_path / "weights.pth")
+
     torch.save(one_head, path)
     with pytest.raises(UserError, match="head_dist"):
         classes_of(path, DEIT)
     assert classes_of(path, DEIT, head="class") == 5
+
     torch.save(weights, path)
     assert classes_of(path, DEIT) == 5
 
 
 def of_dinov3s_authors(vit):
     """The weights as the repository of DINOv3 names them; its layers have one bias for queries, keys and values."""
-    theirs = {"mask_token": torch.zeros(1, 32), "rope_embed.periods": torch.ones(4)}
+    dim = SMALL["embed_dim"]
+    theirs = {"mask_token": torch.zeros(1, dim), "rope_embed.periods": torch.ones(4)}
     for name, value in vit.state_dict().items():
-        if not name.endswith(("q_bias", "v_bias")):
-            theirs[re.sub(r"gamma_([12])", r"ls\1.gamma", name).replace("reg_token", "storage_tokens")] = value
+        if name.endswith(("q_bias", "v_bias")):
+            continue
+        their_name = re.sub(r"gamma_([12])", r"ls\1.gamma", name).replace("reg_token", "storage_tokens")
+        theirs[their_name] = value
     for layer, block in enumerate(vit.blocks):
-        zeros = torch.zeros(32)
-        biases = [zeros if bias is None else bias.detach() for bias in (block.attn.q_bias, None, block.attn.v_bias)]
-        theirs[f"blocks.{layer}.attn.qkv.bias"] = torch.cat(biases)
-        theirs[f"blocks.{layer}.attn.qkv.bias_mask"] = torch.ones(96)
+        no_bias = torch.zeros(dim)
+        q_bias = no_bias if block.attn.q_bias is None else block.attn.q_bias.detach()
+        k_bias = no_bias
+        v_bias = no_bias if block.attn.v_bias is None else block.attn.v_bias.detach()
+        theirs[f"blocks.{layer}.attn.qkv.bias"] = torch.cat([q_bias, k_bias, v_bias])
+        theirs[f"blocks.{layer}.attn.qkv.bias_mask"] = torch.ones(3 * dim)
     return theirs
 
 
@@ -241,31 +289,41 @@ def test_files_of_dinov3s_authors(tmp_path, capsys, name):
     vit = random_timm(name)
     path = str(tmp_path / "weights.pth")
     torch.save(of_dinov3s_authors(vit), path)
-    images = torch.randn(2, 3, 16, 16)
+
     model = create_model(name, 5, pretrained=path, **SMALL).eval()
+
+    images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(model(images).logits, vit(images), rtol=0, atol=1e-5)
     # What commands print is nothing but results.
     assert not capsys.readouterr().out
 
 
 def test_dinov3s_biases_are_left_out_only_if_they_are_zero(tmp_path):
-    _, layer, layer_names, other_names = LAYOUTS["DINOv3"]
+    path = str(tmp_path / "weights.pth")
     vit = random_timm(BIASED_DINOV3)
-    for weights in (of_dinov3s_authors(vit), renamed(vit.state_dict(), layer, layer_names, other_names)):
-        torch.save(weights, tmp_path / "weights.pth")
+    for weights in (of_dinov3s_authors(vit), renamed(vit.state_dict(), LAYOUTS["DINOv3"])):
+        torch.save(weights, path)
         with pytest.raises(UserError, match="bias besides, which is not zero"):
-            create_model(DINOV3, 5, pretrained=str(tmp_path / "weights.pth"), **SMALL)
-        zeroed = {name: value * 0 if "bias" in name else value for name, value in weights.items()}
-        torch.save(zeroed, tmp_path / "weights.pth")
-        create_model(DINOV3, 5, pretrained=str(tmp_path / "weights.pth"), **SMALL)
+            create_model(DINOV3, 5, pretrained=path, **SMALL)
+
+        for name in weights:
+            if "bias" in name:
+                weights[name] = torch.zeros_like(weights[name])
+        torch.save(weights, path)
+        create_model(DINOV3, 5, pretrained=path, **SMALL)
 
 
 def test_checkpoints_of_dinov2s_training_have_their_layers_in_chunks(tmp_path):
     vit = random_timm(REGISTERS)
-    chunked = {re.sub(r"^blocks\.(\d)", r"blocks.0.\1", name): value for name, value in of_dino(vit).items()}
-    teacher = {f"backbone.{name}": value for name, value in chunked.items()}
-    torch.save({"teacher": {**teacher, "dino_head.mlp.0.weight": torch.ones(2)}}, tmp_path / "teacher.pth")
-    model = create_model(REGISTERS, 5, pretrained=str(tmp_path / "teacher.pth"), **SMALL).eval()
+    teacher = {"dino_head.mlp.0.weight": torch.ones(2)}
+    for name, value in of_dino(vit).items():
+        in_first_chunk = re.sub(r"^blocks\.(\d)", r"blocks.0.\1", name)
+        teacher[f"backbone.{in_first_chunk}"] = value
+    path = str(tmp_path / "teacher.pth")
+    torch.save({"teacher": teacher}, path)
+
+    model = create_model(REGISTERS, 5, pretrained=path, **SMALL).eval()
+
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(model(images).logits, vit(images), rtol=0, atol=1e-5)
 
@@ -273,17 +331,19 @@ def test_checkpoints_of_dinov2s_training_have_their_layers_in_chunks(tmp_path):
 @pytest.mark.parametrize("size", [{"img_size": 24}, {"patch_size": 8}])
 @pytest.mark.parametrize("name", [REGISTERS, "vit_base_patch16_siglip_gap_224"])  # the second has no class token
 def test_other_sizes_are_resampled_as_timm_does(tmp_path, name, size):
-    torch.save(random_timm(name).state_dict(), tmp_path / "weights.pth")
-    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 5}
-    plain = timm.create_model(
-        name, pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay, **SMALL | size
-    ).eval()
-    model = create_model(name, 5, pretrained=str(tmp_path / "weights.pth"), **SMALL | size).eval()
+    path = str(tmp_path / "weights.pth")
+    torch.save(random_timm(name).state_dict(), path)
+    arguments = SMALL | size
+
+    overlay = {"file": path, "num_classes": 5}
+    plain = timm.create_model(name, pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay, **arguments).eval()
+    model = create_model(name, 5, pretrained=path, **arguments).eval()
+
     images = torch.randn(1, 3, *plain.patch_embed.img_size)
     assert torch.equal(model(images).logits, plain(images))
 
 
-CLASSES = {
+CLASSES_OF_TRANSFORMERS = {
     "ViT": ("ViTForImageClassification", "ViTConfig", {}, VIT),
     "DeiT": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", {}, DEIT),
     "DINOv2": ("Dinov2Model", "Dinov2Config", {}, DINOV2),
@@ -291,28 +351,42 @@ CLASSES = {
     "registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {}, REGISTERS),
     "DINOv3": ("DINOv3ViTModel", "DINOv3ViTConfig", {"num_register_tokens": 4}, BIASED_DINOV3),
 }
+"""The class of a model, that of its configuration, what of it is changed, and timm's model."""
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", CLASSES_OF_TRANSFORMERS)
 def test_outputs_are_those_of_transformers(tmp_path, family):
     transformers = pytest.importorskip("transformers", reason="the extra benchmarks is not installed")
-    model_class, config_class, changed, name = CLASSES[family]
+    model_class, config_class, changed, name = CLASSES_OF_TRANSFORMERS[family]
+
+    # The sizes of SMALL, in the words of transformers, and feed-forward networks of twice the width.
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
-    sizes |= {"mlp_ratio": 2} if config_class.startswith("Dinov2") else {"intermediate_size": 64}
-    theirs = getattr(transformers, model_class)(getattr(transformers, config_class)(num_labels=5, **sizes, **changed))
-    for parameter in theirs.eval().parameters():
+    if config_class.startswith("Dinov2"):
+        sizes["mlp_ratio"] = 2
+    else:
+        sizes["intermediate_size"] = 2 * sizes["hidden_size"]
+    config = getattr(transformers, config_class)(num_labels=5, **sizes, **changed)
+    theirs = getattr(transformers, model_class)(config).eval()
+    for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     theirs.save_pretrained(tmp_path)
 
-    options = {"norm_eps": theirs.config.layer_norm_eps, "mlp_ratio": 3 if changed.get("use_swiglu_ffn") else 2}
-    model = create_model(name, 5, pretrained=str(tmp_path / "model.safetensors"), **SMALL | options).eval()
+    path = str(tmp_path / "model.safetensors")
+    # Where there are gates, transformers makes the width 2/3 of this and rounds it up to a multiple of 8, and timm
+    # counts gates and values as one width.
+    mlp_ratio = 3 if changed.get("use_swiglu_ffn") else 2
+    options = SMALL | {"norm_eps": theirs.config.layer_norm_eps, "mlp_ratio": mlp_ratio}
+    model = create_model(name, 5, pretrained=path, **options).eval()
+
     images = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():
         expected = theirs(images)
         if "logits" in expected:
             torch.testing.assert_close(model(images).logits, expected.logits, rtol=0, atol=1e-5)
             return
+
+        # Some classes of transformers have no classifier: the tokens are compared.
         state = model.embed(images)
         for position, step in enumerate(model.order):
             state, _ = model.run_step(state, step, position)
