@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import ROOT, SMALL, train
+from helpers import QUIET, ROOT, SMALL, configs, train
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from torchvision.transforms import v2
@@ -38,15 +38,15 @@ EPOCHS = 20 + 30 * KILLS
 
 
 def assert_same(one, other, where=""):
-    """Bit for bit."""
+    """Compare bit for bit what checkpoints hold; ``where`` tells which part of them differs."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key in one:
             assert_same(one[key], other[key], f"{where}/{key}")
     elif isinstance(one, (list, tuple)):
         assert len(one) == len(other), where
-        for n, (left, right) in enumerate(zip(one, other)):
-            assert_same(left, right, f"{where}/{n}")
+        for index, (left, right) in enumerate(zip(one, other)):
+            assert_same(left, right, f"{where}/{index}")
     elif isinstance(one, torch.Tensor):
         assert torch.equal(one, other), where
     else:
@@ -54,11 +54,17 @@ def assert_same(one, other, where=""):
 
 
 def state(path):
-    """What a checkpoint says of the run: weights, optimizer, schedule and progress."""
+    """What a checkpoint says of the run: weights, optimizer, schedule, progress, and compute except for the time."""
     content = torch.load(path, weights_only=True)
-    keys = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "loops", "global_step")
-    compute = content[METADATA_KEY]["compute"] | {"seconds": None}
-    return {key: content[key] for key in keys if key in content} | {"compute": compute}
+    names = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "loops", "global_step")
+    found = {name: content[name] for name in names if name in content}
+    found["compute"] = content[METADATA_KEY]["compute"] | {"seconds": None}
+    return found
+
+
+def step_of(path):
+    """The step after which a checkpoint was written."""
+    return torch.load(path, weights_only=True)["global_step"]
 
 
 # --- From every checkpoint there is -------------------------------------------------------------------------
@@ -103,30 +109,47 @@ TUNED = {
 
 
 GROWING = {"sampler": GrowingDepth(k0=1), "budget": "layer_executions", "orders_per_batch": 2}
+"""Options of a run whose steps use up different shares of its budget."""
 
 
 def fit(folder, ckpt_path=None, workers=0, tuned=False, growing=False, **options):
-    """A run with everything that is random: dropout, stochastic depth, dropped layers; returns its batches."""
+    """Train with everything that is random (dropout, stochastic depth, dropped layers); returns the batches it read.
+
+    The run goes on from ``ckpt_path``, if it is given. ``options`` are those of the trainer.
+    """
     pl.seed_everything(7, verbose=False)
-    module = FineTuner(
-        **{"name": "vit_tiny_patch16_224", "num_classes": 10, "position": "encode"},
-        **{"sampler": LayerDrop(0.4), "seed": 7, "schedule": Schedule("cosine", warmup_steps=2)}
-        | (TUNED if tuned else {})
-        | (GROWING if growing else {}),
-        timm_args=SMALL | {"drop_rate": 0.1, "drop_path_rate": 0.2, "depth": 3},
-    )
+    module_options = {
+        "name": "vit_tiny_patch16_224",
+        "num_classes": 10,
+        "timm_args": SMALL | {"drop_rate": 0.1, "drop_path_rate": 0.2, "depth": 3},
+        "position": "encode",
+        "sampler": LayerDrop(0.4),
+        "seed": 7,
+        "schedule": Schedule("cosine", warmup_steps=2),
+    }
+    if tuned:
+        module_options |= TUNED
+    if growing:
+        module_options |= GROWING
+    module = FineTuner(**module_options)
+
     labels = Labels()
     best = ModelCheckpoint(folder, "best", monitor="val/loss", enable_version_counter=False)
-    from_step = torch.load(ckpt_path, weights_only=True)["global_step"] if ckpt_path else None
-    trainer = pl.Trainer(
-        **{"max_epochs": 3, "log_every_n_steps": 2, "limit_val_batches": 1} | options,
-        **{"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
-        logger=MetricsFile(str(folder), "", version="metrics", from_step=from_step),
-        callbacks=[
-            *(labels, best, LearningRateMonitor(), EveryCheckpoint(folder, every_n_steps=1)),
-            *([EMAWeightAveraging(decay=0.9, use_buffers=False)] if tuned else []),
-        ],
-    )
+    callbacks = [labels, best, LearningRateMonitor(), EveryCheckpoint(folder, every_n_steps=1)]
+    if tuned:
+        callbacks.append(EMAWeightAveraging(decay=0.9, use_buffers=False))
+
+    trainer_options = {
+        "max_epochs": 3,
+        "log_every_n_steps": 2,
+        "limit_val_batches": 1,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    from_step = step_of(ckpt_path) if ckpt_path else None
+    logger = MetricsFile(str(folder), "", version="metrics", from_step=from_step)
+    trainer = pl.Trainer(**(trainer_options | options), logger=logger, callbacks=callbacks)
     trainer.strategy.checkpoint_io = WholeCheckpointIO()
     data = Digits(train_images=300, batch_size=64, workers=workers)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -141,7 +164,8 @@ def fit(folder, ckpt_path=None, workers=0, tuned=False, growing=False, **options
         ({"max_steps": 6, "max_epochs": -1}, 6),
         ({"workers": 1, "max_epochs": 2, "accumulate_grad_batches": 2}, 8),
         pytest.param({"workers": 2, "max_epochs": 2, "tuned": True}, 8, marks=pytest.mark.slow),
-        ({"max_epochs": 1, "growing": True}, 9),  # of one or two layers at first, and worth 4 of all three
+        # The first orders are of one or two of the three layers, so it takes 9 steps to use up the budget of 4.
+        ({"max_epochs": 1, "growing": True}, 9),
     ],
     ids=[
         "epochs",
@@ -153,66 +177,85 @@ def fit(folder, ckpt_path=None, workers=0, tuned=False, growing=False, **options
     ],
 )
 def test_from_whichever_step_a_run_goes_on_it_ends_the_same(tmp_path, options, batches):
-    whole, again = tmp_path / "whole", tmp_path / "run"
-    seen = fit(again, **options)
-    assert len(seen) == batches
-    again.rename(whole)
+    # All runs write to the same folder, because checkpoints hold its path. The uninterrupted one is then moved away.
+    folder = tmp_path / "run"
+    whole = tmp_path / "whole"
+    batches_of_whole = fit(folder, **options)
+    folder.rename(whole)
+    assert len(batches_of_whole) == batches
     copies = sorted(whole.glob("step_*.ckpt"))
     assert len(copies) >= 4
+
     for copy in copies:
-        shutil.copytree(whole, again)
-        shutil.copy(copy, again / "last.ckpt")
-        rest = fit(again, again / "last.ckpt", **options)
-        step = torch.load(copy, weights_only=True)["global_step"]
-        assert rest == [batch for batch in seen if batch[0] >= step]
+        shutil.copytree(whole, folder)
+        shutil.copy(copy, folder / "last.ckpt")
+        rest = fit(folder, folder / "last.ckpt", **options)
+
+        first_step = step_of(copy)
+        assert rest == [batch for batch in batches_of_whole if batch[0] >= first_step]
         for name in ("best.ckpt", "last.ckpt"):
-            assert_same(state(again / name), state(whole / name), f"{copy.name}: {name}")
-        assert (again / "metrics/metrics.csv").read_text() == (whole / "metrics/metrics.csv").read_text()
-        shutil.rmtree(again)
+            assert_same(state(folder / name), state(whole / name), f"{copy.name}: {name}")
+        assert (folder / "metrics/metrics.csv").read_text() == (whole / "metrics/metrics.csv").read_text()
+        shutil.rmtree(folder)
 
 
 # --- The command, killed ------------------------------------------------------------------------------------
 
-COMMAND = [
-    *(f"--config={ROOT}/configs/{name}.yaml" for name in ("model/mini_digits", "data/digits", "trainer/cpu")),
-    *(f"--config={ROOT}/configs/{name}.yaml" for name in ("method/layershuffle_position", "optimizer/mini")),
-    *("--trainer.enable_progress_bar=false", f"--trainer.max_epochs={EPOCHS}", "--data.train_images=360"),
-    *("--model.timm_args.depth=3", "--model.timm_args.drop_path_rate=0.2", "--trainer.log_every_n_steps=3"),
-    "--model.optimizer.lr=0.02",  # so hot that the best is not always the last
-    *("--resume", "--save_every_n_steps=2"),
+LOG_EVERY = 3
+COMMAND_OF_ANY_LENGTH = [
+    *configs("model/mini_digits", "data/digits", "trainer/cpu", "method/layershuffle_position", "optimizer/mini"),
+    *QUIET,
+    "--data.train_images=360",
+    "--model.timm_args.depth=3",
+    "--model.timm_args.drop_path_rate=0.2",
+    f"--trainer.log_every_n_steps={LOG_EVERY}",
+    "--model.optimizer.lr=0.02",  # so high that the best checkpoint is not always the last
+    "--save_every_n_steps=2",
 ]
+COMMAND = [*COMMAND_OF_ANY_LENGTH, "--resume", f"--trainer.max_epochs={EPOCHS}"]
+STEPS_PER_EPOCH = 5
+"""Without the 36 held-out images, 324 are left, which are 5 whole batches of 64."""
 RUN = Path("runs/version_0")
+"""Where the first run of a folder is."""
 
 
 def rows(path):
+    """The rows of a file of metrics without what depends on the time, which must be plausible, though."""
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
     for row in found:
         speed = row.pop("train/images_per_second")
-        assert not speed or float(speed) > 1  # else the time before the process began counts
+        # It would be less if the time before the process began counted.
+        assert not speed or float(speed) > 1
         row.pop("train/seconds")
     return found
 
 
 def start(folder, command):
+    """Begin a training in a process of its own; returns the process."""
     return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *command], cwd=folder, stderr=subprocess.PIPE)
 
 
 def stop(folder, command, number, delay):
-    """Begin or go on in ``folder``, and send a signal some time after the run has got further."""
+    """Begin or go on in ``folder``, and send the signal ``number`` some time after the run has got further.
+
+    Returns:
+        the exit code, and what was written to stderr.
+    """
     last = folder / RUN / "checkpoints/last.ckpt"
     before = last.stat().st_mtime_ns if last.exists() else None
     process = start(folder, command)
     while not last.exists() or last.stat().st_mtime_ns == before:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
+
     time.sleep(delay)
     process.send_signal(number)
-    error = process.communicate()[1].decode()
-    return process.returncode, error
+    _, errors = process.communicate()
+    return process.returncode, errors.decode()
 
 
-FINETUNE = [f"--config={ROOT}/configs/recipe/finetune.yaml", "--data.workers=2"]
+FINETUNE = [*configs("recipe/finetune"), "--data.workers=2"]
 
 
 @pytest.mark.parametrize(
@@ -222,14 +265,17 @@ FINETUNE = [f"--config={ROOT}/configs/recipe/finetune.yaml", "--data.workers=2"]
 )
 @pytest.mark.slow
 def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch, options, epochs, signals):
-    rng, command = random.Random(0), [*COMMAND, *options, f"--trainer.max_epochs={epochs}"]
-    folder, whole = tmp_path / "stopped", tmp_path / "whole"
-    folder.mkdir()
+    command = [*COMMAND, *options, f"--trainer.max_epochs={epochs}"]
+    steps = STEPS_PER_EPOCH * epochs
+    stopped = tmp_path / "stopped"
+    whole = tmp_path / "whole"
+    stopped.mkdir()
     whole.mkdir()
-    stops = [signal.SIGKILL] * KILLS + signals
+
+    rng = random.Random(0)
     reached = []
-    for number in stops:
-        code, said = stop(folder, command, number, rng.uniform(0, 0.15))
+    for number in [signal.SIGKILL] * KILLS + signals:
+        code, said = stop(stopped, command, number, delay=rng.uniform(0, 0.15))
         if number == signal.SIGKILL:
             assert code == -signal.SIGKILL
         else:
@@ -237,24 +283,34 @@ def test_killed_at_random_a_run_ends_with_the_same_weights_and_metrics(tmp_path,
             assert f"{number.name}: stopped after step" in said
             assert "saved runs/version_0/checkpoints/last.ckpt; the same command with --resume continues" in said
             assert "Traceback" not in said
-        reached.append(torch.load(folder / RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"])
+        reached.append(step_of(stopped / RUN / "checkpoints/last.ckpt"))
     assert reached == sorted(reached)
-    assert 0 < reached[0] <= reached[-1] < 5 * epochs
-    for path in (folder, whole):
-        monkeypatch.chdir(path)
-        assert train(command).global_step == 5 * epochs
+    assert 0 < reached[0] <= reached[-1] < steps
+
+    # What was stopped goes on to its end; the other run is not interrupted at all.
+    for folder in (stopped, whole):
+        monkeypatch.chdir(folder)
+        assert train(command).global_step == steps
         assert [path.name for path in Path("runs").iterdir()] == ["version_0"]
         assert {path.name for path in (RUN / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
     for name in ("best.ckpt", "last.ckpt"):
-        path = RUN / "checkpoints" / name
-        assert_same(state(folder / path), state(whole / path), name)
-    assert rows(folder / RUN / "metrics.csv") == rows(whole / RUN / "metrics.csv")
-    assert len(rows(whole / RUN / "metrics.csv")) == epochs + 2 * (5 * epochs // 3)
+        checkpoint = RUN / "checkpoints" / name
+        assert_same(state(stopped / checkpoint), state(whole / checkpoint), name)
+    assert rows(stopped / RUN / "metrics.csv") == rows(whole / RUN / "metrics.csv")
+
+    # A step that is logged has a row of its learning rate and one of its losses. An epoch has a row of its validation
+    # and, unless its last step is logged, one of the losses since the row before.
+    logged_steps = steps // LOG_EVERY
+    ends_of_epochs = range(STEPS_PER_EPOCH, steps + 1, STEPS_PER_EPOCH)
+    ends_between_logged_steps = [step for step in ends_of_epochs if step % LOG_EVERY != 0]
+    expected_rows = 2 * logged_steps + epochs + len(ends_between_logged_steps)
+    assert len(rows(whole / RUN / "metrics.csv")) == expected_rows
 
 
 # --- Which run the command goes on with ---------------------------------------------------------------------
 
-QUICK = [argument for argument in COMMAND if "max_epochs" not in argument] + ["--trainer.max_steps=1"]
+QUICK = [*COMMAND_OF_ANY_LENGTH, "--resume", "--trainer.max_steps=1"]
 
 
 def test_the_same_command_goes_on_and_another_begins_anew(tmp_path, monkeypatch, capsys):
@@ -262,11 +318,14 @@ def test_the_same_command_goes_on_and_another_begins_anew(tmp_path, monkeypatch,
     train(QUICK)
     train(QUICK)
     assert "continuing runs/version_0\n" in capsys.readouterr().err
+
     train([*QUICK, "--model.optimizer.lr=0.1"])
     assert "continuing" not in capsys.readouterr().err
     assert {path.name for path in Path("runs").iterdir()} == {"version_0", "version_1"}
+
     train(QUICK)
     assert "continuing runs/version_0\n" in capsys.readouterr().err
+
     (RUN / "checkpoints/last.ckpt").unlink()
     train(QUICK)
     assert "continuing runs/version_0 from the beginning\n" in capsys.readouterr().err
@@ -276,66 +335,78 @@ def test_the_same_command_goes_on_and_another_begins_anew(tmp_path, monkeypatch,
 def test_the_run_that_has_a_checkpoint_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train(QUICK)
-    (Path("runs/version_1")).mkdir()
-    (Path("runs/version_1/config.yaml")).write_text((RUN / "config.yaml").read_text())
+
+    # A newer run of the same options, which has no checkpoint.
+    newer = Path("runs/version_1")
+    newer.mkdir()
+    shutil.copy(RUN / "config.yaml", newer)
+    # Files that YAML can't read: a date that doesn't exist, and lists nested too deep.
     for name, text in (("date", "a: 2024-99-99"), ("deep", "[" * 5000)):
         Path("runs", name).mkdir()
         Path("runs", name, "config.yaml").write_text(text)
+
     train(QUICK)
     assert "continuing runs/version_0\n" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_from_anothers_checkpoint_leaves_it_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = [argument for argument in COMMAND if "max_epochs" not in argument and "resume" not in argument]
-    train([*command, "--trainer.max_epochs=1"])
+    train([*COMMAND_OF_ANY_LENGTH, "--trainer.max_epochs=1"])
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
-    longer = [*command, "--trainer.max_epochs=2", f"--ckpt_path={RUN}/checkpoints/last.ckpt"]
-    for folder in ("runs/version_1", "on/version_0"):
-        train([*longer, f"--trainer.default_root_dir={Path(folder).parent}"])
-        assert state(Path(folder, "checkpoints/last.ckpt"))["global_step"] == 10
-        assert Path(folder, "checkpoints/best.ckpt").is_file()
+
+    longer = [*COMMAND_OF_ANY_LENGTH, "--trainer.max_epochs=2", f"--ckpt_path={RUN}/checkpoints/last.ckpt"]
+    for folder in (Path("runs/version_1"), Path("on/version_0")):
+        train([*longer, f"--trainer.default_root_dir={folder.parent}"])
+        assert step_of(folder / "checkpoints/last.ckpt") == 2 * STEPS_PER_EPOCH
+        assert (folder / "checkpoints/best.ckpt").is_file()
     assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_better_checkpoint_replaces_the_best_one_of_before(tmp_path, monkeypatch):
     """The second run names the folder in full; Lightning would take it for another, and remove what it has written."""
     monkeypatch.chdir(tmp_path)
-    command = [argument for argument in COMMAND if "max_epochs" not in argument and "resume" not in argument]
-    command += ["--checkpoint.monitor=step", "--checkpoint.mode=max"]
+    # By this measure the newest checkpoint is the best.
+    command = [*COMMAND_OF_ANY_LENGTH, "--checkpoint.monitor=step", "--checkpoint.mode=max"]
     train([*command, "--trainer.max_epochs=1"])
+
     folder = (RUN / "checkpoints").resolve()
     train([*command, "--trainer.max_epochs=2", f"--ckpt_path={folder}/last.ckpt", f"--checkpoint.dirpath={folder}"])
-    steps = [state(RUN / "checkpoints" / name)["global_step"] for name in ("best.ckpt", "last.ckpt")]
-    assert steps == [10, 10]
+
+    assert step_of(RUN / "checkpoints/best.ckpt") == 2 * STEPS_PER_EPOCH
+    assert step_of(RUN / "checkpoints/last.ckpt") == 2 * STEPS_PER_EPOCH
 
 
 def test_lightnings_own_metrics_file_goes_on_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = [*QUICK[:-1], "--trainer.max_epochs=2", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs"]
+    command = [*COMMAND_OF_ANY_LENGTH, "--resume", "--trainer.max_epochs=2"]
+    command += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs"]
     train(command)
     (metrics,) = Path("runs").rglob("metrics.csv")
     before = metrics.read_text()
     assert before.count("\n") > 3
+
+    # The run is over, so it adds nothing, but it must not begin its file anew either.
     train(command)
     assert metrics.read_text() == before
 
 
 def test_wandbs_project_is_where_its_client_takes_it_from(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/mine/id")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/last.ckpt").touch()
+    (folder / "config.yaml").write_text("a: 1")
+
     logger = Namespace(class_path="WandbLogger", init_args=Namespace(project=None, save_dir="runs"))
     config = Namespace(trainer=Namespace(logger=logger, default_root_dir=None), checkpoint=Namespace(dirpath=None))
-    folder = tmp_path / "runs/mine/id"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text("a: 1")
-    (folder / "checkpoints/last.ckpt").touch()
-    monkeypatch.chdir(tmp_path)
-    relative = Path("runs/mine/id")
-    assert find_earlier_run(config, "a: 1", "b: 2") == EarlierRun(relative, relative / "checkpoints/last.ckpt")
-    assert find_earlier_run(config, "a: 2", "b: 2") is None
+    expected = EarlierRun(folder, folder / "checkpoints/last.ckpt")
+    assert find_earlier_run(config, options="a: 1", defaults="b: 2") == expected
+    assert find_earlier_run(config, options="a: 2", defaults="b: 2") is None
+
     # The run was begun by a version that didn't know the option b.
-    assert find_earlier_run(config, "{a: 1, b: 2}", "b: 2") is not None
-    assert find_earlier_run(config, "{a: 1, b: 3}", "b: 2") is None
+    assert find_earlier_run(config, options="{a: 1, b: 2}", defaults="b: 2") == expected
+    assert find_earlier_run(config, options="{a: 1, b: 3}", defaults="b: 2") is None
 
 
 @pytest.mark.parametrize("where", ["--trainer.logger=false", "--trainer.logger.version=mine"])
@@ -344,6 +415,7 @@ def test_the_checkpoints_of_another_run_in_the_same_place_are_left_alone(tmp_pat
     train([*QUICK, where])
     (last,) = tmp_path.rglob("last.ckpt")
     before = last.read_bytes()
+
     with pytest.raises(ValueError, match=r"last\.ckpt is of another run"):
         train([*QUICK, where, "--model.optimizer.lr=0.1"])
     assert last.read_bytes() == before
@@ -351,10 +423,11 @@ def test_the_checkpoints_of_another_run_in_the_same_place_are_left_alone(tmp_pat
 
 def test_a_run_without_resume_leaves_another_alone_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = [*(argument for argument in QUICK if "resume" not in argument), "--trainer.logger.version=mine"]
+    command = [*COMMAND_OF_ANY_LENGTH, "--trainer.max_steps=1", "--trainer.logger.version=mine"]
     train(command)
     last = Path("runs/mine/checkpoints/last.ckpt")
     before = last.read_bytes()
+
     with pytest.raises(ValueError, match=r"mine/checkpoints/last\.ckpt is of another run, which would be lost"):
         train(command)
     assert last.read_bytes() == before
@@ -365,6 +438,7 @@ def test_a_folder_of_another_runs_checkpoints_is_refused(tmp_path, monkeypatch):
     kept = [*QUICK, "--checkpoint.dirpath=kept"]
     train(kept)
     train(kept)
+
     with pytest.raises(ValueError, match=r"kept/last\.ckpt is of another run"):
         train([*kept, "--model.optimizer.lr=0.1"])
     with pytest.raises(ValueError, match="leave out --ckpt_path"):
@@ -374,16 +448,20 @@ def test_a_folder_of_another_runs_checkpoints_is_refused(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_is_the_main_process_s_alone_and_twice_it_ends_the_run_at_once():
+    # The processes that read images get the signal, too, and go on.
     data = Digits(train_images=300, workers=1)
     data.setup("fit")
-    reading = iter(data.train_dataloader())
-    next(reading)
+    batches = iter(data.train_dataloader())
+    next(batches)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGINT)
-    assert len(list(reading)) == len(data.train_dataloader()) - 1
+    assert len(list(batches)) == len(data.train_dataloader()) - 1
+
     callback = LastCheckpoint("unused")
     callback._receive(signal.SIGINT, None)
-    callback._receive(signal.SIGINT, None)  # from torchrun, which repeats it
+    # At once again, it comes from torchrun, which repeats it.
+    callback._receive(signal.SIGINT, None)
+    # A second later it comes from an impatient user.
     callback._interrupted_at -= 1
     with pytest.raises(KeyboardInterrupt):
         callback._receive(signal.SIGINT, None)
@@ -398,12 +476,14 @@ def test_a_run_that_fails_leaves_no_empty_folder(tmp_path, monkeypatch):
 
 def test_a_run_without_steps_writes_its_checkpoint_where_it_is_told_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    nothing = [argument for argument in COMMAND if "max_epochs" not in argument] + ["--trainer.max_epochs=0"]
-    trainer = train([*nothing, "--trainer.default_root_dir=mine"])
+    command = [*COMMAND_OF_ANY_LENGTH, "--resume", "--trainer.max_epochs=0", "--trainer.default_root_dir=mine"]
+    trainer = train(command)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     saved = torch.load(tmp_path / "mine/version_0/checkpoints/last.ckpt", weights_only=True)
     assert_same(saved["state_dict"], dict(trainer.lightning_module.state_dict()))
-    assert train([*nothing, "--trainer.default_root_dir=mine"]).global_step == 0
+
+    # The same command goes on with the run, in which nothing is left to do.
+    assert train(command).global_step == 0
     assert [path.name for path in Path("mine").iterdir()] == ["version_0"]
 
 
@@ -415,8 +495,11 @@ def test_a_wandb_run_that_has_no_checkpoint_yet_goes_on_as_itself(tmp_path, monk
     train(command)
     (last,) = tmp_path.rglob("last.ckpt")
     last.unlink()
+
     train(command)
-    assert [path.parents[1] for path in tmp_path.rglob("last.ckpt")] == [last.parents[1]]
+    # The folder of a run is above that of its checkpoints.
+    folders = [checkpoint.parents[1] for checkpoint in tmp_path.rglob("last.ckpt")]
+    assert folders == [last.parents[1]]
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}  # wandb's files are there too
 
 
