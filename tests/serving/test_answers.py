@@ -30,16 +30,20 @@ def folder(small, tmp_path, monkeypatch):
     """A working folder with a checkpoint, 30 pictures, and two files that only look like pictures."""
     monkeypatch.chdir(tmp_path)
     model = small()
-    content = {"model": model.config, "data": {"class": "ImageFolders", "args": {}, "classes": CLASSES}}
-    torch.save(
-        {"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}, "layershuffle": content}, "m.ckpt"
-    )
+    data = {"class": "ImageFolders", "args": {}, "classes": CLASSES}
+    checkpoint = {
+        "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
+        "layershuffle": {"model": model.config, "data": data},
+    }
+    torch.save(checkpoint, "m.ckpt")
+
     draw(range(30))
     Path("pictures/empty.png").touch()
     Path("pictures/text.jpg").write_text("no picture")
 
 
 def draw(numbers):
+    """Write a picture of random pixels for each of these numbers, into the folder ``pictures``."""
     Path("pictures").mkdir(exist_ok=True)
     for number in numbers:
         pixels = torch.randint(256, (9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
@@ -47,13 +51,24 @@ def draw(numbers):
 
 
 class Local:
-    """In place of a cluster: runs requests in this process, each in an order of its own that misses a layer."""
+    """In place of a cluster: runs requests in this process, each in an order of its own that misses a layer.
+
+    Attributes:
+        last: the one that was made last, which tests ask what it did.
+        requests: how many requests have come. They are numbered from 0.
+        most: how many ran at a time, at most.
+        failing: the numbers of those that fail.
+    """
 
     window = 3
 
     def __init__(self, model, *_, **__):
-        self.model, self.requests, self.running, self.most, self.failing = model, 0, 0, 0, ()
         Local.last = self
+        self.model = model
+        self.requests = 0
+        self.running = 0
+        self.most = 0
+        self.failing = ()
 
     async def __aenter__(self):
         return self
@@ -62,59 +77,68 @@ class Local:
         assert not self.running
 
     async def submit(self, images):
-        self.requests, number = self.requests + 1, self.requests
+        number = self.requests
+        self.requests += 1
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            await asyncio.sleep(0.001 * (number % 4))  # so that they don't end as they began
+            # Not equally long, so that requests don't end in the sequence in which they began.
+            await asyncio.sleep(0.001 * (number % 4))
         finally:
             self.running -= 1
         if number in self.failing:
             raise UserError(f"request {number} was not done within 60 s")
+
         *order, missed = seeded(number).sample(range(4), 4)
         with torch.inference_mode():
-            return Result(self.model(images, order).logits, Order(order), (missed,), 0.125, 0)
+            logits = self.model(images, order).logits
+        return Result(logits=logits, order=Order(order), missed=(missed,), seconds=0.125, bytes=0)
 
 
-def lines(path="answers.jsonl"):
-    """The model that the file names, and its answers by their pictures, each of which must have one."""
-    about, *answers = map(json.loads, Path(path).read_text().splitlines())
-    found = {answer["picture"]: answer for answer in answers}
-    assert len(found) == len(answers)
-    return about, found
+def read_answers():
+    """What the file says of the model, and its answers by picture, of which each has one."""
+    about, *answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    by_picture = {answer["picture"]: answer for answer in answers}
+    assert len(by_picture) == len(answers)
+    return about, by_picture
 
 
-def command(*more):
-    serve_command(["m.ckpt", "--pictures", "pictures", "--answers", "answers.jsonl", "--top", "2", *more])
+def command():
+    """Classify what is left of the folder ``pictures``."""
+    serve_command(["m.ckpt", "--pictures", "pictures", "--answers", "answers.jsonl", "--top", "2"])
 
 
 def check(answers, numbers=range(30)):
     """Each answer is what the model says in the order that ran, and the two files that aren't pictures are named."""
     loaded = layershuffle.load("m.ckpt")
-    assert answers.keys() == {f"pictures/{name}" for name in ("empty.png", "text.jpg", *(f"{n}.png" for n in numbers))}
-    for picture, answer in answers.items():
+    not_pictures = {"pictures/empty.png", "pictures/text.jpg"}
+    pictures = {f"pictures/{number}.png" for number in numbers}
+    assert answers.keys() == not_pictures | pictures
+
+    for path, answer in answers.items():
         if "unreadable" in answer:
-            assert Path(picture).suffix == ".jpg" or picture == "pictures/empty.png"
+            assert path in not_pictures
             continue
-        (expected,) = loaded.predict([Image.open(picture)], top=2, order=answer["order"])
-        assert [(each["class"], each["probability"]) for each in answer["classes"]] == [
-            (likely.name, pytest.approx(likely.probability, abs=1e-5)) for likely in expected
-        ]
+        assert path in pictures
+        (expected,) = loaded.predict([Image.open(path)], top=2, order=answer["order"])
+        for named, likely in zip(answer["classes"], expected, strict=True):
+            assert named["class"] == likely.name
+            assert named["probability"] == pytest.approx(likely.probability, abs=1e-5)
         assert answer["seconds"] > 0
-        assert {*answer["missed"]} == {0, 1, 2, 3} - {int(step) for step in answer["order"].split()}
-    assert sum("unreadable" in answer for answer in answers.values()) == 2
+        ran = {int(step) for step in answer["order"].split()}
+        assert set(answer["missed"]) == {0, 1, 2, 3} - ran
 
 
 def test_pictures_are_classified_once_and_what_is_left_the_next_time(monkeypatch, capsys):
     """A line is cut in two, as by a power cut, and pictures are added; then only these are classified."""
     monkeypatch.setattr(serve, "Cluster", Local)
     command()
-    said = capsys.readouterr()
-    assert said.out.splitlines()[-1] == "answers.jsonl: 32 pictures, 2 of which can't be read"
-    assert "pictures/text.jpg can't be read as an image" in said.err
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "answers.jsonl: 32 pictures, 2 of which can't be read"
+    assert "pictures/text.jpg can't be read as an image" in printed.err
     assert Local.last.requests == 30
     assert Local.last.most <= 2 * Local.window
-    about, answers = lines()
+    about, answers = read_answers()
     assert about["model"]["name"] == "m"
     check(answers)
 
@@ -123,13 +147,16 @@ def test_pictures_are_classified_once_and_what_is_left_the_next_time(monkeypatch
     draw(range(30, 33))
     command()
     assert "the last line of answers.jsonl was cut off" in capsys.readouterr().err
-    cut = json.loads(whole.splitlines()[-1])
-    assert Local.last.requests == 3 + ("unreadable" not in cut)
-    check(lines()[1], range(33))
+    # The three new pictures have run, and the one of the line, unless it was that of a file that can't be read.
+    cut_off = json.loads(whole.splitlines()[-1])
+    assert Local.last.requests == (3 if "unreadable" in cut_off else 4)
+    _, answers = read_answers()
+    check(answers, range(33))
 
     command()
     assert Local.last.requests == 0
-    check(lines()[1], range(33))
+    _, answers = read_answers()
+    check(answers, range(33))
 
 
 def test_after_ctrl_c_it_goes_on_where_it_was(monkeypatch):
@@ -142,12 +169,15 @@ def test_after_ctrl_c_it_goes_on_where_it_was(monkeypatch):
     monkeypatch.setattr(serve, "Cluster", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         command()
-    _, before = lines()
+    _, before = read_answers()
     assert 10 < len(before) < 32
+
     monkeypatch.setattr(serve, "Cluster", Local)
     command()
-    assert Local.last.requests == 30 - sum("order" in answer for answer in before.values())
-    check(lines()[1])
+    classified_before = sum("order" in answer for answer in before.values())
+    assert Local.last.requests == 30 - classified_before
+    _, answers = read_answers()
+    check(answers)
 
 
 def test_sigterm_acts_as_ctrl_c(monkeypatch):
@@ -163,56 +193,71 @@ def test_sigterm_acts_as_ctrl_c(monkeypatch):
                 signal.raise_signal(signal.SIGTERM)
             return await super().submit(images)
 
-    earlier = signal.getsignal(signal.SIGTERM)
+    earlier_handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(serve, "Cluster", Terminated)
     try:
         with pytest.raises(KeyboardInterrupt):
             command()
     finally:
-        signal.signal(signal.SIGTERM, earlier)
-    assert 10 < len(lines()[1]) < 32
+        signal.signal(signal.SIGTERM, earlier_handler)
+    _, answers = read_answers()
+    assert 10 < len(answers) < 32
 
 
 def test_requests_that_fail_leave_their_pictures_for_the_next_time(monkeypatch, capsys):
+    failing = {3, 20}
+
     class Failing(Local):
         def __init__(self, *args, **more):
             super().__init__(*args, **more)
             self.failing = failing
 
     monkeypatch.setattr(serve, "Cluster", Failing)
-    failing = {3, 20}
     with pytest.raises(UserError, match="2 of 32 pictures"):
         command()
     assert capsys.readouterr().err.count("was not done within 60 s") == 2
-    assert len(lines()[1]) == 30
+    _, answers = read_answers()
+    assert len(answers) == 30
+
+    # Ten more are answered, and then none, as if all nodes had gone.
     draw(range(30, 60))
-    failing = {*range(10, 100)}
+    failing = set(range(10, 100))
     with pytest.raises(UserError, match="3 requests in a row"):
         command()
-    assert 30 < len(lines()[1]) <= 40
-    failing = ()
+    _, answers = read_answers()
+    assert 30 < len(answers) <= 40
+
+    failing = set()
     command()
-    check(lines()[1], range(60))
+    _, answers = read_answers()
+    check(answers, range(60))
 
 
 def test_what_cannot_be_appended_to_is_refused(monkeypatch, capsys, small):
     monkeypatch.setattr(serve, "Cluster", Local)
-    arguments = ["m.ckpt", "--pictures", "pictures", "--answers", "answers.jsonl"]
-    assert "give both, or neither" in fails(capsys, serve_command, *arguments[:3])
-    assert "give both, or neither" in fails(capsys, serve_command, arguments[0], *arguments[3:])
-    Path("answers.jsonl").write_text("my notes")
-    assert "answers.jsonl is not a file of answers" in fails(capsys, serve_command, *arguments)
-    Path("answers.jsonl").unlink()
+    pictures = ["--pictures", "pictures"]
+    answers = ["--answers", "answers.jsonl"]
+    assert "give both, or neither" in fails(capsys, serve_command, "m.ckpt", *pictures)
+    assert "give both, or neither" in fails(capsys, serve_command, "m.ckpt", *answers)
+
+    output = Path("answers.jsonl")
+    output.write_text("my notes")
+    assert "answers.jsonl is not a file of answers" in fails(capsys, serve_command, "m.ckpt", *pictures, *answers)
+    output.unlink()
+
+    # The file has answers, and then there is another model under the name of theirs.
     command()
-    written = Path("answers.jsonl").read_text()
+    written = output.read_text()
     Path("m.ckpt").rename("same.ckpt")
     content = torch.load("same.ckpt")
     content["state_dict"]["model.vit.head.bias"] += 1
     torch.save(content, "m.ckpt")
-    assert "answers.jsonl has answers of another model (m)" in fails(capsys, serve_command, *arguments)
-    assert Path("answers.jsonl").read_text() == written
-    Path("answers.jsonl").write_text(written.replace('"picture"', '"image"', 1))
-    assert "line 2 is not an answer" in fails(capsys, serve_command, "same.ckpt", *arguments[1:])
+    error = fails(capsys, serve_command, "m.ckpt", *pictures, *answers)
+    assert "answers.jsonl has answers of another model (m)" in error
+    assert output.read_text() == written
+
+    output.write_text(written.replace('"picture"', '"image"', 1))
+    assert "line 2 is not an answer" in fails(capsys, serve_command, "same.ckpt", *pictures, *answers)
 
 
 def test_two_commands_on_one_file(monkeypatch, capsys):
@@ -227,18 +272,23 @@ with JsonLines("answers.jsonl", "model", "a file of answers"), EventLog("log.jso
     print("open", flush=True)
     input()
 """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "open\n"
         # As if the other one was writing its line right now.
+        half_a_line = '{"picture": "half'
         with Path("answers.jsonl").open("a") as file:
-            file.write('{"picture": "half')
+            file.write(half_a_line)
+
         error = fails(capsys, serve_command, "m.ckpt", "--pictures", "pictures", "--answers", "answers.jsonl")
         assert f"answers.jsonl is being written by process {other.pid} on " in error
-        assert Path("answers.jsonl").read_text() == written + '{"picture": "half'
+        assert Path("answers.jsonl").read_text() == written + half_a_line
         with pytest.raises(UserError, match=f"process {other.pid} on "):
             EventLog("log.jsonl")
+        # It ends when its input has a line.
         other.communicate("\n")
+
     command()
     assert Path("answers.jsonl").read_text() == written
     EventLog("log.jsonl").close()
@@ -248,34 +298,36 @@ with JsonLines("answers.jsonl", "model", "a file of answers"), EventLog("log.jso
 def test_a_coordinator_that_is_killed_goes_on_where_it_was():
     """SIGKILL leaves whole files and no process; the same command does the rest on another cluster."""
     draw(range(600))
-    arguments = [
-        "m.ckpt",
-        "--pictures",
-        "pictures",
-        "--answers",
-        "answers.jsonl",
-        "--top",
-        "2",
-        "--event_log",
-        "log.jsonl",
+    program = [sys.executable, "-m", "layershuffle", "serve", "m.ckpt"]
+    options = [
+        "--pictures=pictures",
+        "--answers=answers.jsonl",
+        "--top=2",
+        "--event_log=log.jsonl",
+        "--nodes=2",
+        "--start_seconds=300",
     ]
-    arguments += ["--nodes", "2", "--start_seconds", "300"]
-    running = subprocess.Popen([sys.executable, "-m", "layershuffle", "serve", *arguments], stdout=subprocess.PIPE)
+    coordinator = subprocess.Popen([*program, *options], stdout=subprocess.PIPE)
+    # The first line is about the model, and each other one about a picture.
     output = Path("answers.jsonl")
     while not output.exists() or output.read_bytes().count(b"\n") < 20:
-        assert running.poll() is None
+        assert coordinator.poll() is None
         time.sleep(0.01)
-    started = psutil.Process(running.pid).children(recursive=True)
+    started = psutil.Process(coordinator.pid).children(recursive=True)
+    # The two nodes, and processes of Ray.
     assert len(started) > 2
-    running.kill()
-    _, before = lines()
-    assert 19 <= len(before) < 602
-    log = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()]
-    assert sum(event["event"] == "ended" for event in log) >= sum("order" in answer for answer in before.values())
+    coordinator.kill()
 
-    subprocess.run([sys.executable, "-m", "layershuffle", "serve", *arguments], check=True, stdout=subprocess.DEVNULL)
-    _, after = lines()
+    _, before = read_answers()
+    assert 19 <= len(before) < 602
+    events = [json.loads(line)["event"] for line in Path("log.jsonl").read_text().splitlines()]
+    classified_before = sum("order" in answer for answer in before.values())
+    assert events.count("ended") >= classified_before
+
+    subprocess.run([*program, *options], check=True, stdout=subprocess.DEVNULL)
+    _, after = read_answers()
     assert {picture: after[picture] for picture in before} == before
     check(after, range(600))
-    _, left = psutil.wait_procs(started, timeout=90)  # Ray's agents take longest to notice.
+    # Ray's agents take longest to notice that the first coordinator has gone.
+    _, left = psutil.wait_procs(started, timeout=90)
     assert not left

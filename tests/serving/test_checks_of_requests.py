@@ -36,9 +36,11 @@ def test_scenarios(name):
 
 
 def test_clusters(small):
-    for name, called in {"window": "most_running", "threads": "threads", "start_seconds": "start_seconds"}.items():
+    # Errors name the option of the command.
+    options = {"window": "most_running", "threads": "threads", "start_seconds": "start_seconds"}
+    for name, option in options.items():
         for wrong in (*WRONG, 0):
-            with pytest.raises(UserError, match=called):
+            with pytest.raises(UserError, match=option):
                 Cluster(small(), 2, **{name: wrong})
     for nodes in (0, -1, MOST_NODES + 1):
         with pytest.raises(UserError, match="nodes"):

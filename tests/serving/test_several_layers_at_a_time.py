@@ -17,6 +17,11 @@ class Nodes:
     """Nodes and their coordinator in this process: a state for each request, and answers in random sequence.
 
     It does what ``serving.cluster`` does, without processes and a clock: each answer takes a second.
+
+    Attributes:
+        states: the newest tokens of each request.
+        sent: the runs that nodes haven't answered, each with the tokens that it read.
+        ended: for each request, its end, and its tokens then.
     """
 
     def __init__(self, model, policy, seed):
@@ -24,9 +29,13 @@ class Nodes:
         self.parts = [part_for(model, step) for step in model.order]
         self.rng = random.Random(seed)
         self.router = Router(len(model.order), policy)
-        self.states, self.sent, self.ended, self.now = {}, [], {}, 0.0
+        self.now = 0.0
+        self.states = {}
+        self.sent = []
+        self.ended = {}
 
     def perform(self, actions):
+        """Do what the router says."""
         for action in actions:
             if isinstance(action, Run):
                 self.sent.append((action, self.states[action.request]))
@@ -35,13 +44,15 @@ class Nodes:
 
     def answer(self):
         """A node that was drawn answers."""
-        run, read = self.sent.pop(self.rng.randrange(len(self.sent)))
+        drawn = self.rng.randrange(len(self.sent))
+        run, read = self.sent.pop(drawn)
         state = State(torch.tensor(read))
         for position, index in enumerate(run.layers, run.position):
             state, _ = self.parts[index].run_step(state, self.model.order[index], position)
         if self.router.is_current(run):
+            newest = self.states[run.request]
             answer = answer_of(read, state.tokens.numpy(), "float32")
-            self.states[run.request] = newest_after(answer, read, self.states[run.request], "float32")
+            self.states[run.request] = newest_after(answer, read, newest, "float32")
         self.now += 1
         self.perform(self.router.answered(run, self.now))
 
@@ -58,23 +69,33 @@ def test_the_logits_are_those_of_the_recorded_order(small, order, width):
     longest_lag = 0
     for seed in range(6):
         nodes = Nodes(model, Policy(width=width, answer_by=3.0 * steps), seed)
-        images = torch.randn(4, 1, 1, 8, 8)
+        router = nodes.router
+        # Each step has two nodes, so that one can be lost.
         for number in range(2 * steps):
-            nodes.perform(nodes.router.join(number, [number % steps], 1.0, nodes.now))
+            nodes.perform(router.join(number, [number % steps], 1.0, nodes.now))
+        images = torch.randn(4, 1, 1, 8, 8)
         for request, image in enumerate(images):
             nodes.states[request] = model.embed(image).tokens.numpy()
-            nodes.perform(nodes.router.submit(request, nodes.now))
+            nodes.perform(router.submit(request, nodes.now))
         while len(nodes.ended) < len(images):
             nodes.answer()
             if nodes.now == 3:
-                nodes.perform(nodes.router.lose(seed, nodes.now))
-            nodes.perform(nodes.router.tick(nodes.now))
+                nodes.perform(router.lose(seed, nodes.now))
+            nodes.perform(router.tick(nodes.now))
 
         for request, image in enumerate(images):
             ended, tokens = nodes.ended[request]
+            # The order that ran names steps of the base order, and this one its layers.
             ran = ended.order.over(model.order)
-            longest_lag = max(longest_lag, ran.longest_lag)
             logits = model.classify(State(torch.tensor(tokens))).logits
             assert torch.equal(logits, model(image, ran).logits)
-            assert sorted([*(step.units[0].layer for step in ended.order), *ended.missed]) == [*range(steps)]
-    assert longest_lag > 0 if width > 1 else longest_lag == 0
+
+            executed = [unit.layer for unit in ended.order.units]
+            assert sorted([*executed, *ended.missed]) == list(range(steps))
+            longest_lag = max(longest_lag, ran.longest_lag)
+
+    # Steps read older states just where they can run at a time.
+    if width > 1:
+        assert longest_lag > 0
+    else:
+        assert longest_lag == 0
