@@ -15,9 +15,13 @@ from PIL import Image
 from layershuffle.commands.errors import run
 
 ROOT = Path(__file__).parents[1]
+"""The repository."""
 SMALL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "depth": 4, "num_heads": 2}
+"""The shape of a model with few weights, for grey images of 8 x 8 pixels."""
 GOLDEN = Path(__file__).parent / "checkpoints" / "reference"
+"""Small checkpoints and outputs that the LayerShuffle authors' code has made."""
 NAMES = ["ShufflingViTForImageClassification", "PositionPredictingDeiTForImageClassification"]
+"""Two of the authors' classes of models: GOLDEN has a checkpoint of each."""
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
@@ -30,10 +34,12 @@ rng = np.random.default_rng(0)
 
 
 def configs(*names):
+    """The arguments of a command line that take these files of the folder of configs, such as "method/baseline"."""
     return [f"--config={ROOT}/configs/{name}.yaml" for name in names]
 
 
 DIGITS = configs("model/mini_digits", "data/digits", "trainer/cpu", "optimizer/mini")
+"""Arguments that train a small model of the digits."""
 QUIET = ["--trainer.enable_progress_bar=false"]
 
 
@@ -49,6 +55,7 @@ def fails(capsys, command, *args):
     with pytest.raises(SystemExit) as stop:
         run(lambda: command(list(args)))
     if isinstance(stop.value.code, str):
+        # A program that exits with a text has it printed to stderr, and its exit code is 1.
         print(stop.value.code, file=sys.stderr)
     else:
         assert stop.value.code != 0
@@ -71,50 +78,63 @@ def read_programs_once(patch):
 
 
 def batches(loader):
+    """The images and the labels of all batches, each as one tensor."""
     images, labels = zip(*loader)
     return torch.cat(images), torch.cat(labels)
 
 
 def fake_cifar100(root, monkeypatch, classes=100):
-    """A small data set in the layout of CIFAR-100's python version."""
+    """Write a small data set in the layout of CIFAR-100's python version.
+
+    Returns the pixels of the 200 training and the 100 test images by "train" and "test", uint8 [image, value].
+    """
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     pixels = {}
     for name, count in (("train", 200), ("test", 100)):
-        pixels[name] = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = [at % classes for at in range(count)]
+        pixels[name] = rng.integers(0, 256, (count, 3 * 32 * 32), dtype=np.uint8)
+        labels = [index % classes for index in range(count)]
         (folder / name).write_bytes(pickle.dumps({"data": pixels[name], "fine_labels": labels}))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(at) for at in range(classes)]}))
+    class_names = [str(label) for label in range(classes)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": class_names}))
+
+    # torchvision compares the files with the published ones by their MD5, unless it has none.
     cifar = torchvision.datasets.CIFAR100
-    for attribute, names in (("train_list", ["train"]), ("test_list", ["test"])):
-        # torchvision compares the files with the published ones by their MD5.
-        monkeypatch.setattr(cifar, attribute, [[name, None] for name in names])
-    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": None})
+    monkeypatch.setattr(cifar, "train_list", [["train", None]])
+    monkeypatch.setattr(cifar, "test_list", [["test", None]])
+    monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": None})
     return pixels
 
 
 def fake_fashion_mnist(root):
-    """A small data set in Fashion-MNIST's IDX layout."""
+    """Write a small data set in Fashion-MNIST's IDX layout; returns the pixels of its 20 test images."""
     folder = root / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     for name, count in (("train", 50), ("t10k", 20)):
         images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        header = b"".join(value.to_bytes(4, "big") for value in (0x803, count, 28, 28))
-        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        labels = bytes(at % 10 for at in range(count))
-        (folder / f"{name}-labels-idx1-ubyte").write_bytes(
-            (0x801).to_bytes(4, "big") + count.to_bytes(4, "big") + labels
-        )
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(idx_header(count, 28, 28) + images.tobytes())
+        labels = bytes(index % 10 for index in range(count))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(idx_header(count) + labels)
     return images
 
 
+def idx_header(*shape):
+    """What an IDX file of bytes begins with: their type, the number of dimensions, and the size of each."""
+    unsigned_bytes = 0x800
+    numbers = [unsigned_bytes + len(shape), *shape]
+    return b"".join(number.to_bytes(4, "big") for number in numbers)
+
+
 def fake_imagenet(root):
-    """Class folders with the oddities of ImageNet: grey, CMYK, palette, transparency, PNG named .JPEG."""
+    """Write class folders with the oddities of ImageNet: grey, CMYK, palette, transparency, PNG named .JPEG.
+
+    Each of two classes has five training and five validation images. Returns the folder.
+    """
     for split in ("train", "val"):
-        for at, name in enumerate(("n01440764", "n01443537")):
+        for label, name in enumerate(("n01440764", "n01443537")):
             folder = root / split / name
             folder.mkdir(parents=True)
-            pixels = rng.integers(0, 256, (40, 60 + at, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (40, 60 + label, 3), dtype=np.uint8)
             for mode in ("RGB", "L", "CMYK"):
                 Image.fromarray(pixels).convert(mode).save(folder / f"{mode}.JPEG")
             for mode in ("P", "RGBA"):
@@ -123,11 +143,12 @@ def fake_imagenet(root):
 
 
 def paths(name):
+    """The files of one of the authors' models, see NAMES: its weights and its config."""
     return GOLDEN / f"{name}.safetensors", GOLDEN / f"{name}.config.json"
 
 
 def reference_folder(tmp_path, name=NAMES[0]):
-    """A folder as the authors' training script leaves it."""
+    """Make ``tmp_path`` a folder as the authors' training script leaves it; returns it."""
     checkpoint, config = paths(name)
     shutil.copy(checkpoint, tmp_path / "model.safetensors")
     shutil.copy(config, tmp_path / "config.json")
@@ -135,7 +156,10 @@ def reference_folder(tmp_path, name=NAMES[0]):
 
 
 def chosen_by_hand(model, images):
-    """Which order each image chooses, by the formula of arXiv 2103.03457."""
-    tokens = model.embed(images).tokens
+    """The index of the order that each image chooses, by the formula of arXiv 2103.03457."""
     predictor = model.choice.predictor
-    return [int((predictor.weight @ image.mean(0) + predictor.bias).argmax()) for image in tokens]
+    chosen = []
+    for tokens in model.embed(images).tokens:
+        logits = predictor.weight @ tokens.mean(dim=0) + predictor.bias
+        chosen.append(int(logits.argmax()))
+    return chosen
