@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import DIGITS, QUIET, ROOT, fails, train
+from helpers import DIGITS, QUIET, ROOT, configs, fails, train
 from jsonargparse import Namespace
 
 from layershuffle import config_files
@@ -35,19 +35,23 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def layershuffle(*args, **environment):
-    """Run the command in a process of its own."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "layershuffle", *args]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path} | environment)
+def python(code):
+    """Run this code in a process of its own, in which nothing is imported yet."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
 
-def resolved(capsys, *args):
-    """What a train command comes down to."""
+def resolved_text(capsys, *args):
+    """What a train command comes down to: the YAML that ``--print_config`` prints."""
     with pytest.raises(SystemExit) as stop:
         train([*args, "--print_config"])
     assert stop.value.code == 0
     return capsys.readouterr().out
+
+
+def resolved(capsys, *args):
+    """What a train command comes down to: the content of the YAML that ``--print_config`` prints."""
+    return yaml.safe_load(resolved_text(capsys, *args))
 
 
 # --- The command --------------------------------------------------------------------------------------------
@@ -73,35 +77,35 @@ def test_names_of_nothing_are_refused_before_torch_is_imported(args, named):
             print(stop.code)
         print("imported", sorted({{"torch", "lightning", "timm"}} & sys.modules.keys()))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    error, imported = done.stdout.splitlines()
+    error, imported = python(code).stdout.splitlines()
     assert error.startswith("error: there is no ")
     assert named in error
     assert imported == "imported []"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["list"], []])
-def test_what_needs_no_model_imports_no_torch(args):
+@pytest.mark.parametrize(
+    ("args", "first_line"),
+    [
+        (["--help"], "usage: layershuffle COMMAND ..."),
+        (["--version"], f"layershuffle {__version__}"),
+        (["list"], "models"),
+        ([], "usage: layershuffle COMMAND ..."),
+    ],
+)
+def test_what_needs_no_model_imports_no_torch(args, first_line):
     code = f"""if True:
         import sys
         from layershuffle.commands import main
         main({args})
         print(sorted({{"torch", "lightning", "numpy", "jsonargparse"}} & sys.modules.keys()))
         """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    assert done.stdout.endswith("\n[]\n"), done.stderr
-    assert done.stdout.splitlines()[0] == {
-        "--version": f"layershuffle {__version__}",
-        "list": "models",
-    }.get("".join(args), "usage: layershuffle COMMAND ...")
+    process = python(code)
+    assert process.stdout.endswith("\n[]\n"), process.stderr
+    assert process.stdout.splitlines()[0] == first_line
 
 
 def test_help_imports_nothing_heavy():
-    """That of check-gpu lists the checks, and so imports them."""
+    """Only the help of check-gpu does: it lists the checks, and so imports them."""
     code = """if True:
         import sys
         from layershuffle.commands import COMMANDS, main
@@ -114,11 +118,10 @@ def test_help_imports_nothing_heavy():
                     assert stop.code == 0
                 print("imported by", command, sorted(heavy & sys.modules.keys()))
         """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    imported = [line for line in done.stdout.splitlines() if line.startswith("imported by")]
+    process = python(code)
+    imported = [line for line in process.stdout.splitlines() if line.startswith("imported by")]
     expected = [f"imported by {command} []" for command in COMMANDS if command != "check-gpu"]
-    assert imported == expected, done.stderr
+    assert imported == expected, process.stderr
 
 
 def test_help_names_every_command_within_80_columns(capsys):
@@ -151,14 +154,15 @@ def test_an_unknown_command_suggests_the_nearest():
 
 @pytest.mark.parametrize("options", [[], ["-u"]])
 def test_a_closed_pipe_ends_a_command_quietly(options):
-    """As `layershuffle list | head -3` does."""
+    """As `layershuffle list | head -3` does. With -u, Python writes every line at once."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, *options, "-m", "layershuffle", "list"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+    assert process.stderr == b""
+    assert process.returncode == 128 + signal.SIGPIPE  # as a shell reports a process that the signal ended
 
 
 def test_another_broken_pipe_is_no_quiet_end():
@@ -174,7 +178,7 @@ def test_another_broken_pipe_is_no_quiet_end():
 
 def test_names_are_configs_and_later_ones_and_flags_win(capsys):
     names = ["vit_b16", "data/cifar100", "layerdrop", "layershuffle_position", "cpu", "gpu"]
-    text = resolved(capsys, *names, "--model.position=predict")
+    text = resolved_text(capsys, *names, "--model.position=predict")
     assert text.startswith(
         "# layershuffle train vit_b16 data/cifar100 layerdrop layershuffle_position cpu gpu --model.pos"
     )
@@ -184,10 +188,16 @@ def test_names_are_configs_and_later_ones_and_flags_win(capsys):
     assert config["model"]["position"] == "predict"
     assert config["data"]["init_args"]["dataset"] == "CIFAR100"
     assert config["trainer"]["accelerator"] == "gpu"
-    paths = [f"--config={ROOT}/configs/{name}.yaml" for name in ("model/vit_b16", "data/cifar100", "method/layerdrop")]
-    paths += [f"--config={ROOT}/configs/{name}.yaml" for name in ("method/layershuffle_position", "trainer/cpu")]
-    paths.append(f"--config={ROOT}/configs/trainer/gpu.yaml")
-    assert yaml.safe_load(resolved(capsys, *paths, "--model.position=predict")) == config
+
+    with_paths = configs(
+        "model/vit_b16",
+        "data/cifar100",
+        "method/layerdrop",
+        "method/layershuffle_position",
+        "trainer/cpu",
+        "trainer/gpu",
+    )
+    assert resolved(capsys, *with_paths, "--model.position=predict") == config
 
 
 def test_ones_own_configs_come_first_and_paths_are_taken_as_they_are(tmp_path, capsys):
@@ -197,10 +207,12 @@ def test_ones_own_configs_come_first_and_paths_are_taken_as_they_are(tmp_path, c
         "# configs/method/layershuffle.yaml\n# Mine.\nmodel: {sampler: {class_path: LayerDrop, init_args: {p: 0.3}}}\n"
     )
     (tmp_path / "other.yaml").write_text("model: {position: encode}\n")
-    model = yaml.safe_load(resolved(capsys, *TINY[:3], "layershuffle", "other.yaml"))["model"]
+
+    model = resolved(capsys, "mini_digits", "digits", "cpu", "layershuffle", "other.yaml")["model"]
     assert model["sampler"] == {"class_path": "layershuffle.orders.LayerDrop", "init_args": {"p": 0.3}}
     assert model["position"] == "encode"
     assert config_files.find("baseline") == ROOT / "configs/method/baseline.yaml"
+
     list_command(["methods"])
     said = capsys.readouterr().out
     assert re.search(r"^  layershuffle +Mine\.$", said, re.MULTILINE)
@@ -229,8 +241,8 @@ def test_an_ambiguous_name_names_the_candidates(tmp_path, capsys):
     for folder in ("model", "data"):
         (tmp_path / "configs" / folder).mkdir(parents=True)
         (tmp_path / "configs" / folder / "mine.yaml").write_text("{}\n")
-    said = fails(capsys, train, "mini_digits", "mine")
-    assert "data/mine, model/mine" in said
+    line = fails(capsys, train, "mini_digits", "mine")
+    assert "data/mine, model/mine" in line
     assert config_files.find("model/mine").as_posix() == "configs/model/mine.yaml"
 
 
@@ -250,15 +262,18 @@ def test_the_names_of_a_study_come_after_its_checkpoint():
 
 
 def test_the_saved_config_says_what_the_run_was_made_of_and_resumes(tmp_path):
-    trainer = train([*TINY, "--resume"])
+    arguments = [*TINY, "--resume"]
+    trainer = train(arguments)
     text = (tmp_path / "runs/version_0/config.yaml").read_text()
-    words = " ".join([*TINY, "--resume"])
-    assert text.startswith(f"# layershuffle train {words}\n")
+    assert text.startswith(f"# layershuffle train {' '.join(arguments)}\n")
     assert trainer.global_step == 1
-    assert train([*TINY, "--resume"]).global_step == 1
+
+    # The same command finds that the run is at its end, and makes no other one.
+    assert train(arguments).global_step == 1
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
-    again = train(["--config=runs/version_0/config.yaml", "--resume=false"])
-    assert again.model.model.depth == 2
+
+    from_saved_config = train(["--config=runs/version_0/config.yaml", "--resume=false"])
+    assert from_saved_config.model.model.depth == 2
     assert (tmp_path / "runs/version_1/config.yaml").exists()
 
 
@@ -269,6 +284,8 @@ def test_experiments_are_found_by_name_too(tmp_path, capsys):
     line = fails(capsys, experiment_command, "minni")
     assert f"there is no experiment minni: give a YAML file, or one of {names}" in line
     assert "--seeds" in fails(capsys, experiment_command, "mini", "--seeds=-1")
+
+    # A file of one's own comes before that of the package.
     (tmp_path / "configs/experiment").mkdir(parents=True)
     quickstart = (ROOT / "configs/experiment/quickstart.yaml").read_text()
     (tmp_path / "configs/experiment/mini.yaml").write_text(quickstart)
@@ -282,24 +299,27 @@ def shown_commands():
     pages.remove(ROOT / "docs/guides/extend.md")  # whose commands need the code on the page
     for page in pages:
         for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
+            with_continued_lines = block.replace("\\\n", " ")
+            for line in with_continued_lines.splitlines():
                 if line.startswith("layershuffle train "):
-                    yield pytest.param(shlex.split(line)[2:], id=line[:70])
+                    _, _, *args = shlex.split(line)
+                    yield pytest.param(args, id=line[:70])
 
 
 @pytest.mark.parametrize("args", shown_commands())
 def test_the_train_commands_of_the_pages_are_understood(capsys, args):
-    assert yaml.safe_load(resolved(capsys, *args))["data"]["class_path"].startswith("layershuffle.data.")
+    assert resolved(capsys, *args)["data"]["class_path"].startswith("layershuffle.data.")
 
 
 # --- Flags --------------------------------------------------------------------------------------------------
 
 
 def test_dashes_and_underscores_are_the_same(capsys):
-    one = resolved(capsys, *DIGITS, "--save-every-n-steps=3", "--trainer.max-epochs", "7", "--data.batch-size=9")
-    other = resolved(capsys, *DIGITS, "--save_every_n_steps=3", "--trainer.max_epochs", "7", "--data.batch_size=9")
-    assert yaml.safe_load(one) == yaml.safe_load(other)
-    assert yaml.safe_load(one)["trainer"]["max_epochs"] == 7
+    dashes = ["--save-every-n-steps=3", "--trainer.max-epochs", "7", "--data.batch-size=9"]
+    underscores = ["--save_every_n_steps=3", "--trainer.max_epochs", "7", "--data.batch_size=9"]
+    config = resolved(capsys, *DIGITS, *dashes)
+    assert config == resolved(capsys, *DIGITS, *underscores)
+    assert config["trainer"]["max_epochs"] == 7
 
 
 @pytest.mark.parametrize(
@@ -342,28 +362,28 @@ def test_a_pipe_into_which_nobody_writes_is_refused_where_options_are_read(capsy
 
 def test_options_of_earlier_versions_are_told_their_new_names(capsys):
     """All of the table, on the command line and in configs, and nothing that is an option today."""
-    said = {}
-    for option in RENAMED["train"]:
+    for option, new_name in RENAMED["train"].items():
+        # The table ends groups of options with a dot, and names one option together with a value.
         name, _, value = option.rstrip(".").partition(" ")
-        said[option] = fails(capsys, train, *TINY, f"--{name}", value or "x")
+        assert new_name in fails(capsys, train, *TINY, f"--{name}", value or "x")
         if not value:
+            # In a config, model.a: x is {model: {a: x}}.
             content = "x"
             for part in reversed(name.split(".")):
                 content = {part: content}
             Path("old.yaml").write_text(yaml.safe_dump(content))
-            assert RENAMED["train"][option] in fails(capsys, train, "old.yaml", *TINY)
-    assert {option: new for option, new in RENAMED["train"].items() if new not in said[option]} == {}
+            assert new_name in fails(capsys, train, "old.yaml", *TINY)
     assert "--model.trainable.lora" in fails(capsys, train, *TINY, "--model.lora.rank=3")
     assert "is now" not in fails(capsys, train, *TINY, "--model.schedule.shape=linar")
 
 
 @pytest.mark.parametrize("command", [command for command in RENAMED if command != "train"])
 def test_commands_tell_the_new_names_of_their_options(command):
-    words = {"predict": ["x", "y"], "export": ["x", "y"], "simulate": [], "check-gpu": []}.get(command, ["mini"])
-    for option, new in RENAMED[command].items():
+    positional_arguments = {"predict": ["x", "y"], "export": ["x", "y"], "simulate": [], "check-gpu": []}
+    for option, new_name in RENAMED[command].items():
         with pytest.raises(SystemExit) as stop:
-            main([command, *words, f"--{option}", "3"])
-        assert new in str(stop.value.code)
+            main([command, *positional_arguments.get(command, ["mini"]), f"--{option}", "3"])
+        assert new_name in str(stop.value.code)
 
 
 def test_an_abstract_class_is_no_choice():
@@ -373,14 +393,17 @@ def test_an_abstract_class_is_no_choice():
 
 
 def test_under_the_line_stands_what_jsonargparse_says(capsys):
-    scale = [*TINY, "--model.augmentation.scale=3"]
+    wrong = [*TINY, "--model.augmentation.scale=3"]
     with pytest.raises(UserError, match=r"--model.augmentation.scale can't be 3") as error:
-        train(scale)
-    with pytest.raises(SystemExit) as stop:
-        run(lambda: train(scale))
+        train(wrong)
     (note,) = error.value.__notes__
     assert "tuple[float, float]" in note
-    assert str(stop.value).splitlines() == [f"error: {error.value}", *(f"  {line}" for line in note.splitlines())]
+
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: train(wrong))
+    first_line, *others = str(stop.value).splitlines()
+    assert first_line == f"error: {error.value}"
+    assert others == [f"  {line}" for line in note.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -392,13 +415,13 @@ def test_under_the_line_stands_what_jsonargparse_says(capsys):
     ],
 )
 def test_what_is_true_or_false_needs_no_value(capsys, args, values):
-    model = yaml.safe_load(resolved(capsys, *TINY, *args))["model"]
+    model = resolved(capsys, *TINY, *args)["model"]
     assert {name: model[name] for name in values} == values
 
 
 def test_what_is_true_or_false_in_a_class_needs_no_value_either(capsys):
-    args = [*TINY, "--data.balanced", "--data.val_fraction=0.2"]
-    assert yaml.safe_load(resolved(capsys, *args))["data"]["init_args"]["balanced"] is True
+    config = resolved(capsys, *TINY, "--data.balanced", "--data.val_fraction=0.2")
+    assert config["data"]["init_args"]["balanced"] is True
 
 
 def test_what_follows_a_flag_may_be_a_positional_argument():
@@ -410,39 +433,44 @@ def test_what_follows_a_flag_may_be_a_positional_argument():
 
 
 def test_a_class_may_come_after_its_arguments(capsys):
-    args = ["mini_digits", "cpu", "--data.val_fraction=0.2", "--data", "Digits", "--model.sampler.p=0.3"]
-    config = yaml.safe_load(resolved(capsys, *args, "--model.sampler=LayerDrop", "--trainer.max_epochs=1"))
+    data = ["--data.val_fraction=0.2", "--data", "Digits"]
+    sampler = ["--model.sampler.p=0.3", "--model.sampler=LayerDrop"]
+    config = resolved(capsys, "mini_digits", "cpu", *data, *sampler, "--trainer.max_epochs=1")
     assert config["data"]["init_args"]["val_fraction"] == 0.2
     assert config["model"]["sampler"]["init_args"] == {"p": 0.3}
 
 
 def test_the_help_of_train_is_short_and_has_more_on_request(capsys):
-    def said(*args):
+    def help_text(*args):
         with pytest.raises(SystemExit) as stop:
-            train([*args])
+            train(["--help", *args])
         assert stop.value.code == 0
         return capsys.readouterr().out
 
-    short = said("--help")
+    short = help_text()
     assert len(short.splitlines()) < 70
     assert max(map(len, short.splitlines())) <= 80
     assert "--trainer.max_epochs " in short
     assert "--trainer.barebones" not in short
-    everything = said("--help", "all")
+    everything = help_text("all")
     assert "--trainer.barebones" in everything
+
     # What the short help names is an option. It has words of its own, since Lightning's take seconds to import.
     names = re.findall(r"^  --(\S+)", short, re.MULTILINE)
     assert names == list(TrainParser.common)
     for name in names:
         assert re.search(rf"--{re.escape(name)}\b", everything), name
-    one = said("--help", "trainer")
-    assert "--trainer.barebones" in one
-    assert "--model" not in one.partition("--help all")[0]
+
+    of_trainer = help_text("trainer")
+    assert "--trainer.barebones" in of_trainer
+    options, _, _ = of_trainer.partition("--help all")  # what follows names other groups of options
+    assert "--model" not in options
 
 
 def test_dashes_in_values_stay(capsys):
-    config = yaml.safe_load(resolved(capsys, *DIGITS, "--trainer.default-root-dir=a-b", "--ckpt-path", "c-d.ckpt"))
-    assert (config["trainer"]["default_root_dir"], config["ckpt_path"]) == ("a-b", "c-d.ckpt")
+    config = resolved(capsys, *DIGITS, "--trainer.default-root-dir=a-b", "--ckpt-path", "c-d.ckpt")
+    assert config["trainer"]["default_root_dir"] == "a-b"
+    assert config["ckpt_path"] == "c-d.ckpt"
 
 
 # --- list ---------------------------------------------------------------------------------------------------
@@ -474,10 +502,10 @@ def test_list_of_one_section(capsys):
     list_command(["methods"])
     said = capsys.readouterr().out
     assert said.startswith("methods\n")
-    assert len([line for line in said.splitlines() if re.match(r"  \w", line)]) == len(
-        list((ROOT / "configs/method").glob("*.yaml"))
-    )
+    named = re.findall(r"^  (\w+)", said, re.MULTILINE)
+    assert len(named) == len(list((ROOT / "configs/method").glob("*.yaml")))
     assert said.count("(") == said.count(")")  # No sentence is cut off at an abbreviation.
+
     with pytest.raises(UserError, match="--nosuch"):
         list_command(["--nosuch"])
     with pytest.raises(UserError, match=r"method .*\(did you mean methods\?\)"):
@@ -505,13 +533,18 @@ def test_on_a_narrow_terminal_summaries_stand_below_their_names(capsys, monkeypa
     ],
 )
 def test_the_shell_completes(tmp_path, line, expected):
-    found = tmp_path / "found"
-    layershuffle(
-        _ARGCOMPLETE="1",
-        _ARGCOMPLETE_STDOUT_FILENAME=str(found),
-        _ARGCOMPLETE_IFS="\n",
-        COMP_LINE=line,
-        COMP_POINT=str(len(line)),
-        COMP_TYPE="9",
-    )
-    assert {word.strip().partition("=")[0] for word in found.read_text().split("\n")} == expected
+    """The variables are those by which bash and argcomplete ask for completions when TAB is pressed."""
+    completions = tmp_path / "completions"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(completions),
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": str(ord("\t")),
+    }
+    subprocess.run([sys.executable, "-m", "layershuffle"], capture_output=True, env=environment)
+    words = completions.read_text().split("\n")
+    # Options end with an equals sign, after which their value is to be typed.
+    assert {word.strip().partition("=")[0] for word in words} == expected

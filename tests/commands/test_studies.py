@@ -1,5 +1,6 @@
 """The command lines that study a model: searching an order, similarities, the depth curve, and the other protocols."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import ROOT, fails, train
+from helpers import DIGITS, QUIET, configs, fails, train
 from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
@@ -32,18 +33,20 @@ from layershuffle.report.sections import sections
 from layershuffle.results import Results
 from layershuffle.results.measures import Contributions, Cosine, EarlyExits, LinearProbe, Search, SecondsPerImage
 
+FEW = "--data.test_images=60"
+
 
 def fit(folder, *options):
-    """A six-layer model that was trained for an epoch on the digits."""
-    names = ("model/mini_digits", "data/digits", "method/baseline", "trainer/cpu", "optimizer/mini")
-    args = [*(f"--config={ROOT}/configs/{name}.yaml" for name in names), "--trainer.enable_progress_bar=false"]
-    args += ["--trainer.max_epochs=1", "--trainer.logger=false", f"--checkpoint.dirpath={folder}"]
-    train([*args, "--model.depth=6", "--data.train_images=640", *options])
+    """Train a six-layer model on the digits for an epoch; returns the path of its checkpoint."""
+    run = ["--trainer.max_epochs=1", "--trainer.logger=false", f"--checkpoint.dirpath={folder}"]
+    small = ["--model.depth=6", "--data.train_images=640"]
+    train([*DIGITS, *configs("method/baseline"), *QUIET, *run, *small, *options])
     return str(folder / "best.ckpt")
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
+    """The checkpoint of a six-layer model that was trained in sequential order. No test may change it."""
     folder = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -52,51 +55,57 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
-
-
-FEW = "--data.test_images=60"
 
 
 @pytest.mark.usefixtures("with_rendering")
 def test_orders_of_ones_own_and_the_landscape_are_drawn_and_fit_the_terminal(plain, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    evaluate_command([plain, FEW, "--order", "skip(2)", "sublayers", "(0|1|2|3|4|5)*3 0 1 2 3 4 5", "--output=o.json"])
+    # The last of these orders is wider than any table.
+    orders = ["skip(2)", "sublayers", "(0|1|2|3|4|5)*3 0 1 2 3 4 5"]
+    evaluate_command([plain, FEW, "--order", *orders, "--output=orders.json"])
     text = capsys.readouterr().out
-    scores = {score.order: score for score in Results.load("o.json").scores}
-    assert len(scores) == 4
+    scores = {score.order: score for score in Results.load("orders.json").scores}
+    assert len(scores) == 4  # beside these three, that in sequential order
     for score in scores.values():
         assert f"{100 * score.top1:.2f}" in text
-    assert max(map(len, text.splitlines())) <= 80 or "plot:" in max(text.splitlines(), key=len)
-    evaluate_command([plain, FEW, "--protocols=landscape", "--output=l.json"])
-    for path, count in (("o.png", 4), ("l.png", 2**6 - 1)):
-        assert len(Results.load(Path(path).with_suffix(".json")).scores) == count
-        assert plt.imread(path)[:, :, :3].std() > 0.05
+    longest = max(text.splitlines(), key=len)
+    assert len(longest) <= 80 or "plot:" in longest
+
+    evaluate_command([plain, FEW, "--protocols=landscape", "--output=landscape.json"])
+    # The landscape has every choice of layers, but for that of none.
+    for name, count in (("orders", 4), ("landscape", 2**6 - 1)):
+        assert len(Results.load(f"{name}.json").scores) == count
+        colours = plt.imread(f"{name}.png")[:, :, :3]
+        assert colours.std() > 0.05  # something is drawn
 
 
 def test_one_command_sweeps_the_painters_and_draws_them(plain, capsys):
     protocols = ["sequential", "painters", "ablations", "swaps", "swap-matrix", "sublayers"]
-    results = evaluate_command(
-        [plain, FEW, "--random_orders=2", "--loops", "2", "--protocols", *protocols, "--output=o.json"]
-    )
+    options = ["--random_orders=2", "--loops", "2", "--output=o.json"]
+    results = evaluate_command([plain, FEW, "--protocols", *protocols, *options])
     assert Results.load("o.json") == results
-    drawn = ["o.png", "o.layers.png", "o.swap-matrix.png", "o.sublayers.png", "o.confusion.png"]
-    assert sorted(str(path) for path in Path().glob("*.png")) == sorted(drawn)
+    drawn = {"o.png", "o.layers.png", "o.swap-matrix.png", "o.sublayers.png", "o.confusion.png"}
+    assert {path.name for path in Path().glob("*.png")} == drawn
     text = capsys.readouterr().out
     for words in ("middle-repeat", "looped-parallel 2x", "left out", "swapped with"):
         assert words in text
-    scores = {(s.protocol, *s.variant.values()): s for s in results.scores}
-    # In the middle of one layer, repeated or reversed, nothing changes.
-    full = scores["sequential",]
-    assert scores["painters", 1, "reverse"].top1 == scores["swap-matrix", 2, 2].top1 == full.top1
+
+    scores = {(score.protocol, *score.variant.values()): score for score in results.scores}
+    # Neither a middle of one layer that is reversed nor a layer that is swapped with itself changes anything.
+    unchanged = scores["sequential",].top1
+    assert scores["painters", 1, "reverse"].top1 == unchanged
+    assert scores["swap-matrix", 2, 2].top1 == unchanged
     assert scores["painters", 5, "skip"].order == "0"
+    # Layer 3 is swapped with the next in both protocols.
     assert scores["swaps", 3].loss == scores["swap-matrix", 3, 4].loss
 
 
 def test_named_orders_on_the_command_line(plain):
     results = evaluate_command([plain, FEW, "--order", "skip(1)", "sandwich(2)", "5 4"])
-    expected = ["0 1 5", "0a 1a 2a 0f 3a 1f 4a 2f 5a 3f 4f 5f", "5 4"]
-    assert [score.order for score in results.scores][1:] == expected
+    _, *named = results.scores  # the first is that in sequential order
+    assert [score.order for score in named] == ["0 1 5", "0a 1a 2a 0f 3a 1f 4a 2f 5a 3f 4f 5f", "5 4"]
 
 
 def test_similarity_command(plain):
@@ -112,7 +121,8 @@ def test_linear_probe_command(plain, capsys, caplog):
     caplog.set_level("INFO")
     results = linear_probe_command([plain])
     probe = results.measure(LinearProbe)
-    assert probe.images[2] == results.data.images == 359
+    _, _, test_images = probe.images
+    assert test_images == results.data.images == 359
     # The model had one epoch, but its features are better than chance, which is 0.1.
     assert min(probe.linear.test, probe.nearest.test) > 0.15
     said = capsys.readouterr().out
@@ -124,9 +134,10 @@ def test_linear_probe_command(plain, capsys, caplog):
     assert any("359 test images" in " ".join(text.split()) for text in caplog.messages)
     assert f"{100 * probe.linear.balanced:.2f}" in said
     assert Results.load(Path(plain).with_name("best.linear_probe.json")) == results
-    # The test images choose nothing.
-    for options in (["--split=val"], ["--data.val_fraction=0"]):
-        fails(capsys, linear_probe_command, plain, *options)
+
+    # The validation images choose the penalty, and are neither used for the result nor replaced by the test images.
+    fails(capsys, linear_probe_command, plain, "--split=val")
+    fails(capsys, linear_probe_command, plain, "--data.val_fraction=0")
 
 
 def test_timm_names_take_images_of_another_size(tmp_path, monkeypatch, caplog, capsys, plain):
@@ -136,12 +147,16 @@ def test_timm_names_take_images_of_another_size(tmp_path, monkeypatch, caplog, c
     results = linear_probe_command(["vit_tiny_patch16_224", *options])
     assert results.model.config["img_size"] == 32
     assert "input: 32 x 32 pixels, 3 channels, 2 x 2 patches" in caplog.messages
+    # Once for the training, validation and test images each.
     assert sum("computing the features of" in text for text in caplog.messages) == 3
     assert sum("resized as timm does" in text for text in caplog.messages) == 1
+    # So few validation images choose the penalty by chance.
     (warning,) = [text for text in caplog.messages if "partly chance" in text]
     assert "penalty" in warning
     assert "--data.val_fraction" in warning
     assert "--fraction" not in warning
+
+    # The size of a model that was trained here is fixed.
     fails(capsys, linear_probe_command, plain, "--img_size=32")
 
 
@@ -150,12 +165,14 @@ def test_a_linear_probe_needs_no_classifier(tmp_path):
     few = Digits(train_images=300, test_images=100)
     loaded = load("mini_glyphs")
     results = linear_probe(loaded, few)
-    assert (results.model.num_classes, loaded.info.num_classes) == (10, 500)
+    assert results.model.num_classes == 10
+    assert loaded.info.num_classes == 500
 
     weights = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
     torch.save(weights, tmp_path / "backbone.pth")
     backbone = load("vit_tiny_patch16_224", str(tmp_path / "backbone.pth"), num_classes=10)
-    assert (backbone.model.depth, backbone.info.num_classes) == (12, 10)
+    assert backbone.model.depth == 12
+    assert backbone.info.num_classes == 10
 
 
 def test_a_linear_probe_is_written_as_a_model_that_runs_in_any_order(tmp_path, capsys):
@@ -167,11 +184,11 @@ def test_a_linear_probe_is_written_as_a_model_that_runs_in_any_order(tmp_path, c
     assert "probe" in capsys.readouterr().out.splitlines()[-1]
 
     # The folder knows its data, with timm's way of resizing, and the classifier reads the features as they are.
-    evaluation = evaluate_command(
-        ["probe", "--protocols=sequential", "--order=11 10 9 8 7 6 5 4 3 2 1 0", "--accelerator=cpu"]
-    )
-    assert evaluation.scores[0].top1 == results.measure(LinearProbe).linear.test
-    assert evaluation.scores[1].order == "11 10 9 8 7 6 5 4 3 2 1 0"
+    backwards = "11 10 9 8 7 6 5 4 3 2 1 0"
+    evaluation = evaluate_command(["probe", "--protocols=sequential", f"--order={backwards}", "--accelerator=cpu"])
+    in_sequence, in_given_order = evaluation.scores
+    assert in_sequence.top1 == results.measure(LinearProbe).linear.test
+    assert in_given_order.order == backwards
     assert evaluation.data.args["interpolation"] == "bicubic"
     assert evaluation.label == "linear-probe"
     probe = load("probe")
@@ -191,18 +208,19 @@ def test_both_classifiers_of_a_distilled_model_become_the_linear_one(small, imag
     model = small("deit_tiny_distilled_patch16_224", num_classes=5, head=head)
     linear = nn.Linear(32, 3)
     probed = with_linear_classifier(model, linear)
+    assert model.vit.head.out_features == 5  # it is a copy that was changed
+
     model.classifier = linear
     assert torch.allclose(probed(images).logits, model(images).logits, atol=1e-5)
     assert probed.config["num_classes"] == 3
-    assert model.vit.head.out_features == 5
 
 
 def test_a_disk_that_is_full_leaves_the_results_of_a_probe(monkeypatch, capsys, tmp_path):
-    def full(*_, **__):
+    def export_to_full_disk(*_, **__):
         (tmp_path / "probe").mkdir()
         raise UserError("probe could not be written: No space left on device")
 
-    monkeypatch.setattr("layershuffle.api.linear_probe.export", full)
+    monkeypatch.setattr("layershuffle.api.linear_probe.export", export_to_full_disk)
     few = ["--data.train_images=100", "--data.test_images=20", "--accelerator=cpu"]
     fails(capsys, linear_probe_command, "mini_glyphs", "digits", *few, "--output=r.json", "--folder=probe")
     assert Results.load("r.json").measure(LinearProbe)
@@ -210,101 +228,117 @@ def test_a_disk_that_is_full_leaves_the_results_of_a_probe(monkeypatch, capsys, 
 
 
 def test_similarities_token_by_token(small, images):
+    """The tokens after each step are compared by hand, image by image and token by token."""
     model = small(order="0 2 1 1")
-    found = cosine_similarities(
-        model, nn.Identity(), DataLoader(list(zip(images, range(3))), 2), Fabric(accelerator="cpu", devices=1)
-    )
+    loader = DataLoader(list(zip(images, range(3))), batch_size=2)
+    similarities = cosine_similarities(model, nn.Identity(), loader, Fabric(accelerator="cpu", devices=1))
+
+    tokens_after = []
     with torch.no_grad():
-        state, states = model.embed(images), []
+        state = model.embed(images)
         for position, step in enumerate(Order("0 2 1 1")):
             state, _ = model.run_step(state, step, position)
-            states.append(state.tokens)
-    for i in range(4):
-        for j in range(4):
-            cosines = [
-                float(states[i][b, t] @ states[j][b, t] / states[i][b, t].norm() / states[j][b, t].norm())
-                for b in range(3)
-                for t in range(states[0].shape[1])
-            ]
-            assert float(found[i, j]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
+            tokens_after.append(state.tokens)
+    for first, second in itertools.product(range(4), range(4)):
+        cosines = []
+        for image in range(3):
+            for one, other in zip(tokens_after[first][image], tokens_after[second][image], strict=True):
+                cosines.append(float(one @ other / one.norm() / other.norm()))
+        assert float(similarities[first, second]) == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
 
 
 def test_depth_command_scores_and_times_every_depth(plain, capsys):
     results = depth_command([plain, FEW, "--random_orders=2", "--repeats=1", "--output=d.json"])
-    assert list(results.measure(SecondsPerImage).seconds) == [1, 2, 3, 4, 5, 6]
-    assert all(seconds > 0 for seconds in results.measure(SecondsPerImage).seconds.values())
-    pruned = [s for s in results.scores if s.protocol == "pruned"]
-    assert {s.variant["kept"] for s in pruned} == set(range(1, 7))
-    assert {s.variant["strategy"] for s in pruned} == {"first", "even", "random"}
-    assert all([int(layer) for layer in s.order.split()] == sorted(map(int, s.order.split())) for s in pruned)
+    assert Results.load("d.json") == results
     assert [path.name for path in Path().glob("*.png")] == ["d.png"]
+    seconds = results.measure(SecondsPerImage).seconds
+    assert list(seconds) == [1, 2, 3, 4, 5, 6]
+    assert min(seconds.values()) > 0
+
+    pruned = results.of("pruned")
+    assert {score.variant["kept"] for score in pruned} == {1, 2, 3, 4, 5, 6}
+    assert {score.variant["strategy"] for score in pruned} == {"first", "even", "random"}
+    for score in pruned:
+        layers = [int(layer) for layer in score.order.split()]
+        assert layers == sorted(layers)
+
     exits = results.measure(EarlyExits).exits
     said = capsys.readouterr()
-    assert Results.load("d.json") == results
     assert "threshold for early exit" in said.err
-    for f in exits:
-        assert f"{f.threshold} {f.layers:.2f} {100 * f.top1:.2f}" in " ".join(said.out.split())
+    printed = " ".join(said.out.split())
+    for early in exits:
+        assert f"{early.threshold} {early.layers:.2f} {100 * early.top1:.2f}" in printed
     # If no image is ever sure enough, all run the base order.
-    assert {f.top1 for f in exits if f.layers == 6} == {results.of("sequential")[0].top1}
+    (sequential,) = results.of("sequential")
+    assert {early.top1 for early in exits if early.layers == 6} == {sequential.top1}
+
     (setup,), _ = collect(read_files(Path()))
-    picture = next(s for s in sections([setup], []) if s.title.startswith("Other orders")).parts[0]
-    assert f"probability above 0.5, {exits[5].layers:.2f} layers" in [row[1] for row in picture.data.rows]
+    other_orders = next(section for section in sections([setup], []) if section.title.startswith("Other orders"))
+    variants = [row[1] for row in other_orders.parts[0].data.rows]
+    assert f"probability above 0.5, {exits[5].layers:.2f} layers" in variants
 
 
 def test_times_are_of_the_orders_asked_for(small, images):
-    ran = []
     model = small()
-    for at, block in enumerate(model.vit.blocks):
-        block.register_forward_hook(lambda *_, at=at: ran.append(at))
-    assert len(seconds_per_image(model, images, [Order("0"), Order("2 1")], repeats=2)) == 2
-    assert ran == [0, 2, 1] * 3
+    layers_run = []
+    for layer, block in enumerate(model.vit.blocks):
+        block.register_forward_hook(lambda *_, layer=layer: layers_run.append(layer))
+    seconds = seconds_per_image(model, images, [Order("0"), Order("2 1")], repeats=2)
+    assert len(seconds) == 2
+    # Each order runs once to warm up, and is then timed twice.
+    assert layers_run == [0, 2, 1] * 3
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "climb", "well-trained"])
 def test_search_command(plain, strategy):
-    start = ["--start=reverse(0)", "--rounds=2"] if strategy == "climb" else []
-    results = search_command([plain, f"--strategy={strategy}", "--fraction=0.25", "--output=s.json", *start])
-    own, found, *others = results.scores
-    assert own.protocol == "sequential"
+    options = []
+    if strategy == "climb":
+        options = ["--start=reverse(0)", "--rounds=2"]
+    results = search_command([plain, f"--strategy={strategy}", "--fraction=0.25", "--output=s.json", *options])
+    assert Path("s.png").exists()
+    sequential, found, *others = results.scores
+    assert sequential.protocol == "sequential"
     assert found.variant == {"strategy": strategy}
-    assert sorted(Order(found.order)) == list(Order(range(6)))
-    assert results.data.split == "val"
+    assert sorted(Order(found.order)) == list(Order(range(6)))  # every layer once
     # 64 validation images: searched on 16, reported on the other 48.
+    assert results.data.split == "val"
     assert results.measure(Search).images == 16
     assert {score.images for score in results.scores} == {48}
-    trace = results.measure(Search).trace or []
+
+    trace = results.measure(Search).trace
     if strategy == "greedy":
-        assert [len(step.order.split()) for step in trace] == list(range(1, 7))
+        # Each step adds a layer. Beside the order of all layers, the best one on the way is scored.
+        assert [len(step.order.split()) for step in trace] == [1, 2, 3, 4, 5, 6]
         assert trace[-1].order == found.order
         assert others[0].order == min(trace, key=lambda step: step.loss).order
     if strategy == "climb":
-        assert trace[0].order == others[0].order == "0 5 4 3 2 1"
+        # The start and two rounds. Beside the order that was found, the start is scored.
         assert len(trace) == 3
-    assert Path("s.png").exists()
+        assert trace[0].order == "0 5 4 3 2 1"
+        assert others[0].order == "0 5 4 3 2 1"
 
 
 def test_shared_layers_from_training_to_results(tmp_path):
-    options = [
-        f"--config={ROOT}/configs/method/sharing_cycle_rev.yaml",
-        "--model.depth=2",
-        "--model.order=cycle-rev(4)",
-    ]
-    checkpoint = fit(tmp_path, *options, "--model.position=predict")
-    results = evaluate_command(
-        [checkpoint, FEW, "--random_orders=2", "--protocols", "sequential", "arbitrary", "ablations"]
-    )
+    shared = ["--model.depth=2", "--model.order=cycle-rev(4)"]
+    checkpoint = fit(tmp_path, *configs("method/sharing_cycle_rev"), *shared, "--model.position=predict")
+    protocols = ["--protocols", "sequential", "arbitrary", "ablations"]
+    results = evaluate_command([checkpoint, FEW, "--random_orders=2", *protocols])
     assert results.label == "baseline-predict on cycle-rev(4)"
-    assert results.scores[0].order == "0 1 1 0"
-    assert all(sorted(s.order.split()) == list("0011") for s in results.scores[2:4])
-    assert results.scores[0].position_accuracy is not None
-    shuffled = fit(tmp_path / "again", *options[1:], "--model.sampler=Shuffle", f"--model.pretrained={checkpoint}")
-    assert evaluate_command([shuffled, FEW, "--protocols=sequential"]).label == "layershuffle on cycle-rev(4)"
+    (sequential,) = results.of("sequential")
+    assert sequential.order == "0 1 1 0"
+    assert sequential.position_accuracy is not None
+    drawn = [score.order.split() for score in results.of("arbitrary", reading="fixed")]
+    assert [sorted(layers) for layers in drawn] == [["0", "0", "1", "1"]] * 2
+
+    shuffled = fit(tmp_path / "again", *shared, "--model.sampler=Shuffle", f"--model.pretrained={checkpoint}")
+    results = evaluate_command([shuffled, FEW, "--protocols=sequential"])
+    assert results.label == "layershuffle on cycle-rev(4)"
 
 
 def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
     """Layers that were never trained run only in orders that name them."""
-    options = [f"--config={ROOT}/configs/method/reduced_depth.yaml", "--model.sampler.init_args.k=2"]
-    checkpoint = fit(tmp_path, *options, "--model.position=predict")
+    two_layers = [*configs("method/reduced_depth"), "--model.sampler.init_args.k=2"]
+    checkpoint = fit(tmp_path, *two_layers, "--model.position=predict")
     every_layer = "0 1 2 3 4 5"
     protocols = ["--protocols", "sequential", "arbitrary", "pruned"]
     results = evaluate_command([checkpoint, FEW, "--random_orders=2", "--order", every_layer, *protocols])
@@ -313,24 +347,29 @@ def test_a_reduced_depth_from_training_to_results(tmp_path, capsys):
     assert results.label == "reduced-depth-2-predict"
     assert results.model.config["order"] == "0 1"
     orders = {score.order for score in results.scores if score.protocol != "given"}
-    assert orders == {None, "0 1", "1 0", "0", "1"}
-    sequential, *_, given = results.scores
-    assert (sequential.order, given.order) == ("0 1", every_layer)
+    assert orders == {None, "0 1", "1 0", "0", "1"}  # None is a new order in every batch
+    (sequential,) = results.of("sequential")
+    (given,) = results.of("given")
+    assert sequential.order == "0 1"
+    assert given.order == every_layer
+
     export_command([checkpoint, "exported"])
     assert "runs the layers of the trained model in the order 0 1" in Path("exported/README.md").read_text()
     (exported,) = evaluate_command(["exported", FEW, "--protocols=sequential", "--output=e.json"]).scores
     assert exported == sequential
-    changes = analyse_command([checkpoint, FEW, "--study=contributions", "--images=5"]).measure(Contributions)
-    assert {*changes.orders} <= {"0 1", "1 0"}
+
+    contributions = analyse_command([checkpoint, FEW, "--study=contributions", "--images=5"]).measure(Contributions)
+    assert set(contributions.orders) <= {"0 1", "1 0"}
 
 
 def test_instancewise_from_training_to_results(tmp_path):
     choices = ["--model.objective=InstanceWise", "--model.choices=[sequential, reverse(0), 0 2 1 3 4 5]"]
     checkpoint = fit(tmp_path, *choices, "--data.train_images=320")
-    args = ["--protocols", "sequential", "instancewise", "--output=i.json"]
-    results = evaluate_command([checkpoint, FEW, *args])
+    results = evaluate_command([checkpoint, FEW, "--protocols", "sequential", "instancewise", "--output=i.json"])
     assert results.label == "instancewise"
-    shares = [score.chosen for score in results.scores if score.protocol == "instancewise"]
+    shares = [score.chosen for score in results.of("instancewise")]
+    # The first two scores are those of each image in the order it chooses, and in the order that suits it best. Then
+    # come the three orders, with the share of the images that chose each.
     assert shares[:2] == [None, None]
     assert sum(shares[2:]) == pytest.approx(1)
     assert Results.load("i.json") == results
