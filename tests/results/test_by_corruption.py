@@ -21,6 +21,7 @@ def counts(right_of, images=100, samples=1):
 
 
 def test_errors_are_means_over_the_severities():
+    # In two orders, 100 images are classified 200 times.
     measure = counts({"fog": [160, 120, 80, 40, 0], "spatter": [200] * 5}, samples=2)
     (orders,) = measure.orders
     assert measure.errors(orders)["fog"] == pytest.approx({1: 0.2, 2: 0.4, 3: 0.6, 4: 0.8, 5: 1.0})
@@ -35,14 +36,17 @@ def test_errors_are_means_over_the_severities():
 def test_the_mean_corruption_error_needs_everything():
     everything = {name: [20] * 5 for name in ALEXNET}
     # The extra corruptions don't count.
-    measure = counts({**everything, "spatter": [0] * 5})
+    measure = counts(everything | {"spatter": [0] * 5})
     expected = sum(0.8 / of_alexnet for of_alexnet in ALEXNET.values()) / 15
     assert measure.mean_corruption_error(measure.orders[0]) == pytest.approx(expected)
     assert measure.tables(None)["corruptions"].rows[-1] == ["mCE", f"{100 * expected:.2f}"]
-    measure = counts({**everything, "snow": [20] * 4})
+
+    # One severity is missing.
+    measure = counts(everything | {"snow": [20] * 4})
     assert measure.mean_corruption_error(measure.orders[0]) is None
 
 
 def test_alexnets_errors_are_those_of_published_corruption_errors():
+    # A corruption error is the error in proportion to AlexNet's.
     for name, (error, corruption_error) in RESNET50.items():
         assert error / ALEXNET[name] == pytest.approx(corruption_error, abs=1e-4)

@@ -18,13 +18,14 @@ pytestmark = pytest.mark.usefixtures("with_rendering")
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
 def test_plots_are_written(tmp_path, name):
-    figures.save(
-        figures.overview([results(), results("baseline", scores=results().scores[:4])], "title"), tmp_path / name
-    )
+    without_pruned = results("baseline", scores=results().of("sequential", "arbitrary"))
+    figures.save(figures.overview([results(), without_pruned], "title"), tmp_path / name)
     if name.endswith("png"):
         picture = imread(tmp_path / name)
-        assert picture.shape[1] > picture.shape[0] > 300
-        assert picture[..., :3].std() > 0.05
+        height, width, _ = picture.shape
+        assert width > height > 300
+        colours = picture[..., :3]
+        assert colours.std() > 0.05  # something is drawn
     else:
         assert "layers kept" in (tmp_path / name).read_text() or "<svg" in (tmp_path / name).read_text()
 
@@ -37,14 +38,17 @@ def test_the_sequential_order_alone_has_an_overview_beside_its_confusion(tmp_pat
 
 def test_the_overview_has_a_place_only_for_what_was_scored():
     found = results()
-    (axis,) = figures.overview([replace(found, scores=found.of("sequential"))]).axes
+    sequential = replace(found, scores=found.of("sequential"))
+    (axis,) = figures.overview([sequential]).axes
     assert len(axis.get_xticks()) == 1
     (bar,) = axis.patches
     left, right = axis.get_xlim()
     assert bar.get_width() < (right - left) / 4
+
     # Without scores of all layers, there is no empty panel for them.
-    pruned = figures.overview([replace(found, scores=found.of("pruned"))]).axes
-    assert [axis.get_xlabel() for axis in pruned] == ["layers kept"] * 2
+    pruned = replace(found, scores=found.of("pruned"))
+    axes = figures.overview([pruned]).axes
+    assert [axis.get_xlabel() for axis in axes] == ["layers kept", "layers kept"]
 
 
 def test_chance_among_many_classes_is_not_hidden_by_the_axis():
@@ -61,23 +65,30 @@ def test_a_value_has_an_edge_that_keeps_lines_out_of_it():
 
 
 def test_captions_speak_of_what_is_drawn():
-    one_each = [score("failing", top1, "0", dead=dead) for top1, dead in ((0.5, "20%"), (0.6, "30%"))]
-    (plot,) = figures.plots(results(scores=one_each))
+    # Where each bar is one score, there are no lines from the worst to the best.
+    one_each = [score("failing", 0.5, "0", dead="20%"), score("failing", 0.6, "0", dead="30%")]
+    found = results(scores=one_each)
+    (plot,) = figures.plots(found)
     assert "worst" not in plot.caption
-    assert "dead" in plot.figure(results(scores=one_each), "").axes[0].get_ylabel()  # of what "20%" are
+    axis, *_ = plot.figure(found, "").axes
+    assert "dead" in axis.get_ylabel()  # of what "20%" are
+
     (plot,) = figures.plots(results(scores=[*one_each, *one_each]))
     assert "Black lines" in plot.caption
+
     # Of a protocol with columns whose variants have no number, bars are drawn.
-    nameless = [score("grouped", top1, "0", layers="random") for top1 in (0.5, 0.6)]
-    (plot,) = figures.plots(results(scores=nameless))
+    without_steps = [score("grouped", 0.5, "0", layers="random"), score("grouped", 0.6, "0", layers="random")]
+    found = results(scores=without_steps)
+    (plot,) = figures.plots(found)
     assert "Black lines" in plot.caption
-    assert plot.figure(results(scores=nameless), "").axes[0].patches
+    axis, *_ = plot.figure(found, "").axes
+    assert axis.patches
 
 
 def test_points_of_one_number_of_layers_can_be_told_apart():
-    single = [one for one in results().scores if one.variant.get("kept", 1) == 1]
-    several = [results(scores=single), results("baseline", scores=single)]
-    _, *pruned = figures.overview(several).axes
+    of_one_layer = [one for one in results().scores if one.variant.get("kept", 1) == 1]
+    methods = [results(scores=of_one_layer), results("baseline", scores=of_one_layer)]
+    _, *pruned = figures.overview(methods).axes
     for axis in pruned:
         # Of two models in two sequences, no two points have the same place, and the markers differ.
         points = [line for line in axis.lines if line.get_marker() not in ("None", "")]
@@ -87,7 +98,7 @@ def test_points_of_one_number_of_layers_can_be_told_apart():
 
 
 def test_groups_have_a_panel_of_the_overview():
-    scores = results().scores[:2]
+    scores = results().scores[:2]  # those of all layers, in sequential order and in a new order in every batch
     for steps, accuracy in ((4, 0.9), (2, 0.7), (1, 0.2)):
         for layers in ("in sequence", "random", "random"):
             scores.append(score("grouped", accuracy, steps=steps, layers=layers))
@@ -130,11 +141,13 @@ def test_the_same_figure_is_always_the_same_svg():
 
 
 def test_grouped_has_fewer_steps_to_the_right_as_the_overview():
-    protocol = PROTOCOLS["grouped"]
-    scores = []
-    for steps, accuracies in ((4, (0.5, 0.7)), (6, (0.6, 0.8))):
-        scores += [score("grouped", top1, steps=steps, layers="random") for top1 in accuracies]
-    figure = lines([protocol], results(scores=scores))
+    scores = [
+        score("grouped", 0.5, steps=4, layers="random"),
+        score("grouped", 0.7, steps=4, layers="random"),
+        score("grouped", 0.6, steps=6, layers="random"),
+        score("grouped", 0.8, steps=6, layers="random"),
+    ]
+    figure = lines([PROTOCOLS["grouped"]], results(scores=scores))
     (axis,) = figure.axes
     left, right = axis.get_xlim()
     assert left > right
@@ -143,7 +156,7 @@ def test_grouped_has_fewer_steps_to_the_right_as_the_overview():
 
 
 def test_the_overview_says_what_its_dots_and_bands_are():
-    scores = [score("arbitrary", top1, order) for top1, order in ((0.5, "1 0"), (0.7, "0 1"))]
+    scores = [score("arbitrary", 0.5, "1 0"), score("arbitrary", 0.7, "0 1")]
     (legend,) = figures.overview([results(scores=scores)]).legends
     assert "one order" in [text.get_text() for text in legend.get_texts()]
 
@@ -155,9 +168,9 @@ def test_the_lines_of_a_legend_below_are_equally_long():
     legend_below(figure)
     figure.draw_without_rendering()
     (legend,) = figure.legends
-    heights = {round(text.get_window_extent().y0) for text in legend.get_texts()}
+    lines_of_legend = {round(text.get_window_extent().y0) for text in legend.get_texts()}
     columns = {round(text.get_window_extent().x0) for text in legend.get_texts()}
-    assert len(columns) == math.ceil(10 / len(heights))
+    assert len(columns) == math.ceil(10 / len(lines_of_legend))
 
 
 @pytest.mark.parametrize("entries", [3, 12])

@@ -1,5 +1,6 @@
 """The file of results: what is written reads back, and what can't be is refused."""
 
+import errno
 import json
 
 import pytest
@@ -15,7 +16,7 @@ def test_a_file_reads_back(tmp_path):
     path = tmp_path / "deep" / "results.json"
     results().save(path)
     assert Results.load(path) == results()
-    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 
 def test_a_file_without_what_was_added_later_is_read(tmp_path):
@@ -30,23 +31,21 @@ def test_a_file_without_what_was_added_later_is_read(tmp_path):
 
 
 def test_files_that_are_no_results_say_why(tmp_path):
-    whole = tmp_path / "whole.json"
-    results().save(whole)
-    content = json.loads(whole.read_text())
+    results().save(tmp_path / "whole.json")
+    whole = (tmp_path / "whole.json").read_text()
+    content = json.loads(whole)
+    without_scores = content.copy()
+    del without_scores["scores"]
     for name, text, complaint in (
-        ("cut", whole.read_text()[:-30], "cut.json"),
+        ("cut", whole[:-30], "cut.json"),
         ("binary", "\ud800", "binary.json"),
         ("list", "[]", "list.json"),
         ("version", json.dumps(content | {"layershuffle_results": 99}), "99, not 2"),
-        (
-            "short",
-            json.dumps({k: v for k, v in content.items() if k != "scores"}),
-            "short.json.* scores",
-        ),
+        ("short", json.dumps(without_scores), "short.json.* scores"),
         ("other", json.dumps(content | {"scores": [{"top1": [1]}]}), "other.json.* protocol"),
     ):
         path = tmp_path / f"{name}.json"
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))  # the surrogate makes bytes that aren't UTF-8
         with pytest.raises(UserError, match=complaint):
             Results.load(path)
     with pytest.raises(UserError, match="nowhere.json"):
@@ -57,14 +56,14 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     results().save(path)
 
-    def full(*args):
-        raise OSError(28, "No space left on device")
+    def fsync_on_full_disk(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", fsync_on_full_disk)
     with pytest.raises(ValueError, match=r"results\.json .*: No space left on device"):
         results("other").save(path)
     assert Results.load(path) == results()
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_folder_that_is_a_file(tmp_path):

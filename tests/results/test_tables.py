@@ -12,20 +12,20 @@ from layershuffle.results import estimate, tables
 
 
 def test_tables():
-    header, rows = tables.full_depth(results())
+    header, (sequential, per_batch, fixed) = tables.full_depth(results())
     assert header == ["order", "n", "top-1 %", "std", "min", "max", "top-5", "loss", "ECE %"]
+    assert sequential[:2] == ["sequential", "1"]
+    assert sequential[3:6] == ["", "90.00", "90.00"]
+    assert per_batch[:3] == ["arbitrary, per batch", "1", "75.00"]
     of_fixed = estimate([results().of("arbitrary", reading="fixed")])
-    assert rows[0][:2] + rows[0][3:6] == ["sequential", "1", "", "90.00", "90.00"]
-    assert rows[1][:3] == ["arbitrary, per batch", "1", "75.00"]
-    shown = f"75.00 ± {100 * of_fixed.ci95:.2f}"
-    assert rows[2][:6] == ["arbitrary, fixed", "2", shown, "7.07", "70.00", "80.00"]
-    assert len(rows) == 3
+    mean = f"75.00 ± {100 * of_fixed.ci95:.2f}"
+    assert fixed[:6] == ["arbitrary, fixed", "2", mean, "7.07", "70.00", "80.00"]
+
     header, rows = tables.grid(results(), PROTOCOLS["pruned"])
     assert header == ["layers kept", "1", "2"]
-    assert rows[0][1] == tables.percent(
-        estimate([results().of("pruned", kept=1, strategy="first", sequence="original")])
-    )
     assert [row[0] for row in rows] == ["first", "first, shuffled", "random", "random, shuffled"]
+    of_first = estimate([results().of("pruned", kept=1, strategy="first", sequence="original")])
+    assert rows[0][1] == tables.percent(of_first)
 
 
 def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
@@ -35,6 +35,8 @@ def test_the_paper_s_four_methods_fit_a_terminal_of_80_columns():
     with console.capture() as capture:
         console.print(tables.terminal(header, rows, "title"))
     lines = capture.get().splitlines()
+    # Ten rows have intervals: sequential, fixed orders, and eight with fewer layers, of which four are shuffled. None
+    # of them is wrapped.
     assert sum("shuffled" in line and "keep" in line for line in lines) == 4
     assert all(line.count("±") in (0, 4) for line in lines)
     assert sum("±" in line for line in lines) == 10
