@@ -26,7 +26,8 @@ def names(runs):
 
 
 def test_runs_come_after_those_they_need(tiny):
-    runs = list_runs(read(tiny(merge=["layershuffle"], analyse={"contributions": ["baseline", "layershuffle"]})))
+    path = tiny(merge=["layershuffle"], analyse={"contributions": ["baseline", "layershuffle"]})
+    runs = list_runs(read(path))
     assert names(runs) == [
         "digits/base/seed0",
         "digits/baseline/seed0",
@@ -64,28 +65,36 @@ def test_every_experiment_passes_the_check(path):
 
 def test_the_papers_experiment_is_whole():
     paper = list_runs(read(ROOT / "configs/experiment/paper.yaml"))
+    by_name = {run.name: run for run in paper}
     methods = ("baseline", "layershuffle", "layershuffle_position", "layershuffle_predict")
+    # Two backbones, two data sets, four methods and five seeds.
     assert len([run for run in paper if run.kind in methods]) == 2 * 2 * 4 * 5
-    cifar = next(run for run in paper if run.name == "deit_b_cifar100/layershuffle/seed4")
-    assert cifar.tasks[0].settings.options["trainer.max_epochs"] == 100
-    assert not cifar.needs
-    on_cifar = [run.tasks[0] for run in paper if "cifar100" in run.setup and run.tasks[0].action == "train"]
-    assert len(on_cifar) == 2 * 4 * 5
-    assert all(task.settings.options["data.val_fraction"] == 0 for task in on_cifar)
-    figure_4 = next(run for run in paper if run.name == "vit_b16_imagenet/contributions/seed0")
+
+    one_on_cifar = by_name["deit_b_cifar100/layershuffle/seed4"]
+    assert one_on_cifar.tasks[0].settings.options["trainer.max_epochs"] == 100
+    assert not one_on_cifar.needs
+    first_tasks = [run.tasks[0] for run in paper if "cifar100" in run.setup]
+    trainings = [task for task in first_tasks if task.action == "train"]
+    assert len(trainings) == 2 * 4 * 5
+    assert all(task.settings.options["data.val_fraction"] == 0 for task in trainings)
+
+    figure_4 = by_name["vit_b16_imagenet/contributions/seed0"]
     original, shuffled = figure_4.tasks
     with (ROOT / "configs/model/vit_b16.yaml").open() as file:
         assert original.models == (yaml.safe_load(file)["model"]["name"],)
     assert original.output == "original.json"
     assert figure_4.needs == ("vit_b16_imagenet/layershuffle/seed0",)
     assert shuffled.models == ("vit_b16_imagenet/layershuffle/seed0",)
+
     mini = list_runs(read(ROOT / "configs/experiment/mini.yaml"))
     assert {run.seed for run in mini} == {0, 1, 2}
 
 
 def test_the_recipe_in_the_guide(tmp_path, monkeypatch, capsys):
-    text = (ROOT / "docs/guides/extend.md").read_text()
-    content = text.split("# configs/experiment/dropping.yaml")[1].split("```")[0]
+    guide = (ROOT / "docs/guides/extend.md").read_text()
+    # The block of code from the name of its file to its end.
+    _, _, rest = guide.partition("# configs/experiment/dropping.yaml")
+    content, _, _ = rest.partition("```")
     monkeypatch.chdir(tmp_path)
     path = Path("configs/experiment/dropping.yaml")
     path.parent.mkdir(parents=True)
@@ -101,18 +110,20 @@ def test_the_recipe_in_the_guide(tmp_path, monkeypatch, capsys):
 
 def test_a_matrix_stands_for_an_entry_per_row(tiny):
     shallow = settings("method/reduced_depth", model__sampler__k="{k}", model__label="first-{k}")
+    shallow["matrix"] = [{"k": 1}, {"k": 2}]
     recorded = settings(protocols=["recorded"], recorded_orders="logs/{routing}.jsonl")
-    methods = {
-        "layershuffle": settings("method/layershuffle"),
-        "reduced_depth_{k}": {**shallow, "matrix": [{"k": 1}, {"k": 2}]},
-    }
-    evaluations = {"{routing}_nodes": {**recorded, "matrix": [{"routing": "any"}, {"routing": "sequential"}]}}
-    setup = read(tiny(methods=methods, evaluations=evaluations)).setups["digits"]
+    recorded["matrix"] = [{"routing": "any"}, {"routing": "sequential"}]
+    methods = {"layershuffle": settings("method/layershuffle"), "reduced_depth_{k}": shallow}
+    path = tiny(methods=methods, evaluations={"{routing}_nodes": recorded})
+
+    setup = read(path).setups["digits"]
     assert list(setup.methods) == ["layershuffle", "reduced_depth_1", "reduced_depth_2"]
-    options = {"model.sampler.k": 2, "model.label": "first-2"}
-    assert setup.methods["reduced_depth_2"] == Settings(["method/reduced_depth"], options)
-    options = {"protocols": ["recorded"], "recorded_orders": "logs/any.jsonl"}
-    assert setup.evaluations["any_nodes"] == Evaluation([], options)
+    assert setup.methods["reduced_depth_2"] == Settings(
+        ["method/reduced_depth"], {"model.sampler.k": 2, "model.label": "first-2"}
+    )
+    assert setup.evaluations["any_nodes"] == Evaluation(
+        [], {"protocols": ["recorded"], "recorded_orders": "logs/any.jsonl"}
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,13 @@ from layershuffle.results import Results
 from layershuffle.results.measures import Contributions
 
 
+def logged_validation_losses(run_folder):
+    """The epochs and validation losses that a run's training has logged, in a list of pairs."""
+    with (run_folder / "training/metrics.csv").open() as file:
+        # Most rows are of training steps, and have no validation loss.
+        return [(int(row["epoch"]), float(row["val/loss"])) for row in csv.DictReader(file) if row["val/loss"]]
+
+
 def test_a_frozen_model_is_studied_beside_the_methods(tiny):
     torch.save(timm.create_model("test_vit").state_dict(), "weights.pth")
     root = fake_imagenet(Path("imagenet"))
@@ -38,14 +45,26 @@ def test_a_frozen_model_is_studied_beside_the_methods(tiny):
         for number in range(998):
             (root / split / f"m{number}").mkdir()
             shutil.copy(root / "val/n01440764/RGB.JPEG", root / split / f"m{number}/a.JPEG")
-    options = {"pretrained": "weights.pth", "data.root": "imagenet", "data.test_images": 4, "data.workers": 0}
-    frozen = {"model": "test_vit", "configs": ["data/imagenet"], "options": {**options, "images": 3}}
+    frozen = {
+        "model": "test_vit",
+        "configs": ["data/imagenet"],
+        "options": {
+            "pretrained": "weights.pth",
+            "data.root": "imagenet",
+            "data.test_images": 4,
+            "data.workers": 0,
+            "images": 3,
+        },
+    }
     path = tiny(frozen={"original": frozen}, analyse={"contributions": ["original"]})
-    (run,) = list_runs(read(path), [0], ["contributions"])
+    (run,) = list_runs(read(path), seeds=[0], only=["contributions"])
+
     perform(run, Path("out"))
+
     results = Results.load(Path("out") / run.name / "original.json")
     assert results.label == "test_vit"
-    assert results.evaluation.options["images"] == len(results.measure(Contributions).orders) == 3
+    assert results.evaluation.options["images"] == 3
+    assert len(results.measure(Contributions).orders) == 3  # each image ran in an order of its own
 
 
 def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys, monkeypatch):
@@ -57,6 +76,7 @@ def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys, monk
     arguments = [str(tiny(methods=methods)), "--seeds=0"]
     experiment_command([*arguments, "--dry-run"])
     assert "3 to run" in capsys.readouterr().out
+
     with pytest.raises(UserError, match="1 of 3 runs"):
         experiment_command(arguments)
     log = capsys.readouterr().err
@@ -64,24 +84,31 @@ def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys, monk
     assert "digits/layershuffle/seed0: finished" in log
     folder = Path("experiments/tiny/digits")
     assert "| arbitrary, fixed |" in (folder / "table.md").read_text()
+
+    # What is finished isn't done again.
     written = (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns
     experiment_command([*arguments, "--only", "layershuffle"])
     assert "2 finished, 0 to run" in capsys.readouterr().err
     assert (folder / "layershuffle/seed0/results.json").stat().st_mtime_ns == written
 
+    # Another experiment of the same name doesn't go into its folder.
     with pytest.raises(UserError, match="other options.* --folder"):
         experiment_command([str(tiny()), "--seeds=0"])
 
 
 def test_a_killed_run_continues_from_its_last_checkpoint(tiny):
     methods = {"baseline": settings("method/baseline", trainer__max_epochs=40)}
-    base, killed = list_runs(read(tiny(methods=methods)), [0])
+    base, killed = list_runs(read(tiny(methods=methods)), seeds=[0])
     folder = Path("out")
     perform(base, folder)
+    last = folder / killed.name / "last.ckpt"
+
+    def last_epoch():
+        return torch.load(last, weights_only=True)["epoch"]
+
     process = multiprocessing.get_context("spawn").Process(target=perform, args=(killed, folder), daemon=True)
     process.start()
-    last = folder / killed.name / "last.ckpt"
-    while not last.is_file() or torch.load(last, weights_only=True)["epoch"] < 1:
+    while not last.is_file() or last_epoch() < 1:
         assert process.is_alive()
         time.sleep(0.05)
     with pytest.raises(UserError, match=f"{killed.name} is being written by process {process.pid} on"):
@@ -89,14 +116,13 @@ def test_a_killed_run_continues_from_its_last_checkpoint(tiny):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert not execution.is_finished(killed, folder)
-    stopped = torch.load(last, weights_only=True)["epoch"]
-    assert stopped < 39
+    assert last_epoch() < 39  # it was killed in time
+
     perform(killed, folder)
     assert execution.is_finished(killed, folder)
-    assert torch.load(last, weights_only=True)["epoch"] == 39
-    with (folder / killed.name / "training/metrics.csv").open() as file:
-        epochs = [int(row["epoch"]) for row in csv.DictReader(file) if row["val/loss"]]
-    assert epochs == list(range(40))
+    assert last_epoch() == 39
+    # Every epoch was logged once, also that in which the run was killed.
+    assert [epoch for epoch, _ in logged_validation_losses(folder / killed.name)] == list(range(40))
 
 
 @pytest.mark.slow
@@ -105,28 +131,34 @@ def test_the_papers_runs_on_cifar100(tmp_path, monkeypatch):
     fake_cifar100(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     content = yaml.safe_load((ROOT / "configs/experiment/paper.yaml").read_text())
-    small = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 12, "num_heads": 2}
     setup = content["setups"]["vit_b16_cifar100"]
-    setup["train"]["options"] |= {"model.timm_args": small, "model.pretrained": False}
-    setup["train"]["options"] |= {"trainer.accelerator": "cpu", "trainer.precision": "32-true"}
+    setup["train"]["options"] |= {
+        "model.timm_args": {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 12, "num_heads": 2},
+        "model.pretrained": False,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+    }
     for method in setup["methods"].values():
         method["options"] = {"trainer.max_epochs": 1}
     setup["evaluations"]["results"]["options"] |= {"random_orders": 2, "depths": [6], "precision": "32-true"}
     content["setups"] = {"vit_b16_cifar100": setup}
     path = tmp_path / "paper.yaml"
     path.write_text(yaml.safe_dump(content))
-    runs = list_runs(read(path), [0, 1], ["layershuffle_predict", "layershuffle_merged/seed0"])
+
+    runs = list_runs(read(path), seeds=[0, 1], only=["layershuffle_predict", "layershuffle_merged/seed0"])
+    # The merged model needs two models that were trained with shuffled layers.
+    assert [run.name for run in runs] == [
+        "vit_b16_cifar100/layershuffle/seed0",
+        "vit_b16_cifar100/layershuffle_predict/seed0",
+        "vit_b16_cifar100/layershuffle/seed1",
+        "vit_b16_cifar100/layershuffle_predict/seed1",
+        "vit_b16_cifar100/layershuffle_merged/seed0",
+    ]
     for run in runs:
         perform(run, tmp_path / "out")
-    assert [run.name.removeprefix("vit_b16_cifar100/") for run in runs] == [
-        "layershuffle/seed0",
-        "layershuffle_predict/seed0",
-        "layershuffle/seed1",
-        "layershuffle_predict/seed1",
-        "layershuffle_merged/seed0",
-    ]
     metadata = torch.load(tmp_path / "out" / runs[0].name / "best.ckpt", weights_only=True)["layershuffle"]
     assert metadata["data"]["args"]["val_fraction"] == 0
+
     report_command([str(tmp_path / "out")])
     report = (tmp_path / "out/report/report.md").read_text()
     assert "| layershuffle-merged, sequential |" in report
@@ -136,16 +168,18 @@ def test_the_papers_runs_on_cifar100(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_images_in_class_folders_are_read_by_processes_of_the_run(tiny, tmp_path):
     fake_imagenet(tmp_path / "pets")
-    options = {
-        "data": "ImageFolders",
-        "data.root": "pets",
-        "data.workers": 2,
-        "data.batch_size": 4,
-        "model.timm_args": TINY["model.timm_args"] | {"in_chans": 3},
-        "trainer.max_epochs": 1,
-    }
     path = tiny(
-        train=settings("model/mini_digits", "trainer/cpu", **options),
+        train={
+            "configs": ["model/mini_digits", "trainer/cpu"],
+            "options": {
+                "data": "ImageFolders",
+                "data.root": "pets",
+                "data.workers": 2,
+                "data.batch_size": 4,
+                "model.timm_args": TINY["model.timm_args"] | {"in_chans": 3},
+                "trainer.max_epochs": 1,
+            },
+        },
         base=None,
         methods={"layershuffle": settings("method/layershuffle")},
         evaluations={"results": settings(data__workers=2, random_orders=1, protocols=["sequential"])},
@@ -163,8 +197,11 @@ def test_sigterm_stops_the_runs_too(tiny):
     while not last.is_file():
         assert parent.poll() is None
         time.sleep(0.05)
-    parent.terminate()
-    last_line = parent.communicate()[1].splitlines()[-1]
+
+    parent.terminate()  # which sends SIGTERM
+    _, said = parent.communicate()
+
+    last_line = said.splitlines()[-1]
     assert last_line.startswith("interrupted: ")
     assert "the same command continues" in last_line
     log = (last.parent / "log.txt").read_text()
@@ -179,59 +216,68 @@ LR = "model.optimizer.lr"
 
 def test_a_grid_is_decided_by_validation_images(tiny, capsys):
     path = tiny(base=None, grid={LR: ["1e-3", 1e-9]}, merge=["layershuffle"])
+
+    # First come the trials, one for each method and learning rate, which only train.
     runs = list_runs(read(path))
-    names = [run.name for run in runs]
-    assert names[:6] == [
+    trials = runs[:4]
+    assert [run.name for run in trials] == [
         "digits/baseline/grid/lr=0.001/seed0",
         "digits/layershuffle/grid/lr=0.001/seed0",
         "digits/baseline/grid/lr=1e-09/seed0",
         "digits/layershuffle/grid/lr=1e-09/seed0",
-        "digits/baseline/seed0",
-        "digits/layershuffle/seed0",
     ]
-    assert runs[5].needs == (names[1], names[3])
-    assert [run.tasks[0].output for run in runs[:4] if len(run.tasks) == 1] == 4 * ["best.ckpt"]
-    arguments = [str(path), "--seeds=1", "--only=layershuffle"]
-    chosen = list_runs(read(path), [1], ["layershuffle"])
+    for run in trials:
+        assert [task.output for task in run.tasks] == ["best.ckpt"]
+    baseline, shuffled = runs[4:6]
+    assert baseline.name == "digits/baseline/seed0"
+    assert shuffled.name == "digits/layershuffle/seed0"
+    assert shuffled.needs == (trials[1].name, trials[3].name)
+
+    # Both trials of one method are performed, and then its training with another seed.
+    experiment = Path("experiments/tiny")
+    chosen = list_runs(read(path), seeds=[1], only=["layershuffle"])
     assert len(chosen) == 3
     for run in chosen:
-        perform(run, Path("experiments/tiny"))
-    folder = Path("experiments/tiny/digits/layershuffle")
+        perform(run, experiment)
+    folder = experiment / "digits/layershuffle"
     losses = {}
     for point in ("lr=0.001", "lr=1e-09"):
-        with (folder / "grid" / point / "seed0/training/metrics.csv").open() as file:
-            losses[point] = min(float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"])
+        losses[point] = min(loss for _, loss in logged_validation_losses(folder / "grid" / point / "seed0"))
     best = min(losses, key=losses.get)
     config = yaml.safe_load((folder / "seed1/training/config.yaml").read_text())
     assert config["model"]["optimizer"]["init_args"]["lr"] == float(best.removeprefix("lr="))
     assert list(Path().rglob("results.json")) == [folder / "seed1/results.json"]
+
     capsys.readouterr()
-    experiment_command(arguments)
+    experiment_command([str(path), "--seeds=1", "--only=layershuffle"])
     assert "3 finished, 0 to run" in capsys.readouterr().err
     row = f"| layershuffle | {losses['lr=0.001']:.4f} | {losses['lr=1e-09']:.4f} | {best} |"
-    assert row in (folder.parent / "grid.md").read_text()
+    assert row in (experiment / "digits/grid.md").read_text()
 
     # With the seed of the trials, the training is the best trial, but for its log.
     trial = folder / "grid" / best / "seed0"
     (trial / "log.txt").write_text("of the trial")
-    perform(list_runs(read(path), [0], ["layershuffle"])[-1], Path("experiments/tiny"))
+    *_, training = list_runs(read(path), seeds=[0], only=["layershuffle"])
+    perform(training, experiment)
     assert not (folder / "seed0/log.txt").exists()
     assert (folder / "seed0/best.ckpt").read_bytes() == (trial / "best.ckpt").read_bytes()
-    records = [json.loads((run_folder / "run.json").read_text()) for run_folder in (folder / "seed0", trial)]
-    assert records[0]["best.ckpt"]["seconds"] == records[1]["best.ckpt"]["seconds"]
+    record = json.loads((folder / "seed0/run.json").read_text())
+    record_of_trial = json.loads((trial / "run.json").read_text())
+    assert record["best.ckpt"]["seconds"] == record_of_trial["best.ckpt"]["seconds"]
     assert (folder / "seed0/results.json").is_file()
 
-    # The other point becomes the better one.
-    metrics = folder / "grid" / best / "seed0/training/metrics.csv"
-    metrics.write_text("step,epoch,val/loss\n1,0,1000\n")
-    assert execution.best_trial(chosen[2].trials, Path("experiments/tiny")) != f"digits/layershuffle/grid/{best}/seed0"
+    # With such a loss, the other point becomes the better one.
+    (trial / "training/metrics.csv").write_text("step,epoch,val/loss\n1,0,1000\n")
+    *_, training = chosen
+    assert execution.best_trial(training.trials, experiment) != f"digits/layershuffle/grid/{best}/seed0"
 
 
 def test_a_grid_without_validation_images_is_refused(tiny):
-    train = settings("mini_digits", "digits", "cpu", **TINY, data__val_fraction=0)
+    train = {"configs": ["mini_digits", "digits", "cpu"], "options": TINY | {"data.val_fraction": 0}}
     path = tiny(base=None, grid={LR: [1e-3]}, train=train)
+    first_trial, *_ = list_runs(read(path))
     with pytest.raises(UserError, match="test images"):
-        perform(list_runs(read(path))[0], Path("out"))
+        perform(first_trial, Path("out"))
     assert not list(Path().rglob("*.ckpt"))
 
 
@@ -239,14 +285,17 @@ def test_configs_by_their_paths(tiny, tmp_path, capsys):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/short.yml").write_text("trainer: {max_epochs: 1}\n")
     (tmp_path / "mine.yaml").write_text("data: {init_args: {batch_size: 32}}\n")
-    train = settings("model/mini_digits", "data/digits", "trainer/cpu", "mine.yaml", **TINY)
-    methods = {"baseline": settings("method/baseline", "configs/short.yml", str(tmp_path / "absolute.yaml"))}
     (tmp_path / "absolute.yaml").write_text("trainer: {log_every_n_steps: 1}\n")
+    train = {"configs": ["model/mini_digits", "data/digits", "trainer/cpu", "mine.yaml"], "options": TINY}
+    methods = {"baseline": settings("method/baseline", "configs/short.yml", str(tmp_path / "absolute.yaml"))}
     path = tiny(base=None, train=train, methods=methods)
-    perform(list_runs(read(path))[0], Path("out"))
+    first_run, *_ = list_runs(read(path))
+    perform(first_run, Path("out"))
     config = yaml.safe_load(Path("out/digits/baseline/seed0/training/config.yaml").read_text())
     assert config["data"]["init_args"]["batch_size"] == 32
-    assert (config["trainer"]["max_epochs"], config["trainer"]["log_every_n_steps"]) == (1, 1)
+    assert config["trainer"]["max_epochs"] == 1
+    assert config["trainer"]["log_every_n_steps"] == 1
+
     (tmp_path / "mine.yaml").unlink()
     line = fails(capsys, experiment_command, str(path), "--dry_run")
     assert re.search(r"digits/baseline/seed0 .*mine\.yaml", line)
@@ -269,7 +318,7 @@ def test_a_folder_that_cant_be_written_is_a_one_line_error(tiny, tmp_path, capfd
 
 
 def test_a_damaged_record_is_named(tiny):
-    run = list_runs(read(tiny()), [0])[0]
+    run, *_ = list_runs(read(tiny()), seeds=[0])
     folder = Path("out")
     (folder / run.name).mkdir(parents=True)
     (folder / run.name / "run.json").write_text("{")
@@ -279,18 +328,28 @@ def test_a_damaged_record_is_named(tiny):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """In place of SLURM: sbatch keeps what it is given and numbers the jobs, sacct says that all are pending."""
+    """Puts programs in place of SLURM's: sbatch keeps what it is given, and sacct says that all jobs are pending.
+
+    Returns the folder with the scripts of the jobs, job0, job1 and so on; SLURM's numbers of them are 100, 101...
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "srun").write_text("#!/bin/sh\n")
-    (folder / "sbatch").write_text(
-        f'#!/bin/sh\nn=$(ls {folder} | grep -c job)\ncp "$1" {folder}/job$n\necho "Submitted batch job $((100 + n))"\n'
-    )
-    (folder / "sacct").write_text(
-        '#!/bin/sh\necho "JobID|State|NodeList"\nfor n in 0 1 2 3; do echo "$((100 + n))|PENDING|None"; done\n'
-    )
-    for script in folder.iterdir():
-        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    programs = {
+        "srun": "#!/bin/sh\n",
+        "sbatch": f"""#!/bin/sh
+n=$(ls {folder} | grep -c job)
+cp "$1" {folder}/job$n
+echo "Submitted batch job $((100 + n))"
+""",
+        "sacct": """#!/bin/sh
+echo "JobID|State|NodeList"
+for n in 0 1 2 3; do echo "$((100 + n))|PENDING|None"; done
+""",
+    }
+    for name, script in programs.items():
+        program = folder / name
+        program.write_text(script)
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
 
@@ -300,7 +359,9 @@ def test_slurm_gets_a_job_for_every_missing_run(tiny, slurm, capsys):
     arguments = [str(tiny()), "--seeds=0", "--slurm={slurm_partition: gpu, gpus_per_node: 1, timeout_min: 90}"]
     experiment_command(arguments)
     assert "digits/base/seed0: job 100" in capsys.readouterr().err
-    base, baseline, shuffled = ((slurm / f"job{n}").read_text() for n in range(3))
+    base = (slurm / "job0").read_text()
+    baseline = (slurm / "job1").read_text()
+    shuffled = (slurm / "job2").read_text()
     assert "#SBATCH --partition=gpu" in base
     assert "#SBATCH --time=90" in base
     assert "dependency" not in base
@@ -308,6 +369,7 @@ def test_slurm_gets_a_job_for_every_missing_run(tiny, slurm, capsys):
     assert "#SBATCH --dependency=afterok:100" in shuffled
     assert "#SBATCH --job-name=digits-layershuffle-seed0" in shuffled
 
+    # Jobs that are pending aren't submitted again.
     experiment_command(arguments)
     assert "digits/layershuffle/seed0: job 102" in capsys.readouterr().err
     assert not (slurm / "job3").exists()

@@ -14,6 +14,7 @@ CHILD = """if True:
     while not Path("told").exists():
         time.sleep(0.05)
 """
+"""What each run does in place of training: one of them says how far it is, and all wait for a file "told"."""
 
 
 class OnceClock:
@@ -34,7 +35,7 @@ def test_without_a_terminal_lines_say_how_far_each_run_is(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", "layershuffle")
     monkeypatch.setattr(local, "LineClock", OnceClock)
-    runs = [Run("digits", method, 0, tasks=()) for method in ("baseline", "shuffled")]
+    runs = [Run("digits", "baseline", 0, tasks=()), Run("digits", "shuffled", 0, tasks=())]
     assert local.run_all(runs, Path("runs"), 2, [sys.executable, "-c", CHILD]) == 0
     assert caplog.messages[2:5] == [
         "0 of 2 runs have ended",
