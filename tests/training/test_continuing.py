@@ -24,7 +24,8 @@ from layershuffle.training.continuing import (
 from layershuffle.training.module import FineTuner
 
 TINY = [*DIGITS, *QUIET, "--model.timm_args.depth=1", "--data.train_images=160", "--data.batch_size=24"]
-# 144 images in 6 batches
+STEPS_PER_EPOCH = 6
+"""Without the 16 held-out images, 144 are left, which are 6 batches of 24."""
 LAST = "runs/version_0/checkpoints/last.ckpt"
 
 
@@ -56,7 +57,7 @@ def part_of_an_epoch():
 
 @pytest.fixture(scope="module")
 def trained_once(tmp_path_factory):
-    """Trains in an empty folder, in the same way only once; returns the folder."""
+    """Makes a function that trains in an empty folder and returns it; the same training runs only once."""
 
     @functools.cache
     def make(training, *options):
@@ -71,7 +72,10 @@ def trained_once(tmp_path_factory):
 
 @pytest.fixture
 def first(trained_once):
-    """Leaves the run of an epoch in the working folder; returns the option that goes on from its checkpoint."""
+    """Makes a function that leaves the run of an epoch in the working folder.
+
+    It returns the option that goes on from the run's checkpoint.
+    """
 
     def copied(*options):
         shutil.copytree(trained_once(epoch, *options) / "runs", "runs")
@@ -88,11 +92,16 @@ def within_an_epoch(trained_once):
 
 
 def test_the_optimizers_options_are_heeded(first, capsys):
-    ckpt_path = first("--model.schedule.shape=constant")
+    constant = "--model.schedule.shape=constant"
+    ckpt_path = first(constant)
+
     options = ["--model.optimizer.lr=1e-6", "--model.optimizer.weight_decay=0.5", "--model.schedule.warmup_steps=0"]
-    trainer = train([*TINY, "--trainer.max_epochs=2", "--model.schedule.shape=constant", *options, ckpt_path])
+    trainer = train([*TINY, "--trainer.max_epochs=2", constant, *options, ckpt_path])
+
     (group,) = trainer.optimizers[0].param_groups
-    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (1e-6, 1e-6, 0.5)
+    assert group["lr"] == 1e-6
+    assert group["initial_lr"] == 1e-6
+    assert group["weight_decay"] == 0.5
     assert "lr 1e-06 in place of 0.002" in capsys.readouterr().err
     saved = torch.load("runs/version_1/checkpoints/last.ckpt", weights_only=True)
     assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-6
@@ -100,17 +109,19 @@ def test_the_optimizers_options_are_heeded(first, capsys):
 
 def test_another_schedule_holds_from_the_first_step(first, monkeypatch):
     ckpt_path = first("--model.schedule.warmup_steps=0")
+
     rates = []
     original = FineTuner.training_step
 
-    def training_step(module, batch, batch_idx):
+    def noted(module, batch, batch_idx):
         rates.append(module.trainer.optimizers[0].param_groups[0]["lr"])
         return original(module, batch, batch_idx)
 
-    monkeypatch.setattr(FineTuner, "training_step", training_step)
+    monkeypatch.setattr(FineTuner, "training_step", noted)
     constant = ["--model.schedule.shape=constant", "--model.schedule.warmup_steps=0"]
     train([*TINY, "--trainer.max_epochs=2", *constant, ckpt_path])
-    assert rates == [2e-3] * 6
+
+    assert rates == [2e-3] * STEPS_PER_EPOCH
 
 
 @pytest.mark.parametrize(
@@ -137,31 +148,50 @@ def test_the_state_of_another_optimizer_is_refused(first, options):
 def test_within_an_epoch_the_images_must_come_in_the_same_batches(within_an_epoch, option, name):
     with pytest.raises(UserError, match=f"within an epoch, after 2 batches with {name}"):
         train([*TINY, "--trainer.max_epochs=1", option, within_an_epoch])
-    assert train([*TINY, "--trainer.max_epochs=1", within_an_epoch]).global_step == 6
+
+    trainer = train([*TINY, "--trainer.max_epochs=1", within_an_epoch])
+    assert trainer.global_step == STEPS_PER_EPOCH
 
 
 def test_between_epochs_the_batches_may_change(first):
     ckpt_path = first()
-    assert train([*TINY, "--trainer.max_epochs=2", "--data.batch_size=8", ckpt_path]).global_step == 6 + 18
+    trainer = train([*TINY, "--trainer.max_epochs=2", "--data.batch_size=8", ckpt_path])
+
+    # Batches of a third of the size are three times as many.
+    assert trainer.global_step == STEPS_PER_EPOCH + 3 * STEPS_PER_EPOCH
 
 
 def test_the_number_of_processes_counts():
-    within = {"epoch_progress": {"current": {"ready": 1, "processed": 0}}}
-    within["epoch_loop.batch_progress"] = {"current": {"processed": 7}}
-    checkpoint = {"loops": {"fit_loop": within}, "processes": 2}
+    # A run of two processes that was stopped within an epoch, as Lightning describes it.
+    loops = {
+        "epoch_progress": {"current": {"ready": 1, "processed": 0}},
+        "epoch_loop.batch_progress": {"current": {"processed": 7}},
+    }
+    checkpoint = {"loops": {"fit_loop": loops}, "processes": 2}
     assert batches_done(checkpoint) == 7
+
     metadata = CheckpointMetadata(seed=3, data=DataConfig("Digits", {"batch_size": 5}))
     check_place(checkpoint, metadata, {"seed": 3, "batch_size": 5, "processes": 2})
     with pytest.raises(UserError, match=r"processes 2.*processes 1"):
         check_place(checkpoint, metadata, {"seed": 3, "batch_size": 5, "processes": 1})
-    assert batches_done({}) == batches_done({"loops": {"fit_loop": {"epoch_progress": {"current": None}}}}) == 0
+
+    # Files from elsewhere may lack the loops.
+    assert batches_done({}) == 0
+    assert batches_done({"loops": {"fit_loop": {"epoch_progress": {"current": None}}}}) == 0
+
+
+def restored(callback, checkpoint):
+    """Give a callback its part of a checkpoint, as a run that goes on does; returns the callback."""
+    restore_callbacks(checkpoint, [callback])
+    callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+    return callback
 
 
 def test_the_patience_of_early_stopping_is_heeded():
-    before, after = EarlyStopping("val/loss", patience=3), EarlyStopping("val/loss", patience=9)
+    before = EarlyStopping("val/loss", patience=3)
     checkpoint = {"callbacks": {before.state_key: before.state_dict()}}
-    restore_callbacks(checkpoint, [after])
-    after.load_state_dict(checkpoint["callbacks"][after.state_key])
+
+    after = restored(EarlyStopping("val/loss", patience=9), checkpoint)
     assert after.patience == 9
 
 
@@ -172,16 +202,26 @@ def test_a_checkpoint_names_no_files_to_remove_but_its_own(tmp_path, path):
     folder.mkdir()
     for name in ("best.ckpt", "other.ckpt", "mine", "best.txt"):
         (folder / name).touch()
-    path = path.format(folder=tmp_path)
+
+    # The path of the case, two files that are no checkpoints of the callback, and one that doesn't exist.
+    named = [
+        path.format(folder=tmp_path),
+        str(folder / "other.ckpt"),
+        str(folder / "best.txt"),
+        str(folder / "best-v1.ckpt"),
+    ]
     for callback in (LastCheckpoint(folder), BestCheckpoint(folder, "best", "val/loss")):
-        for name in (path, str(folder / "other.ckpt"), str(folder / "best.txt"), str(folder / "best-v1.ckpt")):
+        for name in named:
             state = callback.state_dict()
-            state.update({"best_model_path": name, "kth_best_model_path": name, "last_model_path": name})
+            state["best_model_path"] = name
+            state["kth_best_model_path"] = name
+            state["last_model_path"] = name
             state["best_k_models"] = {name: torch.tensor(1.0)}
-            checkpoint = {"callbacks": {callback.state_key: state}}
-            restore_callbacks(checkpoint, [callback])
-            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-            assert {callback.best_model_path, callback.kth_best_model_path, callback.last_model_path} == {""}
+            restored(callback, {"callbacks": {callback.state_key: state}})
+
+            assert callback.best_model_path == ""
+            assert callback.kth_best_model_path == ""
+            assert callback.last_model_path == ""
             assert callback.best_k_models == {}
 
 
@@ -189,29 +229,37 @@ def test_the_best_checkpoint_stays_the_best_where_the_folder_is_named_otherwise(
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "best.ckpt").touch()
+
     before = BestCheckpoint("checkpoints", "best", "val/loss")
-    before.best_model_path = before.kth_best_model_path = "checkpoints/best.ckpt"
+    before.best_model_path = "checkpoints/best.ckpt"
+    before.kth_best_model_path = "checkpoints/best.ckpt"
     before.best_model_score = torch.tensor(1.0)
     before.best_k_models = {"checkpoints/best.ckpt": torch.tensor(1.0)}
     checkpoint = {"callbacks": {before.state_key: before.state_dict()}}
-    after = BestCheckpoint(folder, "best", "val/loss")
-    restore_callbacks(checkpoint, [after])
-    after.load_state_dict(checkpoint["callbacks"][after.state_key])
-    assert after.best_model_path == after.kth_best_model_path == str(folder / "best.ckpt")
-    assert (after.best_k_models, after.best_model_score) == ({str(folder / "best.ckpt"): 1.0}, 1.0)
+
+    after = restored(BestCheckpoint(folder, "best", "val/loss"), checkpoint)
+    best = str(folder / "best.ckpt")
+    assert after.best_model_path == best
+    assert after.kth_best_model_path == best
+    assert after.best_model_score == 1.0
+    assert after.best_k_models == {best: 1.0}
 
 
 def test_without_averaging_a_run_goes_on_from_the_weights_that_were_trained(first, monkeypatch):
     ckpt_path = first("--trainer.callbacks=EMAWeightAveraging", "--trainer.callbacks.decay=0.99")
-    trained = torch.load(Path(LAST), weights_only=True)["current_model_state"]
-    begun = {}
+    trained = torch.load(LAST, weights_only=True)["current_model_state"]
 
-    def on_fit_start(module):
-        begun.update({name: value.clone() for name, value in module.state_dict().items()})
+    weights_at_start = {}
 
-    monkeypatch.setattr(FineTuner, "on_train_epoch_start", on_fit_start)
+    def on_train_epoch_start(module):
+        for name, value in module.state_dict().items():
+            weights_at_start[name] = value.clone()
+
+    monkeypatch.setattr(FineTuner, "on_train_epoch_start", on_train_epoch_start)
     train([*TINY, "--trainer.max_epochs=2", ckpt_path])
-    assert all(torch.equal(value, begun[name]) for name, value in trained.items())
+
+    for name, value in trained.items():
+        assert torch.equal(value, weights_at_start[name])
 
 
 @pytest.mark.parametrize(
@@ -227,8 +275,11 @@ def test_other_held_out_images_are_named(caplog, current, mentioned):
     saved = CheckpointMetadata(data=DataConfig("Digits", {"val_fraction": 0.1, "train_images": None}))
     same = {"val_fraction": 0.1, "train_images": None, "stratified": False, "split_seed": 0}
     warn_of_other_split(saved, same | current)
-    assert len(caplog.messages) == bool(mentioned)
-    assert all(text in caplog.text for text in mentioned)
+
+    number_of_warnings = 1 if mentioned else 0
+    assert len(caplog.messages) == number_of_warnings
+    for text in mentioned:
+        assert text in caplog.text
 
 
 def test_within_an_epoch_another_split_is_refused(within_an_epoch):
@@ -249,20 +300,26 @@ def test_what_a_training_cannot_go_on_from_is_one_line(capsys):
     train([*options, "--trainer.max_epochs=1"])
     Path(LAST).rename("good.ckpt")
     good = torch.load("good.ckpt", weights_only=True)
-    parameters = good["optimizer_states"][0]["state"]
 
     def refused(**changed):
+        """Go on from a checkpoint in which these parts are other ones, which must fail with one line."""
         torch.save({**good, **changed}, "edited.ckpt")
         error = fails(capsys, train, *options, "--trainer.max_epochs=2", "--ckpt_path=edited.ckpt")
         assert "edited.ckpt" in error or "the checkpoint" in error
 
-    weights = {name: value for name, value in good["state_dict"].items() if "norm1" not in name}
-    refused(state_dict=weights)
-    other_shape = {**parameters[3], "exp_avg": torch.zeros(7, 7)}
-    refused(optimizer_states=[{**good["optimizer_states"][0], "state": {**parameters, 3: other_shape}}])
-    no_average = {"step": parameters[3]["step"]}
-    refused(optimizer_states=[{**good["optimizer_states"][0], "state": {**parameters, 3: no_average}}])
+    # Weights are missing.
+    refused(state_dict={name: value for name, value in good["state_dict"].items() if "norm1" not in name})
+
+    # The optimizer's state of one parameter has another shape or lacks the averages, or there is no state at all.
+    optimizer = good["optimizer_states"][0]
+    of_parameters = optimizer["state"]
+    other_shape = {**of_parameters[3], "exp_avg": torch.zeros(7, 7)}
+    no_average = {"step": of_parameters[3]["step"]}
+    refused(optimizer_states=[{**optimizer, "state": {**of_parameters, 3: other_shape}}])
+    refused(optimizer_states=[{**optimizer, "state": {**of_parameters, 3: no_average}}])
     refused(optimizer_states=[])
+
+    # Other parts have values of the wrong types.
     refused(lr_schedulers=[{**good["lr_schedulers"][0], "optimizer": "x"}])
     refused(current_model_state=3)
     refused(callbacks={name: {"best_model_score": "x"} for name in good["callbacks"]})

@@ -10,6 +10,7 @@ import torch
 from helpers import DIGITS, QUIET, SMALL, fails
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from test_module import trainer, tuner
+from torch.nn import functional as F
 
 from layershuffle.checkpoints.loading import load
 from layershuffle.checkpoints.metadata import METADATA_KEY
@@ -27,18 +28,24 @@ from layershuffle.training.objectives.distillation import Teacher
 DROPPED = SMALL | {"drop_rate": 0.3}  # so that a teacher in training mode gives other logits
 
 
+TEACHERS_ORDER = Order("3 1 2 0")
+
+
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a checkpoint of an untrained model with clear opinions, whose data know these names of classes."""
+    """Makes a function that saves the checkpoint of an untrained model with clear opinions; it returns the path.
 
-    def save(file="teacher.ckpt", names=None, seed=1, **config):
-        config = {"name": "vit_tiny_patch16_224", "num_classes": 10, "order": "3 1 2 0"} | DROPPED | config
-        module = tuner(timm_args=config, **{key: config.pop(key) for key in ("name", "num_classes", "order")})
+    ``names`` are what the checkpoint says of the classes' names.
+    """
+
+    def save(names=None, seed=1, num_classes=10, **timm_args):
+        module = tuner(num_classes=num_classes, order=str(TEACHERS_ORDER), timm_args=DROPPED | timm_args)
         torch.manual_seed(seed)
         torch.nn.init.normal_(module.model.vit.head.weight)
         record = {"model": module.model.config, "data": {"class": "Digits", "args": {}, "classes": names}}
-        torch.save({"state_dict": module.state_dict(), METADATA_KEY: record}, tmp_path / file)
-        return str(tmp_path / file)
+        path = str(tmp_path / "teacher.ckpt")
+        torch.save({"state_dict": module.state_dict(), METADATA_KEY: record}, path)
+        return path
 
     return save
 
@@ -47,13 +54,15 @@ class Steps(pl.Callback):
     """Copies the student and the images before each step, and notes the loss after it."""
 
     def __init__(self):
-        self.before, self.batches, self.losses = [], [], []
+        self.students = []
+        self.batches = []
+        self.losses = []
 
     def on_train_start(self, trainer, module):
         loss = module.objective.loss
 
         def noted(model, images, labels, orders, key):
-            self.before.append(deepcopy(model))
+            self.students.append(deepcopy(model))
             self.batches.append((images.clone(), labels.clone(), orders))
             return loss(model, images, labels, orders, key)
 
@@ -64,50 +73,74 @@ class Steps(pl.Callback):
 
 
 def test_the_loss_is_the_papers_formula_and_the_teacher_stays_out_of_everything(saved, tmp_path):
-    path, steps = saved(), Steps()
+    path = saved()
+    class_weights = [1.0, 5.0] * 5
     module = tuner(
-        **{"position": "predict", "sampler": RandomSubset(), "budget": "layer_executions", "orders_per_batch": 2},
+        position="predict",
+        sampler=RandomSubset(),
+        budget="layer_executions",
+        orders_per_batch=2,
         augmentation=Augmentation(mixup=0.8),
-        objective=Distillation(path, 0.3, 2.0, label_smoothing=0.1, class_weights=[1.0, 5.0] * 5),
+        objective=Distillation(path, weight=0.3, temperature=2.0, label_smoothing=0.1, class_weights=class_weights),
     )
+    steps = Steps()
     averaged = EMAWeightAveraging(decay=0.9)
     module.load_objective()
     run = trainer(tmp_path, callbacks=[steps, averaged], max_epochs=-1, max_steps=2, log_every_n_steps=1)
     run.fit(module, datamodule=Digits(batch_size=8))
+
+    # The losses of each step, written out.
     teacher = load(path).model
-    divergences, truths = [], []
-    for before, (images, labels, orders), found in zip(steps.before, steps.batches, steps.losses):
-        outputs = [before(part, order) for part, order in zip(images.tensor_split(2), orders)]
+    divergences = []
+    cross_entropies = []
+    for student, (images, labels, orders), loss in zip(steps.students, steps.batches, steps.losses):
+        outputs = [student(part, order) for part, order in zip(images.tensor_split(2), orders)]
         logits = torch.cat([output.logits for output in outputs]).detach()
-        p = torch.softmax(teacher(images, Order("3 1 2 0")).logits.detach() / 2, 1)
+        p = torch.softmax(teacher(images, TEACHERS_ORDER).logits.detach() / 2, 1)
         q = torch.softmax(logits / 2, 1)
         divergence = 2**2 * (p * (p / q).log()).sum(1).mean()
-        truth = torch.nn.functional.cross_entropy(logits, labels, torch.tensor([1.0, 5.0] * 5), label_smoothing=0.1)
-        positions = sum(position_cross_entropy(output).sum().detach() for output in outputs) / 2
-        assert found == pytest.approx((0.7 * truth + 0.3 * divergence + positions).item(), rel=1e-4)
+        cross_entropy = F.cross_entropy(logits, labels, torch.tensor(class_weights), label_smoothing=0.1)
+        # The two parts of the batch are equally large.
+        position_loss = sum(position_cross_entropy(output).sum().detach() for output in outputs) / 2
+        expected = 0.7 * cross_entropy + 0.3 * divergence + position_loss
+        assert loss == pytest.approx(expected.item(), rel=1e-4)
         divergences.append(float(divergence))
-        truths.append(float(truth))
-    for name, terms in (("distillation", divergences), ("classification", truths)):
-        assert float(run.callback_metrics[f"train/{name}_loss"]) == pytest.approx(fmean(terms), rel=1e-4)
-    ran = sum(
-        len(order) * len(part) for _, labels, orders in steps.batches for order, part in zip(orders, [labels[:4]] * 2)
-    )
-    assert module.compute.layer_executions == ran  # the student's alone
+        cross_entropies.append(float(cross_entropy))
+    logged = run.callback_metrics
+    assert float(logged["train/distillation_loss"]) == pytest.approx(fmean(divergences), rel=1e-4)
+    assert float(logged["train/classification_loss"]) == pytest.approx(fmean(cross_entropies), rel=1e-4)
 
+    # Only the student's layers count. Each order runs for half of a batch of 8.
+    student_executions = 0
+    for _, _, orders in steps.batches:
+        student_executions += 4 * sum(map(len, orders))
+    assert module.compute.layer_executions == student_executions
+
+    # The checkpoint names the teacher, but holds the student's weights alone.
     run.save_checkpoint(tmp_path / "student.ckpt")
-    content, alone = torch.load(tmp_path / "student.ckpt", weights_only=True), tuner(position="predict")
+    content = torch.load(tmp_path / "student.ckpt", weights_only=True)
     assert content[METADATA_KEY]["distillation"] == {
-        **{"teacher": path, "weight": 0.3, "temperature": 2.0, "sha256": sha256(path)}
+        "teacher": path,
+        "weight": 0.3,
+        "temperature": 2.0,
+        "sha256": sha256(path),
     }
-    assert {name for name in content["state_dict"] if "model." in name} == {*alone.state_dict()}
-    assert len(content["optimizer_states"][0]["param_groups"][0]["params"]) == len([*alone.parameters()])
+    without_teacher = tuner(position="predict")
+    saved_weights = {name for name in content["state_dict"] if "model." in name}
+    assert saved_weights == without_teacher.state_dict().keys()
+    optimized = content["optimizer_states"][0]["param_groups"][0]["params"]
+    assert len(optimized) == len(list(without_teacher.parameters()))
+
+    # Averaging copies the student, not the teacher, which training has left as it was.
     assert averaged._average_model.module.objective.teacher is module.objective.teacher
+    weights_after_training = module.objective.teacher.model.state_dict()
     for name, value in load(path).model.state_dict().items():
-        assert torch.equal(value, module.objective.teacher.model.state_dict()[name])
+        assert torch.equal(value, weights_after_training[name])
 
 
 def test_a_resumed_run_ends_with_the_same_weights(saved, tmp_path):
     def fit(epochs, file, ckpt_path=None):
+        """Train and save a checkpoint; returns the weights."""
         pl.seed_everything(3, verbose=False)
         module = tuner(timm_args=DROPPED, objective=Distillation(teacher))
         run = trainer(tmp_path, max_epochs=epochs)
@@ -119,25 +152,34 @@ def test_a_resumed_run_ends_with_the_same_weights(saved, tmp_path):
     whole = fit(2, "whole.ckpt")
     half = fit(1, "half.ckpt")
     resumed = fit(2, "resumed.ckpt", tmp_path / "half.ckpt")
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name])
+    # The second epoch did change the weights.
     assert any(not torch.equal(value, half[name]) for name, value in whole.items())
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    saved(seed=2)  # in the same file
+
+    saved(seed=2)  # another teacher in the same file
     with pytest.raises(ValueError, match=r"teacher.ckpt is another file than the one that this run began with"):
         fit(2, "again.ckpt", tmp_path / "half.ckpt")
 
 
 def test_a_teacher_sees_images_normalised_as_in_its_own_training(saved):
-    student, path = tuner().model, saved(in_chans=3)
-    teacher = Teacher(path, student)
+    path = saved(in_chans=3)
+    teacher_model = load(path).model
     grey = torch.rand(4, 1, 8, 8)
-    (_, mean, std, *_), (_, own_mean, own_std, *_) = load(path).model.image_format, student.image_format
+    mean = torch.tensor(teacher_model.image_format.mean).view(3, 1, 1)
+    std = torch.tensor(teacher_model.image_format.std).view(3, 1, 1)
+    expected = teacher_model((grey.expand(-1, 3, -1, -1) - mean) / std).logits
+
+    student = tuner().model
+    teacher = Teacher(path, student)
+    students_format = student.image_format
+    normalised = (grey - students_format.mean[0]) / students_format.std[0]
+    torch.testing.assert_close(teacher(normalised), expected, rtol=1e-4, atol=1e-4)
+
+    # A student with another normalisation.
     student.vit.pretrained_cfg = student.vit.pretrained_cfg | {"mean": (0.2, 0.2, 0.2), "std": (0.3, 0.3, 0.3)}
-    other = Teacher(path, student)
-    expected = load(path).model(
-        (grey.expand(-1, 3, -1, -1) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    )
-    torch.testing.assert_close(other((grey - 0.2) / 0.3), expected.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(teacher((grey - own_mean[0]) / own_std[0]), expected.logits, rtol=1e-4, atol=1e-4)
+    teacher = Teacher(path, student)
+    torch.testing.assert_close(teacher((grey - 0.2) / 0.3), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -156,14 +198,14 @@ def test_classes_of_other_names_are_refused(saved, tmp_path):
     class Named(Digits):
         class_names = [f"digit {label}" for label in range(10)]  # noqa: RUF012
 
-    for names, fits in ((Named.class_names, True), ([*Named.class_names[:9], "nine"], False)):
-        module = tuner(objective=Distillation(saved(names=names)))
-        run = trainer(tmp_path, max_epochs=0)
-        if fits:
-            run.fit(module, datamodule=Named())
-        else:
-            with pytest.raises(ValueError, match="class 9 is 'nine' there, but 'digit 9' here"):
-                run.fit(module, datamodule=Named())
+    def begin(names_of_teacher):
+        """Begin a run of no epochs with a teacher of these classes."""
+        module = tuner(objective=Distillation(saved(names=names_of_teacher)))
+        trainer(tmp_path, max_epochs=0).fit(module, datamodule=Named())
+
+    begin(Named.class_names)
+    with pytest.raises(ValueError, match="class 9 is 'nine' there, but 'digit 9' here"):
+        begin([*Named.class_names[:9], "nine"])
 
 
 def test_a_teacher_whose_classes_have_another_sequence(saved, images):
@@ -187,14 +229,9 @@ def test_options_that_mean_nothing_are_refused():
 def test_a_missing_teacher_fails_before_the_data_are_read(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Digits, "setup", lambda *_: pytest.fail("the data were read"))
-    error = fails(
-        capsys,
-        train_command,
-        *DIGITS,
-        *QUIET,
-        "--model.objective=Distillation",
-        "--model.objective.teacher=runs/gone.ckpt",
-    )
+    distillation = ["--model.objective=Distillation", "--model.objective.teacher=runs/gone.ckpt"]
+    error = fails(capsys, train_command, *DIGITS, *QUIET, *distillation)
+
     assert error == "error: there is no file runs/gone.ckpt"
     assert not (tmp_path / "runs").exists()
 
