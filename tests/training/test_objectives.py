@@ -15,7 +15,7 @@ from layershuffle.training.objectives.objective import mean_cross_entropy
 
 
 class TwoOrders(Objective):
-    """The cross-entropy of each image in two orders; nothing else is said."""
+    """The cross-entropy of each image in two orders; it notes what it is asked for, and nothing else is said."""
 
     method = "two-orders"
 
@@ -40,9 +40,11 @@ class TwoOrders(Objective):
     def loss(self, model, images, labels, orders, key):
         self.keys.append(key)
         self.calls.append("loss")
-        logits = [model(images, order).logits for order in orders]
-        losses = [F.cross_entropy(part, labels) for part in logits]
-        return StepLoss(self.weight * losses[0] + (1 - self.weight) * losses[1], logits[0], {"backwards": losses[1]})
+        forwards, backwards = [model(images, order).logits for order in orders]
+        forwards_loss = F.cross_entropy(forwards, labels)
+        backwards_loss = F.cross_entropy(backwards, labels)
+        total = self.weight * forwards_loss + (1 - self.weight) * backwards_loss
+        return StepLoss(total, forwards, {"backwards": backwards_loss})
 
     def validation_loss(self, model, images, labels, logits):
         return torch.tensor(7.0)
@@ -53,13 +55,15 @@ def test_an_objective_from_scratch_decides_orders_validation_and_name(tmp_path):
     module = tuner(objective=given)
     run = trainer(tmp_path, log_every_n_steps=1, limit_train_batches=3)
     run.fit(module, datamodule=Digits(batch_size=10))
+
     objective = module.objective
     assert given.calls == []  # the module has a copy
     assert objective.calls[:3] == ["load", ("read_data", "Digits", 10), "start"]
     assert objective.calls[3:] == ["loss"] * 3
-    assert objective.keys == [(5, step, 0) for step in range(3)]
+    assert objective.keys == [(5, step, 0) for step in range(3)]  # seed, step and rank
     assert module.method == "two-orders"
     assert module.base_order == module.model.order
+    # 3 batches of 10 images, in 2 orders of 4 layers.
     assert module.compute.layer_executions == 3 * 10 * 2 * 4
     assert float(run.callback_metrics["val/loss"]) == 7.0
     assert float(run.callback_metrics["train/backwards"]) > 0
@@ -67,7 +71,10 @@ def test_an_objective_from_scratch_decides_orders_validation_and_name(tmp_path):
     run.save_checkpoint(tmp_path / "run.ckpt")
     metadata = torch.load(tmp_path / "run.ckpt", weights_only=True)[METADATA_KEY]
     assert metadata["method"] == "two-orders"
-    assert metadata["position_loss"] is metadata["class_weights"] is metadata["distillation"] is None
+    # What other objectives record.
+    assert metadata["position_loss"] is None
+    assert metadata["class_weights"] is None
+    assert metadata["distillation"] is None
     assert load(str(tmp_path / "run.ckpt")).model.order == module.model.order
 
 
@@ -88,8 +95,11 @@ def test_label_smoothing_is_a_share():
 
 
 def test_the_mean_of_no_images_is_nothing():
-    assert mean_cross_entropy(torch.empty(0, 3), torch.empty(0, dtype=torch.long)) == 0
-    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    no_images = mean_cross_entropy(torch.empty(0, 3), torch.empty(0, dtype=torch.long))
+    assert no_images == 0
+
+    logits = torch.randn(4, 3)
+    labels = torch.tensor([0, 1, 2, 0])
     assert mean_cross_entropy(logits, labels) == F.cross_entropy(logits, labels)
 
 
@@ -99,10 +109,10 @@ def test_the_mean_of_no_images_is_nothing():
 @pytest.mark.parametrize("are_mixed", [False, True])
 def test_the_cross_entropy_is_torchs(reduction, weights, smoothing, are_mixed):
     objective = Classification(label_smoothing=smoothing, class_weights=weights)
-    objective.weight_of_class = weights and torch.tensor(weights)
+    weight_of_class = None if weights is None else torch.tensor(weights)
+    objective.weight_of_class = weight_of_class
     logits = torch.randn(8, 3)
     labels = torch.rand(8, 3).softmax(1) if are_mixed else torch.arange(8) % 3
-    options = {"weight": objective.weight_of_class, "label_smoothing": smoothing, "reduction": reduction}
-    torch.testing.assert_close(
-        objective.cross_entropy(logits, labels, reduction), F.cross_entropy(logits, labels, **options)
-    )
+
+    expected = F.cross_entropy(logits, labels, weight=weight_of_class, label_smoothing=smoothing, reduction=reduction)
+    torch.testing.assert_close(objective.cross_entropy(logits, labels, reduction), expected)
