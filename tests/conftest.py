@@ -16,28 +16,35 @@ set_up_logging()  # so that a test finds log lines where a user does, on stderr
 
 @pytest.fixture(scope="session", autouse=True)
 def without_rendering():
-    """Pictures of results are composed but not rendered, which takes half a second each; yields what renders them."""
+    """Composes the pictures of results without rendering them, which takes half a second each.
+
+    A file of one pixel stands for each of them. Yields the function that renders.
+    """
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "png")
+    one_pixel = file.getvalue()
     render = drawing.rendered
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "rendered", lambda figure, form: file.getvalue())
+        patch.setattr(drawing, "rendered", lambda figure, form: one_pixel)
         yield render
 
 
 @pytest.fixture
 def with_rendering(without_rendering, monkeypatch):
-    """For tests that look at pictures."""
+    """Renders pictures after all, for tests that look at them."""
     monkeypatch.setattr(drawing, "rendered", without_rendering)
 
 
 @pytest.fixture
 def small():
-    """Makes a four-layer model with weights far from their initial symmetry, in evaluation mode."""
+    """Returns a function that makes a four-layer model, whose weights are far from their initial symmetry.
+
+    The model is in evaluation mode.
+    """
 
     def make(name="vit_tiny_patch16_224", num_classes=5, **arguments):
         torch.manual_seed(0)
-        model = layershuffle.create_model(name, num_classes, **{**SMALL, **arguments}).eval()
+        model = layershuffle.create_model(name, num_classes, **(SMALL | arguments)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.2)
@@ -48,6 +55,7 @@ def small():
 
 @pytest.fixture
 def images():
+    """Three random images for ``small``."""
     return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -67,8 +75,17 @@ def choosy(small):
 def shuffled_digits(tmp_path_factory):
     """The checkpoint of a five-layer model of the digits, trained with shuffled layers. No test may change it."""
     folder = tmp_path_factory.mktemp("shuffled_digits")
-    options = ["--model.depth=5", "--model.sampler=Shuffle", "--trainer.max_epochs=2", "--data.train_images=600"]
+    command = [
+        *DIGITS,
+        *QUIET,
+        "--model.depth=5",
+        "--model.sampler=Shuffle",
+        "--data.train_images=600",
+        "--trainer.max_epochs=2",
+        "--trainer.logger=false",
+        f"--checkpoint.dirpath={folder}",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train([*DIGITS, *QUIET, *options, "--trainer.logger=false", f"--checkpoint.dirpath={folder}"])
+        train(command)
     return str(folder / "best.ckpt")

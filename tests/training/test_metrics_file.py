@@ -15,6 +15,10 @@ def rows(path):
 
 
 def log(folder, from_step, *metrics):
+    """Log the metrics, pairs of a step and its values, in a run that goes on from a step; returns the file's path.
+
+    Without ``from_step`` the run is new.
+    """
     logger = MetricsFile(str(folder), version="run", from_step=from_step)
     for step, values in metrics:
         logger.log_metrics(values, step)
@@ -33,13 +37,15 @@ def test_a_resumed_run_keeps_the_rows_of_the_steps_before(tmp_path):
     path = log(tmp_path, None, *[(step, {"loss": step / 2}) for step in range(4)])
     with path.open("a") as file:
         file.write("9.9")  # cut short by a kill
+
     log(tmp_path, 2, (2, {"loss": 7.0}))
     assert [(row["step"], row["loss"]) for row in rows(path)] == [("0", "0.0"), ("1", "0.5"), ("2", "7.0")]
 
 
 def test_a_new_run_replaces_the_rows(tmp_path):
     log(tmp_path, None, (0, {"loss": 1.0}))
-    assert [row["step"] for row in rows(log(tmp_path, None, (5, {"other": 1.0})))] == ["5"]
+    path = log(tmp_path, None, (5, {"other": 1.0}))
+    assert [row["step"] for row in rows(path)] == ["5"]
 
 
 def test_a_run_that_logs_nothing_writes_nothing(tmp_path):

@@ -4,19 +4,27 @@ import math
 
 import pytest
 import yaml
-from helpers import DIGITS, ROOT, train
+from helpers import DIGITS, QUIET, ROOT, configs, train
 
 from layershuffle.training.plan import FEWEST_UPDATES, Plan
 from layershuffle.training.schedule import Schedule
 
-TINY = [*DIGITS, "--model.timm_args.depth=2", "--data.train_images=300", "--trainer.enable_progress_bar=false"]
+TINY = [*DIGITS, *QUIET, "--model.timm_args.depth=2", "--data.train_images=300"]
 
 
-def plan(updates, warmup=0, shuffles=False, **others):
-    unknown = {"done": 0, "epochs": None, "in_layer_executions": False, "batch_size": None}
-    schedule = Schedule("cosine", warmup_steps=warmup)
-    arguments = unknown | {"optimizer": "AdamW", "rate": 0.004, "schedule": schedule} | others
-    return Plan(updates=updates, shuffles=shuffles, **arguments)
+def plan(updates, warmup=0, shuffles=False):
+    """The plan of a run of so many updates, of which nothing else is known."""
+    return Plan(
+        updates=updates,
+        shuffles=shuffles,
+        optimizer="AdamW",
+        rate=0.004,
+        schedule=Schedule("cosine", warmup_steps=warmup),
+        done=0,
+        epochs=None,
+        in_layer_executions=False,
+        batch_size=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,26 +44,30 @@ def plan(updates, warmup=0, shuffles=False, **others):
 )
 def test_a_run_that_is_too_short_says_so(updates, warmup, shuffles, mentioned):
     warnings = plan(updates, warmup, shuffles).warnings()
+
     assert len(warnings) == len(mentioned)
-    assert all(text in warning for text, warning in zip(mentioned, warnings))
+    for text, warning in zip(mentioned, warnings):
+        assert text in warning
 
 
 @pytest.mark.parametrize("method", ["layershuffle", "baseline"])
 def test_the_first_lines_say_what_runs(tmp_path, monkeypatch, caplog, method):
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
-    configs = [*TINY, f"--config={ROOT}/configs/method/{method}.yaml", f"--config={ROOT}/configs/recipe/light.yaml"]
     options = ["--model.schedule.warmup_steps=0.5", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=2"]
-    train([*configs, *options])
+    train([*TINY, *configs(f"method/{method}", "recipe/light"), *options])
+
     said = "\n".join(caplog.messages)
     assert "(default)" not in said
     assert "input: 8 x 8 pixels, 1 channel, 4 x 4 patches\n" in said
     assert f"method: {method}, of the configs mini_digits, digits, cpu, mini, {method}, light\n" in said
     assert "plan: 4 updates, 2 epochs, batches of 64 images\n" in said
     assert "AdamW: learning rate 0.0001, 2 updates of warm-up, then cosine\n" in said
+    # The lines are wrapped somewhere.
     assert "the validation images are held out from training" in " ".join(said.split())
-    warned = [text for text in caplog.messages if "too few to learn" in text]
-    assert len(warned) == (1 if method == "layershuffle" else 0)
+    # Four updates are too few to learn random orders, which the baseline doesn't have.
+    warnings = [text for text in caplog.messages if "too few to learn" in text]
+    assert len(warnings) == (1 if method == "layershuffle" else 0)
 
 
 def test_epochs_of_a_budget_of_layer_executions_are_an_estimate(tmp_path, monkeypatch, caplog):

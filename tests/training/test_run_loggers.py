@@ -1,6 +1,8 @@
 """TensorBoard and MLflow with their real clients and local files: what arrives, and what a missing package says."""
 
 import csv
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -13,33 +15,49 @@ from layershuffle.training import run_loggers
 from layershuffle.training.resume import EarlierRun, continue_run
 from layershuffle.training.run_loggers import forgiving
 
-ARGS = [*DIGITS, *configs("method/layershuffle"), *QUIET, "--data.train_images=128", "--data.batch_size=32"]
-ARGS += ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
+ARGS = [
+    *DIGITS,
+    *configs("method/layershuffle"),
+    *QUIET,
+    "--data.train_images=128",
+    "--data.batch_size=32",
+    "--trainer.max_epochs=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.limit_val_batches=1",
+]
 METRICS = {"train/loss", "train/gradient_norm", "train/layer_executions", "val/sequential", "val/arbitrary", "lr-AdamW"}
+
+
+class Run(NamedTuple):
+    """A training with both loggers: the folder of all runs, and the run's own."""
+
+    root: Path
+    folder: Path
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Train with both loggers; returns the folder of all runs and the run's."""
+    """Trains with both loggers."""
     pytest.importorskip("tensorboard")
     pytest.importorskip("mlflow")
-    folder = tmp_path_factory.mktemp("loggers")
+    root = tmp_path_factory.mktemp("loggers")
     names = ("TensorBoardLogger", "MLFlowLogger")
-    loggers = [{"class_path": name, "init_args": {"save_dir": str(folder)}} for name in names]
-    config = folder / "loggers.yaml"
+    loggers = [{"class_path": name, "init_args": {"save_dir": str(root)}} for name in names]
+    config = root / "loggers.yaml"
     config.write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
     train([*ARGS, f"--config={config}"])
-    (events,) = folder.rglob("events.out.tfevents.*")
-    return folder, events.parent
+    (events,) = root.rglob("events.out.tfevents.*")
+    return Run(root, events.parent)
 
 
 def test_tensorboard_has_options_and_metrics(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    events = EventAccumulator(str(run[1])).Reload()
+    events = EventAccumulator(str(run.folder)).Reload()
     assert set(events.Tags()["scalars"]) >= METRICS
     assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2]
+
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     options = HParamsPluginData.FromString(content).session_start_info.hparams
     assert options["data/init_args/train_images"].number_value == 128
@@ -49,7 +67,7 @@ def test_tensorboard_has_options_and_metrics(run):
 def test_mlflow_has_options_and_metrics(run):
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{run[0]}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{run.root}/mlflow.db")
     (experiment,) = [found for found in client.search_experiments() if found.name == "lightning_logs"]
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
@@ -60,7 +78,7 @@ def test_mlflow_has_options_and_metrics(run):
 
 
 def test_there_is_a_file_of_metrics_beside_them(run):
-    with (run[1] / "metrics.csv").open() as file:
+    with (run.folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     assert [row["step"] for row in rows] == ["0", "1", "2"]
 
@@ -71,7 +89,10 @@ def test_a_run_that_goes_on_is_logged_to_the_same_place(tmp_path, first):
     loggers = [Namespace(class_path=name, init_args=Namespace(version=None)) for name in names]
     config = Namespace(trainer=Namespace(logger=loggers))
     continue_run(config, EarlierRun(tmp_path / "1a2b", tmp_path / "last.ckpt"), 7)
+
+    # TensorBoard forgets what was logged after the step of the checkpoint.
     assert loggers[1].dict_kwargs == {"purge_step": 7}
+    # The first logger names the folder of the run. That of MLflow has the name of its run.
     if first == "MLFlowLogger":
         assert loggers[0].init_args == Namespace(version=None, run_id="1a2b")
         assert loggers[1].init_args.version is None
@@ -100,5 +121,7 @@ def test_a_logger_that_fails_warns_once_and_is_left_alone(tmp_path, caplog, monk
     log = forgiving(fail, CSVLogger(tmp_path))
     log({})
     log({})
-    assert len(calls) == len(caplog.records) == 1
+
+    assert len(calls) == 1
+    assert len(caplog.records) == 1
     assert "CSVLogger" in caplog.text

@@ -57,20 +57,26 @@ def test_rates_are_set_again_once_the_number_of_steps_is_known():
     optimizer = SGD([torch.nn.Parameter(torch.ones(1))], lr=3.0)
     scheduler = make_scheduler(optimizer, Schedule(warmup_steps=0.5), budget)
     assert optimizer.param_groups[0]["lr"] == 3.0
+
+    # Half of four steps are warm-up, in which the first step has a third of the rate.
     budget.planned_steps = 4
     set_rates_again(scheduler)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0)
 
 
 def test_groups_keep_the_names_and_scale_the_rate():
-    weight, bias = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(1))
+    weight = torch.nn.Parameter(torch.ones(2))
+    bias = torch.nn.Parameter(torch.ones(1))
     frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
     named = [("weight", weight), ("bias", bias), ("frozen", frozen)]
+
     groups = [{"params": [weight], "lr_scale": 0.5}, {"params": [bias], "lr_scale": 1.0}]
     optimizer = make_optimizer(lambda parameters: SGD(parameters, lr=2.0), named, groups)
     assert [group["param_names"] for group in optimizer.param_groups] == [["weight"], ["bias"]]
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 2.0]
-    plain = make_optimizer(lambda parameters: SGD(parameters, lr=2.0), named)
-    assert plain.param_groups[0]["param_names"] == ["weight", "bias"]
+
+    without_groups = make_optimizer(lambda parameters: SGD(parameters, lr=2.0), named)
+    assert without_groups.param_groups[0]["param_names"] == ["weight", "bias"]
+
     with pytest.raises(UserError, match="the optimizer can't be made"):
         make_optimizer(lambda parameters: SGD(parameters, lr=-1.0), named)

@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from helpers import DIGITS, QUIET, ROOT, fails, train
+from helpers import DIGITS, QUIET, configs, fails, train
 
 from layershuffle.commands.train import train_command
 from layershuffle.data.augmentation import Augmented
@@ -61,19 +61,20 @@ def test_what_only_the_run_finds_is_one_line(capsys, options, mentioned):
 
 def test_overfit_batches_with_a_recipe(monkeypatch):
     """Lightning then asks for images by their indices, and each is changed in one way alone."""
-    seen = []
+    batches = []
     original = Augmented.__getitems__
 
     def noted(images, keys):
         items = original(images, keys)
-        seen.append(items[0].clone())
+        batches.append(items[0].clone())
         return items
 
     monkeypatch.setattr(Augmented, "__getitems__", noted)
-    recipe = [f"--config={ROOT}/configs/recipe/light.yaml", "--data.workers=0", "--trainer.num_sanity_val_steps=0"]
+    recipe = [*configs("recipe/light"), "--data.workers=0", "--trainer.num_sanity_val_steps=0"]
     run = train([*TINY, *recipe, "--trainer.max_epochs=2", "--trainer.overfit_batches=1"])
+
     assert run.global_step == 2
-    assert any((earlier == later).all() for earlier, later in pairwise(seen))
+    assert any((earlier == later).all() for earlier, later in pairwise(batches))
 
 
 @pytest.mark.parametrize(
@@ -90,4 +91,5 @@ def test_overfit_batches_with_a_recipe(monkeypatch):
     ],
 )
 def test_options_that_work(option):
-    assert train([*TINY, "--trainer.max_epochs=2", f"--trainer.{option}"]).current_epoch == 2
+    trainer = train([*TINY, "--trainer.max_epochs=2", f"--trainer.{option}"])
+    assert trainer.current_epoch == 2
