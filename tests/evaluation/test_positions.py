@@ -1,3 +1,5 @@
+"""The studies of what layers do at which position, against the layers run one by one."""
+
 import functools
 import json
 import sys
@@ -19,6 +21,8 @@ from layershuffle.results.measures import Contributions, Representations
 
 
 class Images(torch.utils.data.Dataset):
+    """Random images, the same ones each time."""
+
     def __init__(self, count=12):
         self.count = count
 
@@ -26,7 +30,10 @@ class Images(torch.utils.data.Dataset):
         return self.count
 
     def __getitem__(self, at):
-        return torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(at)), 0
+        generator = torch.Generator().manual_seed(at)
+        image = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8, generator=generator)
+        label = 0
+        return image, label
 
 
 @pytest.fixture
@@ -38,39 +45,53 @@ def fabric():
 
 def test_every_image_runs_in_an_order_of_its_own(small, fabric):
     model = small(position="encode")
-    preprocess, images = Preprocess(*model.image_format), Images()
-    runs = list(shuffled_runs(model, preprocess, images, fabric, 3))
+    preprocess = Preprocess(*model.image_format)
+    images = Images()
+
+    runs = list(shuffled_runs(model, preprocess, images, fabric, seed=3))
+
     orders = [order for order, _ in runs]
-    assert len(runs) == 12
+    assert len(orders) == 12
     assert len(set(orders)) > 6
     with torch.inference_mode():
-        for at, (order, states) in enumerate(runs):
-            tokens = model.embed(preprocess(images[at][0][None])).tokens
-            for position, layer in enumerate(map(int, str(order).split())):
-                before = tokens
+        for (image, _label), (order, states) in zip(images, runs):
+            tokens = model.embed(preprocess(image[None])).tokens
+            assert torch.equal(states[0], tokens[0])
+            layers = [int(layer) for layer in str(order).split()]
+            assert len(states) == 1 + len(layers)
+            for position, layer in enumerate(layers):
                 tokens = model.vit.blocks[layer](model.encoding(tokens, layer, position))
-                assert torch.equal(states[position], before[0])
                 assert torch.equal(states[position + 1], tokens[0])
-            assert len(states) == position + 2
-    assert [order for order, _ in shuffled_runs(model, preprocess, images, fabric, 3)] == orders
-    assert [order for order, _ in shuffled_runs(model, preprocess, images, fabric, 4)] != orders
+
+    assert [order for order, _ in shuffled_runs(model, preprocess, images, fabric, seed=3)] == orders
+    assert [order for order, _ in shuffled_runs(model, preprocess, images, fabric, seed=4)] != orders
 
 
 def test_contributions_are_norms():
-    tokens = [torch.tensor(values) for values in ([3.0, 4.0], [3.0, 16.0], [0.0, 12.0])]
-    assert contributions(tokens) == ([12, 5], [5, pytest.approx((9 + 256) ** 0.5)])
+    start = torch.tensor([3.0, 4.0])
+    after_one = torch.tensor([3.0, 16.0])
+    after_two = torch.tensor([0.0, 12.0])
+
+    added, before = contributions([start, after_one, after_two])
+
+    assert added == [12, 5]  # the norms of (0, 12) and of (-3, -4)
+    assert before == [5, pytest.approx((3**2 + 16**2) ** 0.5)]
 
 
 def test_what_an_untrained_layer_adds_does_not_depend_on_its_position(fabric):
     torch.manual_seed(0)
-    model = create_model("vit_tiny_patch16_224", 5, **{**SMALL, "embed_dim": 64, "depth": 8})
-    added, before = [], []
-    for _, states in shuffled_runs(model, Preprocess(*model.image_format), Images(40), fabric, 0):
-        norms = contributions([model.backbone.summarise(tokens) for tokens in states])
-        added.append(norms[0])
-        before.append(norms[1])
-    change = np.mean(added, axis=0)
-    quotient = np.mean(np.divide(added, before), axis=0)
+    model = create_model("vit_tiny_patch16_224", 5, **SMALL | {"embed_dim": 64, "depth": 8})
+    preprocess = Preprocess(*model.image_format)
+    all_added = []
+    all_before = []
+    for _, states in shuffled_runs(model, preprocess, Images(40), fabric, seed=0):
+        added, before = contributions([model.backbone.summarise(tokens) for tokens in states])
+        all_added.append(added)
+        all_before.append(before)
+
+    # Means over the images, for each position. What is added doesn't depend on it, but its share of the norm does.
+    change = np.mean(all_added, axis=0)
+    quotient = np.mean(np.divide(all_added, all_before), axis=0)
     assert change.max() / change.min() < 1.15
     assert quotient.max() / quotient.min() > 2
 
@@ -98,10 +119,9 @@ def trainings(tmp_path_factory):
     @functools.cache
     def make(*options, **timm_args):
         folder = tmp_path_factory.mktemp("training")
-        size = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 4, "num_heads": 2}
         arguments = [
             "--model.name=vit_tiny_patch16_224",
-            f"--model.timm_args={json.dumps(size | timm_args)}",
+            f"--model.timm_args={json.dumps(SMALL | {'embed_dim': 16} | timm_args)}",
             "--data=layershuffle.data.Digits",
             "--data.train_images=128",
             "--trainer.max_epochs=1",
@@ -132,17 +152,23 @@ def checkpoint(trained):
 def test_contributions_as_typed(checkpoint, tmp_path):
     results = analyse_command([checkpoint, "--study=contributions", "--images=40", "--output=c.json"])
     assert Results.load("c.json") == results
-    found = results.measure(Contributions).by_step()
-    assert sum(map(len, found.values())) == 40 * 4
     measured = results.measure(Contributions)
-    step = Order(measured.orders[7])[2]
-    assert measured.added[7][2] in found[step, 2]
-    assert all(min(values) > 0 for values in found.values())
     assert measured.token == "class token"
+
+    by_step = measured.by_step()
+    assert sum(len(values) for values in by_step.values()) == 40 * 4  # images, layers
+    assert all(min(values) > 0 for values in by_step.values())
+    image = 7
+    position = 2
+    step = Order(measured.orders[image])[position]
+    assert measured.added[image][position] in by_step[step, position]
+
     # All images begin with the same class token. No step can change its norm by more than the norm of what it adds.
-    added, before = np.array(measured.added), np.array(measured.before)
+    added = np.array(measured.added)
+    before = np.array(measured.before)
     assert np.all(before[:, 0] == before[0, 0])
     assert np.all(np.abs(np.diff(before)) <= added[:, :-1] + 1e-3)
+
     assert (tmp_path / "c.png").stat().st_size > 10_000
     assert len(Contributions.compared([results, results]).axes) == 3
 
@@ -155,16 +181,16 @@ def test_contributions_without_a_class_token(trained):
 
 
 def test_the_images_are_a_random_sample(checkpoint, monkeypatch):
-    chosen = []
+    samples = []
 
     def watched(model, preprocess, images, fabric, seed):
-        chosen.append(list(images.indices))
+        samples.append(list(images.indices))
         return shuffled_runs(model, preprocess, images, fabric, seed)
 
     monkeypatch.setattr(analyse, "shuffled_runs", watched)
     for seed in (0, 0, 1):
         layershuffle.analyse(checkpoint, study="contributions", images=30, seed=seed)
-    first, again, other = chosen
+    first, again, other = samples
     assert first == again != other
     assert len(set(first)) == len(set(other)) == 30
     # The largest of 30 out of 359 is below 180 with a probability of 1 in a thousand million.
@@ -172,6 +198,7 @@ def test_the_images_are_a_random_sample(checkpoint, monkeypatch):
 
 
 def results_of(measure, **settings):
+    """Results that hold one measure; the settings are those of the evaluation."""
     model = ModelInfo(name="m", config={"name": "vit_tiny_patch16_224", "num_classes": 10})
     return Results(model, DataInfo(name="d", images=2), EvaluationInfo(**settings), Environment(), [], (measure,))
 
@@ -180,17 +207,23 @@ def test_lines_are_drawn_by_the_distance_from_the_original_place():
     measured = Contributions(["0 1 0 1", "1 0 0 1"], "class token", added=[[1, 2, 3, 4], [5, 6, 7, 8]])
     results = results_of(measured, order="0 1 0 1")
     axis, _ = results.measure(Contributions).figure(results).axes
-    one, other = ({int(x): y for x, y in zip(*line.get_data())} for line in axis.lines[:2])
+
+    # The changes by the distance from the original place.
+    layer_0, layer_1 = (dict(zip(*line.get_data())) for line in axis.lines[:2])
     # Layer 0 belongs at 0 and 2. It ran there with changes 1, 3 and 7, and at 1 (a tie: later than 0) with 6.
-    assert one == {0: pytest.approx((1 + 3 + 7) / 3), 1: 6}
-    assert other == {0: pytest.approx((2 + 4 + 8) / 3), -1: 5}
+    assert layer_0 == {0: pytest.approx((1 + 3 + 7) / 3), 1: 6}
+    # Layer 1 belongs at 1 and 3. It ran there with changes 2, 4 and 8, and at 0 with 5.
+    assert layer_1 == {0: pytest.approx((2 + 4 + 8) / 3), -1: 5}
     assert axis.get_ylabel() == "norm of the change of the class token"
 
 
 def test_older_files_are_drawn_with_the_quotient_that_they_hold():
     results = results_of(Contributions(["0 1", "1 0"], changes=[[1, 2], [3, 4]]))
     axis, _ = results.measure(Contributions).figure(results).axes
-    assert [list(line.get_data()[1]) for line in axis.lines[:2]] == [[1, 4], [3, 2]]
+
+    layer_0, layer_1 = (list(line.get_ydata()) for line in axis.lines[:2])
+    assert layer_0 == [1, 4]  # at its original place and one later
+    assert layer_1 == [3, 2]  # one earlier and at its original place
     assert axis.get_ylabel() == "norm of the change of the class token, over its norm"
 
 
@@ -201,12 +234,18 @@ def test_older_files_are_drawn_with_the_quotient_that_they_hold():
 def test_representations_of_every_visit(trained, monkeypatch, order, default, layer, steps):
     monkeypatch.setattr(analyse, "project", lambda outputs, seed: torch.rand(len(outputs), 2))
     checkpoint = trained(f"--model.order={order}")
+
     results = layershuffle.analyse(checkpoint, images=20, layer=layer)
+
     measured = results.measure(Representations)
-    visits = [at for text in measured.orders for at, step in enumerate(text.split()) if step in steps]
+    visits = []
+    for order_of_image in measured.orders:
+        visits += [position for position, step in enumerate(order_of_image.split()) if step in steps]
     assert measured.positions == visits
     assert len(measured.plane) == len(visits) >= 20
-    assert layershuffle.analyse(checkpoint, images=3).measure(Representations).layer == default
+
+    of_default_layer = layershuffle.analyse(checkpoint, images=3).measure(Representations)
+    assert of_default_layer.layer == default
 
 
 @pytest.mark.slow
@@ -217,14 +256,15 @@ def test_representations_as_typed(checkpoint, tmp_path):
     results = analyse_command([*arguments, "--output=r.json"])
     measured = results.measure(Representations)
     assert len(measured.plane) == len(measured.positions) == 30
-    assert [str(Order(o)).split().index("1") for o in measured.orders] == measured.positions
+    assert measured.positions == [order.split().index("1") for order in measured.orders]
     assert (tmp_path / "r.png").stat().st_size > 10_000
 
 
 def test_a_layer_that_the_order_leaves_out(trained, capsys):
-    line = fails(capsys, analyse_command, trained("--model.order=0 2"), "--layer=1")
-    assert "layer 1" in line
-    assert line.endswith("0 2")
+    checkpoint = trained("--model.order=0 2")
+    error = fails(capsys, analyse_command, checkpoint, "--layer=1")
+    assert "layer 1" in error
+    assert error.endswith("0 2")
 
 
 def test_analyses_that_cannot_be(checkpoint, monkeypatch):

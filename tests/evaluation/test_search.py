@@ -1,5 +1,6 @@
 """Searching an order, against brute force and against the fit written out."""
 
+import sys
 from itertools import combinations, pairwise, permutations
 from math import comb
 
@@ -11,76 +12,103 @@ from layershuffle.evaluation.search import climb, greedy, heavy_tail_exponents, 
 from layershuffle.orders.order import Order, sequential
 
 COST = np.random.default_rng(0).random((5, 5))
+"""What it costs to run a layer (row) at a position (column)."""
+
+
+def loss_of(order):
+    """The sum of the costs of its layers: a loss that is known for every order, whether it has all layers or not."""
+    costs = [COST[step.units[0].layer, position] for position, step in enumerate(order)]
+    return float(sum(costs))
 
 
 def losses(orders):
-    """How dear it is to run a layer at a position: known for every order, whole or not."""
-    return [float(sum(COST[step.units[0].layer, at] for at, step in enumerate(order))) for order in orders]
+    return [loss_of(order) for order in orders]
 
 
 def test_greedy_appends_the_best_next_layer():
-    left = set(range(5))
-    by_hand = []
-    total = 0.0
     path = list(greedy(sequential(5), losses))
+
+    left = set(range(5))
+    layers = []
+    total = 0.0
     for position, (order, loss) in enumerate(path):
-        best = min(left, key=lambda layer: COST[layer, position])
-        left.remove(best)
-        by_hand.append(best)
-        total += COST[best, position]
-        assert order == Order(by_hand)
+        cheapest = min(left, key=lambda layer: COST[layer, position])
+        left.remove(cheapest)
+        layers.append(cheapest)
+        total += COST[cheapest, position]
+        assert order == Order(layers)
         assert loss == pytest.approx(total)
-    assert sorted(path[-1][0]) == list(sequential(5))
-    (repeated, _) = list(greedy(Order("0 1 0"), losses))[-1]
-    assert sorted(repeated) == sorted(Order("0 0 1"))
+    assert not left
+
+    # An order that repeats a layer keeps its steps.
+    order, _ = list(greedy(Order("0 1 0"), losses))[-1]
+    assert sorted(order) == sorted(Order("0 0 1"))
+
+
+def exchanged(order, one, other):
+    """An order with the steps of two positions exchanged."""
+    steps = list(order)
+    steps[one], steps[other] = steps[other], steps[one]
+    return Order(steps)
 
 
 def test_climbing_ends_where_no_exchange_helps():
-    path = list(climb(Order("4 3 2 1 0"), losses, rounds=50))
-    assert path[0] == (Order("4 3 2 1 0"), losses([Order("4 3 2 1 0")])[0])
-    for (before, dearer), (after, cheaper) in pairwise(path):
-        assert sum(a != b for a, b in zip(before, after)) == 2
-        swaps = [
-            Order([before[j] if at == i else before[i] if at == j else step for at, step in enumerate(before)])
-            for i in range(5)
-            for j in range(i)
-        ]
-        assert cheaper == min(losses(swaps)) < dearer
+    start = Order("4 3 2 1 0")
+
+    path = list(climb(start, losses, rounds=50))
+
+    assert path[0] == (start, loss_of(start))
+    for (before, loss_before), (after, loss_after) in pairwise(path):
+        neighbours = [exchanged(before, one, other) for one, other in combinations(range(5), 2)]
+        assert after in neighbours
+        assert loss_after == min(losses(neighbours)) < loss_before
+
     last, loss = path[-1]
-    best = min(losses([Order(order) for order in permutations(range(5))]))
-    assert best <= loss <= path[0][1]
+    best = min(loss_of(Order(layers)) for layers in permutations(range(5)))
+    assert best <= loss <= loss_of(start)
     assert list(climb(last, losses, rounds=5)) == [(last, loss)]
-    assert len(list(climb(Order("4 3 2 1 0"), losses, rounds=1))) == 2
+
+    assert len(list(climb(start, losses, rounds=1))) == 2  # the start, and one round
 
 
 def exponent(eigenvalues):
     """Clauset, Shalizi and Newman's fit of a power law's tail (arXiv 0706.1062), by trying every beginning."""
-    x = np.sort(eigenvalues)
-    best = (np.inf, 0.0)
-    for start in range(len(x) - 1):
-        tail = x[start:]
-        alpha = 1 + len(tail) / np.log(tail / tail[0]).sum()
-        fitted = 1 - (tail / tail[0]) ** (1 - alpha)
+    ascending = np.sort(eigenvalues)
+    fits = []
+    for start in range(len(ascending) - 1):
+        tail = ascending[start:]
         n = len(tail)
-        distance = max(np.abs(np.arange(n) / n - fitted).max(), np.abs(np.arange(1, n + 1) / n - fitted).max())
-        best = min(best, (distance, alpha))
-    return best[1]
+        alpha = 1 + n / np.log(tail / tail[0]).sum()
+        # The distance of Kolmogorov and Smirnov, from the steps of the tail's cumulative distribution.
+        fitted = 1 - (tail / tail[0]) ** (1 - alpha)
+        from_below = np.abs(np.arange(n) / n - fitted).max()
+        from_above = np.abs(np.arange(1, n + 1) / n - fitted).max()
+        fits.append((max(from_below, from_above), alpha))
+    _distance, alpha = min(fits)
+    return alpha
 
 
 def test_exponents_are_the_fits_of_the_layers_matrices(small):
     pytest.importorskip("powerlaw")
+    matrices = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     model = small(depth=2)
     with torch.no_grad():  # a spectrum with a clear tail
         for block in model.vit.blocks:
-            for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            for name in matrices:
                 weight = block.get_submodule(name).weight
-                u, s, v = torch.linalg.svd(weight, full_matrices=False)
-                weight.copy_(u @ torch.diag(torch.linspace(1, 0.02, len(s)) ** -0.9) @ v)
+                left, singular_values, right = torch.linalg.svd(weight, full_matrices=False)
+                heavy_tailed = torch.linspace(1, 0.02, len(singular_values)) ** -0.9
+                weight.copy_(left @ torch.diag(heavy_tailed) @ right)
+
     exponents = heavy_tail_exponents(model)
-    block = model.vit.blocks[1]
-    weights = [block.attn.qkv.weight, block.attn.proj.weight, block.mlp.fc1.weight, block.mlp.fc2.weight]
-    by_hand = [exponent(np.linalg.eigvalsh((w.T @ w).detach().double().numpy())[-32:]) for w in weights]
-    assert exponents[1] == pytest.approx(np.mean(by_hand), rel=1e-4)
+
+    expected = []
+    for name in matrices:
+        weight = model.vit.blocks[1].get_submodule(name).weight.detach()
+        eigenvalues = np.linalg.eigvalsh((weight.T @ weight).double().numpy())
+        largest = eigenvalues[-32:]  # all but the zeros of a matrix that is wider than high
+        expected.append(exponent(largest))
+    assert exponents[1] == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_the_best_trained_come_first():
@@ -96,38 +124,45 @@ def test_the_best_trained_steps_of_an_order_come_first(base_order, expected):
 
 
 def test_a_missing_extra_is_named(small, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "powerlaw", None)
+    monkeypatch.setitem(sys.modules, "powerlaw", None)
     with pytest.raises(ValueError, match=r"pip install 'layershuffle\[spectra\]'"):
         heavy_tail_exponents(small())
 
 
 @pytest.mark.parametrize(("keep", "beam", "exact"), [(2, 8, True), (1, 3, False)])
 def test_thinning_keeps_the_best_choice_of_each_length(monkeypatch, keep, beam, exact):
-    base_order, scored = Order("4 0 3 1 2"), []
+    base_order = Order("4 0 3 1 2")
+    lengths = range(5, keep - 1, -1)
     if not exact:
         monkeypatch.setattr("layershuffle.evaluation.search.scores_all", lambda base_order, keep: False)
+    scored = []  # the orders of each length
 
-    def counted(orders):
+    def watched(orders):
         scored.append(orders)
         return losses(orders)
 
-    found = list(thin(base_order, counted, keep, beam))
-    best = {
-        length: min(losses([Order(steps) for steps in combinations(base_order, length)]))
-        for length in range(keep, len(base_order) + 1)
-    }
-    assert [len(order) for order, _ in found] == sorted(best, reverse=True)
-    for order, loss in found:
+    kept = list(thin(base_order, watched, keep, beam))
+
+    assert [len(order) for order, _ in kept] == list(lengths)
+    for order, loss in kept:
         assert sorted(order, key=list(base_order).index) == list(order)
-        assert loss == losses([order])[0] >= best[len(order)]
-        assert loss == best[len(order)] or not exact
-    assert [len(orders) for orders in scored] == [len(set(orders)) for orders in scored]
+        assert loss == loss_of(order)
+        best = min(loss_of(Order(steps)) for steps in combinations(base_order, len(order)))
+        assert loss >= best
+        if exact:
+            assert loss == best
+
+    for orders in scored:
+        assert len(orders) == len(set(orders))  # none is scored twice
     if exact:
-        assert [len(orders) for orders in scored] == [comb(5, length) for length in range(5, keep - 1, -1)]
-    else:  # the three best of each length go on
+        assert [len(orders) for orders in scored] == [comb(5, length) for length in lengths]
+    else:  # the best of each length go on, as many as ``beam``
         for before, after in pairwise(scored):
-            went_on = sorted(before, key=lambda order: losses([order])[0])[:beam]
-            assert set(after) == {order[:at] + order[at + 1 :] for order in went_on for at in range(len(order))}
+            shortened = set()
+            for order in sorted(before, key=loss_of)[:beam]:
+                for left_out in range(len(order)):
+                    shortened.add(order[:left_out] + order[left_out + 1 :])
+            assert set(after) == shortened
 
 
 def test_all_choices_of_twelve_layers_are_scored_and_not_those_of_more():

@@ -4,6 +4,7 @@ import random
 import subprocess
 import tempfile
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,13 +32,16 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Smaller checks. A small batch makes as many steps of fewer images."""
+    """Smaller checks."""
     monkeypatch.setattr(correct, "METHODS", ("baseline",))
     lesson = {"data.images_per_class": 40, "data.batch_size": 20, "trainer.max_epochs": 2}
     monkeypatch.setattr(correct, "LESSON", lesson)
+
+    # A small batch makes as many steps of fewer images.
     options = devices._options
     fewer_images = {"data.images_per_class": 8, "data.batch_size": 16}
     monkeypatch.setattr(devices, "_options", lambda **asked: {**options(**asked), **fewer_images})
+
     monkeypatch.setattr(correct, "ORDERS_TO_COMPILE", 6)
     monkeypatch.setattr(waits, "TRAININGS", {"layershuffle": {}})
     for name, steps in {"WARM": 3, "TIMED": 15, "PROFILED": 5}.items():
@@ -46,32 +50,41 @@ def small(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Stand-ins: 64 images fit in evaluation, bf16 takes half the time."""
-    monkeypatch.setattr(devices, "seconds", lambda *_: 1.0 - 0.5 * torch.is_autocast_enabled("cpu"))
+    """Stand-ins for what a CPU can't do: 64 images fit into 80 GB in evaluation, and bf16 takes half the time."""
+    monkeypatch.setattr(devices, "seconds", lambda *_: 0.5 if torch.is_autocast_enabled("cpu") else 1.0)
     monkeypatch.setattr(device, "fastest_precision", lambda *_: "bf16-mixed")
-    memory = type("Memory", (), {"total_memory": 80 << 30})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
+    properties = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
     monkeypatch.setattr(devices, "largest_evaluation_batch", lambda *_: 64)
 
 
 def make(name):
+    """Make a check on the CPU, in its quick form."""
     return CHECKS[name].run(Setting(CPU, quick=True))
 
 
-# The benchmark, step-128, has tests of its own below, and fine-tuning takes a minute.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "fine-tuning" else [])
-        for name in CHECKS
-        if name != "step-128"
-    ],
-)
+def parameter(value, check):
+    """A parameter of a test that makes a check; fine-tuning takes a minute."""
+    marks = [pytest.mark.slow] if check == "fine-tuning" else []
+    return pytest.param(value, marks=marks)
+
+
+# The benchmark, step-128, has tests of its own below.
+@pytest.mark.parametrize("name", [parameter(name, name) for name in CHECKS if name != "step-128"])
 def test_a_check_passes(name, small, gpu):
     outcome = make(name)
     assert isinstance(outcome, Outcome)
     assert outcome.figure
+
+
+# --- What is broken, to see that checks fail ----------------------------------------------------------------
+
+forward = OrderedViT.forward
+training_step = FineTuner.training_step
+compile_layers = OrderedViT.compile
+setup = FineTuner.setup
+getitems = PackedImages.__getitems__
 
 
 def wrong_logits(model, images, *order):
@@ -85,16 +98,18 @@ def learns_nothing(module, batch, batch_idx):
 
 def compiled_again(model, **options):
     compile_layers(model, **options)
-    run, orders = model.run, []
+    run = model.run
+    runs = 0
 
-    def later_again(state, order):
-        orders.append(order)
+    def run_compiled_again(state, order):
+        nonlocal runs
+        runs += 1
         # The first orders of each kind may add graphs. Of those that may not, the last one makes the fewest again.
-        if len(orders) == 2 * 4 + 2 * correct.ORDERS_TO_COMPILE:
+        if runs == 2 * 4 + 2 * correct.ORDERS_TO_COMPILE:
             torch._dynamo.reset()
         return run(state, order)
 
-    model.run = later_again
+    model.run = run_compiled_again
 
 
 def compiled_wrongly(model, **options):
@@ -104,7 +119,8 @@ def compiled_wrongly(model, **options):
 
 def another_seed(module, stage):
     setup(module, stage)
-    module.seed = 0 if type(module.trainer.strategy).__name__ == "SingleDeviceStrategy" else 1
+    strategy = type(module.trainer.strategy).__name__
+    module.seed = 0 if strategy == "SingleDeviceStrategy" else 1
 
 
 def in_sequence(orders, *_):
@@ -116,12 +132,6 @@ def slowly(images, indices):
     return getitems(images, indices)
 
 
-forward = OrderedViT.forward
-training_step = FineTuner.training_step
-compile_layers = OrderedViT.compile
-setup = FineTuner.setup
-getitems = PackedImages.__getitems__
-options = devices._options
 BREAKS = {
     "other logits on the device": ("logits", OrderedViT, "forward", wrong_logits),
     "nothing is learnt": ("methods", FineTuner, "training_step", learns_nothing),
@@ -132,12 +142,10 @@ BREAKS = {
     "strategies differ": ("processes", FineTuner, "setup", another_seed),
     "no order is shuffled": ("fine-tuning", StepOrders, "sample", in_sequence),
 }
+"""The check that must notice it, and what is replaced by what."""
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(fault, marks=[pytest.mark.slow] if BREAKS[fault][0] == "fine-tuning" else []) for fault in BREAKS],
-)
+@pytest.mark.parametrize("fault", [parameter(fault, check) for fault, (check, *_) in BREAKS.items()])
 def test_a_check_fails_if_what_it_checks_is_broken(fault, monkeypatch, small, gpu):
     name, owner, attribute, broken = BREAKS[fault]
     monkeypatch.setattr(owner, attribute, broken)
@@ -158,25 +166,32 @@ def test_idle_share():
 # --- The benchmark, which takes minutes ---------------------------------------------------------------------
 
 
-ROW = {"images/s": 4200.0, "of ceiling": 0.56, "forward images/s": 13000.0, "forward of ceiling": 0.58, "peak MB": 4e4}
-H200 = 4.8e12
+MEASURED = {
+    "images/s": 4200.0,
+    "of ceiling": 0.56,
+    "forward images/s": 13000.0,
+    "forward of ceiling": 0.58,
+    "peak MB": 4e4,
+}
+"""What the benchmark might measure on an H200."""
+H200 = 4.8e12  # bytes a second, the speed of its memory
+H100 = 3.35e12
 
 
 def step_128(monkeypatch, bandwidth, **changed):
     """The outcome of the check for what a GPU with this bandwidth might measure, and the options of the benchmark."""
-    asked = []
-    rows = [
-        {"contender": "ours, compiled, layers run again", **ROW, **changed},
-        {"contender": "timm", "images/s": 2100.0},
-    ]
+    options = []
+    ours = {"contender": "ours, compiled, layers run again", **MEASURED, **changed}
+    timm = {"contender": "timm", "images/s": 2100.0}
 
     def benchmark(setting, name, *arguments):
-        asked.extend(arguments)
-        return {"rows": rows, "setting": {"ceiling in GFLOP/s": 7.9e5}}
+        options.extend(arguments)
+        return {"rows": [ours, timm], "setting": {"ceiling in GFLOP/s": 7.9e5}}
 
     monkeypatch.setattr(fast, "benchmark", benchmark)
     monkeypatch.setattr(fast, "memory_bandwidth", lambda device: bandwidth)
-    return CHECKS["step-128"].run(Setting(CPU)), asked
+    outcome = CHECKS["step-128"].run(Setting(CPU))
+    return outcome, options
 
 
 # The roofline expects 3,500 images/s in training and 11,143 forward of an H200, with caution.
@@ -196,15 +211,16 @@ def test_the_goal_of_the_step_is_the_cautious_estimate(monkeypatch, changed, mis
 
 
 def test_a_step_is_reported_as_shares_of_the_ceiling_and_of_the_limit(monkeypatch):
-    outcome, asked = step_128(monkeypatch, H200)
-    assert "--batch=128" in asked
+    outcome, options = step_128(monkeypatch, H200)
+    assert "--batch=128" in options
     # The limit is 4,864 images/s in training, and 15,867 forward.
     assert "4,200 images/s training (56% of the ceiling, 86% of" in outcome.figure
     assert "13,000 images/s forward (58% of the ceiling, 82% of" in outcome.figure
     assert "2.00 of timm" in outcome.figure
     assert outcome.details["roofline"]["training"]["limit images/s"] == pytest.approx(4864, abs=1)
+
     # With an H100's memory, the same speeds would be beyond the limit.
-    outcome, _ = step_128(monkeypatch, 3.35e12)
+    outcome, _ = step_128(monkeypatch, H100)
     assert "56% of the ceiling, 101% of" in outcome.figure
 
 
@@ -218,6 +234,8 @@ def test_a_benchmark_that_breaks_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(fast.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2))
     with pytest.raises(WrongResultError, match=r"benchmarks\.step.* 2"):
         fast.benchmark(setting, "step")
+
+    # An installed package has no benchmarks beside it.
     monkeypatch.setattr(fast, "__file__", str(tmp_path / "site-packages/layershuffle/gpu_check/fast.py"))
     with pytest.raises(CannotCheckError, match="checkout"):
         fast.benchmark(setting, "step")

@@ -37,12 +37,14 @@ def test_nothing_waits_if_all_are_in_flight():
 @pytest.mark.parametrize("in_flight", [2, 3, 6])
 def test_what_is_in_flight_is_bounded(in_flight):
     for number in range(50):
-        schedule = without_waiting(permutation(12, seeded(number)), in_flight, seeded("durations", number)).check(12)
+        order = permutation(12, seeded(number))
+        schedule = without_waiting(order, in_flight, seeded("durations", number)).check(12)
         assert sorted(unit.layer for unit in schedule.units) == list(range(12))
         # The first few start together, on the embedded images.
         assert schedule.positions.count(0) >= in_flight
-        # While a step of 0.5 to 1.5 runs, each of the others ends three times at most.
+        # Steps take times from 0.5 to 1.5. While one runs, each of the others ends three times at most.
         assert 1 <= schedule.longest_lag <= 3 * (in_flight - 1)
+
     with pytest.raises(UserError, match="not 0"):
         without_waiting(Order("0 1"), 0, seeded(0))
     with pytest.raises(UserError, match="0 1<1"):
@@ -52,11 +54,16 @@ def test_what_is_in_flight_is_bounded(in_flight):
 def test_random_groups_are_uniform_in_their_number():
     sampled = [RandomGroups().sample_step(4, 0, step) for step in range(4000)]
     assert all(order.layers == {0, 1, 2, 3} for order in sampled)
-    counts = Counter(map(len, sampled))
+
+    counts = Counter(len(order) for order in sampled)
     assert counts.keys() == {1, 2, 3, 4}
-    # Six standard deviations of a binomial count.
-    assert all(abs(count - 1000) < 6 * (4000 * 3 / 16) ** 0.5 for count in counts.values())
-    assert {len(RandomGroups(g_min=3).sample_step(4, 0, step)) for step in range(100)} == {3, 4}
+    # Each number has a binomial count of probability 1/4. Six standard deviations of it are allowed.
+    standard_deviation = (4000 * 1 / 4 * 3 / 4) ** 0.5
+    for count in counts.values():
+        assert abs(count - 1000) < 6 * standard_deviation
+
+    at_least_three = RandomGroups(g_min=3)
+    assert {len(at_least_three.sample_step(4, 0, step)) for step in range(100)} == {3, 4}
     halves = RandomGroups(g_min=9, halves=True).sample_step(2, 0, 0)
     assert sorted(map(str, halves)) == ["0a", "0f", "1a", "1f"]
     assert "|" in str(RandomGroups(averaged=True).sample_step(4, 0, 1))
@@ -66,18 +73,21 @@ def test_random_groups_are_uniform_in_their_number():
 
 def test_any_width_samples_subsets_too():
     sampled = [RandomGroups(layers=RandomSubset(k_min=2)).sample_step(4, 0, step) for step in range(600)]
-    layers = Counter(len(order.layers) for order in sampled)
-    assert layers.keys() == {2, 3, 4}
-    assert {len(order) for order in sampled if len(order.layers) == 2} == {1, 2}
+    assert {len(order.layers) for order in sampled} == {2, 3, 4}
+    steps_of_two_layers = {len(order) for order in sampled if len(order.layers) == 2}
+    assert steps_of_two_layers == {1, 2}
 
 
 def test_random_schedules():
-    lags = Counter(RandomSchedule(in_flight=3).sample_step(6, 0, step).longest_lag for step in range(300))
-    assert lags[0] > 50  # A third of them has one layer in flight.
+    sampler = RandomSchedule(in_flight=3)
+    lags = [sampler.sample_step(6, 0, step).longest_lag for step in range(300)]
+    assert lags.count(0) > 50  # A third of them has one layer in flight.
     assert max(lags) > 1
-    schedules = RandomSchedule(layers=RandomSubset())
-    subsets = {len(schedules.sample_step(6, 0, step)) for step in range(100)}
-    assert subsets == set(range(1, 7))
+
+    sampler = RandomSchedule(layers=RandomSubset())
+    depths = {len(sampler.sample_step(6, 0, step)) for step in range(100)}
+    assert depths == set(range(1, 7))
+
     with pytest.raises(UserError, match="RandomSchedule"):
         RandomSchedule(in_flight=0)
 
@@ -93,12 +103,17 @@ def test_groups_of_growing_depth_grow_and_are_validated_at_full_depth():
 
 def test_side_by_side_keeps_what_the_other_sampler_leaves_out():
     assert RandomGroups(layers=FirstLayers(2)).base_order(6) == Order("0 1")
-    nothing = [RandomGroups(layers=ShuffleDrop(0.95)).sample_step(2, 0, step) for step in range(20)]
-    assert Order() in nothing
-    assert RandomSchedule(layers=ShuffleDrop(0.95)).sample_step(2, 0, nothing.index(Order())) == Order()
+
+    # At some step, no layer is left.
+    few = ShuffleDrop(0.95)
+    sampled = [RandomGroups(layers=few).sample_step(2, 0, step) for step in range(20)]
+    assert Order() in sampled
+    step_without_layers = sampled.index(Order())
+    assert RandomSchedule(layers=few).sample_step(2, 0, step_without_layers) == Order()
 
 
 def by_variant(protocol, depth, **settings):
+    """The orders of a protocol, in lists by the values that distinguish their variants."""
     orders = {}
     for trial in trials([protocol], depth, **settings):
         orders.setdefault(tuple(trial.variant.values()), []).append(trial.order)
@@ -113,10 +128,15 @@ def test_grouped_protocol():
     assert [len(order) for order in orders[4, "random halves"]] == [8] * 3
     assert [len(order.layers) for order in orders[4, "random, half left out"]] == [6] * 3
     assert (12, "random, half left out") not in orders
+
     averaged = by_variant("grouped", 4, random_orders=1, steps=(2,), combine="mean")
     assert averaged[2, "in sequence, averaged"] == [Order("(0|1) (2|3)")]
-    few = by_variant("grouped", 4, random_orders=1, steps=(2,))
-    assert few[2, "random"] == by_variant("grouped", 4, random_orders=1)[2, "random"]
+
+    # Random orders don't depend on the other numbers of steps that are asked for.
+    one_number = by_variant("grouped", 4, random_orders=1, steps=(2,))
+    all_numbers = by_variant("grouped", 4, random_orders=1)
+    assert one_number[2, "random"] == all_numbers[2, "random"]
+
     with pytest.raises(UserError, match="5 groups"):
         trials(["grouped"], 4, steps=(5,))
 
