@@ -16,7 +16,9 @@ from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
 
 CLASSES = 7
-OWN, ONE, OTHER = Order("0 1 2"), Order("1 0 2"), Order("2 1 0")
+OWN = Order("0 1 2")
+ONE = Order("1 0 2")
+OTHER = Order("2 1 0")
 FIXED = {"reading": "fixed"}
 TRIALS = [
     Trial("sequential", OWN),
@@ -51,39 +53,50 @@ def logits(labels):
 
 
 def test_the_counts_are_those_of_torchmetrics(labels, logits):
-    found = counted(logits, labels)
-    assert found.images == labels.bincount(minlength=CLASSES).tolist()
-    assert len(set(found.images)) > 2
-    named = [(each.protocol, each.variant, each.samples) for each in found.orders]
-    assert named == [("sequential", {}, 1), ("arbitrary", FIXED, 2), ("given", {"order": "1 0 2"}, 1)]
-    for each, orders in zip(found.orders, ([OWN], [ONE, OTHER], [ONE])):
-        joined = torch.cat([logits[order] for order in orders]), labels.repeat(len(orders))
-        expected = multiclass_confusion_matrix(*joined, CLASSES)
-        accuracies = multiclass_accuracy(*joined, CLASSES, average=None).tolist()
-        assert each.right == expected.diagonal().tolist()
-        images = each.samples * torch.tensor(found.images)
-        assert [right / int(count) if count else 0 for right, count in zip(each.right, images)] == pytest.approx(
-            accuracies
-        )
-        for true, predicted, count in each.confused:
-            assert count == expected[true, predicted]
-            expected[true, predicted] = 0
-        assert int(expected.sum()) == sum(each.right)
-        counts = [count for *_, count in each.confused]
-        assert counts == sorted(counts, reverse=True)
+    measured = counted(logits, labels)
+
+    assert measured.images == labels.bincount(minlength=CLASSES).tolist()
+    assert len(set(measured.images)) > 2
+    groups = [(counts.protocol, counts.variant, counts.samples) for counts in measured.orders]
+    assert groups == [("sequential", {}, 1), ("arbitrary", FIXED, 2), ("given", {"order": "1 0 2"}, 1)]
+
+    for counts, orders in zip(measured.orders, ([OWN], [ONE, OTHER], [ONE])):
+        all_logits = torch.cat([logits[order] for order in orders])
+        all_labels = labels.repeat(len(orders))
+
+        accuracies = multiclass_accuracy(all_logits, all_labels, CLASSES, average=None)
+        for class_index, right in enumerate(counts.right):
+            images = counts.samples * measured.images[class_index]
+            accuracy = right / images if images else 0
+            assert accuracy == pytest.approx(accuracies[class_index].item())
+
+        # Its rows are the true classes. The diagonal and the listed mistakes are all that it has.
+        confusion = multiclass_confusion_matrix(all_logits, all_labels, CLASSES)
+        assert counts.right == confusion.diagonal().tolist()
+        for true, predicted, count in counts.confused:
+            assert count == confusion[true, predicted]
+            confusion[true, predicted] = 0
+        assert int(confusion.sum()) == sum(counts.right)
+
+        counts_of_mistakes = [count for _true, _predicted, count in counts.confused]
+        assert counts_of_mistakes == sorted(counts_of_mistakes, reverse=True)
 
 
 def test_an_image_whose_logits_are_not_numbers_is_of_no_class(labels, logits):
     before = counted(logits, labels).orders[0]
-    image = int((logits[OWN].argmax(dim=1) == labels).nonzero()[0])
+    is_right = logits[OWN].argmax(dim=1) == labels
+    image = int(is_right.nonzero()[0])
     logits[OWN][image, 0] = math.nan
+
     after = counted(logits, labels).orders[0]
-    before.right[labels[image]] -= 1
+
     assert after.balanced_accuracy < before.balanced_accuracy
     assert after.macro_f1 < before.macro_f1
-    assert replace(after, balanced_accuracy=None, macro_f1=None) == replace(
-        before, balanced_accuracy=None, macro_f1=None
-    )
+    # The image is missing among those that are right, and isn't among the mistakes.
+    before.right[labels[image]] -= 1
+    assert after.right == before.right
+    means = {"balanced_accuracy": None, "macro_f1": None}
+    assert replace(after, **means) == replace(before, **means)
 
 
 def test_of_many_classes_the_most_frequent_pairs_are_kept(labels, logits, monkeypatch):

@@ -19,7 +19,9 @@ from layershuffle.orders.order import Order
 from layershuffle.orders.protocols import Trial
 from layershuffle.results.measures import EnsembleOfOrders
 
-ONE, OTHER, OWN = Order("1 0 2"), Order("2 1 0"), Order("0 1 2")
+OWN = Order("0 1 2")
+ONE = Order("1 0 2")
+OTHER = Order("2 1 0")
 FIXED = {"reading": "fixed"}
 TRIALS = [
     Trial("sequential", OWN),
@@ -33,7 +35,8 @@ TRIALS = [
 ]
 
 
-def of(*members):
+def ensemble_of(*members):
+    """An ensemble of members with these probabilities [images, classes]."""
     ensemble = Ensemble()
     for probabilities in members:
         ensemble.add(torch.tensor(probabilities).log())
@@ -41,20 +44,21 @@ def of(*members):
 
 
 def test_members_that_agree_have_no_mutual_information():
-    unsure = of([[0.5, 0.5], [0.9, 0.1]], [[0.5, 0.5], [0.9, 0.1]])
-    assert unsure.mutual_information().tolist() == pytest.approx([0, 0], abs=1e-6)
-    assert unsure.agreement().tolist() == [1, 1]
+    probabilities = [[0.5, 0.5], [0.9, 0.1]]
+    ensemble = ensemble_of(probabilities, probabilities)
+    assert ensemble.mutual_information().tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert ensemble.agreement().tolist() == [1, 1]
 
 
 def test_members_that_are_sure_of_different_classes_have_all_there_can_be():
-    ensemble = of([[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]])
+    ensemble = ensemble_of([[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]])
     assert ensemble.probabilities[0].tolist() == pytest.approx([1 / 3] * 3)
     assert ensemble.mutual_information().item() == pytest.approx(math.log(3))
     assert ensemble.agreement().item() == pytest.approx(1 / 3)
 
 
 def test_the_formula_written_out():
-    ensemble = of([[0.6, 0.4]], [[0.2, 0.8]], [[0.3, 0.7]])
+    ensemble = ensemble_of([[0.6, 0.4]], [[0.2, 0.8]], [[0.3, 0.7]])
 
     def entropy(p):
         return -p * math.log(p) - (1 - p) * math.log(1 - p)
@@ -66,17 +70,19 @@ def test_the_formula_written_out():
 
 
 def test_nobody_agrees_about_what_is_not_a_number():
-    ensemble = of([[0.6, 0.4]], [[math.nan, 0.8]])
+    ensemble = ensemble_of([[0.6, 0.4]], [[math.nan, 0.8]])
     assert ensemble.agreement().item() == 0
 
 
 @pytest.fixture
 def answers():
-    """Uncertainties with many ties, which are larger for most of the wrong answers."""
+    """Uncertainties with many ties, which are larger for most of the wrong answers, and which answers are right."""
     rng = torch.Generator().manual_seed(0)
     right = torch.rand(200, generator=rng) < 0.7
     noise = torch.rand(200, generator=rng)
-    return ((0.4 * ~right + 0.6 * noise) * 10).round() / 10, right
+    uncertainty = 0.4 * ~right + 0.6 * noise
+    rounded = (10 * uncertainty).round() / 10
+    return rounded, right
 
 
 def test_the_area_is_scikit_learns(answers):
@@ -93,7 +99,12 @@ def test_without_errors_or_with_nothing_else_there_is_no_area(all_alike):
 
 
 def test_accuracy_of_the_most_certain_images():
-    accuracies = selective_accuracy(torch.tensor([0.4, 0.1, 0.2, 0.3]), torch.tensor([False, True, False, True]))
+    uncertainty = torch.tensor([0.4, 0.1, 0.2, 0.3])
+    right = torch.tensor([False, True, False, True])
+
+    # Of the one, two, three and four most certain images.
+    accuracies = selective_accuracy(uncertainty, right)
+
     assert accuracies.tolist() == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2])
     assert accuracy_at(0.75, accuracies) == pytest.approx(2 / 3)
     assert accuracy_at(0.7, accuracies) == pytest.approx(2 / 3)  # part of an image is answered, too
@@ -103,18 +114,27 @@ def test_accuracy_of_the_most_certain_images():
 
 def test_equally_uncertain_images_come_in_random_sequence(answers):
     uncertainty, right = answers
-    means = torch.zeros(200, dtype=torch.double)
+    counts = torch.arange(1, 201)
+
+    # The mean over 300 sequences by uncertainty, in which ties are mixed.
+    mean_accuracies = torch.zeros(200, dtype=torch.double)
     for seed in range(300):
         mixed = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
         sequence = mixed[uncertainty[mixed].sort(stable=True).indices]
-        means += right[sequence].double().cumsum(dim=0) / torch.arange(1, 201) / 300
-    expected = selective_accuracy(uncertainty, right)
-    assert expected[20:].tolist() == pytest.approx(means[20:].tolist(), abs=0.03)
+        accuracies = right[sequence].double().cumsum(dim=0) / counts
+        mean_accuracies += accuracies / 300
+
+    # Of fewer images, the means still vary too much.
+    assert selective_accuracy(uncertainty, right)[20:].tolist() == pytest.approx(
+        mean_accuracies[20:].tolist(), abs=0.03
+    )
+
     share = right.double().mean().item()
     assert selective_accuracy(torch.zeros(200), right).tolist() == pytest.approx([share] * 200)
 
 
-def together(logits, labels, batch=30):
+def groups_of(logits, labels, batch=30):
+    """What is measured of the groups of TRIALS, given the logits of each order, in batches."""
     collector = OrdersTogether(TRIALS, torch.device("cpu"))
     for first in range(0, len(labels), batch):
         part = slice(first, first + batch)
@@ -131,35 +151,37 @@ def labels():
 @pytest.fixture
 def logits(labels):
     rng = torch.Generator().manual_seed(0)
-    return {order: torch.randn(100, 7, generator=rng) + torch.eye(7)[labels] for order in (OWN, ONE, OTHER, Order("0"))}
+    orders = (OWN, ONE, OTHER, Order("0"))
+    return {order: torch.randn(100, 7, generator=rng) + torch.eye(7)[labels] for order in orders}
 
 
 def test_an_order_that_is_sampled_twice_counts_twice(labels, logits):
-    (group,) = together(logits, labels)
-    assert (group.protocol, group.variant, group.samples) == ("arbitrary", FIXED, 3)
+    (group,) = groups_of(logits, labels)
+
     ensemble = Ensemble()
     for order in (ONE, OTHER, ONE):
         ensemble.add(logits[order])
     right = ensemble.probabilities.argmax(dim=-1) == labels
     confidence = ensemble.probabilities.amax(dim=-1)
     disagreement = ensemble.mutual_information()
-    loss = -ensemble.probabilities.log()[torch.arange(100), labels].mean().item()
+    probabilities_of_labels = ensemble.probabilities[torch.arange(100), labels]
+    surest = confidence.argsort(descending=True)[:80]  # the four fifths that are the most certain
     expected = EnsembleOfOrders(
         protocol="arbitrary",
         variant=FIXED,
         samples=3,
         top1=right.float().mean().item(),
-        loss=loss,
+        loss=-probabilities_of_labels.log().mean().item(),
         ece=group.ece,
         agreement=ensemble.agreement().mean().item(),
         disagreement=disagreement.mean().item(),
         auroc_of_probability=roc_auc_score(right, confidence),
         auroc_of_disagreement=roc_auc_score(~right, disagreement),
-        accuracy_of_surest=right[confidence.argsort(descending=True)[:80]].float().mean().item(),
+        accuracy_of_surest=right[surest].float().mean().item(),
     )
     for name, value in vars(expected).items():
-        computed = getattr(group, name)
-        assert computed == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), name
+        exact_or_close = pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+        assert getattr(group, name) == exact_or_close, name
     assert 0 < group.ece < 1
 
 
@@ -168,8 +190,13 @@ def test_images_whose_logits_are_not_numbers_are_wrong_and_the_least_certain(lab
     for order in (ONE, OTHER):
         logits[order] = 20 * torch.eye(7)[labels]
     logits[ONE][3] = math.nan
-    (group,) = together(logits, labels)
+
+    (group,) = groups_of(logits, labels)
+
     assert group.top1 == pytest.approx(0.99)
     assert group.agreement == pytest.approx(0.99)
+    # One of 100 images has the most disagreement that seven classes allow, and the others have none.
     assert group.disagreement == pytest.approx(math.log(7) / 100, abs=1e-4)
-    assert (group.auroc_of_probability, group.auroc_of_disagreement, group.accuracy_of_surest) == (1, 1, 1)
+    assert group.auroc_of_probability == 1
+    assert group.auroc_of_disagreement == 1
+    assert group.accuracy_of_surest == 1
