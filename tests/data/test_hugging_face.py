@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import batches, fails
-from PIL import Image
+from PIL import ExifTags, Image
 from pyarrow.parquet import write_table
 
 import layershuffle
@@ -41,66 +41,96 @@ def no_network(monkeypatch):
         raise AssertionError("the network was used")
 
     def only_local(self, address):
-        return connect(self, address) if self.family == socket.AF_UNIX else refuse()
+        if self.family != socket.AF_UNIX:
+            refuse()
+        return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", only_local)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def encoded(image, form="PNG", **options):
+    """An image in the column of a set, as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def split(count, features=FEATURES, first=0):
-    """Images of which each has a grey level of its own; their classes take turns."""
-    rows = {
-        "image": [encoded(Image.new("RGB", (8, 8), (10 * (first + row),) * 3)) for row in range(count)],
+def split(count, first=0):
+    """Images of which each has a grey level of its own, ten times its number; their classes take turns."""
+    images = []
+    for number in range(first, first + count):
+        grey = 10 * number
+        images.append(encoded(Image.new("RGB", (8, 8), (grey, grey, grey))))
+    columns = {
+        "image": images,
         "label": [row % 3 for row in range(count)],
         "source": [f"photographer {row}" for row in range(count)],
     }
-    return datasets.Dataset.from_dict(rows, features=features)
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
 
 
 @pytest.fixture
 def saved():
+    """A set with three splits, which tests save in a folder."""
     return datasets.DatasetDict({name: split(count) for name, count in COUNTS.items()})
 
 
 def set_up(root, stage=None, **arguments):
-    data = HuggingFaceImages(str(root), **{"image_size": 8, "workers": 0, **arguments})
+    """The data module of a folder, set up. The images have 8 pixels."""
+    arguments.setdefault("workers", 0)
+    data = HuggingFaceImages(str(root), image_size=8, **arguments)
     data.setup(stage)
     return data
 
 
 def save_parquet(saved, folder, name):
-    for part, rows in saved.items():
-        path = folder / name.format(part)
+    """Save each split as a Parquet file whose name has that of the split. Returns the folder."""
+    for split_name, rows in saved.items():
+        path = folder / name.format(split_name)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows.to_parquet(str(path))
     return folder
 
 
+def check_equal(loader, other_loader):
+    """Two loaders give the same images and labels."""
+    images, labels = batches(loader)
+    other_images, other_labels = batches(other_loader)
+    assert torch.equal(images, other_images)
+    assert torch.equal(labels, other_labels)
+
+
+def unfolded(text):
+    """A text whose lines are one."""
+    return " ".join(text.split())
+
+
 def test_what_save_to_disk_writes(tmp_path, saved):
     saved.save_to_disk(str(tmp_path / "pets"))
     data = set_up(tmp_path / "pets")
-    assert (data.label, data.class_names, data.num_classes) == ("pets", NAMES, 3)
+    assert data.label == "pets"
+    assert data.class_names == NAMES
+    assert data.num_classes == 3
+
     # Images come in the sequence of their classes.
     images, labels = batches(data.loader("train"))
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert images[:, 0, 0, 0].tolist() == [0, 30, 60, 90, 10, 40, 70, 100, 20, 50, 80, 110]
+
     # Its own validation images select the checkpoint.
-    assert {name: len(data.sets[name]) for name in data.sets} == {"train": 12, "val": 6, "test": 3}
+    assert {name: len(images) for name, images in data.sets.items()} == {"train": 12, "val": 6, "test": 3}
     assert data.deciding_arguments("val") == data.test_arguments()
-    text = " ".join(data.describe().split())
-    assert "train for training, test for testing, validation for validation" in text
+    described = unfolded(data.describe())
+    assert "train for training, test for testing, validation for validation" in described
 
 
 @pytest.mark.parametrize("name", ["{}-00000-of-00001.parquet", "data/{}.parquet", "{}/0000.parquet"])
 def test_parquet_files(tmp_path, saved, name):
-    data = set_up(save_parquet(saved, tmp_path / "pets", name), "test")
-    assert batches(data.test_dataloader())[1].tolist() == [0, 1, 2]
+    save_parquet(saved, tmp_path / "pets", name)
+    data = set_up(tmp_path / "pets", "test")
+    _, labels = batches(data.test_dataloader())
+    assert labels.tolist() == [0, 1, 2]
     assert data.class_names == NAMES
 
 
@@ -114,14 +144,17 @@ def test_a_set_without_splits_needs_a_fraction(tmp_path, saved):
     saved["train"].save_to_disk(str(tmp_path / "pets"))
     with pytest.raises(UserError, match=r"--data\.test_fraction 0\.2"):
         set_up(tmp_path / "pets")
+
+    # A quarter of the four images of each class.
     data = set_up(tmp_path / "pets", test_fraction=0.25, val_fraction=0.2)
-    counts = {name: images_by_class(images, 3).tolist() for name, images in data.sets.items()}
-    assert counts["test"] == [1, 1, 1]
-    assert sum(map(sum, counts.values())) == 12
+    assert images_by_class(data.sets["test"], 3).tolist() == [1, 1, 1]
+    assert sum(len(images) for images in data.sets.values()) == 12
+
     # What a checkpoint records gives the same test images.
     again = from_config(DataConfig.from_dict(data.config().to_dict()))
     again.setup("test")
-    assert torch.equal(*(batches(one.test_dataloader())[0] for one in (data, again)))
+    check_equal(data.test_dataloader(), again.test_dataloader())
+
     # Each split that was saved by itself, side by side, is a set too.
     for name in ("train", "test"):
         saved[name].save_to_disk(str(tmp_path / "parts" / name))
@@ -131,37 +164,43 @@ def test_a_set_without_splits_needs_a_fraction(tmp_path, saved):
 
 
 def test_splits_and_columns_of_other_names(tmp_path, saved):
+    # A second column of images and one of labels, so that it must be said which of two are meant.
     features = datasets.Features(
         {**FEATURES, "picture": datasets.Image(), "coarse": datasets.ClassLabel(num_classes=2)}
     )
-    parts = {}
+    splits = {}
     for name, rows in (("left", saved["train"]), ("right", saved["test"])):
-        columns = {**rows[:], "picture": rows["image"][:], "coarse": [row % 2 for row in range(len(rows))]}
-        parts[name] = datasets.Dataset.from_dict(columns, features=features)
-    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "pets"))
-    options = {"train_split": "left", "test_split": "right"}
+        coarse = [row % 2 for row in range(len(rows))]
+        columns = {**rows[:], "picture": rows["image"][:], "coarse": coarse}
+        splits[name] = datasets.Dataset.from_dict(columns, features=features)
+    root = tmp_path / "pets"
+    datasets.DatasetDict(splits).save_to_disk(str(root))
+
     with pytest.raises(UserError, match=r"splits left, right: .*--data\.train_split"):
-        set_up(tmp_path / "pets")
+        set_up(root)
     with pytest.raises(UserError, match="no split middle, but left, right"):
-        set_up(tmp_path / "pets", train_split="middle")
+        set_up(root, train_split="middle")
+
+    named = {"train_split": "left", "test_split": "right"}
     with pytest.raises(UserError, match=r"type ClassLabel, label, coarse: .*--data\.label_column"):
-        set_up(tmp_path / "pets", image_column="picture", **options)
+        set_up(root, image_column="picture", **named)
     with pytest.raises(UserError, match=r"type Image, image, picture: .*--data\.image_column"):
-        set_up(tmp_path / "pets", label_column="coarse", **options)
-    data = set_up(tmp_path / "pets", image_column="picture", label_column="coarse", **options)
+        set_up(root, label_column="coarse", **named)
+
+    data = set_up(root, image_column="picture", label_column="coarse", **named)
+    # Of the test images 0 to 2, in the sequence of their classes.
     assert labels_of(data.sets["test"]).tolist() == [0, 0, 1]
     assert data.class_names == ["0", "1"]
     with pytest.raises(UserError, match=r"no column photo, but image, .*coarse"):
-        set_up(tmp_path / "pets", image_column="photo", label_column="coarse", **options)
+        set_up(root, image_column="photo", label_column="coarse", **named)
+
     # Texts are labels too, and pictures no labels.
-    assert (
-        "photographer 0"
-        in set_up(tmp_path / "pets", image_column="image", label_column="source", **options).class_names
-    )
+    data = set_up(root, image_column="image", label_column="source", **named)
+    assert "photographer 0" in data.class_names
     with pytest.raises(UserError, match="needs one label"):
-        set_up(tmp_path / "pets", image_column="image", label_column="picture", **options)
+        set_up(root, image_column="image", label_column="picture", **named)
     with pytest.raises(UserError, match="column label of .* holds no images"):
-        set_up(tmp_path / "pets", image_column="label", label_column="coarse", **options)
+        set_up(root, image_column="label", label_column="coarse", **named)
 
 
 def test_two_splits_for_one_use(tmp_path, saved):
@@ -176,10 +215,17 @@ def test_unknown_labels(tmp_path, saved):
     """The labels of ImageNet's test images are not public: on the hub they are -1."""
     saved["test"] = saved["test"].map(lambda row: {"label": -1})
     saved.save_to_disk(str(tmp_path / "pets"))
+    # The split "validation" is for testing then, and a quarter of the training images is held out.
     data = set_up(tmp_path / "pets", val_fraction=0.25)
-    assert {name: len(data.sets[name]) for name in data.sets} == {"train": 9, "val": 3, "test": 6}
-    assert "test is not used, as it has no labels" in " ".join(data.describe().split())
-    saved["train"] = saved["train"].map(lambda row: {"label": -1 if row["label"] == 1 else row["label"]})
+    assert {name: len(images) for name, images in data.sets.items()} == {"train": 9, "val": 3, "test": 6}
+    assert "test is not used, as it has no labels" in unfolded(data.describe())
+
+    def without_dogs(row):
+        if row["label"] == NAMES.index("dog"):
+            return {"label": -1}
+        return {"label": row["label"]}
+
+    saved["train"] = saved["train"].map(without_dogs)
     saved.save_to_disk(str(tmp_path / "some"))
     with pytest.raises(UserError, match="train, row 1: it has no label"):
         set_up(tmp_path / "some")
@@ -189,7 +235,7 @@ def test_images_are_decoded_as_those_of_class_folders(tmp_path):
     """EXIF rotation, palettes, transparency, CMYK and 16 bits."""
     pixels = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[ExifTags.Base.Orientation] = 6
     deep = Image.fromarray(rng.integers(0, 65536, (24, 30)).astype(np.uint16))
     transparent = Image.fromarray(rng.integers(0, 256, (24, 30, 4), dtype=np.uint8))
     images = [
@@ -200,40 +246,42 @@ def test_images_are_decoded_as_those_of_class_folders(tmp_path):
         encoded(deep),
         encoded(pixels.convert("L"), "WEBP", lossless=True),
     ]
-    for part in ("train", "test"):
+    # The same images for training and for testing, in class folders and in a set.
+    for split_name in ("train", "test"):
         for index, image in enumerate(images):
-            folder = tmp_path / "folders" / part / NAMES[index % 3]
+            folder = tmp_path / "folders" / split_name / NAMES[index % 3]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{index}.png").write_bytes(image["bytes"])
-    rows = {"image": images, "label": [index % 3 for index in range(6)], "source": [""] * 6}
-    both = datasets.Dataset.from_dict(rows, features=FEATURES)
-    datasets.DatasetDict(train=both, test=both).save_to_disk(str(tmp_path / "saved"))
+    columns = {"image": images, "label": [index % 3 for index in range(6)], "source": [""] * 6}
+    rows = datasets.Dataset.from_dict(columns, features=FEATURES)
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "saved"))
+
     for channels in (1, 3, 4):
-        pair = [
-            ImageFolders(str(tmp_path / "folders"), workers=0),
-            HuggingFaceImages(str(tmp_path / "saved"), workers=0),
-        ]
-        for data in pair:
+        of_folders = ImageFolders(str(tmp_path / "folders"), workers=0)
+        of_set = HuggingFaceImages(str(tmp_path / "saved"), workers=0)
+        for data in (of_folders, of_set):
             data.prepare_for(16, [0.5] * channels, [0.5] * channels)
             data.setup()
-        for part in ("train", "test"):
-            for one, other in zip(*(batches(data.loader(part)) for data in pair)):
-                assert torch.equal(one, other)
+        for split_name in ("train", "test"):
+            check_equal(of_folders.loader(split_name), of_set.loader(split_name))
 
 
 def test_damaged_images_are_counted_and_named(tmp_path, saved, caplog):
-    bad = [{"bytes": b"no picture", "path": None}, None, {"bytes": None, "path": "http://example.org/cat.png"}]
-    rows = {"image": bad, "label": [0, 1, 2], "source": [""] * 3}
-    plain = datasets.Features({**FEATURES, "image": datasets.Image(decode=False)})
+    damaged = [{"bytes": b"no picture", "path": None}, None, {"bytes": None, "path": "http://example.org/cat.png"}]
+    columns = {"image": damaged, "label": [0, 1, 2], "source": ["", "", ""]}
+    undecoded = datasets.Features({**FEATURES, "image": datasets.Image(decode=False)})
+    rows = datasets.Dataset.from_dict(columns, features=undecoded)
     del saved["test"]
     save_parquet(saved, tmp_path, "{}.parquet")
     # The library itself would look what the address leads to.
-    write_table(datasets.Dataset.from_dict(rows, features=plain).data.table, tmp_path / "test.parquet")
+    write_table(rows.data.table, tmp_path / "test.parquet")
+
     with pytest.raises(UserError, match=r"row 0 can't be read as an image \(no image that Pillow can read\)"):
         batches(set_up(tmp_path, "test").test_dataloader())
     data = set_up(tmp_path, "test", unreadable=3)
     with caplog.at_level(logging.WARNING):
-        assert len(batches(data.test_dataloader())[1]) == 0
+        _, labels = batches(data.test_dataloader())
+    assert len(labels) == 0
     assert "row 1 can't be read as an image (the row has no image)" in caplog.text
     assert "row 2" in caplog.text
 
@@ -241,9 +289,9 @@ def test_damaged_images_are_counted_and_named(tmp_path, saved, caplog):
 def test_images_that_are_files_beside_the_set(tmp_path):
     for row in range(3):
         Image.new("L", (8, 8), 10 * row).save(tmp_path / f"{row}.png")
-    rows = {"image": [f"{row}.png" for row in range(3)], "label": ["cat", "dog", "eel"]}
-    for part in ("train", "test"):
-        datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / f"{part}.parquet"))
+    columns = {"image": ["0.png", "1.png", "2.png"], "label": ["cat", "dog", "eel"]}
+    for split_name in ("train", "test"):
+        datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / f"{split_name}.parquet"))
     data = set_up(tmp_path, image_column="image", label_column="label", val_fraction=0)
     images, _ = batches(data.test_dataloader())
     assert images[:, 0, 0, 0].tolist() == [0, 10, 20]
@@ -252,9 +300,9 @@ def test_images_that_are_files_beside_the_set(tmp_path):
 
 def test_workers_read_the_same(tmp_path, saved):
     saved.save_to_disk(str(tmp_path))
-    one, two = (batches(set_up(tmp_path, "test", workers=workers).test_dataloader()) for workers in (0, 2))
-    assert torch.equal(one[0], two[0])
-    assert torch.equal(one[1], two[1])
+    without_workers = set_up(tmp_path, "test", workers=0)
+    with_workers = set_up(tmp_path, "test", workers=2)
+    check_equal(without_workers.test_dataloader(), with_workers.test_dataloader())
 
 
 def test_what_is_no_such_folder_is_one_line(tmp_path, saved, monkeypatch):
@@ -263,6 +311,7 @@ def test_what_is_no_such_folder_is_one_line(tmp_path, saved, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="--data ImageFolders"):
         set_up(tmp_path / "empty")
+
     saved.save_to_disk(str(tmp_path / "pets"))
     arrow = tmp_path / "pets/test/data-00000-of-00001.arrow"
     content = arrow.read_bytes()
@@ -275,9 +324,12 @@ def test_what_is_no_such_folder_is_one_line(tmp_path, saved, monkeypatch):
         (tmp_path / "pets/train/state.json").write_text(state)
         with pytest.raises(UserError, match=r"pets/train can't be read"):
             set_up(tmp_path / "pets")
+
+    # The beginning of a Parquet file, and no more.
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    save_parquet(saved, tmp_path / "other", "{}.parquet")
     with pytest.raises(UserError, match="can't be read"):
-        set_up(save_parquet(saved, tmp_path / "other", "{}.parquet").parent)
+        set_up(tmp_path)
 
 
 def test_the_package_may_be_missing(tmp_path, saved, monkeypatch):
@@ -288,7 +340,8 @@ def test_the_package_may_be_missing(tmp_path, saved, monkeypatch):
 
 
 def test_packed_images_are_the_same_in_the_same_sequence(tmp_path, saved, capsys):
-    saved["test"] = saved["test"].select([0, 2])  # which leaves a class in the middle without images
+    # A class in the middle has no test image then.
+    saved["test"] = saved["test"].select([0, 2])
     saved.save_to_disk(str(tmp_path / "pets"))
     arguments = [str(tmp_path / "pets"), str(tmp_path / "packed"), "--size", "8", "--workers", "0"]
     pack_command(arguments)
@@ -297,21 +350,26 @@ def test_packed_images_are_the_same_in_the_same_sequence(tmp_path, saved, capsys
     data = set_up(tmp_path / "pets")
     assert packed.class_names == NAMES
     assert packed.label == "pets"
-    for part in ("train", "val", "test"):
-        for one, other in zip(batches(data.loader(part)), batches(packed.loader(part))):
-            assert torch.equal(one, other)
+    for split_name in ("train", "val", "test"):
+        check_equal(data.loader(split_name), packed.loader(split_name))
+
     # A finished folder is compared, also with data files that have changed.
     pack_command(arguments)
     assert "checked" in capsys.readouterr().out
     os.utime(tmp_path / "pets/train/data-00000-of-00001.arrow", ns=(1, 1))
     assert "is not what" in fails(capsys, pack_command, *arguments)
+
     # Whole pictures, of a set with columns that have to be named.
-    more = datasets.DatasetDict({name: rows.add_column("other", rows["label"][:]) for name, rows in saved.items()})
-    more = more.cast_column("other", datasets.ClassLabel(num_classes=3))
-    more.save_to_disk(str(tmp_path / "more"))
+    with_two_labels = datasets.DatasetDict()
+    for name, rows in saved.items():
+        with_two_labels[name] = rows.add_column("other", rows["label"][:])
+    with_two_labels = with_two_labels.cast_column("other", datasets.ClassLabel(num_classes=3))
+    with_two_labels.save_to_disk(str(tmp_path / "more"))
     arguments = [str(tmp_path / "more"), str(tmp_path / "whole"), "--size", "8", "--workers", "0", "--whole", "true"]
     assert "--label_column" in fails(capsys, pack_command, *arguments)
     pack_command([*arguments, "--label_column", "other"])
+
+    # By the Python API, with the splits for other uses.
     source = HuggingFaceImages(str(tmp_path / "pets"), test_split="validation", val_split="test")
     again = layershuffle.pack(source, tmp_path / "python", size=8, workers=0)
     assert again.images == {"train": 12, "val": 2, "test": 6}
