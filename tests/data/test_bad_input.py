@@ -20,7 +20,7 @@ from layershuffle.data import (
     from_config,
 )
 from layershuffle.data.loaders import ImageLoader
-from layershuffle.data.preprocessing import resize, whole_shape
+from layershuffle.data.preprocessing import MOST_OBLONG, resize, whole_shape
 from layershuffle.data.sets import TensorImages, labels_of, split_by_class
 from layershuffle.data.torchvision_sets import READING
 from layershuffle.errors import UserError
@@ -36,30 +36,41 @@ class Labelled(ImageData):
         self.labels = labels
 
     def load(self, train):
-        return TensorImages(torch.zeros(len(self.labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(self.labels))
+        images = torch.zeros(len(self.labels), 1, 2, 2, dtype=torch.uint8)
+        return TensorImages(images, torch.tensor(self.labels))
 
 
-SKEWED = [label for label, count in enumerate((60, 40, 20, 14, 10, 6, 4, 1)) for _ in range(count)]
+SKEWED = [0] * 60 + [1] * 40 + [2] * 20 + [3] * 14 + [4] * 10 + [5] * 6 + [6] * 4 + [7] * 1
+"""The labels of 155 images of eight classes, which have fewer and fewer images."""
+
+
+def images_of_classes(images):
+    """How many images each of the eight classes has, [classes]."""
+    return labels_of(images).bincount(minlength=8)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_each_class_is_held_out_and_none_is_lost(seed):
     data = Labelled(SKEWED, split_seed=seed, val_fraction=0.11)
     data.setup()
-    trained, validated = (labels_of(data.sets[split]).bincount(minlength=8) for split in ("train", "val"))
+    trained = images_of_classes(data.sets["train"])
+    validated = images_of_classes(data.sets["val"])
+    # 11 % of 155, rounded.
     assert int(validated.sum()) == 17
     assert (trained > 0).all()
     assert (validated[:7] > 0).all()
-    assert validated[7] == 0  # its only image is trained on
-    assert "no validation images of 1 of 8 classes: 7" in " ".join(data.describe().split())
+    # Its only image is trained on.
+    assert validated[7] == 0
+    described = " ".join(data.describe().split())
+    assert "no validation images of 1 of 8 classes: 7" in described
 
 
 def test_chosen_images_are_of_every_class():
     data = Labelled(SKEWED, train_images=20, test_images=8)
     data.setup()
-    assert labels_of(data.sets["test"]).bincount(minlength=8).tolist() == [1] * 8
-    used = [labels_of(data.sets[split]).bincount(minlength=8) for split in ("train", "val")]
-    assert (sum(used) > 0).all()
+    assert images_of_classes(data.sets["test"]).tolist() == [1] * 8
+    used = images_of_classes(data.sets["train"]) + images_of_classes(data.sets["val"])
+    assert (used > 0).all()
 
 
 def test_a_split_by_class_has_each_image_once():
@@ -96,7 +107,8 @@ def test_a_label_of_no_class_is_refused_when_it_is_read():
 
 @pytest.mark.parametrize("arguments", [{"workers": -1}, {"workers": 99_999}, {"unreadable": -1}, {"image_size": 0}])
 def test_numbers_out_of_bounds(arguments):
-    with pytest.raises(UserError, match=next(iter(arguments))):
+    (name,) = arguments
+    with pytest.raises(UserError, match=name):
         Digits(**arguments)
 
 
@@ -105,7 +117,8 @@ def test_numbers_out_of_bounds(arguments):
 def test_a_very_oblong_picture_is_cropped_before_it_is_resized(tmp_path, size, mode):
     picture = Image.new("RGB", size)
     resized = resize(picture, 8, Resizing(crop_mode=mode))
-    assert max(resized.size) <= 8 * 51
+    # So many times its shorter side is left, and perhaps a pixel for the middle to stay where it is.
+    assert max(resized.size) <= 8 * (MOST_OBLONG + 1)
     if mode == "whole":
         picture.save(tmp_path / "oblong.png")
         assert whole_shape(tmp_path / "oblong.png", 8) == (resized.height, resized.width)
@@ -114,13 +127,16 @@ def test_a_very_oblong_picture_is_cropped_before_it_is_resized(tmp_path, size, m
 
 
 def test_the_middle_of_an_oblong_picture_stays_the_middle():
+    """A row of 1,001 black pixels, of which the one in the middle is white."""
     row = np.zeros((1, 1001, 3), np.uint8)
     row[:, 500] = 255
-    middle = np.asarray(resize(Image.fromarray(row), 9))
-    assert middle[4, 4].tolist() == [255, 255, 255]
+    resized = np.asarray(resize(Image.fromarray(row), 9))
+    assert resized[4, 4].tolist() == [255, 255, 255]
 
 
 class Killed(Untold):
+    """Images of which the first one kills the process that reads it."""
+
     def __init__(self, signal_number):
         self.signal_number = signal_number
 
@@ -149,19 +165,22 @@ def test_a_broken_image_names_the_option_that_allows_for_it(tmp_path):
 
 
 def test_a_checkpoint_from_before_has_the_split_that_it_was_trained_on():
-    args = ImageFolders().config().args
-    assert args["stratified"] is True
-    old = {name: value for name, value in args.items() if name != "stratified"}
-    assert from_config(DataConfig("ImageFolders", old)).stratified is False
-    assert from_config(DataConfig("ImageFolders", args)).stratified is True
+    recorded = ImageFolders().config().args
+    assert recorded["stratified"] is True
+    assert from_config(DataConfig("ImageFolders", recorded)).stratified is True
+
+    # An earlier version didn't know the argument.
+    recorded_before = dict(recorded)
+    del recorded_before["stratified"]
+    assert from_config(DataConfig("ImageFolders", recorded_before)).stratified is False
 
 
 @pytest.mark.parametrize("name", ["EMNIST", "QMNIST", "CIFAR10"])
 @pytest.mark.parametrize("extra", ["download", "root", "transform"])
 def test_what_a_checkpoint_records_downloads_nothing(tmp_path, monkeypatch, name, extra):
     downloads = []
-    for cls in (datasets.CIFAR10, datasets.MNIST, datasets.EMNIST, datasets.QMNIST):
-        monkeypatch.setattr(cls, "download", downloads.append)
+    for dataset in (datasets.CIFAR10, datasets.MNIST, datasets.EMNIST, datasets.QMNIST):
+        monkeypatch.setattr(dataset, "download", downloads.append)
     recorded = {"dataset": name, "num_classes": 10, "root": str(tmp_path), "test_args": {extra: True}}
     data = from_config(DataConfig("TorchvisionImages", recorded))
     with pytest.raises(UserError, match=extra):
@@ -203,6 +222,8 @@ def test_archives_are_not_unpacked_for_a_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="data.download"):
         from_config(DataConfig("TorchvisionImages", recorded)).load(train=True)
     assert not unpacked
+
+    # For a user who asks for it they are.
     with pytest.raises(UserError):
         TorchvisionImages(**recorded, download=True).prepare_data()
     assert unpacked
@@ -223,10 +244,14 @@ def test_sets_that_pass_download_on_are_downloaded_for_a_user(tmp_path, monkeypa
         downloads.append(self.train)
         raise OSError("no network")
 
-    for cls in (datasets.MNIST, datasets.EMNIST, datasets.QMNIST):
-        monkeypatch.setattr(cls, "download", download)
-    split = {"split": "mnist"} if name == "EMNIST" else {}
-    arguments = {"train_args": {"train": True, **split}, "test_args": {"train": False, **split}}
+    for dataset in (datasets.MNIST, datasets.EMNIST, datasets.QMNIST):
+        monkeypatch.setattr(dataset, "download", download)
+    train_args = {"train": True}
+    test_args = {"train": False}
+    if name == "EMNIST":
+        train_args["split"] = "mnist"
+        test_args["split"] = "mnist"
+    data = TorchvisionImages(name, 10, root=str(tmp_path), download=True, train_args=train_args, test_args=test_args)
     with pytest.raises(UserError, match="could not be downloaded"):
-        TorchvisionImages(name, 10, root=str(tmp_path), download=True, **arguments).prepare_data()
+        data.prepare_data()
     assert downloads == [True]

@@ -8,10 +8,12 @@ from layershuffle.data.description import MOST_CLASSES, describe
 
 
 def images(*labels):
+    """Tiny images with these labels."""
     return TensorImages(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
 
 
 def words(sets, num_classes=2, names=None, balanced=False):
+    """What is said of the sets, in one line. As it is printed, no line has more than 80 characters."""
     text = describe("Letters", num_classes, names, sets, balanced)
     assert all(len(line) <= 80 for line in text.splitlines())
     return " ".join(text.split())
@@ -28,23 +30,31 @@ def test_the_images_of_each_split_and_class():
 
 def test_each_class_stands_on_one_line_with_its_numbers():
     names = [str(digit) for digit in range(10)]
+    # Each digit once, and half of them twice.
     split = images(*range(10), *range(5))
     sets = {"train": split, "val": split, "test": images(*range(10), *range(5))}
     lines = describe("Digits", 10, names, sets, False).splitlines()
-    rows = [line.split() for line in lines if line.startswith("  ")]
-    cells = [cell for row in rows for cell in row]
+
+    # The lines of classes are indented. A line has several classes, each followed by its numbers.
+    cells = []
+    for line in lines:
+        if line.startswith("  "):
+            cells_of_line = line.split()
+            assert len(cells_of_line) % 2 == 0
+            cells += cells_of_line
     assert [name.removesuffix(":") for name in cells[::2]] == names
     assert set(cells[1::2]) == {"2/2/2", "1/1/1"}
-    assert all(len(row) % 2 == 0 for row in rows)
 
 
 def test_paths_stay_whole():
     path = "some-where/" * 12 + "pictures"
-    assert path in describe(path, 2, None, {"train": images(0), "val": images(0), "test": images(0, 1)}, False)
+    sets = {"train": images(0), "val": images(0), "test": images(0, 1)}
+    assert path in describe(path, 2, None, sets, False)
 
 
 def test_where_the_validation_images_come_from():
-    whole, test = images(0, 1, 0), images(1, 0)
+    whole = images(0, 1, 0)
+    test = images(1, 0)
     assert "select the checkpoint" in words({"train": whole, "val": test, "test": test})
     held_out = {"train": Subset(whole, [0, 1]), "val": Subset(whole, [2]), "test": test}
     assert "held out from training" in words(held_out)

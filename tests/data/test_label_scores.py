@@ -15,8 +15,11 @@ from layershuffle.data.label_scores import (
 )
 
 rng = torch.Generator().manual_seed(0)
-LOGITS = torch.randn(60, 5, generator=rng).round(decimals=1)  # some are equal
-LABELS = (torch.rand(60, 5, generator=rng) < torch.tensor([0.1, 0.3, 0.5, 0.9, 0.0])).to(torch.uint8)
+# For 60 images and 5 classes. Rounded so that some are equal.
+LOGITS = torch.randn(60, 5, generator=rng).round(decimals=1)
+# Some classes are frequent and some rare, and no image shows the last one.
+FREQUENCIES = torch.tensor([0.1, 0.3, 0.5, 0.9, 0.0])
+LABELS = (torch.rand(60, 5, generator=rng) < FREQUENCIES).to(torch.uint8)
 PROBABILITIES = probabilities_of(LOGITS)
 
 
@@ -40,11 +43,13 @@ def test_no_threshold_has_a_higher_f1():
     thresholds = best_thresholds(PROBABILITIES, LABELS)
     assert thresholds[4] == NEUTRAL
     for label in range(4):
-        f1 = {
-            candidate: f1_score(LABELS[:, label], PROBABILITIES[:, label] >= candidate)
-            for candidate in PROBABILITIES[:, label].tolist()
-        }
-        assert f1[thresholds[label]] == max(f1.values())
+        labels = LABELS[:, label]
+        probabilities = PROBABILITIES[:, label]
+        # Between two probabilities, every threshold names the same images.
+        f1_of_threshold = {}
+        for threshold in probabilities.tolist():
+            f1_of_threshold[threshold] = f1_score(labels, probabilities >= threshold)
+        assert f1_of_threshold[thresholds[label]] == max(f1_of_threshold.values())
 
 
 def test_f1_leaves_out_classes_that_are_neither_there_nor_named():

@@ -16,10 +16,14 @@ from layershuffle.errors import UserError
 
 def section(title):
     """What docs/guides/extend.md says under a heading."""
-    return (ROOT / "docs/guides/extend.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    guide = (ROOT / "docs/guides/extend.md").read_text()
+    _, _, from_title_on = guide.partition(f"## {title}\n")
+    text, _, _ = from_title_on.partition("\n## ")
+    return text
 
 
 def run(folder, script, *args):
+    """Run a script of the repository in a folder, in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / script), *map(str, args)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -35,37 +39,45 @@ def test_the_class_in_the_guide_trains_and_evaluates(tmp_path, monkeypatch):
     trained = run(tmp_path, "train.py", *train, "--trainer.max_steps=1")
     assert trained.returncode == 0, trained.stderr
     checkpoint = tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt"
-    evaluate = ["evaluate.py", checkpoint, "--random_orders=1", "--depths=6", "--output=out.json"]
+    evaluate = [str(checkpoint), "--random_orders=1", "--depths=6", "--output=out.json"]
 
-    unnamed = run(tmp_path, *evaluate)
+    # A checkpoint alone doesn't let code run that isn't of this package.
+    unnamed = run(tmp_path, "evaluate.py", *evaluate)
     assert unnamed.returncode == 1
     sentence = "the data set it was trained on, stripes.Stripes, is not known here: if you trust its code, add --data"
     assert unnamed.stderr == f"error: {sentence} stripes.Stripes\n"
 
+    # Named by an option or in a config, it is evaluated on, with the arguments of the training or others.
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    few = "data:\n  class_path: stripes.Stripes\n  init_args:\n    test_images: 10\n"
-    (tmp_path / "data.yaml").write_text(few)
-    for changed, contrast, images in (
+    few_images = "data:\n  class_path: stripes.Stripes\n  init_args:\n    test_images: 10\n"
+    (tmp_path / "data.yaml").write_text(few_images)
+    for options, contrast, images in (
         (named, 50, 1000),
         (["--config=data.yaml", "--data.contrast=20"], 20, 10),
     ):
-        evaluate_command([*map(str, evaluate[1:]), *changed])
+        evaluate_command([*evaluate, *options])
         data = json.loads((tmp_path / "out.json").read_text())["data"]
-        assert (data["name"], data["class"], data["images"]) == ("Stripes", "stripes.Stripes", images)
+        assert data["name"] == "Stripes"
+        assert data["class"] == "stripes.Stripes"
+        assert data["images"] == images
         assert data["args"]["contrast"] == contrast
 
     (tmp_path / "stripes.py").unlink()
-    gone = run(tmp_path, *evaluate, *named)
+    gone = run(tmp_path, "evaluate.py", *evaluate, *named)
     assert gone.stderr.startswith("error: stripes.Stripes can't be imported (No module named 'stripes'): run this in")
 
 
 class Forgetful(Digits):
+    """It doesn't keep its argument."""
+
     def __init__(self, root="somewhere", **kwargs):
         super().__init__(**kwargs)
 
 
 class Unrecordable(Forgetful):
+    """It keeps a module as its argument, which no file can hold."""
+
     @property
     def root(self):
         return os

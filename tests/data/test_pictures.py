@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from helpers import batches
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from layershuffle.data import Digits, Glyphs, ImageFolders, PackedFolders, decoding, from_config
 from layershuffle.data.decoding import as_rgb, open_image
@@ -15,31 +14,50 @@ from layershuffle.data.sets import labels_of
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+"""The colours of a picture of 30 x 20 pixels."""
 
 
 def saved(image, path, **options):
+    """Save an image, and return the file as it is opened here."""
     image.save(path, **options)
     return open_image(path)
+
+
+def over_white(colours, alpha):
+    """The colours [height, width, channels] in front of white, which doesn't shine through where alpha is 255."""
+    weight = alpha[..., None] / 255
+    return colours * weight + 255 * (1 - weight)
+
+
+def largest_difference(picture, expected):
+    return np.abs(np.asarray(picture) - expected).max()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("extension", "options"), [("png", {}), ("webp", {"lossless": True}), ("tif", {})])
 def test_pictures_are_turned_upright(tmp_path, orientation, extension, options):
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    found = saved(Image.fromarray(RGB), tmp_path / f"turned.{extension}", exif=exif, **options)
+    exif[ExifTags.Base.Orientation] = orientation
+    picture = saved(Image.fromarray(RGB), tmp_path / f"turned.{extension}", exif=exif, **options)
     # The EXIF standard: which side of the scene row 0 and column 0 of the pixels show.
-    turned = {
-        1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1],
-        5: RGB.transpose(1, 0, 2), 6: np.rot90(RGB, -1), 7: RGB[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(RGB),
-    }[orientation]  # fmt: skip
-    assert np.array_equal(found, turned)
-    assert np.array_equal(as_rgb(found), turned)  # is not turned again
+    upright = {
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, -1),
+        7: RGB[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(RGB),
+    }
+    assert np.array_equal(picture, upright[orientation])
+    # It is not turned again.
+    assert np.array_equal(as_rgb(picture), upright[orientation])
 
 
 def test_damaged_exif_data_says_nothing(tmp_path, monkeypatch):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(RGB).save(tmp_path / "damaged.png", exif=exif)
 
     def fail(image):
@@ -52,88 +70,119 @@ def test_damaged_exif_data_says_nothing(tmp_path, monkeypatch):
 def test_white_shows_through_what_is_transparent(tmp_path):
     alpha = rng.integers(0, 256, (20, 30), dtype=np.uint8)
     clear = Image.fromarray(np.dstack([RGB, alpha]))
-    weight = alpha[..., None] / 255
-    expected = RGB * weight + 255 * (1 - weight)
     for extension in ("png", "tif"):
-        assert np.abs(np.asarray(saved(clear, tmp_path / f"clear.{extension}")) - expected).max() <= 1
+        picture = saved(clear, tmp_path / f"clear.{extension}")
+        assert largest_difference(picture, over_white(RGB, alpha)) <= 1
     grey = Image.merge("LA", [Image.fromarray(RGB[..., 0]), Image.fromarray(alpha)])
-    found = np.asarray(saved(grey, tmp_path / "grey.png"))
-    assert np.abs(found - (RGB[..., :1] * weight + 255 * (1 - weight))).max() <= 1
-    # A colour of the palette, and one RGB colour, can stand for what is transparent.
+    picture = saved(grey, tmp_path / "grey.png")
+    assert largest_difference(picture, over_white(RGB[..., :1], alpha)) <= 1
+
+    # A colour of the palette can stand for what is transparent.
     palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
-    hidden = np.asarray(palette) == palette.getpixel((3, 4))
+    transparent = palette.getpixel((3, 4))
+    is_hidden = np.asarray(palette) == transparent
     for extension in ("gif", "png"):
-        found = np.asarray(saved(palette, tmp_path / f"palette.{extension}", transparency=palette.getpixel((3, 4))))
-        assert (found[hidden] == 255).all()
-        assert np.array_equal(found[~hidden], np.asarray(palette.convert("RGB"))[~hidden])
-    found = np.asarray(saved(Image.fromarray(RGB), tmp_path / "colour.png", transparency=tuple(RGB[3, 4].tolist())))
-    assert found[3, 4].tolist() == [255, 255, 255]
-    assert np.array_equal(found[0], RGB[0])
+        picture = np.asarray(saved(palette, tmp_path / f"palette.{extension}", transparency=transparent))
+        assert (picture[is_hidden] == 255).all()
+        assert np.array_equal(picture[~is_hidden], np.asarray(palette.convert("RGB"))[~is_hidden])
+
+    # So can an RGB colour, here that of a single pixel.
+    transparent = tuple(RGB[3, 4].tolist())
+    picture = np.asarray(saved(Image.fromarray(RGB), tmp_path / "colour.png", transparency=transparent))
+    assert picture[3, 4].tolist() == [255, 255, 255]
+    assert np.array_equal(picture[0], RGB[0])
 
 
 @pytest.mark.parametrize("extension", ["png", "tif", "pgm"])
 def test_16_bit_grey_is_scaled(tmp_path, extension):
     grey = rng.integers(0, 65536, (20, 30), dtype=np.uint16)
-    found = np.asarray(saved(Image.fromarray(grey), tmp_path / f"deep.{extension}"))
-    assert np.array_equal(found, np.round(grey / 257)[..., None].repeat(3, axis=2))
+    picture = saved(Image.fromarray(grey), tmp_path / f"deep.{extension}")
+    # 65,535 is 257 times 255.
+    scaled = np.round(grey / 257)
+    assert np.array_equal(picture, np.dstack([scaled, scaled, scaled]))
 
 
 def test_32_bit_grey_is_scaled(tmp_path):
-    for raw, white in ((rng.random((20, 30), dtype=np.float32), 1), (rng.integers(0, 1 << 20, (20, 30)), None)):
-        values = raw.astype(np.int32 if white is None else np.float32)
-        found = np.asarray(saved(Image.fromarray(values), tmp_path / "deep.tif"))[..., 0]
-        assert np.abs(found - values * (255 / (white or values.max()))).max() <= 0.51
+    # Of floating-point numbers, 1 is white, and of whole numbers the largest that there is.
+    fractions = rng.random((20, 30), dtype=np.float32)
+    whole_numbers = rng.integers(0, 1 << 20, (20, 30)).astype(np.int32)
+    for values, white in ((fractions, 1), (whole_numbers, whole_numbers.max())):
+        picture = np.asarray(saved(Image.fromarray(values), tmp_path / "deep.tif"))
+        assert largest_difference(picture[..., 0], values * (255 / white)) <= 0.51
 
 
 def test_large_pictures_are_converted_in_strips_to_the_same_pixels(monkeypatch):
     alpha = rng.integers(0, 256, (20, 30), dtype=np.uint8)
-    deep = rng.integers(0, 1 << 20, (20, 30))
+    whole_numbers = rng.integers(0, 1 << 20, (20, 30)).astype(np.int32)
+    fractions = rng.random((20, 30), dtype=np.float32) * 3
+    palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
+    # Each colour is less transparent than the one before it.
+    palette.info["transparency"] = bytes(range(256))
     images = [
         Image.fromarray(np.dstack([RGB, alpha])),
-        Image.fromarray(deep.astype(np.int32)),
-        Image.fromarray(rng.random((20, 30), dtype=np.float32) * 3),
-        Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE),
+        Image.fromarray(whole_numbers),
+        Image.fromarray(fractions),
+        palette,
     ]
-    images[-1].info["transparency"] = bytes(range(256))
-    whole = [np.asarray(as_rgb(image)) for image in images]
+    converted_whole = [np.asarray(as_rgb(image)) for image in images]
+    # Three rows of 30 pixels.
     monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
-    for image, expected in zip(images, whole):
+    for image, expected in zip(images, converted_whole):
         assert np.array_equal(as_rgb(image), expected)
 
 
 def test_opaque_pictures_are_what_pillow_makes_of_them(tmp_path):
-    picture = Image.fromarray(RGB)
-    for mode in ("RGB", "L", "CMYK", "P", "1", "RGBA"):
-        for extension in {"P": ("png", "gif"), "CMYK": ("jpg", "tif"), "RGBA": ("png",)}.get(mode, ("png", "bmp")):
+    extensions = {
+        "RGB": ("png", "bmp"),
+        "L": ("png", "bmp"),
+        "CMYK": ("jpg", "tif"),
+        "P": ("png", "gif"),
+        "1": ("png", "bmp"),
+        "RGBA": ("png",),
+    }
+    for mode, extensions_of_mode in extensions.items():
+        for extension in extensions_of_mode:
             path = tmp_path / f"{mode}.{extension}"
-            found = saved(picture.convert(mode), path)
-            assert found.mode == "RGB"
+            picture = saved(Image.fromarray(RGB).convert(mode), path)
+            assert picture.mode == "RGB"
             with Image.open(path) as image:
-                assert np.array_equal(found, image.convert("RGB")), path
-    red, blue = (Image.new("RGB", (30, 20), color) for color in ("red", "blue"))
+                assert np.array_equal(picture, image.convert("RGB")), path
+
+    # Of a moving picture, that is its first frame.
+    first = Image.new("RGB", (30, 20), "red")
+    second = Image.new("RGB", (30, 20), "blue")
     for extension in ("gif", "webp", "tif", "png"):
-        found = saved(red, tmp_path / f"moving.{extension}", save_all=True, append_images=[blue])
-        assert found.getpixel((7, 9))[0] > 200 > 50 > found.getpixel((7, 9))[2]
+        picture = saved(first, tmp_path / f"moving.{extension}", save_all=True, append_images=[second])
+        red, _, blue = picture.getpixel((7, 9))
+        assert red > 200
+        assert blue < 50
 
 
 def pictures(folder, count, extension="png"):
+    """Save so many pictures of this format in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for at in range(count):
-        Image.fromarray(RGB).save(folder / f"{at}.{extension}")
+    for number in range(count):
+        Image.fromarray(RGB).save(folder / f"{number}.{extension}")
 
 
 def own_folders(root, **splits):
     """Folders of the user's own, with two classes; ``splits`` are the numbers of pictures of each."""
-    for split, counts in splits.items():
-        for name, count in zip(("cat", "dog"), counts):
-            pictures(root / split / name, count)
+    for split, (cats, dogs) in splits.items():
+        pictures(root / split / "cat", cats)
+        pictures(root / split / "dog", dogs)
     return root
 
 
 def set_up(root, **arguments):
+    """The data module of class folders, set up. The images have 16 pixels."""
     data = ImageFolders(str(root), image_size=16, workers=0, **arguments)
     data.setup()
     return data
+
+
+def unfolded(text):
+    """A text whose lines are one."""
+    return " ".join(text.split())
 
 
 def test_no_picture_vanishes(tmp_path):
@@ -145,19 +194,27 @@ def test_no_picture_vanishes(tmp_path):
     pictures(root / "train/cat/.ipynb_checkpoints", 1)
     (root / "train/cat/notes.txt").write_text("no image")
     (root / "test/cat/drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0")
+
     data = set_up(root)
     assert data.class_names == ["cat", "dog"]
     assert labels_of(data.sets["test"]).bincount().tolist() == [7, 3]
-    assert len(batches(data.test_dataloader())[1]) == 10
-    found, left_out = data.describe().split("files left out: 3\n")
-    said = " ".join(found.split())  # the lines are wrapped
+    _, labels = batches(data.test_dataloader())
+    assert len(labels) == 10
+
+    described, left_out = data.describe().split("files left out: 3\n")
+    described = unfolded(described)
     sizes = "9 training, 1 validation, 10 test images"
-    assert said.startswith(f"pets: 2 classes; {sizes}; the validation images are held out from training")
-    kept, held = (labels_of(data.sets[split]).bincount(minlength=2).tolist() for split in ("train", "val"))
-    assert [kept[0] + held[0], kept[1] + held[1]] == [4, 6]
-    each = f"cat: {kept[0]}/{held[0]}/7 dog: {kept[1]}/{held[1]}/3"
-    assert f"images of each class (training/validation/test): {each} " in said
-    assert said.endswith(f"{root}/train for training, {root}/test for testing")
+    assert described.startswith(f"pets: 2 classes; {sizes}; the validation images are held out from training")
+    assert described.endswith(f"{root}/train for training, {root}/test for testing")
+
+    # The seed decides of which class the held-out image is.
+    cats, dogs = labels_of(data.sets["train"]).bincount(minlength=2).tolist()
+    held_out_cats, held_out_dogs = labels_of(data.sets["val"]).bincount(minlength=2).tolist()
+    assert cats + held_out_cats == 4
+    assert dogs + held_out_dogs == 6
+    of_each = f"cat: {cats}/{held_out_cats}/7 dog: {dogs}/{held_out_dogs}/3"
+    assert f"images of each class (training/validation/test): {of_each} " in described
+
     assert set(left_out.splitlines()) == {
         f"  {root}/train/cat/.ipynb_checkpoints: hidden",
         f"  {root}/train/cat/notes.txt: no image that Pillow can read",
@@ -187,19 +244,21 @@ def test_the_test_images_of_own_folders_select_nothing(tmp_path, splits, argumen
     list(pack(packing, 0))
     packed = PackedFolders(str(tmp_path / "packed"), image_size=16, workers=0, **arguments)
     packed.setup()
+    tests_select = arguments == {"val_fraction": 0}
     for data in (set_up(root, **arguments), packed):
         assert tuple(len(data.sets[split]) for split in ("train", "val", "test")) == sizes
         assert data.sources == sources
-        assert (data.sets["val"] is data.sets["test"]) == (arguments == {"val_fraction": 0})
-        assert ("also select the checkpoint" in " ".join(data.describe().split())) == (data.val_fraction == 0)
+        assert (data.sets["val"] is data.sets["test"]) == tests_select
+        assert ("also select the checkpoint" in unfolded(data.describe())) == tests_select
 
 
 def test_folders_that_are_not_used_are_named(tmp_path):
     root = own_folders(tmp_path, train=(4, 4), val=(1, 1))
-    pictures(root / "test", 3)  # as ImageNet's test images, whose classes are secret
+    # Pictures without classes, as ImageNet's test images, whose classes are secret.
+    pictures(root / "test", 3)
     data = set_up(root, val_fraction=0)
     assert len(data.sets["test"]) == 2
-    assert " ".join(data.describe().split()).endswith(f"{root}/test is not used")
+    assert unfolded(data.describe()).endswith(f"{root}/test is not used")
 
 
 def test_classes_that_differ_are_named(tmp_path):
@@ -215,7 +274,10 @@ def test_sets_know_the_names_of_their_classes(tmp_path):
     data = Digits()
     data.setup()
     assert data.class_names == [str(digit) for digit in range(10)]
-    counts = torch.stack([labels_of(data.sets[split]).bincount() for split in ("train", "val", "test")], dim=1)
-    assert int(counts.sum()) == 1797
-    assert f" 8: {'/'.join(map(str, counts[8].tolist()))}" in data.describe()
-    assert from_config(replace(data.config(), classes=data.class_names)).config() == data.config()
+    train, val, test = (labels_of(data.sets[split]).bincount() for split in ("train", "val", "test"))
+    assert int(train.sum() + val.sum() + test.sum()) == 1797
+    assert f" 8: {train[8]}/{val[8]}/{test[8]}" in data.describe()
+
+    # A checkpoint records the names besides.
+    recorded = replace(data.config(), classes=data.class_names)
+    assert from_config(recorded).config() == data.config()

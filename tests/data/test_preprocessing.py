@@ -29,5 +29,7 @@ def test_each_mode_has_its_shape():
 
 def test_a_batch_of_which_nothing_can_be_read_is_empty():
     images, labels = skip_unreadable([None, None])
-    assert (len(images), images.dtype) == (0, torch.uint8)
-    assert (len(labels), labels.dtype) == (0, torch.int64)
+    assert len(images) == 0
+    assert images.dtype == torch.uint8
+    assert len(labels) == 0
+    assert labels.dtype == torch.int64

@@ -25,21 +25,29 @@ from layershuffle.data import (
 )
 from layershuffle.data.sets import TensorImages
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's."""
+
 rng = np.random.default_rng(0)
+
+
+def grey_levels(difference):
+    """The largest difference between normalised images [3, height, width], in grey levels of 255."""
+    return 255 * (difference * torch.tensor(STD).view(3, 1, 1)).abs().max()
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (300, 260), (224, 224)])
 def test_preprocessing_is_the_papers_to_within_rounding(height, width):
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    by_pil = transforms.Compose(
+    papers = transforms.Compose(
         [transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    )(Image.fromarray(pixels))
-    ours = Preprocess(224, MEAN, STD)(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    )
+    by_pil = papers(Image.fromarray(pixels))
+    (ours,) = Preprocess(224, MEAN, STD)(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     assert ours.shape == (3, 224, 224)
     assert ours.dtype == torch.float32
-    # One grey level of 255, in units of the normalised image.
-    assert ((ours - by_pil) * torch.tensor(STD).view(3, 1, 1)).abs().max() <= 1.01 / 255
+    assert grey_levels(ours - by_pil) <= 1.01
 
 
 @pytest.mark.parametrize("shape", [(300, 260), (90, 120)])
@@ -47,14 +55,22 @@ def test_preprocessing_is_the_papers_to_within_rounding(height, width):
     "resizing", [(0.9, "bicubic", "center"), (0.95, "bicubic", "squash"), (1.0, "bilinear", "center")]
 )
 def test_resizing_is_timms(shape, resizing):
+    crop_pct, interpolation, crop_mode = resizing
     pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    names = ("crop_pct", "interpolation", "crop_mode")
-    by_timm = create_transform((3, 112, 112), mean=MEAN, std=STD, **dict(zip(names, resizing)))(Image.fromarray(pixels))
-    decoded, _ = DecodedImages([(Image.fromarray(pixels), 0)], 112, 0, Resizing(*resizing))[0]
-    torch.testing.assert_close(Preprocess(112, MEAN, STD, *resizing)(decoded[None])[0], by_timm)
+    image = Image.fromarray(pixels)
+    timms = create_transform(
+        (3, 112, 112), mean=MEAN, std=STD, crop_pct=crop_pct, interpolation=interpolation, crop_mode=crop_mode
+    )
+    by_timm = timms(image)
+
+    preprocess = Preprocess(112, MEAN, STD, *resizing)
+    decoded, _ = DecodedImages([(image, 0)], 112, 0, Resizing(*resizing))[0]
+    (ours,) = preprocess(decoded[None])
+    torch.testing.assert_close(ours, by_timm)
+
     # Images in memory are resized as tensors, which rounds otherwise: by one grey level of 255, or two with bicubic.
-    in_memory = Preprocess(112, MEAN, STD, *resizing)(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
-    assert ((in_memory - by_timm) * torch.tensor(STD).view(3, 1, 1)).abs().max() <= 2.01 / 255
+    (in_memory,) = preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    assert grey_levels(in_memory - by_timm) <= 2.01
 
 
 def test_a_sets_own_resizing_comes_before_the_models():
@@ -70,36 +86,47 @@ def test_a_sets_own_resizing_comes_before_the_models():
 
 def test_grey_images_fill_the_channels():
     grey = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
-    assert torch.equal(Preprocess(8, MEAN, STD)(grey), Preprocess(8, MEAN, STD)(grey.expand(-1, 3, -1, -1)))
+    coloured = grey.expand(-1, 3, -1, -1)
+    preprocess = Preprocess(8, MEAN, STD)
+    assert torch.equal(preprocess(grey), preprocess(coloured))
     with pytest.raises(ValueError, match="have 3 channels, but the model takes 1"):
-        Preprocess(8, [0.5], [0.5])(grey.expand(-1, 3, -1, -1))
+        Preprocess(8, [0.5], [0.5])(coloured)
 
 
 def test_a_model_is_fed_as_timm_says(small):
-    preprocess = Preprocess(*small("deit_tiny_distilled_patch16_224", in_chans=3).image_format)
+    coloured = small("deit_tiny_distilled_patch16_224", in_chans=3)
+    preprocess = Preprocess(*coloured.image_format)
     assert preprocess.mean.flatten().tolist() == pytest.approx(MEAN)
-    assert Preprocess(*small().image_format).mean.flatten().tolist() == [0.5]
     assert preprocess.size == 8
+
+    grey = small()
+    assert Preprocess(*grey.image_format).mean.flatten().tolist() == [0.5]
 
 
 def test_digits_are_split_without_overlap():
     data = Digits()
     data.setup()
     assert {name: len(split) for name, split in data.sets.items()} == {"train": 1294, "val": 144, "test": 359}
-    everything = torch.cat([batches(loader)[0] for loader in (data.val_dataloader(), data.test_dataloader())])
+
     images, labels = next(iter(data.train_dataloader()))
     assert images.dtype == torch.uint8
     assert images.shape == (64, 1, 8, 8)
     assert labels.dtype == torch.int64
-    train = torch.stack([data.sets["train"][at][0] for at in range(1294)])
-    whole = torch.cat([everything, train]).flatten(1)
+
+    # The digits have 1,797 images, no two of which are equal. The loader of training images would leave some out.
+    train = torch.stack([image for image, _ in data.sets["train"]])
+    val, _ = batches(data.val_dataloader())
+    test, _ = batches(data.test_dataloader())
+    whole = torch.cat([train, val, test]).flatten(1)
     assert len(whole) == 1797
     assert len(torch.unique(whole, dim=0)) == 1797
     assert whole.max() == 255
 
 
 def test_splits_follow_their_seed_alone():
-    first, again, other = (Digits(split_seed=seed) for seed in (0, 0, 1))
+    first = Digits(split_seed=0)
+    again = Digits(split_seed=0)
+    other = Digits(split_seed=1)
     for data in (first, again, other):
         data.setup()
     assert first.sets["val"].indices == again.sets["val"].indices
@@ -112,11 +139,12 @@ def test_a_subset_and_no_validation_split():
     data.setup()
     assert len(data.sets["train"]) == 100
     assert data.sets["val"] is data.sets["test"]
-    assert len(batches(data.test_dataloader())[1]) == 30
+    _, labels = batches(data.test_dataloader())
+    assert len(labels) == 30
+
+    complaint = r"_images is \d+, but the (train|test) set has ([\d,]+) .*: choose from 1 to \2"
     for arguments in ({"train_images": 2000}, {"test_images": 0}):
-        with pytest.raises(
-            ValueError, match=r"_images is \d+, but the (train|test) set has ([\d,]+) .*: choose from 1 to \2"
-        ):
+        with pytest.raises(ValueError, match=complaint):
             Digits(**arguments).setup()
 
 
@@ -138,58 +166,73 @@ def test_a_module_is_made_again_from_its_config():
 
 
 def loaders(device, **arguments):
+    """Loaders of all splits of the digits, and of two parts of one of them."""
     data = Digits(**arguments)
     data.device = torch.device(device)
     data.setup()
-    found = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), *data.parts("val", 0.5, seed=1)]
-    found[0].sampler.set_epoch(3)
-    return found
+    train = data.train_dataloader()
+    train.sampler.set_epoch(3)
+    return [train, data.val_dataloader(), data.test_dataloader(), *data.parts("val", 0.5, seed=1)]
 
 
 def test_on_the_device_batches_are_of_the_same_images_and_nobody_else_reads():
     # The meta device keeps no pixels: what says which images a batch has are the indices.
-    for there, here in zip(loaders("meta", on_device=True, workers=2), loaders("meta", on_device=False, workers=2)):
-        assert list(there.batch_sampler) == list(here.batch_sampler)
-        assert (there.num_workers, there.pin_memory, here.num_workers) == (0, False, 2)
-        for batch, device in ((next(iter(there)), "meta"), (next(iter(here)), "cpu")):
-            assert [part.device.type for part in batch] == [device, device]
-            assert batch[0].shape[1:] == (1, 8, 8)
+    loaders_on_device = loaders("meta", on_device=True, workers=2)
+    loaders_on_host = loaders("meta", on_device=False, workers=2)
+    for on_device, on_host in zip(loaders_on_device, loaders_on_host):
+        assert list(on_device.batch_sampler) == list(on_host.batch_sampler)
+        assert on_device.num_workers == 0
+        assert not on_device.pin_memory
+        assert on_host.num_workers == 2
+        for loader, device in ((on_device, "meta"), (on_host, "cpu")):
+            images, labels = next(iter(loader))
+            assert images.device.type == device
+            assert labels.device.type == device
+            assert images.shape[1:] == (1, 8, 8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_batches_equal_the_hosts_and_are_not_waited_for():
-    for there, here in zip(loaders("cuda:0", on_device=True), loaders("cuda:0", on_device=False)):
-        next(iter(there))  # the first allocation of pinned memory waits
+    loaders_on_device = loaders("cuda:0", on_device=True)
+    loaders_on_host = loaders("cuda:0", on_device=False)
+    for on_device, on_host in zip(loaders_on_device, loaders_on_host):
+        # The first allocation of pinned memory waits.
+        next(iter(on_device))
         torch.cuda.set_sync_debug_mode("error")
         try:
-            taken = list(there)
+            taken = list(on_device)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        expected = list(here)
-        assert len(taken) == len(expected)
-        for batch, same in zip(taken, expected):
-            assert all(part.is_cuda and torch.equal(part.cpu(), other) for part, other in zip(batch, same))
+
+        for (images, labels), (expected_images, expected_labels) in zip(taken, on_host, strict=True):
+            assert images.is_cuda
+            assert torch.equal(images.cpu(), expected_images)
+            assert labels.is_cuda
+            assert torch.equal(labels.cpu(), expected_labels)
+
+
+BYTES_OF_DIGITS = 1438 * (64 + 8)
+"""Of the training and the validation images: each has 64 pixels and a label of 8 bytes."""
 
 
 @pytest.mark.parametrize(
     ("on_device", "free", "moved"),
     [
-        ("auto", 10 * 1438 * 72, True),
-        ("auto", 10 * 1438 * 72 - 1, False),
-        (True, 1438 * 72, True),
+        ("auto", 10 * BYTES_OF_DIGITS, True),
+        ("auto", 10 * BYTES_OF_DIGITS - 1, False),
+        (True, BYTES_OF_DIGITS, True),
         (False, 1e12, False),
     ],
 )
 def test_a_set_goes_where_there_is_room(monkeypatch, on_device, free, moved):
-    # 1,438 images and labels of 64 and 8 bytes.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
-    seen = []
-    monkeypatch.setattr(TensorImages, "move", lambda images, device: seen.append(device.type))
+    moved_to = []
+    monkeypatch.setattr(TensorImages, "move", lambda images, device: moved_to.append(device.type))
     data = Digits(on_device=on_device)
     data.device = torch.device("cuda")
     data.setup()
     data.train_dataloader()
-    assert seen == ["cuda" if moved else "cpu"]
+    assert moved_to == ["cuda" if moved else "cpu"]
 
 
 def test_a_set_that_must_and_cannot_be_on_the_device(monkeypatch, tmp_path):
@@ -203,17 +246,19 @@ def test_a_set_that_must_and_cannot_be_on_the_device(monkeypatch, tmp_path):
 
 
 def test_no_process_reads_what_another_reads():
-    for ranks in (2, 3, 5):  # 1,294 training images
-        seen = []
+    for ranks in (2, 3, 5):
+        images_of_a_rank = 1294 // ranks
+        seen = set()
         for rank in range(ranks):
             data = Digits(batch_size=1)
             data.trainer = SimpleNamespace(
                 world_size=ranks, global_rank=rank, strategy=SingleDeviceStrategy("cpu"), training=False
             )
             data.setup()
-            seen.append([at for batch in data.train_dataloader().batch_sampler for at in batch])
-        assert {len(part) for part in seen} == {1294 // ranks}
-        assert len({at for part in seen for at in part}) == ranks * (1294 // ranks)
+            indices = [index for (index,) in data.train_dataloader().batch_sampler]
+            assert len(indices) == images_of_a_rank
+            seen.update(indices)
+        assert len(seen) == ranks * images_of_a_rank
 
 
 def test_cifar100(tmp_path, monkeypatch):
@@ -234,26 +279,28 @@ def test_labels_beyond_num_classes(tmp_path, monkeypatch):
 
 
 def test_fashion_mnist(tmp_path):
-    last = fake_fashion_mnist(tmp_path)
+    pixels = fake_fashion_mnist(tmp_path)
     data = TorchvisionImages("FashionMNIST", 10, root=str(tmp_path))
     data.setup("test")
     assert list(data.sets) == ["test"]
-    assert torch.equal(batches(data.test_dataloader())[0][:, 0], torch.from_numpy(last))
+    images, _ = batches(data.test_dataloader())
+    assert torch.equal(images, torch.from_numpy(pixels)[:, None])
 
 
-UNSPLIT = {  # where the images of class number {0} are, and what image number {1} of it is called
+UNSPLIT = {
     "EuroSAT": "eurosat/2750/class{0}/{1}.jpg",
     "Caltech101": "caltech101/101_ObjectCategories/class{0}/image_{1:04d}.jpg",
     "Caltech256": "caltech256/256_ObjectCategories/00{0}.class/00{0}_{1:04d}.jpg",
     "SUN397": "SUN397/c/class{0}/sun_{1}.jpg",
 }
+"""The sets that torchvision doesn't split, and the path of image number {1} of class number {0} in each."""
 
 
 def fake_unsplit(root, name):
     """Ten and five images of two classes, in the layout of a set that torchvision doesn't split."""
-    for label, count in ((1, 10), (2, 5)):
-        for at in range(1, count + 1):
-            path = root / UNSPLIT[name].format(label, at)
+    for class_number, count in ((1, 10), (2, 5)):
+        for number in range(1, count + 1):
+            path = root / UNSPLIT[name].format(class_number, number)
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
     if name == "Caltech101":
@@ -267,19 +314,23 @@ def test_a_set_that_torchvision_does_not_split_is_split_as_by_the_authors(tmp_pa
     fake_unsplit(tmp_path, name)
     data = TorchvisionImages(name, 2, root=str(tmp_path), image_size=16, workers=0, val_fraction=0)
     data.setup()
-    said = f"{name} has no official split: 9 of its images, the same for every seed, are for training and 6 for testing"
-    assert capsys.readouterr().err.count(said) == 1
-    labels = [0] * 10 + [1] * 5
+    line = f"{name} has no official split: 9 of its images, the same for every seed, are for training and 6 for testing"
+    assert capsys.readouterr().err.count(line) == 1
+
     # As in utils/parse_config.py of the authors' code.
+    labels = [0] * 10 + [1] * 5
     by_authors = StratifiedShuffleSplit(n_splits=1, test_size=0.4, random_state=0)
     train, test = next(by_authors.split(np.zeros(len(labels)), labels))
     assert data.sets["train"].indices == train.tolist()
     assert data.sets["test"].indices == test.tolist()
     assert sorted([*train, *test]) == list(range(15))
-    images, found = batches(data.test_dataloader())
+
+    images, test_labels = batches(data.test_dataloader())
     assert images.shape == (6, 3, 16, 16)
-    assert sorted(found.tolist()) == [0, 0, 0, 0, 1, 1]
+    # 40 % of ten and of five images.
+    assert sorted(test_labels.tolist()) == [0, 0, 0, 0, 1, 1]
     assert data.config().args["test_fraction"] == 0.4
+
     with pytest.raises(ValueError, match=f"num_classes is 1, but {name} has 2 classes"):
         TorchvisionImages(name, 1, root=str(tmp_path)).setup("test")
     with pytest.raises(ValueError, match=f"{name} can't be split with test_fraction 2"):
@@ -303,10 +354,12 @@ def test_images_for_both_training_and_test_are_refused(tmp_path, monkeypatch, na
     elif name == "CIFAR100":
         fake_cifar100(tmp_path, monkeypatch)
     else:
+        # EMNIST's files have the same form, and other names.
         fake_fashion_mnist(tmp_path)
         (tmp_path / "FashionMNIST").rename(tmp_path / "EMNIST")
-        for path in [*(tmp_path / "EMNIST/raw").iterdir()]:
-            path.rename(path.parent / f"emnist-mnist-{path.name.replace('t10k', 'test')}")
+        for path in list((tmp_path / "EMNIST/raw").iterdir()):
+            name_in_emnist = "emnist-mnist-" + path.name.replace("t10k", "test")
+            path.rename(path.parent / name_in_emnist)
     for stage in ("fit", "test"):
         with pytest.raises(ValueError, match=f"the training and the test images of {name} would be the same: give"):
             TorchvisionImages(name, 100, root=str(tmp_path), **arguments).setup(stage)
@@ -349,24 +402,29 @@ def test_imagenet(tmp_path):
     assert images.shape == (10, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert labels.tolist() == [0] * 5 + [1] * 5
+
+    # The images of a folder are in the sequence of their names.
     by_pil = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.PILToTensor()])
-    for at, mode in enumerate(("CMYK", "L", "P", "RGB", "RGBA")):
+    for index, mode in enumerate(("CMYK", "L", "P", "RGB", "RGBA")):
         with Image.open(tmp_path / "val" / "n01440764" / f"{mode}.JPEG") as image:
-            assert torch.equal(images[at], by_pil(image.convert("RGB")))
+            assert torch.equal(images[index], by_pil(image.convert("RGB")))
 
 
 def test_broken_folders_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="train has no class folders: put the images"):
         ImageFolders(str(tmp_path)).setup()
+
     (tmp_path / "narrow/train/n01440764").mkdir(parents=True)
     with pytest.raises(ValueError, match="one class only, n01440764"):
         _ = ImageFolders(str(tmp_path / "narrow")).num_classes
+
     root = fake_imagenet(tmp_path)
     (root / "val" / "n01440764" / "RGB.JPEG").write_bytes(b"no image")
     data = ImageFolders(str(root), workers=0)
     data.setup()
     with pytest.raises(ValueError, match=r"n01440764/RGB\.JPEG can't be read as an image .*replace or remove it"):
         list(data.test_dataloader())
+
     (root / "train" / "n99").mkdir()
     with pytest.raises(ValueError, match="val lacks n99: its class folders must be those of .*train"):
         ImageFolders(str(root)).setup()

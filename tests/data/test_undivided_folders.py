@@ -10,7 +10,7 @@ from PIL import Image
 
 from layershuffle.commands.pack import pack_command
 from layershuffle.data import DataConfig, ImageFolders, PackedFolders, from_config
-from layershuffle.data.sets import labels_of
+from layershuffle.data.sets import images_by_class, paths_of
 from layershuffle.errors import UserError
 
 rng = np.random.default_rng(0)
@@ -19,41 +19,50 @@ COUNTS = {"cat": 20, "dog": 10, "eel": 2, "fox": 1}
 
 @pytest.fixture
 def root(tmp_path):
+    """A folder for each class, with so many pictures as ``COUNTS`` says."""
+    root = tmp_path / "pictures"
     for name, count in COUNTS.items():
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True)
         for index in range(count):
             pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
-    return tmp_path / "pictures"
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
 
 
-def set_up(root, stage=None, **arguments):
-    data = ImageFolders(str(root), image_size=8, workers=0, **{"test_fraction": 0.2, **arguments})
+def set_up(root, stage=None, test_fraction=0.2, **arguments):
+    """The data module of the folders, set up. The images have 8 pixels."""
+    data = ImageFolders(str(root), image_size=8, workers=0, test_fraction=test_fraction, **arguments)
     data.setup(stage)
     return data
 
 
 def files(images):
-    """The names of a split's files."""
-    indices = range(len(images))
-    while isinstance(images, torch.utils.data.Subset):
-        indices = [images.indices[index] for index in indices]
-        images = images.dataset
-    return {"/".join(Path(images.images.samples[index][0]).parts[-2:]) for index in indices}
+    """The files of a split, each as "class/file"."""
+    names = set()
+    for path in paths_of(images):
+        *_, class_name, file_name = Path(path).parts
+        names.add(f"{class_name}/{file_name}")
+    return names
 
 
 def test_each_class_has_its_share_and_no_image_is_in_two_parts(root):
     data = set_up(root)
     assert data.num_classes == 4
-    counts = {split: labels_of(data.sets[split]).bincount(minlength=4) for split in ("train", "val", "test")}
-    assert counts["test"].tolist() == [4, 2, 1, 0]
-    assert (counts["train"] > 0).all()
-    assert sum(counts.values()).tolist() == list(COUNTS.values())
-    train, val, test = (files(data.sets[split]) for split in ("train", "val", "test"))
-    assert len(train | val | test) == 33
-    assert not train & test
-    assert not val & test
-    assert f"{root}; test images: 20% of each class, drawn with split seed 0" in " ".join(data.describe().split())
+    train = data.sets["train"]
+    val = data.sets["val"]
+    test = data.sets["test"]
+
+    # A fifth of 20, 10, 2 and 1 images; of two images, one is held out, and none of one.
+    assert images_by_class(test, 4).tolist() == [4, 2, 1, 0]
+    assert (images_by_class(train, 4) > 0).all()
+    in_all = images_by_class(train, 4) + images_by_class(val, 4) + images_by_class(test, 4)
+    assert in_all.tolist() == list(COUNTS.values())
+
+    assert len(files(train) | files(val) | files(test)) == sum(COUNTS.values())
+    assert files(train).isdisjoint(files(test))
+    assert files(val).isdisjoint(files(test))
+    described = " ".join(data.describe().split())
+    assert f"{root}; test images: 20% of each class, drawn with split seed 0" in described
 
 
 def test_the_part_depends_on_the_split_seed_alone(root):
@@ -64,12 +73,13 @@ def test_the_part_depends_on_the_split_seed_alone(root):
 
 
 def test_images_that_are_added_leave_the_others_where_they_are(root):
-    before = files(set_up(root).sets["test"])
+    test_before = files(set_up(root).sets["test"])
+    added = set()
     for index in range(20, 24):
         shutil.copy(root / "cat/0.png", root / f"cat/{index}.png")
-    now = set_up(root)
-    old = {f"{name}/{index}.png" for name, count in COUNTS.items() for index in range(count)}
-    moved = (files(now.sets["test"]) & old) - before
+        added.add(f"cat/{index}.png")
+    test_now = files(set_up(root).sets["test"])
+    moved = test_now - added - test_before
     assert len(moved) <= 1
 
 
@@ -108,13 +118,17 @@ def test_a_root_that_is_a_split_names_the_one_that_is_meant(root, tmp_path):
 def test_what_does_not_fit_is_one_line(root, tmp_path):
     with pytest.raises(UserError, match="--data.test_fraction"):
         set_up(root, test_fraction=None)
+
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no class folders"):
         set_up(tmp_path / "empty")
+
+    # A part is held out only where there are no test images.
     shutil.copytree(root, tmp_path / "divided/train")
     shutil.copytree(root, tmp_path / "divided/test")
     with pytest.raises(UserError, match="leave test_fraction out"):
         set_up(tmp_path / "divided")
+
     for fraction in (0, 1, -0.1, float("nan")):
         with pytest.raises(UserError, match="test_fraction"):
             ImageFolders(str(root), test_fraction=fraction)
@@ -130,5 +144,7 @@ def test_they_are_packed_as_they_are_read(root, tmp_path):
         for (image, label), (packed_image, packed_label) in zip(data.sets[split], packed.sets[split]):
             assert torch.equal(image, packed_image)
             assert label == packed_label
+
+    # The packed folder has test images.
     with pytest.raises(UserError, match="leave test_fraction out"):
         PackedFolders(f"{tmp_path}/packed", test_fraction=0.2)
