@@ -30,15 +30,20 @@ def pets(tmp_path, monkeypatch):
 
 def test_weights_with_classes_of_their_own_and_random_ones_are_evaluated(capsys):
     torch.save(timm.create_model(NAME, num_classes=3).state_dict(), "three.pth")
-    found = evaluate_command([NAME, *TASK, "--pretrained=three.pth"])
-    assert found.model.num_classes == 3
-    one, other = (evaluate_command([NAME, *TASK, "--pretrained=random", "--output=r.json"]) for _ in range(2))
-    assert one.model.source == "random weights"
-    assert one.scores == other.scores
+    results = evaluate_command([NAME, *TASK, "--pretrained=three.pth"])
+    assert results.model.num_classes == 3
+
+    # Random weights are the same every time.
+    random = [NAME, *TASK, "--pretrained=random", "--output=r.json"]
+    first = evaluate_command(random)
+    second = evaluate_command(random)
+    assert first.model.source == "random weights"
+    assert first.scores == second.scores
+    assert Results.load("r.json").scores == first.scores
+
     torch.save(timm.create_model(NAME, num_classes=0).state_dict(), "headless.pth")
     with pytest.raises(ValueError, match="headless.pth .*classifier"):
         load(NAME, "headless.pth")
-    assert Results.load("r.json").scores == one.scores
 
 
 def test_only_results_are_overwritten(tmp_path, capsys):
@@ -51,17 +56,17 @@ def test_only_results_are_overwritten(tmp_path, capsys):
 def test_without_a_network_there_is_one_request(monkeypatch):
     import huggingface_hub
 
-    asked = []
+    requests = []
 
     def refuse(url, **options):
-        asked.append(url)
+        requests.append(url)
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("it asks again"))
     with pytest.raises(ValueError, match=f"weights of {NAME}"):
         create_model(NAME, 10, pretrained=True)
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_weights_in_the_cache_need_no_network(tmp_path, monkeypatch):
@@ -88,9 +93,10 @@ def test_weights_in_the_cache_need_no_network(tmp_path, monkeypatch):
 )
 def test_faults_in_ones_own_data_set_are_shown_alone(tmp_path, monkeypatch, capsys, body, complaint):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    name = f"mine{len(body)}"
-    (tmp_path / f"{name}.py").write_text(f"from layershuffle.data import ImageData\n\nclass Mine(ImageData):\n{body}\n")
+    module = f"mine{len(body)}"  # each case has a module of its own, since Python imports a name only once
+    code = f"from layershuffle.data import ImageData\n\nclass Mine(ImageData):\n{body}\n"
+    (tmp_path / f"{module}.py").write_text(code)
     with pytest.raises(SystemExit) as stop:
-        run(lambda: train(["mini_digits", "cpu", f"--data={name}.Mine"]))
+        run(lambda: train(["mini_digits", "cpu", f"--data={module}.Mine"]))
     assert complaint in str(stop.value.code)
     assert capsys.readouterr().err.count("site-packages") == 0

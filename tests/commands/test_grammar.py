@@ -12,16 +12,14 @@ from layershuffle.config_parser import ConfigParser
 
 OF_LIBRARIES = ("help", "print_config", "print_shtab")
 """Options that jsonargparse adds, with its own texts."""
-
-
 ABOUT_THE_COMMAND = {"data", "images", "exported", "steps"}
-"""Whose texts say what a command does with them: trains on the images, compares on them or draws them."""
+"""Options whose texts say what a command does with them: trains on the images, compares on them or draws them."""
 HOW_MANY = {"order", "steps", "pictures"}
-"""Of which some commands take just one, or also none."""
+"""Options of which some commands take several values, and others just one or also none."""
 
 
 class Parsed(Exception):  # noqa: N818 (it is no error)
-    """A command has made its parser and is about to read its arguments."""
+    """A command has made its parser, which is the argument, and is about to read the command line."""
 
 
 @pytest.fixture(scope="module")
@@ -34,38 +32,44 @@ def parsers():
     original = argparse.ArgumentParser.parse_known_args
 
     def stop_commands(parser, *args, **kwargs):
+        # argparse is used for other things than commands, too.
         if parser.prog.startswith("layershuffle "):
             raise Parsed(parser)
         return original(parser, *args, **kwargs)
 
-    found = {}
+    by_command = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigParser, "parse_args", stop)
         patch.setattr(argparse.ArgumentParser, "parse_known_args", stop_commands)
         for command in COMMANDS:
             name = command.replace("-", "_")
-            run = getattr(import_module(f"layershuffle.commands.{name}"), f"{name}_command")
+            module = import_module(f"layershuffle.commands.{name}")
+            run = getattr(module, f"{name}_command")
             with pytest.raises(Parsed) as parsed:
                 run([])
-            (found[command],) = parsed.value.args
-    return found
+            (by_command[command],) = parsed.value.args
+    return by_command
 
 
 def options_of(parser):
     """The options and positional arguments of a command's own; those of the parts of a run have a dot in their name."""
     for action in parser._actions:
-        name = max(action.option_strings, key=len).lstrip("-") if action.option_strings else action.dest
         if type(action).__name__ == "_ActionConfigLoad":
             continue  # stands for all options of a part, such as --checkpoint for those of the best checkpoint
+        name = action.dest
+        if action.option_strings:
+            name = max(action.option_strings, key=len).lstrip("-")
         if "." not in name and not name.endswith("+") and name not in OF_LIBRARIES:
             yield name, action
 
 
 def kind(name, action):
-    """What a value of an option can be."""
-    several = action.nargs if name not in HOW_MANY else None
-    type_ = str(getattr(action, "_typehint", None) or action.type or str).replace(" | None", "")
-    return type_.removeprefix("<class '").removesuffix("'>"), str(action.choices and list(action.choices)), several
+    """What a value of an option can be: its type, its choices, and how many values there are."""
+    value_type = getattr(action, "_typehint", None) or action.type or str
+    type_name = str(value_type).replace(" | None", "").removeprefix("<class '").removesuffix("'>")
+    choices = action.choices and list(action.choices)
+    number_of_values = None if name in HOW_MANY else action.nargs
+    return type_name, str(choices), number_of_values
 
 
 def text(action):
@@ -74,25 +78,28 @@ def text(action):
 
 
 def test_the_same_word_means_the_same_in_all_commands(parsers):
-    kinds, texts = defaultdict(dict), defaultdict(dict)
+    # For each option, the commands that have it, by its kind and by its text.
+    kinds = defaultdict(dict)
+    texts = defaultdict(dict)
     for command, parser in parsers.items():
         for name, action in options_of(parser):
             kinds[name].setdefault(kind(name, action), []).append(command)
             texts[name].setdefault(text(action), []).append(command)
-    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
-    several = {name for name, found in texts.items() if len(found) > 1}
-    assert several <= ABOUT_THE_COMMAND, texts
+    with_several_kinds = {name: commands for name, commands in kinds.items() if len(commands) > 1}
+    assert with_several_kinds == {}
+    with_several_texts = {name for name, commands in texts.items() if len(commands) > 1}
+    assert with_several_texts <= ABOUT_THE_COMMAND, texts
 
 
 def test_whatever_takes_a_timm_name_takes_its_weights_and_size(parsers):
-    taking = {}
+    takes_weights_and_size = {}
     for command, parser in parsers.items():
-        names = [name for name, _ in options_of(parser)]
+        names = {name for name, _ in options_of(parser)}
         if "checkpoint" in names:
-            taking[command] = {"pretrained", "img_size"} <= set(names)
+            takes_weights_and_size[command] = {"pretrained", "img_size"} <= names
     # Only what layershuffle train has trained can be exported.
-    assert [command for command, takes in taking.items() if not takes] == ["export"]
-    assert len(taking) > 8
+    assert [command for command, takes in takes_weights_and_size.items() if not takes] == ["export"]
+    assert len(takes_weights_and_size) > 8
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,11 +15,12 @@ from layershuffle.errors import INTERRUPTED_CODE
 
 @pytest.fixture(autouse=True)
 def nothing_written(monkeypatch):
+    """As in a new process, in which no command has written a file yet."""
     monkeypatch.setattr(files, "written", [])
 
 
 def last_words(capsys, command):
-    """What ``command`` says, which must be interrupted."""
+    """The line that ``command`` ends with, which must be interrupted."""
     with pytest.raises(SystemExit) as stop:
         run(command)
     assert stop.value.code == INTERRUPTED_CODE
@@ -38,8 +39,9 @@ def test_a_command_that_has_written_nothing_says_so(capsys):
 def test_files_that_were_written_are_named(capsys, tmp_path, count, named):
     def command():
         for number in range(count):
-            for content in ("old", "new"):
-                files.write_whole(tmp_path / f"{number}.json", content)
+            # A file that is written twice is named once.
+            files.write_whole(tmp_path / f"{number}.json", "old")
+            files.write_whole(tmp_path / f"{number}.json", "new")
         raise KeyboardInterrupt
 
     line = last_words(capsys, command)
@@ -75,7 +77,7 @@ INTERRUPTING = """if True:
 
     sys.meta_path.insert(0, Interrupting)
 """
-"""A program in which Ctrl-C comes when a module is about to be imported."""
+"""The beginning of a program in which Ctrl-C comes when a module is about to be imported."""
 
 
 def console_script():
@@ -92,6 +94,6 @@ def test_before_the_command_itself_is_imported(door, module):
     if door == "python -m":
         program = 'runpy.run_module("layershuffle", run_name="__main__")'
     code = INTERRUPTING.format(module=module) + f"    {program}"
-    done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, timeout=500)
-    assert done.stderr == "interrupted: nothing was written\n"
-    assert done.returncode == INTERRUPTED_CODE
+    process = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, timeout=500)
+    assert process.stderr == "interrupted: nothing was written\n"
+    assert process.returncode == INTERRUPTED_CODE

@@ -23,6 +23,7 @@ def test_every_character_is_printed_somehow(monkeypatch, encoding, printed):
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding))
     print_all_characters()
+    # The surrogate stands for a byte of a file's name that isn't UTF-8.
     print(end="5 ± 1 caf\udce9 猫 …", flush=True)
     assert buffer.getvalue() == printed
 
@@ -30,9 +31,9 @@ def test_every_character_is_printed_somehow(monkeypatch, encoding, printed):
 @pytest.mark.parametrize("args", [["list"], ["--help"], ["evaluate", "--help"]])
 def test_a_full_disk_is_a_one_line_error(args):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "layershuffle", *args]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: standard output ")
-    assert len(done.stderr.splitlines()) == 1
+    command = [sys.executable, "-m", "layershuffle", *args]
+    with open("/dev/full", "w") as full_disk:
+        process = subprocess.run(command, stdout=full_disk, stderr=subprocess.PIPE, env=environment, text=True)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: standard output ")
+    assert len(process.stderr.splitlines()) == 1

@@ -15,16 +15,17 @@ def test_results_that_can_not_be_saved_are_printed_and_saved_elsewhere(tmp_path,
     output = tmp_path / "full" / "r.json"
     save = Results.save
 
-    def fail(self, path):
+    def save_unless_disk_is_full(self, path):
         if path == output:
             raise UserError(f"{path} could not be written: No space left on device")
         save(self, path)
 
-    monkeypatch.setattr(Results, "save", fail)
-    with pytest.raises(UserError, match="No space left") as caught:
+    monkeypatch.setattr(Results, "save", save_unless_disk_is_full)
+    with pytest.raises(UserError, match="No space left") as error:
         leave(by_class(), output)
     assert "90.00" in capsys.readouterr().out
-    elsewhere = re.search(r"\S+r\.json$", str(caught.value))
+    # The error ends with the file that the results were saved in instead.
+    elsewhere = re.search(r"\S+r\.json$", str(error.value))
     assert Results.load(Path(elsewhere[0])) == by_class()
 
 
@@ -33,6 +34,7 @@ def test_what_to_compare_with_stands_under_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "chance 10.00%, most frequent class 50.00%" in printed
     assert "every batch" in " ".join(printed.split())
+
     # The note on orders that are new in every batch is only printed where there are some.
     leave(results(scores=results().of("sequential")), tmp_path / "s.json")
     assert "every batch" not in " ".join(capsys.readouterr().out.split())

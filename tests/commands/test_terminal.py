@@ -23,7 +23,7 @@ TEXT = (
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A function that puts a terminal of so many columns in the place of stderr."""
+    """A function that puts a terminal of so many columns in the place of stderr; 0 is a terminal of unknown width."""
     leader, follower = pty.openpty()
     with os.fdopen(leader, "rb"), os.fdopen(follower, "w") as stderr:
 
@@ -38,6 +38,7 @@ def test_a_terminal_of_80_columns_shows_whole_words(terminal):
     terminal(80)
     lines = wrapped_on_terminal(TEXT).split("\n")
     assert " ".join(lines).split() == TEXT.split()
+    # The path at the end is a single word of more than 80 letters.
     assert [len(line) <= 80 for line in lines] == [True, True, True, False]
 
 
