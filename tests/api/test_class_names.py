@@ -16,12 +16,14 @@ from layershuffle.training import metadata
 
 NAMES = ["apple", "fern", "sea", "sun"]
 TURNED = ["sun", "apple", "fern", "sea"]
+"""The same names in another sequence."""
 RENAMED = ["fern", "sea", "sun", "zz_apple"]
+"""Names of which one is another, so that all have other places in the alphabet."""
 CONFIG = {"name": "vit_tiny_patch16_224", "num_classes": 4, "position": "none", **SMALL}
 
 
 class Fruits(ImageData):
-    """Random pictures, whose labels follow the sequence of ``names``."""
+    """Random pictures, as many of each class, whose labels follow the sequence of ``names``."""
 
     num_classes = 4
 
@@ -36,18 +38,23 @@ class Fruits(ImageData):
     def load(self, train):
         rng = torch.Generator().manual_seed(0)
         pixels = torch.randint(0, 256, (40, 1, 8, 8), generator=rng, dtype=torch.uint8)
-        what = torch.arange(40) % 4
-        labels = torch.tensor([self.names.index(NAMES[kind]) if NAMES[kind] in self.names else 3 for kind in what])
-        return TensorImages(pixels, labels)
+        labels = []
+        for picture in range(40):
+            name = NAMES[picture % 4]
+            # RENAMED has another name in its place, which comes last.
+            labels.append(self.names.index(name) if name in self.names else 3)
+        return TensorImages(pixels, torch.tensor(labels))
 
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
+    """Writes the checkpoint of a model of classes with these names; returns its path."""
     monkeypatch.chdir(tmp_path)
 
     def save(path="run.ckpt", names=NAMES):
         torch.manual_seed(0)
-        weights = {f"model.{name}": value for name, value in create_model(**CONFIG).state_dict().items()}
+        model = create_model(**CONFIG)
+        weights = {f"model.{name}": value for name, value in model.state_dict().items()}
         data = {"class": "Digits", "args": {}, "classes": names}
         values = {"model": CONFIG, "method": "baseline", "data": data}
         torch.save({"state_dict": weights, METADATA_KEY: values}, path)
@@ -63,9 +70,11 @@ def test_labels_follow_the_sequence_of_the_models_classes(trained):
     assert turned.scores == expected.scores
     assert turned.measures == expected.measures
     assert turned.data.classes == NAMES
-    pruned = [prune(path, data, keep=2, repeats=1, accelerator="cpu") for data in (Fruits(), Fruits(TURNED))]
-    assert pruned[0].order == pruned[1].order
-    assert pruned[0].results.scores == pruned[1].results.scores
+
+    expected = prune(path, Fruits(), keep=2, repeats=1, accelerator="cpu")
+    turned = prune(path, Fruits(TURNED), keep=2, repeats=1, accelerator="cpu")
+    assert turned.order == expected.order
+    assert turned.results.scores == expected.results.scores
 
 
 @pytest.mark.parametrize("study", [evaluate, lambda *args, **options: prune(*args, keep=2, **options)])
@@ -81,14 +90,18 @@ def test_names_that_one_side_does_not_know_fit_everything(trained):
 
 
 def test_models_of_other_classes_are_not_merged(trained):
-    paths = [trained("a.ckpt"), trained("b.ckpt", RENAMED)]
+    first = trained("a.ckpt")
+    renamed = trained("b.ckpt", RENAMED)
+    turned = trained("c.ckpt", TURNED)
     with pytest.raises(UserError, match="class 0 is 'apple' there, but 'fern' here"):
-        merge(paths, seed=0)
-    assert merge(["a.ckpt", trained("c.ckpt", TURNED)], seed=0)[METADATA_KEY]["data"]["classes"] == NAMES
+        merge([first, renamed], seed=0)
+    assert merge([first, turned], seed=0)[METADATA_KEY]["data"]["classes"] == NAMES
 
 
 @dataclass
 class Trainer:
+    """As much of Lightning's trainer as the check needs."""
+
     datamodule: ImageData
 
 

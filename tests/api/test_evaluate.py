@@ -26,21 +26,31 @@ def test_fewer_than_one_random_order(random_orders):
         evaluate("mini_glyphs", random_orders=random_orders)
 
 
-def test_what_train_returns_is_a_model(monkeypatch):
+def test_what_train_returns_is_a_model():
     """It stands for its best checkpoint, or for the last one of a training without validation."""
-    ended = {"folder": Path("run"), "compute": None, "metrics": {}, "trainer": None}
-    run = TrainedRun(best=Path("best.ckpt"), last=Path("last.ckpt"), **ended)
-    assert run.checkpoint == Path(run) == Path("best.ckpt")
-    assert replace(run, best=None).checkpoint == Path("last.ckpt")
+    run = TrainedRun(
+        folder=Path("run"),
+        best=Path("best.ckpt"),
+        last=Path("last.ckpt"),
+        compute=None,
+        metrics={},
+        trainer=None,
+    )
+    without_validation = replace(run, best=None)
+    assert run.checkpoint == Path("best.ckpt")
+    assert Path(run) == Path("best.ckpt")
+    assert without_validation.checkpoint == Path("last.ckpt")
+
     # The checkpoints aren't there, and the errors name them.
     with pytest.raises(UserError, match=r"best\.ckpt"):
         as_loaded(run)
     with pytest.raises(UserError, match=r"last\.ckpt"):
-        layershuffle.load(replace(run, best=None))
+        layershuffle.load(without_validation)
     with pytest.raises(UserError, match=r"best\.ckpt"):
         layershuffle.merge([run, run])
+    without_checkpoints = replace(run, best=None, last=None)
     with pytest.raises(UserError, match="first"):
-        as_loaded(replace(run, best=None, last=None))
+        as_loaded(without_checkpoints)
 
 
 @pytest.mark.parametrize(
@@ -73,9 +83,10 @@ def test_a_single_word_or_value_is_no_sequence_of_them():
 @pytest.mark.parametrize("updates", [0, 1])
 def test_a_checkpoint_of_0_updates_is_warned_of(caplog, updates):
     loaded = load("mini_glyphs")
-    loaded = replace(loaded, info=replace(loaded.info, compute={"updates": updates}))
-    evaluate(loaded, Glyphs(test_images=20), accelerator="cpu")
-    assert any("0 updates" in text for text in caplog.messages) == (updates == 0)
+    info = replace(loaded.info, compute={"updates": updates})
+    evaluate(replace(loaded, info=info), Glyphs(test_images=20), accelerator="cpu")
+    was_warned = any("0 updates" in text for text in caplog.messages)
+    assert was_warned == (updates == 0)
 
 
 def test_the_random_orders_together(tmp_path):
@@ -83,7 +94,8 @@ def test_the_random_orders_together(tmp_path):
     found = evaluate("mini_glyphs_any_width", Glyphs(test_images=40), accelerator="cpu", random_orders=3)
     measure = found.measure(Disagreement)
     (group,) = measure.groups
-    assert (group.protocol, group.samples) == ("arbitrary", 3)
+    assert group.protocol == "arbitrary"
+    assert group.samples == 3
     assert 0 < group.disagreement < 1
     assert 0.5 < group.agreement <= 1
     found.save(tmp_path / "results.json")

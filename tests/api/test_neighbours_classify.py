@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import fails
+from helpers import batches, fails
 from sklearn.neighbors import KNeighborsClassifier
 
 import layershuffle
@@ -29,35 +29,40 @@ def digits():
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
 
 
-def features(order, part):
-    """The features of some digits and their labels, one call of the model for all of them."""
-    loaded = layershuffle.load("mini_glyphs")
+def features_and_labels(part, order=None):
+    """The features and the labels of the digits of a part, such as "test"; one call of the model for all of them."""
     data = digits()
-    preprocess = data.prepare_for(*loaded.model.image_format)
+    model = layershuffle.load("mini_glyphs").model
+    preprocess = data.prepare_for(*model.image_format)
     data.setup("fit")
-    images, labels = zip(*data.loader(part))
-    model = loaded.model
+    images, labels = batches(data.loader(part))
     model.classifier = torch.nn.Identity()
     with torch.inference_mode():
-        return model(preprocess(torch.cat(images)), order).logits.numpy(), torch.cat(labels).numpy()
+        features = model(preprocess(images), order).logits
+    return features.numpy(), labels.numpy()
 
 
 def test_every_order_is_scored_by_the_nearest_training_images():
     results = layershuffle.evaluate(
         "mini_glyphs", digits(), classifier="neighbours", neighbours=7, orders=ORDERS, accelerator="cpu"
     )
-    train, labels = features(None, "train")
-    vote = KNeighborsClassifier(
-        7, metric="cosine", weights=lambda distances: np.exp((1 - distances) / TEMPERATURE), algorithm="brute"
-    )
-    vote.fit(train, labels)
-    assert len(results.scores) == 3
+
+    def weights(distances):
+        """Of neighbours at these cosine distances."""
+        similarities = 1 - distances
+        return np.exp(similarities / TEMPERATURE)
+
+    vote = KNeighborsClassifier(7, metric="cosine", weights=weights, algorithm="brute")
+    vote.fit(*features_and_labels("train"))
+    assert len(results.scores) == 3  # in sequential order, and in both of ORDERS
     for score in results.scores:
-        test, expected = features(score.order, "test")
-        assert score.top1 == pytest.approx((vote.predict(test) == expected).mean(), abs=0.011)
+        features, labels = features_and_labels("test", score.order)
+        accuracy = (vote.predict(features) == labels).mean()
+        assert score.top1 == pytest.approx(accuracy, abs=0.011)  # one of 100 images
         assert score.loss > 0
     assert results.scores[0].top1 > 0.5
     # The model has 500 classes, and the results those of the data.
@@ -80,6 +85,7 @@ def test_the_results_say_who_classified_and_files_without_it_are_read_as_before(
     assert len(setup.runs) == 2
     assert not complaints
 
+    # A vote of no neighbours is none.
     damaged = json.loads(Path("n/n.json").read_text())
     damaged["evaluation"]["classifier"]["neighbours"] = 0
     Path("n/n.json").write_text(json.dumps(damaged))
@@ -88,28 +94,28 @@ def test_the_results_say_who_classified_and_files_without_it_are_read_as_before(
 
 
 def test_a_model_card_takes_no_scores_of_neighbours(tmp_path):
-    results = layershuffle.evaluate(
-        "mini_glyphs", Glyphs(train_images=600, test_images=20), classifier="neighbours", protocols=["sequential"]
-    )
+    glyphs = Glyphs(train_images=600, test_images=20)
+    results = layershuffle.evaluate("mini_glyphs", glyphs, classifier="neighbours", protocols=["sequential"])
     with pytest.raises(UserError, match="vote"):
         layershuffle.export("mini_glyphs", tmp_path / "card", results=[results], data=Glyphs(test_images=8))
 
 
 def test_a_backbone_without_a_classifier_is_judged(capsys):
-    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32).state_dict(), "backbone.pth")
+    weights = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32).state_dict()
+    torch.save(weights, "backbone.pth")
     backbone = ["vit_tiny_patch16_224", "digits", "--pretrained=backbone.pth", "--img_size=32", "--accelerator=cpu"]
     few = ["--data.train_images=60", "--data.test_images=20"]
     assert "neighbours" in fails(capsys, evaluate_command, *backbone, *few)
     results = depth_command([*backbone, *few, "--classifier=neighbours", "--random_orders=1", "--repeats=1"])
     assert results.measure(EarlyExits)
-    assert results.evaluation.classifier.images == 54
+    assert results.evaluation.classifier.images == 54  # those of 60 that aren't for validation
 
     loaded = layershuffle.load("vit_tiny_patch16_224", "backbone.pth", num_classes=0, img_size=32)
     data = Digits(train_images=60, test_images=20)
     # What needs no classifier needs none of this kind either.
     assert layershuffle.similarity(loaded, data, accelerator="cpu").scores == []
-    one = layershuffle.analyse(loaded, data, study="contributions", images=3, accelerator="cpu")
-    assert len(one.measures) == 1
+    contributions = layershuffle.analyse(loaded, data, study="contributions", images=3, accelerator="cpu")
+    assert len(contributions.measures) == 1
     # The caller's model keeps its own classifier.
     voted = layershuffle.evaluate(loaded, data, classifier="neighbours", protocols=["sequential"], accelerator="cpu")
     assert loaded.model.classifier is None
