@@ -20,21 +20,27 @@ def test_imports_run_downwards_and_never_in_a_circle(monkeypatch):
 
 def test_an_upward_import_is_found(tmp_path, monkeypatch):
     """The contracts above can fail: the same ones, on a package in which the lowest room imports the highest."""
-    content = (ROOT / "pyproject.toml").read_text().partition("[tool.importlinter]")
-    contracts = content[2].partition("[tool.pytest")[0].replace("layershuffle", "upward")
+    _, header, after_header = (ROOT / "pyproject.toml").read_text().partition("[tool.importlinter]")
+    contracts, _, _ = after_header.partition("[tool.pytest")
+    lines = contracts.replace("layershuffle", "upward").splitlines()
     # The modules of the exception aren't in that package.
-    lines = [line for line in contracts.splitlines() if not line.startswith("ignore_imports")]
-    (tmp_path / "pyproject.toml").write_text("\n".join([content[1], *lines]))
+    lines = [line for line in lines if not line.startswith("ignore_imports")]
+    (tmp_path / "pyproject.toml").write_text("\n".join([header, *lines]))
+
+    # The same rooms and modules, all of them empty.
+    upward = tmp_path / "upward"
+    upward.mkdir()
     for path in (ROOT / "layershuffle").iterdir():
         if (path / "__init__.py").is_file():
-            (tmp_path / "upward" / path.name).mkdir(parents=True)
-            (tmp_path / "upward" / path.name / "__init__.py").touch()
+            (upward / path.name).mkdir()
+            (upward / path.name / "__init__.py").touch()
         elif path.suffix == ".py":
-            (tmp_path / "upward").mkdir(exist_ok=True)
-            (tmp_path / "upward" / path.name).touch()
+            (upward / path.name).touch()
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     config = str(tmp_path / "pyproject.toml")
     assert lint_imports(config_filename=config, no_cache=True) == EXIT_STATUS_SUCCESS
-    (tmp_path / "upward" / "orders" / "__init__.py").write_text("import upward.commands\n")
+
+    (upward / "orders" / "__init__.py").write_text("import upward.commands\n")
     assert lint_imports(config_filename=config, no_cache=True) != EXIT_STATUS_SUCCESS

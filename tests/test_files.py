@@ -39,6 +39,7 @@ def test_a_second_writer_is_told_of_the_first(tmp_path, holder):
         with pytest.raises(UserError, match=rf"is being written by process {holder.pid} on ") as error:
             WriterLock(tmp_path / name)
         assert "\n" not in str(error.value)
+
     with WriterLock(tmp_path / "another run"):
         pass
 
@@ -54,6 +55,8 @@ def test_a_killed_writer_leaves_no_lock(tmp_path, holder):
 def test_a_lock_is_for_one_part_of_a_process(tmp_path):
     with WriterLock(tmp_path / "run"), pytest.raises(UserError, match="another part of this process"):
         WriterLock(tmp_path / "run")
+
+    # It may be closed twice.
     lock = WriterLock(tmp_path / "run")
     lock.close()
     lock.close()
@@ -113,7 +116,8 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     path.write_text("trainer: {max_epochs: 1}\ndata: {}\ntrainer: {max_epochs: 3}\n")
     with pytest.raises(UserError, match=r"run\.yaml .*line 3 .*trainer"):
         read_yaml(path)
-    # What a merge key brings may be changed.
+
+    # What a merge key brings may be changed, and a number and its text are two keys.
     path.write_text("a: &a {x: 1, y: 1}\nb: &b {<<: *a, y: 2}\nc: {<<: *b, y: 3}\n1: 4\n'1': 5\n")
     assert read_yaml(path) == {"a": {"x": 1, "y": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 1, "y": 3}, 1: 4, "1": 5}
 
@@ -130,14 +134,19 @@ def no_file_above(size):
 
 
 def test_what_can_be_appended_only_in_part_leaves_a_file_as_it_was(tmp_path):
-    append_whole(tmp_path / "old.csv", "step,loss\n")
+    old = tmp_path / "old.csv"
+    new = tmp_path / "new.csv"
+    append_whole(old, "step,loss\n")
+
     with no_file_above(30):
-        for name in ("old.csv", "new.csv"):
-            with pytest.raises(UserError, match=rf"{name} could not be written: "):
-                append_whole(tmp_path / name, "1,0.5\n" * 100)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old.csv": "step,loss\n"}
-    append_whole(tmp_path / "old.csv", "1,0.5\n")
-    assert (tmp_path / "old.csv").read_text() == "step,loss\n1,0.5\n"
+        for path in (old, new):
+            with pytest.raises(UserError, match=rf"{path.name} could not be written: "):
+                append_whole(path, "1,0.5\n" * 100)
+    assert list(tmp_path.iterdir()) == [old]
+    assert old.read_text() == "step,loss\n"
+
+    append_whole(old, "1,0.5\n")
+    assert old.read_text() == "step,loss\n1,0.5\n"
 
 
 def test_a_lock_that_a_full_disk_prevents_leaves_no_file(tmp_path, monkeypatch):

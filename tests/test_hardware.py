@@ -14,41 +14,46 @@ from layershuffle.hardware import fastest_precision, largest_batch, memory_bandw
 CPU = torch.device("cpu")
 
 
-def clock(monkeypatch, product, work):
-    """Makes a matrix product, and ``work`` in float32 and bfloat16, take so many seconds; counts the works."""
-    done = []
+def set_speeds_of_bf16(monkeypatch, product, work):
+    """Make a matrix product and the work take so many times as long in bfloat16 as in float32.
+
+    Returns a list in which each piece of work is noted as its time is measured: whether it ran in bfloat16.
+    """
+    works = []
 
     def seconds(what, device):
         result = what()
+        # What is measured returns a tensor if it is a matrix product, and nothing if it is the work.
         if isinstance(result, torch.Tensor):
-            return product[result.dtype]
-        done.append(torch.is_autocast_enabled("cpu"))
-        return work[done[-1]]
+            return product if result.dtype == torch.bfloat16 else 1.0
+        in_bf16 = torch.is_autocast_enabled("cpu")
+        works.append(in_bf16)
+        return work if in_bf16 else 1.0
 
     monkeypatch.setattr(hardware, "seconds", seconds)
-    return done
+    return works
 
 
 def test_without_bf16_instructions_the_work_is_not_even_tried(monkeypatch):
-    done = clock(monkeypatch, {torch.float32: 1.0, torch.bfloat16: 300.0}, {False: 1.0, True: 300.0})
+    works = set_speeds_of_bf16(monkeypatch, product=300.0, work=300.0)
     assert fastest_precision(lambda: None, CPU) == "32-true"
-    assert done == []
+    assert works == []
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(0.5, "bf16-mixed"), (1.6, "32-true")])
 def test_the_work_decides_not_the_matrix_product(monkeypatch, bf16, expected):
-    done = clock(monkeypatch, {torch.float32: 1.0, torch.bfloat16: 0.5}, {False: 1.0, True: bf16})
+    works = set_speeds_of_bf16(monkeypatch, product=0.5, work=bf16)
     assert fastest_precision(lambda: None, CPU, repeats=2) == expected
-    assert done == [False, True] * 3
+    assert works == [False, True] * 3  # once to warm up, and two repeats
 
 
 def test_precision_is_measured_on_images_as_the_model_takes_them(monkeypatch):
     # This model begins with a convolutional network: its projection has 64 channels, its images have 3.
     model = layershuffle.create_model("vit_tiny_r_s16_p8_224", 5, img_size=64, depth=1)
     assert model.image_shape == (3, 64, 64)
-    done = clock(monkeypatch, {torch.float32: 1.0, torch.bfloat16: 0.5}, {False: 1.0, True: 0.5})
+    works = set_speeds_of_bf16(monkeypatch, product=0.5, work=0.5)
     assert make_fabric("cpu", "auto", model)._precision.precision == "bf16-mixed"
-    assert len(done) == 8
+    assert len(works) == 8
 
 
 @pytest.mark.parametrize(

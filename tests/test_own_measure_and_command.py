@@ -46,17 +46,16 @@ def test_a_command_measures_saves_and_draws(checkpoint, capsys):
     assert "last.token_norms.png" in printed
 
     # Without shuffling, the norms are those of the model's own forward pass.
-    norms = results.measures[0].norms
-    loaded = load(checkpoint)
-    tokens = []
-    for block in loaded.model.vit.blocks:
-        block.register_forward_hook(lambda _, inputs, output: tokens.append(output.norm(dim=-1).mean()))
     from my_measures import start_study
 
+    loaded = load(checkpoint)
+    expected = []
+    for block in loaded.model.vit.blocks:
+        block.register_forward_hook(lambda _, inputs, output: expected.append(float(output.norm(dim=-1).mean())))
     study = start_study(loaded, None, split="test", accelerator="cpu")
     with torch.inference_mode():
         loaded.model(study.first_batch())
-    assert norms == pytest.approx([float(norm) for norm in tokens], rel=1e-5)
+    assert results.measures[0].norms == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_results_file_with_a_wrong_norm_is_refused(checkpoint, tmp_path):
@@ -65,9 +64,10 @@ def test_a_results_file_with_a_wrong_norm_is_refused(checkpoint, tmp_path):
     results = token_norms(checkpoint)
     results.save("right.json")
     assert Results.load("right.json").measures == results.measures
+
     text = (tmp_path / "right.json").read_text()
-    first = str(results.measure(TokenNorms).norms[0])
-    (tmp_path / "wrong.json").write_text(text.replace(first, "-1.0"))
+    first_norm = str(results.measure(TokenNorms).norms[0])
+    (tmp_path / "wrong.json").write_text(text.replace(first_norm, "-1.0"))
     with pytest.raises(UserError, match="token_norms"):
         Results.load("wrong.json")
 

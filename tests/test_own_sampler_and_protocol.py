@@ -39,26 +39,29 @@ SMALL = ["--model.depth=4", "--data.train_images=128", "--data.test_images=40", 
 
 def section_of(heading):
     """What stands under a heading of docs/guides/extend.md."""
-    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", (ROOT / "docs/guides/extend.md").read_text(), re.M | re.S)[1]
+    page = (ROOT / "docs/guides/extend.md").read_text()
+    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", page, re.M | re.S)[1]
 
 
 def write_files(heading):
     """Write the files under a heading of the guide, named in their first lines; returns their number of lines."""
-    count = 0
+    lines = 0
     for path, code in re.findall(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", section_of(heading), re.M | re.S):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(code)
-        count += len(code.splitlines())
-    return count
+        lines += len(code.splitlines())
+    return lines
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder whose modules can be imported. What they register is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(protocols, "PROTOCOLS", registered := dict(protocols.PROTOCOLS))
-    importers = ("api.evaluate", "commands.evaluate", "evaluation.order_groups", "results.tables.scores")
-    for module in importers:
+
+    registered = dict(protocols.PROTOCOLS)
+    monkeypatch.setattr(protocols, "PROTOCOLS", registered)
+    for module in ("api.evaluate", "commands.evaluate", "evaluation.order_groups", "results.tables.scores"):
         monkeypatch.setattr(f"layershuffle.{module}.PROTOCOLS", registered)
     yield
     for module in ("my_samplers", "my_protocols"):
@@ -66,21 +69,24 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def fit(*options):
+    """Train a small model; its checkpoint is best.ckpt in the working folder."""
     return train([*DIGITS, *QUIET, *SMALL, "--trainer.logger=false", "--checkpoint.dirpath=.", *options])
 
 
 def test_an_order_has_a_name(monkeypatch):
-    section = section_of("Add a named order")
+    # The page shows a function, and its entry in the list of named orders.
+    function, entry = re.findall(r"^```python\n(.*?)^```", section_of("Add a named order"), re.M | re.S)
     namespace = {"Order": Order, "NamedOrder": named.NamedOrder}
-    function, entry = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
     exec(function, namespace)
     order = eval(entry, namespace)
     monkeypatch.setitem(named.NAMED, order.name, order)
+
     assert named.parse_order("odd-first", named.sequential(5)) == Order("1 3 0 2 4")
     assert order.summary in listed("orders")
 
 
 def listed(section):
+    """What `layershuffle list` prints of a section, in one line."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         list_command([section])
     return " ".join(out.getvalue().split())
@@ -96,19 +102,24 @@ def test_every_sampler_is_listed():
 
 
 def test_an_order_sampler_is_in_every_table_and_figure():
-    assert 10 < write_files("Add an order sampler") < 21
+    lines = write_files("Add an order sampler")
+    assert 10 < lines < 21
+
+    # Training runs the orders that the sampler gives for its seed, step and progress.
     module = fit("--config=configs/method/annealed.yaml").lightning_module
-    planned = module.trainer.global_step
-    orders = [module.orders.sample(step) for step in range(planned)]
-    assert orders == [module.sampler.sample_step(4, module.seed, step, 0, step / planned) for step in range(planned)]
-    assert orders[0] == Order(range(4))  # progress is 0 at the first step
-    evaluate_command(
-        ["best.ckpt", "--data.test_images=40", "--random_orders=2", "--depths", "1", "2", "--output=r/r.json"]
-    )
-    report_command([str(Path("r"))])
-    said = Path("r/report/report.md").read_text()
-    compared = said[said.index("## Sequential and arbitrary order") :].partition("\n| --- ")[0]
-    assert compared.endswith("| annealed |")
+    steps = module.trainer.global_step
+    for step in range(steps):
+        expected = module.sampler.sample_step(4, module.seed, step, rank=0, progress=step / steps)
+        assert module.orders.sample(step) == expected
+    assert module.orders.sample(0) == Order(range(4))  # without progress, the sampler doesn't shuffle yet
+
+    options = ["--data.test_images=40", "--random_orders=2", "--depths", "1", "2"]
+    evaluate_command(["best.ckpt", *options, "--output=r/r.json"])
+    report_command(["r"])
+    report = Path("r/report/report.md").read_text()
+    after_heading = report[report.index("## Sequential and arbitrary order") :]
+    head_of_table = after_heading.partition("\n| --- ")[0]
+    assert head_of_table.endswith("| annealed |")
     (data,) = Path("r/report/data").glob("pruning-*.csv")
     assert {row["method"] for row in csv.DictReader(data.open())} == {"annealed"}
 
@@ -118,18 +129,20 @@ def test_the_command_finds_a_config_and_a_module_in_the_working_folder():
     # Like the installed command, and unlike `python -m`, `python -P` doesn't look for modules in the working folder.
     command = [preloaded.python(), "-P", "-m", "layershuffle", "train", "mini_digits", "digits", "annealed", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "--print_config"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "class_path: my_samplers.Annealed" in done.stdout
+    process = subprocess.run([*command, "--print_config"], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "class_path: my_samplers.Annealed" in process.stdout
 
 
 @pytest.mark.usefixtures("with_rendering")
 def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
-    assert 10 < write_files("Add a protocol") < 25
+    lines = write_files("Add a protocol")
+    assert 10 < lines < 25
     fit("--config", str(ROOT / "configs/method/baseline.yaml"))
-    arguments = ["best.ckpt", "--protocols", "sequential", "my_protocols.backwards", "--lengths", "2", "4"]
+    protocol_options = ["--protocols", "sequential", "my_protocols.backwards", "--lengths"]
     capsys.readouterr()
-    results = evaluate_command([*arguments, "--data.test_images=40", "--output=r.json"])
+
+    results = evaluate_command(["best.ckpt", *protocol_options, "2", "4", "--data.test_images=40", "--output=r.json"])
     assert [score.order for score in results.scores[1:]] == ["1 0 2 3", "0 2 1 3", "0 1 3 2", "3 2 1 0"]
     assert results.evaluation.protocols == ["sequential", "my_protocols.backwards"]
     assert results.evaluation.options["lengths"] == [2, 4]
@@ -137,16 +150,18 @@ def test_a_protocol_has_an_option_a_table_and_a_picture(capsys, monkeypatch):
     assert re.search(r"first layer\s+turned\s+0\s+1\s+2", said)
     assert re.search(r"4 layers\s+[0-9.]+", said)
     assert Path("r.png").stat().st_size > 10_000
+
     with pytest.raises(SystemExit):
-        evaluate_command([*arguments, "--help"])
-    assert "How many layers in a row run backwards." in " ".join(capsys.readouterr().out.split())
-    assert "lengths" in fails(capsys, evaluate_command, *arguments[:-1], "two")
+        evaluate_command(["best.ckpt", *protocol_options, "2", "--help"])
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert "How many layers in a row run backwards." in help_text
+    assert "lengths" in fails(capsys, evaluate_command, "best.ckpt", *protocol_options, "2", "two")
 
     # Without its module, the results still have their table and picture.
     monkeypatch.delitem(protocols.PROTOCOLS, "backwards")
-    found = Results.load("r.json")
-    assert tables.of(found)["backwards"][0] == ["start", "0", "1", "2"]
-    assert "backwards" in figures.draw(found, Path("again.json"))
+    loaded = Results.load("r.json")
+    assert tables.of(loaded)["backwards"][0] == ["start", "0", "1", "2"]
+    assert "backwards" in figures.draw(loaded, Path("again.json"))
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from layershuffle.config_files import packaged_in
 from layershuffle.errors import UserError
 from layershuffle.processes import usable_cores
 
+# What Windows lacks of Python's library. `mypy --platform win32`, which takes minutes, knows all of it.
 MODULES = {"fcntl", "grp", "pwd", "resource", "termios"}
 OS = {"O_NOFOLLOW", "O_NONBLOCK", "fork", "getuid", "killpg", "mkfifo", "posix_fadvise", "pread", "preadv", "pwrite"}
 OS |= {"sched_getaffinity", "set_blocking", "setsid", "statvfs", "sysconf"}
 SIGNALS = {"SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGSTOP", "SIGUSR1", "SIGUSR2"}
-"""What Windows lacks of Python's library; `mypy --platform win32`, which takes minutes, knows all of it."""
+LACKING_OF_MODULE = {"os": OS, "signal": SIGNALS}
 
 
 def lacking(source):
@@ -28,23 +29,27 @@ def lacking(source):
         if isinstance(node, ast.Import):
             names |= MODULES & {alias.name for alias in node.names}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            names |= {"os": OS, "signal": SIGNALS}.get(node.value.id, set()) & {node.attr}
+            module = node.value.id
+            if node.attr in LACKING_OF_MODULE.get(module, ()):
+                names.add(node.attr)
     return names
 
 
 def test_what_windows_lacks_is_used_where_the_system_is_asked_for():
     paths = [path for path in (ROOT / "layershuffle").rglob("*.py") if lacking(path.read_text())]
     assert len(paths) > 3
-    assert [path for path in paths if "sys.platform" not in path.read_text()] == []
+    careless = [path for path in paths if "sys.platform" not in path.read_text()]
+    assert careless == []
 
 
 def run(folder, program, *args):
+    """Run the text of a program in a folder, which must succeed."""
     path = folder / "program.py"
     path.write_text(program)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, path, *args]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert process.returncode == 0, process.stderr
 
 
 QUICK = ["cpu", "--trainer.enable_progress_bar=false", "--trainer.max_steps=1"]
@@ -91,12 +96,17 @@ if __name__ == "__main__":
 
 
 def test_configs_are_found_where_git_cannot_make_links(tmp_path):
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "configs").write_text("../configs")
-    assert packaged_in(tmp_path / "package") == (tmp_path / "configs").resolve()
-    (tmp_path / "package" / "configs").unlink()
-    (tmp_path / "package" / "configs").mkdir()
-    assert packaged_in(tmp_path / "package") == (tmp_path / "package" / "configs").resolve()
+    package = tmp_path / "package"
+    package.mkdir()
+    configs = package / "configs"
+
+    # In place of a link, git then writes a file with the link's target.
+    configs.write_text("../configs")
+    assert packaged_in(package) == (tmp_path / "configs").resolve()
+
+    configs.unlink()
+    configs.mkdir()
+    assert packaged_in(package) == configs.resolve()
 
 
 def test_serving_is_refused_on_windows(small, monkeypatch):

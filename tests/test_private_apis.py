@@ -49,21 +49,26 @@ def test_lightning_agrees_on_signals_where_it_is_skipped(trainer):
 def test_averages_that_do_not_wait_are_torchs(use_buffers):
     model = LightningModule()
     model.layer = torch.nn.BatchNorm1d(4)
-    averages = []
-    for change in (lambda callback: None, private_apis.average_without_waiting):
+
+    def average(changed):
+        """The average of the same three states of the model, by Lightning as it is or as we change it."""
         torch.manual_seed(0)
         callback = EMAWeightAveraging(decay=0.9, use_buffers=use_buffers)
         callback.setup(None, model, "fit")
-        change(callback)
+        if changed:
+            private_apis.average_without_waiting(callback)
         for _ in range(3):
             with torch.no_grad():
                 for value in [*model.parameters(), model.layer.running_mean]:
                     value.copy_(torch.randn_like(value))
             callback._average_model.update_parameters(model)
-        averages.append(callback._average_model.state_dict())
-    assert averages[0].keys() == averages[1].keys()
-    for name, value in averages[0].items():
-        assert torch.equal(value, averages[1][name]), name
+        return callback._average_model.state_dict()
+
+    expected = average(changed=False)
+    found = average(changed=True)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -114,21 +119,27 @@ def test_onnx_exports_share_the_list_of_functions():
 def test_timm_adds_position_embeddings_and_class_tokens():
     sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
     images = torch.randn(2, 3, 8, 8)
+    shape = (2, 1 + 4, 32)  # a class token and four patches
+
     vit = timm.create_model("vit_tiny_patch16_224", **sizes)
-    assert private_apis.embed_patches(vit, vit.patch_embed(images)).shape == (2, 5, 32)
+    tokens = private_apis.embed_patches(vit, vit.patch_embed(images))
+    assert tokens.shape == shape
+
     eva = timm.create_model("eva02_tiny_patch14_224", **sizes)
-    tokens, rope = private_apis.embed_patches(eva, eva.patch_embed(images))
-    assert tokens.shape == (2, 5, 32)
-    assert len(rope) == 4
+    tokens, rotary_embeddings = private_apis.embed_patches(eva, eva.patch_embed(images))
+    assert tokens.shape == shape
+    assert len(rotary_embeddings) == 4
 
 
 def test_timm_knows_the_classes_of_imagenets_sets():
-    sets = {letter: private_apis.classes_of_imagenet_set(letter) for letter in "ar"}
-    assert [len(set(names)) for names in sets.values()] == [200, 200]
-    # The two sets share 86 classes, of which the goldfinch is one; only R has the goldfish.
-    assert len(set(sets["a"]) & set(sets["r"])) == 86
-    assert "n01443537" in sets["r"]
-    assert "n01443537" not in sets["a"]
+    imagenet_a = set(private_apis.classes_of_imagenet_set("a"))
+    imagenet_r = set(private_apis.classes_of_imagenet_set("r"))
+    assert len(imagenet_a) == 200
+    assert len(imagenet_r) == 200
+    assert len(imagenet_a & imagenet_r) == 86
+    goldfish = "n01443537"
+    assert goldfish in imagenet_r
+    assert goldfish not in imagenet_a
 
 
 def test_a_fabric_tells_its_precision():

@@ -17,6 +17,7 @@ def now(monkeypatch):
 
 
 def told(caplog):
+    """The lines that were logged."""
     return [record.getMessage() for record in caplog.records]
 
 
@@ -78,5 +79,7 @@ def test_the_last_line_in_a_log_is_found_among_others(now, caplog, tmp_path):
     for done in (10, 30):
         now[0] += 40
         lines.tell(done)
-    log.write_text("x" * 100_000 + "\n" + "\n".join([*told(caplog), "epoch  train/loss", "    1      1.2345", ""]))
+    before = "x" * 100_000
+    after = ["epoch  train/loss", "    1      1.2345", ""]
+    log.write_text("\n".join([before, *told(caplog), *after]))
     assert last_progress(log) == told(caplog)[-1]

@@ -20,7 +20,8 @@ from layershuffle.published_models import MODELS, PUBLISHED, folder_of, weights_
 from layershuffle.results import Results
 
 MOST_BYTES = 2_000_000
-GLYPHS = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 48, "num_heads": 3}
+SIZES = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 48, "num_heads": 3}
+"""Those of the published models, which read 500 classes of glyphs."""
 every = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 
 
@@ -62,11 +63,14 @@ def test_scores_are_those_of_the_results_file(model):
 @every
 def test_a_name_is_a_model_and_the_weights_that_a_training_starts_from(model):
     loaded = load(model.name)
-    assert (loaded.info.name, loaded.info.source) == (model.name, model.name)
+    assert loaded.info.name == model.name
+    assert loaded.info.source == model.name
     assert trained_on(model.name) == loaded.data
-    begun = create_model("vit_tiny_patch16_224", 500, pretrained=model.name, **GLYPHS)
-    assert torch.equal(begun.vit.head.weight, loaded.model.vit.head.weight)
-    assert len(create_model("vit_tiny_patch16_224", 7, pretrained=model.name, **GLYPHS).vit.head.weight) == 7
+
+    same_classes = create_model("vit_tiny_patch16_224", 500, pretrained=model.name, **SIZES)
+    assert torch.equal(same_classes.vit.head.weight, loaded.model.vit.head.weight)
+    other_classes = create_model("vit_tiny_patch16_224", 7, pretrained=model.name, **SIZES)
+    assert len(other_classes.vit.head.weight) == 7
 
 
 def test_the_model_for_any_order_reads_glyphs_in_any_order():
@@ -74,6 +78,7 @@ def test_the_model_for_any_order_reads_glyphs_in_any_order():
     data = from_config(loaded.data)
     assert isinstance(data, Glyphs)
     assert loaded.classes == data.class_names
+
     preprocess = data.prepare_for(*loaded.model.image_format)
     data.setup("test")
     pixels, labels = next(iter(data.loader("test", 500)))
@@ -113,11 +118,14 @@ def test_a_model_on_the_hub_is_downloaded_only_if_the_name_says_so(on_the_hub):
     with pytest.raises(UserError, match="the name hf-hub:me/far-away downloads it"):
         load("far_away")
     assert not on_the_hub.exists()
-    loaded = load("hf-hub:me/far-away")
-    assert loaded.info.source == "hf-hub:me/far-away"
+
+    downloaded = load("hf-hub:me/far-away")
+    assert downloaded.info.source == "hf-hub:me/far-away"
+
     # From now on it is there.
     weights = load("far_away").model.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())
+    for name, expected in downloaded.model.state_dict().items():
+        assert torch.equal(weights[name], expected)
     assert weights_file("far_away") == on_the_hub / "model.safetensors"
 
 
@@ -141,11 +149,13 @@ def test_a_download_without_a_network(monkeypatch):
 def test_the_weights_of_a_folder():
     shutil.copytree(published_models.PACKAGED / "mini_glyphs", "mine")
     assert weights_file("mine") == Path("mine/model.safetensors")
-    loaded = create_model("vit_tiny_patch16_224", 500, pretrained="mine", **GLYPHS)
-    assert torch.equal(loaded.vit.head.weight, load("mine").model.vit.head.weight)
+    model = create_model("vit_tiny_patch16_224", 500, pretrained="mine", **SIZES)
+    assert torch.equal(model.vit.head.weight, load("mine").model.vit.head.weight)
+
     Path("empty").mkdir()
     with pytest.raises(UserError, match="without model.safetensors"):
         weights_file("empty")
+
     # A file comes first: somebody may have called one as a model is called.
     Path("mini_glyphs").write_bytes(b"")
     assert weights_file("mini_glyphs") == Path("mini_glyphs")

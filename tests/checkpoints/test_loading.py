@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def save(path, **changed):
+    """Save a checkpoint of a small model, with other entries besides or instead; returns the model."""
     model = create_model(**CONFIG)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     content = {"state_dict": weights, "global_step": 7, METADATA_KEY: {"model": CONFIG, "seed": 3}}
@@ -35,7 +36,9 @@ def test_a_checkpoint(folder, images):
     for path in ("run.ckpt", Path("run.ckpt")):
         loaded = load(path)
         assert torch.equal(loaded.model(images).logits, expected(images).logits)
-        assert (loaded.info.name, loaded.info.seed, loaded.info.method) == ("run", 3, None)
+        assert loaded.info.name == "run"
+        assert loaded.info.seed == 3
+        assert loaded.info.method is None
     assert read_checkpoint("run.ckpt").global_step == 7
     # A results file says of a checkpoint what isn't known.
     assert loaded.info.to_json()["method"] is None
@@ -46,6 +49,8 @@ def test_averaged_weights_are_said_to_be(folder, caplog):
     save("run.ckpt")
     load("run.ckpt")
     assert "averaged" not in caplog.text
+
+    # Lightning saves the raw weights beside averaged ones.
     save("run.ckpt", current_model_state={})
     load("run.ckpt")
     assert "run.ckpt: using the averaged weights" in caplog.text
@@ -61,23 +66,28 @@ def test_a_checkpoint_with_values_that_cannot_be(folder, changed):
 
 
 def test_weights_that_travel_with_the_package_as_those_of_a_config(folder):
-    loaded = load("model/mini_glyphs")
-    assert loaded.info.sha256 == load("mini_glyphs").info.sha256
+    of_config = load("model/mini_glyphs")
+    published = load("mini_glyphs")
+    assert of_config.info.sha256 == published.info.sha256
     images = torch.randn(2, 1, 28, 28)
-    assert torch.equal(loaded.model(images).logits, load("mini_glyphs").model(images).logits)
+    assert torch.equal(of_config.model(images).logits, published.model(images).logits)
 
 
 def test_a_config(folder):
     loaded = load("mini_digits", pretrained="random", num_classes=10)
-    assert (loaded.model.depth, loaded.info.num_classes) == (12, 10)
+    assert loaded.model.depth == 12
+    assert loaded.info.num_classes == 10
     with pytest.raises(UserError, match="--pretrained"):
         load("mini_digits")
+
     Path("configs/model").mkdir(parents=True)
     Path("configs/model/mine.yaml").write_text(
         "model: {name: deit_tiny_distilled_patch16_224, head: class, compile: true, timm_args: {depth: 2}}"
     )
     loaded = load("mine", pretrained="random", num_classes=3)
-    assert (loaded.model.depth, loaded.info.config["head"]) == (2, "class")
+    assert loaded.model.depth == 2
+    assert loaded.info.config["head"] == "class"
+
     Path("configs/model/none.yaml").write_text("data: {}")
     with pytest.raises(UserError, match="names no model"):
         load("none")
@@ -94,7 +104,8 @@ def test_what_is_none_of_these(folder):
     ]:
         with pytest.raises(UserError, match=re.escape(complaint)):
             load(source)
-        if not source.startswith("nothing."):
+        is_file = source.startswith("nothing.")
+        if not is_file:
             assert trained_on(source) is None
 
 

@@ -1,3 +1,5 @@
+"""What a checkpoint records of its model and training, and the damaged records that are refused."""
+
 import pytest
 
 from layershuffle.checkpoints.metadata import FIELDS, METADATA_KEY, CheckpointMetadata
@@ -23,29 +25,34 @@ WHOLE = {
 
 
 def read(values):
+    """What is read of a checkpoint run.ckpt with this record."""
     return CheckpointMetadata.from_content({METADATA_KEY: values}, "run.ckpt")
 
 
 def test_what_is_written_is_read():
     for values in (WHOLE, {**WHOLE, "merged": MERGED}):
-        metadata = read(values)
-        assert metadata.to_dict() == values
-        assert list(metadata.to_dict()) == list(FIELDS[: len(values)])
+        written = read(values).to_dict()
+        assert written == values
+        assert list(written) == list(FIELDS[: len(values)])  # in this sequence
     assert "merged" not in read(WHOLE).to_dict()
 
 
 def test_what_is_known_of_the_data_has_types():
     """Checkpoints of earlier versions have no names of classes, and a data set of one's own may have numbers."""
-    data = {"class": "Digits", "args": {"batch_size": 7}}
-    assert read({**WHOLE, "data": data}).data == DataConfig("Digits", {"batch_size": 7})
-    assert read({**WHOLE, "data": {**data, "classes": [1, 2]}}).data.classes is None
-    assert read({**WHOLE, "data": {**data, "classes": ["a", "b"]}}).data.classes == ["a", "b"]
+    without_names = {"class": "Digits", "args": {"batch_size": 7}}
+    with_numbers = without_names | {"classes": [1, 2]}
+    with_names = without_names | {"classes": ["a", "b"]}
+    assert read(WHOLE | {"data": without_names}).data == DataConfig("Digits", {"batch_size": 7})
+    assert read(WHOLE | {"data": with_numbers}).data.classes is None
+    assert read(WHOLE | {"data": with_names}).data.classes == ["a", "b"]
 
 
 def test_only_the_model_has_to_be_there():
     metadata = read({"model": MODEL})
     assert metadata == CheckpointMetadata(model=MODEL)
-    assert (metadata.seed, metadata.compute, metadata.data) == (None, None, None)
+    assert metadata.seed is None
+    assert metadata.compute is None
+    assert metadata.data is None
 
 
 @pytest.mark.parametrize("content", [{}, {METADATA_KEY: 1}, {METADATA_KEY: {}}, {METADATA_KEY: {"model": "x"}}])
@@ -98,14 +105,16 @@ def test_other_files_have_no_metadata(content):
     ids=shown,
 )
 def test_values_that_cannot_be(changed):
-    with pytest.raises(UserError, match=f"run.ckpt is damaged: its {next(iter(changed))}"):
+    (field,) = changed
+    with pytest.raises(UserError, match=f"run.ckpt is damaged: its {field}"):
         read(WHOLE | changed)
 
 
 def test_the_place_of_what_cannot_be_is_named_on_one_line():
-    data = {"class": "Digits", "args": {"train_args": {"size\n": [1, "a\nb" * 10**5]}}, "classes": None}
+    args = {"train_args": {"size\n": [1, "a\nb" * 10**5]}}
+    data = {"class": "Digits", "args": args, "classes": None}
     with pytest.raises(UserError, match=r"its data\.args\.train_args\.size") as error:
-        read({**WHOLE, "data": data})
+        read(WHOLE | {"data": data})
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
 
@@ -119,9 +128,10 @@ def test_lists_that_hold_the_same_list_again_and_again_take_no_time(depth):
     circle = [1]
     circle.append(circle)
     for value in (values, circle):
-        for changed in ({"data": {"class": "Digits", "args": {"root": value}}}, {"model": {**MODEL, "name": value}}):
-            with pytest.raises(UserError, match=f"run.ckpt is damaged: its {next(iter(changed))}"):
-                read(WHOLE | changed)
+        with pytest.raises(UserError, match="run.ckpt is damaged: its data"):
+            read(WHOLE | {"data": {"class": "Digits", "args": {"root": value}}})
+        with pytest.raises(UserError, match="run.ckpt is damaged: its model"):
+            read(WHOLE | {"model": {**MODEL, "name": value}})
         for field in ("seed", "version", "class_weights", "distillation", "merged", "wandb"):
             with pytest.raises(UserError, match=field):
-                read({**WHOLE, field: value})
+                read(WHOLE | {field: value})

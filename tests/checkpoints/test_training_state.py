@@ -29,7 +29,7 @@ GOOD = {
     "optimizer": "AdamW",
 }
 WRONG = ["x", 1e308, math.nan, -1, 10**30, [1, "a"], {1: 2}, None, torch.zeros(3)]
-
+"""Values that are right in no place."""
 
 PLACES = [
     ("epoch",),
@@ -57,11 +57,13 @@ PLACES = [
 
 
 def edited(place, value):
+    """A copy of GOOD with another value in one place, which is given by the keys that lead to it."""
     content = copy.deepcopy(GOOD)
+    *parents, key = place
     part = content
-    for key in place[:-1]:
-        part = part[key]
-    part[place[-1]] = value
+    for parent in parents:
+        part = part[parent]
+    part[key] = value
     return content
 
 
@@ -83,18 +85,22 @@ def test_values_that_cannot_be(place):
 
 @pytest.mark.parametrize("key", ["loops", "optimizer_states", "lr_schedulers", VERSION_KEY])
 def test_weights_alone_are_no_training(key):
+    content = copy.deepcopy(GOOD)
+    del content[key]
     with pytest.raises(UserError, match=r"--model\.pretrained run\.ckpt"):
-        check_training_state({name: value for name, value in GOOD.items() if name != key}, "run.ckpt")
+        check_training_state(content, "run.ckpt")
 
 
 def test_the_options_of_an_optimizer_are_plain_values():
+    place = ("optimizer_states", 0, "param_groups", 0, "lr")
+    check_training_state(edited(place, torch.tensor(0.1)), "run.ckpt")
     for wrong in (math.nan, 10**30, {1: 2}, torch.zeros(3)):
         with pytest.raises(UserError, match="optimizer_states"):
-            check_training_state(edited(("optimizer_states", 0, "param_groups", 0, "lr"), wrong), "run.ckpt")
-    check_training_state(edited(("optimizer_states", 0, "param_groups", 0, "lr"), torch.tensor(0.1)), "run.ckpt")
+            check_training_state(edited(place, wrong), "run.ckpt")
 
 
 def test_a_schedule_takes_no_other_attributes():
     for name in ("optimizer", "step", "get_lr", ""):
+        content = edited(("lr_schedulers", 0, name), "x")
         with pytest.raises(UserError, match="lr_schedulers"):
-            check_training_state(edited(("lr_schedulers", 0, name), "x"), "run.ckpt")
+            check_training_state(content, "run.ckpt")

@@ -16,16 +16,21 @@ def features():
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % CLASSES
     centres = torch.randn(CLASSES, 12, generator=rng)
-    values = 3 * centres[labels] + 4 * torch.randn(300, 12, generator=rng) + 7
-    return Features(torch.cat([values, torch.ones(300, 1)], dim=1), labels)  # the last feature is constant
+    noise = torch.randn(300, 12, generator=rng)
+    values = 3 * centres[labels] + 4 * noise + 7
+    constant = torch.ones(300, 1)
+    return Features(torch.cat([values, constant], dim=1), labels)
 
 
 def test_the_linear_classifier_is_scikit_learns(features):
     standardised = Standardisation.of(features.features)(features.features)
     assert torch.isfinite(standardised).all()
-    train = Features(standardised, features.labels)
     penalties = (1.0, 0.01, 1e-4)
-    for penalty, linear in zip(penalties, logistic_regressions(train, CLASSES, penalties)):
+
+    classifiers = logistic_regressions(Features(standardised, features.labels), CLASSES, penalties)
+
+    for penalty, linear in zip(penalties, classifiers):
+        # scikit-learn adds up the losses of the images and multiplies them by C, and ours is their mean.
         expected = LogisticRegression(C=1 / (penalty * 300), max_iter=5000, tol=1e-8)
         expected.fit(standardised.double().numpy(), features.labels.numpy())
         probabilities = torch.tensor(expected.predict_proba(standardised.double().numpy()))

@@ -15,23 +15,32 @@ def test_calibration_is_that_of_torchmetrics():
     rng = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, 200, 4, generator=rng)
     labels = torch.randint(4, (200,), generator=rng)
+    one, other = logits
+    expected_of_one = float(multiclass_calibration_error(one, labels, 4, n_bins=15))
+    expected_of_other = float(multiclass_calibration_error(other, labels, 4, n_bins=15))
+    assert expected_of_one != pytest.approx(expected_of_other, abs=0.01)
+
+    # The first row counts the other logits, and the rows from the second on both.
     metrics = OrderMetrics(3)
-    for part in (slice(0, 150), slice(150, 200)):
-        metrics.update(1, [Output(each[part]) for each in logits], labels[part])
-        metrics.update(0, [Output(logits[1, part])], labels[part])
-    found = [score.ece for score in metrics.compute()]
-    expected = [float(multiclass_calibration_error(each, labels, 4, n_bins=15)) for each in logits]
-    assert expected[0] != pytest.approx(expected[1], abs=0.01)
-    assert found == pytest.approx([expected[1], *expected], abs=2e-6)
+    for batch in (slice(0, 150), slice(150, 200)):
+        metrics.update(1, [Output(one[batch]), Output(other[batch])], labels[batch])
+        metrics.update(0, [Output(other[batch])], labels[batch])
+
+    errors = [score.ece for score in metrics.compute()]
+    assert errors == pytest.approx([expected_of_other, expected_of_one, expected_of_other], abs=2e-6)
 
 
 def test_calibration_of_certain_predictions_and_of_those_that_are_not_numbers():
     certain = torch.tensor([[0.0, 100.0]] * 4)  # their probability is exactly 1
     metrics = OrderMetrics(1)
+
+    # One of four is wrong.
     metrics.update(0, [Output(certain)], torch.tensor([1, 1, 1, 0]))
-    assert metrics.compute()[0].ece == 0.25
+    assert metrics.compute()[0].ece == 1 / 4
+
+    # Four more are wrong, but their probability counts as 0, so that they add no error.
     metrics.update(0, [Output(certain + math.nan)], torch.tensor([1, 1, 1, 1]))
-    assert metrics.compute()[0].ece == 0.125
+    assert metrics.compute()[0].ece == 1 / 8
 
 
 @pytest.mark.parametrize("counted_at_once", [1, 30, 1000])
@@ -40,12 +49,15 @@ def test_outputs_that_are_counted_together_are_counted_in_their_rows(monkeypatch
     monkeypatch.setattr(metrics_file, "BUFFER_SIZE", counted_at_once)
     outputs = [Output(torch.randn(2, 2), torch.randn(1, 2, 3), [0]) for _ in range(5)]
     labels = torch.tensor([0, 1])
-    together, alone = OrderMetrics(6), OrderMetrics(6)
-    counted = OutputBuffer(together, labels)
+    together = OrderMetrics(6)
+    alone = OrderMetrics(6)
+
+    buffer = OutputBuffer(together, labels)
     for row, output in enumerate(outputs):
-        counted.add(output)
+        buffer.add(output)
         alone.update(row, [output], labels)
-    counted.flush()
+    buffer.flush()
+
     assert together.images.tolist() == [2, 2, 2, 2, 2, 0]
     for name in together._defaults:
         assert torch.equal(getattr(together, name), getattr(alone, name)), name

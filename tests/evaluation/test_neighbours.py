@@ -1,5 +1,6 @@
 """The vote of the nearest training images, against scikit-learn, and in the place of a model's classifier."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
@@ -17,24 +18,30 @@ def features():
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % CLASSES
     centres = torch.randn(CLASSES, 12, generator=rng)
-    return Features(3 * centres[labels] + 4 * torch.randn(300, 12, generator=rng), labels)
+    noise = torch.randn(300, 12, generator=rng)
+    return Features(3 * centres[labels] + 4 * noise, labels)
 
 
 @pytest.mark.parametrize("count", [NEIGHBOURS, 3])
 def test_the_probabilities_are_scikit_learns(features, count, monkeypatch):
     monkeypatch.setattr(module, "MOST_SIMILARITIES", 200 * 7)  # 100 images in 15 parts
     train = Features(features.features[:200], features.labels[:200])
-    directions = F.normalize(features.features, dim=1).numpy()
-    # For vectors of norm 1, the squared distance is 2 - 2 * similarity.
-    expected = KNeighborsClassifier(
-        count, weights=lambda distances: torch.tensor((1 - distances**2 / 2) / TEMPERATURE).exp().numpy()
-    )
-    expected.fit(directions[:200], features.labels[:200].numpy())
-    logits = NearestNeighbours(train, CLASSES, count)(features.features[200:])
-    assert (logits.argmax(dim=1).numpy() == expected.predict(directions[200:])).all()
 
+    def weights(distances):
+        # For vectors of norm 1, the squared distance is 2 - 2 * similarity.
+        similarities = 1 - distances**2 / 2
+        return np.exp(similarities / TEMPERATURE)
+
+    directions = F.normalize(features.features, dim=1).numpy()
+    expected = KNeighborsClassifier(count, weights=weights)
+    expected.fit(directions[:200], features.labels[:200].numpy())
+
+    logits = NearestNeighbours(train, CLASSES, count)(features.features[200:])
+
+    assert (logits.argmax(dim=1).numpy() == expected.predict(directions[200:])).all()
     shares = torch.tensor(expected.predict_proba(directions[200:]), dtype=torch.float32)
-    assert torch.allclose(logits.softmax(dim=1), (1 - UNIFORM) * shares + UNIFORM / CLASSES, atol=1e-4)
+    probabilities = (1 - UNIFORM) * shares + UNIFORM / CLASSES
+    assert torch.allclose(logits.softmax(dim=1), probabilities, atol=1e-4)
     # Some class has no vote, and its loss is finite.
     assert (shares == 0).any()
     assert logits.isfinite().all()
@@ -59,14 +66,16 @@ def test_half_precision_makes_no_coarser_votes(features):
 
 def test_a_module_takes_the_place_of_the_models_classifier(small, images):
     model = small()
+    logits = model(images).logits
     state = model.embed(images)
-    for step in range(4):
-        state, _ = model.run_step(state, model.order[step], step)
-    expected = model.backbone.features(state.tokens)
-    own = model(images).logits
+    for position, step in enumerate(model.order):
+        state, _ = model.run_step(state, step, position)
+    features = model.backbone.features(state.tokens)
+
     model.classifier = torch.nn.Identity()
-    assert torch.equal(model(images).logits, expected)
-    assert torch.equal(model.vit.head(expected), own)
+
+    assert torch.equal(model(images).logits, features)
+    assert torch.equal(model.vit.head(features), logits)
 
 
 @pytest.mark.parametrize("head", ["average", "class"])
@@ -75,5 +84,8 @@ def test_the_features_of_a_distilled_model_are_what_its_classifiers_read(small, 
     with torch.no_grad():
         model.vit.head_dist.load_state_dict(model.vit.head.state_dict())
     logits = model(images).logits
+
+    # Both classifiers are alike, and the features are the mean of what they read.
     model.classifier = model.vit.head
+
     assert torch.allclose(model(images).logits, logits, atol=1e-5)

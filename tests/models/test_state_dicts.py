@@ -32,8 +32,10 @@ def prefixed(state_dict, prefix):
 
 
 def check_taken(path, trained):
+    """Check that a model that starts from a file has these weights."""
     taken = create_model(NAME, 5, pretrained=path, **SMALL).vit.state_dict()
-    assert all(torch.equal(taken[name], value) for name, value in trained.items())
+    for name, value in trained.items():
+        assert torch.equal(taken[name], value)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +90,11 @@ def test_which_weights_were_taken_is_said(path, trained, caplog):
     torch.save({"state_dict": trained, "state_dict_ema": trained}, path)
     check_taken(path, trained)
     assert "trained weights (state_dict), not those of state_dict_ema" in caplog.text
+
     torch.save({"state_dict_ema": {**prefixed(trained, "net."), "projector.weight": torch.ones(1)}}, path)
     check_taken(path, trained)
     assert "averaged weights (state_dict_ema: net.), without projector.weight" in caplog.text
+
     # Lightning's averages are where the raw weights otherwise are.
     torch.save({"state_dict": trained, "current_model_state": trained}, path)
     assert read_backbone(path).is_averaged
@@ -100,6 +104,7 @@ def test_the_teacher_is_taken_rather_than_its_student(path, trained):
     student = {name: value + 1 for name, value in trained.items()}
     torch.save({"student": student, "teacher": trained}, path)
     check_taken(path, trained)
+
     torch.save(prefixed(student, "student.backbone.") | prefixed(trained, "teacher.backbone."), path)
     check_taken(path, trained)
 
@@ -113,6 +118,8 @@ def test_what_is_left_over_is_named(path, trained):
 
 
 class Code:
+    """An object whose pickle calls ``print("run")`` when it is read."""
+
     def __reduce__(self):
         return print, ("run",)
 
@@ -143,6 +150,7 @@ def test_a_file_of_more_tensors_than_any_model_has(tmp_path, monkeypatch):
     for name in ("many.pth", "many.safetensors"):
         with pytest.raises(UserError, match="tensors"):
             read_file(tmp_path / name)
+
     monkeypatch.setattr(reading, "MAX_PICKLE_BYTES", 100)
     torch.save({"x" * 200: torch.ones(1)}, tmp_path / "long.pth")
     with pytest.raises(UserError, match="other values"):
