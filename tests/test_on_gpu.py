@@ -45,11 +45,14 @@ class NoWaiting(pl.Callback):
     LAST = 30
 
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step in (self.FIRST, self.LAST):
-            forbid_waiting(trainer.global_step == self.FIRST)
+        if trainer.global_step == self.FIRST:
+            forbid_waiting(True)
+        if trainer.global_step == self.LAST:
+            forbid_waiting(False)
 
 
 def train_without_waiting(folder):
+    """Train a small model, and fail if a step that isn't logged waits for the device."""
     options = {
         "model.pretrained": False,
         "model.schedule.warmup_steps": 5,
@@ -92,22 +95,26 @@ def test_a_training_that_waits_is_noticed(tmp_path, monkeypatch):
 
 
 def evaluate_without_waiting(model):
+    """Evaluate a model in 20 orders, and fail if that waits for the device before the last of them has run."""
     data = Glyphs(classes=10, test_images_per_class=10, batch_size=25)
     data.device = DEVICE
     preprocess = data.prepare_for(*model.image_format)
     data.setup("test")
     loader = data.loader("test")
     trials = [Trial("given", permutation(model.depth, seeded(number))) for number in range(20)]
-    count = len({trial.order for trial in trials}) * len(loader)
-    outputs = []
+    fabric = make_fabric(DEVICE.type, "32-true", model)
+    different_orders = {trial.order for trial in trials}
+    expected_outputs = len(different_orders) * len(loader)
+    outputs = 0
 
     def on_output(*_):
-        outputs.append(None)
+        nonlocal outputs
+        outputs += 1
         # From the second order on, until the last one of the last batch has run.
-        forbid_waiting(len(outputs) < count)
+        forbid_waiting(outputs < expected_outputs)
 
-    evaluate(model, preprocess, loader, trials, make_fabric(DEVICE.type, "32-true", model), on_output=on_output)
-    assert len(outputs) == count
+    evaluate(model, preprocess, loader, trials, fabric, on_output=on_output)
+    assert outputs == expected_outputs
 
 
 def test_the_host_never_waits_in_an_evaluation(small):
@@ -115,6 +122,9 @@ def test_the_host_never_waits_in_an_evaluation(small):
 
 
 def test_an_evaluation_that_waits_is_noticed(small, monkeypatch):
-    monkeypatch.setattr(OrderMetrics, "update", lambda metrics, first, outputs, labels: outputs[0].logits.sum().item())
+    def update_and_wait(metrics, first, outputs, labels):
+        outputs[0].logits.sum().item()
+
+    monkeypatch.setattr(OrderMetrics, "update", update_and_wait)
     with pytest.raises((AssertionError, RuntimeError)):
         evaluate_without_waiting(small(num_classes=10))

@@ -11,13 +11,15 @@ from layershuffle.processes import Child, last_line_of, sigterm_as_interrupt
 
 
 def python(code):
+    """The command that runs code in another process."""
     return [sys.executable, "-c", code]
 
 
 def test_the_log_is_appended_to(tmp_path):
     log = tmp_path / "folder" / "log.txt"
     for text in ("one", "two"):
-        child = Child(python(f"import sys; print('{text}'); print('beside', file=sys.stderr)"), log)
+        code = f"import sys; print('{text}'); print('beside', file=sys.stderr)"
+        child = Child(python(code), log)
         assert child.wait() == child.exit_code == 0
     assert sorted(log.read_text().split()) == ["beside", "beside", "one", "two"]
 
