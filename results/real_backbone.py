@@ -64,6 +64,7 @@ WITH_MUON = (
     Training("LayerShuffle, Muon", "emoji_muon", "layershuffle", 232),
     Training("LayerShuffle, Muon", "at_the_end", "muon", 580),
     Training("LayerShuffle, Muon, three designs", "emoji_muon_designs", "layershuffle", 880),
+    Training("any_width, Muon, three designs", "emoji_muon_designs", "any_width", 880),
 )
 """What the picture shows besides: the checkpoints that are the best with as many updates."""
 OTHER_METHODS = (
@@ -87,12 +88,13 @@ LIMITS = (
     Training("the same, last checkpoint", "at_the_end", "adamw", 2856),
     Training("AdamW, batches of 8, three designs", "emoji_designs", "layershuffle", 2832),
     Training("Muon, batches of 32, three designs", "emoji_muon_designs", "layershuffle", 880),
+    Training("the same, any_width", "emoji_muon_designs", "any_width", 880),
     Training("baseline, AdamW, three designs", "emoji_designs", "baseline", 704),
     Training("the same, last checkpoint", "at_the_end", "baseline_designs", 704),
 )
 """What limits LayerShuffle. The loss on held-out images selects the checkpoint, unless it is the last one.
 
-With Muon and three designs the accuracy in random orders selects it, and that is the last one, too.
+With Muon and three designs the accuracy in random orders selects it; LayerShuffle's is the last one, too.
 """
 PHOTOGRAPHS = (
     Training("baseline", "stamps", "baseline", 160),
