@@ -26,9 +26,12 @@ STUDIES = ("analyse", "depth", "evaluate", "linear_probe", "prune", "search", "s
     ],
 )
 def test_what_every_study_refuses(name, argument, value):
-    more = {"keep": 1} if name == "prune" else {}
+    study = getattr(layershuffle, name)
+    arguments = {"accelerator": "cpu", argument: value}
+    if name == "prune":
+        arguments["keep"] = 1  # which it always needs
     with pytest.raises(UserError, match=argument):
-        getattr(layershuffle, name)("nowhere.ckpt", accelerator="cpu", **more, **{argument: value})
+        study("nowhere.ckpt", **arguments)
 
 
 @pytest.mark.parametrize(

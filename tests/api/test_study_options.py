@@ -12,6 +12,7 @@ from layershuffle.commands.study_options import parse_study, study_parser
 from layershuffle.data import Glyphs
 
 OPTIONS = set(StudyOptions.__annotations__)
+"""The names of the options."""
 
 
 def test_a_command_passes_all_options_on(tmp_path):
@@ -37,6 +38,9 @@ def test_the_options_of_a_study_are_keyword_arguments():
 
 @pytest.mark.parametrize("name", ["analyse", "depth", "prune", "search", "similarity"])
 def test_an_option_that_no_study_has_is_refused(name):
-    arguments = {"keep": 1} if name == "prune" else {}
+    study = getattr(layershuffle, name)
+    arguments = {"sede": 1}
+    if name == "prune":
+        arguments["keep"] = 1  # which it always needs
     with pytest.raises(TypeError, match="sede"):
-        getattr(layershuffle, name)("mini_glyphs", Glyphs(), sede=1, **arguments)
+        study("mini_glyphs", Glyphs(), **arguments)

@@ -76,7 +76,9 @@ def _build() -> Path:
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         objects = [_compile(source, Path(scratch)) for source in SOURCES if source.suffix == ".cpp"]
-        defined = {name for path in objects for name in _symbols(path, "--defined-only")}
+        defined = set()
+        for path in objects:
+            defined |= _symbols(path, "--defined-only")
         rest = Path(scratch) / "rest.cpp"
         names = sorted(_asked_of_cuda() - defined)
         rest.write_text("".join(f'extern "C" int {name}() {{ return 0; }}\n' for name in names))
@@ -106,8 +108,12 @@ def _asked_of_cuda() -> set[str]:
 
 def _symbols(path: Path, *options: str) -> set[str]:
     """The names of the functions of an object file or a library, without their versions and those that are weak."""
-    lines = _run("nm", *options, path).splitlines()
-    return {line.split()[-1].split("@")[0] for line in lines if line.split()[-2:-1] != ["w"]}
+    names = set()
+    for line in _run("nm", *options, path).splitlines():
+        *_address, kind, name = line.split()
+        if kind != "w":
+            names.add(name.partition("@")[0])
+    return names
 
 
 def _run(*command: object) -> str:
