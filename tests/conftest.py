@@ -1,5 +1,6 @@
 """A small model and small data, shared by the tests."""
 
+import functools
 import io
 
 import pytest
@@ -69,6 +70,21 @@ def many():
 def choosy(small):
     """A model whose images choose between three orders."""
     return small(choices=["sequential", "3 2 1 0", "0 (1|2) 3"])
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """Makes a function that trains in a new folder and returns this folder. It does the same training only once."""
+
+    @functools.cache
+    def make(training, *options):
+        folder = tmp_path_factory.mktemp("training")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            training(*options)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import torchvision
 from PIL import Image
 
 from layershuffle.commands.errors import run
+from layershuffle.orders.protocols import trials
 
 ROOT = Path(__file__).parents[1]
 """The repository."""
@@ -163,3 +164,11 @@ def chosen_by_hand(model, images):
         logits = predictor.weight @ tokens.mean(dim=0) + predictor.bias
         chosen.append(int(logits.argmax()))
     return chosen
+
+
+def by_variant(protocol, depth, **settings):
+    """The orders of a protocol, in lists by the values that distinguish their variants."""
+    orders = {}
+    for trial in trials([protocol], depth, **settings):
+        orders.setdefault(tuple(trial.variant.values()), []).append(trial.order)
+    return orders

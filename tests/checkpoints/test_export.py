@@ -1,6 +1,5 @@
 """Models as they are exported for timm and merged, against the models that they were made from."""
 
-import functools
 import re
 import shutil
 from dataclasses import replace
@@ -43,30 +42,20 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def trainings(tmp_path_factory):
-    """Trains a small model briefly, the same one only once; returns the path of the checkpoint."""
-
-    @functools.cache
-    def make(seed, *options):
-        folder = tmp_path_factory.mktemp("training")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            train([*ARGUMENTS, f"--seed={seed}", "--checkpoint.dirpath=.", *options])
-        return folder / "best.ckpt"
-
-    return make
+def train_briefly(seed, *options):
+    """Train a small model, with its checkpoints in the working folder."""
+    train([*ARGUMENTS, f"--seed={seed}", "--checkpoint.dirpath=.", *options])
 
 
 @pytest.fixture
-def trained(trainings, tmp_path, monkeypatch):
+def trained(trained_once, tmp_path, monkeypatch):
     """Copies the checkpoint of a small model, which is trained if it has to be; returns the path of the copy."""
     monkeypatch.chdir(tmp_path)
 
     def make(seed=0, *options):
         checkpoint = Path(f"run{seed}/best.ckpt")
         checkpoint.parent.mkdir(exist_ok=True)
-        shutil.copy(trainings(seed, *options), checkpoint)
+        shutil.copy(trained_once(train_briefly, seed, *options) / "best.ckpt", checkpoint)
         return str(checkpoint)
 
     return make

@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import timm
 import torch
+from helpers import by_variant
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import layershuffle
@@ -158,14 +159,6 @@ def test_every_named_order_is_one_of_the_model(small, images):
 
 
 # --- Protocols ----------------------------------------------------------------------------------------------
-
-
-def by_variant(protocol, depth, **settings):
-    """The orders of a protocol, in lists by the values that distinguish their variants."""
-    orders = {}
-    for trial in trials([protocol], depth, **settings):
-        orders.setdefault(tuple(trial.variant.values()), []).append(trial.order)
-    return orders
 
 
 def test_painters_sweep_every_n():

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from helpers import by_variant
 
 from layershuffle.errors import UserError
 from layershuffle.orders import FirstLayers, GrowingDepth, RandomGroups, RandomSchedule, RandomSubset, ShuffleDrop
@@ -110,14 +111,6 @@ def test_side_by_side_keeps_what_the_other_sampler_leaves_out():
     assert Order() in sampled
     step_without_layers = sampled.index(Order())
     assert RandomSchedule(layers=few).sample_step(2, 0, step_without_layers) == Order()
-
-
-def by_variant(protocol, depth, **settings):
-    """The orders of a protocol, in lists by the values that distinguish their variants."""
-    orders = {}
-    for trial in trials([protocol], depth, **settings):
-        orders.setdefault(tuple(trial.variant.values()), []).append(trial.order)
-    return orders
 
 
 def test_grouped_protocol():

@@ -583,12 +583,17 @@ def test_a_models_files_count_once(tmp_path):
 # --- The user's own data ------------------------------------------------------------------------------------
 
 
-def test_a_report_on_own_data_is_about_that_and_not_about_the_paper(tmp_path):
+def save_two_methods(folder):
+    """Write results of two seeds of the baseline and of LayerShuffle, on data of the user's own."""
     for seed in (0, 1):
         baseline = own("baseline", seed, sequential=0.8, arbitrary=(0.3, 0.32))
-        baseline.save(tmp_path / f"birds/baseline/{seed}.json")
+        baseline.save(folder / f"baseline/{seed}.json")
         shuffled = own("layershuffle", seed, sequential=0.7, arbitrary=(0.6, 0.62))
-        shuffled.save(tmp_path / f"birds/layershuffle/{seed}.json")
+        shuffled.save(folder / f"layershuffle/{seed}.json")
+
+
+def test_a_report_on_own_data_is_about_that_and_not_about_the_paper(tmp_path):
+    save_two_methods(tmp_path / "birds")
 
     report_command([str(tmp_path)])
 
@@ -615,11 +620,7 @@ def test_the_title_of_a_backbone_counts_its_layers(tmp_path, layers, text):
 
 
 def test_the_summary_has_the_numbers_of_the_tables(tmp_path):
-    for seed in (0, 1):
-        baseline = own("baseline", seed, sequential=0.8, arbitrary=(0.3, 0.32))
-        baseline.save(tmp_path / f"baseline/{seed}.json")
-        shuffled = own("layershuffle", seed, sequential=0.7, arbitrary=(0.6, 0.62))
-        shuffled.save(tmp_path / f"layershuffle/{seed}.json")
+    save_two_methods(tmp_path)
     (setup,), _ = collect(tmp_path)
     summary, *_ = sections([setup], [])
 

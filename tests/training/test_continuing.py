@@ -1,6 +1,5 @@
 """A run that goes on from a checkpoint heeds the options of its command, or refuses them."""
 
-import functools
 import os
 import shutil
 import signal
@@ -53,21 +52,6 @@ def part_of_an_epoch():
         patch.setattr(FineTuner, "training_step", told_to_stop)
         with pytest.raises(SystemExit):
             epoch()
-
-
-@pytest.fixture(scope="module")
-def trained_once(tmp_path_factory):
-    """Makes a function that trains in an empty folder and returns it; the same training runs only once."""
-
-    @functools.cache
-    def make(training, *options):
-        folder = tmp_path_factory.mktemp("training")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            training(*options)
-        return folder
-
-    return make
 
 
 @pytest.fixture
