@@ -1,8 +1,8 @@
 """Processes of Python that need not import anything: forks of one that has imported all they need.
 
 A process takes 5 to 15 seconds to import PyTorch and Lightning, and the tests and the examples of the documentation
-are some hundred of them. What runs here runs as in a process of its own, except for what happens during the imports,
-and for signals, which don't reach it.
+are some hundred of them. What runs here runs as in a process of its own, except for what happens during the imports.
+Of signals, SIGINT and SIGTERM reach it.
 
 ``python preloaded.py SOCKET`` is the server that forks.
 """
@@ -26,13 +26,16 @@ from typing import NoReturn
 CLIENT = '''#!{executable} -ES
 """Has the server run what Python is told to, with the streams, the folder and the environment of this process."""
 
-import json, os, socket, sys
+import json, os, signal, socket, sys
 
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({socket!r})
     command = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(command).to_bytes(8)], [0, 1, 2])
     server.sendall(command)
+    fork = int(server.recv(8))
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, lambda number, frame: os.kill(fork, number))
     code = int(server.recv(8))
 # What a signal has ended is seen to end by it.
 if code < 0:
@@ -69,7 +72,7 @@ def serve(path: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
     # What the commands import, and the images of characters, which take seconds to draw and are always the same.
-    for module in ("layershuffle.api.compose", "layershuffle.api.evaluate", "layershuffle.report"):
+    for module in ("layershuffle.api.compose", "layershuffle.api.evaluate", "layershuffle.report", "timm.models"):
         importlib.import_module(module)
     importlib.import_module("layershuffle.data.glyphs").all_drawn()
     # Forks don't look for garbage among what has been imported, which takes seconds when they end.
@@ -104,7 +107,7 @@ def _reap() -> None:
 
 
 def _answer(client: socket.socket) -> None:
-    """Run what a client sends in a fork, and tell it the exit code."""
+    """Run what a client sends in a fork, and tell it the fork's number and, when it has ended, its exit code."""
     size, streams, _, _ = socket.recv_fds(client, 8, maxfds=3)
     sent = b""
     while len(sent) < int.from_bytes(size):
@@ -113,6 +116,7 @@ def _answer(client: socket.socket) -> None:
     if child == 0:
         client.close()
         _run(*json.loads(sent), streams)
+    client.sendall(f"{child:8}".encode())
     _, status = os.waitpid(child, 0)
     client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)

@@ -189,8 +189,11 @@ def test_images_in_class_folders_are_read_by_processes_of_the_run(tiny, tmp_path
 
 
 def test_sigterm_stops_the_runs_too(tiny):
+    python = preloaded.python()
     path = tiny(base=None, methods={"baseline": settings("method/baseline", trainer__max_epochs=1000)})
-    command = [sys.executable, "-m", "layershuffle", "experiment", str(path), "--seeds=0"]
+    # The run's process is a fork as well.
+    code = f"import sys; sys.executable = {python!r}; from layershuffle.commands import main; main()"
+    command = [python, "-c", code, "experiment", str(path), "--seeds=0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     last = Path("experiments/tiny/digits/baseline/seed0/last.ckpt")
