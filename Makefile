@@ -42,18 +42,20 @@ container:  ## lint and build the image, then train a step and evaluate in it (d
 		layershuffle train mini_digits digits layershuffle cpu --trainer.max_steps 1; \
 		layershuffle evaluate runs/version_0/checkpoints/last.ckpt --random_orders 1 --depths 6'
 
-# The package alone, for those who use it. Python compiles what it imports; to compile all of it takes minutes.
-.venv/installed: pyproject.toml
+.venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+
+# The package alone, for those who use it. Python compiles what it imports; to compile all of it takes minutes.
+.venv/installed: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --no-compile --editable .
 	touch $@
 
 # And what the tests need, for those who change it.
-.venv/ready: .venv/installed
+.venv/ready: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --no-compile --editable ".[dev]"
-	touch $@
+	touch .venv/installed $@
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"

@@ -1,6 +1,6 @@
-"""Makes the tables and the picture of docs/findings/real_backbone.md from results files.
+"""Makes the tables and the pictures of docs/findings/real_backbone.md from results files, and puts them beside these.
 
-    python results/real_backbone.py results/real_backbone --picture results/real_backbone/updates.png
+    python results/real_backbone.py results/real_backbone
 
 The argument is a folder of results, SETUP/METHOD/SEED/results.json.
 """
@@ -60,11 +60,12 @@ EMOJI = (
     Training("any_width", "emoji_longer", "any_width", 2856),
 )
 """How accuracy depends on the number of updates: a table and most of the picture."""
-WITH_MUON = (
+BETTER = (
     Training("LayerShuffle, Muon", "emoji_muon", "layershuffle", 232),
     Training("LayerShuffle, Muon", "at_the_end", "muon", 580),
     Training("LayerShuffle, Muon, three designs", "emoji_muon_designs", "layershuffle", 880),
     Training("any_width, Muon, three designs", "emoji_muon_designs", "any_width", 880),
+    Training("baseline, three designs", "at_the_end", "baseline_designs", 704),
 )
 """What the picture shows besides: the checkpoints that are the best with as many updates."""
 OTHER_METHODS = (
@@ -78,21 +79,26 @@ OTHER_METHODS = (
     Training("LayerDrop", "emoji_others", "layerdrop", 952),
     Training("LayerShuffle, LoRA", "emoji_others", "lora", 952),
     Training("LayerShuffle, norms and head", "emoji_others", "norms", 952),
+    Training("LayerShuffle, norms, LayerScale, head", "emoji_others", "norms_and_layer_scales", 952),
+    Training("LayerShuffle, teacher", "emoji_others", "teacher", 952),
 )
 LIMITS = (
-    Training("AdamW, batches of 32", "emoji", "layershuffle", 232),
-    Training("Muon, batches of 32", "emoji_muon", "layershuffle", 232),
-    Training("Muon, batches of 32", "emoji_muon_longer", "layershuffle", 580),
-    Training("the same, last checkpoint", "at_the_end", "muon", 580),
+    Training("AdamW", "emoji", "layershuffle", 232),
+    Training("Muon", "emoji_muon", "layershuffle", 232),
+    Training("Muon", "emoji_muon_longer", "layershuffle", 580),
+    Training("Muon, last checkpoint", "at_the_end", "muon", 580),
     Training("AdamW, batches of 8", "emoji_longer", "layershuffle", 2856),
-    Training("the same, last checkpoint", "at_the_end", "adamw", 2856),
+    Training("AdamW, batches of 8, last checkpoint", "at_the_end", "adamw", 2856),
     Training("AdamW, batches of 8, three designs", "emoji_designs", "layershuffle", 2832),
-    Training("Muon, batches of 32, three designs", "emoji_muon_designs", "layershuffle", 880),
-    Training("the same, any_width", "emoji_muon_designs", "any_width", 880),
+    Training("Muon, three designs", "emoji_muon_designs", "layershuffle", 880),
+    Training("any_width, Muon, three designs", "emoji_muon_designs", "any_width", 880),
+    Training("baseline, AdamW", "emoji", "baseline", 232),
     Training("baseline, AdamW, three designs", "emoji_designs", "baseline", 704),
-    Training("the same, last checkpoint", "at_the_end", "baseline_designs", 704),
+    Training("baseline, AdamW, three designs, last checkpoint", "at_the_end", "baseline_designs", 704),
 )
-"""What limits LayerShuffle. The loss on held-out images selects the checkpoint, unless it is the last one.
+"""What limits LayerShuffle, which all are that name no method, in batches of 32 where no other size is named.
+
+The loss on held-out images selects the checkpoint, unless it is the last one.
 
 With Muon and three designs the accuracy in random orders selects it; LayerShuffle's is the last one, too.
 """
@@ -102,7 +108,15 @@ PHOTOGRAPHS = (
     Training("any_width", "stamps", "any_width", 720),
 )
 PLOTTED = ("base order", "any order", "half dead")
-"""The kinds of order in the picture."""
+"""The kinds of order in the pictures."""
+MARKERS = ("s", "o", "X")
+"""What marks each of them."""
+HEAD = """# A real backbone: all accuracies
+
+Top-1 accuracy in percent, with half of the 95% interval over test images, orders and, in the first table, seeds. The
+others are of seed 0. [A real backbone](../../docs/findings/real_backbone.md) says what was trained.
+
+"""
 TICKS = (250, 500, 1000, 2000)
 """The numbers of updates at the axis of the picture."""
 
@@ -170,20 +184,57 @@ def plot_updates(trainings: dict[Training, list[Results]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def plot_side_by_side(trainings: dict[Training, list[Results]], path: Path) -> None:
+    """A row for each training, and in it the accuracies in three kinds of order with their intervals."""
+    figure = Figure(figsize=(9, 0.9 + 0.36 * len(trainings)), layout="constrained")
+    axis = figure.subplots()
+    rows = range(len(trainings))
+    for kind, marker, colour, offset in zip(PLOTTED, MARKERS, COLOURS, (-0.2, 0, 0.2)):
+        estimates = [estimate([scores(run, COLUMNS[kind]) for run in runs]) for runs in trainings.values()]
+        accuracies = [100 * found.mean for found in estimates]
+        intervals = [100 * found.ci95 for found in estimates]
+        heights = [row + offset for row in rows]
+        axis.errorbar(accuracies, heights, xerr=intervals, fmt=marker, color=colour, elinewidth=0.8, label=kind)
+    names = [training.name for training in trainings]
+    if len({training.updates for training in trainings}) > 1:
+        names = [f"{training.name} ({training.updates:,} updates)" for training in trainings]
+    axis.set_yticks(rows, names)
+    # The first training is at the top, as in a table.
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel("top-1 accuracy, %")
+    axis.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper center", ncols=len(PLOTTED), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
-    """Print the tables, and plot the picture."""
+    """Write the tables and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--picture", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    folder = parser.parse_args().folder
 
-    emoji = read_trainings(args.folder, EMOJI)
-    print(table({training: runs for training, runs in emoji.items() if len(runs) > 1}, [*COLUMNS]))
-    # Seeds differ, and most trainings have one.
-    for trainings in (EMOJI, LIMITS, OTHER_METHODS, PHOTOGRAPHS):
-        print(table(of_seed_0(read_trainings(args.folder, trainings)), MOST_TELLING))
-    if args.picture:
-        plot_updates(of_seed_0(emoji | read_trainings(args.folder, WITH_MUON)), args.picture)
+    emoji = read_trainings(folder, EMOJI)
+    several_seeds = {training: runs for training, runs in emoji.items() if len(runs) > 1}
+    limits = of_seed_0(read_trainings(folder, LIMITS))
+    others = of_seed_0(read_trainings(folder, OTHER_METHODS))
+    photographs = of_seed_0(read_trainings(folder, PHOTOGRAPHS))
+    tables = {
+        "Fine-tuned on emoji, several seeds": table(several_seeds, [*COLUMNS]),
+        "How many updates any order needs": table(of_seed_0(emoji), MOST_TELLING),
+        "What limits LayerShuffle": table(limits, MOST_TELLING),
+        "Other methods, 952 updates": table(others, MOST_TELLING),
+        "Photographs": table(photographs, MOST_TELLING),
+    }
+    parts = [f"## {title}\n\n{content}" for title, content in tables.items()]
+    (folder / "tables.md").write_text(HEAD + "\n".join(parts), "utf-8")
+
+    plot_updates(of_seed_0(emoji | read_trainings(folder, BETTER)), folder / "updates.png")
+    plot_side_by_side(limits, folder / "limits.png")
+    plot_side_by_side(others, folder / "methods.png")
 
 
 if __name__ == "__main__":
