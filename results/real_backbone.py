@@ -125,8 +125,9 @@ def read_trainings(folder: Path, trainings: Iterable[Training]) -> dict[Training
     """The results of each training that is there, a file for each seed."""
     found = {}
     for training in trainings:
-        if (folder / training.setup / training.method).is_dir():
-            (found[training],) = read_methods(folder / training.setup, [training.method])
+        (runs,) = read_methods(folder / training.setup, [training.method])
+        if runs:
+            found[training] = runs
     return found
 
 
