@@ -73,6 +73,7 @@ def test_the_card_says_how_a_wide_model_runs_without_this_package(small, images,
         load("out")
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_runs_in_a_new_process(small, images):
     model = small()
     export_wide(loaded(model), Path("out"), ORDER)

@@ -159,6 +159,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
     assert sorted(row[0] for row in classes) == [row[1] for row in in_sequence]
 
 
+@pytest.mark.slow
 def test_what_makes_it_faster_changes_no_result(monkeypatch):
     # This backend follows the same ways through torch.compile, but needs no C++ compiler and less time.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))

@@ -529,7 +529,8 @@ def test_on_a_narrow_terminal_summaries_stand_below_their_names(capsys, monkeypa
         ("layershuffle ev", {"evaluate"}),
         ("layershuffle train vit", {"vit_b16"}),
         ("layershuffle train vit_b16 layershuffle_p", {"layershuffle_position", "layershuffle_predict"}),
-        ("layershuffle train vit_b16 --trainer.max_e", {"--trainer.max_epochs"}),
+        # The options of train are those of Lightning as well, which takes seconds to import.
+        pytest.param("layershuffle train vit_b16 --trainer.max_e", {"--trainer.max_epochs"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_shell_completes(tmp_path, line, expected):

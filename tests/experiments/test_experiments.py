@@ -1,6 +1,5 @@
 import csv
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -98,7 +97,8 @@ def test_a_run_that_fails_is_reported_and_the_others_continue(tiny, capsys, monk
 
 def test_a_killed_run_continues_from_its_last_checkpoint(tiny):
     methods = {"baseline": settings("method/baseline", trainer__max_epochs=40)}
-    base, killed = list_runs(read(tiny(methods=methods)), seeds=[0])
+    path = tiny(methods=methods)
+    base, killed = list_runs(read(path), seeds=[0])
     folder = Path("out")
     perform(base, folder)
     last = folder / killed.name / "last.ckpt"
@@ -106,15 +106,18 @@ def test_a_killed_run_continues_from_its_last_checkpoint(tiny):
     def last_epoch():
         return torch.load(last, weights_only=True)["epoch"]
 
-    process = multiprocessing.get_context("spawn").Process(target=perform, args=(killed, folder), daemon=True)
-    process.start()
+    command = [preloaded.python(), "-m", "layershuffle", "experiment", str(path), "--folder=out", "--seeds=0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*command, f"--run={killed.name}"], env=environment)
     while not last.is_file() or last_epoch() < 1:
-        assert process.is_alive()
+        assert process.poll() is None
         time.sleep(0.05)
-    with pytest.raises(UserError, match=f"{killed.name} is being written by process {process.pid} on"):
+    with pytest.raises(UserError, match=f"{killed.name} is being written by process ") as refusal:
         perform(killed, folder)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    # The process that trains is a fork, whose number the message has.
+    (number,) = re.findall(r"by process (\d+) on", str(refusal.value))
+    os.kill(int(number), signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not execution.is_finished(killed, folder)
     assert last_epoch() < 39  # it was killed in time
 

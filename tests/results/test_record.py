@@ -73,11 +73,11 @@ def test_a_folder_that_is_a_file(tmp_path):
 
 
 def test_the_stored_results_are_written_as_they_were_read(tmp_path):
-    """Also those of older versions, which lack keys that were added later."""
-    files = (ROOT / "results").rglob("*.json")
+    """Also those of older versions, which lack keys that were added later. A tenth of them, from all experiments."""
+    files = sorted((ROOT / "results").rglob("*.json"))
     paths = [path for path in files if b'"layershuffle_results"' in path.read_bytes()[:200]]
     assert len(paths) > 200
-    for path in paths:
+    for path in paths[::10]:
         Results.load(path).save(tmp_path / "again.json")
         assert json.loads((tmp_path / "again.json").read_text()) == json.loads(path.read_text()), path
 
