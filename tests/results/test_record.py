@@ -72,12 +72,13 @@ def test_a_folder_that_is_a_file(tmp_path):
         write_whole(tmp_path / "file" / "results.json", "")
 
 
-def test_the_stored_results_are_written_as_they_were_read(tmp_path):
-    """Also those of older versions, which lack keys that were added later. A tenth of them, from all experiments."""
+@pytest.mark.parametrize("step", [10, pytest.param(1, marks=pytest.mark.slow)], ids=["a tenth", "all"])
+def test_the_stored_results_are_written_as_they_were_read(tmp_path, step):
+    """Also those of older versions, which lack keys that were added later."""
     files = sorted((ROOT / "results").rglob("*.json"))
     paths = [path for path in files if b'"layershuffle_results"' in path.read_bytes()[:200]]
     assert len(paths) > 200
-    for path in paths[::10]:
+    for path in paths[::step]:
         Results.load(path).save(tmp_path / "again.json")
         assert json.loads((tmp_path / "again.json").read_text()) == json.loads(path.read_text()), path
 
