@@ -67,7 +67,7 @@ BETTER = (
     Training("any_width, Muon, three designs", "emoji_muon_designs", "any_width", 880),
     Training("baseline, three designs", "at_the_end", "baseline_designs", 704),
 )
-"""What the picture shows besides: the checkpoints that are the best with as many updates."""
+"""What the picture shows besides: the checkpoints that are the best with as many updates, some of them the last ones."""
 OTHER_METHODS = (
     Training("LayerShuffle", "emoji_small_batches", "layershuffle", 952),
     Training("any_width", "emoji_small_batches", "any_width", 952),
@@ -85,15 +85,15 @@ OTHER_METHODS = (
 LIMITS = (
     Training("AdamW", "emoji", "layershuffle", 232),
     Training("Muon", "emoji_muon", "layershuffle", 232),
-    Training("Muon", "emoji_muon_longer", "layershuffle", 580),
+    Training("Muon, selected by loss", "emoji_muon_longer", "layershuffle", 580),
     Training("Muon, last checkpoint", "at_the_end", "muon", 580),
-    Training("AdamW, batches of 8", "emoji_longer", "layershuffle", 2856),
+    Training("AdamW, batches of 8, selected by loss", "emoji_longer", "layershuffle", 2856),
     Training("AdamW, batches of 8, last checkpoint", "at_the_end", "adamw", 2856),
     Training("AdamW, batches of 8, three designs", "emoji_designs", "layershuffle", 2832),
     Training("Muon, three designs", "emoji_muon_designs", "layershuffle", 880),
     Training("any_width, Muon, three designs", "emoji_muon_designs", "any_width", 880),
     Training("baseline, AdamW", "emoji", "baseline", 232),
-    Training("baseline, AdamW, three designs", "emoji_designs", "baseline", 704),
+    Training("baseline, AdamW, three designs, selected by loss", "emoji_designs", "baseline", 704),
     Training("baseline, AdamW, three designs, last checkpoint", "at_the_end", "baseline_designs", 704),
 )
 """What limits LayerShuffle, which all are that name no method, in batches of 32 where no other size is named.
