@@ -84,7 +84,9 @@ def classes_without(images: Dataset, split: str, num_classes: int, class_names: 
     text = ", ".join(missing[:MOST_NAMED])
     if len(missing) > MOST_NAMED:
         text += f" and {len(missing) - MOST_NAMED:,} more"
-    return f"no {_KINDS[split]} images of {len(missing):,} of {counted(num_classes, 'class')}: {text}"
+    # The number of images shows where there are too few of them for all classes.
+    total = len(images)  # type: ignore[arg-type]
+    return f"the {total:,} {_KINDS[split]} images lack {len(missing):,} of {counted(num_classes, 'class')}: {text}"
 
 
 def describe_left_out(files: Sequence[tuple[str, str]], most: int = 10) -> list[str]:

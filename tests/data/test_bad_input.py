@@ -62,7 +62,7 @@ def test_each_class_is_held_out_and_none_is_lost(seed):
     # Its only image is trained on.
     assert validated[7] == 0
     described = " ".join(data.describe().split())
-    assert "no validation images of 1 of 8 classes: 7" in described
+    assert "the 17 validation images lack 1 of 8 classes: 7" in described
 
 
 def test_chosen_images_are_of_every_class():
