@@ -14,13 +14,12 @@ docs: .venv/docs  ## the documentation as a site, in build/docs; a broken link o
 style: .venv/ready  ## how dense the code is, beside six projects that read well
 	$(BIN)/python -m benchmarks.style
 
-# The tests run in three processes of one thread each, because some of them wait, and the types are checked meanwhile.
-# The tests of a file share a process.
+# The tests run in two processes of one thread each, and the types are checked meanwhile. The tests of a file share a process.
 test: .venv/ready  ## the tests, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder; \
 	tests=$$?; wait $$types && exit $$tests
 
 # No training and no other process: for the inner loop.
