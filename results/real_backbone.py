@@ -67,7 +67,7 @@ BETTER = (
     Training("any_width, Muon, three designs", "emoji_muon_designs", "any_width", 880),
     Training("baseline, three designs", "at_the_end", "baseline_designs", 704),
 )
-"""What the picture shows besides: the checkpoints that are the best with as many updates, some of them the last ones."""
+"""What the picture shows besides: the checkpoints that are the best with as many updates; some are the last ones."""
 OTHER_METHODS = (
     Training("LayerShuffle", "emoji_small_batches", "layershuffle", 952),
     Training("any_width", "emoji_small_batches", "any_width", 952),
