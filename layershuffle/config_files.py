@@ -49,7 +49,8 @@ def unknown(name: str, experiment: bool = False) -> UserError:
     choices = known(experiment)
     names = sorted({path.stem for path in choices.values()})
     if experiment:
-        return UserError(f"there is no experiment {name}: give a YAML file, or one of {', '.join(names)}")
+        suggestion = nearest(name, names)
+        return UserError(f"there is no experiment {name}{suggestion}: give a YAML file, or one of {', '.join(names)}")
     return UserError(f"there is no config named {name}{nearest(name, [*names, *choices])}: see layershuffle list")
 
 

@@ -81,7 +81,7 @@ def test_a_results_file_of_10_gb_is_not_read(tmp_path):
     assert memory < 8 * MEGABYTE
 
     assert reading.MAX_JSON_BYTES < GIGABYTE
-    with pytest.raises(UserError, match="there are no results in"):
+    with pytest.raises(UserError, match="there are no results in .*: name a results file"):
         layershuffle.write_report(tmp_path)
 
 

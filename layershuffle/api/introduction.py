@@ -46,7 +46,12 @@ def introduce_input(model: OrderedViT, option: str = "--model.timm_args.img_size
     channels, height, width = model.image_shape
     rows, columns = model.backbone.patch_grid
     logger.info(
-        "input: %d x %d pixels, %s, %d x %d patches", height, width, counted(channels, "channel"), rows, columns
+        "input: %d x %d pixels, %s, a grid of %d x %d patches",
+        height,
+        width,
+        counted(channels, "channel"),
+        rows,
+        columns,
     )
     below, beside = model.backbone.unseen_pixels
     if below or beside:

@@ -42,7 +42,12 @@ def write_report(results: str | Path, folder: str | Path | None = None, *, title
     simulated, damaged = simulations(files.simulations)
     complaints += damaged
     if not setups and not simulated:
-        raise UserError("; ".join([f"there are no results in {source}", *complaints]))
+        if complaints:
+            raise UserError("; ".join([f"there are no results in {source}", *complaints]))
+        raise UserError(
+            f"there are no results in {source}: name a results file, which layershuffle evaluate writes, or a folder "
+            "that has some"
+        )
     for complaint in complaints:
         logger.warning("%s", complaint)
 

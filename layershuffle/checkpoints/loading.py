@@ -12,12 +12,13 @@ from layershuffle.checkpoints.loaded_model import LoadedModel
 from layershuffle.checkpoints.named import is_config, load_config, load_timm
 from layershuffle.checkpoints.programs import MANIFEST
 from layershuffle.checkpoints.training_data import class_names
+from layershuffle.config_files import nearest
 from layershuffle.data import DataConfig
 from layershuffle.errors import UserError
 from layershuffle.files import sha256
 from layershuffle.models.fitting import create_fitting
 from layershuffle.models.timm_models import is_timm_model
-from layershuffle.published_models import folder_of
+from layershuffle.published_models import PUBLISHED, folder_of
 from layershuffle.results import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -76,9 +77,10 @@ def load(
     if is_file_path(name):
         return _load_checkpoint(path)
     if not is_timm_model(name):
+        suggestion = nearest(name, PUBLISHED)
         raise UserError(
-            f"there is no file or folder {name}, and timm has no model named {name}: give the path of a checkpoint, or "
-            "a name that timm.list_models('vit*') lists"
+            f"there is no file or folder {name}, and timm has no model named {name}{suggestion}: give the path "
+            "of a checkpoint, or a name that `layershuffle list models` or timm.list_models('vit*') shows"
         )
     return load_timm(name, pretrained, num_classes, None if img_size is None else {"img_size": img_size})
 

@@ -274,4 +274,8 @@ def parse_order(text: str, base_order: Order) -> Order:
     numbers = [int(number) for number in re.findall(r"-?[0-9]+", in_brackets)]
     if len(numbers) != len(order.numbers) or min(numbers, default=0) < 0:
         raise UserError(f"'{text}' is not an order: write {order.form}, with a number for each word in brackets")
-    return order.build(*numbers, len(base_order)).over(base_order)
+    try:
+        return order.build(*numbers, len(base_order)).over(base_order)
+    except UserError as error:
+        # Several orders may have been asked for.
+        raise UserError(f"{text.strip()}: {error}") from error

@@ -98,6 +98,7 @@ def test_what_is_none_of_these(folder):
     for source, complaint in [
         ("nothing", "timm has no model named nothing"),
         ("nothing", "there is no file or folder nothing"),
+        ("mini_glyps", "(did you mean mini_glyphs?)"),
         ("nothing.ckpt", "there is no file nothing.ckpt"),
         ("nothing.pth.tar", "there is no file nothing.pth.tar"),
         ("empty", "config.json"),

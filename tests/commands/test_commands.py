@@ -139,7 +139,7 @@ def test_train_and_evaluate_as_typed(tmp_path):
 
     # A slow machine adds lines of progress.
     said = [line for line in evaluation.stderr.splitlines() if not line.startswith("evaluating ")]
-    assert said == ["input: 8 x 8 pixels, 1 channel, 4 x 4 patches"]
+    assert said == ["input: 8 x 8 pixels, 1 channel, a grid of 4 x 4 patches"]
     assert evaluation.returncode == 0
     assert "layershuffle-position on 359 images (Digits, test)" in evaluation.stdout
     assert re.search(r"^first, shuffled +\d", evaluation.stdout, re.MULTILINE)

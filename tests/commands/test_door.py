@@ -282,7 +282,7 @@ def test_experiments_are_found_by_name_too(tmp_path, capsys):
     assert "29 runs in experiments/mini" in capsys.readouterr().out
     names = ", ".join(sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml")))
     line = fails(capsys, experiment_command, "minni")
-    assert f"there is no experiment minni: give a YAML file, or one of {names}" in line
+    assert f"there is no experiment minni (did you mean mini?): give a YAML file, or one of {names}" in line
     assert "--seeds" in fails(capsys, experiment_command, "mini", "--seeds=-1")
 
     # A file of one's own comes before that of the package.

@@ -146,7 +146,7 @@ def test_timm_names_take_images_of_another_size(tmp_path, monkeypatch, caplog, c
     options = ["--pretrained=random", "--img_size=32", "--accelerator=cpu", "--data=Digits", "--data.train_images=60"]
     results = linear_probe_command(["vit_tiny_patch16_224", *options])
     assert results.model.config["img_size"] == 32
-    assert "input: 32 x 32 pixels, 3 channels, 2 x 2 patches" in caplog.messages
+    assert "input: 32 x 32 pixels, 3 channels, a grid of 2 x 2 patches" in caplog.messages
     # Once for the training, validation and test images each.
     assert sum("computing the features of" in text for text in caplog.messages) == 3
     assert sum("resized as timm does" in text for text in caplog.messages) == 1

@@ -107,6 +107,7 @@ def test_a_random_middle_keeps_the_ends():
     ("depth", "name", "complaint"),
     [
         (12, "skip(6)", "0 to 5"),
+        (12, "first(0)", r"^first\(0\): 0 layers can't be kept of 12"),
         (1, "skip(0)", "n = 0"),
         (12, "looped-parallel(2,0)", "0 times"),
         (3, "sequence(7)", "7 .* 3 layers"),

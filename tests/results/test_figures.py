@@ -162,6 +162,14 @@ def test_the_overview_says_what_its_dots_and_bands_are():
     assert "one order" in [text.get_text() for text in legend.get_texts()]
 
 
+def test_orders_that_were_new_in_every_batch_are_no_dot_of_the_overview():
+    per_batch = score("arbitrary", 0.9, reading="per batch")
+    fixed = [score("arbitrary", 0.5, "1 0", reading="fixed"), score("arbitrary", 0.7, "0 1", reading="fixed")]
+    axis = figures.overview([results(scores=[per_batch, *fixed])]).axes[0]
+    (dots,) = axis.collections
+    assert [height for _, height in dots.get_offsets()] == pytest.approx([50, 70])
+
+
 def test_the_lines_of_a_legend_below_are_equally_long():
     figure, (axis,) = panels(1, 6.4, 4.0)
     for number in range(10):

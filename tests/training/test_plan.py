@@ -59,7 +59,7 @@ def test_the_first_lines_say_what_runs(tmp_path, monkeypatch, caplog, method):
 
     said = "\n".join(caplog.messages)
     assert "(default)" not in said
-    assert "input: 8 x 8 pixels, 1 channel, 4 x 4 patches\n" in said
+    assert "input: 8 x 8 pixels, 1 channel, a grid of 4 x 4 patches\n" in said
     assert f"method: {method}, of the configs mini_digits, digits, cpu, mini, {method}, light\n" in said
     assert "plan: 4 updates, 2 epochs, batches of 64 images\n" in said
     assert "AdamW: learning rate 0.0001, 2 updates of warm-up, then cosine\n" in said

@@ -26,6 +26,7 @@ from layershuffle.results.figures.drawing import (
 )
 from layershuffle.results.levels import reference_levels
 from layershuffle.results.record import Results
+from layershuffle.results.score import Score
 
 SEQUENCES: dict[str, dict[str, Any]] = {
     "original": {"linestyle": "-", "marker": "o", "markersize": 4},
@@ -89,23 +90,29 @@ def _draw_full_depth(
         x = column + shift
         # The bar is the mean of the fixed orders. A score without an order, which was new in every batch, counts only
         # where there is nothing else.
-        fixed = [score for score in scores if score.order is not None] or scores
-        mean = fmean(100 * score.quality for score in fixed)
+        fixed = _of_one_order(scores)
+        counted = fixed or scores
+        mean = fmean(100 * score.quality for score in counted)
         axis.bar(x, mean, 0.92 * width, color=colour, alpha=0.85)
-        annotate(axis, f"{mean:.1f}", x, 100 * max(score.quality for score in scores))
-        if len(scores) > 1:
+        annotate(axis, f"{mean:.1f}", x, 100 * max(score.quality for score in counted))
+        if len(fixed) > 1:
             # One dot beside the other, so that equal accuracies don't hide each other.
             dots = []
-            for place in range(len(scores)):
-                from_middle = place / (len(scores) - 1) - 0.5
+            for place in range(len(fixed)):
+                from_middle = place / (len(fixed) - 1) - 0.5
                 dots.append(x + 0.6 * width * from_middle)
-            accuracies = [100 * score.quality for score in scores]
+            accuracies = [100 * score.quality for score in fixed]
             axis.scatter(dots, accuracies, s=4, color="black", alpha=0.5, zorder=3)
     axis.set(title="all layers")
     axis.set_xticks(range(len(columns)), [FULL_DEPTH[protocol] for protocol in columns])
     # A single column stands in the middle, and its bars are as wide as those of two columns.
     middle = (len(columns) - 1) / 2
     axis.set_xlim(middle - 1, middle + 1)
+
+
+def _of_one_order(scores: Sequence[Score]) -> list[Score]:
+    """The scores of a single order each, and not those for which every batch ran in a new one."""
+    return [score for score in scores if score.order is not None]
 
 
 def _draw_pruned(axis: Axes, results: Results, strategy: str, colour: str, shift: float) -> None:
@@ -149,7 +156,7 @@ def _legend(several: Sequence[Results], levels: Mapping[str, float], with_sequen
     handles: list[Artist] = []
     for index, results in enumerate(several):
         handles.append(Line2D([], [], color=COLOURS[index % len(COLOURS)], lw=4, label=results.label))
-    if any(len(results.of("arbitrary")) > 1 for results in several):
+    if any(len(_of_one_order(results.of("arbitrary"))) > 1 for results in several):
         handles.append(Line2D([], [], color="black", marker=".", linestyle="", alpha=0.5, label="one order"))
     if with_sequences:
         for sequence, style in SEQUENCES.items():
