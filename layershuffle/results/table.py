@@ -18,6 +18,8 @@ WIDEST = 20
 """So many letters of a cell are shown in other columns than the first, which says what a row is about."""
 HEADING = 13
 """After so many letters the name of a column goes on in another line."""
+LONGEST_HEADING = 30
+"""Longer names of columns, such as those with a whole order, are shown without their middle."""
 
 
 class Table(NamedTuple):
@@ -54,16 +56,25 @@ def terminal(header: list[str], rows: Rows, title: str = "") -> rich.table.Table
 
 
 def _headings(header: list[str], rows: Rows) -> list[str]:
-    """The names of the columns in lines of 13 letters, or of single words where the table needs the space."""
+    """The names of the columns in lines of 13 letters, or as narrow as their words where the table needs the space."""
+    header = [_without_middle(name) for name in header]
     in_lines = [textwrap.fill(name, HEADING) for name in header]
     if _width(in_lines, rows) <= WIDTH:
         return in_lines
-    # Lines of one letter, in which no word is broken, have a word each.
-    in_words = [textwrap.fill(name, 1, break_long_words=False) for name in header]
+    # Short words share a line that is no longer than the longest word.
+    in_words = [textwrap.fill(name, max(map(len, name.split()), default=1)) for name in header]
     if _width(in_words, rows) <= WIDTH:
         return in_words
     # Single words don't make it fit either.
     return in_lines
+
+
+def _without_middle(name: str) -> str:
+    """The name of a column, of which the beginning and the end are kept if it is long."""
+    if len(name) <= LONGEST_HEADING:
+        return name
+    beginning = textwrap.shorten(name, LONGEST_HEADING // 2, placeholder="")
+    return f"{beginning} […] {name[-LONGEST_HEADING // 3 :].strip()}"
 
 
 def _width(headings: list[str], rows: Rows) -> int:

@@ -93,3 +93,16 @@ def test_a_protocol_of_which_a_score_has_no_column_has_rows():
     found = tables.of(results(scores=scores))
     assert [row[0] for row in found["orders"].rows] == ["mine, 1", "mine"]
     assert "mine" not in found
+
+
+def test_long_names_of_columns_keep_their_beginning_and_end(capsys):
+    order = "given, 11 10 9 8 7 6 5 4 3 2 1 0"
+    header = ["class", "images", "sequential", "sequential: taken for", order, f"{order}: taken for"]
+    row = ["v", "1", "0.00", "w 100%", "100.00", "w 100%"]
+    Console(width=80).print(tables.terminal([*header, "another", "and another"], [[*row, "0.00", "w 100%"]]))
+
+    *head, _line, _cells = capsys.readouterr().out.splitlines()
+    assert len(head) <= 5
+    words = " ".join(head).split()
+    assert "given," in words
+    assert words.count("taken") == 2
