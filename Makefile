@@ -43,18 +43,20 @@ container:  ## lint and build the image, then train a step and evaluate in it (d
 		layershuffle train mini_digits digits layershuffle cpu --trainer.max_steps 1; \
 		layershuffle evaluate runs/version_0/checkpoints/last.ckpt --random_orders 1 --depths 6'
 
-.venv/bin/python:
+# The environment, without any package.
+.venv/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	touch $@
 
 # The package alone, for those who use it. Python compiles what it imports; to compile all of it takes minutes.
-.venv/installed: pyproject.toml | .venv/bin/python
+.venv/installed: pyproject.toml | .venv/created
 	$(BIN)/python -m pip install --no-compile --editable .
 	touch $@
 
 # And what the tests need, for those who change it.
-.venv/ready: pyproject.toml | .venv/bin/python
+.venv/ready: pyproject.toml | .venv/created
 	$(BIN)/python -m pip install --no-compile --editable ".[dev]"
 	touch .venv/installed $@
 
